@@ -1,0 +1,87 @@
+# Every target makes what it needs: .venv from the hashed locks, then the project itself.
+# Needed on the machine: Python 3.11+ with venv, and make.
+SHELL := /bin/sh
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
+COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate \
+	--no-header --universal --python-version 3.11 $(if $(UPGRADE),--upgrade)
+SEEDS ?= 200
+
+.DEFAULT_GOAL := help
+.PHONY: up demo test check fmt lock prove simulate fuzz bench export clean help
+
+up: .venv/.run .venv/.project ## proxy, MCP, dashboard and sandbox (ARGS="--port 9000")
+	$(BIN)/kb-mcp up $(ARGS)
+
+demo: .venv/.run .venv/.project ## the three failure modes, without and with kb-mcp
+	$(BIN)/kb-mcp demo $(ARGS)
+
+test: .venv/.dev .venv/.project ## all tests (ARGS="tests/proxy -x")
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+check: .venv/.dev .venv/.project ## format, lint, types, floors, exports, house rules
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/kb-mcp export all --out schemas --check
+	$(BIN)/python -m pytest --quiet tests/test_tidy.py
+
+fmt: .venv/.dev ## format, and fix what ruff can fix
+	$(BIN)/ruff check --fix --exit-zero
+	$(BIN)/ruff format
+
+lock: .venv/.python ## renew locks/ after a change in pyproject.toml (UPGRADE=1: newest versions)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet uv
+	$(COMPILE) pyproject.toml --group dev -o locks/dev.txt
+	# One .venv serves both: what runs is pinned as it is tested.
+	$(COMPILE) pyproject.toml -c locks/dev.txt -o locks/run.txt
+	$(COMPILE) --group build -c locks/dev.txt -o locks/build.txt
+
+prove: .venv/.dev .venv/.project ## crashes, attacks, every door, other clients
+	$(BIN)/python -m pytest --timeout 600 tests/faults tests/attacks tests/every_door tests/clients
+
+simulate: .venv/.dev .venv/.project ## whole histories under faults, from seeds (SEEDS=2000)
+	$(BIN)/python -m tests.simulate --seeds $(SEEDS)
+
+fuzz: .venv/.dev .venv/.project ## the property tests, long
+	$(BIN)/python -m pytest -n auto --timeout 0 --hypothesis-profile fuzz tests/agent tests/proxy
+
+bench: .venv/.dev .venv/.project ## every benchmark, one after the other
+	for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
+
+export: .venv/.run .venv/.project ## write schemas/
+	$(BIN)/kb-mcp export all --out schemas
+
+clean: ## remove caches and builds; .venv stays
+	rm -rf build dist mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -f .coverage .coverage.*
+	find kb_mcp tests -name __pycache__ -prune -exec rm -rf {} +
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "kb-mcp needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "This Python has no venv; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/.run: .venv/.python locks/run.txt
+	@echo "Installing what kb-mcp runs on (locks/run.txt)"
+	@$(INSTALL) --require-hashes -r locks/run.txt
+	@touch $@
+
+.venv/.dev: .venv/.python locks/dev.txt
+	@echo "Installing what the tests and checks need (locks/dev.txt)"
+	@$(INSTALL) --require-hashes -r locks/dev.txt
+	@touch $@
+
+# Editable, without isolation or index: the build backend comes from its own hashed lock.
+.venv/.project: .venv/.python locks/build.txt pyproject.toml
+	@$(INSTALL) --require-hashes -r locks/build.txt
+	@$(INSTALL) --no-index --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,178 @@
+"""Typed reads of single `KEYBRAKE_*` variables and of the files they name.
+
+Floor: the ground, below settings. Reads the mapping it is given, never `os.environ`.
+A message names the variable, what is wrong and what to set; it never shows a value, because
+secrets land in the wrong variable too.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX: Final = "KEYBRAKE_"
+
+
+class SettingsError(ValueError):
+    """The settings cannot be meant: which variable, what is wrong, what to set instead."""
+
+    def __init__(self, variable: str, problem: str, hint: str) -> None:
+        """Say that `variable` `problem` (a verb phrase), and `hint` (a sentence)."""
+        super().__init__(f"{variable} {problem}. {hint}")
+        self.variable = variable
+        self.problem = problem
+        self.hint = hint
+
+
+class Secret:
+    """A value that does not show itself, in no repr, f-string or `dataclasses.asdict`."""
+
+    __slots__ = ("_path", "_value", "variable")
+
+    def __init__(self, value: str, variable: str, path: Path | None = None) -> None:
+        """Wrap `value`, which `variable` holds, or the file at `path` that `variable` names."""
+        self._value = value
+        self._path = path
+        self.variable = variable
+
+    def reveal(self) -> str:
+        """Return the secret itself, for the one place that sends or compares it."""
+        return self._value
+
+    def reread(self) -> Secret:
+        """Return the secret as its file says it now, or itself when it came without a file.
+
+        Raises: SettingsError, when the file can no longer be read.
+        """
+        if self._path is None:
+            return self
+        return Secret(_read_file(f"{self.variable}_FILE", self._path), self.variable, self._path)
+
+    @override
+    def __repr__(self) -> str:
+        return f"Secret({self.variable})"
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(self._value.encode(), other._value.encode())
+
+    @override
+    def __hash__(self) -> int:
+        return hash((Secret, self.variable))
+
+
+_UNEXPANDED = re.compile(r"\$\{[^}]*\}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SECONDS = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,3})?")
+_FILE_BYTES_MAX = 65_536
+
+
+class Environment:
+    """Typed reads of single `KEYBRAKE_*` variables, named here without the prefix.
+
+    Every read raises SettingsError for a value that cannot be meant.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        """Read from `environ`, which is kept, not copied."""
+        self._environ = environ
+
+    def text(self, name: str) -> str | None:
+        """Return the value, stripped; None when it is not set."""
+        variable = PREFIX + name
+        value = self._environ.get(variable)
+        if value is None:
+            return None
+        if _UNEXPANDED.search(value):
+            hint = "Set the variable it refers to where the client or shell can see it."
+            raise SettingsError(variable, "holds a ${…} that nothing replaced", hint)
+        if not value.strip():
+            raise SettingsError(variable, "is empty", "Set it, or leave it out altogether.")
+        return value.strip()
+
+    def secret(self, name: str) -> Secret | None:
+        """Return the secret that the variable holds, or the file that `NAME_FILE` names."""
+        variable = PREFIX + name
+        value, file = self.text(name), self.text(f"{name}_FILE")
+        if value is not None and file is not None:
+            raise SettingsError(variable, f"is set beside {variable}_FILE", "Set one of them.")
+        if file is not None:
+            path = Path(file)
+            return Secret(_read_file(f"{variable}_FILE", path), variable, path)
+        return None if value is None else Secret(value, variable)
+
+    def flag(self, name: str) -> bool:
+        """Return whether the variable is `1`."""
+        value = self.text(name)
+        if value not in {None, "0", "1"}:
+            raise SettingsError(PREFIX + name, "is neither 1 nor 0", "Set 1, or leave it out.")
+        return value == "1"
+
+    def name(self, name: str) -> str | None:
+        """Return a plain name, fit for a log line and a database column."""
+        value = self.text(name)
+        if value is not None and not _NAME.fullmatch(value):
+            hint = "Use up to 64 letters, digits, dots, dashes and underscores."
+            raise SettingsError(PREFIX + name, "is not a plain name", hint)
+        return value
+
+    def seconds(self, name: str, *, default: str, signed: bool = False) -> int:
+        """Return a number of seconds as milliseconds; above zero unless `signed`."""
+        value = self.text(name) or default
+        if not _SECONDS.fullmatch(value):
+            raise SettingsError(PREFIX + name, "is not a number of seconds", "Set e.g. 25.")
+        milliseconds = int(Decimal(value) * 1000)
+        if milliseconds <= 0 and not signed:
+            raise SettingsError(PREFIX + name, "is not above zero", f"Set e.g. {default}.")
+        return milliseconds
+
+    def url(self, name: str, *, path: bool = True) -> str | None:
+        """Return an http(s) address without a trailing slash, and without a path unless `path`."""
+        value = self.text(name)
+        if value is None:
+            return None
+        if not _is_address(value, path=path):
+            hint = "Set scheme, host and port alone, for example http://127.0.0.1:8787."
+            raise SettingsError(PREFIX + name, "is not an http(s) address", hint)
+        return value.rstrip("/")
+
+
+def _is_address(value: str, *, path: bool) -> bool:
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        return False
+    known = parts.scheme in {"http", "https"} and parts.hostname and port != 0
+    # Userinfo would put a password into listings; a query or fragment has no use here.
+    extra = "@" in parts.netloc or "?" in value or "#" in value
+    return bool(known) and not extra and (path or not parts.path.strip("/"))
+
+
+def _read_file(variable: str, path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        problem = f"names a file that cannot be read ({error.strerror})"
+        raise SettingsError(variable, problem, "Check the path and its permissions.") from None
+    # Nothing is raised from the decoding error: it carries the bytes it could not decode.
+    try:
+        text = content.decode().strip()
+    except UnicodeDecodeError:
+        text = ""
+    if not text or len(content) > _FILE_BYTES_MAX:
+        hint = "Put the secret alone into it, as UTF-8 text."
+        raise SettingsError(variable, "names a file that holds no secret", hint)
+    return text
