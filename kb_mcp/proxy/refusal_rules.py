@@ -1,0 +1,307 @@
+"""The closed list of refusals: each code with its status, its type and its one sentence.
+
+Floor: the bottom of wing B. Pure. This is the only place where their wording stands, and the
+error reference is generated from it. A sentence says what was wrong and what to do, to a model
+and to a person, and never invites a retry that could hurt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from string import Formatter
+from types import MappingProxyType
+from typing import Final
+
+
+class Code(StrEnum):
+    """Every code that a refusal can carry."""
+
+    VAULT_KEY_MISSING = "vault_key_missing"
+    VAULT_KEY_UNKNOWN = "vault_key_unknown"
+    VAULT_KEY_EXPIRED = "vault_key_expired"
+    VAULT_KEY_REVOKED = "vault_key_revoked"
+    VAULT_KEY_NOT_AUTHORIZED = "vault_key_not_authorized"
+    VAULT_KEY_FROZEN = "vault_key_frozen"
+    TOO_MANY_UNRESOLVED = "too_many_unresolved"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    PARAMETER_NOT_ALLOWED = "parameter_not_allowed"
+    HEADER_NOT_ALLOWED = "header_not_allowed"
+    SPEND_CAP_EXCEEDED = "spend_cap_exceeded"
+    CHARGE_COUNT_EXCEEDED = "charge_count_exceeded"
+    CURRENCY_NOT_ALLOWED = "currency_not_allowed"
+    AMOUNT_NOT_METERED = "amount_not_metered"
+    APPROVAL_REQUIRED = "approval_required"
+    PARAMETER_UNKNOWN = "parameter_unknown"
+    PARAMETER_INVALID = "parameter_invalid"
+    PARAMETER_DUPLICATE = "parameter_duplicate"
+    PARAMETER_MISSING = "parameter_missing"
+    BODY_INVALID = "body_invalid"
+    PATH_INVALID = "path_invalid"
+    PERIOD_OUT_OF_WINDOW = "period_out_of_window"
+    IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
+    IDEMPOTENCY_KEY_REQUIRED = "idempotency_key_required"
+    PERIOD_ALREADY_CHARGED = "period_already_charged"
+    DUPLICATE_SUSPECTED = "duplicate_suspected"
+    IDEMPOTENCY_KEY_IN_USE = "idempotency_key_in_use"
+    PATH_UNKNOWN = "path_unknown"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    BODY_TOO_LARGE = "body_too_large"
+    RATE_LIMITED = "rate_limited"
+    UPSTREAM_UNREACHABLE = "upstream_unreachable"
+    UPSTREAM_REJECTED_KEY = "upstream_rejected_key"
+    LEDGER_UNAVAILABLE = "ledger_unavailable"
+    LEDGER_BEHIND = "ledger_behind"
+    DRAINING = "draining"
+    OVERLOADED = "overloaded"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+
+
+Wording = Mapping[Code, tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What one code means: `sentence` is a template, `doc` its entry in the error reference."""
+
+    status: int
+    type: str
+    sentence: str
+    doc: str
+    should_retry: str = "false"
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The names that `sentence` must be given, beside `param`."""
+        names = {name for _, name, _, _ in Formatter().parse(self.sentence) if name}
+        return frozenset(names - {"param"})
+
+
+_UNAUTHENTICATED: Final[Wording] = {
+    Code.VAULT_KEY_MISSING: (
+        "No vault key was given. Send it as a bearer token, or as the user of Basic "
+        "authentication.",
+        "The request carries no vault key, or more than one.",
+    ),
+    Code.VAULT_KEY_UNKNOWN: (
+        "This is not a vault key of this proxy. Check that the whole token was copied; "
+        "Stripe keys are not accepted here.",
+        "No vault key matches: a typo, another store, another mode, or a Stripe key.",
+    ),
+    Code.VAULT_KEY_EXPIRED: (
+        "This vault key has expired. Ask an operator for a new one.",
+        "The key's expiry has passed; `kb-mcp keys rotate` mints its successor.",
+    ),
+    Code.VAULT_KEY_REVOKED: (
+        "This vault key was revoked. Ask an operator for a new one.",
+        "An operator revoked the key; no reservation is made after that.",
+    ),
+}
+_FORBIDDEN: Final[Wording] = {
+    Code.VAULT_KEY_NOT_AUTHORIZED: (
+        "This vault key may not do that: {reason}. Use a key that was granted it.",
+        "Method and path are not on the key's allowlist, the customer is not the key's, or "
+        "the key does not serve at this hour.",
+    ),
+    Code.VAULT_KEY_FROZEN: (
+        "This vault key is frozen: {reason}. Nothing was charged. Stop charging with it and "
+        "tell an operator.",
+        "Too many declines in a day, or a charge that turned up after it was taken for void. "
+        "`kb-mcp keys unfreeze` after a look.",
+    ),
+    Code.TOO_MANY_UNRESOLVED: (
+        "Too many charges of this vault key have no known outcome yet. Nothing was charged. "
+        "Wait until they are resolved, or tell an operator.",
+        "The key's lineage has reached `max_unresolved`; recovery resolves most by itself.",
+    ),
+    Code.ATTEMPTS_EXHAUSTED: (
+        "This bill was declined as often as the policy allows. Nothing was charged now. Do "
+        "not try again; tell an operator.",
+        "`max_attempts` declines of one bill; `kb-mcp operations reset` starts the count anew.",
+    ),
+    Code.PARAMETER_NOT_ALLOWED: (
+        "This vault key may not send {param}. Leave it out, or use a key whose policy allows it.",
+        "The parameter, or its value, is not among those the key's policy allows here.",
+    ),
+    Code.HEADER_NOT_ALLOWED: (
+        "This vault key may not send the header {param}. Leave it out.",
+        "Stripe-Account, Stripe-Context and whatever else the policy does not allow.",
+    ),
+    Code.SPEND_CAP_EXCEEDED: (
+        "This charge would exceed a spend cap ({window}): the cap is {cap} and {left} is "
+        "left. Nothing was charged. Do not split it or try again; ask an operator, or wait "
+        "until the window turns.",
+        "One of the caps per charge, day, month, customer or account does not cover the "
+        "amount. `keybrake` says which, what is left and when it turns.",
+    ),
+    Code.CHARGE_COUNT_EXCEEDED: (
+        "This vault key has made as many charges today as it may. Nothing was charged. Wait "
+        "until the day turns (UTC), or ask an operator.",
+        "`daily_charges` of the policy is used up.",
+    ),
+    Code.CURRENCY_NOT_ALLOWED: (
+        "This vault key has no cap in {currency} and so may not spend in it. Nothing was "
+        "charged. Use a currency that it may spend.",
+        "A capped key spends only in currencies that have a cap; nothing is converted.",
+    ),
+    Code.AMOUNT_NOT_METERED: (
+        "This request does not tell how much money it moves, so a capped vault key may not "
+        "send it. Nothing was done.",
+        "Caps cannot hold what the request does not say, whatever the allowlist grants.",
+    ),
+    Code.APPROVAL_REQUIRED: (
+        "This charge waits for an operator's approval ({approval}). Nothing was charged. Do "
+        "not change it; send the same request again after it was approved.",
+        "The amount is above `approval_above`; `kb-mcp approvals approve` lets it through.",
+    ),
+}
+_BAD_REQUEST: Final[Wording] = {
+    Code.PARAMETER_UNKNOWN: (
+        "Received unknown parameter: {param}. Leave it out or correct its name.",
+        "A name that is not formed like a parameter of Stripe's.",
+    ),
+    Code.PARAMETER_INVALID: (
+        "{param} is invalid: {reason}",
+        "A value that cannot be meant; the message says what to send instead.",
+    ),
+    Code.PARAMETER_DUPLICATE: (
+        "{param} was sent more than once. Send it once.",
+        "The same parameter twice, or both as a value and as a list or map.",
+    ),
+    Code.PARAMETER_MISSING: (
+        "Missing required parameter: {param}. Send it.",
+        "A parameter that this endpoint, or the policy, cannot do without.",
+    ),
+    Code.BODY_INVALID: (
+        "The request is not a form that can be read: {reason}. Nothing was done.",
+        "Not form-encoded UTF-8, a query string on a POST, a body on a GET.",
+    ),
+    Code.PATH_INVALID: (
+        "The path is not written plainly: {reason}. Send the path as Stripe documents it.",
+        "Dot segments, double slashes, encoded slashes, control characters and the like.",
+    ),
+    Code.PERIOD_OUT_OF_WINDOW: (
+        "The billing period {period} is outside the window that this vault key may bill. "
+        "Nothing was charged. Check the period; do not choose another to get around this.",
+        "`period_window` of the policy, in calendar months back and ahead.",
+    ),
+    Code.IDEMPOTENCY_KEY_REQUIRED: (
+        "Nothing in this request names the bill. Send metadata[billing_period], for example "
+        "2026-06, with customer, amount and currency.",
+        "The policy is `strict`, and no key can be derived from the content.",
+    ),
+    Code.PERIOD_ALREADY_CHARGED: (
+        "This customer was already charged for this period: {charge}. Nothing was charged "
+        "now. Do not change amount, currency or period to charge again; look at that charge.",
+        "Another live bill holds the same customer and period.",
+    ),
+    Code.DUPLICATE_SUSPECTED: (
+        "This looks like a bill that was already made: {charge}. Nothing was charged now. "
+        "Look at that charge; if it is another bill, tell an operator.",
+        "The same customer, amount and currency within `duplicate_window`, or periods that "
+        "overlap.",
+    ),
+}
+_REUSED: Final[Wording] = {
+    Code.IDEMPOTENCY_KEY_REUSED: (
+        "This bill or idempotency key was used before with other parameters. Nothing was "
+        "charged now. Send the same parameters to get the first result.",
+        "The same operation with another fingerprint, as at Stripe.",
+    ),
+}
+_CONFLICT: Final[Wording] = {
+    Code.IDEMPOTENCY_KEY_IN_USE: (
+        "The same bill is being sent right now. Send the same request again in a moment to "
+        "get its result; it will not be charged twice.",
+        "The outcome did not come within the time a second caller waits.",
+    ),
+}
+_NOT_FOUND: Final[Wording] = {
+    Code.PATH_UNKNOWN: (
+        "Unrecognized request URL. This proxy does not serve that path.",
+        "Not a path of Stripe's v1 API that the proxy knows.",
+    ),
+}
+_NOT_ALLOWED: Final[Wording] = {
+    Code.METHOD_NOT_ALLOWED: (
+        "That path does not take this method. Use one that Stripe documents for it.",
+        "The path is known, the method is not one of its own.",
+    ),
+}
+_TOO_LARGE: Final[Wording] = {
+    Code.BODY_TOO_LARGE: (
+        "The request body is larger than 64 KiB. Nothing was done. Send less.",
+        "A body, query or header section beyond its limit.",
+    ),
+}
+_TOO_MANY: Final[Wording] = {
+    Code.RATE_LIMITED: (
+        "Too many requests with this vault key. Nothing was done. Wait as long as Retry-After "
+        "says, then send the same request.",
+        "The rate of the policy.",
+    ),
+}
+_BAD_GATEWAY: Final[Wording] = {
+    Code.UPSTREAM_UNREACHABLE: (
+        "Stripe could not be reached, and nothing was sent. Send the same request later.",
+        "No connection was made, so nothing can have been charged.",
+    ),
+    Code.UPSTREAM_REJECTED_KEY: (
+        "Stripe refused the proxy's own key. Nothing was charged. Your vault key is not at "
+        "fault; tell an operator.",
+        "The restricted key behind the proxy is wrong, expired, or lacks a permission.",
+    ),
+}
+_UNAVAILABLE: Final[Wording] = {
+    Code.LEDGER_UNAVAILABLE: (
+        "The ledger cannot be reached, and nothing was sent. Send the same request later.",
+        "Without its store the proxy sends nothing.",
+    ),
+    Code.LEDGER_BEHIND: (
+        "The ledger has lost records and sends nothing until an operator has reconciled it.",
+        "The store is older than its last exported head; see `kb-mcp reconcile`.",
+    ),
+    Code.DRAINING: (
+        "The proxy is shutting down, and nothing was sent. Send the same request again.",
+        "SIGTERM was received; requests under way still finish.",
+    ),
+    Code.OVERLOADED: (
+        "Too many requests are waiting, and nothing was sent. Send the same request later.",
+        "Work is shed before anything is reserved.",
+    ),
+}
+_TIMEOUT: Final[Wording] = {
+    Code.OUTCOME_UNKNOWN: (
+        "The charge was sent and its outcome is not known yet. It may have gone through. Do "
+        "not charge again; ask charge_status later.",
+        "The amount stays reserved until a read of Stripe's list proves what happened.",
+    ),
+}
+
+_REQUEST = "invalid_request_error"
+_IDEMPOTENCY = "idempotency_error"
+_RATE = "rate_limit_error"
+_API = "api_error"
+
+RULES: Final[Mapping[Code, Rule]] = MappingProxyType(
+    {
+        code: Rule(status, kind, sentence, doc, should_retry)
+        for status, kind, should_retry, wording in (
+            (401, _REQUEST, "false", _UNAUTHENTICATED),
+            (403, _REQUEST, "false", _FORBIDDEN),
+            (400, _REQUEST, "false", _BAD_REQUEST),
+            (400, _IDEMPOTENCY, "false", _REUSED),
+            (409, _REQUEST, "true", _CONFLICT),
+            (404, _REQUEST, "false", _NOT_FOUND),
+            (405, _REQUEST, "false", _NOT_ALLOWED),
+            (413, _REQUEST, "false", _TOO_LARGE),
+            (429, _RATE, "false", _TOO_MANY),
+            (502, _API, "false", _BAD_GATEWAY),
+            (503, _API, "true", _UNAVAILABLE),
+            (504, _API, "false", _TIMEOUT),
+        )
+        for code, (sentence, doc) in wording.items()
+    }
+)
+"""Code to rule: the one table. Each `Wording` above maps a code to its sentence and its doc."""
