@@ -1,0 +1,107 @@
+"""Answers: what the caller is told, once the ledger knows what happened.
+
+Floor: below the governor. Stripe's status and body as they came, or our refusal; a replay from the
+ledger carries `Idempotent-Replayed`, whether the first caller or a joined one asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import assert_never
+
+from kb_mcp.proxy.ledger import Attempt, Operation
+from kb_mcp.proxy.ledger import State as S
+from kb_mcp.proxy.messages import Reply, refused
+from kb_mcp.proxy.proofs import Declined, Made, NeverBegan, Nothing, Proof, Rejected
+from kb_mcp.proxy.refusals import Code, Fact, Refusal, refuse
+from kb_mcp.proxy.routes import ENDPOINTS
+from kb_mcp.proxy.scrub import scrub_error, strip_client_secret
+from kb_mcp.proxy.upstream import Answered, Upstream, UpstreamAnswer, UpstreamRequest
+
+# Why nothing left us, to the refusal that says so; anything else is an unreachable Stripe.
+_NEVER_SENT = {
+    "vault_key_revoked": Code.VAULT_KEY_REVOKED,
+    "ledger_unavailable": Code.LEDGER_UNAVAILABLE,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """Writes replies; `upstream` is read where a stored answer was dropped."""
+
+    upstream: Upstream
+    upstream_key: str
+    boottime_ms: Callable[[], int]
+    read_within_ms: int
+
+    def first(
+        self, operation: Operation, attempt: Attempt, proof: Proof, answer: UpstreamAnswer
+    ) -> Reply:
+        """Answer the caller who sent: `operation` is as the conclusion left it."""
+        decided = operation.attempt == attempt.number and operation.state is S.FAILED
+        match proof:
+            case Made() if operation.object_id == proof.object_id:
+                return _passed(operation, attempt, strip_client_secret(proof.body), answer)
+            case Declined():
+                return _passed(operation, attempt, proof.body, answer)
+            case Rejected() if decided and proof.ours:
+                return _refused(Code.UPSTREAM_REJECTED_KEY, operation)
+            case Rejected() if decided:
+                return _passed(operation, attempt, proof.body, answer)
+            case NeverBegan(status=None) if decided:
+                return _refused(_NEVER_SENT.get(proof.code, Code.UPSTREAM_UNREACHABLE), operation)
+            case NeverBegan() if decided:
+                return _passed(operation, attempt, proof.body, answer)
+            case Made() | Rejected() | NeverBegan() | Nothing():
+                return _refused(Code.OUTCOME_UNKNOWN, operation)
+            case _:
+                assert_never(proof)
+
+    async def replay(self, operation: Operation) -> Reply:
+        """Answer from the ledger, or by reading the object where the stored answer is gone."""
+        if operation.answer is not None and operation.answer_status is not None:
+            reply = Reply(operation.answer_status, strip_client_secret(operation.answer))
+        else:
+            reply = await self._read(operation)
+        return reply.with_headers(
+            Idempotent_Replayed="true" if reply.status < 500 else None,
+            Keybrake_Operation=operation.id,
+            Keybrake_Attempt=str(operation.attempt),
+        )
+
+    async def _read(self, operation: Operation) -> Reply:
+        template = ENDPOINTS[operation.route].template
+        request = UpstreamRequest(
+            method="GET",
+            path=f"{template}/{operation.object_id}",
+            body=None,
+            stripe_version=None,
+            idempotency_key=None,
+        )
+        deadline_ms = self.boottime_ms() + self.read_within_ms
+        answer = await self.upstream.send(request, deadline_ms=deadline_ms)
+        if not isinstance(answer, Answered):
+            return _refused(Code.UPSTREAM_UNREACHABLE, operation)
+        if answer.status >= 400:
+            return Reply(answer.status, scrub_error(answer.body, self.upstream_key))
+        return Reply(answer.status, strip_client_secret(answer.body))
+
+
+def _passed(operation: Operation, attempt: Attempt, body: bytes, answer: UpstreamAnswer) -> Reply:
+    headers: dict[str, str] = {}
+    status = 502
+    if isinstance(answer, Answered):
+        status = answer.status
+        passed = ("request-id", "idempotent-replayed", "stripe-should-retry", "stripe-version")
+        headers = {name: answer.headers[name] for name in passed if name in answer.headers}
+    reply = Reply(status, body, headers)
+    return reply.with_headers(Keybrake_Operation=operation.id, Keybrake_Attempt=str(attempt.number))
+
+
+def _refused(code: Code, operation: Operation) -> Reply:
+    facts: dict[str, Fact] = {"operation": operation.id, "state": operation.state.value}
+    refusal: Refusal = refuse(code, facts=facts)
+    return refused(
+        refusal, Keybrake_Operation=operation.id, Keybrake_Attempt=str(operation.attempt)
+    )

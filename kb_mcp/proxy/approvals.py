@@ -1,0 +1,92 @@
+"""Approvals: an operator's leave for one fingerprint of one operation by one key lineage.
+
+Floor: beside caps, below reserve. Pure. An approval is used once and expires; the number that
+may be outstanding per lineage is bounded, so that one key cannot bury an operator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from kb_mcp.proxy.ledger import Approval, Changes, Operation
+from kb_mcp.proxy.ledger import State as S
+from kb_mcp.proxy.refusals import Code, Fact, Refusal, refuse
+from kb_mcp.proxy.windows import rfc3339
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.intent import Intent
+    from kb_mcp.proxy.standing import Standing
+
+APPROVAL_LASTS_MS = 24 * 3_600_000
+OUTSTANDING_MAX = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalCheck:
+    """A refusal with the rows it leaves, or, without one, the approval that is used up."""
+
+    refusal: Refusal | None = None
+    changes: Changes = field(default_factory=Changes)
+
+
+def check_approval(standing: Standing, intent: Intent, operation: Operation) -> ApprovalCheck:
+    """Return whether `intent` needs an operator's leave that it does not have."""
+    limit = intent.policy.approval_above.get(intent.money.currency)
+    if limit is None or intent.money.amount <= limit:
+        return ApprovalCheck()
+    held = standing.approvals.get(operation.approval_id or "")
+    if held is None or not _covers(standing, intent, held):
+        return _ask(standing, intent, operation)
+    if held.state == "approved":
+        return ApprovalCheck(changes=Changes(approvals=(replace(held, state="used"),)))
+    return ApprovalCheck(_required(held))
+
+
+def _covers(standing: Standing, intent: Intent, approval: Approval) -> bool:
+    return (
+        approval.fingerprint == intent.fingerprint
+        and approval.lineage_id == intent.lineage_id
+        and approval.state != "used"
+        and standing.now < approval.expires_at
+    )
+
+
+def _ask(standing: Standing, intent: Intent, operation: Operation) -> ApprovalCheck:
+    if standing.outstanding_approvals.get(intent.lineage_id, 0) >= OUTSTANDING_MAX:
+        return ApprovalCheck(
+            refuse(
+                Code.APPROVAL_REQUIRED,
+                facts={"outstanding": OUTSTANDING_MAX},
+                approval="none asked for: too many are outstanding for this key",
+            )
+        )
+    approval = Approval(
+        id=intent.fresh_approval_id,
+        operation_id=operation.id,
+        lineage_id=intent.lineage_id,
+        fingerprint=intent.fingerprint,
+        state="pending",
+        expires_at=standing.now + APPROVAL_LASTS_MS,
+        created_at=standing.now,
+    )
+    # A voided operation keeps its guards; anything else that gets here holds nothing.
+    waiting = (
+        operation
+        if operation.state is S.VOIDED
+        else replace(operation, state=S.AWAITING_APPROVAL, held=0, code="approval_required")
+    )
+    waiting = replace(waiting, approval_id=approval.id, updated_at=standing.now)
+    changes = Changes(operations=(waiting,), approvals=(approval,))
+    return ApprovalCheck(_required(approval), changes)
+
+
+def _required(approval: Approval) -> Refusal:
+    facts: dict[str, Fact] = {
+        "approval": approval.id,
+        "state": approval.state,
+        "operation": approval.operation_id,
+        "expires_at": rfc3339(approval.expires_at),
+    }
+    shown = f"{approval.id}, {approval.state}"
+    return refuse(Code.APPROVAL_REQUIRED, facts=facts, approval=shown)

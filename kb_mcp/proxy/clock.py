@@ -1,0 +1,58 @@
+"""The store's clock: never back, shared by a high-water mark, compared with Stripe's.
+
+Floor: beside the stores. Milliseconds since 1970 UTC. The host's time arrives as a callable, so
+that tests turn the clock and the sandbox lends its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+
+from kb_mcp.proxy.windows import day_of
+
+SKEW_MAX_MS = 60_000
+
+
+class StoreClock:
+    """Tells the store's time, given the high-water mark that the store holds.
+
+    `host_ms` is this host's clock as configured, `plain_ms` the same without
+    KEYBRAKE_CLOCK_OFFSET: whoever moves the clock on purpose is not out of step with Stripe.
+    """
+
+    def __init__(
+        self, host_ms: Callable[[], int], plain_ms: Callable[[], int] | None = None
+    ) -> None:
+        """Start without knowledge of Stripe's time."""
+        self._host_ms = host_ms
+        self._plain_ms = plain_ms or host_ms
+        self._skews: tuple[int, ...] = ()
+
+    def observe(self, date: str | None) -> None:
+        """Compare the clock with the `Date` header of an answer from Stripe (whole seconds)."""
+        if not date:
+            return
+        try:
+            stripe_ms = int(parsedate_to_datetime(date).timestamp()) * 1000
+        except (ValueError, TypeError):
+            return
+        self._skews = (self._host_ms() - stripe_ms, self._plain_ms() - stripe_ms)
+
+    @property
+    def skew_ms(self) -> int:
+        """How far this host is ahead of Stripe, where that is known."""
+        return min(self._skews, key=abs, default=0)
+
+    @property
+    def skewed(self) -> bool:
+        """Say whether this host and Stripe are more than a minute apart."""
+        return abs(self.skew_ms) > SKEW_MAX_MS
+
+    def now(self, high_water: int) -> int:
+        """Return the time, which never runs behind `high_water`."""
+        return max(self._host_ms(), high_water)
+
+    def turning(self, high_water: int) -> bool:
+        """Say whether a skewed clock is about to begin a day that the store has not seen."""
+        return self.skewed and high_water > 0 and day_of(self._host_ms()) != day_of(high_water)

@@ -1,0 +1,251 @@
+"""Concluding: what becomes of an operation once something about a send is proven.
+
+Floor: above proofs and windows, below governor and recovery. Pure. The law (ledger.md: What an
+upstream answer proves):
+
+* a yes is the truth whenever it comes, even after a void or from a send that lost its lease;
+* a decline (402) settles its upstream key for every send of it;
+* any other no counts only where no other send of the attempt is open;
+* everything else leaves the reservation where it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, assert_never
+
+from kb_mcp.proxy.ledger import (
+    HOLDING,
+    Attempt,
+    AttemptOutcome,
+    AuditDraft,
+    Changes,
+    Lineage,
+    Operation,
+    OperationId,
+    Window,
+)
+from kb_mcp.proxy.ledger import State as S
+from kb_mcp.proxy.naming import tally_of
+from kb_mcp.proxy.proofs import Declined, Made, NeverBegan, Nothing, Proof, Rejected
+from kb_mcp.proxy.windows import release, settle, unsettle, windows_at
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.standing import Standing
+
+READ_AGAIN_MS = 60_000
+FOREIGN_KEY = "key_used_outside_ledger"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """One send, or one reading of Stripe, that ended with `proof`.
+
+    `token` is the fencing token under which it was sent or read. `daily_declines` is the policy's
+    limit, past which the lineage freezes.
+    """
+
+    operation_id: OperationId
+    attempt: int
+    token: int
+    proof: Proof
+    daily_declines: int
+    request: AuditDraft
+
+
+def conclude(standing: Standing, ending: Ending) -> tuple[Operation, Changes]:
+    """Return the operation after `ending`, and the rows that it changes, audit row included."""
+    operation = standing.operations[ending.operation_id]
+    attempt = standing.attempts[ending.operation_id, ending.attempt]
+    proof = ending.proof
+    match proof:
+        case Made(verdict="failed"):
+            decline = Declined(proof.object_id, proof.status, proof.body, proof.stripe_status)
+            changes = _declined(standing, operation, attempt, decline, ending)
+        case Made():
+            changes = _made(standing, operation, attempt, proof)
+        case Declined():
+            changes = _declined(standing, operation, attempt, proof, ending)
+        case Rejected() | NeverBegan():
+            changes = _negative(standing, operation, attempt, proof, ending)
+        case Nothing():
+            changes = _unproven(standing, operation, attempt, proof, ending)
+        case _:
+            assert_never(proof)
+    after = changes.operations[0] if changes.operations else operation
+    return after, replace(changes, audit=(*changes.audit, _outcome_row(after, ending)))
+
+
+def _made(standing: Standing, operation: Operation, attempt: Attempt, proof: Made) -> Changes:
+    owner = standing.object_owners.get(proof.object_id)
+    if owner is not None and owner != operation.id:
+        # An object that concluded one operation never concludes another.
+        return _kept_unknown(standing, operation, "object_of_another_operation")
+    closed = replace(
+        attempt, outcome=AttemptOutcome.SUCCEEDED, open_sends=0,
+        status=proof.status, object_id=proof.object_id,
+    )  # fmt: skip
+    final = proof.verdict == "done"
+    again = operation.state is S.SUCCEEDED and operation.object_id == proof.object_id
+    held = operation.state in HOLDING
+    late = not held and not again
+    done = replace(
+        operation,
+        state=S.SUCCEEDED,
+        final=final,
+        held=operation.amount,
+        object_id=operation.object_id if operation.state is S.SUCCEEDED else proof.object_id,
+        stripe_status=proof.stripe_status,
+        code=None,
+        answer_status=proof.status,
+        answer=proof.body,
+        lease_owner=None,
+        overshoot=operation.overshoot or late,
+        next_read_at=None if final else standing.now + READ_AGAIN_MS,
+        updated_at=standing.now,
+    )
+    if again:
+        return Changes(operations=(done,), attempts=(closed,))
+    frozen = (_frozen(standing, operation, "a charge turned up late"),) if late else ()
+    return Changes(
+        operations=(done,),
+        attempts=(closed,),
+        windows=settle(standing, operation, held=held),
+        lineages=frozen,
+    )
+
+
+def _declined(
+    standing: Standing, operation: Operation, attempt: Attempt, proof: Declined, ending: Ending
+) -> Changes:
+    closed = replace(
+        attempt, outcome=AttemptOutcome.DECLINED, open_sends=0,
+        status=proof.status, object_id=proof.object_id,
+    )  # fmt: skip
+    if attempt.outcome is AttemptOutcome.DECLINED:
+        return Changes()
+    if operation.state is S.SUCCEEDED and operation.final:
+        return Changes(attempts=(closed,))
+    failed = replace(
+        operation,
+        state=S.FAILED,
+        final=True,
+        held=0,
+        object_id=proof.object_id,
+        stripe_status="failed",
+        code=proof.code,
+        answer_status=proof.status,
+        answer=proof.body,
+        lease_owner=None,
+        next_read_at=None,
+        updated_at=standing.now,
+    )
+    tally = standing.tally(tally_of(operation))
+    counted = replace(
+        tally,
+        declines=tally.declines + 1,
+        last_declined_at=standing.now,
+        last_operation=operation.id,
+    )
+    windows = _given_back(standing, operation)
+    places = windows_at(standing.now, operation.lineage_id, operation.customer, operation.currency)
+    counts = standing.window(places.counts)
+    counts = replace(counts, declines=counts.declines + 1)
+    frozen = counts.declines >= ending.daily_declines
+    return Changes(
+        operations=(failed,),
+        attempts=(closed,),
+        windows=(*windows, counts),
+        tallies=(counted,),
+        lineages=(_frozen(standing, operation, "too many declines"),) if frozen else (),
+    )
+
+
+def _negative(
+    standing: Standing,
+    operation: Operation,
+    attempt: Attempt,
+    proof: Rejected | NeverBegan,
+    ending: Ending,
+) -> Changes:
+    open_sends = max(attempt.open_sends - 1, 0)
+    outcome = AttemptOutcome.REJECTED if isinstance(proof, Rejected) else AttemptOutcome.NOT_SENT
+    current = operation.attempt == attempt.number and operation.state in HOLDING
+    mine = operation.lease_token == ending.token
+    if not current or (not mine and standing.leased(operation)):
+        return Changes(attempts=(replace(attempt, open_sends=open_sends),))
+    if open_sends > 0:
+        # While an earlier send is open, a later no proves nothing.
+        waiting = _kept_unknown(standing, operation, operation.code)
+        return replace(waiting, attempts=(replace(attempt, open_sends=open_sends),))
+    failed = replace(
+        operation,
+        state=S.FAILED,
+        held=0,
+        code=proof.code,
+        answer_status=proof.status,
+        answer=proof.body,
+        lease_owner=None,
+        next_read_at=None,
+        updated_at=standing.now,
+    )
+    closed = replace(attempt, outcome=outcome, open_sends=0, status=proof.status)
+    return Changes(operations=(failed,), attempts=(closed,), windows=release(standing, operation))
+
+
+def _unproven(
+    standing: Standing, operation: Operation, attempt: Attempt, proof: Nothing, ending: Ending
+) -> Changes:
+    noted = replace(attempt, status=proof.status)
+    if operation.state not in HOLDING or operation.lease_token != ending.token:
+        return Changes(attempts=(noted,))
+    foreign = proof.foreign or operation.code == FOREIGN_KEY
+    kept = _kept_unknown(standing, operation, FOREIGN_KEY if foreign else "outcome_unknown")
+    return replace(kept, attempts=(noted,))
+
+
+def _kept_unknown(standing: Standing, operation: Operation, code: str | None) -> Changes:
+    if operation.state not in HOLDING:
+        return Changes()
+    unknown = replace(
+        operation, state=S.UNKNOWN, code=code or "outcome_unknown", lease_owner=None,
+        next_read_at=standing.now, updated_at=standing.now,
+    )  # fmt: skip
+    return Changes(operations=(unknown,))
+
+
+def _given_back(standing: Standing, operation: Operation) -> tuple[Window, ...]:
+    if operation.state in HOLDING:
+        return release(standing, operation)
+    if operation.state is S.SUCCEEDED:
+        return unsettle(standing, operation)
+    return ()
+
+
+def _frozen(standing: Standing, operation: Operation, reason: str) -> Lineage:
+    lineage = standing.lineage(operation.lineage_id)
+    if lineage.frozen_at is not None:
+        return lineage
+    return replace(lineage, frozen_at=standing.now, frozen_reason=reason)
+
+
+def _outcome_row(operation: Operation, ending: Ending) -> AuditDraft:
+    proof = ending.proof
+    code: str | None = None
+    if isinstance(proof, Declined | Rejected | NeverBegan):
+        code = proof.code
+    elif isinstance(proof, Nothing):
+        code = "outcome_unknown"
+    return replace(
+        ending.request,
+        kind="outcome" if ending.request.kind != "recovery" else "recovery",
+        decision=operation.state.value,
+        code=code,
+        operation_id=operation.id,
+        attempt=ending.attempt,
+        amount=operation.amount,
+        currency=operation.currency,
+        customer_id=operation.customer,
+        stripe_status=proof.status,
+        object_id=operation.object_id,
+    )

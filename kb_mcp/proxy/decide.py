@@ -1,0 +1,221 @@
+"""The decider: what a request for an operation may do, given what the ledger knows.
+
+Floor: above guards, caps and approvals, below the governor. Pure: (standing, intent) ->
+Proceed | Replay | Join | Refuse, each with the rows it leaves behind. `fold` runs a batch in
+arrival order, each intent seeing the ones before it. The rules are those of docs/exactly-once.md:
+
+state of the operation      same fingerprint                       other fingerprint
+--------------------------  -------------------------------------  ---------------------------------
+none, reopened, or the      guards, key, approval, attempts, caps  (a new operation)
+  window of a body passed     -> Proceed under a new name
+reserved/unknown, leased    Join                                   idempotency_key_reused
+reserved/unknown, free      Proceed: same key, stored bytes, 23 h  idempotency_key_reused
+  later                     outcome_unknown: only reading resolves idempotency_key_reused
+succeeded                   Replay                                 period_already_charged where the
+                                                                     period names it, else
+                                                                     idempotency_key_reused
+failed, declined            Replay until decline_retry_after, then the checks below -> a new key
+failed, not sent            the checks below -> the same key       the checks below -> a new key
+failed, rejected            the checks below -> a new key
+voided, not yet 25 h empty  the checks below -> the same key, 23 h idempotency_key_reused
+voided and free             the checks below -> a new key
+awaiting approval           approved: the checks below             another approval
+
+The checks, on every reservation: guards -> key frozen, too many unresolved -> approval ->
+attempts -> caps. A key that is unknown, revoked or expired by the store's clock is refused first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, assert_never
+
+from kb_mcp.proxy.decisions import Decision, Join, Proceed, Refuse, Replay
+from kb_mcp.proxy.guards import suspect
+from kb_mcp.proxy.ledger import HOLDING, Attempt, AttemptOutcome, Changes, KeyId, NamedBy, Operation
+from kb_mcp.proxy.ledger import State as S
+from kb_mcp.proxy.refusals import Code, Fact, Refusal, refuse
+from kb_mcp.proxy.reserve import new_operation, recent_decline, reserve, send_again
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.intent import Intent
+    from kb_mcp.proxy.standing import Standing
+
+# Stripe may forget a v1 key after 24 hours (facts: Idempotency at Stripe); we stop an hour before.
+RESEND_WITHIN_MS = 23 * 3_600_000
+# A body repeated under another SDK-made key within this time is a runtime's retry.
+RUNTIME_RETRY_MS = 15 * 60_000
+
+
+def fold(standing: Standing, intents: Iterable[Intent]) -> list[Decision]:
+    """Decide a batch in order; each intent sees the reservations and key states before it."""
+    decisions: list[Decision] = []
+    for intent in intents:
+        decision = decide(standing, intent)
+        standing.apply(decision.changes)
+        decisions.append(decision)
+    return decisions
+
+
+def decide(standing: Standing, intent: Intent) -> Decision:
+    """Decide one intent, with the audit row of the decision among the changes."""
+    return _audited(intent, _decide(standing, intent))
+
+
+def key_refusal(standing: Standing, key_id: KeyId) -> Refusal | None:
+    """Return why the key `key_id` may do nothing at all, or None."""
+    key = standing.keys.get(key_id)
+    if key is None:
+        return refuse(Code.VAULT_KEY_UNKNOWN)
+    if key.revoked_at is not None:
+        return refuse(Code.VAULT_KEY_REVOKED)
+    if key.expires_at is not None and key.expires_at <= standing.now:
+        return refuse(Code.VAULT_KEY_EXPIRED)
+    return None
+
+
+def _decide(standing: Standing, intent: Intent) -> Decision:
+    dead = key_refusal(standing, intent.key_id)
+    if dead is not None:
+        return Refuse(dead)
+    operation = standing.newest(intent.name)
+    if operation is None or _begins_anew(standing, intent, operation):
+        return reserve(standing, intent, new_operation(standing, intent, operation), None)
+    if not _may_see(intent, operation):
+        return Refuse(
+            refuse(
+                Code.VAULT_KEY_NOT_AUTHORIZED, reason="this bill was made through another endpoint"
+            ),
+            operation,
+        )
+    same = operation.fingerprint == intent.fingerprint
+    attempt = standing.attempt(operation)
+    match operation.state:
+        case S.SUCCEEDED:
+            return _settled(standing, intent, operation, same=same)
+        case S.RESERVED | S.UNKNOWN:
+            return _unsettled(standing, intent, operation, attempt, same=same)
+        case S.VOIDED:
+            return _voided(standing, intent, operation, attempt, same=same)
+        case S.FAILED:
+            return _failed(standing, intent, operation, attempt, same=same)
+        case S.AWAITING_APPROVAL:
+            return reserve(standing, intent, operation, None)
+        case _:
+            assert_never(operation.state)
+
+
+def _settled(standing: Standing, intent: Intent, operation: Operation, *, same: bool) -> Decision:
+    if same:
+        late = _late_body(standing, intent, operation)
+        return Replay(operation) if late is None else Refuse(late, operation)
+    if operation.named_by is NamedBy.CONTENT:
+        return Refuse(suspect(Code.PERIOD_ALREADY_CHARGED, operation), operation)
+    return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+
+
+def _unsettled(
+    standing: Standing,
+    intent: Intent,
+    operation: Operation,
+    attempt: Attempt | None,
+    *,
+    same: bool,
+) -> Decision:
+    if not same:
+        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+    if standing.leased(operation):
+        return Join(operation)
+    if attempt is None or not _resendable(standing, attempt):
+        return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=_named(operation)), operation)
+    leased, sent = send_again(standing, intent, operation, attempt)
+    return Proceed(leased, sent, Changes(operations=(leased,), attempts=(sent,)))
+
+
+def _voided(
+    standing: Standing,
+    intent: Intent,
+    operation: Operation,
+    attempt: Attempt | None,
+    *,
+    same: bool,
+) -> Decision:
+    if not operation.live:
+        return reserve(standing, intent, operation, None)
+    if not same:
+        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+    if attempt is None or not _resendable(standing, attempt):
+        return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=_named(operation)), operation)
+    return reserve(standing, intent, operation, attempt)
+
+
+def _failed(
+    standing: Standing,
+    intent: Intent,
+    operation: Operation,
+    attempt: Attempt | None,
+    *,
+    same: bool,
+) -> Decision:
+    declined = recent_decline(standing, intent)
+    if declined is not None and same:
+        return declined
+    if attempt is not None and attempt.outcome is AttemptOutcome.NOT_SENT and same:
+        keep = attempt if _resendable(standing, attempt) else None
+        return reserve(standing, intent, operation, keep)
+    return reserve(standing, intent, operation, None)
+
+
+def _begins_anew(standing: Standing, intent: Intent, operation: Operation) -> bool:
+    """Say whether the name's newest generation is over: reopened, or a body's window passed."""
+    if operation.reopened and operation.state is S.SUCCEEDED:
+        return True
+    if operation.named_by is not NamedBy.BODY or operation.state in HOLDING:
+        return False
+    if operation.state is S.VOIDED and operation.live:
+        return False
+    return standing.now >= operation.first_arrival_at + intent.policy.duplicate_window_ms
+
+
+def _late_body(standing: Standing, intent: Intent, operation: Operation) -> Refusal | None:
+    """Refuse the same body under another SDK-made key once a runtime's retry is unlikely."""
+    if operation.named_by is not NamedBy.BODY or intent.caller_key is None:
+        return None
+    if intent.caller_key == operation.caller_key:
+        return None
+    if standing.now <= operation.first_arrival_at + RUNTIME_RETRY_MS:
+        return None
+    return suspect(Code.DUPLICATE_SUSPECTED, operation)
+
+
+def _resendable(standing: Standing, attempt: Attempt) -> bool:
+    return not standing.skewed and standing.now < attempt.first_sent_at + RESEND_WITHIN_MS
+
+
+def _may_see(intent: Intent, operation: Operation) -> bool:
+    """A key must be authorised for the stored operation before it may replay or join it."""
+    reading = intent.reading
+    return operation.route == reading.route.endpoint and operation.customer == reading.customer
+
+
+def _named(operation: Operation) -> dict[str, Fact]:
+    return {"operation": operation.id, "charge_id": operation.object_id}
+
+
+def _audited(intent: Intent, decision: Decision) -> Decision:
+    operation = decision.operation
+    row = replace(
+        intent.request,
+        kind="decision",
+        decision=type(decision).__name__.lower(),
+        code=decision.refusal.code.value if isinstance(decision, Refuse) else None,
+        amount=intent.money.amount,
+        currency=intent.money.currency,
+        customer_id=intent.reading.customer,
+        operation_id=None if operation is None else operation.id,
+        attempt=None if operation is None else operation.attempt,
+        object_id=None if operation is None else operation.object_id,
+    )
+    changes = replace(decision.changes, audit=(*decision.changes.audit, row))
+    return replace(decision, changes=changes)

@@ -1,0 +1,48 @@
+"""The four decisions, as values.
+
+Floor: above the records, below the deciders. Each carries the rows it leaves behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kb_mcp.proxy.ledger import Attempt, Changes, Operation
+from kb_mcp.proxy.refusals import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """Reserved: send `attempt` now; `operation.lease_token` is the caller's fencing token."""
+
+    operation: Operation
+    attempt: Attempt
+    changes: Changes = field(default_factory=Changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The operation's answer is known: give it again."""
+
+    operation: Operation
+    changes: Changes = field(default_factory=Changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Somebody is sending it right now: wait for that outcome."""
+
+    operation: Operation
+    changes: Changes = field(default_factory=Changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Our own no."""
+
+    refusal: Refusal
+    operation: Operation | None = None
+    changes: Changes = field(default_factory=Changes)
+
+
+Decision = Proceed | Replay | Join | Refuse

@@ -1,0 +1,186 @@
+"""The desk: from a request to an intent, a read, or a refusal; in the contract's order.
+
+Floor: below http, above the governor. key (401) -> size, path, method, body form -> allowlist,
+headers, parameters, values -> rate (429) -> the operation, which is the governor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from kb_mcp.proxy.admission import Admitted, admit
+from kb_mcp.proxy.audit import clean_text
+from kb_mcp.proxy.authority import (
+    authorize,
+    check_hours,
+    check_period,
+    may_touch,
+    needs_customer,
+)
+from kb_mcp.proxy.governor import Governor
+from kb_mcp.proxy.intent import Intent
+from kb_mcp.proxy.ledger import AuditDraft, Changes, KeyId, Ledger, OperationId, Refs
+from kb_mcp.proxy.messages import Reply, Request, refused
+from kb_mcp.proxy.naming import Name, caller_mark, name_of
+from kb_mcp.proxy.noise import Noise
+from kb_mcp.proxy.rates import Rates
+from kb_mcp.proxy.reads import Reads
+from kb_mcp.proxy.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.routes import Moves
+from kb_mcp.proxy.surface import (
+    Reading,
+    canonical_path,
+    find_route,
+    fingerprint,
+    parse_form,
+    read_request,
+)
+from kb_mcp.proxy.windows import day_of
+
+BodyReader = Callable[[], Awaitable[bytes | Refusal]]
+_ID_MAX = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """Receives every request on the Stripe surface. `new_id` makes random ids.
+
+    `follow` asks the sandbox for its time before anything depends on it; without a sandbox it
+    does nothing.
+    """
+
+    ledger: Ledger
+    governor: Governor
+    reads: Reads
+    rates: Rates
+    noise: Noise
+    now_ms: Callable[[], int]
+    monotonic_ms: Callable[[], int]
+    new_id: Callable[[str], str]
+    owner: str
+    lease_ms: int
+    follow: Callable[[], Awaitable[None]]
+
+    async def serve(self, request: Request, read_body: BodyReader) -> Reply:
+        """Answer one request. Raises: LedgerUnavailableError, with nothing sent."""
+        await self.follow()
+        admitted = await admit(self.ledger, request, self.now_ms)
+        if isinstance(admitted, Refusal):
+            self.noise.count(admitted.code)
+            return refused(admitted)
+        body = await read_body()
+        reading = (
+            body
+            if isinstance(body, Refusal)
+            else self._understand(admitted, request.with_body(body))
+        )
+        if not isinstance(reading, Refusal):
+            over = self._rate(admitted)
+            if over is not None:
+                self.noise.count(over.code)
+                return refused(over)
+        if isinstance(reading, Refusal):
+            return await self._refuse(admitted, request, reading)
+        if reading.route.moves is Moves.READS:
+            version = _version(admitted, request)
+            base = self.audit_base(admitted, request)
+            return await self.reads.read(admitted, reading, version, base)
+        intent = await self._touch(admitted, reading) or self._intend(admitted, request, reading)
+        if isinstance(intent, Refusal):
+            return await self._refuse(admitted, request, intent)
+        return await self.governor.govern(admitted, intent)
+
+    def audit_base(self, admitted: Admitted, request: Request) -> AuditDraft:
+        """Return the audit facts that every row of `request` shares; client text is cleaned."""
+        path = request.raw_path.decode("ascii", "replace")
+        agent = request.header("keybrake-agent") or admitted.key.agent
+        session = request.header("keybrake-session")
+        return AuditDraft(
+            kind="decision",
+            key_id=admitted.key.id,
+            role=admitted.key.role,
+            agent_id=None if agent is None else clean_text(agent, _ID_MAX),
+            session_id=None if session is None else clean_text(session, _ID_MAX),
+            method=clean_text(request.method, 16),
+            path=clean_text(path, _ID_MAX),
+            request_id=request.request_id,
+        )
+
+    def _understand(self, admitted: Admitted, request: Request) -> Reading | Refusal:
+        path = canonical_path(request.raw_path)
+        if isinstance(path, Refusal):
+            return path
+        route = find_route(request.method, path)
+        if isinstance(route, Refusal):
+            return route
+        form = parse_form(
+            request.body, request.header("content-type"), request.query, request.method
+        )
+        if isinstance(form, Refusal):
+            return form
+        policy, now = admitted.policy, self.now_ms()
+        refusal = check_hours(policy, now) or authorize(
+            policy, route, path, dict(request.headers), form
+        )
+        if refusal is not None:
+            return refusal
+        reading = read_request(request.method, path, form, request.header("idempotency-key"))
+        if isinstance(reading, Refusal):
+            return reading
+        return check_period(policy, reading.period, day_of(now)) or reading
+
+    def _rate(self, admitted: Admitted) -> Refusal | None:
+        wait = self.rates.retry_after(
+            admitted.key.lineage_id, admitted.policy.rate, self.monotonic_ms()
+        )
+        return None if wait is None else refuse(Code.RATE_LIMITED, facts={"retry_after": wait})
+
+    async def _touch(self, admitted: Admitted, reading: Reading) -> Refusal | None:
+        """Look the customer up where only its metadata says whether the key may touch it."""
+        customer = reading.customer
+        if not needs_customer(admitted.policy, customer):
+            return None
+        metadata = None if customer is None else await self.reads.customer_metadata(customer)
+        if may_touch(admitted.policy, customer, metadata):
+            return None
+        reason = "the customer is not among its own"
+        return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
+
+    def _intend(self, admitted: Admitted, request: Request, reading: Reading) -> Intent | Refusal:
+        if reading.money is None:
+            return refuse(Code.AMOUNT_NOT_METERED)
+        name = name_of(admitted.policy, reading)
+        if not isinstance(name, Name):
+            return name
+        return Intent(
+            reading=reading,
+            money=reading.money,
+            policy=admitted.policy,
+            key_id=KeyId(admitted.key.id),
+            lineage_id=admitted.key.lineage_id,
+            name=name.text,
+            named_by=name.named_by,
+            upstream_name=name.upstream_name,
+            fingerprint=fingerprint(reading),
+            stripe_version=_version(admitted, request),
+            caller_key=caller_mark(reading.sent_key),
+            fresh_id=OperationId(self.new_id("op")),
+            fresh_approval_id=self.new_id("apr"),
+            owner=self.owner,
+            lease_ms=self.lease_ms,
+            request=self.audit_base(admitted, request),
+        )
+
+    async def _refuse(self, admitted: Admitted, request: Request, refusal: Refusal) -> Reply:
+        base = self.audit_base(admitted, request)
+        row = replace(
+            base, kind="refusal", decision="refuse", code=refusal.code.value, note=refusal.param
+        )
+        await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
+        return refused(refusal)
+
+
+def _version(admitted: Admitted, request: Request) -> str | None:
+    """Return the API version to ask for: the policy's pin, else what the client's SDK wants."""
+    return admitted.policy.headers.stripe_version or request.header("stripe-version")

@@ -1,0 +1,171 @@
+"""The governor: the one path of every request that moves money, from every door.
+
+Floor: wing B, below http. admit -> decide -> reserve -> send -> conclude, and nothing goes around
+it. Deciding and reserving are one transaction; no transaction is open across the network; a
+caller that hangs up changes nothing, since the send and its conclusion run in a task of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, assert_never
+
+from kb_mcp.proxy.admission import Admitted, spent
+from kb_mcp.proxy.answers import Answers
+from kb_mcp.proxy.clock import StoreClock
+from kb_mcp.proxy.conclude import Ending, conclude
+from kb_mcp.proxy.decide import decide
+from kb_mcp.proxy.decisions import Decision, Join, Proceed, Refuse, Replay
+from kb_mcp.proxy.intent import Intent
+from kb_mcp.proxy.joins import Joins
+from kb_mcp.proxy.ledger import (
+    Changes,
+    Ledger,
+    LedgerUnavailableError,
+    Operation,
+    Refs,
+)
+from kb_mcp.proxy.messages import Reply, refused
+from kb_mcp.proxy.naming import tally_of
+from kb_mcp.proxy.proofs import Made, Proof, prove
+from kb_mcp.proxy.refusals import Code, refuse
+from kb_mcp.proxy.scrub import scrub_error
+from kb_mcp.proxy.standing import Standing
+from kb_mcp.proxy.upstream import Answered, NotSent, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.windows import windows_at, windows_of
+
+JOIN_WAIT_MS = 10_000
+SEND_WITHIN_MS = 5_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Governor:
+    """Wing B's core: one per process. `boottime_ms` counts suspended time.
+
+    `behind` says that the store has lost records: nothing is sent until it is reconciled.
+    """
+
+    ledger: Ledger
+    upstream: Upstream
+    clock: StoreClock
+    answers: Answers
+    joins: Joins
+    boottime_ms: Callable[[], int]
+    upstream_key: str
+    tasks: set[asyncio.Task[Any]]
+    behind: bool = False
+
+    async def govern(self, admitted: Admitted, intent: Intent) -> Reply:
+        """Carry out `intent` at most once and answer as Stripe would.
+
+        Raises: LedgerUnavailableError, with nothing sent.
+        """
+        if self.behind:
+            return refused(refuse(Code.LEDGER_BEHIND))
+        give_up_at = self.boottime_ms() + JOIN_WAIT_MS
+        while True:
+            decision = await self.ledger.transact(intent.refs, _decider(intent))
+            match decision:
+                case Refuse(refusal=refusal, operation=operation):
+                    return refused(
+                        refusal, Keybrake_Operation=None if operation is None else operation.id
+                    )
+                case Replay(operation=operation):
+                    return await self.answers.replay(operation)
+                case Proceed():
+                    return await self._detached(self._lead(admitted, intent, decision))
+                case Join(operation=operation):
+                    left_ms = give_up_at - self.boottime_ms()
+                    if left_ms <= 0:
+                        facts = {"operation": operation.id}
+                        return refused(refuse(Code.IDEMPOTENCY_KEY_IN_USE, facts=facts))
+                    await self.joins.wait(operation.id, left_ms)
+                case _:
+                    assert_never(decision)
+
+    async def _lead(self, admitted: Admitted, intent: Intent, go: Proceed) -> Reply:
+        """Send what was reserved and conclude by what the answer proves."""
+        answer = await self._send(admitted, go)
+        if isinstance(answer, Answered):
+            self.clock.observe(answer.headers.get("date"))
+            answer = self._scrubbed(answer)
+        proof = prove(answer, intent.reading.route)
+        try:
+            operation = await self._conclude(intent, go, proof, answer)
+        except LedgerUnavailableError:
+            # Stripe has answered, the ledger has not: the reservation stays, recovery will read.
+            return refused(refuse(Code.OUTCOME_UNKNOWN, facts={"operation": go.operation.id}))
+        finally:
+            self.joins.wake(go.operation.id)
+        return self.answers.first(operation, go.attempt, proof, answer)
+
+    async def _send(self, admitted: Admitted, go: Proceed) -> UpstreamAnswer:
+        """Check the key once more, directly before the send; then send, once."""
+        deadline_ms = self.boottime_ms() + SEND_WITHIN_MS
+        try:
+            found = await self.ledger.find_key(admitted.key.id)
+        except LedgerUnavailableError:
+            return NotSent("ledger_unavailable")
+        if found is None or spent(found[0], self.clock.now(0)) is not None:
+            return NotSent("vault_key_revoked")
+        attempt = go.attempt
+        request = UpstreamRequest(
+            method="POST",
+            path=attempt.path,
+            body=attempt.body,
+            stripe_version=attempt.stripe_version,
+            idempotency_key=attempt.upstream_key,
+        )
+        return await self.upstream.send(request, deadline_ms=deadline_ms)
+
+    async def _conclude(
+        self, intent: Intent, go: Proceed, proof: Proof, answer: UpstreamAnswer
+    ) -> Operation:
+        request = intent.request
+        if isinstance(answer, Answered):
+            request = replace(request, request_id=answer.headers.get("request-id"))
+        ending = Ending(
+            operation_id=go.operation.id,
+            attempt=go.attempt.number,
+            token=go.operation.lease_token,
+            proof=proof,
+            daily_declines=intent.policy.daily_declines,
+            request=request,
+        )
+        return await self.ledger.transact(
+            lambda now: ending_refs(go.operation, proof, now), lambda s: conclude(s, ending)
+        )
+
+    def _scrubbed(self, answer: Answered) -> Answered:
+        if answer.status < 400:
+            return answer
+        return replace(answer, body=scrub_error(answer.body, self.upstream_key))
+
+    async def _detached(self, work: Coroutine[Any, Any, Reply]) -> Reply:
+        """Run `work` to its end even if the caller goes away."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return await asyncio.shield(task)
+
+
+def ending_refs(operation: Operation, proof: Proof, now: int) -> Refs:
+    """Return the rows that concluding `operation` by `proof` depends on."""
+    today = windows_at(now, operation.lineage_id, operation.customer, operation.currency)
+    return Refs(
+        operations=frozenset({operation.id}),
+        lineages=frozenset({operation.lineage_id}),
+        windows=frozenset((*windows_of(operation).all(), *today.all())),
+        tallies=frozenset({tally_of(operation)}),
+        objects=frozenset({proof.object_id}) if isinstance(proof, Made) else frozenset(),
+    )
+
+
+def _decider(intent: Intent) -> Callable[[Standing], tuple[Decision, Changes]]:
+    def step(standing: Standing) -> tuple[Decision, Changes]:
+        decision = decide(standing, intent)
+        return decision, decision.changes
+
+    return step

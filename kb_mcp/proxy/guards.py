@@ -1,0 +1,86 @@
+"""Guards: another live operation that may already be this bill.
+
+Floor: above standing, below decide. Pure. The guards hold over every name, so that a legacy
+handler and a tool beside each other do not bill twice (design: What names an operation).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kb_mcp.money import Money, format_money
+from kb_mcp.periods import overlap, parse_period
+from kb_mcp.proxy.ledger import HOLDING, NamedBy, Operation
+from kb_mcp.proxy.ledger import State as S
+from kb_mcp.proxy.refusals import Code, Fact, Refusal, refuse
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.intent import Intent
+    from kb_mcp.proxy.standing import Standing
+
+
+def find_conflict(standing: Standing, intent: Intent) -> tuple[Refusal, Operation] | None:
+    """Return the refusal for the first other live operation that may be this bill, or None.
+
+    An operation that an operator reopened does not conflict: `permits` lists those instead.
+    """
+    for code, peer in _conflicts(standing, intent):
+        if not peer.reopened:
+            return _refusal(code, peer), peer
+    return None
+
+
+def permits(standing: Standing, intent: Intent) -> list[Operation]:
+    """Return the reopened operations whose one permit `intent` would use up."""
+    return [peer for _, peer in _conflicts(standing, intent) if peer.reopened]
+
+
+def suspect(code: Code, peer: Operation) -> Refusal:
+    """Return `code` as a refusal that names the operation `peer` and its charge."""
+    return _refusal(code, peer)
+
+
+def _conflicts(standing: Standing, intent: Intent) -> list[tuple[Code, Operation]]:
+    reading = intent.reading
+    found: list[tuple[Code, Operation]] = []
+    if reading.customer is not None and reading.period is not None:
+        found += [
+            (Code.PERIOD_ALREADY_CHARGED, peer)
+            for peer in standing.period_peers(
+                reading.customer, reading.period.label, reading.reference
+            )
+            if peer.name != intent.name
+        ]
+    bill = intent.bill(standing.now)
+    if bill is not None:
+        found += [
+            (Code.DUPLICATE_SUSPECTED, peer)
+            for peer in standing.bill_peers(bill)
+            if peer.name != intent.name and _suspicious(intent, peer, bill.since)
+        ]
+    return found
+
+
+def _suspicious(intent: Intent, peer: Operation, since: int) -> bool:
+    period = intent.reading.period
+    if period is not None and peer.period is not None:
+        # Equal periods are the period guard's; a shared boundary day is no overlap.
+        return peer.period != period.label and overlap(period, parse_period(peer.period))
+    if period is None and intent.named_by is NamedBy.CALLER:
+        return False
+    unresolved = peer.state in HOLDING or peer.state is S.VOIDED
+    return unresolved or peer.first_arrival_at > since
+
+
+def _refusal(code: Code, peer: Operation) -> Refusal:
+    facts: dict[str, Fact] = {
+        "operation": peer.id,
+        "charge_id": peer.object_id,
+        "amount": peer.amount,
+        "currency": peer.currency,
+        "billing_period": peer.period,
+        "state": peer.state.value,
+    }
+    named = peer.object_id or f"operation {peer.id}, whose outcome is {peer.state.value}"
+    amount = format_money(Money(peer.amount, peer.currency))
+    return refuse(code, facts=facts, charge=f"{named}, {amount}")

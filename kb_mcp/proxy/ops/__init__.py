@@ -1,0 +1,1 @@
+"""What operators do: keys, settings, unclear operations, reconciling, verifying."""

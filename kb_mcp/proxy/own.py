@@ -1,0 +1,118 @@
+"""The proxy's own paths on the agents' listener: health, the key itself, its operations.
+
+Floor: below http, above admission and records. Reads the ledger only; never Stripe, but for
+readiness.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from kb_mcp.proxy.admission import Admitted, admit
+from kb_mcp.proxy.audit import clean_text
+from kb_mcp.proxy.authority import may_touch
+from kb_mcp.proxy.ledger import AuditDraft, Changes, Ledger, LedgerUnavailableError, Refs
+from kb_mcp.proxy.messages import Reply, Request, refused
+from kb_mcp.proxy.noise import Noise
+from kb_mcp.proxy.records import Records, key_record, operation_record, spend_records
+from kb_mcp.proxy.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.windows import day_of
+
+_KEY = b"/keybrake/v1/key"
+_OPERATIONS = b"/keybrake/v1/operations"
+_MATCHES_MAX = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Own:
+    """Serves `/keybrake/v1/*`, `/healthz` and `/readyz`."""
+
+    ledger: Ledger
+    records: Records
+    noise: Noise
+    now_ms: Callable[[], int]
+    upstream_ready: Callable[[], bool]
+
+    async def health(self, request: Request) -> Reply:
+        """Say whether the process is alive, and for `/readyz` whether it could charge."""
+        if request.raw_path == b"/healthz":
+            return _json({"status": "ok"})
+        try:
+            store = await self.records.ping()
+        except LedgerUnavailableError:
+            store = False
+        ready = store and self.upstream_ready()
+        body = {"status": "ok" if ready else "unavailable", "store": store,
+                "upstream": self.upstream_ready()}  # fmt: skip
+        return Reply(200 if ready else 503, json.dumps(body).encode())
+
+    async def serve(self, request: Request) -> Reply:
+        """Answer a request to `/keybrake/…`. Raises: LedgerUnavailableError."""
+        admitted = await admit(self.ledger, request, self.now_ms)
+        if isinstance(admitted, Refusal):
+            self.noise.count(admitted.code)
+            return refused(admitted)
+        reply = await self._answer(admitted, request)
+        await self._note(admitted, request, reply)
+        return reply
+
+    async def _answer(self, admitted: Admitted, request: Request) -> Reply:
+        if request.raw_path not in {_KEY, _OPERATIONS}:
+            return refused(refuse(Code.PATH_UNKNOWN))
+        if request.method != "GET":
+            return refused(refuse(Code.METHOD_NOT_ALLOWED))
+        if request.raw_path == _KEY:
+            return await self._key(admitted)
+        return await self._operations(admitted, request)
+
+    async def _key(self, admitted: Admitted) -> Reply:
+        found = await self.ledger.find_key(admitted.key.id)
+        if found is None:
+            return refused(refuse(Code.VAULT_KEY_UNKNOWN))
+        today = day_of(self.now_ms())
+        day, month = today.isoformat(), today.replace(day=1).isoformat()
+        windows = await self.records.windows(scope_id=admitted.key.lineage_id, starts=(day, month))
+        record = key_record(*found, admitted.policy)
+        record["spend"] = spend_records(admitted.key, admitted.policy, windows, day, month)
+        return _json(record)
+
+    async def _operations(self, admitted: Admitted, request: Request) -> Reply:
+        if not any(entry.startswith("GET /v1/") for entry in admitted.policy.allow):
+            reason = "it may not read charges"
+            return refused(refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason))
+        query = dict(parse_qsl(request.query.decode("ascii", "replace")))
+        filters = {
+            name: query[name]
+            for name in ("customer_id", "billing_period", "charge_id")
+            if name in query
+        }
+        if not ({"customer_id", "billing_period"} <= filters.keys() or "charge_id" in filters):
+            return refused(refuse(Code.PARAMETER_MISSING, param="customer_id"))
+        found = await self.records.operations(**filters, limit=_MATCHES_MAX)
+        data = [
+            operation_record(operation, attempts)
+            for operation, attempts in found
+            if may_touch(admitted.policy, operation.customer)
+        ]
+        return _json({"object": "list", "data": data})
+
+    async def _note(self, admitted: Admitted, request: Request, reply: Reply) -> None:
+        row = AuditDraft(
+            kind="read",
+            decision="own",
+            key_id=admitted.key.id,
+            role=admitted.key.role,
+            method=clean_text(request.method, 16),
+            path=clean_text(request.raw_path.decode("ascii", "replace"), 128),
+            request_id=request.request_id,
+            stripe_status=None,
+            code=None if reply.status < 400 else str(reply.status),
+        )
+        await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
+
+
+def _json(body: object) -> Reply:
+    return Reply(200, json.dumps(body, separators=(",", ":")).encode())

@@ -1,0 +1,150 @@
+"""What an answer from Stripe proves about a send, whatever else is known.
+
+Floor: above surface, below conclude. Pure: status, body and headers in, a proof out. The table is
+that of docs/exactly-once.md; whether a no counts depends on open sends, and is conclude's to say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kb_mcp.proxy.upstream import Answered, Lost, NotSent, UpstreamAnswer
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.routes import Lifecycle, Route
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Stripe has the object: its own status decides."""
+
+    object_id: str
+    stripe_status: str
+    verdict: str  # done | pending | failed
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """402: the key is spent on a decline, whoever sent it."""
+
+    object_id: str | None
+    status: int
+    body: bytes
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A 4xx that Stripe gives before it begins; `ours` means our own key was refused."""
+
+    status: int
+    body: bytes
+    code: str
+    ours: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NeverBegan:
+    """Nothing left us, or Stripe turned it away before the key was looked at (429, lock)."""
+
+    code: str
+    status: int | None = None
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """Sent, and nobody can say what happened; `foreign` means that others used the key."""
+
+    reason: str
+    status: int | None = None
+    foreign: bool = False
+
+
+Proof = Made | Declined | Rejected | NeverBegan | Nothing
+
+_REJECTIONS = frozenset({400, 401, 403, 404})
+
+
+def prove(answer: UpstreamAnswer, route: Route) -> Proof:
+    """Return what `answer` to a request on `route` proves."""
+    if isinstance(answer, NotSent):
+        return NeverBegan(answer.reason)
+    if isinstance(answer, Lost):
+        return Nothing(answer.reason)
+    return _prove_answered(answer, route)
+
+
+def prove_object(body: Mapping[str, Any], route: Route) -> Made | None:
+    """Return what an object that Stripe shows (in an answer or a list) proves, if it is one."""
+    object_id, status = body.get("id"), body.get("status", "")
+    if not isinstance(object_id, str) or not isinstance(status, str):
+        return None
+    if body.get("object", route.object_type) != route.object_type:
+        return None
+    verdict = _verdict(route.lifecycle, body)
+    if verdict is None:
+        return None
+    return Made(object_id, status, verdict, 200, json.dumps(body, separators=(",", ":")).encode())
+
+
+def _verdict(lifecycle: Lifecycle, body: Mapping[str, Any]) -> str | None:
+    """Return done, pending or failed; None for a status that Stripe did not document."""
+    status = body.get("status")
+    if not lifecycle.done:
+        return "done"
+    if status in lifecycle.failed:
+        return "failed"
+    if status in lifecycle.pending:
+        return "pending"
+    if status not in lifecycle.done:
+        return None
+    return "pending" if lifecycle.unless and body.get(lifecycle.unless) is False else "done"
+
+
+def _prove_answered(answer: Answered, route: Route) -> Proof:
+    parsed = _object(answer.body)
+    if parsed is None:
+        return Nothing("unreadable", answer.status)
+    if 200 <= answer.status < 300:
+        made = prove_object(parsed, route)
+        if made is None:
+            return Nothing("unreadable", answer.status)
+        return Made(made.object_id, made.stripe_status, made.verdict, answer.status, answer.body)
+    return _prove_error(answer, parsed)
+
+
+def _prove_error(answer: Answered, parsed: Mapping[str, Any]) -> Proof:
+    error = parsed.get("error")
+    if not isinstance(error, dict):
+        return Nothing("unreadable", answer.status)
+    code = error.get("code") if isinstance(error.get("code"), str) else None
+    kind = error.get("type")
+    if kind == "idempotency_error" or code == "idempotency_key_in_use":
+        return Nothing("the key is in use outside the ledger", answer.status, foreign=True)
+    if answer.status == 402:
+        return Declined(_charge_of(error), 402, answer.body, code or "card_declined")
+    if answer.status == 429 or code == "lock_timeout":
+        return NeverBegan(code or "rate_limited", answer.status, answer.body)
+    if answer.status in _REJECTIONS:
+        ours = answer.status in {401, 403}
+        return Rejected(answer.status, answer.body, code or str(kind), ours)
+    return Nothing(f"status {answer.status}", answer.status)
+
+
+def _charge_of(error: Mapping[str, Any]) -> str | None:
+    charge = error.get("charge")
+    return charge if isinstance(charge, str) else None
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None

@@ -1,0 +1,160 @@
+"""Records for people: what `--json`, the admin API and `/keybrake/v1` show.
+
+Floor: wing B, beside the deciders. Pure. Money is integer minor units beside `currency`, times are
+RFC 3339 UTC (contract: Records).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from kb_mcp.proxy.ledger import Attempt, Lineage, Operation, VaultKey, Window
+from kb_mcp.proxy.policy import Policy
+from kb_mcp.proxy.windows import rfc3339
+
+Record = dict[str, Any]
+
+
+class Records(Protocol):
+    """Reads of a store, outside any decision. Raises: LedgerUnavailableError."""
+
+    async def operations(
+        self, *, limit: int | None = None, **filters: str
+    ) -> Sequence[tuple[Operation, list[Attempt]]]:
+        """Return matching operations, newest first, each with its attempts."""
+        ...
+
+    async def windows(
+        self, *, scope_id: str | None = None, starts: Sequence[str] = (), scope: str | None = None
+    ) -> Sequence[Window]:
+        """Return windows, by whose they are and by their first day."""
+        ...
+
+    async def keys(self) -> Sequence[tuple[VaultKey, Lineage]]:
+        """Return every key with its lineage, oldest first."""
+        ...
+
+    async def ping(self) -> bool:
+        """Say whether the store answers."""
+        ...
+
+
+def operation_record(operation: Operation, attempts: Iterable[Attempt]) -> Record:
+    """Return an operation as the contract writes it."""
+    return {
+        "id": operation.id,
+        "state": operation.state.value,
+        "final": operation.final,
+        "amount": operation.amount,
+        "currency": operation.currency,
+        "customer_id": operation.customer,
+        "billing_period": operation.period,
+        "reference": operation.reference,
+        "charge_id": operation.object_id,
+        "stripe_status": operation.stripe_status,
+        "idempotency_key": operation.upstream_name,
+        "attempts": [attempt_record(attempt) for attempt in attempts],
+        "key_id": operation.key_id,
+        "code": operation.code,
+        "overshoot": operation.overshoot,
+        "created_at": rfc3339(operation.created_at),
+        "updated_at": rfc3339(operation.updated_at),
+    }
+
+
+def attempt_record(attempt: Attempt) -> Record:
+    """Return an attempt as the contract writes it."""
+    return {
+        "upstream_key": attempt.upstream_key,
+        "first_sent_at": rfc3339(attempt.first_sent_at),
+        "last_sent_at": rfc3339(attempt.last_sent_at),
+        "status": attempt.outcome.value,
+        "object_id": attempt.object_id,
+    }
+
+
+def key_record(key: VaultKey, lineage: Lineage, policy: Policy) -> Record:
+    """Return a vault key without its token."""
+    return {
+        "id": key.id,
+        "role": key.role,
+        "mode": key.mode,
+        "label": key.label,
+        "agent": key.agent,
+        "policy": policy.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "created_at": rfc3339(key.created_at),
+        "expires_at": None if key.expires_at is None else rfc3339(key.expires_at),
+        "revoked_at": None if key.revoked_at is None else rfc3339(key.revoked_at),
+        "revoke_reason": key.revoke_reason,
+        "frozen_at": None if lineage.frozen_at is None else rfc3339(lineage.frozen_at),
+        "frozen_reason": lineage.frozen_reason,
+        "rotated_to": key.rotated_to,
+        "last_used_at": None if key.last_used_at is None else rfc3339(key.last_used_at),
+        "lineage": key.lineage_id,
+    }
+
+
+def spend_records(
+    key: VaultKey, policy: Policy, windows: Iterable[Window], today: str, month: str
+) -> list[Record]:
+    """Return the spend of a key's lineage, a row for each window, with the caps that hold it."""
+    held = {
+        (window.key.window, window.key.currency): window
+        for window in windows
+        if window.key.scope == "key" and window.key.currency
+    }
+    rows = []
+    for name, start, caps in (
+        ("day", today, policy.caps.daily),
+        ("month", month, policy.caps.monthly),
+    ):
+        currencies = sorted(set(caps) | {currency for kind, currency in held if kind == name})
+        rows += [
+            _spend_record(key, name, start, currency, caps, held.get((name, currency)))
+            for currency in currencies
+        ]
+    return rows
+
+
+def account_record(window: Window, ceilings: Mapping[str, int]) -> Record:
+    """Return the spend of the whole account on one day."""
+    cap = ceilings.get(window.key.currency)
+    return _row(
+        None, "account", window.key.window, window.key.start, window.key.currency, cap, window
+    )
+
+
+def _spend_record(
+    key: VaultKey,
+    name: str,
+    start: str,
+    currency: str,
+    caps: Mapping[str, int],
+    window: Window | None,
+) -> Record:
+    return _row(key.id, "key", name, start, currency, caps.get(currency), window)
+
+
+def _row(
+    key_id: str | None,
+    scope: str,
+    name: str,
+    start: str,
+    currency: str,
+    cap: int | None,
+    window: Window | None,
+) -> Record:
+    settled = 0 if window is None else window.settled
+    reserved = 0 if window is None else window.reserved
+    return {
+        "key_id": key_id,
+        "scope": scope,
+        "window": name,
+        "window_start": start,
+        "currency": currency,
+        "cap": cap,
+        "settled": settled,
+        "reserved": reserved,
+        "left": None if cap is None else max(cap - settled - reserved, 0),
+    }

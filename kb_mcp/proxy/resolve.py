@@ -1,0 +1,197 @@
+"""Resolving: what a reading of Stripe's list says about an operation nobody could conclude.
+
+Floor: above conclude, below recovery. Pure. Reading proves a yes at once; it proves a no only after
+grace, from a complete walk, with a clock that agrees with Stripe's, and never where somebody
+outside the ledger used the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kb_mcp.proxy.conclude import FOREIGN_KEY, Ending, conclude
+from kb_mcp.proxy.ledger import (
+    HOLDING,
+    LISTINGS_THAT_FREE,
+    Attempt,
+    AttemptOutcome,
+    AuditDraft,
+    Changes,
+    Operation,
+    OperationId,
+)
+from kb_mcp.proxy.ledger import State as S
+from kb_mcp.proxy.proofs import Made
+from kb_mcp.proxy.standing import Standing
+from kb_mcp.proxy.windows import release
+
+HOUR_MS = 3_600_000
+LEASE_MS = 120_000
+# Listings of a voided operation, counted from the void; the last one frees its guards.
+SECOND_LISTING_MS = HOUR_MS
+LAST_LISTING_MS = 25 * HOUR_MS
+_ROW = AuditDraft(kind="recovery")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Stripe shows the object of attempt `number`."""
+
+    number: int
+    proof: Made
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A complete walk found no object of any attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The walk was not complete: nothing follows."""
+
+
+Finding = Found | Absent | Unreadable
+
+
+def take(standing: Standing, operation_id: OperationId, owner: str) -> tuple[
+    tuple[Operation, list[Attempt]] | None, Changes
+]:  # fmt: skip
+    """Lease an operation for reading, or return None where somebody is at it."""
+    operation = standing.operations.get(operation_id)
+    if operation is None or standing.leased(operation) or not _needs_reading(operation):
+        return None, Changes()
+    leased = replace(
+        operation,
+        lease_owner=owner,
+        lease_token=operation.lease_token + 1,
+        lease_until=standing.now + LEASE_MS,
+    )
+    return (leased, standing.attempts_of(operation)), Changes(operations=(leased,))
+
+
+def resolve(
+    standing: Standing, leased: Operation, finding: Finding, daily_declines: int
+) -> tuple[Operation, Changes]:
+    """Return the operation after `finding`, read under the lease in `leased`."""
+    operation = standing.operations[leased.id]
+    if operation.lease_token != leased.lease_token:
+        # Somebody sent again meanwhile: what was read says nothing about that send.
+        return operation, Changes()
+    if isinstance(finding, Found):
+        ending = Ending(
+            operation_id=operation.id,
+            attempt=finding.number,
+            token=leased.lease_token,
+            proof=finding.proof,
+            daily_declines=daily_declines,
+            request=_ROW,
+        )
+        after, changes = conclude(standing, ending)
+        if not changes.operations:
+            freed = replace(after, lease_owner=None, next_read_at=standing.now + HOUR_MS)
+            return freed, replace(changes, operations=(freed,))
+        return after, changes
+    if isinstance(finding, Absent) and _proves_absence(standing, operation):
+        return _absent(standing, operation)
+    return _look_again(standing, operation)
+
+
+def match_attempt(
+    item: Mapping[str, Any], operation: Operation, attempts: list[Attempt]
+) -> int | None:
+    """Return the number of the attempt that made the listed object `item`, or None.
+
+    The mark alone is not enough: amount, currency and customer must be the operation's.
+    """
+    metadata = item.get("metadata")
+    mark = metadata.get("keybrake_attempt") if isinstance(metadata, dict) else None
+    same = (
+        item.get("amount") == operation.amount
+        and item.get("currency") == operation.currency
+        and (item.get("customer") or None) == operation.customer
+    )
+    if mark is None or not same:
+        return None
+    return next((each.number for each in attempts if each.upstream_key == mark), None)
+
+
+def _needs_reading(operation: Operation) -> bool:
+    if operation.state in HOLDING:
+        return True
+    return operation.next_read_at is not None
+
+
+def _proves_absence(standing: Standing, operation: Operation) -> bool:
+    if operation.state is S.VOIDED:
+        return not standing.skewed
+    if operation.state not in HOLDING or standing.skewed or operation.code == FOREIGN_KEY:
+        return False
+    last_sent = max(
+        (attempt.last_sent_at for attempt in standing.attempts_of(operation)), default=0
+    )
+    return standing.now > last_sent + standing.settings.recovery_grace_ms
+
+
+def _absent(standing: Standing, operation: Operation) -> tuple[Operation, Changes]:
+    if operation.state is S.VOIDED:
+        return _listed_empty(standing, operation)
+    voided = replace(
+        operation,
+        state=S.VOIDED,
+        held=0,
+        code="voided",
+        voided_at=standing.now,
+        empty_listings=1,
+        next_read_at=standing.now + SECOND_LISTING_MS,
+        lease_owner=None,
+        updated_at=standing.now,
+    )
+    attempt = standing.attempts[operation.id, operation.attempt]
+    row = replace(
+        _ROW,
+        decision="voided",
+        operation_id=operation.id,
+        attempt=operation.attempt,
+        amount=operation.amount,
+        currency=operation.currency,
+        customer_id=operation.customer,
+    )
+    return voided, Changes(
+        operations=(voided,),
+        attempts=(replace(attempt, outcome=AttemptOutcome.VOIDED),),
+        windows=release(standing, operation),
+        audit=(row,),
+    )
+
+
+def _listed_empty(standing: Standing, operation: Operation) -> tuple[Operation, Changes]:
+    voided_at = operation.voided_at or standing.now
+    count = operation.empty_listings
+    due = voided_at + (SECOND_LISTING_MS if count == 1 else LAST_LISTING_MS)
+    if standing.now < due:
+        return _look_again(standing, operation)
+    over = count + 1 >= LISTINGS_THAT_FREE
+    listed = replace(
+        operation,
+        empty_listings=count + 1,
+        next_read_at=None if over else voided_at + LAST_LISTING_MS,
+        lease_owner=None,
+        updated_at=standing.now,
+    )
+    return listed, Changes(operations=(listed,))
+
+
+def _look_again(standing: Standing, operation: Operation) -> tuple[Operation, Changes]:
+    state = S.UNKNOWN if operation.state in HOLDING else operation.state
+    waiting = replace(
+        operation,
+        state=state,
+        code=operation.code or ("outcome_unknown" if state is S.UNKNOWN else None),
+        lease_owner=None,
+        next_read_at=max(operation.next_read_at or 0, standing.now),
+        updated_at=standing.now,
+    )
+    return waiting, Changes(operations=(waiting,))

@@ -1,0 +1,108 @@
+"""Exported heads: how far each process's audit chain had come, kept outside the store.
+
+Floor: inside the stores. A store that was restored from an older copy, or lost its tail, does not
+reach its exported heads: it must send nothing until it is reconciled (ledger.md: Recovery).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kb_mcp.proxy.audit import Head
+from kb_mcp.proxy.owners import gone_owners
+
+EXPORT_EVERY_MS = 200
+_RETIRED = "retired.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A head that the store does not reach: the row that should be there and is not."""
+
+    head: Head
+
+
+class Heads:
+    """The heads of one store, a file per writing process in `folder`."""
+
+    def __init__(
+        self, folder: Path, node: str, owner: str, monotonic_ms: Callable[[], int]
+    ) -> None:
+        """Export as `node`; `owner` tells later processes whether this one is gone."""
+        self._folder = folder
+        self._node = node
+        self._owner = owner
+        self._monotonic_ms = monotonic_ms
+        self._exported_at = -EXPORT_EVERY_MS
+        self._exported_seq = 0
+
+    def export(self, head: tuple[int, str], *, force: bool = False) -> None:
+        """Write `head` (number and hash), at most every EXPORT_EVERY_MS unless forced."""
+        now = self._monotonic_ms()
+        if head[0] in {0, self._exported_seq}:
+            return
+        if not force and now < self._exported_at + EXPORT_EVERY_MS:
+            return
+        self._exported_at = now
+        record = {"node": self._node, "seq": head[0], "hash": head[1], "owner": self._owner}
+        try:
+            _replace(self._folder / f"{self._node}.json", record)
+        except OSError:
+            # A full disk must not stop a conclusion; the next export tries again.
+            return
+        self._exported_seq = head[0]
+
+    def check(self, hash_at: Callable[[str, int], str | None]) -> list[Behind]:
+        """Return the heads that the store does not reach; `hash_at(node, seq)` reads the store."""
+        return [Behind(head) for head in self._known() if hash_at(head.node, head.seq) != head.hash]
+
+    def retire(self) -> None:
+        """Fold the files of processes that are gone into one, so that they do not pile up."""
+        files = [file for file in self._files() if file.name != _RETIRED]
+        records = {file: _read(file) for file in files}
+        owners = {str(record.get("owner", "")) for record in records.values()}
+        gone = gone_owners(owners, self._owner)
+        over = {file: record for file, record in records.items() if record.get("owner") in gone}
+        if not over:
+            return
+        retired = _read(self._folder / _RETIRED)
+        retired.update({str(each["node"]): [each["seq"], each["hash"]] for each in over.values()})
+        _replace(self._folder / _RETIRED, retired)
+        for file in over:
+            file.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Drop every exported head: an operator has reconciled the store and begins anew."""
+        for file in self._files():
+            file.unlink(missing_ok=True)
+
+    def _known(self) -> Iterable[Head]:
+        for file in self._files():
+            record = _read(file)
+            if file.name == _RETIRED:
+                for node, (seq, digest) in record.items():
+                    yield Head(node, int(seq), str(digest))
+            elif record:
+                yield Head(str(record["node"]), int(record["seq"]), str(record["hash"]))
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("*.json")) if self._folder.is_dir() else []
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _replace(file: Path, record: dict[str, Any]) -> None:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    beside = file.with_suffix(".new")
+    beside.write_text(json.dumps(record))
+    beside.replace(file)

@@ -1,0 +1,56 @@
+"""The journal: this process's audit chain, from drafts to rows.
+
+Floor: inside the stores, above audit. A journal belongs to one writer; `mark` and `rewind` undo
+the rows of a transaction that did not commit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from datetime import datetime
+from typing import Any
+
+from kb_mcp.proxy.audit import GENESIS, AuditRow, audit_row, row_hash
+from kb_mcp.proxy.ledger import AuditDraft
+from kb_mcp.proxy.windows import rfc3339
+
+AUDIT_COLUMNS = ("id", *(field.name for field in fields(AuditRow)), "hash")
+
+
+class Journal:
+    """Numbers, dates and chains the audit rows of one process (`node`)."""
+
+    def __init__(self, node: str, chain_key: bytes, seq: int = 0, head: str | None = None) -> None:
+        """Go on after row `seq`, whose hash is `head`; a new node starts from nothing."""
+        self.node = node
+        self._chain_key = chain_key
+        self._seq = seq
+        self._head = GENESIS.hex() if head is None else head
+
+    @property
+    def head(self) -> tuple[int, str]:
+        """The number and hash of the last row."""
+        return self._seq, self._head
+
+    def rewind(self, head: tuple[int, str]) -> None:
+        """Forget the rows after `head`: their transaction was rolled back."""
+        self._seq, self._head = head
+
+    def values(self, draft: AuditDraft, now: int) -> tuple[Any, ...]:
+        """Chain `draft` as the next row and return its column values."""
+        self._seq += 1
+        row = audit_row(draft, node=self.node, seq=self._seq, time=now)
+        self._head = row_hash(self._chain_key, bytes.fromhex(self._head), row)
+        plain = (
+            rfc3339(row.time) if name == "time" else getattr(row, name)
+            for name in AUDIT_COLUMNS[:-1]
+        )
+        return (*plain, self._head)
+
+
+def row_of(columns: dict[str, Any]) -> tuple[AuditRow, str]:
+    """Return the audit row and the stored hash in a row of the `audit` table."""
+    plain = {name: columns[name] for name in AUDIT_COLUMNS if name not in {"id", "hash", "time"}}
+    moment = datetime.fromisoformat(columns["time"])
+    time_ms = int(moment.replace(microsecond=0).timestamp()) * 1000 + moment.microsecond // 1000
+    return AuditRow(time=time_ms, **plain), columns["hash"]

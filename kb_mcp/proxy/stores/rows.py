@@ -1,0 +1,121 @@
+"""Records to rows and back, the same for every store.
+
+Floor: above the records, below the stores. Pure but for sealing, which a store hands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from kb_mcp.proxy.ledger import (
+    Approval,
+    Attempt,
+    AttemptOutcome,
+    Lineage,
+    NamedBy,
+    Operation,
+    State,
+    Tally,
+    VaultKey,
+    Window,
+    WindowKey,
+)
+
+Row = Any  # a driver's own row: maps column names to values
+Seal = Callable[[bytes, str], bytes]
+
+# table -> (record, primary key); WINDOW is flattened by hand below.
+KEYED: Mapping[str, tuple[type, tuple[str, ...]]] = {
+    "operations": (Operation, ("id",)),
+    "attempts": (Attempt, ("operation_id", "number")),
+    "tallies": (Tally, ("key",)),
+    "keys": (VaultKey, ("id",)),
+    "lineages": (Lineage, ("id",)),
+    "approvals": (Approval, ("id",)),
+}
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    table: tuple(field.name for field in fields(record)) for table, (record, _) in KEYED.items()
+} | {
+    "windows": (
+        *("scope", "scope_id", "window", "start", "currency"),
+        *("reserved", "settled", "sends", "declines"),
+    )
+}
+_WINDOW_KEY = ("scope", "scope_id", "window", "start", "currency")
+
+
+def upsert(table: str, placeholder: str = "?") -> str:
+    """Return the statement that writes one row of `table`, whether or not it is there."""
+    columns = COLUMNS[table]
+    key = _WINDOW_KEY if table == "windows" else KEYED[table][1]
+    sets = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in key)
+    values = ", ".join(placeholder for _ in columns)
+    # Table and column names are ours, never a caller's: there is nothing to inject.
+    return (
+        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}) "  # noqa: S608 see above
+        f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {sets}"
+    )
+
+
+def values(table: str, record: object) -> tuple[Any, ...]:
+    """Return the column values of `record`, unsealed."""
+    return tuple(getattr(record, name) for name in COLUMNS[table])
+
+
+def window_values(window: Window) -> tuple[Any, ...]:
+    """Return the column values of `window`."""
+    key = window.key
+    return (
+        *(key.scope, key.scope_id, key.window, key.start, key.currency),
+        *(window.reserved, window.settled, window.sends, window.declines),
+    )
+
+
+def operation_values(operation: Operation, seal: Seal) -> tuple[Any, ...]:
+    """Return the column values of `operation`, its answer sealed."""
+    return _sealed("operations", operation, "answer", operation.id, seal)
+
+
+def attempt_values(attempt: Attempt, seal: Seal) -> tuple[Any, ...]:
+    """Return the column values of `attempt`, its body sealed."""
+    return _sealed("attempts", attempt, "body", attempt.upstream_key, seal)
+
+
+def operation_of(row: Row, unseal: Seal) -> Operation:
+    """Return the operation in `row`."""
+    plain = dict(row)
+    if plain["answer"] is not None:
+        plain["answer"] = unseal(bytes(plain["answer"]), plain["id"])
+    plain["state"] = State(plain["state"])
+    plain["named_by"] = NamedBy(plain["named_by"])
+    for name in ("final", "reopened", "overshoot"):
+        plain[name] = bool(plain[name])
+    return Operation(**plain)
+
+
+def attempt_of(row: Row, unseal: Seal) -> Attempt:
+    """Return the attempt in `row`."""
+    plain = dict(row)
+    plain["body"] = unseal(bytes(plain["body"]), plain["upstream_key"])
+    plain["outcome"] = AttemptOutcome(plain["outcome"])
+    return Attempt(**plain)
+
+
+def window_of(key: WindowKey, row: Sequence[int] | None) -> Window:
+    """Return the window `key` with the figures of `row`."""
+    return Window(key) if row is None else Window(key, *row)
+
+
+def tally_of_row(row: Row) -> Tally:
+    """Return the tally in `row`."""
+    return Tally(**dict(row))
+
+
+def _sealed(table: str, record: object, column: str, label: str, seal: Seal) -> tuple[Any, ...]:
+    plain = list(values(table, record))
+    at = COLUMNS[table].index(column)
+    if plain[at] is not None:
+        plain[at] = seal(plain[at], label)
+    return tuple(plain)

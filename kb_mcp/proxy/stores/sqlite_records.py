@@ -1,0 +1,164 @@
+"""Reads of a SQLite store for people and recovery, outside any decision.
+
+Floor: a store; built in wiring alone. Each read is one statement on a connection of its own, so
+that it sees what is committed and holds nobody up.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from kb_mcp.proxy.ledger import (
+    Approval,
+    Attempt,
+    LedgerUnavailableError,
+    Lineage,
+    Operation,
+    OperationId,
+    VaultKey,
+    Window,
+    WindowKey,
+)
+from kb_mcp.proxy.sealing import Sealer
+from kb_mcp.proxy.stores.queries import load_queries
+from kb_mcp.proxy.stores.rows import attempt_of, operation_of
+from kb_mcp.proxy.stores.sqlite import connect
+
+_OPERATION_FILTERS = {
+    "state": "state = ?",
+    "customer_id": "customer = ?",
+    "billing_period": "period = ?",
+    "charge_id": "object_id = ?",
+    "operation_id": "id = ?",
+    "lineage_id": "lineage_id = ?",
+}
+_AUDIT_FILTERS = {
+    "key": "key_id = ?",
+    "customer": "customer_id = ?",
+    "code": "code = ?",
+    "operation": "operation_id = ?",
+    "since": "time >= ?",
+    "until": "time < ?",
+    "after_row": "rowid > ?",
+    "node": "node = ?",
+}
+
+
+class SqliteRecords:
+    """`records.Records` over one SQLite file."""
+
+    def __init__(self, path: Path, sealer: Sealer) -> None:
+        """Read the migrated store at `path`."""
+        self._connection = connect(path)
+        self._queries = load_queries("sqlite")
+        self._sealer = sealer
+
+    async def ping(self) -> bool:
+        """Say whether the store answers."""
+        return bool(self._rows("SELECT 1"))
+
+    async def operations(
+        self, *, limit: int | None = None, **filters: str
+    ) -> list[tuple[Operation, list[Attempt]]]:
+        """Return matching operations, newest first, each with its attempts."""
+        where, values = _where(_OPERATION_FILTERS, filters)
+        rows = self._rows(
+            f"SELECT * FROM operations {where} ORDER BY created_at DESC, rowid DESC LIMIT ?",  # noqa: S608 our own column names
+            *values,
+            -1 if limit is None else limit,
+        )
+        found = [operation_of(row, self._sealer.unseal) for row in rows]
+        return [(operation, self._attempts(operation.id)) for operation in found]
+
+    async def due(self, now: int, limit: int) -> list[OperationId]:
+        """Return the operations that recovery should look at, oldest first."""
+        rows = self._connection.execute(
+            self._queries["to_recover"], {"now": now, "limit": limit}
+        ).fetchall()
+        return [OperationId(row["id"]) for row in rows]
+
+    async def windows(
+        self, *, scope_id: str | None = None, starts: Sequence[str] = (), scope: str | None = None
+    ) -> list[Window]:
+        """Return windows, by whose they are and by their first day."""
+        clauses, values = [], []
+        for column, value in (("scope_id", scope_id), ("scope", scope)):
+            if value is not None:
+                clauses.append(f"{column} = ?")
+                values.append(value)
+        if starts:
+            clauses.append(f"start IN ({', '.join('?' for _ in starts)})")
+            values += starts
+        where = f"WHERE {' AND '.join(clauses)}" if clauses else ""
+        return [
+            Window(WindowKey(*tuple(row)[:5]), *tuple(row)[5:])
+            for row in self._rows(f"SELECT * FROM windows {where}", *values)  # noqa: S608 our own
+        ]
+
+    async def keys(self) -> list[tuple[VaultKey, Lineage]]:
+        """Return every key with its lineage, oldest first."""
+        lineages = {row["id"]: Lineage(**dict(row)) for row in self._rows("SELECT * FROM lineages")}
+        rows = self._rows("SELECT * FROM keys ORDER BY created_at, id")
+        keys = [VaultKey(**dict(row)) for row in rows]
+        return [(key, lineages[key.lineage_id]) for key in keys]
+
+    async def approvals(self) -> list[Approval]:
+        """Return every approval, newest first."""
+        rows = self._rows("SELECT * FROM approvals ORDER BY created_at DESC")
+        return [Approval(**dict(row)) for row in rows]
+
+    def audit(
+        self, *, limit: int | None = None, newest_first: bool = False, **filters: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yield audit rows as dicts, in the order in which they were written."""
+        where, values = _where(_AUDIT_FILTERS, filters)
+        order = "DESC" if newest_first else "ASC"
+        cursor = self._connection.execute(
+            f"SELECT rowid AS row, * FROM audit {where} ORDER BY rowid {order} LIMIT ?",  # noqa: S608 our own
+            (*values, -1 if limit is None else limit),
+        )
+        for row in cursor:
+            yield dict(row)
+
+    def chain(self, node: str) -> Iterator[dict[str, Any]]:
+        """Yield the audit rows of one node, in the order of its chain."""
+        for row in self._connection.execute(
+            "SELECT * FROM audit WHERE node = ? ORDER BY seq", (node,)
+        ):
+            yield dict(row)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return the registry of nodes, in its own order."""
+        return [dict(row) for row in self._rows("SELECT * FROM nodes ORDER BY position")]
+
+    def writers(self) -> list[str]:
+        """Return every node that has audit rows."""
+        return [row["node"] for row in self._rows("SELECT DISTINCT node FROM audit")]
+
+    def hash_at(self, node: str, seq: int) -> str | None:
+        """Return the hash of row `seq` of `node`, if it is there."""
+        rows = self._rows("SELECT hash FROM audit WHERE node = ? AND seq = ?", node, seq)
+        return rows[0]["hash"] if rows else None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _attempts(self, operation_id: OperationId) -> list[Attempt]:
+        rows = self._rows(f"{self._queries['attempts_of']} ORDER BY number", operation_id)
+        return [attempt_of(row, self._sealer.unseal) for row in rows]
+
+    def _rows(self, statement: str, *values: Any) -> list[sqlite3.Row]:
+        try:
+            return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise LedgerUnavailableError(str(error)) from error
+
+
+def _where(columns: dict[str, str], filters: dict[str, Any]) -> tuple[str, list[Any]]:
+    given = {name: value for name, value in filters.items() if value is not None}
+    clauses = [columns[name] for name in given]
+    return (f"WHERE {' AND '.join(clauses)}" if clauses else ""), list(given.values())

@@ -1,0 +1,124 @@
+"""Windows of time and what they hold: UTC days and calendar months, in integer milliseconds.
+
+Floor: beside the records. Pure. A reservation counts in the windows of the moment at which it
+was made, for good (design: Money).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING
+
+from kb_mcp.proxy.ledger import LineageId, Operation, Window, WindowKey
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.standing import Standing
+
+DAY_MS = 86_400_000
+_EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
+
+
+@dataclass(frozen=True, slots=True)
+class OperationWindows:
+    """The windows one operation counts in, in lock order; `counts` holds sends and declines."""
+
+    account_day: WindowKey
+    key_day: WindowKey
+    key_month: WindowKey
+    counts: WindowKey
+    customer_day: WindowKey | None
+
+    def all(self) -> tuple[WindowKey, ...]:
+        """Return every window, money first, in the order in which stores lock them."""
+        base = (self.account_day, self.key_day, self.key_month, self.counts)
+        return base if self.customer_day is None else (*base, self.customer_day)
+
+    def money(self) -> tuple[WindowKey, ...]:
+        """Return the windows that hold money."""
+        return tuple(key for key in self.all() if key.currency)
+
+
+def day_of(at_ms: int) -> date:
+    """Return the UTC day of `at_ms`."""
+    return date.fromordinal(_EPOCH_ORDINAL + at_ms // DAY_MS)
+
+
+def windows_at(
+    at_ms: int, lineage: LineageId, customer: str | None, currency: str
+) -> OperationWindows:
+    """Return the windows in which a reservation made at `at_ms` counts."""
+    day = day_of(at_ms)
+    today = day.isoformat()
+    month = day.replace(day=1).isoformat()
+    return OperationWindows(
+        account_day=WindowKey("account", "", "day", today, currency),
+        key_day=WindowKey("key", lineage, "day", today, currency),
+        key_month=WindowKey("key", lineage, "month", month, currency),
+        counts=WindowKey("key", lineage, "day", today, ""),
+        customer_day=(
+            None if customer is None else WindowKey("customer", customer, "day", today, currency)
+        ),
+    )
+
+
+def windows_of(operation: Operation) -> OperationWindows:
+    """Return the windows in which `operation` was reserved."""
+    return windows_at(
+        operation.reserved_at, operation.lineage_id, operation.customer, operation.currency
+    )
+
+
+def resets_at(window: WindowKey) -> str:
+    """Return when `window` turns, RFC 3339 UTC."""
+    start = date.fromisoformat(window.start)
+    if window.window == "day":
+        end = date.fromordinal(start.toordinal() + 1)
+    else:
+        end = start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
+    return f"{end.isoformat()}T00:00:00Z"
+
+
+def rfc3339(at_ms: int) -> str:
+    """Return `at_ms` as RFC 3339 UTC with milliseconds."""
+    whole = datetime.fromtimestamp(at_ms // 1000, UTC)
+    return f"{whole:%Y-%m-%dT%H:%M:%S}.{at_ms % 1000:03d}Z"
+
+
+def hold(standing: Standing, operation: Operation, amount: int) -> tuple[Window, ...]:
+    """Reserve `amount` and count one send in the windows of `operation`."""
+    places = windows_of(operation)
+    changed = [
+        replace(standing.window(key), reserved=standing.window(key).reserved + amount)
+        for key in places.money()
+    ]
+    counts = standing.window(places.counts)
+    return (*changed, replace(counts, sends=counts.sends + 1))
+
+
+def settle(standing: Standing, operation: Operation, *, held: bool) -> tuple[Window, ...]:
+    """Turn the reservation of `operation` into spend; `held` says whether it was still held."""
+    return tuple(
+        replace(
+            standing.window(key),
+            reserved=standing.window(key).reserved - (operation.held if held else 0),
+            settled=standing.window(key).settled + operation.amount,
+        )
+        for key in windows_of(operation).money()
+    )
+
+
+def release(standing: Standing, operation: Operation) -> tuple[Window, ...]:
+    """Give the reservation of `operation` back."""
+    return tuple(
+        replace(standing.window(key), reserved=standing.window(key).reserved - operation.held)
+        for key in windows_of(operation).money()
+    )
+
+
+def unsettle(standing: Standing, operation: Operation) -> tuple[Window, ...]:
+    """Take back spend that turned out not to have happened (an object that failed later)."""
+    return tuple(
+        replace(standing.window(key), settled=standing.window(key).settled - operation.held)
+        for key in windows_of(operation).money()
+    )

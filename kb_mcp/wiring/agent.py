@@ -1,0 +1,120 @@
+"""Building wing A: billing over the network, or with a proxy embedded in this process.
+
+Floor: wiring. Embedded, the Stripe key lies in the agent's own process: for trying out, and for
+one person's machine (design: The house).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kb_mcp.agent.billing import Billing
+from kb_mcp.agent.catalogue import ToolName
+from kb_mcp.agent.keys import KeySource
+from kb_mcp.agent.transport import AsgiTransport, start_loop
+from kb_mcp.settings import Secret, Settings, SettingsError
+from kb_mcp.wiring.hosts import App
+from kb_mcp.wiring.proxy import Proxy, build_proxy
+
+if TYPE_CHECKING:
+    from kb_mcp.agent.doors.mcp import HttpDoor
+
+# An address that leads nowhere: requests to it go to the app in this process.
+EMBEDDED_URL = "http://127.0.0.1"
+
+
+def connect_billing(settings: Settings) -> Billing:
+    """Return the tools' billing, over KEYBRAKE_PROXY_URL or with a proxy in this process.
+
+    Raises: SettingsError, StoreError, BindingError, SchemaError, AddressError.
+    """
+    keys = held_keys(settings)
+    if settings.proxy_url is not None:
+        return Billing(
+            keys,
+            settings.proxy_url,
+            charge_api=settings.charge_api,
+            allow_reference=settings.allow_reference,
+            allow_http=settings.allow_http,
+        )
+    if settings.on_lambda and not settings.embedded:
+        raise SettingsError(
+            "KEYBRAKE_PROXY_URL", "is not set, on Lambda", "Set it, or KEYBRAKE_EMBEDDED=1."
+        )
+    app, loop = _embed(settings)
+    return Billing(
+        keys,
+        EMBEDDED_URL,
+        transport=AsgiTransport(app, loop),
+        charge_api=settings.charge_api,
+        allow_reference=settings.allow_reference,
+    )
+
+
+def held_keys(settings: Settings) -> Mapping[ToolName, KeySource]:
+    """Return the vault keys that were configured, by the tool each serves."""
+    configured = {
+        ToolName.CHARGE: settings.vault_key_billing,
+        ToolName.CHARGE_STATUS: settings.vault_key_audit,
+    }
+    return {tool: key_source(secret) for tool, secret in configured.items() if secret is not None}
+
+
+def key_source(secret: Secret) -> KeySource:
+    """Return where a vault key comes from: itself, its file, or AWS Secrets Manager."""
+    if secret.reveal().startswith("arn:"):
+        return lambda: _from_secrets_manager(secret.reveal())
+    # A key that came from a file is read again when the proxy refuses it.
+    return lambda: secret.reread().reveal()
+
+
+def mcp_door(settings: Settings, app: App, loop: asyncio.AbstractEventLoop) -> HttpDoor:
+    """Return the MCP door of the agents' listener, in front of the proxy `app` on `loop`."""
+    # `mcp` takes 0.7 s to import: only those who use it pay for it.
+    from kb_mcp.agent.doors.mcp import http_app
+
+    base = Billing(
+        {},
+        EMBEDDED_URL,
+        transport=AsgiTransport(app, loop),
+        charge_api=settings.charge_api,
+        allow_reference=settings.allow_reference,
+    )
+    return http_app(base, allowed_hosts=settings.allowed_hosts)
+
+
+def _embed(settings: Settings) -> tuple[App, asyncio.AbstractEventLoop]:
+    """Build and start a proxy on a loop of its own; it is stopped when the process ends."""
+    loop, stop_loop = start_loop()
+
+    async def begin() -> Proxy:
+        proxy = build_proxy(settings)
+        await proxy.start()
+        return proxy
+
+    try:
+        proxy = asyncio.run_coroutine_threadsafe(begin(), loop).result()
+    except BaseException:
+        stop_loop()
+        raise
+
+    def end() -> None:
+        asyncio.run_coroutine_threadsafe(proxy.stop(), loop).result()
+        stop_loop()
+
+    atexit.register(end)
+    return proxy.app, loop
+
+
+def _from_secrets_manager(arn: str) -> str:
+    try:
+        import boto3
+    except ImportError:
+        raise SettingsError(
+            "KEYBRAKE_VAULT_KEY_…", "is an ARN, and boto3 is not here", "Install kb-mcp[aws]."
+        ) from None
+    client: Any = boto3.client("secretsmanager")
+    return str(client.get_secret_value(SecretId=arn)["SecretString"]).strip()

@@ -1,0 +1,98 @@
+"""The first run: a billing key, an audit key and an operator's token, written for their owner only.
+
+Floor: wiring. Of several first processes one writes the settings file; the others use it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from kb_mcp.proxy.ops.keys import Wanted, issue_key
+from kb_mcp.proxy.policy import CapRules, Policy
+from kb_mcp.proxy.roles import built_in
+from kb_mcp.proxy.vault import Mode
+from kb_mcp.settings import Settings
+from kb_mcp.wiring.machine import random_bytes
+from kb_mcp.wiring.store import Store, store_path, write_once
+
+FIRST_DAILY_CAP = {"usd": 1_000_000}  # minor units: $10,000 a day
+OPERATOR_TOKEN_BYTES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRun:
+    """Where the settings file is, and whether this process wrote it."""
+
+    file: Path
+    written: bool
+
+
+def settings_file(settings: Settings) -> Path:
+    """Return the settings file that belongs to the store."""
+    return store_path(settings).with_suffix(".env")
+
+
+def token_file(settings: Settings, role: str) -> Path:
+    """Return the file that holds the first key of `role` and nothing else."""
+    return store_path(settings).with_suffix(f".{role}.key")
+
+
+async def first_run(settings: Settings, store: Store, proxy_url: str) -> FirstRun:
+    """Issue the first keys unless the settings file is there."""
+    file = settings_file(settings)
+    if file.exists():
+        return FirstRun(file, written=False)
+    mode: Mode = "live" if settings.upstream_mode == "live" else "test"
+    tokens = {}
+    for role in ("billing", "audit"):
+        wanted = Wanted(policy=_first_policy(role), mode=mode, label="first run")
+        _, minted = await issue_key(store.ledger, wanted, random_bytes, "first-run")
+        tokens[role] = minted.token
+    lines = {
+        "KEYBRAKE_PROXY_URL": proxy_url,
+        "KEYBRAKE_VAULT_KEY_BILLING": tokens["billing"],
+        "KEYBRAKE_VAULT_KEY_AUDIT": tokens["audit"],
+        "KEYBRAKE_ADMIN_TOKEN": secrets.token_urlsafe(OPERATOR_TOKEN_BYTES),
+    }
+    written = write_once(file, "".join(f"{name}={value}\n" for name, value in lines.items()))
+    if written:
+        for role, token in tokens.items():
+            write_once(token_file(settings, role), token)
+    return FirstRun(file, written)
+
+
+def admin_token(settings: Settings) -> str | None:
+    """Return the operators' token: the configured one, or the first run's."""
+    if settings.admin_token is not None:
+        return settings.admin_token.reveal()
+    try:
+        lines = settings_file(settings).read_text().splitlines()
+    except OSError:
+        return None
+    named = dict(line.split("=", 1) for line in lines if "=" in line)
+    return named.get("KEYBRAKE_ADMIN_TOKEN")
+
+
+def client_configuration(settings: Settings, proxy_url: str) -> str:
+    """Return an MCP client's configuration; it names token files, never a token."""
+    entry = {
+        "command": sys.executable,
+        "args": ["-m", "kb_mcp", "mcp"],
+        "env": {
+            "KEYBRAKE_PROXY_URL": proxy_url,
+            "KEYBRAKE_VAULT_KEY_BILLING_FILE": str(token_file(settings, "billing")),
+            "KEYBRAKE_VAULT_KEY_AUDIT_FILE": str(token_file(settings, "audit")),
+        },
+    }
+    return json.dumps({"mcpServers": {"kb-mcp": entry}}, indent=2)
+
+
+def _first_policy(role: str) -> Policy:
+    policy = built_in(role)
+    if role == "audit":
+        return policy
+    return policy.model_copy(update={"caps": CapRules(daily=FIRST_DAILY_CAP)})

@@ -1,0 +1,210 @@
+"""Building wing B: store, upstream, governor, desk, recovery, behind one ASGI application.
+
+Floor: wiring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kb_mcp.proxy.answers import Answers
+from kb_mcp.proxy.desk import Desk
+from kb_mcp.proxy.governor import SEND_WITHIN_MS, Governor
+from kb_mcp.proxy.http import ProxyApp
+from kb_mcp.proxy.joins import Joins
+from kb_mcp.proxy.ledger import LedgerUnavailableError
+from kb_mcp.proxy.noise import Noise
+from kb_mcp.proxy.own import Own
+from kb_mcp.proxy.rates import Rates
+from kb_mcp.proxy.reads import READ_WITHIN_MS, Reads
+from kb_mcp.proxy.recovery import Recovery
+from kb_mcp.proxy.upstream import InProcessUpstream, StripeUpstream, Upstream
+from kb_mcp.settings import SANDBOX_KEY, Settings
+from kb_mcp.wiring.machine import boottime_ms, host_ms, new_id
+from kb_mcp.wiring.sandboxed import FollowedClock
+from kb_mcp.wiring.store import Store, open_store, store_path
+
+# A lease outlives its send, so that no other caller takes over while it may still conclude.
+LEASE_SLACK_MS = 5_000
+NOISE_EVERY_S = 60
+_log = logging.getLogger("kb_mcp.wiring")
+
+
+@dataclass(slots=True, kw_only=True)
+class Proxy:
+    """Wing B, built. `start` begins the timers on the running loop, `stop` drains and closes."""
+
+    app: ProxyApp
+    store: Store
+    upstream: Upstream
+    recovery: Recovery
+    settings: Settings
+    timers: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def start(self) -> None:
+        """Recover once, then on a timer; write counted noise every minute."""
+        self.timers = [
+            asyncio.create_task(_every(self.settings.recovery_interval_ms, self._recover)),
+            asyncio.create_task(_every(NOISE_EVERY_S * 1000, self._write_noise, first=False)),
+        ]
+
+    async def stop(self, within_s: int = 30) -> None:
+        """Finish requests under way, then close the store and the upstream."""
+        await self.app.drain(within_s)
+        for timer in self.timers:
+            timer.cancel()
+        await asyncio.gather(*self.timers, return_exceptions=True)
+        try:
+            await self.app.desk.noise.flush(self.store.ledger)
+        except LedgerUnavailableError:
+            _log.warning("the last noise counts could not be written")
+        await self.store.close()
+        await self.upstream.aclose()
+
+    async def _recover(self) -> None:
+        await self.app.desk.follow()
+        await self.recovery.run()
+
+    async def _write_noise(self) -> None:
+        await self.app.desk.noise.flush(self.store.ledger)
+
+
+def build_proxy(settings: Settings, sandbox_app: Any | None = None) -> Proxy:
+    """Build wing B for `settings`. `sandbox_app` is the in-process sandbox, where there is one.
+
+    Raises: StoreError, BindingError, SchemaError, EgressError.
+    """
+    upstream = build_upstream(settings, sandbox_app)
+    followed = FollowedClock(upstream, host_ms)
+    store = open_store(settings, lambda: followed.offset_ms)
+    key = _upstream_key(settings)
+    joins = Joins()
+    follow = _follower(settings, followed)
+    governor = Governor(
+        ledger=store.ledger,
+        upstream=upstream,
+        clock=store.clock,
+        answers=Answers(
+            upstream=upstream,
+            upstream_key=key,
+            boottime_ms=boottime_ms,
+            read_within_ms=READ_WITHIN_MS,
+        ),
+        joins=joins,
+        boottime_ms=boottime_ms,
+        upstream_key=key,
+        tasks=set(),
+        behind=bool(store.behind),
+    )
+    return Proxy(
+        app=ProxyApp(_desk(store, governor, upstream, key, follow), _own(store)),
+        store=store,
+        upstream=upstream,
+        recovery=Recovery(
+            ledger=store.ledger,
+            due=store.records,
+            upstream=upstream,
+            clock=store.clock,
+            joins=joins,
+            owner=store.owner,
+            boottime_ms=boottime_ms,
+        ),
+        settings=settings,
+    )
+
+
+def build_upstream(settings: Settings, sandbox_app: Any | None) -> Upstream:
+    """Return the way to Stripe: over the network, or the sandbox in this process."""
+    if settings.upstream_base is None:
+        app = sandbox_app or build_sandbox(settings)
+        return InProcessUpstream(app, SANDBOX_KEY, settings.upstream_timeout_ms)
+    return StripeUpstream(
+        base_url=settings.upstream_base,
+        api_key=_upstream_key(settings),
+        timeout_ms=settings.upstream_timeout_ms,
+        boottime_ms=boottime_ms,
+        allow_http=settings.allow_http,
+    )
+
+
+def build_sandbox(settings: Settings) -> Any:
+    """Return the sandbox on its own file beside the ledger, so that processes share it."""
+    from kb_mcp.sandbox.app import create_sandbox
+
+    return create_sandbox(sandbox_file(settings), clock=host_ms, new_id=lambda: new_id("")[1:])
+
+
+def sandbox_file(settings: Settings) -> Path:
+    """Return the file of the sandbox that belongs to the store."""
+    return store_path(settings).with_name(f"{store_path(settings).name}.sandbox")
+
+
+def _desk(
+    store: Store,
+    governor: Governor,
+    upstream: Upstream,
+    key: str,
+    follow: Callable[[], Awaitable[None]],
+) -> Desk:
+    return Desk(
+        ledger=store.ledger,
+        governor=governor,
+        reads=Reads(
+            ledger=store.ledger,
+            upstream=upstream,
+            clock=store.clock,
+            upstream_key=key,
+            boottime_ms=boottime_ms,
+        ),
+        rates=Rates(),
+        noise=Noise(),
+        now_ms=lambda: store.clock.now(0),
+        monotonic_ms=boottime_ms,
+        new_id=new_id,
+        owner=store.owner,
+        lease_ms=SEND_WITHIN_MS + store.settings.upstream_timeout_ms + LEASE_SLACK_MS,
+        follow=follow,
+    )
+
+
+def _own(store: Store) -> Own:
+    return Own(
+        ledger=store.ledger,
+        records=store.records,
+        noise=Noise(),
+        now_ms=lambda: store.clock.now(0),
+        upstream_ready=lambda: not store.behind,
+    )
+
+
+def _upstream_key(settings: Settings) -> str:
+    return SANDBOX_KEY if settings.stripe_key is None else settings.stripe_key.reveal()
+
+
+def _follower(settings: Settings, followed: FollowedClock) -> Callable[[], Awaitable[None]]:
+    async def follow() -> None:
+        if settings.upstream_mode == "sandbox":
+            await followed.follow(boottime_ms)
+
+    return follow
+
+
+async def _every(
+    interval_ms: int, work: Callable[[], Awaitable[None]], *, first: bool = True
+) -> None:
+    """Do `work` every `interval_ms`; a failure is logged, and the next turn tries again."""
+    while True:
+        if first:
+            try:
+                await work()
+            except LedgerUnavailableError as error:
+                _log.warning("the ledger is unavailable: %s", error)
+            except Exception:  # noqa: BLE001 a timer must outlive one bad turn
+                _log.exception("a timer failed")
+        first = True
+        await asyncio.sleep(interval_ms / 1000)

@@ -1,0 +1,196 @@
+"""Serving: the two listeners of `up`, the sandbox beside them, and a drain that loses nothing.
+
+Floor: wiring. uvicorn carries HTTP; what it is asked to do stands in `_config`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from typing_extensions import override
+
+from kb_mcp.settings import Settings
+from kb_mcp.wiring.agent import connect_billing
+from kb_mcp.wiring.app import Agents
+from kb_mcp.wiring.first_run import FirstRun, admin_token, client_configuration, first_run
+from kb_mcp.wiring.hosts import HostGuard
+from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
+
+DRAIN_S = 40
+KEEP_ALIVE_S = 75
+STARTED_POLL_S = 0.005
+HEADERS_MAX_BYTES = 32 * 1024
+Say = Callable[[str], None]
+
+
+class PortTakenError(Exception):
+    """An address cannot be listened on; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where to listen; port 0 takes a free one, except `admin_port`, where it turns it off."""
+
+    host: str = "127.0.0.1"
+    port: int = 8787
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 8786
+    sandbox_port: int = 8788
+
+
+class Listener(uvicorn.Server):
+    """A uvicorn server that leaves signals to `serve_up`."""
+
+    @override
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve_up(settings: Settings, addresses: Addresses, say: Say) -> None:
+    """Run proxy, MCP and operators' listener until SIGTERM or SIGINT, then drain.
+
+    Raises: PortTakenError, StoreError, BindingError, SchemaError.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        sockets = {"agents": bind(addresses.host, addresses.port)}
+        if addresses.admin_port:
+            sockets["operators"] = bind(addresses.admin_host, addresses.admin_port)
+        sandbox_app, urls = None, {}
+        if settings.upstream_base is None:
+            sandbox_app = build_sandbox(settings)
+            urls["sandbox"] = await stack.enter_async_context(
+                _sandbox(sandbox_app, addresses.sandbox_port)
+            )
+        proxy = build_proxy(settings, sandbox_app)
+        await _run(settings, proxy, sockets, urls, stop, say)
+
+
+def serve_mcp_stdio(settings: Settings) -> None:
+    """Serve MCP over stdin and stdout until stdin ends.
+
+    Raises: SettingsError, StoreError, BindingError, SchemaError, AddressError.
+    """
+    from kb_mcp.agent.doors.mcp import create_server, serve_stdio
+
+    billing = connect_billing(settings)
+    asyncio.run(serve_stdio(create_server(lambda _: billing)))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket. Raises: PortTakenError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise PortTakenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    sock.setblocking(False)  # noqa: FBT003 positional only
+    return sock
+
+
+async def _run(
+    settings: Settings,
+    proxy: Proxy,
+    sockets: dict[str, socket.socket],
+    urls: dict[str, str],
+    stop: asyncio.Event,
+    say: Say,
+) -> None:
+    urls |= {name: _url(sock) for name, sock in sockets.items()}
+    agents = Agents(settings, proxy)
+    apps: dict[str, Any] = {"agents": HostGuard(agents, settings.allowed_hosts)}
+    if "operators" in sockets:
+        apps["operators"] = _operators_app(settings, proxy)
+    servers = {name: Listener(_config(app)) for name, app in apps.items()}
+    await proxy.start()
+    first = await first_run(settings, proxy.store, urls["agents"])
+    running = [
+        asyncio.create_task(server.serve(sockets=[sockets[name]]))
+        for name, server in servers.items()
+    ]
+    while not all(server.started for server in servers.values()):  # noqa: ASYNC110 uvicorn has no event
+        await asyncio.sleep(STARTED_POLL_S)
+    _announce(settings, urls, proxy, say, first)
+    await stop.wait()
+    say("Draining: requests under way finish, new ones get 503.")
+    await proxy.app.drain(DRAIN_S)
+    for server in servers.values():
+        server.should_exit = True
+    await asyncio.gather(*running)
+    await agents.close()
+    await proxy.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def _sandbox(app: Any, port: int) -> AsyncIterator[str]:
+    from kb_mcp.sandbox.server import running
+
+    try:
+        async with running(app, "127.0.0.1", port) as url:
+            yield url
+    except OSError as error:
+        raise PortTakenError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}") from error
+
+
+def _config(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        loop="none",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        h11_max_incomplete_event_size=HEADERS_MAX_BYTES,
+        timeout_graceful_shutdown=5,
+    )
+
+
+def _operators_app(settings: Settings, proxy: Proxy) -> Any:
+    from kb_mcp.proxy.ops.admin import create_admin
+
+    admin = create_admin(
+        ledger=proxy.store.ledger,
+        records=proxy.store.records,
+        token=lambda: admin_token(settings),
+        now_ms=lambda: proxy.store.clock.now(0),
+    )
+    return HostGuard(admin, settings.allowed_hosts)
+
+
+def _announce(
+    settings: Settings, urls: dict[str, str], proxy: Proxy, say: Say, first: FirstRun
+) -> None:
+    say(f"Agents: {urls['agents']}  (Stripe at /v1 and /stripe/v1, MCP at /mcp)")
+    if "operators" in urls:
+        say(f"Operators: {urls['operators']}")
+    shown = {"sandbox": "SANDBOX (no real money moves)", "test": "test", "live": "LIVE"}
+    where = f" at {urls['sandbox']}" if "sandbox" in urls else ""
+    say(f"Upstream: {shown[settings.upstream_mode]}{where}")
+    if proxy.store.behind:
+        say("The ledger is behind its exported heads: nothing is sent until it is reconciled.")
+    say(f"Keys and settings: {first.file}{' (first run: just written)' if first.written else ''}")
+    say(f"MCP client configuration:\n{client_configuration(settings, urls['agents'])}")
+
+
+def _url(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}"

@@ -1,0 +1,234 @@
+"""One charge through the whole of wing B, with a real store and the real sandbox."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.house import House, error_of
+
+
+def test_the_same_bill_asked_for_five_times_is_charged_once(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue()
+        answers = [house.charge(key, period="2026-11") for _ in range(5)]
+        assert [each.status_code for each in answers] == [200] * 5
+        assert len({each.json()["id"] for each in answers}) == 1
+        assert [each.headers.get("idempotent-replayed") for each in answers] == [None] + ["true"] * 4
+        assert len(house.charges()) == 1
+
+
+def test_concurrent_callers_share_one_charge_and_one_answer(tmp_path: Path) -> None:
+    with House(tmp_path) as house, ThreadPoolExecutor(20) as pool:
+        key = house.issue()
+        answers = list(pool.map(lambda _: house.charge(key, period="2026-11"), range(20)))
+        assert {each.status_code for each in answers} == {200}
+        assert len({each.json()["id"] for each in answers}) == 1
+        assert len(house.charges()) == 1
+
+
+def test_sixty_concurrent_charges_against_a_cap_of_five_make_exactly_five(tmp_path: Path) -> None:
+    with House(tmp_path) as house, ThreadPoolExecutor(60) as pool:
+        key = house.issue(daily={"usd": 500})
+
+        def ask(number: int) -> int:
+            return house.charge(
+                key, customer=f"cus_C{number}", amount=100, period="2026-11"
+            ).status_code
+
+        statuses = list(pool.map(ask, range(60)))
+        assert (statuses.count(200), statuses.count(403)) == (5, 55)
+        assert len(house.charges()) == 5
+
+
+@pytest.mark.parametrize("kind", ["drop_before", "drop_after"])
+def test_a_lost_answer_is_unknown_and_the_next_call_makes_no_second_charge(
+    tmp_path: Path, kind: str
+) -> None:
+    with House(tmp_path) as house:
+        key = house.issue()
+        house.fault(kind)
+        first = house.charge(key, period="2026-11")
+        assert (first.status_code, error_of(first)) == (504, "outcome_unknown")
+        assert house.operations()[0].held == 2900
+        assert house.charge(key, period="2026-11").status_code == 200
+        assert len(house.charges()) == 1
+
+
+def test_recovery_reads_what_became_of_a_lost_answer(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue()
+        house.fault("drop_after")
+        house.charge(key, period="2026-11")
+        house.recover()
+        operation = house.operations()[0]
+        assert (operation.state.value, operation.object_id) == (
+            "succeeded",
+            house.charges()[0]["id"],
+        )
+
+
+def test_recovery_voids_what_stripe_never_saw_only_after_grace(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue(daily={"usd": 3000})
+        house.fault("drop_before")
+        house.charge(key, period="2026-11")
+        house.recover()
+        assert house.operations()[0].state.value == "unknown"
+        house.turn_clock(700)
+        house.recover()
+        assert (house.operations()[0].state.value, house.operations()[0].held) == ("voided", 0)
+        assert error_of(house.charge(key, amount=2800, period="2026-11")) == "period_already_charged"
+        assert house.charge(key, period="2026-11").status_code == 200
+        assert len(house.charges()) == 1
+
+
+def test_the_cap_refuses_with_what_is_left_and_when_it_turns(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue(daily={"usd": 3000})
+        house.charge(key, period="2026-11")
+        refused = house.charge(key, customer="cus_B2", period="2026-11")
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (403, "spend_cap_exceeded")
+        assert (error["keybrake"]["left"], error["keybrake"]["window"]) == (100, "day")
+        assert error["keybrake"]["resets_at"].endswith("T00:00:00Z")
+        assert refused.headers["stripe-should-retry"] == "false"
+
+
+def test_a_drifted_amount_in_a_charged_period_names_the_charge(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue()
+        made = house.charge(key, period="2026-11").json()["id"]
+        refused = house.charge(key, amount=3000, period="2026-11").json()["error"]
+        assert (refused["code"], refused["keybrake"]["charge_id"]) == (
+            "period_already_charged",
+            made,
+        )
+
+
+def test_a_decline_is_replayed_then_tried_again_then_exhausted(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue()
+
+        def ask() -> tuple[int, str]:
+            answer = house.charge(key, customer="cus_Declined", period="2026-11")
+            return answer.status_code, error_of(answer)
+
+        assert [ask(), ask()] == [(402, "card_declined")] * 2
+        assert len(house.operations()[0:1]) == 1
+        assert house.operations()[0].attempt == 1
+        for attempt in (2, 3, 4):
+            house.turn_clock(16 * 60)
+            assert ask() == (402, "card_declined")
+            assert house.operations()[0].attempt == attempt
+        house.turn_clock(16 * 60)
+        assert ask() == (403, "attempts_exhausted")
+
+
+def test_a_body_without_a_name_is_safe_against_runtime_retries(tmp_path: Path) -> None:
+    sdk_key = "0f8fad5b-d9cb-469f-a165-70867728950e"
+    other = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
+    with House(tmp_path) as house:
+        key = house.issue()
+        made = house.charge(key, key_header=sdk_key).json()["id"]
+        assert house.charge(key, key_header=other).json()["id"] == made
+        house.turn_clock(16 * 60)
+        assert error_of(house.charge(key, key_header=other)) == "duplicate_suspected"
+        assert house.charge(key, key_header=sdk_key).json()["id"] == made
+        house.turn_clock(21 * 3600)
+        assert house.charge(key, key_header=other).json()["id"] != made
+        assert len(house.charges()) == 2
+
+
+def test_a_tool_and_a_legacy_handler_do_not_bill_the_same_thing_twice(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue()
+        made = house.charge(key, period="2026-11").json()["id"]
+        legacy = house.charge(key, key_header="order-17").json()["error"]
+        assert (legacy["code"], legacy["keybrake"]["charge_id"]) == ("duplicate_suspected", made)
+        assert len(house.charges()) == 1
+
+
+def test_explicit_keys_are_scoped_by_customer(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue()
+        first = house.charge(key, key_header="june")
+        second = house.charge(key, customer="cus_B2", key_header="june")
+        assert (first.status_code, second.status_code) == (200, 200)
+        assert error_of(house.charge(key, amount=100, key_header="june")) == "idempotency_key_reused"
+        assert len(house.charges()) == 2
+
+
+def test_a_restart_between_charge_and_answer_gives_the_same_charge(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue()
+        house.fault("drop_after")
+        house.charge(key, period="2026-11")
+        house.restart()
+        answer = house.charge(key, period="2026-11")
+        assert (answer.status_code, answer.json()["id"]) == (200, house.charges()[0]["id"])
+        assert len(house.charges()) == 1
+
+
+def test_every_money_request_has_a_decision_and_an_outcome_row(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue()
+        house.charge(key, period="2026-11")
+        operation = house.operations()[0]
+        rows = house.audit(operation=operation.id)
+        assert [(row["kind"], row["decision"]) for row in rows] == [
+            ("decision", "proceed"),
+            ("outcome", "succeeded"),
+        ]
+        assert rows[1]["object_id"] == operation.object_id
+
+
+REFUSALS = {
+    "no key": ({}, None, 401, "vault_key_missing"),
+    "amount zero": ({"amount": 0}, "billing", 400, "parameter_invalid"),
+    "amount negative": ({"amount": -1}, "billing", 400, "parameter_invalid"),
+    "amount decimal": ({"amount": "29.00"}, "billing", 400, "parameter_invalid"),
+    "amount float": ({"amount": "2900.0"}, "billing", 400, "parameter_invalid"),
+    "amount full width": ({"amount": "２９００"}, "billing", 400, "parameter_invalid"),
+    "amount not a number": ({"amount": "NaN"}, "billing", 400, "parameter_invalid"),
+    "amount huge": ({"amount": 10**12}, "billing", 400, "parameter_invalid"),
+    "yen with decimals": ({"amount": "500.5", "currency": "jpy"}, "billing", 400, "parameter_invalid"),
+    "krona not a hundred": ({"amount": 101, "currency": "isk"}, "billing", 400, "parameter_invalid"),
+    "month thirteen": ({"period": "2026-13"}, "billing", 400, "parameter_invalid"),
+    "month without year": ({"period": "June"}, "billing", 400, "parameter_invalid"),
+    "empty period": ({"period": ""}, "billing", 400, "parameter_invalid"),
+    "far period": ({"period": "2031-01"}, "billing", 400, "period_out_of_window"),
+    "customer malformed": ({"customer": "alice"}, "billing", 400, "parameter_invalid"),
+    "own mark": ({"metadata[keybrake_operation]": "x"}, "billing", 403, "parameter_not_allowed"),
+    "transfer": ({"transfer_data[destination]": "acct_1"}, "billing", 403, "parameter_not_allowed"),
+    "reference": ({"metadata[reference]": "x"}, "billing", 403, "parameter_not_allowed"),
+    "audit key": ({"period": "2026-11"}, "audit", 403, "vault_key_not_authorized"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_bad_input_is_refused_with_its_code_and_reserves_nothing(tmp_path: Path, case: str) -> None:
+    form, role, status, code = REFUSALS[case]
+    with House(tmp_path) as house:
+        if role is None:
+            answer = house.client.post("/v1/charges", data={"amount": "1"})
+        else:
+            answer = house.charge(house.issue(role), **form)
+        assert (answer.status_code, error_of(answer)) == (status, code)
+        assert house.operations() == []
+        assert house.stripe.get("/_sandbox/state").json()["charges"] == []
+
+
+def test_a_revoked_key_does_nothing_more(tmp_path: Path) -> None:
+    from kb_mcp.proxy.ledger import KeyId
+    from kb_mcp.proxy.ops.keys import revoke_key
+
+    with House(tmp_path) as house:
+        key = house.issue()
+        store = house.proxy.store
+        house.run(revoke_key(store.ledger, store.records, KeyId(key.id), "test", "me", 1))
+        refused = house.charge(key, period="2026-11")
+        assert (refused.status_code, error_of(refused)) == (401, "vault_key_revoked")
+        assert house.charges() == []
