@@ -28,7 +28,7 @@ from kb_mcp.proxy.ledger import (
 from kb_mcp.proxy.ledger import State as S
 from kb_mcp.proxy.naming import tally_of
 from kb_mcp.proxy.proofs import Declined, Made, NeverBegan, Nothing, Proof, Rejected
-from kb_mcp.proxy.windows import release, settle, unsettle, windows_at
+from kb_mcp.proxy.windows import hold_again, release, settle, windows_at
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.standing import Standing
@@ -77,42 +77,53 @@ def conclude(standing: Standing, ending: Ending) -> tuple[Operation, Changes]:
 
 
 def _made(standing: Standing, operation: Operation, attempt: Attempt, proof: Made) -> Changes:
+    # Paying an invoice twice names one object twice; only what creates money's objects owns them.
+    owns = operation.amount > 0
     owner = standing.object_owners.get(proof.object_id)
-    if owner is not None and owner != operation.id:
+    if owns and owner is not None and owner != operation.id:
         # An object that concluded one operation never concludes another.
         return _kept_unknown(standing, operation, "object_of_another_operation")
     closed = replace(
         attempt, outcome=AttemptOutcome.SUCCEEDED, open_sends=0,
-        status=proof.status, object_id=proof.object_id,
+        status=proof.status, object_id=proof.object_id if owns else None,
     )  # fmt: skip
     final = proof.verdict == "done"
-    again = operation.state is S.SUCCEEDED and operation.object_id == proof.object_id
-    held = operation.state in HOLDING
-    late = not held and not again
+    held = operation.state in HOLDING or not operation.final
+    known = operation.state is S.SUCCEEDED and operation.final
+    late = not held and not (known and operation.object_id == proof.object_id)
     done = replace(
         operation,
         state=S.SUCCEEDED,
-        final=final,
+        final=final or known,
         held=operation.amount,
-        object_id=operation.object_id if operation.state is S.SUCCEEDED else proof.object_id,
+        object_id=operation.object_id if known else proof.object_id,
         stripe_status=proof.stripe_status,
         code=None,
         answer_status=proof.status,
         answer=proof.body,
         lease_owner=None,
         overshoot=operation.overshoot or late,
-        next_read_at=None if final else standing.now + READ_AGAIN_MS,
+        next_read_at=None if final or known else standing.now + READ_AGAIN_MS,
         updated_at=standing.now,
     )
-    if again:
-        return Changes(operations=(done,), attempts=(closed,))
     frozen = (_frozen(standing, operation, "a charge turned up late"),) if late else ()
     return Changes(
         operations=(done,),
         attempts=(closed,),
-        windows=settle(standing, operation, held=held),
+        windows=_counted(standing, operation, final=final, held=held, late=late),
         lineages=frozen,
     )
+
+
+def _counted(
+    standing: Standing, operation: Operation, *, final: bool, held: bool, late: bool
+) -> tuple[Window, ...]:
+    """Return the windows after a yes: a final one is spend, one that may still fail stays held."""
+    if held:
+        return settle(standing, operation, held=True) if final else ()
+    if not late:
+        return ()
+    return settle(standing, operation, held=False) if final else hold_again(standing, operation)
 
 
 def _declined(
@@ -124,7 +135,8 @@ def _declined(
     )  # fmt: skip
     if attempt.outcome is AttemptOutcome.DECLINED:
         return Changes()
-    if operation.state is S.SUCCEEDED and operation.final:
+    settled = operation.state is S.SUCCEEDED and operation.final
+    if settled or operation.attempt != attempt.number:
         return Changes(attempts=(closed,))
     failed = replace(
         operation,
@@ -215,10 +227,8 @@ def _kept_unknown(standing: Standing, operation: Operation, code: str | None) ->
 
 
 def _given_back(standing: Standing, operation: Operation) -> tuple[Window, ...]:
-    if operation.state in HOLDING:
+    if operation.state in HOLDING or not operation.final:
         return release(standing, operation)
-    if operation.state is S.SUCCEEDED:
-        return unsettle(standing, operation)
     return ()
 
 

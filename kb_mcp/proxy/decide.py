@@ -33,7 +33,16 @@ from typing import TYPE_CHECKING, assert_never
 
 from kb_mcp.proxy.decisions import Decision, Join, Proceed, Refuse, Replay
 from kb_mcp.proxy.guards import suspect
-from kb_mcp.proxy.ledger import HOLDING, Attempt, AttemptOutcome, Changes, KeyId, NamedBy, Operation
+from kb_mcp.proxy.ledger import (
+    HOLDING,
+    Attempt,
+    AttemptOutcome,
+    Changes,
+    KeyId,
+    NamedBy,
+    Operation,
+    VaultKey,
+)
 from kb_mcp.proxy.ledger import State as S
 from kb_mcp.proxy.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.reserve import new_operation, recent_decline, reserve, send_again
@@ -46,6 +55,7 @@ if TYPE_CHECKING:
 RESEND_WITHIN_MS = 23 * 3_600_000
 # A body repeated under another SDK-made key within this time is a runtime's retry.
 RUNTIME_RETRY_MS = 15 * 60_000
+LAST_USED_EVERY_MS = 60_000
 
 
 def fold(standing: Standing, intents: Iterable[Intent]) -> list[Decision]:
@@ -60,7 +70,7 @@ def fold(standing: Standing, intents: Iterable[Intent]) -> list[Decision]:
 
 def decide(standing: Standing, intent: Intent) -> Decision:
     """Decide one intent, with the audit row of the decision among the changes."""
-    return _audited(intent, _decide(standing, intent))
+    return _audited(standing, intent, _decide(standing, intent))
 
 
 def key_refusal(standing: Standing, key_id: KeyId) -> Refusal | None:
@@ -168,11 +178,17 @@ def _failed(
 
 
 def _begins_anew(standing: Standing, intent: Intent, operation: Operation) -> bool:
-    """Say whether the name's newest generation is over: reopened, or a body's window passed."""
+    """Say whether the name's newest generation is over.
+
+    That is where it was reopened after a refund, or where the window of a body has passed or an
+    operator said that the body means another bill.
+    """
     if operation.reopened and operation.state is S.SUCCEEDED:
         return True
     if operation.named_by is not NamedBy.BODY or operation.state in HOLDING:
         return False
+    if operation.waived:
+        return True
     if operation.state is S.VOIDED and operation.live:
         return False
     return standing.now >= operation.first_arrival_at + intent.policy.duplicate_window_ms
@@ -203,7 +219,7 @@ def _named(operation: Operation) -> dict[str, Fact]:
     return {"operation": operation.id, "charge_id": operation.object_id}
 
 
-def _audited(intent: Intent, decision: Decision) -> Decision:
+def _audited(standing: Standing, intent: Intent, decision: Decision) -> Decision:
     operation = decision.operation
     row = replace(
         intent.request,
@@ -217,5 +233,17 @@ def _audited(intent: Intent, decision: Decision) -> Decision:
         attempt=None if operation is None else operation.attempt,
         object_id=None if operation is None else operation.object_id,
     )
-    changes = replace(decision.changes, audit=(*decision.changes.audit, row))
+    changes = replace(
+        decision.changes,
+        keys=(*decision.changes.keys, *_used(standing, intent)),
+        audit=(*decision.changes.audit, row),
+    )
     return replace(decision, changes=changes)
+
+
+def _used(standing: Standing, intent: Intent) -> tuple[VaultKey, ...]:
+    """Note when the key was used, at most once a minute: the row is written for that alone."""
+    key = standing.keys.get(intent.key_id)
+    if key is None or standing.now < (key.last_used_at or 0) + LAST_USED_EVERY_MS:
+        return ()
+    return (replace(key, last_used_at=standing.now),)

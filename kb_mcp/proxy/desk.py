@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from kb_mcp.money import Money
 from kb_mcp.proxy.admission import Admitted, admit
 from kb_mcp.proxy.audit import clean_text
 from kb_mcp.proxy.authority import (
@@ -40,6 +41,8 @@ from kb_mcp.proxy.windows import day_of
 
 BodyReader = Callable[[], Awaitable[bytes | Refusal]]
 _ID_MAX = 128
+# What a request moves that does not tell its amount; XXX is ISO 4217's "no currency".
+UNTOLD = Money(0, "xxx")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +78,12 @@ class Desk:
             if isinstance(body, Refusal)
             else self._understand(admitted, request.with_body(body))
         )
-        if not isinstance(reading, Refusal):
-            over = self._rate(admitted)
-            if over is not None:
-                self.noise.count(over.code)
-                return refused(over)
+        over = self.rate(admitted)
         if isinstance(reading, Refusal):
-            return await self._refuse(admitted, request, reading)
+            return await self._refuse(admitted, request, reading, counted=over is not None)
+        if over is not None:
+            self.noise.count(over.code)
+            return refused(over)
         if reading.route.moves is Moves.READS:
             version = _version(admitted, request)
             base = self.audit_base(admitted, request)
@@ -130,7 +132,8 @@ class Desk:
             return reading
         return check_period(policy, reading.period, day_of(now)) or reading
 
-    def _rate(self, admitted: Admitted) -> Refusal | None:
+    def rate(self, admitted: Admitted) -> Refusal | None:
+        """Take one request of the key's rate, or say that there is none left."""
         wait = self.rates.retry_after(
             admitted.key.lineage_id, admitted.policy.rate, self.monotonic_ms()
         )
@@ -148,21 +151,25 @@ class Desk:
         return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
 
     def _intend(self, admitted: Admitted, request: Request, reading: Reading) -> Intent | Refusal:
-        if reading.money is None:
-            return refuse(Code.AMOUNT_NOT_METERED)
+        money = reading.money
+        if money is None:
+            if admitted.policy.capped or self.ledger.settings.ceilings:
+                # Caps cannot hold what the request does not tell, whatever the allowlist grants.
+                return refuse(Code.AMOUNT_NOT_METERED)
+            money = UNTOLD
         name = name_of(admitted.policy, reading)
         if not isinstance(name, Name):
             return name
         return Intent(
             reading=reading,
-            money=reading.money,
+            money=money,
             policy=admitted.policy,
             key_id=KeyId(admitted.key.id),
             lineage_id=admitted.key.lineage_id,
             name=name.text,
             named_by=name.named_by,
             upstream_name=name.upstream_name,
-            fingerprint=fingerprint(reading),
+            fingerprint=fingerprint(_as_named(request, reading)),
             stripe_version=_version(admitted, request),
             caller_key=caller_mark(reading.sent_key),
             fresh_id=OperationId(self.new_id("op")),
@@ -172,7 +179,13 @@ class Desk:
             request=self.audit_base(admitted, request),
         )
 
-    async def _refuse(self, admitted: Admitted, request: Request, refusal: Refusal) -> Reply:
+    async def _refuse(
+        self, admitted: Admitted, request: Request, refusal: Refusal, *, counted: bool = False
+    ) -> Reply:
+        if counted:
+            # Over the rate, a refusal is counted: a stolen key must not fill the disk.
+            self.noise.count(refusal.code)
+            return refused(refusal)
         base = self.audit_base(admitted, request)
         row = replace(
             base, kind="refusal", decision="refuse", code=refusal.code.value, note=refusal.param
@@ -184,3 +197,10 @@ class Desk:
 def _version(admitted: Admitted, request: Request) -> str | None:
     """Return the API version to ask for: the policy's pin, else what the client's SDK wants."""
     return admitted.policy.headers.stripe_version or request.header("stripe-version")
+
+
+def _as_named(request: Request, reading: Reading) -> Reading:
+    """Leave out of the fingerprint what the tool looked up: a new card is not another bill."""
+    if request.header("keybrake-looked-up") != "payment_method":
+        return reading
+    return replace(reading, payment_method=None)

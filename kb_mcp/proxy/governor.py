@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
+from kb_mcp.proxy.abandoned import Abandoned
 from kb_mcp.proxy.admission import Admitted, spent
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.clock import StoreClock
@@ -54,6 +55,7 @@ class Governor:
     joins: Joins
     boottime_ms: Callable[[], int]
     upstream_key: str
+    abandoned: Abandoned
     tasks: set[asyncio.Task[Any]]
     behind: bool = False
 
@@ -110,9 +112,11 @@ class Governor:
             return NotSent("ledger_unavailable")
         if found is None or spent(found[0], self.clock.now(0)) is not None:
             return NotSent("vault_key_revoked")
+        if not await self.abandoned.cancelled(go, deadline_ms):
+            return NotSent("earlier_intent_open")
         attempt = go.attempt
         request = UpstreamRequest(
-            method="POST",
+            method=go.operation.route.split(" ")[0],
             path=attempt.path,
             body=attempt.body,
             stripe_version=attempt.stripe_version,

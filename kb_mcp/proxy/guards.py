@@ -22,22 +22,27 @@ if TYPE_CHECKING:
 def find_conflict(standing: Standing, intent: Intent) -> tuple[Refusal, Operation] | None:
     """Return the refusal for the first other live operation that may be this bill, or None.
 
-    An operation that an operator reopened does not conflict: `permits` lists those instead.
+    What an operator reopened or waived does not conflict: `permits` lists those instead.
     """
     for code, peer in _conflicts(standing, intent):
-        if not peer.reopened:
+        if not _permitted(code, peer):
             return _refusal(code, peer), peer
     return None
 
 
 def permits(standing: Standing, intent: Intent) -> list[Operation]:
-    """Return the reopened operations whose one permit `intent` would use up."""
-    return [peer for _, peer in _conflicts(standing, intent) if peer.reopened]
+    """Return the operations whose one permit `intent` would use up."""
+    return [peer for code, peer in _conflicts(standing, intent) if _permitted(code, peer)]
 
 
 def suspect(code: Code, peer: Operation) -> Refusal:
     """Return `code` as a refusal that names the operation `peer` and its charge."""
     return _refusal(code, peer)
+
+
+def _permitted(code: Code, peer: Operation) -> bool:
+    # A charge that stands and was only suspected never lets its own period be billed again.
+    return peer.reopened or (peer.waived and code is Code.DUPLICATE_SUSPECTED)
 
 
 def _conflicts(standing: Standing, intent: Intent) -> list[tuple[Code, Operation]]:

@@ -45,9 +45,10 @@ class NamedBy(StrEnum):
 class Operation:
     """One intended billing act in one Stripe account.
 
-    `held` is what the operation counts for in its windows: the amount while reserved, unknown or
-    succeeded, zero otherwise. `reserved_at` fixes those windows, for good. `lease_token` fences:
-    only the holder of the newest token may conclude with a no.
+    `held` is what it counts for in its windows: the amount while reserved, unknown or succeeded,
+    else zero. `reserved_at` fixes those windows, for good. `lease_token` fences: only the holder of
+    the newest token may conclude with a no. `reopened` lets a refunded bill be billed once more,
+    `waived` lets one other bill pass that looks like this one.
     """
 
     id: OperationId
@@ -82,6 +83,7 @@ class Operation:
     answer_status: int | None = None
     answer: bytes | None = None
     reopened: bool = False
+    waived: bool = False
     overshoot: bool = False
     voided_at: int | None = None
     empty_listings: int = 0

@@ -7,16 +7,18 @@ readiness.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
+from kb_mcp.periods import PeriodError, parse_period
 from kb_mcp.proxy.admission import Admitted, admit
 from kb_mcp.proxy.audit import clean_text
 from kb_mcp.proxy.authority import may_touch
 from kb_mcp.proxy.ledger import AuditDraft, Changes, Ledger, LedgerUnavailableError, Refs
 from kb_mcp.proxy.messages import Reply, Request, refused
 from kb_mcp.proxy.noise import Noise
+from kb_mcp.proxy.readiness import Readiness
 from kb_mcp.proxy.records import Records, key_record, operation_record, spend_records
 from kb_mcp.proxy.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.windows import day_of
@@ -34,27 +36,36 @@ class Own:
     records: Records
     noise: Noise
     now_ms: Callable[[], int]
-    upstream_ready: Callable[[], bool]
+    rate: Callable[[Admitted], Refusal | None]
+    readiness: Readiness
+    follow: Callable[[], Awaitable[None]]
+    behind: bool = False
 
     async def health(self, request: Request) -> Reply:
         """Say whether the process is alive, and for `/readyz` whether it could charge."""
         if request.raw_path == b"/healthz":
             return _json({"status": "ok"})
         try:
-            store = await self.records.ping()
+            store = await self.records.ping() and not self.behind
         except LedgerUnavailableError:
             store = False
-        ready = store and self.upstream_ready()
+        upstream = await self.readiness.reachable()
+        ready = store and upstream
         body = {"status": "ok" if ready else "unavailable", "store": store,
-                "upstream": self.upstream_ready()}  # fmt: skip
+                "upstream": upstream}  # fmt: skip
         return Reply(200 if ready else 503, json.dumps(body).encode())
 
     async def serve(self, request: Request) -> Reply:
         """Answer a request to `/keybrake/…`. Raises: LedgerUnavailableError."""
+        await self.follow()
         admitted = await admit(self.ledger, request, self.now_ms)
         if isinstance(admitted, Refusal):
             self.noise.count(admitted.code)
             return refused(admitted)
+        over = self.rate(admitted)
+        if over is not None:
+            self.noise.count(over.code)
+            return refused(over)
         reply = await self._answer(admitted, request)
         await self._note(admitted, request, reply)
         return reply
@@ -91,6 +102,12 @@ class Own:
         }
         if not ({"customer_id", "billing_period"} <= filters.keys() or "charge_id" in filters):
             return refused(refuse(Code.PARAMETER_MISSING, param="customer_id"))
+        if "billing_period" in filters:
+            try:
+                filters["billing_period"] = parse_period(filters["billing_period"]).label
+            except PeriodError as error:
+                refusal = refuse(Code.PARAMETER_INVALID, param="billing_period", reason=str(error))
+                return refused(refusal)
         found = await self.records.operations(**filters, limit=_MATCHES_MAX)
         data = [
             operation_record(operation, attempts)

@@ -128,7 +128,7 @@ def _prove_error(answer: Answered, parsed: Mapping[str, Any]) -> Proof:
     if kind == "idempotency_error" or code == "idempotency_key_in_use":
         return Nothing("the key is in use outside the ledger", answer.status, foreign=True)
     if answer.status == 402:
-        return Declined(_charge_of(error), 402, answer.body, code or "card_declined")
+        return Declined(_object_of(error), 402, answer.body, code or "card_declined")
     if answer.status == 429 or code == "lock_timeout":
         return NeverBegan(code or "rate_limited", answer.status, answer.body)
     if answer.status in _REJECTIONS:
@@ -137,9 +137,11 @@ def _prove_error(answer: Answered, parsed: Mapping[str, Any]) -> Proof:
     return Nothing(f"status {answer.status}", answer.status)
 
 
-def _charge_of(error: Mapping[str, Any]) -> str | None:
-    charge = error.get("charge")
-    return charge if isinstance(charge, str) else None
+def _object_of(error: Mapping[str, Any]) -> str | None:
+    """Return the id of the intent or the charge that a decline left behind."""
+    intent = error.get("payment_intent")
+    named = intent.get("id") if isinstance(intent, dict) else error.get("charge")
+    return named if isinstance(named, str) else None
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

@@ -146,7 +146,7 @@ def _proceed(
     else:
         leased, attempt = _send_new(standing, intent, reserved)
     changes = Changes(
-        operations=(*(replace(peer, reopened=False) for peer in permits(standing, intent)), leased),
+        operations=(*_used_up(standing, intent), leased),
         attempts=(attempt,),
         windows=hold(standing, leased, intent.money.amount),
         approvals=consumed.approvals,
@@ -195,3 +195,11 @@ def _lease(standing: Standing, intent: Intent, operation: Operation) -> Operatio
         lease_until=standing.now + intent.lease_ms,
         updated_at=standing.now,
     )
+
+
+def _used_up(standing: Standing, intent: Intent) -> list[Operation]:
+    """Return the operations whose permit this reservation uses, without it: it holds once."""
+    return [
+        replace(peer, reopened=False, waived=False, updated_at=standing.now)
+        for peer in permits(standing, intent)
+    ]

@@ -108,7 +108,8 @@ def match_attempt(
     """
     metadata = item.get("metadata")
     mark = metadata.get("keybrake_attempt") if isinstance(metadata, dict) else None
-    same = (
+    # An operation whose request did not tell its amount has the mark alone.
+    same = operation.amount == 0 or (
         item.get("amount") == operation.amount
         and item.get("currency") == operation.currency
         and (item.get("customer") or None) == operation.customer

@@ -116,9 +116,9 @@ def release(standing: Standing, operation: Operation) -> tuple[Window, ...]:
     )
 
 
-def unsettle(standing: Standing, operation: Operation) -> tuple[Window, ...]:
-    """Take back spend that turned out not to have happened (an object that failed later)."""
+def hold_again(standing: Standing, operation: Operation) -> tuple[Window, ...]:
+    """Reserve what turned out, after all, to be under way; no further send is counted."""
     return tuple(
-        replace(standing.window(key), settled=standing.window(key).settled - operation.held)
+        replace(standing.window(key), reserved=standing.window(key).reserved + operation.amount)
         for key in windows_of(operation).money()
     )

@@ -6,12 +6,14 @@ Floor: wiring.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kb_mcp.proxy.abandoned import Abandoned
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.desk import Desk
 from kb_mcp.proxy.governor import SEND_WITHIN_MS, Governor
@@ -21,9 +23,18 @@ from kb_mcp.proxy.ledger import LedgerUnavailableError
 from kb_mcp.proxy.noise import Noise
 from kb_mcp.proxy.own import Own
 from kb_mcp.proxy.rates import Rates
+from kb_mcp.proxy.readiness import Readiness
 from kb_mcp.proxy.reads import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.recovery import Recovery
-from kb_mcp.proxy.upstream import InProcessUpstream, StripeUpstream, Upstream
+from kb_mcp.proxy.retention import Retention
+from kb_mcp.proxy.upstream import (
+    Answered,
+    InProcessUpstream,
+    StripeUpstream,
+    Upstream,
+    UpstreamAnswer,
+    UpstreamRequest,
+)
 from kb_mcp.settings import SANDBOX_KEY, Settings
 from kb_mcp.wiring.machine import boottime_ms, host_ms, new_id
 from kb_mcp.wiring.sandboxed import FollowedClock
@@ -43,11 +54,16 @@ class Proxy:
     store: Store
     upstream: Upstream
     recovery: Recovery
+    retention: Retention
     settings: Settings
     timers: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self) -> None:
-        """Recover once, then on a timer; write counted noise every minute."""
+        """Check the account, recover once, then on a timer; write counted noise every minute.
+
+        Raises: BindingError.
+        """
+        await self._bind_account()
         self.timers = [
             asyncio.create_task(_every(self.settings.recovery_interval_ms, self._recover)),
             asyncio.create_task(_every(NOISE_EVERY_S * 1000, self._write_noise, first=False)),
@@ -66,12 +82,36 @@ class Proxy:
         await self.store.close()
         await self.upstream.aclose()
 
+    async def _bind_account(self) -> None:
+        """Bind the store to the key's own account, where Stripe lets the key read it."""
+        if self.settings.upstream_mode == "sandbox":
+            return
+        request = UpstreamRequest(
+            method="GET", path="/v1/account", body=None, stripe_version=None, idempotency_key=None
+        )
+        answer = await self.upstream.send(request, deadline_ms=boottime_ms() + READ_WITHIN_MS)
+        account_id = account_of(answer)
+        if account_id is not None:
+            self.store.bind_account(account_id, self.settings.account_label)
+
     async def _recover(self) -> None:
         await self.app.desk.follow()
         await self.recovery.run()
+        await self.retention.run(self.store.clock.now(0))
 
     async def _write_noise(self) -> None:
         await self.app.desk.noise.flush(self.store.ledger)
+
+
+def account_of(answer: UpstreamAnswer) -> str | None:
+    """Return the account id in an answer to `GET /v1/account`, if it is one."""
+    if not isinstance(answer, Answered) or answer.status != 200:
+        return None
+    try:
+        account = json.loads(answer.body).get("id")
+    except (ValueError, AttributeError):
+        return None
+    return account if isinstance(account, str) and account.startswith("acct_") else None
 
 
 def build_proxy(settings: Settings, sandbox_app: Any | None = None) -> Proxy:
@@ -96,13 +136,15 @@ def build_proxy(settings: Settings, sandbox_app: Any | None = None) -> Proxy:
             read_within_ms=READ_WITHIN_MS,
         ),
         joins=joins,
+        abandoned=Abandoned(upstream),
         boottime_ms=boottime_ms,
         upstream_key=key,
         tasks=set(),
         behind=bool(store.behind),
     )
+    desk = _desk(store, governor, upstream, key, follow)
     return Proxy(
-        app=ProxyApp(_desk(store, governor, upstream, key, follow), _own(store)),
+        app=ProxyApp(desk, _own(store, desk, upstream)),
         store=store,
         upstream=upstream,
         recovery=Recovery(
@@ -114,6 +156,7 @@ def build_proxy(settings: Settings, sandbox_app: Any | None = None) -> Proxy:
             owner=store.owner,
             boottime_ms=boottime_ms,
         ),
+        retention=Retention(store.ledger, store.records),
         settings=settings,
     )
 
@@ -172,13 +215,16 @@ def _desk(
     )
 
 
-def _own(store: Store) -> Own:
+def _own(store: Store, desk: Desk, upstream: Upstream) -> Own:
     return Own(
         ledger=store.ledger,
         records=store.records,
-        noise=Noise(),
-        now_ms=lambda: store.clock.now(0),
-        upstream_ready=lambda: not store.behind,
+        noise=desk.noise,
+        now_ms=desk.now_ms,
+        rate=desk.rate,
+        readiness=Readiness(upstream, boottime_ms),
+        behind=bool(store.behind),
+        follow=desk.follow,
     )
 
 

@@ -21,7 +21,13 @@ from kb_mcp.proxy.stores.heads import Behind, Heads
 from kb_mcp.proxy.stores.journal import Journal
 from kb_mcp.proxy.stores.sqlite import SqliteLedger, connect
 from kb_mcp.proxy.stores.sqlite_records import SqliteRecords
-from kb_mcp.proxy.stores.sqlite_schema import bind, migrate, register_node
+from kb_mcp.proxy.stores.sqlite_schema import (
+    BindingError,
+    bind,
+    bind_account,
+    migrate,
+    register_node,
+)
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.machine import boottime_ms, host_ms, process_name, random_bytes
 
@@ -36,6 +42,7 @@ class StoreError(Exception):
 class Store:
     """An open store. `behind` lists exported heads that it does not reach (ledger.md: Recovery)."""
 
+    path: Path
     ledger: SqliteLedger
     records: SqliteRecords
     clock: StoreClock
@@ -45,6 +52,19 @@ class Store:
     owner: str
     node: str
     behind: list[Behind]
+
+    def bind_account(self, account_id: str, label: str) -> None:
+        """Bind the store to the account of the upstream key. Raises: BindingError."""
+        if label.startswith("acct_") and label != account_id:
+            raise BindingError(
+                f"KEYBRAKE_ACCOUNT is {label}, but the key in KEYBRAKE_STRIPE_KEY belongs to "
+                f"{account_id}"
+            )
+        connection = connect(self.path)
+        try:
+            bind_account(connection, account_id)
+        finally:
+            connection.close()
 
     async def close(self) -> None:
         """Finish what waits, and close."""
@@ -90,6 +110,7 @@ def open_store(settings: Settings, clock_offset: Callable[[], int] = lambda: 0) 
     except (sqlite3.Error, OSError, LedgerUnavailableError) as error:
         raise StoreError(f"cannot use the store {path}: {error}") from error
     return Store(
+        path=path,
         ledger=ledger,
         records=records,
         clock=clock,

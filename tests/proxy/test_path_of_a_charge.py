@@ -232,3 +232,16 @@ def test_a_revoked_key_does_nothing_more(tmp_path: Path) -> None:
         refused = house.charge(key, period="2026-11")
         assert (refused.status_code, error_of(refused)) == (401, "vault_key_revoked")
         assert house.charges() == []
+
+
+def test_a_dropped_answer_is_replayed_by_reading_the_charge(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue()
+        made = house.charge(key, period="2026-11").json()["id"]
+        house.turn_clock(91 * 86_400)
+        house.recover()
+        house.run(house.proxy.retention.run(house.proxy.store.clock.now(0)))
+        assert house.operations()[0].answer is None
+        replayed = house.charge(key, period="2026-11")
+        assert (replayed.json()["id"], replayed.headers["idempotent-replayed"]) == (made, "true")
+        assert len(house.charges()) == 1

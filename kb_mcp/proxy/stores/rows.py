@@ -90,7 +90,7 @@ def operation_of(row: Row, unseal: Seal) -> Operation:
         plain["answer"] = unseal(bytes(plain["answer"]), plain["id"])
     plain["state"] = State(plain["state"])
     plain["named_by"] = NamedBy(plain["named_by"])
-    for name in ("final", "reopened", "overshoot"):
+    for name in ("final", "reopened", "waived", "overshoot"):
         plain[name] = bool(plain[name])
     return Operation(**plain)
 

@@ -80,6 +80,11 @@ class SqliteRecords:
         ).fetchall()
         return [OperationId(row["id"]) for row in rows]
 
+    async def answered_before(self, before: int, limit: int) -> list[OperationId]:
+        """Return final operations that still hold an answer from before `before` (ms)."""
+        statement = self._queries["answered_before"]
+        return [OperationId(row["id"]) for row in self._rows(statement, before, limit)]
+
     async def windows(
         self, *, scope_id: str | None = None, starts: Sequence[str] = (), scope: str | None = None
     ) -> list[Window]:

@@ -86,6 +86,27 @@ def bind(
     return bound
 
 
+def bind_account(connection: sqlite3.Connection, account_id: str) -> None:
+    """Bind the store to the Stripe account that the upstream key belongs to, at the first start.
+
+    Raises: BindingError when it was bound to another one.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        bound = read_facts(connection).setdefault("account_id", account_id)
+        if bound == account_id:
+            connection.execute(load_queries("sqlite")["set_fact"], ("account_id", account_id))
+            connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    if bound != account_id:
+        raise BindingError(
+            f"the store belongs to Stripe account {bound}, the key in KEYBRAKE_STRIPE_KEY to "
+            f"{account_id}: use another KEYBRAKE_DATABASE_URL, one store an account"
+        )
+
+
 def read_facts(connection: sqlite3.Connection) -> dict[str, str]:
     """Return every fact of the store."""
     return {row["name"]: row["value"] for row in connection.execute("SELECT * FROM facts")}

@@ -31,7 +31,7 @@ CREATE TABLE operations (
     named_by          TEXT NOT NULL,
     route             TEXT NOT NULL,
     customer          TEXT,
-    amount            INTEGER NOT NULL CHECK (amount > 0),
+    amount            INTEGER NOT NULL CHECK (amount >= 0),  -- 0: the request does not tell
     currency          TEXT NOT NULL,
     period            TEXT,
     period_start      TEXT,
@@ -58,6 +58,7 @@ CREATE TABLE operations (
     answer_status     INTEGER,
     answer            BLOB,               -- sealed
     reopened          INTEGER NOT NULL,
+    waived            INTEGER NOT NULL,
     overshoot         INTEGER NOT NULL,
     voided_at         INTEGER,
     empty_listings    INTEGER NOT NULL,

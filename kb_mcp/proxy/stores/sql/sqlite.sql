@@ -53,6 +53,11 @@ SELECT id FROM operations
     OR (state = 'reserved' AND next_read_at IS NULL)
  ORDER BY updated_at LIMIT :limit
 
+-- name: answered_before
+SELECT id FROM operations
+ WHERE created_at < ? AND state = 'succeeded' AND final = 1 AND answer IS NOT NULL
+ ORDER BY created_at LIMIT ?
+
 -- name: fact
 SELECT value FROM facts WHERE name = ?
 

@@ -1,0 +1,49 @@
+"""Retention: stored answers are dropped after 90 days; a replay then reads the object from Stripe.
+
+Floor: wing B, beside recovery. Only answers of operations that succeeded for good are dropped: a
+decline has no object whose reading would say the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from kb_mcp.proxy.ledger import Changes, Ledger, OperationId, Refs
+from kb_mcp.proxy.ledger import State as S
+from kb_mcp.proxy.standing import Standing
+
+RETAIN_MS = 90 * 86_400_000
+BATCH = 200
+
+
+class Aged(Protocol):
+    """The part of a store's reads that retention needs."""
+
+    async def answered_before(self, before: int, limit: int) -> list[OperationId]:
+        """Return final operations that still hold an answer from before `before` (ms)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Drops old answers, a batch a turn."""
+
+    ledger: Ledger
+    aged: Aged
+
+    async def run(self, now: int) -> int:
+        """Drop a batch of answers that are older than RETAIN_MS at `now`; return how many."""
+        old = frozenset(await self.aged.answered_before(now - RETAIN_MS, BATCH))
+        if not old:
+            return 0
+
+        def step(standing: Standing) -> tuple[int, Changes]:
+            dropped = tuple(
+                replace(operation, answer=None)
+                for operation in standing.operations.values()
+                if operation.id in old and operation.state is S.SUCCEEDED and operation.final
+            )
+            return len(dropped), Changes(operations=dropped)
+
+        return await self.ledger.transact(lambda _: Refs(operations=old), step)
