@@ -1,0 +1,221 @@
+"""Charges: created, listed, captured, and those that the card refused.
+
+Floor: sandbox, ground. A customer or payment method whose id contains `Declined` is declined.
+"""
+
+from __future__ import annotations
+
+from kb_mcp.money import Money
+from kb_mcp.sandbox.answers import DECLINES, Answer, Json, declined, invalid, missing_object
+from kb_mcp.sandbox.calls import Call, required_money, show
+from kb_mcp.sandbox.customers import CARD, billing_details, require_customer
+from kb_mcp.sandbox.listing import expand, list_objects
+from kb_mcp.sandbox.params import Params, flag, integer, metadata, text
+
+COPIED = (
+    "description",
+    "on_behalf_of",
+    "receipt_email",
+    "statement_descriptor",
+    "statement_descriptor_suffix",
+    "transfer_group",
+)
+
+
+def create_charge(call: Call) -> Answer:
+    """POST /v1/charges."""
+    params = call.params
+    money = required_money(params)
+    customer, source = text(params, "customer"), text(params, "source")
+    if customer is None and source is None and not params.get("card"):
+        raise invalid("Must provide source or customer.", "parameter_missing")
+    payment_method = source or f"card_{call.new_id()}"
+    if customer is not None:
+        owner = require_customer(call, customer, "customer")
+        payment_method = source or owner["invoice_settings"]["default_payment_method"]
+    if "Missing" in payment_method:
+        raise missing_object("token", payment_method, "source")
+    failure = "card_declined" if declines(call, customer, payment_method) else None
+    charge = new_charge(
+        call,
+        money,
+        customer=customer,
+        payment_method=payment_method,
+        captured=flag(params, "capture", default=True),
+        failure=failure,
+    )
+    charge |= {name: text(params, name) for name in COPIED} | {"metadata": metadata(params)}
+    answer = Answer(200, expand(call.records, charge, params))
+    call.records.save(charge)
+    return answer if failure is None else declined(charge["id"], code=failure)
+
+
+def get_charge(call: Call) -> Answer:
+    """GET /v1/charges/{charge}."""
+    charge = _require(call, 404)
+    return Answer(200, expand(call.records, charge, call.params))
+
+
+def list_charges(call: Call) -> Answer:
+    """GET /v1/charges."""
+    filters = ("customer", "payment_intent", "transfer_group")
+    page = list_objects(call.records, "charge", "/v1/charges", call.params, filters)
+    return Answer(200, expand(call.records, page, call.params))
+
+
+def capture_charge(call: Call) -> Answer:
+    """POST /v1/charges/{charge}/capture."""
+    charge = _require(call, 404)
+    if charge["payment_intent"] is not None:
+        raise invalid(
+            "This charge belongs to a PaymentIntent. Capture the PaymentIntent instead: "
+            f"{charge['payment_intent']}."
+        )
+    if charge["captured"]:
+        sentence = f"Charge {charge['id']} has already been captured."
+        raise invalid(sentence, "charge_already_captured")
+    if charge["status"] != "succeeded" or charge["refunded"]:
+        raise invalid(f"Charge {charge['id']} cannot be captured.", "charge_not_capturable")
+    amount = integer(call.params, "amount")
+    capture(call, charge, charge["amount"] if amount is None else amount, "amount")
+    return Answer(200, expand(call.records, charge, call.params))
+
+
+def capture(call: Call, charge: Json, amount: int, param: str) -> None:
+    """Take `amount` of an authorised charge; the rest goes back to the card.
+
+    Raises: Rejected, when the amount is not within what was authorised.
+    """
+    if amount < 1:
+        sentence = "This value must be greater than or equal to 1."
+        raise invalid(sentence, "parameter_invalid_integer", param)
+    if amount > charge["amount"]:
+        most = show(Money(charge["amount"], charge["currency"]))
+        raise invalid(
+            f"You cannot capture more than the authorized amount of {most}.",
+            "amount_too_large",
+            param,
+        )
+    charge |= {
+        "amount_captured": amount,
+        "amount_refunded": charge["amount"] - amount,
+        "balance_transaction": f"txn_{call.new_id()}",
+        "captured": True,
+    }
+    call.records.save(charge)
+
+
+def declines(call: Call, customer: str | None, payment_method: str) -> bool:
+    """Tell whether the card says no."""
+    return call.declines or "Declined" in (customer or "") or "Declined" in payment_method
+
+
+def new_charge(
+    call: Call,
+    money: Money,
+    *,
+    customer: str | None,
+    payment_method: str,
+    captured: bool,
+    failure: str | None,
+    payment_intent: str | None = None,
+) -> Json:
+    """Build a charge that succeeded, or failed with the code `failure`; the caller saves it."""
+    charge_id, succeeded = f"ch_{call.new_id()}", failure is None
+    took = succeeded and captured
+    return {
+        "id": charge_id,
+        "object": "charge",
+        "amount": money.amount,
+        "amount_captured": money.amount if took else 0,
+        "amount_refunded": 0,
+        "application": None,
+        "application_fee": None,
+        "application_fee_amount": None,
+        "balance_transaction": f"txn_{call.new_id()}" if took else None,
+        "billing_details": billing_details(),
+        "calculated_statement_descriptor": "KB-MCP SANDBOX",
+        "captured": took,
+        "created": call.now,
+        "currency": money.currency,
+        "customer": customer,
+        "description": None,
+        "disputed": False,
+        "failure_balance_transaction": None,
+        "failure_code": failure,
+        "failure_message": None if failure is None else DECLINES[failure][1],
+        "fraud_details": {},
+        "livemode": False,
+        "metadata": {},
+        "on_behalf_of": None,
+        "outcome": _outcome(failure),
+        "paid": succeeded,
+        "payment_intent": payment_intent,
+        "payment_method": payment_method,
+        "payment_method_details": _card_details(money.amount, captured=captured),
+        "receipt_email": None,
+        "receipt_number": None,
+        "receipt_url": f"https://receipts.invalid/{charge_id}" if succeeded else None,
+        "refunded": False,
+        "review": None,
+        "shipping": None,
+        "source_transfer": None,
+        "statement_descriptor": None,
+        "statement_descriptor_suffix": None,
+        "status": "succeeded" if succeeded else "failed",
+        "transfer_data": None,
+        "transfer_group": None,
+    }
+
+
+def copied(params: Params) -> Json:
+    """Return the wording and labels that a request passes on to its charge or intent."""
+    return {name: text(params, name) for name in COPIED if name in params}
+
+
+def _require(call: Call, status: int) -> Json:
+    charge = call.records.find("charge", call.ids[0])
+    if charge is None:
+        raise missing_object("charge", call.ids[0], "id", status)
+    return charge
+
+
+def _outcome(failure: str | None) -> Json:
+    refused = failure is not None
+    return {
+        "advice_code": None,
+        "network_advice_code": None,
+        "network_decline_code": None,
+        "network_status": "declined_by_network" if refused else "approved_by_network",
+        "reason": None if failure is None else DECLINES[failure][0],
+        "risk_level": "normal",
+        "risk_score": 20,
+        "seller_message": "The bank did not return any further details with this decline."
+        if refused
+        else "Payment complete.",
+        "type": "issuer_declined" if refused else "authorized",
+    }
+
+
+def _card_details(amount: int, *, captured: bool) -> Json:
+    checks = {"address_line1_check": None, "address_postal_code_check": None, "cvc_check": "pass"}
+    card = CARD | {
+        "amount_authorized": amount,
+        "checks": checks,
+        "installments": None,
+        "mandate": None,
+        "network": "visa",
+        "network_token": None,
+        "network_transaction_id": None,
+        "three_d_secure": None,
+    }
+    return {"card": card if captured else card | _hold(amount), "type": "card"}
+
+
+def _hold(amount: int) -> Json:
+    return {
+        "extended_authorization": {"status": "disabled"},
+        "incremental_authorization": {"status": "available"},
+        "multicapture": {"status": "unavailable"},
+        "overcapture": {"maximum_amount_capturable": amount, "status": "unavailable"},
+    }

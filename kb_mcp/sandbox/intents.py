@@ -1,0 +1,286 @@
+"""PaymentIntents and their states.
+
+Floor: sandbox, ground. Source: docs.stripe.com/payments/paymentintents/lifecycle. A customer or
+payment method whose id contains `Declined` is declined; `Authentication` needs the customer.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kb_mcp.money import Money
+from kb_mcp.sandbox.answers import (
+    Answer,
+    Json,
+    Rejected,
+    declined,
+    error_answer,
+    invalid,
+    missing_object,
+)
+from kb_mcp.sandbox.calls import Call, check_amount, required_money
+from kb_mcp.sandbox.charges import COPIED, capture, copied, declines, new_charge
+from kb_mcp.sandbox.customers import require_customer, require_payment_method
+from kb_mcp.sandbox.listing import expand, list_objects
+from kb_mcp.sandbox.params import flag, integer, metadata, text
+
+_CONFIRMABLE: Final = ("requires_payment_method", "requires_confirmation", "requires_action")
+_CANCELABLE: Final = (*_CONFIRMABLE, "requires_capture", "processing")
+
+
+def create_intent(call: Call) -> Answer:
+    """POST /v1/payment_intents."""
+    params = call.params
+    money = required_money(params)
+    customer, payment_method = text(params, "customer"), text(params, "payment_method")
+    if customer is not None:
+        require_customer(call, customer, "customer")
+    if payment_method is not None:
+        require_payment_method(call, payment_method, customer)
+    intent = _new_intent(call, money, customer, payment_method)
+    if flag(params, "confirm", default=False):
+        return _confirm(call, intent)
+    return _saved(call, intent)
+
+
+def get_intent(call: Call) -> Answer:
+    """GET /v1/payment_intents/{intent}."""
+    return Answer(200, expand(call.records, _require(call), call.params))
+
+
+def list_intents(call: Call) -> Answer:
+    """GET /v1/payment_intents."""
+    url = "/v1/payment_intents"
+    page = list_objects(call.records, "payment_intent", url, call.params, ("customer",))
+    return Answer(200, expand(call.records, page, call.params))
+
+
+def update_intent(call: Call) -> Answer:
+    """POST /v1/payment_intents/{intent}."""
+    intent, params = _require(call), call.params
+    _demand(intent, "updated", _CONFIRMABLE)
+    if "amount" in params:
+        amount = integer(params, "amount") or 0
+        check_amount(Money(amount, intent["currency"]))
+        intent["amount"] = amount
+    _set_payment_method(call, intent)
+    intent |= copied(params)
+    intent["metadata"] = _merged(call, intent)
+    return _saved(call, intent)
+
+
+def confirm_intent(call: Call) -> Answer:
+    """POST /v1/payment_intents/{intent}/confirm."""
+    intent = _require(call)
+    _demand(intent, "confirmed", _CONFIRMABLE)
+    _set_payment_method(call, intent)
+    return _confirm(call, intent)
+
+
+def capture_intent(call: Call) -> Answer:
+    """POST /v1/payment_intents/{intent}/capture."""
+    intent = _require(call)
+    _demand(intent, "captured", ("requires_capture",))
+    asked = integer(call.params, "amount_to_capture")
+    amount = intent["amount_capturable"] if asked is None else asked
+    charge = call.records.find("charge", intent["latest_charge"]) or {}
+    capture(call, charge, amount, "amount_to_capture")
+    intent |= {"amount_capturable": 0, "amount_received": amount, "status": "succeeded"}
+    intent["metadata"] = _merged(call, intent)
+    return _saved(call, intent)
+
+
+def cancel_intent(call: Call) -> Answer:
+    """POST /v1/payment_intents/{intent}/cancel."""
+    intent = _require(call)
+    _demand(intent, "canceled", _CANCELABLE)
+    if intent["status"] == "requires_capture":
+        charge = call.records.find("charge", intent["latest_charge"]) or {}
+        charge |= {"amount_refunded": charge["amount"], "refunded": True}
+        call.records.save(charge)
+    intent |= {
+        "amount_capturable": 0,
+        "canceled_at": call.now,
+        "cancellation_reason": text(call.params, "cancellation_reason"),
+        "next_action": None,
+        "status": "canceled",
+    }
+    return _saved(call, intent)
+
+
+def increment_intent(call: Call) -> Answer:
+    """POST /v1/payment_intents/{intent}/increment_authorization; the amount is the new total."""
+    intent = _require(call)
+    _demand(intent, "incremented", ("requires_capture",))
+    amount = integer(call.params, "amount") or 0
+    check_amount(Money(amount, intent["currency"]))
+    if amount <= intent["amount"]:
+        raise invalid(
+            "The amount must be greater than the currently authorized amount.",
+            "parameter_invalid_integer",
+            "amount",
+        )
+    charge = call.records.find("charge", intent["latest_charge"]) or {}
+    if declines(call, None, ""):
+        return declined(charge["id"])
+    call.records.save(charge | {"amount": amount})
+    intent |= {"amount": amount, "amount_capturable": amount} | copied(call.params)
+    intent["metadata"] = _merged(call, intent)
+    return _saved(call, intent)
+
+
+def _confirm(call: Call, intent: Json) -> Answer:
+    customer, payment_method = intent["customer"], intent["payment_method"]
+    if payment_method is None:
+        raise _unexpected_state(
+            intent,
+            "You cannot confirm this PaymentIntent because it's missing a payment method. You can "
+            "either update the PaymentIntent with a payment method and then confirm it again, or "
+            "confirm it again directly with a payment method or ConfirmationToken.",
+        )
+    if declines(call, customer, payment_method):
+        return _failed(call, intent, "card_declined")
+    if "Authentication" in f"{customer}{payment_method}":
+        off_session = call.params.get("off_session") or "false"
+        if off_session != "false" or flag(call.params, "error_on_requires_action", default=False):
+            return _failed(call, intent, "authentication_required")
+        action = {"type": "use_stripe_sdk", "use_stripe_sdk": {"type": "three_d_secure_redirect"}}
+        return _saved(call, intent | {"next_action": action, "status": "requires_action"})
+    captured = intent["capture_method"] != "manual"
+    charge = _charge(call, intent, failure=None, captured=captured)
+    intent |= {
+        "amount_capturable": 0 if captured else intent["amount"],
+        "amount_received": intent["amount"] if captured else 0,
+        "last_payment_error": None,
+        "latest_charge": charge["id"],
+        "next_action": None,
+        "status": "succeeded" if captured else "requires_capture",
+    }
+    return _saved(call, intent)
+
+
+def _failed(call: Call, intent: Json, code: str) -> Answer:
+    charge = _charge(call, intent, failure=code, captured=True)
+    card = call.records.find("payment_method", intent["payment_method"])
+    error = declined(charge["id"], code=code, payment_method=card).body["error"]
+    intent |= {
+        "last_payment_error": error,
+        "latest_charge": charge["id"],
+        "next_action": None,
+        "payment_method": None,
+        "status": "requires_payment_method",
+    }
+    call.records.save(intent)
+    return Answer(402, {"error": error | {"payment_intent": intent}})
+
+
+def _charge(call: Call, intent: Json, *, failure: str | None, captured: bool) -> Json:
+    charge = new_charge(
+        call,
+        Money(intent["amount"], intent["currency"]),
+        customer=intent["customer"],
+        payment_method=intent["payment_method"],
+        captured=captured,
+        failure=failure,
+        payment_intent=intent["id"],
+    )
+    wording = ("description", "metadata", "receipt_email", "transfer_group")
+    charge |= {name: intent[name] for name in wording}
+    call.records.save(charge)
+    return charge
+
+
+def _saved(call: Call, intent: Json) -> Answer:
+    call.records.save(intent)
+    return Answer(200, expand(call.records, intent, call.params))
+
+
+def _require(call: Call) -> Json:
+    intent = call.records.find("payment_intent", call.ids[0])
+    if intent is None:
+        raise missing_object("payment_intent", call.ids[0], "intent", 404)
+    return intent
+
+
+def _demand(intent: Json, verb: str, states: tuple[str, ...]) -> None:
+    if intent["status"] not in states:
+        act = {"canceled": "cancel", "captured": "capture", "confirmed": "confirm"}.get(verb, verb)
+        raise _unexpected_state(
+            intent,
+            f"You cannot {act} this PaymentIntent because it has a status of "
+            f"{intent['status']}. Only a PaymentIntent with one of the following statuses may be "
+            f"{verb}: {', '.join(states)}.",
+        )
+
+
+def _unexpected_state(intent: Json, message: str) -> Rejected:
+    code = "payment_intent_unexpected_state"
+    return Rejected(error_answer(400, message, code=code, payment_intent=intent))
+
+
+def _set_payment_method(call: Call, intent: Json) -> None:
+    payment_method = text(call.params, "payment_method")
+    if payment_method is not None:
+        require_payment_method(call, payment_method, intent["customer"])
+        intent["payment_method"] = payment_method
+        if intent["status"] == "requires_payment_method":
+            intent["status"] = "requires_confirmation"
+
+
+def _merged(call: Call, intent: Json) -> dict[str, str]:
+    given = call.params.get("metadata", {})
+    return metadata({"metadata": intent["metadata"] | given if given != "" else {}})
+
+
+def _new_intent(call: Call, money: Money, customer: str | None, payment_method: str | None) -> Json:
+    params, intent_id = call.params, f"pi_{call.new_id()}"
+    wording = dict.fromkeys(COPIED)
+    kinds = params.get("payment_method_types") or {"0": "card"}
+    automatic = "automatic_payment_methods" in params
+    return (
+        {
+            "id": intent_id,
+            "object": "payment_intent",
+            "amount": money.amount,
+            "amount_capturable": 0,
+            "amount_details": {"tip": {}},
+            "amount_received": 0,
+            "application": None,
+            "application_fee_amount": None,
+            "automatic_payment_methods": {"enabled": True} if automatic else None,
+            "canceled_at": None,
+            "cancellation_reason": None,
+            "capture_method": text(params, "capture_method") or "automatic_async",
+            "client_secret": f"{intent_id}_secret_{call.new_id()}",
+            "confirmation_method": text(params, "confirmation_method") or "automatic",
+            "created": call.now,
+            "currency": money.currency,
+            "customer": customer,
+            "last_payment_error": None,
+            "latest_charge": None,
+            "livemode": False,
+            "metadata": metadata(params),
+            "next_action": None,
+            "payment_method": payment_method,
+            "payment_method_configuration_details": None,
+            "payment_method_options": {
+                "card": {
+                    "installments": None,
+                    "mandate_options": None,
+                    "network": None,
+                    "request_three_d_secure": "automatic",
+                }
+            },
+            "payment_method_types": list(kinds.values()),
+            "processing": None,
+            "review": None,
+            "setup_future_usage": text(params, "setup_future_usage"),
+            "shipping": None,
+            "status": "requires_payment_method"
+            if payment_method is None
+            else "requires_confirmation",
+            "transfer_data": None,
+        }
+        | wording
+        | copied(params)
+    )
