@@ -1,0 +1,135 @@
+"""Arguments as runtimes send them, read strictly into the catalogue's models.
+
+Floor: wing A, above the catalogue. Pure. What is wrong is a value that says what to send instead
+and never repeats what was sent: not its values, and not its unknown names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import ValidationError
+
+from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments, Tool
+
+Arguments = ChargeArguments | ChargeStatusArguments
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_HINTS: Final[Mapping[str, str]] = {
+    "customer_id": "send a Stripe customer id as a string, for example cus_Abc123",
+    "amount_cents": "send a whole number above zero in the currency's minor unit, like 2900, "
+    "without quotes, decimals or exponent",
+    "billing_period": "send a period as a string, for example 2026-06",
+    "currency": "send a three-letter ISO code as a string, for example usd",
+    "description": "send a string of at most 350 characters, or leave it out",
+    "reference": "send a string of at most 100 characters, or leave it out",
+    "charge_id": "send a charge id as a string, for example ch_Abc123",
+}
+_OUR_ERRORS = "value_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """Arguments that cannot be meant; each problem is a sentence without the caller's values."""
+
+    problems: tuple[str, ...]
+
+    @property
+    def message(self) -> str:
+        """All problems in one line."""
+        return " ".join(self.problems)
+
+
+class _RepeatedNameError(ValueError):
+    """A JSON object that holds one name twice."""
+
+
+def read_arguments(tool: Tool, raw: Mapping[str, object] | None) -> Arguments | Invalid:
+    """Check `raw` against the arguments of `tool`, with no coercion and nothing dropped."""
+    named = _rename(tool, raw or {})
+    if isinstance(named, Invalid):
+        return named
+    if not set(named) <= set(tool.argument_names()):
+        names = ", ".join(tool.argument_names())
+        return Invalid((f"An argument is unknown; {tool.name} takes {names}.",))
+    try:
+        return tool.arguments.model_validate(named)
+    except ValidationError as error:
+        return Invalid(tuple(_problems(error)))
+
+
+def read_texts(tool: Tool, *parts: Iterable[tuple[object, object]]) -> dict[str, object] | Invalid:
+    """Turn names and text values, as Bedrock sends them, into JSON values for `read_arguments`.
+
+    `parts` are a body's properties and a path's or query's parameters: a name may stand in both
+    with the same value, and in one of them once. Integers are written as JSON writes them.
+    """
+    texts: dict[str, object] = {}
+    for part in parts:
+        pairs = list(part)
+        names = [name for name, _ in pairs if isinstance(name, str)]
+        if len(names) != len(pairs):
+            return Invalid(("An argument has no name.",))
+        if len(set(names)) != len(names):
+            return Invalid(("An argument was sent twice. Send it once.",))
+        for name, (_, value) in zip(names, pairs, strict=True):
+            if name in texts and (type(texts[name]), texts[name]) != (type(value), value):
+                return Invalid(("An argument was sent twice with different values.",))
+            texts[name] = value
+    return {name: _from_text(tool, name, value) for name, value in texts.items()}
+
+
+def has_repeated_names(text: str | bytes) -> bool:
+    """Say whether JSON `text` holds an object with one name twice; of no JSON, say False.
+
+    Parsers keep the last and drop the first, so two readers could see two different bills.
+    """
+    try:
+        json.loads(text, object_pairs_hook=_unrepeated)
+    except _RepeatedNameError:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return False
+
+
+def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise _RepeatedNameError
+    return values
+
+
+def _rename(tool: Tool, raw: Mapping[str, object]) -> dict[str, object] | Invalid:
+    named: dict[str, object] = {}
+    for name, value in raw.items():
+        current = tool.aliases.get(name, name)
+        if current in named:
+            return Invalid((f"{current} was sent twice, under its old and its new name.",))
+        named[current] = value
+    return named
+
+
+def _from_text(tool: Tool, name: str, value: object) -> object:
+    field = tool.arguments.model_fields.get(tool.aliases.get(name, name))
+    is_integer = field is not None and field.annotation is int
+    if is_integer and isinstance(value, str) and _INTEGER.fullmatch(value):
+        return int(value)
+    return value
+
+
+def _problems(error: ValidationError) -> Iterable[str]:
+    for detail in error.errors(include_url=False, include_input=False):
+        cause = detail.get("ctx", {}).get("error")
+        name = str(detail["loc"][0]) if detail["loc"] else ""
+        if detail["type"] == _OUR_ERRORS and isinstance(cause, ValueError):
+            # Messages of our own checks: they say what to send, never what came.
+            yield f"{name}: {cause}" if name else str(cause)
+        elif detail["type"] == "missing":
+            yield f"{name} is missing: {_HINTS[name]}."
+        else:
+            yield f"{name} is not valid: {_HINTS.get(name, 'see its description')}."

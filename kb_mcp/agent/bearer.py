@@ -1,0 +1,56 @@
+"""Whose vault key a bearer token is, asked of the proxy anew on every request.
+
+Floor: wing A, above billing; below the MCP door. Nothing is cached: a key that is revoked is
+refused on the next request. What cannot be looked up is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kb_mcp.agent.billing import Billing
+from kb_mcp.agent.catalogue import tools_granted
+from kb_mcp.agent.outcomes import ProxyUnavailableError, as_map
+from kb_mcp.agent.sdk import Lost
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A key that is good now; `billing` holds it for the tools that it grants."""
+
+    billing: Billing
+
+
+@dataclass(frozen=True, slots=True)
+class NotAKey:
+    """Unknown, expired or revoked."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookupFailed:
+    """Nobody can say now; `status` is the HTTP status that says so."""
+
+    status: int
+
+
+Bearer = Known | NotAKey | LookupFailed
+
+
+def look_up(line: Billing, token: str) -> Bearer:
+    """Ask the proxy on `line` what `token` may do. Never raises for what the proxy answers."""
+    try:
+        reply = line.sdk.describe_key(token)
+    except ProxyUnavailableError:
+        return LookupFailed(503)
+    if isinstance(reply, Lost):
+        return LookupFailed(503)
+    if reply.status == 401:
+        return NotAKey()
+    if reply.is_error:
+        return LookupFailed(429 if reply.status == 429 else 503)
+    allow = as_map(reply.fields.get("policy")).get("allow")
+    if not isinstance(allow, list):
+        return LookupFailed(503)
+    granted = frozenset(entry for entry in allow if isinstance(entry, str))
+    tools = tools_granted(granted, line.charge_api)
+    return Known(line.with_keys(dict.fromkeys(tools, token)))

@@ -1,0 +1,234 @@
+"""Charging and looking up charges: the Stripe SDK, pointed at the proxy, with a vault key.
+
+Floor: wing A, above outcomes and status; below the doors. Synchronous: a door runs it on a
+worker thread, so that a cancelled door never cancels a send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
+
+from kb_mcp.agent.catalogue import (
+    ChargeApi,
+    ChargeArguments,
+    ChargeResult,
+    ChargeStatusArguments,
+    ChargeStatusResult,
+    ToolName,
+)
+from kb_mcp.agent.keys import STALE, HeldKey, KeySource
+from kb_mcp.agent.outcomes import (
+    ProxyUnavailableError,
+    Reply,
+    charge_outcome,
+    lost,
+    raise_if_nothing_sent,
+    without_card,
+)
+from kb_mcp.agent.sdk import Lost, NoCard, ProxySdk, Resource
+from kb_mcp.agent.status import (
+    describe_charge,
+    describe_operation,
+    most_telling,
+    not_found,
+    not_readable,
+)
+from kb_mcp.agent.transport import open_client
+from kb_mcp.agent.wording import UNAVAILABLE
+from kb_mcp.idempotency import idempotency_key
+
+if TYPE_CHECKING:
+    import httpx
+
+    from kb_mcp.agent.calls import CallContext
+
+T = TypeVar("T")
+
+_RESOURCES: Final[Mapping[str, Resource]] = MappingProxyType(
+    {"ch": "charges", "py": "charges", "pi": "payment_intents"}
+)
+
+
+class Billing:
+    """The two tools behind every door. Thread-safe; close it when done."""
+
+    def __init__(
+        self,
+        keys: Mapping[ToolName, KeySource],
+        proxy_url: str,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        charge_api: ChargeApi = "charges",
+        allow_reference: bool = False,
+        allow_http: bool = False,
+        sdk: ProxySdk | None = None,
+    ) -> None:
+        """Hold `keys` by tool; `transport` replaces the network for an embedded proxy.
+
+        `sdk` is a line that is open already; `transport` and `allow_http` are then not used.
+
+        Raises: AddressError, when `proxy_url` would send a vault key in the clear.
+        """
+        if sdk is None:
+            http = open_client(proxy_url, transport=transport, allow_http=allow_http)
+            sdk = ProxySdk(proxy_url.rstrip("/"), http)
+        self._sdk = sdk
+        self._proxy_url = proxy_url
+        self._charge_api: ChargeApi = charge_api
+        self._allow_reference = allow_reference
+        self._keys = {name: HeldKey(source) for name, source in keys.items()}
+
+    @property
+    def tools(self) -> frozenset[ToolName]:
+        """The tools whose vault key is held."""
+        return frozenset(self._keys)
+
+    @property
+    def allow_reference(self) -> bool:
+        """Whether `reference` is switched on."""
+        return self._allow_reference
+
+    @property
+    def charge_api(self) -> ChargeApi:
+        """Which of Stripe's ways to charge is used."""
+        return self._charge_api
+
+    @property
+    def sdk(self) -> ProxySdk:
+        """The line to the proxy, for doors that look a bearer key up."""
+        return self._sdk
+
+    def with_keys(self, keys: Mapping[ToolName, KeySource]) -> Billing:
+        """Return a Billing with other keys over the same connections."""
+        return Billing(
+            keys,
+            self._proxy_url,
+            charge_api=self._charge_api,
+            allow_reference=self._allow_reference,
+            sdk=self._sdk,
+        )
+
+    def close(self) -> None:
+        """Close the connections to the proxy."""
+        self._sdk.close()
+
+    def charge(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
+        """Charge once for a period.
+
+        Raises: ProxyUnavailableError, RateLimitedError, where nothing was sent.
+        """
+        answer = self._ask(ToolName.CHARGE, lambda token: self._charge(arguments, context, token))
+        match answer:
+            case Reply():
+                return charge_outcome(arguments, answer)
+            case Lost():
+                return lost(arguments, livemode=answer.livemode)
+            case NoCard():
+                return without_card(arguments, livemode=answer.livemode)
+            case _:
+                assert_never(answer)
+
+    def charge_status(
+        self, arguments: ChargeStatusArguments, context: CallContext
+    ) -> ChargeStatusResult:
+        """Look up a charge by its id, or by customer and period.
+
+        Raises: ProxyUnavailableError, RateLimitedError.
+        """
+        if arguments.charge_id is not None:
+            return self._status_of(arguments.charge_id, context)
+        wanted = {
+            "customer_id": arguments.customer_id or "",
+            "billing_period": arguments.billing_period or "",
+        }
+        reply = self._read(lambda token: self._sdk.operations(token, wanted, context.headers()))
+        if reply.is_error:
+            return not_readable(reply)
+        operation = most_telling(reply.fields.get("data"))
+        if operation is None:
+            return not_found()
+        charge_id = operation.get("charge_id")
+        if isinstance(charge_id, str) and operation.get("state") == "succeeded":
+            found = self._status_of(charge_id, context)
+            if found.found:
+                return found
+        return describe_operation(operation)
+
+    def _charge(
+        self, arguments: ChargeArguments, context: CallContext, token: str
+    ) -> Reply | Lost | NoCard:
+        headers = context.headers()
+        params = _bill(arguments)
+        if self._charge_api == "payment_intents":
+            card = self._sdk.default_payment_method(token, arguments.customer_id, headers)
+            if isinstance(card, Lost) or (isinstance(card, Reply) and card.status >= 500):
+                # Only a look-up went wrong: nothing has been charged.
+                raise ProxyUnavailableError(UNAVAILABLE)
+            if not isinstance(card, str):
+                return card
+            params |= _off_session(card)
+        key = idempotency_key(
+            arguments.customer_id,
+            arguments.amount_cents,
+            arguments.billing_period,
+            arguments.currency,
+            arguments.reference,
+        )
+        return self._sdk.create(token, self._charge_api, params, key, headers)
+
+    def _status_of(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
+        resource = _RESOURCES[charge_id.partition("_")[0]]
+        reply = self._read(
+            lambda token: self._sdk.retrieve(token, resource, charge_id, context.headers())
+        )
+        if not reply.is_error:
+            return describe_charge(reply)
+        return not_found() if reply.status == 404 else not_readable(reply)
+
+    def _read(self, ask: Callable[[str], Reply | Lost]) -> Reply:
+        answer = self._ask(ToolName.CHARGE_STATUS, ask)
+        if isinstance(answer, Lost):
+            raise ProxyUnavailableError(UNAVAILABLE)
+        raise_if_nothing_sent(answer)
+        if answer.status >= 500:
+            raise ProxyUnavailableError(UNAVAILABLE)
+        return answer
+
+    def _ask(self, tool: ToolName, ask: Callable[[str], T]) -> T:
+        tokens = self._keys[tool].tokens()
+        answer = ask(next(tokens))
+        if isinstance(answer, Reply) and _is_stale(answer):
+            # The key was rotated under us: read it once more and ask again with the newer one.
+            for token in tokens:
+                return ask(token)
+        return answer
+
+
+def _is_stale(reply: Reply) -> bool:
+    return reply.status == 401 and reply.text("code") in STALE and not reply.doubtful
+
+
+def _bill(arguments: ChargeArguments) -> dict[str, Any]:  # the SDK's parameters: JSON by name
+    metadata = {"billing_period": arguments.billing_period}
+    if arguments.reference is not None:
+        metadata["reference"] = arguments.reference
+    return {
+        "amount": arguments.amount_cents,
+        "currency": arguments.currency,
+        "customer": arguments.customer_id,
+        "description": arguments.description or f"Subscription {arguments.billing_period}",
+        "metadata": metadata,
+    }
+
+
+def _off_session(payment_method: str) -> dict[str, Any]:  # as _bill
+    # docs.stripe.com/payments/save-and-reuse, "Charge the saved payment method later": nobody is
+    # there to be redirected or to confirm, so either is an error at once.
+    return {
+        "payment_method": payment_method,
+        "off_session": True,
+        "confirm": True,
+        "error_on_requires_action": True,
+    }

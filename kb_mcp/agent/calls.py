@@ -1,0 +1,132 @@
+"""One tool call, from any door: find the tool, read its arguments, run it, answer with a value.
+
+Floor: wing A, above arguments; below the doors, which only translate what this returns.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from kb_mcp.agent.arguments import Invalid, read_arguments
+from kb_mcp.agent.catalogue import (
+    ChargeArguments,
+    ChargeResult,
+    ChargeStatusArguments,
+    ChargeStatusResult,
+    Result,
+    ToolName,
+    find_tool,
+)
+from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError, uncertain
+
+logger = logging.getLogger(__name__)
+
+_ID_LENGTH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """Who calls, as far as the runtime says so. It goes into the audit and decides nothing."""
+
+    agent_id: str | None = None
+    session_id: str | None = None
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that carry it: bounded, printable ASCII only."""
+        named = {"Keybrake-Agent": self.agent_id, "Keybrake-Session": self.session_id}
+        return {name: clean for name, text in named.items() if (clean := _clean(text))}
+
+
+class Biller(Protocol):
+    """What doors need of `billing.Billing`."""
+
+    @property
+    def tools(self) -> frozenset[ToolName]:
+        """The tools whose vault key is held."""
+
+    @property
+    def allow_reference(self) -> bool:
+        """Whether `reference` is switched on."""
+
+    def charge(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
+        """Charge once."""
+
+    def charge_status(
+        self, arguments: ChargeStatusArguments, context: CallContext
+    ) -> ChargeStatusResult:
+        """Look up a charge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The tool ran, and this is what it says; a refusal and a decline are answers too."""
+
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class NotOffered:
+    """No such tool here: unknown, or its vault key is not held, which must look the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimited:
+    """Nothing was done; wait."""
+
+    message: str
+    retry_after_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """Proxy or store not reachable: nothing was sent, and asking again is safe."""
+
+    message: str
+
+
+Answer = Answered | Invalid | NotOffered | RateLimited | Unavailable
+Caller = Callable[[str, Mapping[str, object] | None, CallContext], Answer]
+"""A tool name, raw arguments and context in, an answer out: what every door is given."""
+
+
+def caller_of(biller: Biller) -> Caller:
+    """Bind `call_tool` to `biller`."""
+    return lambda name, raw, context: call_tool(biller, name, raw, context)
+
+
+def call_tool(
+    biller: Biller, name: str, raw: Mapping[str, object] | None, context: CallContext
+) -> Answer:
+    """Call the tool `name` with `raw` arguments (JSON values). Never raises."""
+    tool = find_tool(name, allow_reference=biller.allow_reference)
+    if tool is None or tool.name not in biller.tools:
+        return NotOffered()
+    arguments = read_arguments(tool, raw)
+    if isinstance(arguments, Invalid):
+        return arguments
+    try:
+        return Answered(_run(biller, arguments, context))
+    except RateLimitedError as limit:
+        return RateLimited(str(limit), limit.retry_after_s)
+    except ProxyUnavailableError as outage:
+        return Unavailable(str(outage))
+    except Exception as error:  # noqa: BLE001 - a door must answer; after a send, with "unknown"
+        # Not the exception itself: its text and frames can hold keys.
+        logger.error("The tool %s broke: %s", tool.name, type(error).__name__)  # noqa: TRY400
+        return Answered(uncertain(arguments))
+
+
+def _run(
+    biller: Biller, arguments: ChargeArguments | ChargeStatusArguments, context: CallContext
+) -> Result:
+    if isinstance(arguments, ChargeArguments):
+        return biller.charge(arguments, context)
+    return biller.charge_status(arguments, context)
+
+
+def _clean(text: str | None) -> str:
+    kept = (character for character in text or "" if " " <= character <= "~")
+    return "".join(kept).strip()[:_ID_LENGTH]

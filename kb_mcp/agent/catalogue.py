@@ -1,0 +1,289 @@
+"""The tools as data: arguments, results, descriptions, and which vault key serves which tool.
+
+Floor: wing A, on the shared ground. Pure. Every door and every export reads this one definition;
+descriptions are written for a model and say in words what a target's schema cannot hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from kb_mcp.idempotency import REFERENCE
+from kb_mcp.money import check_amount
+from kb_mcp.periods import parse_period
+
+ChargeApi = Literal["charges", "payment_intents"]
+JSON: Final = "application/json"
+Status = Literal["succeeded", "pending", "failed", "unknown", "refused"]
+
+
+class ToolName(StrEnum):
+    """The tools there are."""
+
+    CHARGE = "charge"
+    CHARGE_STATUS = "charge_status"
+
+
+def _period(text: str) -> str:
+    return parse_period(text).label
+
+
+def _reference(text: str) -> str:
+    if not REFERENCE.fullmatch(text):
+        raise ValueError("A reference must be 1 to 100 printable ASCII characters.")
+    return text
+
+
+def _wording(text: str) -> str:
+    if not text.isprintable() or not text.strip():
+        raise ValueError("A description must be 1 to 350 printable characters.")
+    return text
+
+
+CustomerId = Annotated[str, StringConstraints(pattern=r"^cus_[A-Za-z0-9]{1,64}$")]
+ChargeId = Annotated[str, StringConstraints(pattern=r"^(ch|py|pi)_[A-Za-z0-9_]{1,200}$")]
+PeriodLabel = Annotated[str, AfterValidator(_period)]
+
+_PERIOD = (
+    "The period this bill is for: 2026-06 (month), 2026-Q2, 2026, 2026-W23, 2026-06-15 or "
+    "2026-06-15/2026-07-14. Take it from the user or the contract; never invent one."
+)
+
+
+class _Arguments(BaseModel):
+    # An argument that is not understood could be the one that mattered, so none is dropped, and
+    # "1200", 12.0 and true are no integers. Errors must not show what a caller sent.
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False
+    )
+
+
+class ChargeArguments(_Arguments):
+    """What `charge` takes. The period is held under its canonical label, currency lower-case."""
+
+    customer_id: CustomerId = Field(
+        description="The Stripe customer to charge, for example cus_Abc123."
+    )
+    amount_cents: int = Field(
+        gt=0,
+        description=(
+            "The amount as a whole number in the currency's minor unit: 2900 is 29.00 USD, "
+            "500 is 500 JPY. Above zero. Never a decimal."
+        ),
+    )
+    billing_period: PeriodLabel = Field(description=_PERIOD)
+    currency: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{3}$", to_lower=True)] = Field(
+        default="usd",
+        description="Three-letter ISO currency code, for example usd or eur. usd if left out.",
+    )
+    description: (
+        Annotated[str, StringConstraints(max_length=350), AfterValidator(_wording)] | None
+    ) = Field(
+        default=None,
+        description=(
+            "Text for the customer's receipt, at most 350 characters. Leave it out unless the "
+            "user asked for one; it is then Subscription and the period."
+        ),
+    )
+    reference: Annotated[str, AfterValidator(_reference)] | None = Field(
+        default=None,
+        description=(
+            "Names a second bill that the user wants on purpose in the same period, for example "
+            "an order number. Leave it out for the regular bill, and never make one up."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _chargeable(self) -> Self:
+        check_amount(self.amount_cents, self.currency)
+        return self
+
+
+class ChargeStatusArguments(_Arguments):
+    """What `charge_status` takes: a charge id, or customer and period."""
+
+    charge_id: ChargeId | None = Field(
+        default=None,
+        description="The charge to look up, ch_Abc123 or pi_Abc123. Send it alone.",
+    )
+    customer_id: CustomerId | None = Field(
+        default=None,
+        description="The Stripe customer, for example cus_Abc123. Send it with billing_period.",
+    )
+    billing_period: PeriodLabel | None = Field(
+        default=None,
+        description="The period that was billed, for example 2026-06. Send it with customer_id.",
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_look(self) -> Self:
+        by_bill = self.customer_id is not None and self.billing_period is not None
+        half = (self.customer_id is None) != (self.billing_period is None)
+        if half or by_bill == (self.charge_id is not None):
+            raise ValueError("Send charge_id alone, or customer_id and billing_period together.")
+        return self
+
+
+class ChargeResult(BaseModel):
+    """What `charge` answers; what is None is left out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    status: Status = Field(
+        description=(
+            "succeeded (the money moved), pending (accepted, not final), failed (declined, no "
+            "money moved), unknown (sent, outcome not known: do not charge again), or refused "
+            "(stopped by a rule, nothing was charged)."
+        )
+    )
+    charge_id: str | None = Field(default=None, description="The charge, ch_Abc123 or pi_Abc123.")
+    amount_cents: int = Field(description="The amount in the currency's minor unit.")
+    currency: str = Field(description="Lower-case ISO currency code.")
+    customer_id: str = Field(description="The customer.")
+    billing_period: str = Field(description="The period, in its canonical form.")
+    idempotency_key: str = Field(description="The key that names this bill.")
+    already_charged: bool = Field(
+        description="True if the charge existed before this call, so that nothing was charged now."
+    )
+    livemode: bool = Field(description="True if real money is concerned, false in test mode.")
+    operation_id: str | None = Field(default=None, description="The operation in the ledger.")
+    code: str | None = Field(default=None, description="Why it failed or was refused.")
+    message: str = Field(description="What happened, in words.")
+    next_step: str = Field(description="What to do next, and what not to do.")
+
+
+class ChargeStatusResult(BaseModel):
+    """What `charge_status` answers; what is None is left out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    found: bool = Field(description="True if there is such a charge.")
+    status: str | None = Field(
+        default=None,
+        description=(
+            "succeeded, pending, failed, unknown (sent, outcome not known), awaiting_approval, "
+            "voided (nothing happened), or refused (this key may not look)."
+        ),
+    )
+    charge_id: str | None = Field(default=None, description="The charge, ch_Abc123 or pi_Abc123.")
+    amount_cents: int | None = Field(default=None, description="Amount in minor units.")
+    amount_refunded: int | None = Field(
+        default=None, description="How much of it was given back, in minor units."
+    )
+    disputed: bool | None = Field(default=None, description="True if the customer disputes it.")
+    receipt_url: str | None = Field(default=None, description="The receipt to show or send.")
+    currency: str | None = Field(default=None, description="Lower-case ISO currency code.")
+    customer_id: str | None = Field(default=None, description="The customer.")
+    billing_period: str | None = Field(default=None, description="The period that was billed.")
+    description: str | None = Field(default=None, description="The text on the receipt.")
+    created: str | None = Field(default=None, description="When it was made, RFC 3339 in UTC.")
+    livemode: bool | None = Field(default=None, description="True if real money is concerned.")
+    message: str = Field(description="What was found, in words.")
+    next_step: str = Field(description="What to do next, and what not to do.")
+
+
+Result = ChargeResult | ChargeStatusResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """One tool. `hidden` arguments exist, but are not offered and not accepted."""
+
+    name: ToolName
+    title: str
+    description: str
+    arguments: type[ChargeArguments | ChargeStatusArguments]
+    result: type[ChargeResult | ChargeStatusResult]
+    vault_key: Literal["billing", "audit"]
+    http_method: Literal["POST", "GET"]
+    http_path: str
+    read_only: bool
+    hidden: frozenset[str] = frozenset()
+    # Old names that are accepted for one version after a rename. Keys are made of values alone,
+    # so a renamed argument names the same bill.
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def argument_names(self) -> tuple[str, ...]:
+        """Return the arguments on offer, in order."""
+        return tuple(name for name in self.arguments.model_fields if name not in self.hidden)
+
+
+_CHARGE = Tool(
+    name=ToolName.CHARGE,
+    title="Charge a customer once for a period",
+    description=(
+        "Charges a Stripe customer's saved payment method for one billing period, exactly once. "
+        "Asking again for the same customer, amount, currency and period never charges twice: it "
+        "returns the first charge with already_charged true. Use it only when the user asked for "
+        "this charge. Do not use it to check whether a charge exists, to find a receipt or to "
+        "sort out a complaint: use charge_status for that. If the status is failed or refused, "
+        "do not try other amounts, periods or currencies: tell the user what next_step says. If "
+        "the status is unknown, the charge may have gone through: do not charge again, ask "
+        "charge_status later. livemode tells whether real money is concerned."
+    ),
+    arguments=ChargeArguments,
+    result=ChargeResult,
+    vault_key="billing",
+    http_method="POST",
+    http_path="/charge",
+    read_only=False,
+)
+_CHARGE_STATUS = Tool(
+    name=ToolName.CHARGE_STATUS,
+    title="Look up a charge",
+    description=(
+        "Looks up a charge and changes nothing: whether it exists, whether it succeeded, was "
+        "refunded or disputed, and its receipt. Send either charge_id alone, or customer_id and "
+        "billing_period together. Use it for every question about a bill, a receipt or a "
+        "complaint, and after a charge whose status was unknown. If nothing is found, say so: it "
+        "is no reason to charge unless the user asks for a charge."
+    ),
+    arguments=ChargeStatusArguments,
+    result=ChargeStatusResult,
+    vault_key="audit",
+    http_method="GET",
+    http_path="/charge-status",
+    read_only=True,
+)
+TOOLS: Final[Mapping[ToolName, Tool]] = MappingProxyType(
+    {tool.name: tool for tool in (_CHARGE, _CHARGE_STATUS)}
+)
+_REFERENCE_OFF: Final = replace(_CHARGE, hidden=frozenset({"reference"}))
+READS: Final[Mapping[ChargeApi, str]] = MappingProxyType(
+    {"charges": "GET /v1/charges/*", "payment_intents": "GET /v1/payment_intents/*"}
+)
+WRITES: Final[Mapping[ChargeApi, str]] = MappingProxyType(
+    {"charges": "POST /v1/charges", "payment_intents": "POST /v1/payment_intents"}
+)
+
+
+def find_tool(name: str, *, allow_reference: bool) -> Tool | None:
+    """Return the tool called `name`, with `reference` only where it is switched on."""
+    if name == ToolName.CHARGE and not allow_reference:
+        return _REFERENCE_OFF
+    return next((tool for tool in TOOLS.values() if tool.name == name), None)
+
+
+def select_tools(names: frozenset[ToolName], *, allow_reference: bool) -> tuple[Tool, ...]:
+    """Return the tools of `names` in the catalogue's order."""
+    found = (find_tool(name, allow_reference=allow_reference) for name in TOOLS if name in names)
+    return tuple(tool for tool in found if tool is not None)
+
+
+def tools_granted(allow: frozenset[str], charge_api: ChargeApi) -> frozenset[ToolName]:
+    """Return the tools that a vault key with the allowlist `allow` can serve."""
+    needed = {ToolName.CHARGE: WRITES[charge_api], ToolName.CHARGE_STATUS: READS[charge_api]}
+    return frozenset(name for name, endpoint in needed.items() if endpoint in allow)

@@ -1,0 +1,1 @@
+"""The doors: each translates one runtime's framing and decides nothing about money."""

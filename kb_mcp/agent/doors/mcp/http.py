@@ -1,0 +1,154 @@
+"""MCP over streamable HTTP: who asks is settled anew on every request, before anything is read.
+
+Floor: wing A, part of the MCP door. Order: Host and Origin, the bearer's key, size, repeated
+names; then the SDK. A key that cannot be looked up is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Final
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from mcp.server.transport_security import (
+    RequestBodyLimitMiddleware,
+    TransportSecurityMiddleware,
+    TransportSecuritySettings,
+)
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from kb_mcp.agent import wording
+from kb_mcp.agent.bearer import Known, LookupFailed, NotAKey, look_up
+from kb_mcp.agent.billing import Billing
+from kb_mcp.agent.calls import Biller
+from kb_mcp.agent.doors.mcp.repeats import refuse_repeats
+from kb_mcp.agent.doors.mcp.server import Request as McpRequest
+from kb_mcp.agent.doors.mcp.server import create_server
+
+PATH: Final = "/mcp"
+BODY_BYTES_MAX: Final = 4 * 1024 * 1024
+LOOKUPS_AT_ONCE: Final = 32
+_BILLER: Final = "kb_mcp.biller"
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+
+
+def http_app(billing: Billing, *, allowed_hosts: Iterable[str] = ()) -> HttpDoor:
+    """Return the ASGI app that serves `/mcp`; `allowed_hosts` are accepted beside loopback.
+
+    `billing` is the line to the proxy; its own keys are not used: each bearer brings one.
+    """
+    return HttpDoor(billing, allowed_hosts)
+
+
+class HttpDoor:
+    """An ASGI app. Run its lifespan, or enter `running()` where another app hosts it."""
+
+    def __init__(self, billing: Billing, allowed_hosts: Iterable[str]) -> None:
+        """Serve with the line of `billing`, for `allowed_hosts` and loopback."""
+        self._billing = billing
+        security = _security(allowed_hosts)
+        self._doorman = TransportSecurityMiddleware(security)
+        self._limiter = CapacityLimiter(LOOKUPS_AT_ONCE)
+        server = create_server(_biller_of)
+        self._sdk = server.streamable_http_app(
+            streamable_http_path=PATH,
+            stateless_http=True,
+            max_request_body_size=BODY_BYTES_MAX,
+            transport_security=security,
+        )
+        self._manager = server.session_manager
+        self._checked = RequestBodyLimitMiddleware(self._serve, BODY_BYTES_MAX)
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Return the context in which requests are served; it can be entered once."""
+        return self._manager.run()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the lifespan."""
+        if scope["type"] != "http":
+            await self._sdk(scope, receive, send)
+            return
+        # RFC 9110 5.5: blanks around a value are no part of it, and not every server drops them.
+        headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
+        scope = {**scope, "headers": headers}
+        request = Request(scope, receive)
+        refusal = await self._doorman.validate_request(request) or await self._identify(request)
+        if refusal is None:
+            await self._checked(scope, receive, send)
+        else:
+            await refusal(scope, receive, send)
+
+    async def _identify(self, request: Request) -> Response | None:
+        token = _bearer(request)
+        if token is None:
+            return _unauthorized('Bearer realm="kb-mcp"')
+        found = await anyio.to_thread.run_sync(
+            partial(look_up, self._billing, token), limiter=self._limiter
+        )
+        match found:
+            case Known():
+                request.scope[_BILLER] = found.billing
+                return None
+            case NotAKey():
+                return _unauthorized('Bearer realm="kb-mcp", error="invalid_token"')
+            case LookupFailed():
+                headers = {"Retry-After": "1"}
+                return PlainTextResponse(wording.UNAVAILABLE, found.status, headers=headers)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        first = await receive()
+        if first["type"] == "http.request" and not first.get("more_body", False):
+            refusal = refuse_repeats(first.get("body", b""))
+            if refusal is not None:
+                body = refusal.model_dump(mode="json", by_alias=True, exclude_unset=True)
+                await JSONResponse(body, status_code=400)(scope, receive, send)
+                return
+        await self._sdk(scope, _again(first, receive), send)
+
+
+def _again(first: Message, receive: Receive) -> Receive:
+    waiting = [first]
+
+    async def replay() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replay
+
+
+def _biller_of(request: McpRequest) -> Biller:
+    http = request.request
+    if not isinstance(http, Request):
+        raise TypeError("a request without its HTTP request has no key")
+    biller: Biller = http.scope[_BILLER]
+    return biller
+
+
+def _bearer(request: Request) -> str | None:
+    values = request.headers.getlist("authorization")
+    scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    token = token.strip()
+    return token if scheme.lower() == "bearer" and token.isascii() and token else None
+
+
+def _unauthorized(challenge: str) -> Response:
+    body = {"error": "invalid_token", "error_description": "A vault key is needed as bearer token."}
+    return JSONResponse(body, status_code=401, headers={"WWW-Authenticate": challenge})
+
+
+def _security(allowed_hosts: Iterable[str]) -> TransportSecuritySettings:
+    # Never off: a server on a public address is exactly what rebinding looks for.
+    hosts = [*_LOOPBACK, *allowed_hosts]
+    named = [
+        name for host in hosts for name in ((host,) if _has_port(host) else (host, f"{host}:*"))
+    ]
+    origins = [f"{scheme}://{name}" for name in named for scheme in ("http", "https")]
+    return TransportSecuritySettings(allowed_hosts=named, allowed_origins=origins)
+
+
+def _has_port(host: str) -> bool:
+    return host.rpartition("]")[2].rpartition(":")[1] == ":"

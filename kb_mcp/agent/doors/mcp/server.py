@@ -1,0 +1,142 @@
+"""The MCP door: one server for both protocol eras, on stdio and on streamable HTTP.
+
+Floor: wing A, a door. The low-level server is used since it lets arguments through as they came:
+the catalogue checks them, strictly, and nothing is dropped or coerced before that.
+Source: modelcontextprotocol.io/specification (2025-11-25 and 2026-07-28).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from mcp.server.caching import CacheHint
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    ListPromptsResult,
+    ListResourcesResult,
+    ListResourceTemplatesResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    TextContent,
+    Tool,
+)
+
+from kb_mcp.agent import wording
+from kb_mcp.agent.bodies import body_of, is_error
+from kb_mcp.agent.calls import (
+    Answer,
+    Answered,
+    Biller,
+    CallContext,
+    NotOffered,
+    call_tool,
+)
+from kb_mcp.agent.catalogue import TOOLS, select_tools
+from kb_mcp.agent.export.mcp import mcp_tools
+
+Request = ServerRequestContext[Any, Any]  # the SDK's own parameters: lifespan and HTTP request
+BillingFor = Callable[[Request], Biller]
+"""Whose keys serve this request: on stdio the environment's, over HTTP the bearer's."""
+
+NAME: Final = "kb-mcp"
+INSTRUCTIONS: Final = (
+    "Charges Stripe customers exactly once per billing period, under spend caps, and looks "
+    "charges up. For questions about a bill, a receipt or a complaint use charge_status; charge "
+    "only when the user asks for a charge."
+)
+# A call holds a thread while Stripe is asked; those beyond wait for one.
+CALLS_AT_ONCE: Final = 100
+LIST_TTL_MS: Final = 60_000
+
+
+def create_server(billing_for: BillingFor) -> Server[Any]:
+    """Make the server; `billing_for` is asked on every request, and decides the tools."""
+    limiter = CapacityLimiter(CALLS_AT_ONCE)
+
+    async def list_tools(
+        request: Request, _params: PaginatedRequestParams | None
+    ) -> ListToolsResult:
+        return ListToolsResult(tools=_offered(billing_for(request)))
+
+    async def call(request: Request, params: CallToolRequestParams) -> CallToolResult:
+        biller, context = billing_for(request), _context(request)
+        # A thread is not cancelled with its caller, and is waited for: a disconnect, a
+        # notifications/cancelled or the end of stdin can not cut a send off from its outcome.
+        answer = await anyio.to_thread.run_sync(
+            call_tool, biller, params.name, params.arguments, context, limiter=limiter
+        )
+        return _result(answer)
+
+    schemas = {
+        tool["name"]: tool["inputSchema"] for tool in mcp_tools(tuple(TOOLS.values()))["tools"]
+    }
+    return Server(
+        NAME,
+        version=_version(),
+        title="kb-mcp billing",
+        instructions=INSTRUCTIONS,
+        on_list_tools=list_tools,
+        on_call_tool=call,
+        on_list_resources=_no_resources,
+        on_list_resource_templates=_no_templates,
+        on_list_prompts=_no_prompts,
+        get_tool_input_schema=schemas.get,
+        # What is listed depends on the key that asks.
+        cache_hints={"tools/list": CacheHint(ttl_ms=LIST_TTL_MS, scope="private")},
+    )
+
+
+# Clients ask for these whatever is announced, and show an error where there is no answer.
+async def _no_resources(_: Request, _params: PaginatedRequestParams | None) -> ListResourcesResult:
+    return ListResourcesResult(resources=[])
+
+
+async def _no_templates(
+    _: Request, _params: PaginatedRequestParams | None
+) -> ListResourceTemplatesResult:
+    return ListResourceTemplatesResult(resource_templates=[])
+
+
+async def _no_prompts(_: Request, _params: PaginatedRequestParams | None) -> ListPromptsResult:
+    return ListPromptsResult(prompts=[])
+
+
+def _offered(biller: Biller) -> list[Tool]:
+    tools = select_tools(biller.tools, allow_reference=biller.allow_reference)
+    return [Tool.model_validate(tool) for tool in mcp_tools(tools)["tools"]]
+
+
+def _result(answer: Answer) -> CallToolResult:
+    if isinstance(answer, NotOffered):
+        raise MCPError(code=INVALID_PARAMS, message=f"Unknown tool. {wording.USE_ANOTHER}")
+    body = body_of(answer)
+    return CallToolResult(
+        content=[TextContent(type="text", text=json.dumps(body))],
+        # A body that is no result would not fit the tool's output schema.
+        structured_content=body if isinstance(answer, Answered) else None,
+        is_error=is_error(answer),
+    )
+
+
+def _context(request: Request) -> CallContext:
+    client = request.session.client_params
+    name = None if client is None else client.client_info.name
+    headers = getattr(request.request, "headers", {})
+    return CallContext(agent_id=name, session_id=headers.get("mcp-session-id"))
+
+
+def _version() -> str:
+    try:
+        return version(NAME)
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,229 @@
+"""What an answer of the proxy means for a tool: status, wording, and the next step.
+
+Floor: wing A, above the catalogue. Pure. What is not proven is `unknown`, never a no.
+Source of codes: the refusals of the proxy; statuses: docs.stripe.com/api/charges/object and
+docs.stripe.com/payments/paymentintents/lifecycle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from kb_mcp.agent import wording
+from kb_mcp.agent.catalogue import (
+    ChargeArguments,
+    ChargeResult,
+    ChargeStatusArguments,
+    ChargeStatusResult,
+    Result,
+    Status,
+)
+from kb_mcp.idempotency import idempotency_key
+from kb_mcp.money import Money, format_money
+
+NO_FIELDS: Final[Mapping[str, object]] = MappingProxyType({})
+STATUSES: Final[Mapping[str, Status]] = MappingProxyType(
+    {
+        "succeeded": "succeeded",
+        "pending": "pending",
+        "failed": "failed",
+        "processing": "pending",
+        "requires_capture": "pending",
+        "requires_action": "pending",
+        "requires_confirmation": "failed",
+        "requires_payment_method": "failed",
+        "canceled": "failed",
+    }
+)
+_NOT_SENT = frozenset(
+    "ledger_unavailable ledger_behind draining overloaded upstream_unreachable".split()
+)
+# What the proxy says about the operation itself. Anything else that follows a send whose answer
+# was lost speaks of the second request alone, and the first may have charged.
+_SPEAKS_OF_THE_BILL = frozenset({400, 402, 403})
+# Client errors that leave the outcome open: timed out on the way, being sent elsewhere.
+_OPEN = frozenset({408, 409})
+
+
+class ProxyUnavailableError(Exception):
+    """The proxy, or its store, was not reachable, and nothing was sent: asking again is safe."""
+
+
+class RateLimitedError(Exception):
+    """Too many requests, and nothing was done; wait `retry_after_s` seconds where it is known."""
+
+    def __init__(self, message: str, retry_after_s: int | None) -> None:
+        """Say it in words, with the wait in seconds."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back: `fields` of the object or of the error; header names in lower case.
+
+    `doubtful`: an earlier try of the same call may have been sent and its answer was lost.
+    `livemode` is the mode of the key that asked.
+    """
+
+    status: int
+    fields: Mapping[str, object] = field(default_factory=lambda: NO_FIELDS)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    is_error: bool = False
+    doubtful: bool = False
+    livemode: bool = False
+
+    def text(self, name: str) -> str | None:
+        """Return the text field `name`, bounded, or None."""
+        return as_text(self.fields.get(name))
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What the proxy tells programs beside its refusal."""
+        return as_map(self.fields.get("keybrake"))
+
+
+def charge_outcome(arguments: ChargeArguments, reply: Reply) -> ChargeResult:
+    """Read the answer to a charge.
+
+    Raises: RateLimitedError, ProxyUnavailableError, where nothing was sent.
+    """
+    if not reply.is_error:
+        return _made(arguments, reply)
+    code = reply.text("code")
+    if reply.doubtful and reply.status not in _SPEAKS_OF_THE_BILL:
+        return _unknown(arguments, reply, "outcome_unknown")
+    raise_if_nothing_sent(reply)
+    if reply.status == 402:
+        return _declined(arguments, reply)
+    if code == "upstream_rejected_key" or _is_final_no(reply.status):
+        return _no(arguments, reply)
+    return _unknown(arguments, reply, code or "outcome_unknown")
+
+
+def raise_if_nothing_sent(reply: Reply) -> None:
+    """Raise for what stopped a request before anything happened.
+
+    Raises: RateLimitedError, ProxyUnavailableError.
+    """
+    if reply.status == 429:
+        wait = reply.headers.get("retry-after", "")
+        seconds = int(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else None
+        raise RateLimitedError(wording.RATE_LIMITED, seconds)
+    if reply.text("code") in _NOT_SENT:
+        raise ProxyUnavailableError(reply.text("message") or wording.UNAVAILABLE)
+
+
+def lost(arguments: ChargeArguments, *, livemode: bool) -> ChargeResult:
+    """Say that the request was sent, and that no answer came."""
+    return _unknown(arguments, Reply(0, livemode=livemode), "outcome_unknown")
+
+
+def without_card(arguments: ChargeArguments, *, livemode: bool) -> ChargeResult:
+    """Say that the customer has no payment method to charge."""
+    code = "no_default_payment_method"
+    fields = {"code": code, "message": wording.NO_CARD}
+    return _result(arguments, Reply(400, fields, livemode=livemode), "failed", code=code)
+
+
+def uncertain(arguments: ChargeArguments | ChargeStatusArguments) -> Result:
+    """Say, of a call that broke in our own code, what is safe to assume: nothing."""
+    if isinstance(arguments, ChargeArguments):
+        return _unknown(arguments, Reply(0), "internal_error")
+    return ChargeStatusResult(
+        found=False,
+        status="unknown",
+        message=wording.LOOKUP_FAILED,
+        next_step=wording.STATUS_STEPS["unknown"],
+    )
+
+
+def as_text(value: object, limit: int = 1000) -> str | None:
+    """Return `value` if it is text that is not empty: printable, at most `limit` characters."""
+    if not isinstance(value, str):
+        return None
+    kept = "".join(character if character.isprintable() else " " for character in value[:limit])
+    return kept.strip() or None
+
+
+def as_number(value: object) -> int | None:
+    """Return `value` if it is an integer and no boolean."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def as_map(value: object) -> Mapping[str, object]:
+    """Return `value` if it is a JSON object, else an empty one."""
+    return value if isinstance(value, Mapping) else NO_FIELDS
+
+
+def _is_final_no(status: int) -> bool:
+    return 400 <= status < 500 and status not in _OPEN
+
+
+def _made(arguments: ChargeArguments, reply: Reply) -> ChargeResult:
+    status = STATUSES.get(reply.text("status") or "", "unknown")
+    return _result(arguments, reply, status, charge_id=reply.text("id"))
+
+
+def _declined(arguments: ChargeArguments, reply: Reply) -> ChargeResult:
+    code = reply.text("decline_code") or reply.text("code") or "card_declined"
+    intent = as_map(reply.fields.get("payment_intent"))
+    charge_id = as_text(intent.get("id")) or reply.text("charge")
+    return _result(arguments, reply, "failed", charge_id=charge_id, code=code)
+
+
+def _no(arguments: ChargeArguments, reply: Reply) -> ChargeResult:
+    code = reply.text("code") or reply.text("type") or "rejected"
+    # Our own refusals carry facts, be they empty; what Stripe itself rejects has none.
+    status: Status = "refused" if "keybrake" in reply.fields else "failed"
+    return _result(
+        arguments, reply, status, charge_id=as_text(reply.facts.get("charge_id")), code=code
+    )
+
+
+def _unknown(arguments: ChargeArguments, reply: Reply, code: str) -> ChargeResult:
+    return _result(arguments, reply, "unknown", code=code)
+
+
+def _result(
+    arguments: ChargeArguments,
+    reply: Reply,
+    status: Status,
+    *,
+    charge_id: str | None = None,
+    code: str | None = None,
+) -> ChargeResult:
+    replayed = not reply.is_error and reply.headers.get("idempotent-replayed") == "true"
+    # A refusal that names a charge: this bill, or another of the same period, is charged.
+    exists = status == "refused" and charge_id is not None
+    livemode = reply.fields.get("livemode")
+    livemode = livemode if isinstance(livemode, bool) else reply.livemode
+    amount = as_number(reply.fields.get("amount")) or arguments.amount_cents
+    currency = reply.text("currency") or arguments.currency
+    said = reply.text("message") if reply.is_error or code == "no_default_payment_method" else None
+    money = format_money(Money(amount, currency))
+    return ChargeResult(
+        status=status,
+        charge_id=charge_id,
+        amount_cents=amount,
+        currency=currency,
+        customer_id=arguments.customer_id,
+        billing_period=arguments.billing_period,
+        idempotency_key=idempotency_key(
+            arguments.customer_id,
+            arguments.amount_cents,
+            arguments.billing_period,
+            arguments.currency,
+            arguments.reference,
+        ),
+        already_charged=(replayed and status in {"succeeded", "pending"}) or exists,
+        livemode=livemode,
+        operation_id=as_text(reply.headers.get("keybrake-operation"))
+        or as_text(reply.facts.get("operation")),
+        code=code,
+        message=wording.charge_message(status, money, said, replayed=replayed, livemode=livemode),
+        next_step=wording.charge_step(status, code, replayed=replayed),
+    )

@@ -1,0 +1,219 @@
+"""The line to the proxy: the Stripe SDK and two plain look-ups, with answers as values.
+
+Floor: wing A, above outcomes and transport; below billing.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import quote
+
+import httpx
+
+from kb_mcp.agent.keys import is_live
+from kb_mcp.agent.outcomes import ProxyUnavailableError, Reply, as_map
+from kb_mcp.agent.wording import UNAVAILABLE
+
+if TYPE_CHECKING:
+    import stripe
+    from stripe import RequestOptions
+
+    from kb_mcp.agent.catalogue import ChargeApi
+    from kb_mcp.agent.stripe_http import ProxyHTTPClient
+
+# The proxy collapses repeats of one key into one send, so a retry cannot charge twice; and it
+# answers Stripe-Should-Retry: false wherever a repeat would not help. Two retries carry a call
+# over a broken line and over a proxy that is being replaced.
+MAX_NETWORK_RETRIES: Final = 2
+
+Resource = Literal["charges", "payment_intents"]
+Headers = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The request may have been sent, and no answer can be read. `livemode`: of the key."""
+
+    livemode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NoCard:
+    """The customer has no payment method that could be meant. `livemode`: of the key."""
+
+    livemode: bool
+
+
+class ProxySdk:
+    """Requests to one proxy. Every method takes the vault key to use; all are thread-safe.
+
+    Every method raises ProxyUnavailableError when nothing was sent.
+    """
+
+    def __init__(self, proxy_url: str, http: httpx.Client) -> None:
+        """Send to `proxy_url` (no trailing slash) through `http`."""
+        self._proxy_url = proxy_url
+        self._http = http
+        self._lock = threading.Lock()
+        self._made: tuple[stripe.StripeClient, ProxyHTTPClient] | None = None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def create(
+        self, token: str, api: ChargeApi, params: Mapping[str, Any], key: str, headers: Headers
+    ) -> Reply | Lost:
+        """Create a charge or a payment intent under the idempotency key `key`."""
+        client = self._client()[0]
+        options = _options(token, headers, key)
+        if api == "charges":
+            # The SDK's parameter types are TypedDicts per endpoint; ours are checked at the door.
+            return self._send(token, lambda: client.v1.charges.create(dict(params), options))  # type: ignore[arg-type]
+        return self._send(token, lambda: client.v1.payment_intents.create(dict(params), options))  # type: ignore[arg-type]  # as above
+
+    def retrieve(
+        self, token: str, resource: Resource, object_id: str, headers: Headers
+    ) -> Reply | Lost:
+        """Read one charge or payment intent."""
+        client = self._client()[0]
+        options = _options(token, headers)
+        if resource == "charges":
+            return self._send(token, lambda: client.v1.charges.retrieve(object_id, None, options))
+        return self._send(
+            token, lambda: client.v1.payment_intents.retrieve(object_id, None, options)
+        )
+
+    def default_payment_method(
+        self, token: str, customer_id: str, headers: Headers
+    ) -> str | Reply | Lost | NoCard:
+        """Find what to charge: the customer's default, else the only payment method there is.
+
+        With several and no default, choosing would be guessing, so there is none.
+        """
+        client = self._client()[0]
+        options = _options(token, headers)
+        customer = self._send(
+            token, lambda: client.v1.customers.retrieve(customer_id, None, options)
+        )
+        if isinstance(customer, Lost) or customer.is_error:
+            return customer
+        default = as_map(customer.fields.get("invoice_settings")).get("default_payment_method")
+        if isinstance(default, str) and default:
+            return default
+        methods = self._send(
+            token,
+            lambda: client.v1.customers.payment_methods.list(customer_id, {"limit": 2}, options),
+        )
+        if isinstance(methods, Lost) or methods.is_error:
+            return methods
+        found = methods.fields.get("data")
+        if isinstance(found, list) and len(found) == 1:
+            only = as_map(found[0]).get("id")
+            if isinstance(only, str):
+                return only
+        return NoCard(is_live(token))
+
+    def operations(self, token: str, wanted: Mapping[str, str], headers: Headers) -> Reply | Lost:
+        """Ask the ledger for operations, newest first, under `data`."""
+        return self._get(token, "/keybrake/v1/operations", wanted, headers)
+
+    def describe_key(self, token: str) -> Reply | Lost:
+        """Ask what the vault key itself may do."""
+        return self._get(token, "/keybrake/v1/key", {}, {})
+
+    def _get(
+        self, token: str, path: str, query: Mapping[str, str], headers: Headers
+    ) -> Reply | Lost:
+        pairs = "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
+        url = f"{self._proxy_url}{path}{'?' if pairs else ''}{pairs}"
+        sent = {"Authorization": f"Bearer {token}", **headers}
+        try:
+            response = self._http.get(url, headers=sent)
+            document = as_map(json.loads(response.content))
+        except httpx.HTTPError as error:
+            raise ProxyUnavailableError(UNAVAILABLE) from error
+        except (ValueError, RecursionError):
+            return Lost(is_live(token))
+        failed = response.status_code != 200
+        return Reply(
+            status=response.status_code,
+            fields=as_map(document.get("error")) if failed else document,
+            headers={name.lower(): value for name, value in response.headers.items()},
+            is_error=failed,
+            livemode=is_live(token),
+        )
+
+    def _send(self, token: str, call: Callable[[], stripe.StripeObject]) -> Reply | Lost:
+        import stripe
+
+        from kb_mcp.agent.stripe_http import MaybeSentError, NeverSentError
+
+        http = self._client()[1]
+        try:
+            made = call()
+        except NeverSentError as error:
+            raise ProxyUnavailableError(UNAVAILABLE) from error
+        except MaybeSentError:
+            return Lost(is_live(token))
+        except stripe.StripeError as error:
+            if error.error is None or error.http_status is None:
+                return Lost(is_live(token))  # an answer, but none of the proxy's or Stripe's
+            return _reply_of(error, token, doubtful=http.doubtful)
+        except Exception:  # noqa: BLE001 - the SDK itself breaks on errors that are not objects
+            return Lost(is_live(token))
+        response = made.last_response
+        return Reply(
+            status=200,
+            fields=made.to_dict(),
+            headers=_lower(response.headers if response else None),
+            livemode=is_live(token),
+        )
+
+    def _client(self) -> tuple[stripe.StripeClient, ProxyHTTPClient]:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make_client()
+            return self._made
+
+    def _make_client(self) -> tuple[stripe.StripeClient, ProxyHTTPClient]:
+        import stripe
+
+        from kb_mcp.agent.stripe_http import ProxyHTTPClient
+
+        http = ProxyHTTPClient(self._http)
+        client = stripe.StripeClient(
+            # Every call brings its own key in its options: one client serves all of them.
+            "vk_none",
+            base_addresses={"api": f"{self._proxy_url}/stripe"},
+            http_client=http,
+            max_network_retries=MAX_NETWORK_RETRIES,
+        )
+        return client, http
+
+
+def _options(token: str, headers: Headers, key: str | None = None) -> RequestOptions:
+    options: RequestOptions = {"api_key": token, "headers": dict(headers)}
+    if key is not None:
+        options["idempotency_key"] = key
+    return options
+
+
+def _reply_of(error: stripe.StripeError, token: str, *, doubtful: bool) -> Reply:
+    body = as_map(error.json_body)
+    return Reply(
+        status=error.http_status or 0,
+        fields=as_map(body.get("error")),
+        headers=_lower(error.headers),
+        is_error=True,
+        doubtful=doubtful,
+        livemode=is_live(token),
+    )
+
+
+def _lower(headers: Mapping[str, str] | None) -> dict[str, str]:
+    return {name.lower(): value for name, value in (headers or {}).items()}

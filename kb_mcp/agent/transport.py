@@ -1,0 +1,169 @@
+"""How wing A reaches the proxy: one httpx client, over the network or into this process.
+
+Floor: wing A, at the bottom. Nothing of the environment changes where a vault key goes: no
+proxies, no .netrc, no redirects; plain http only to loopback unless it is allowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import ipaddress
+import threading
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+from typing_extensions import override
+
+Scope = MutableMapping[str, Any]  # ASGI's own type: values differ by key
+Message = MutableMapping[str, Any]  # as Scope
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+CONNECT_TIMEOUT_S: Final = 5
+# Above the proxy's own wait for Stripe (25 s) and for another caller (10 s).
+ANSWER_TIMEOUT_S: Final = 60
+MAX_CONNECTIONS: Final = 100
+
+
+class AddressError(ValueError):
+    """The proxy's address would send a vault key in the clear, or is none."""
+
+
+def open_client(
+    proxy_url: str, *, transport: httpx.BaseTransport | None = None, allow_http: bool = False
+) -> httpx.Client:
+    """Open the client for `proxy_url`; `transport` replaces the network, for an embedded proxy.
+
+    Raises: AddressError.
+    """
+    if transport is None:
+        check_address(proxy_url, allow_http=allow_http)
+    return httpx.Client(
+        transport=transport,
+        trust_env=False,
+        follow_redirects=False,
+        timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
+    )
+
+
+def check_address(proxy_url: str, *, allow_http: bool = False) -> None:
+    """Check that a vault key may be sent to `proxy_url`.
+
+    Raises: AddressError.
+    """
+    try:
+        parts = urlsplit(proxy_url)
+        host = parts.hostname or ""
+    except ValueError:
+        host = ""
+        parts = urlsplit("")
+    plain = parts.query == "" and parts.fragment == "" and parts.username is None
+    if parts.scheme not in {"http", "https"} or not host or not plain:
+        raise AddressError("The proxy's address must look like http://127.0.0.1:8787.")
+    if parts.scheme == "http" and not allow_http and not _is_loopback(host):
+        raise AddressError("The proxy's address must be https beyond this machine.")
+
+
+class AsgiTransport(httpx.BaseTransport):
+    """Carries requests to an ASGI app that runs on the event loop of another thread.
+
+    A caller that stops waiting does not stop the app: the request runs to its end there.
+    """
+
+    def __init__(self, app: AsgiApp, loop: asyncio.AbstractEventLoop) -> None:
+        """Reach `app`, whose home is the running `loop`."""
+        self._app = app
+        self._loop = loop
+
+    @override
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        exchange = _Exchange(request, request.read())
+        work = exchange.run(self._app)
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise httpx.ConnectError("the embedded proxy has stopped", request=request) from None
+        try:
+            future.result(request.extensions.get("timeout", {}).get("read"))
+        except concurrent.futures.TimeoutError:
+            raise httpx.ReadTimeout("no answer in time", request=request) from None
+        except (Exception, concurrent.futures.CancelledError) as error:
+            # The app broke or was stopped on the way: as on a network, it may have acted.
+            raise httpx.ReadError("the connection broke", request=request) from error
+        if exchange.status == 0:
+            raise httpx.ReadError("the connection broke", request=request)
+        return httpx.Response(
+            exchange.status, headers=exchange.headers, content=bytes(exchange.body)
+        )
+
+
+class _Exchange:
+    """One request into an ASGI app and its answer."""
+
+    def __init__(self, request: httpx.Request, body: bytes) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body = bytearray()
+        self._messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        path, _, query = request.url.raw_path.partition(b"?")
+        self._scope: Scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": request.method,
+            "scheme": request.url.scheme,
+            "path": request.url.path,
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": [(name.lower(), value) for name, value in request.headers.raw],
+            "client": ("127.0.0.1", 0),
+            "server": (request.url.host, request.url.port),
+        }
+
+    async def run(self, app: AsgiApp) -> None:
+        gone = asyncio.Event()  # never set: the caller in this process does not hang up
+
+        async def receive() -> Message:
+            if self._messages:
+                return self._messages.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.status = message["status"]
+                self.headers = list(message.get("headers", ()))
+            elif message["type"] == "http.response.body":
+                self.body += message.get("body", b"")
+
+        await app(self._scope, receive, send)
+
+
+def start_loop() -> tuple[asyncio.AbstractEventLoop, Callable[[], None]]:
+    """Start an event loop on a thread of its own; return it and the function that ends it."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="kb-mcp loop", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    return loop, stop
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,129 @@
+"""The sentences that tools say to a model, in one place.
+
+Floor: the bottom of wing A. Pure. A next step never invites a retry that could hurt, and never
+suggests another amount, period, currency or reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+UNAVAILABLE: Final = (
+    "The billing proxy could not be reached, and nothing was sent. "
+    "The same call can be made again later."
+)
+RATE_LIMITED: Final = (
+    "Too many requests, and nothing was done. Wait, then make the same call again."
+)
+NOT_OFFERED: Final = "There is no such tool here."
+NO_CARD: Final = (
+    "The customer has no default payment method, so nothing was charged. Set one in Stripe first."
+)
+LOOKUP_FAILED: Final = "The look-up failed. This says nothing about whether a charge exists."
+NOTHING_DONE: Final = "Nothing was done."
+CORRECT: Final = "Correct the arguments from what the user said; ask the user for what is missing."
+USE_ANOTHER: Final = "Use one of the tools that are listed."
+LATER: Final = "Tell the user that billing is not available at the moment."
+
+NOT_FOUND: Final = "There is no such charge in the records."
+OPERATION_MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "succeeded": "{money} was charged.",
+        "pending": "A charge of {money} was accepted and is not final yet.",
+        "failed": "A charge of {money} failed. No money moved.",
+        "unknown": "A charge of {money} was sent, and its outcome is not known yet.",
+        "awaiting_approval": "A charge of {money} waits for an operator's approval.",
+        "voided": "A charge of {money} was asked for and never happened.",
+    }
+)
+
+_TEST_MODE = " This is test mode: no real money."
+_TELL = "Do not charge again. Tell the user what the message says."
+_OPERATOR = f"{_TELL} An operator of kb-mcp can help."
+
+STATUS_STEPS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "succeeded": "Nothing more to charge. Tell the user; the receipt is at receipt_url.",
+        "pending": "Do not charge again. Ask charge_status later whether it succeeded.",
+        "processing": "Do not charge again. Ask charge_status later whether it succeeded.",
+        "failed": "No money moved. Tell the user; charge only if the user asks for it.",
+        "unknown": "Do not charge again. Ask charge_status again in a few minutes.",
+        "reserved": "Do not charge again. Ask charge_status again in a few minutes.",
+        "awaiting_approval": "Do not charge again. An operator has to approve it first.",
+        "voided": "No money moved. Tell the user; charge only if the user asks for it.",
+        "refused": "Tell the user that this cannot be looked up here. Do not charge because of it.",
+        "not_found": "Say that nothing was found. Charge only if the user asks for a charge.",
+    }
+)
+_CHARGE_STEPS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "succeeded": "Done. Tell the user, with the charge id. Do not charge again.",
+        "pending": "Accepted, not final. Do not charge again; ask charge_status later.",
+        "failed": "No money moved. Tell the user why. Do not try again unless the user fixed the "
+        "cause and asks for it.",
+        "unknown": "The charge may have gone through. Do not charge again; ask charge_status with "
+        "customer_id and billing_period in a few minutes.",
+        "refused": _OPERATOR,
+    }
+)
+_CODE_STEPS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "period_already_charged": "Do not charge again. Use charge_status to look at the charge "
+        "that exists, and tell the user.",
+        "duplicate_suspected": "Do not charge again. Use charge_status to look at the charge that "
+        "exists, and tell the user.",
+        "idempotency_key_reused": "Do not charge again. Use charge_status with customer_id and "
+        "billing_period to see what was charged, and tell the user.",
+        "spend_cap_exceeded": "Do not split, lower or repeat the charge. Tell the user; an "
+        "operator can raise the cap, or the window has to turn.",
+        "charge_count_exceeded": "Do not charge again today. Tell the user.",
+        "approval_required": "Tell the user that an operator must approve this charge. Do not make "
+        "the same call again before the user says that it was approved.",
+        "period_out_of_window": "Do not choose another period to get around this. Ask the user "
+        "which period is meant.",
+        "authentication_required": "No money moved. The customer must confirm the payment with "
+        "the bank; tell the user. Do not try again.",
+        "no_default_payment_method": "No money moved. Tell the user that the customer needs a "
+        "default payment method. Do not try again before that.",
+        "idempotency_key_in_use": "The same bill is being sent right now. Do not change it; ask "
+        "charge_status in a moment.",
+    }
+)
+_MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "succeeded": "{money} was charged.",
+        "pending": "The charge of {money} was accepted and is not final yet.",
+        "failed": "The charge of {money} failed. No money moved.",
+        "unknown": "The charge of {money} was sent, and its outcome is not known yet.",
+        "refused": "The charge of {money} was refused. Nothing was charged.",
+    }
+)
+
+
+def charge_message(
+    status: str, money: str, said: str | None, *, replayed: bool, livemode: bool
+) -> str:
+    """Say what became of a charge; `said` are the proxy's own words, which are more exact."""
+    text = said or _MESSAGES[status].format(money=money)
+    if replayed and status in {"succeeded", "pending"}:
+        text = f"{money} had been charged before for this period; nothing was charged now."
+    return text if livemode or status not in {"succeeded", "pending"} else text + _TEST_MODE
+
+
+def charge_step(status: str, code: str | None, *, replayed: bool) -> str:
+    """Say what a model should do next after a charge."""
+    if replayed and status == "succeeded":
+        return "This bill is paid. Do not charge again; tell the user it was charged before."
+    return _CODE_STEPS.get(code or "", _CHARGE_STEPS[status])
+
+
+def status_step(status: str) -> str:
+    """Say what a model should do next after a look-up."""
+    return STATUS_STEPS.get(status, STATUS_STEPS["unknown"])
+
+
+def wait(seconds: int | None) -> str:
+    """Say how long to wait after too many requests."""
+    return "Wait a minute." if seconds is None else f"Wait {seconds} seconds."

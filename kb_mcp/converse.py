@@ -1,0 +1,96 @@
+"""Tools for loops over Bedrock's Converse API, and for agents that return control.
+
+Floor: the top, a public face over wing A's Converse door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from kb_mcp.agent.calls import Biller, CallContext, caller_of
+from kb_mcp.agent.catalogue import select_tools
+from kb_mcp.agent.doors.converse import answer_message, answer_returned_control, read_stream
+from kb_mcp.agent.export.converse import tool_config
+
+if TYPE_CHECKING:
+    from kb_mcp.settings import Settings
+
+Json = dict[str, Any]  # Converse's own JSON, handed through
+
+
+class ConverseTools:
+    """The tools whose vault keys are set, for one conversation or many. Thread-safe."""
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        billing: Biller | None = None,
+        session_id: str | None = None,
+    ) -> None:
+        """Use `settings`, else those of the environment; `billing` replaces both.
+
+        `session_id` goes into the audit.
+        Raises: SettingsError.
+        """
+        self._billing = connect(settings) if billing is None else billing
+        self._context = CallContext(agent_id="converse", session_id=session_id)
+
+    def tool_config(self, profile: Literal["default", "strict"] = "default") -> Json:
+        """Return the `toolConfig` of a Converse request; send it in every turn.
+
+        `strict` asks for arguments that match the schema, for models that can (not Nova).
+        """
+        reference = self._billing.allow_reference
+        return tool_config(
+            select_tools(self._billing.tools, allow_reference=reference), profile=profile
+        )
+
+    def handle(
+        self, assistant_message: Mapping[str, Any], stop_reason: str | None = None
+    ) -> Json | None:
+        """Run the tool uses of `assistant_message` and return the user message that answers.
+
+        None when there is nothing to answer. Give `stop_reason` where you have it: nothing runs
+        on a malformed or broken-off tool use.
+        """
+        return answer_message(
+            assistant_message, caller_of(self._billing), self._context, stop_reason
+        )
+
+    def read_stream(self, events: Iterable[Mapping[str, Any]]) -> tuple[Json, str]:
+        """Assemble a ConverseStream into the assistant's message and its stop reason."""
+        return read_stream(events)
+
+    def handle_stream(self, events: Iterable[Mapping[str, Any]]) -> Json | None:
+        """Assemble a ConverseStream, run its tool uses and return the user message that answers.
+
+        Where the history needs the assistant's message too, use `read_stream` and `handle`.
+        """
+        message, stop_reason = read_stream(events)
+        return self.handle(message, stop_reason)
+
+
+def answer_return_control(
+    return_control: Mapping[str, Any],
+    settings: Settings | None = None,
+    *,
+    billing: Biller | None = None,
+    session_id: str | None = None,
+) -> list[Json]:
+    """Run the invocations of a `returnControl` event; return `returnControlInvocationResults`.
+
+    Raises: SettingsError.
+    """
+    biller = connect(settings) if billing is None else billing
+    context = CallContext(agent_id="return-control", session_id=session_id)
+    return answer_returned_control(return_control, caller_of(biller), context)
+
+
+def connect(settings: Settings | None) -> Biller:
+    """Connect the tools as `settings`, or the environment, say. Raises: SettingsError."""
+    from kb_mcp.settings import load_settings
+    from kb_mcp.wiring.agent import connect_billing
+
+    return connect_billing(load_settings() if settings is None else settings)
