@@ -33,6 +33,10 @@ class NoSuchKeyError(Exception):
     """There is no vault key with this id."""
 
 
+class KeyRevokedError(NoSuchKeyError):
+    """A revoked vault key has no successor."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What a new key shall be; `expires_at` in ms UTC."""
@@ -76,14 +80,19 @@ async def rotate_key(
 ) -> tuple[VaultKey, Minted]:
     """Mint the successor of `key_id`: same policy and lineage, so caps and freezes go on.
 
-    The old key expires after `overlap_ms`. Raises: NoSuchKeyError.
+    The old key expires after `overlap_ms`. Raises: NoSuchKeyError, KeyRevokedError.
     """
 
     def step(standing: Standing) -> tuple[tuple[VaultKey, Minted], Changes]:
         old = _key(standing, key_id)
+        if old.revoked_at is not None:
+            raise KeyRevokedError(f"vault key {key_id} was revoked: issue a new one")
         minted = mint("live" if old.mode == "live" else "test", random_bytes)
+        # As long a life as the old key had been given, from now on.
+        lasts = None if old.expires_at is None else old.expires_at - old.created_at
         successor = replace(
             old, id=minted.id, token_hash=minted.token_hash, created_at=standing.now,
+            expires_at=None if lasts is None else standing.now + lasts,
             revoked_at=None, revoke_reason=None, last_used_at=None, rotated_to=None,
         )  # fmt: skip
         ends = standing.now + overlap_ms

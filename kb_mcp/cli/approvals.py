@@ -1,0 +1,91 @@
+"""`kb-mcp approvals`: bills that wait for an operator's yes.
+
+Floor: the commands.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import click
+
+from kb_mcp.cli.failures import Failure
+from kb_mcp.cli.opening import OPERATOR, Books, with_books
+from kb_mcp.cli.output import json_option, print_list, print_record
+
+COLUMNS = ("id", "state", "customer_id", "billing_period", "amount", "currency", "key_id",
+           "expires_at")  # fmt: skip
+
+
+@click.group()
+def approvals() -> None:
+    """Bills above a key's threshold wait here.
+
+    Example: kb-mcp approvals list
+    """
+
+
+@approvals.command("list")
+@click.option("--state", type=click.Choice(["pending", "approved", "denied", "used", "expired"]),
+              help="Only those in this state.")  # fmt: skip
+@json_option
+def list_(*, state: str | None, as_json: bool) -> None:
+    """List approvals, newest first.
+
+    Example: kb-mcp approvals list --state pending
+    """
+
+    async def work(books: Books) -> list[dict[str, Any]]:
+        now = books.now()
+        found = [
+            await _record(books, approval, now)
+            for approval in await books.store.records.approvals()
+        ]
+        return [record for record in found if state in {None, record["state"]}]
+
+    print_list(with_books(work), COLUMNS, as_json=as_json, empty="Nothing waits for approval.")
+
+
+@approvals.command()
+@click.argument("approval_id", metavar="ID")
+@json_option
+def approve(*, approval_id: str, as_json: bool) -> None:
+    """Approve one bill, once: the agent's next call charges it.
+
+    Example: kb-mcp approvals approve apr_0123456789abcdef01234567
+    """
+    print_record(_decide(approval_id, "approved"), as_json=as_json)
+
+
+@approvals.command()
+@click.argument("approval_id", metavar="ID")
+@json_option
+def deny(*, approval_id: str, as_json: bool) -> None:
+    """Deny one bill.
+
+    Example: kb-mcp approvals deny apr_0123456789abcdef01234567
+    """
+    print_record(_decide(approval_id, "denied"), as_json=as_json)
+
+
+def _decide(approval_id: str, verdict: Literal["approved", "denied"]) -> dict[str, Any]:
+    async def work(books: Books) -> dict[str, Any]:
+        from kb_mcp.proxy.ops.approvals import NotDecided, decide_approval
+
+        outcome = await decide_approval(books.store.ledger, approval_id, verdict, OPERATOR)
+        if isinstance(outcome, NotDecided):
+            if outcome.why == "missing":
+                hint = "`kb-mcp approvals list` shows them."
+                raise Failure(f"there is no approval {approval_id}", hint)
+            by = f" by {outcome.decided_by}" if outcome.decided_by else ""
+            raise Failure(f"approval {approval_id} is {outcome.why} already{by}")
+        return await _record(books, outcome.approval, books.now())
+
+    return with_books(work)
+
+
+async def _record(books: Books, approval: Any, now: int) -> dict[str, Any]:
+    from kb_mcp.proxy.ops.approvals import approval_record
+
+    found = await books.store.records.operations(operation_id=approval.operation_id)
+    return approval_record(approval, found[0][0] if found else None, now)

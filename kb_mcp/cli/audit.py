@@ -1,0 +1,252 @@
+"""`kb-mcp audit`: the audit, listed, followed, exported, verified, archived.
+
+Floor: the commands. Rows are streamed: an audit may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kb_mcp.cli.failures import Failure, found_something, say_failure
+from kb_mcp.cli.opening import OPERATOR, Books, with_books
+from kb_mcp.cli.options import past_ms
+from kb_mcp.cli.output import cell, json_option, print_json, print_list
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.audit import Head
+    from kb_mcp.proxy.ops.audit_ops import Verification
+
+COLUMNS = ("time", "kind", "decision", "code", "key_id", "method", "path", "customer_id", "amount",
+           "currency", "operation_id", "object_id", "note")  # fmt: skip
+TAIL_FIRST = 10
+TAIL_EVERY_S = 1
+FORMS = ("jsonl", "csv", "ecs")
+
+
+@click.group()
+def audit() -> None:
+    """The append-only record of every request and every operator's act.
+
+    Example: kb-mcp audit list --code spend_cap_exceeded --since 24h
+    """
+
+
+@audit.command("list")
+@click.option("--key", help="Only this vault key's.")
+@click.option("--customer", help="Only this customer's.")
+@click.option("--operation", help="Only this operation's.")
+@click.option("--code", help="Only with this code, like spend_cap_exceeded.")
+@click.option("--since", help="A date, time or age: 2026-06-01, 36h.")
+@click.option("--until", help="A date, time or age, not included.")
+@click.option("--limit", type=click.IntRange(min=1), help="The newest N; without it, all.")
+@json_option
+def list_(
+    *, since: str | None, until: str | None, limit: int | None, as_json: bool, **filters: str | None
+) -> None:
+    """List audit rows, in the order in which they were written.
+
+    Example: kb-mcp audit list --customer cus_Abc123 --limit 50
+    """
+
+    async def work(books: Books) -> list[dict[str, Any]]:
+        from kb_mcp.proxy.ops.audit_ops import audit_record
+
+        wanted = filters | _between(books, since, until)
+        newest = limit is not None
+        rows = books.store.records.audit(limit=limit, newest_first=newest, **wanted)
+        found = [audit_record(row) for row in rows]
+        return found[::-1] if newest else found
+
+    print_list(with_books(work), COLUMNS, as_json=as_json, empty="No audit rows.")
+
+
+@audit.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def tail(*, as_json: bool) -> None:
+    """Follow the audit until interrupted.
+
+    Example: kb-mcp audit tail
+    """
+
+    async def work(books: Books) -> None:
+        records = books.store.records
+        last = 0
+        first = list(records.audit(limit=TAIL_FIRST, newest_first=True))
+        for row in reversed(first):
+            last = row["row"]
+            _print_row(row, as_json=as_json)
+        while True:
+            for row in records.audit(after_row=last):
+                last = row["row"]
+                _print_row(row, as_json=as_json)
+            await asyncio.sleep(TAIL_EVERY_S)
+
+    with_books(work)
+
+
+@audit.command("export")
+@click.option("--format", "form", type=click.Choice(FORMS), required=True,
+              help="JSON lines, CSV, or JSON lines in Elastic Common Schema.")  # fmt: skip
+@click.option("--since", help="A date, time or age: 2026-06-01, 36h.")
+def export_(*, form: str, since: str | None) -> None:
+    """Write the audit to stdout, for a spreadsheet or a SIEM.
+
+    Example: kb-mcp audit export --format csv --since 2026-06-01 > june.csv
+    """
+
+    async def work(books: Books) -> None:
+        from kb_mcp.proxy.ops.audit_ops import export_lines
+
+        for line in export_lines(books.store.records.audit(**_between(books, since, None)), form):
+            click.echo(line)
+
+    with_books(work)
+
+
+@audit.command()
+@json_option
+def verify(*, as_json: bool) -> None:
+    """Walk every chain, the registry of nodes and the exported heads.
+
+    Exit code 1 when anything was changed, removed or lost; the first broken row is named.
+
+    Example: kb-mcp audit verify
+    """
+
+    async def work(books: Books) -> Verification:
+        return verified(books)[0]
+
+    outcome = with_books(work)
+    broken = [
+        {"node": each.node, "row": each.row, "reason": each.reason} for each in outcome.breaks
+    ]
+    if as_json:
+        print_json({"ok": not broken, "rows": outcome.rows, "chains": len(outcome.ends),
+                    "broken": broken})  # fmt: skip
+    for each in broken:
+        say_failure(f"the audit of {each['node']} breaks at row {each['row']}: {each['reason']}",
+                    None)  # fmt: skip
+    if broken:
+        found_something()
+    if not as_json:
+        click.echo(f"The audit holds: {outcome.rows} rows in {len(outcome.ends)} chains.")
+
+
+@audit.command()
+@click.option("--before", required=True, help="Rows before this date, time or age.")
+@click.option("--to", "file", required=True, type=click.Path(dir_okay=False, path_type=Path),
+              help="A new file, JSON lines.")  # fmt: skip
+@json_option
+def archive(*, before: str, file: Path, as_json: bool) -> None:
+    """Move verified old rows out of the store into a file.
+
+    The last row of each process stays, so that a lost tail still shows.
+
+    Example: kb-mcp audit archive --before 90d --to audit-2026-q2.jsonl
+    """
+
+    async def work(books: Books) -> dict[str, Any]:
+        from kb_mcp.proxy.ops.audit_ops import segment_end
+        from kb_mcp.proxy.windows import rfc3339
+
+        outcome, heads = verified(books)
+        if outcome.breaks:
+            first = outcome.breaks[0]
+            why = f"the audit of {first.node} breaks at row {first.row}: {first.reason}"
+            raise Failure(f"nothing was archived: {why}", "`kb-mcp audit verify` says more.")
+        moment = rfc3339(past_ms(before, books.now()))
+        chain = books.store.records.chain
+        found = {
+            node: segment_end(chain(node), moment, heads.get(node), end)
+            for node, end in outcome.ends.items()
+        }
+        ends = {node: end for node, end in found.items() if end is not None}
+        written = _write_segments(books, ends, file) if ends else 0
+        if written:
+            await _note_archive(books, written, file)
+            books.office.drop_segments(ends)
+        return {"rows": written, "chains": len(ends), "file": str(file) if written else None}
+
+    result = with_books(work)
+    if as_json:
+        print_json(result)
+    elif result["rows"]:
+        click.echo(f"Moved {result['rows']} rows of {result['chains']} chains to {file}.")
+    else:
+        click.echo("Nothing is that old.")
+
+
+def _between(books: Books, since: str | None, until: str | None) -> dict[str, Any]:
+    from kb_mcp.proxy.windows import rfc3339
+
+    given = {"since": since, "until": until}
+    now = books.now()
+    return {name: rfc3339(past_ms(text, now)) for name, text in given.items() if text is not None}
+
+
+def verified(books: Books) -> tuple[Verification, Mapping[str, Head]]:
+    """Verify the whole audit; return the outcome and the exported heads it was held against."""
+    from kb_mcp.proxy.ops.audit_ops import verify_audit
+
+    # The heads first: the chains only grow meanwhile.
+    exported = books.store.heads.check(lambda _node, _seq: None)
+    heads = {behind.head.node: behind.head for behind in exported}
+    store = books.store
+    outcome = verify_audit(store.records, store.chain_key, heads, books.office.archived())
+    return outcome, heads
+
+
+def _write_segments(books: Books, ends: Mapping[str, Head], file: Path) -> int:
+    """Write the rows up to each end to a new file, and see it on the disk. Raises: Failure."""
+    from kb_mcp.proxy.ops.audit_ops import export_lines
+
+    count = 0
+    try:
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            for line in export_lines(_segments(books, ends), "jsonl"):
+                stream.write(f"{line}\n")
+                count += 1
+            stream.flush()
+            os.fsync(stream.fileno())
+    except FileExistsError:
+        raise Failure(
+            f"{file} exists", "Name a new file: archives are never overwritten."
+        ) from None
+    except OSError as error:
+        raise Failure(f"cannot write {file}: {error.strerror}", "Nothing was archived.") from None
+    return count
+
+
+def _segments(books: Books, ends: Mapping[str, Head]) -> Iterator[dict[str, Any]]:
+    for node, end in ends.items():
+        for row in books.store.records.chain(node):
+            if row["seq"] > end.seq:
+                break
+            yield row
+
+
+async def _note_archive(books: Books, rows: int, file: Path) -> None:
+    from kb_mcp.proxy.ledger import AuditDraft
+    from kb_mcp.proxy.ops.operations_ops import note
+
+    row = AuditDraft(
+        kind="admin", decision="archive", agent_id=OPERATOR, note=f"{rows} rows to {file.name}"
+    )
+    await note(books.store.ledger, row)
+
+
+def _print_row(row: dict[str, Any], *, as_json: bool) -> None:
+    from kb_mcp.proxy.ops.audit_ops import export_lines
+
+    if as_json:
+        click.echo(next(export_lines([row], "jsonl")))
+        return
+    shown = (cell(row[name]) for name in COLUMNS if row[name] is not None)
+    click.echo("  ".join(shown))

@@ -1,0 +1,228 @@
+"""`kb-mcp doctor` and `migrate`: is everything as it must be?
+
+Floor: the commands. A check that cannot be made is a check that failed, and says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kb_mcp.cli.failures import failure_of, found_something
+from kb_mcp.cli.opening import Books, Desk, on_desk, with_books
+from kb_mcp.cli.output import json_option, print_json
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.ops.invariants import Facts
+
+EXPIRES_SOON_MS = 7 * 86_400_000
+READS_AGAIN = 3
+VIOLATIONS_SHOWN = 5
+Check = dict[str, Any]
+
+
+@click.command()
+@json_option
+def doctor(*, as_json: bool) -> None:
+    """Check settings, store, invariants, clock, upstream key and vault keys.
+
+    Exit code 1 when a check found something.
+
+    Example: kb-mcp doctor --json
+    """
+    checks = _examine()
+    ok = all(check["ok"] for check in checks)
+    if as_json:
+        print_json({"ok": ok, "checks": checks})
+    else:
+        width = max(len(check["name"]) for check in checks)
+        for check in checks:
+            click.echo(
+                f"{'ok ' if check['ok'] else 'NO '} {check['name']:<{width}}  {check['detail']}"
+            )
+    if not ok:
+        found_something()
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the store to the newest schema.
+
+    Example: kb-mcp migrate
+    """
+
+    async def work(books: Books) -> int:
+        return books.office.schema()
+
+    click.echo(f"The store has schema {with_books(work, lenient=True)}, the newest.")
+
+
+def _examine() -> list[Check]:
+    from kb_mcp.settings import load_settings
+
+    try:
+        settings = load_settings()
+    except ValueError as error:
+        return [_check("settings", ok=False, detail=str(error))]
+    shown = f"upstream {settings.upstream_mode}"
+    checks = [_check("settings", ok=True, detail=shown)]
+    try:
+        return checks + asyncio.run(on_desk(settings, _examine_store))
+    except Exception as error:
+        failure = failure_of(error)
+        if failure is None:
+            raise
+        return [*checks, _check("store", ok=False, detail=failure.message)]
+
+
+async def _examine_store(desk: Desk) -> list[Check]:
+    steps: tuple[tuple[str, Callable[[Desk], Awaitable[tuple[bool, str]]]], ...] = (
+        ("store", _store),
+        ("account", _account),
+        ("heads", _heads),
+        ("adopted", _adopted),
+        ("invariants", _invariants),
+        ("audit", _audit),
+        ("upstream", _upstream),
+        ("clock", _clock),
+        ("keys", _keys),
+    )
+    checks = []
+    for name, step in steps:
+        ok, detail = await step(desk)
+        checks.append(_check(name, ok=ok, detail=detail))
+    return checks
+
+
+async def _store(desk: Desk) -> tuple[bool, str]:
+    reachable = await desk.store.records.ping()
+    return reachable, f"reachable, schema {desk.office.schema()}"
+
+
+async def _account(desk: Desk) -> tuple[bool, str]:
+    bound = desk.store.settings
+    return True, f"bound to account {bound.account!r} in {bound.mode} mode"
+
+
+async def _heads(desk: Desk) -> tuple[bool, str]:
+    behind = desk.store.behind
+    if not behind:
+        return True, "the store reaches every exported head"
+    first = behind[0].head
+    return False, (
+        f"the store lacks row {first.node}:{first.seq}, which was exported: it was restored or "
+        "cut, and sends nothing until `kb-mcp adopt --since … --apply` has closed the gap"
+    )
+
+
+async def _adopted(desk: Desk) -> tuple[bool, str]:
+    since = desk.office.facts().get("adopted_since")
+    if since is not None:
+        return True, f"charges since {since} were adopted"
+    return True, "not adopted: what was charged before kb-mcp came may be billed again"
+
+
+async def _invariants(desk: Desk) -> tuple[bool, str]:
+    from kb_mcp.proxy.ops.invariants import violations
+
+    found: set[str] | None = None
+    for _ in range(READS_AGAIN):
+        # A serving process writes between two of our reads; what is really wrong stays so.
+        again = set(violations(await _facts(desk)))
+        found = again if found is None else found & again
+        if not found:
+            return True, "hold"
+    shown = sorted(found or ())
+    more = f" and {len(shown) - VIOLATIONS_SHOWN} more" if len(shown) > VIOLATIONS_SHOWN else ""
+    return False, "; ".join(shown[:VIOLATIONS_SHOWN]) + more
+
+
+async def _facts(desk: Desk) -> Facts:
+    from kb_mcp.proxy.admission import policy_of
+    from kb_mcp.proxy.ops.invariants import Facts
+
+    records = desk.store.records
+    policies: dict[Any, list[Any]] = {}
+    for key, _ in await records.keys():
+        policies.setdefault(key.lineage_id, []).append(policy_of(key.policy))
+    windows = await records.windows()
+    operations = await records.operations()
+    audited = None
+    if not desk.office.archived():
+        audited = frozenset(row["operation_id"] for row in records.audit() if row["operation_id"])
+    return Facts(
+        operations=operations,
+        windows=windows,
+        policies=policies,
+        ceilings=desk.store.settings.ceilings,
+        audited=audited,
+    )
+
+
+async def _audit(desk: Desk) -> tuple[bool, str]:
+    from kb_mcp.cli.audit import verified
+
+    outcome, _ = verified(desk)
+    if outcome.breaks:
+        first = outcome.breaks[0]
+        return False, f"the audit of {first.node} breaks at row {first.row}: {first.reason}"
+    return True, f"{outcome.rows} rows in {len(outcome.ends)} chains verify"
+
+
+async def _upstream(desk: Desk) -> tuple[bool, str]:
+    from kb_mcp.proxy.ops.stripe_reads import Unread
+
+    key, mode = desk.settings.stripe_key, desk.settings.upstream_mode
+    if mode == "sandbox":
+        what = "SANDBOX, no real money moves"
+    else:
+        restricted = key is not None and key.reveal().startswith("rk_")
+        what = f"a {'restricted' if restricted else 'an UNRESTRICTED'} {mode} key".replace(
+            "a an", "an"
+        )
+        if not restricted:
+            return False, f"{what}: make a restricted one (rk_…)"
+    seen = await desk.reads.get("/v1/charges?limit=1")
+    if isinstance(seen, Unread):
+        return False, f"{what}; {seen.why}"
+    return True, f"{what}; answers"
+
+
+async def _clock(desk: Desk) -> tuple[bool, str]:
+    skew_ms = desk.store.clock.skew_ms
+    if desk.store.clock.skewed:
+        seconds = skew_ms // 1000
+        return False, f"{seconds} s apart from Stripe's: nothing is voided or sent again meanwhile"
+    return True, f"within {abs(skew_ms) // 1000 + 1} s of Stripe's"
+
+
+async def _keys(desk: Desk) -> tuple[bool, str]:
+    now = desk.now()
+    wanted = "live" if desk.settings.upstream_mode == "live" else "test"
+    problems, serving = [], 0
+    for key, lineage in await desk.store.records.keys():
+        expired = key.expires_at is not None and key.expires_at <= now
+        if key.revoked_at is not None or expired:
+            continue
+        serving += 1
+        if key.mode != wanted:
+            problems.append(f"{key.id} is a {key.mode} key")
+        if lineage.frozen_at is not None:
+            problems.append(f"{key.id} is frozen ({lineage.frozen_reason})")
+        soon = key.expires_at is not None and _ends_soon(key.created_at, key.expires_at, now)
+        if soon and key.rotated_to is None:
+            problems.append(f"{key.id} expires within 7 days")
+    return not problems, "; ".join(problems) or f"{serving} serve"
+
+
+def _ends_soon(created_at: int, expires_at: int, now: int) -> bool:
+    """Say whether a key is about to expire; one that was made for a few days is not news."""
+    left = expires_at - now
+    return left < EXPIRES_SOON_MS and 4 * left < expires_at - created_at
+
+
+def _check(name: str, *, ok: bool, detail: str) -> Check:
+    return {"name": name, "ok": ok, "detail": detail}

@@ -1,0 +1,341 @@
+"""`kb-mcp operations`: the ledger's operations, shown and put right.
+
+Floor: the commands. What an operator may do stands in `proxy.ops.operations_ops`; what is looked
+up at Stripe for it is looked up here, before the transaction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kb_mcp.cli.failures import Failure
+from kb_mcp.cli.opening import OPERATOR, Books, Desk, with_books, with_desk
+from kb_mcp.cli.output import json_option, print_json, print_list, print_record
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.ledger import Attempt, Operation
+    from kb_mcp.proxy.ops.operations_ops import By, Done, NotDone
+    from kb_mcp.proxy.proofs import Made
+
+STATES = ("reserved", "unknown", "awaiting_approval", "succeeded", "failed", "voided")
+COLUMNS = ("id", "state", "customer_id", "billing_period", "amount", "currency", "charge_id",
+           "code", "created_at")  # fmt: skip
+INTENTS = "POST /v1/payment_intents"
+_OBJECT_ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9]{1,128}")
+
+
+@click.group()
+def operations() -> None:
+    """Billing acts in the ledger.
+
+    Example: kb-mcp operations list --state unknown
+    """
+
+
+@operations.command("list")
+@click.option("--state", type=click.Choice(STATES), help="Only those in this state.")
+@click.option("--customer", help="Only this customer's.")
+@click.option("--period", help="Only this billing period's, like 2026-06.")
+@click.option("--limit", type=click.IntRange(min=1), help="The newest N; without it, all.")
+@json_option
+def list_(
+    *, state: str | None, customer: str | None, period: str | None, limit: int | None, as_json: bool
+) -> None:
+    """List operations, newest first.
+
+    Example: kb-mcp operations list --customer cus_Abc123 --limit 20
+    """
+
+    async def work(books: Books) -> list[dict[str, Any]]:
+        from kb_mcp.proxy.records import operation_record
+
+        wanted = {"state": state, "customer_id": customer, "billing_period": _label(period)}
+        filters = {name: value for name, value in wanted.items() if value is not None}
+        found = await books.store.records.operations(limit=limit, **filters)
+        return [operation_record(*each) for each in found]
+
+    print_list(with_books(work), COLUMNS, as_json=as_json, empty="No operations.")
+
+
+@operations.command()
+@click.argument("operation_id", metavar="ID")
+@json_option
+def show(*, operation_id: str, as_json: bool) -> None:
+    """Show one operation with its attempts.
+
+    Example: kb-mcp operations show op_0123456789abcdef01234567
+    """
+    _act(operation_id, as_json=as_json)
+
+
+@operations.command()
+@click.argument("operation_id", metavar="ID")
+@click.option("--succeeded", "object_id", metavar="OBJ", help="Its charge or intent at Stripe.")
+@click.option("--void", is_flag=True, help="Nothing happened at Stripe; needs --reason.")
+@click.option("--reason", help="How you know; kept in the audit.")
+@json_option
+def resolve(
+    *, operation_id: str, object_id: str | None, void: bool, reason: str | None, as_json: bool
+) -> None:
+    """Say what became of an unknown operation, where reading Stripe's list could not tell.
+
+    Example: kb-mcp operations resolve op_0123456789abcdef01234567 --succeeded ch_3Pabc
+    """
+    if (object_id is None) == (not void):
+        raise click.UsageError("give either --succeeded OBJ or --void --reason R")
+    if void and not reason:
+        raise click.UsageError("--void needs --reason: how you know that nothing happened")
+
+    async def succeed(desk: Desk, operation: Operation) -> Done | NotDone:
+        from kb_mcp.proxy.ops.operations_ops import settle_by_object
+
+        made = await _made(desk, operation, object_id or "")
+        limit = await _daily_declines(desk, operation)
+        ledger = desk.store.ledger
+        return await settle_by_object(ledger, operation, made, _by(reason), limit)
+
+    async def refute(desk: Desk, operation: Operation) -> Done | NotDone:
+        from kb_mcp.proxy.ledger import State
+        from kb_mcp.proxy.ops.operations_ops import NotDone, void_by_operator
+
+        if operation.state is State.UNKNOWN:
+            # Stripe is asked first: a charge that it shows beats anybody's word.
+            read = await desk.proxy.recovery.resolve_one(operation.id)
+            if read is not None and read.state is State.SUCCEEDED:
+                return NotDone(
+                    f"Stripe shows {read.object_id}: operation {operation.id} has succeeded",
+                    "It was settled with that object just now.",
+                )
+        elif operation.state is State.VOIDED:
+            return NotDone(f"operation {operation.id} is voided already")
+        return await void_by_operator(desk.store.ledger, operation, _by(reason))
+
+    _act_at_stripe(operation_id, refute if void else succeed, as_json=as_json)
+
+
+@operations.command()
+@click.argument("operation_id", metavar="ID")
+@click.option("--reason", required=True, help="Why it may be billed again; kept in the audit.")
+@json_option
+def reopen(*, operation_id: str, reason: str, as_json: bool) -> None:
+    """Let a refunded bill be billed once more, or waive a suspicion that was wrong.
+
+    Where Stripe shows no full refund, the bill stays charged; one other bill that was taken for
+    it may pass.
+
+    Example: kb-mcp operations reopen op_0123456789abcdef01234567 --reason "wrong card"
+    """
+
+    async def act(desk: Desk, operation: Operation) -> Done | NotDone:
+        from kb_mcp.proxy.ops.operations_ops import reopen as reopen_operation
+
+        refunded = operation.object_id is not None and await _refunded(desk, operation)
+        ledger = desk.store.ledger
+        return await reopen_operation(ledger, operation, _by(reason), refunded=refunded)
+
+    _act_at_stripe(operation_id, act, as_json=as_json)
+
+
+@operations.command()
+@click.argument("operation_id", metavar="ID")
+@json_option
+def reset(*, operation_id: str, as_json: bool) -> None:
+    """Start the count of declines of this bill anew, so that it may be tried again.
+
+    Example: kb-mcp operations reset op_0123456789abcdef01234567
+    """
+
+    async def act(books: Books, operation: Operation) -> Done:
+        from kb_mcp.proxy.ops.operations_ops import Done, reset_declines
+
+        declines = await reset_declines(books.store.ledger, operation, _by(None))
+        click.echo(f"Forgot {declines} declines of this bill.", err=True)
+        return Done(operation)
+
+    _act(operation_id, act, as_json=as_json)
+
+
+@operations.command()
+@click.argument("operation_id", metavar="ID")
+@json_option
+def cancel(*, operation_id: str, as_json: bool) -> None:
+    """Cancel an abandoned PaymentIntent at Stripe, and release what it holds.
+
+    Example: kb-mcp operations cancel op_0123456789abcdef01234567
+    """
+
+    async def act(desk: Desk, operation: Operation) -> Done | NotDone:
+        from kb_mcp.proxy.ledger import State
+        from kb_mcp.proxy.ops.operations_ops import Done, NotDone
+
+        if operation.route != INTENTS:
+            hint = "Refund it at Stripe, then `kb-mcp operations reopen`."
+            return NotDone(f"operation {operation.id} is no PaymentIntent: not cancellable", hint)
+        if operation.state is not State.SUCCEEDED or operation.final or not operation.object_id:
+            why = f"operation {operation.id} is {operation.state.value}: nothing to cancel"
+            return NotDone(why, "Only intents that are not final yet can be cancelled.")
+        await _cancel_intent(desk, operation)
+        after = await desk.proxy.recovery.resolve_one(operation.id)
+        if after is None or after.state is State.SUCCEEDED:
+            return NotDone(f"{operation.object_id} was not cancelled; it may have gone through")
+        return Done(after)
+
+    _act_at_stripe(operation_id, act, as_json=as_json)
+
+
+@operations.command()
+@click.option("--customer", required=True, help="Whose answers to erase.")
+@json_option
+def forget(*, customer: str, as_json: bool) -> None:
+    """Erase the stored answers of a customer's final operations. Replays then read from Stripe.
+
+    Example: kb-mcp operations forget --customer cus_Abc123
+    """
+
+    async def work(books: Books) -> dict[str, Any]:
+        from kb_mcp.proxy.ops.operations_ops import forget_answers, forgettable
+
+        found = await books.store.records.operations(customer_id=customer)
+        erasable = [operation for operation, _ in found if forgettable(operation)]
+        erased = await forget_answers(books.store.ledger, erasable, _by(None))
+        return {"customer_id": customer, "erased": erased, "operations": len(found)}
+
+    result = with_books(work)
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(
+            f"Erased {result['erased']} stored answers of {result['operations']} operations."
+        )
+
+
+async def _nothing(books: Books, operation: Operation) -> Done:
+    from kb_mcp.proxy.ops.operations_ops import Done
+
+    del books
+    return Done(operation)
+
+
+def _act(
+    operation_id: str,
+    act: Callable[[Books, Operation], Awaitable[Done | NotDone]] = _nothing,
+    *,
+    as_json: bool,
+) -> None:
+    record = with_books(lambda books: _acted(books, operation_id, act))
+    print_record(record, as_json=as_json)
+
+
+def _act_at_stripe(
+    operation_id: str,
+    act: Callable[[Desk, Operation], Awaitable[Done | NotDone]],
+    *,
+    as_json: bool,
+) -> None:
+    record = with_desk(lambda desk: _acted(desk, operation_id, act))
+    print_record(record, as_json=as_json)
+
+
+async def _acted(books: Any, operation_id: str, act: Any) -> dict[str, Any]:
+    """Find the operation, do `act`, and return its record as it is then. Raises: Failure."""
+    from kb_mcp.proxy.ops.operations_ops import NotDone
+    from kb_mcp.proxy.records import operation_record
+
+    operation, _ = await _find(books, operation_id)
+    outcome = await act(books, operation)
+    if isinstance(outcome, NotDone):
+        raise Failure(outcome.why, outcome.hint)
+    return operation_record(*await _find(books, operation_id))
+
+
+async def _find(books: Books, operation_id: str) -> tuple[Operation, list[Attempt]]:
+    found = await books.store.records.operations(operation_id=operation_id)
+    if not found:
+        hint = "`kb-mcp operations list` shows every operation."
+        raise Failure(f"there is no operation {operation_id}", hint)
+    return found[0]
+
+
+async def _made(desk: Desk, operation: Operation, object_id: str) -> Made:
+    """Read the object an operator names, and check that it can be this operation's."""
+    from kb_mcp.proxy.ops.operations_ops import mismatch
+    from kb_mcp.proxy.proofs import prove_object
+    from kb_mcp.proxy.routes import ENDPOINTS
+
+    route = ENDPOINTS[operation.route]
+    item = await _read(desk, f"{route.template}/{object_id}", object_id)
+    made = prove_object(item, route)
+    different = mismatch(item, operation)
+    if made is None or different is not None:
+        raise Failure(f"{object_id} is not operation {operation.id}: {different or 'another kind'}")
+    if made.verdict == "failed":
+        raise Failure(f"{object_id} is {made.stripe_status}", "Use --void --reason instead.")
+    return made
+
+
+async def _refunded(desk: Desk, operation: Operation) -> bool:
+    """Say whether Stripe shows the whole charge of `operation` as refunded."""
+    path = f"/v1/charges/{operation.object_id}"
+    if operation.route == INTENTS:
+        path = f"/v1/payment_intents/{operation.object_id}?expand[]=latest_charge"
+    item = await _read(desk, path, operation.object_id or "")
+    charge = item.get("latest_charge") if operation.route == INTENTS else item
+    return isinstance(charge, Mapping) and charge.get("refunded") is True
+
+
+async def _read(desk: Desk, path: str, object_id: str) -> Mapping[str, Any]:
+    from kb_mcp.proxy.ops.stripe_reads import Missing, Unread
+
+    if not _OBJECT_ID.fullmatch(object_id):
+        raise click.BadParameter(f"{object_id!r} is no id of an object at Stripe")
+    seen = await desk.reads.get(path)
+    if isinstance(seen, Missing):
+        raise Failure(f"Stripe has no {object_id}", "Check the id, and the mode of the key.")
+    if isinstance(seen, Unread):
+        raise Failure(f"{object_id} cannot be read: {seen.why}", "Nothing was changed. Try again.")
+    return seen.body
+
+
+async def _cancel_intent(desk: Desk, operation: Operation) -> None:
+    """Post the cancellation: it can release money, never move it. Its audit row comes first."""
+    from kb_mcp.proxy.ops.operations_ops import note
+    from kb_mcp.proxy.sending import Answered, UpstreamRequest
+    from kb_mcp.wiring.machine import boottime_ms
+
+    await note(desk.store.ledger, _by(None).row("cancel", operation))
+    request = UpstreamRequest(
+        method="POST",
+        path=f"/v1/payment_intents/{operation.object_id}/cancel",
+        body=b"",
+        stripe_version=None,
+        idempotency_key=f"{operation.upstream_name}-cancel",
+    )
+    answer = await desk.proxy.upstream.send(request, deadline_ms=boottime_ms() + 10_000)
+    if not isinstance(answer, Answered) or answer.status >= 500:
+        raise Failure("Stripe did not answer the cancellation", "Run the command again.")
+
+
+async def _daily_declines(desk: Desk, operation: Operation) -> int:
+    from kb_mcp.proxy.admission import policy_of
+
+    found = await desk.store.ledger.find_key(operation.key_id)
+    return 20 if found is None else policy_of(found[0].policy).daily_declines
+
+
+def _by(reason: str | None) -> By:
+    from kb_mcp.proxy.ops.operations_ops import By
+
+    return By(OPERATOR, reason)
+
+
+def _label(period: str | None) -> str | None:
+    from kb_mcp.periods import PeriodError, parse_period
+
+    try:
+        return None if period is None else parse_period(period).label
+    except PeriodError as error:
+        raise click.BadParameter(str(error), param_hint="--period") from None

@@ -1,0 +1,243 @@
+"""`kb-mcp recover`, `reconcile` and `adopt`: the ledger beside what Stripe says.
+
+Floor: the commands. None of them posts to Stripe.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kb_mcp.cli.failures import Failure, found_something
+from kb_mcp.cli.opening import OPERATOR, Desk, with_desk
+from kb_mcp.cli.options import past_ms
+from kb_mcp.cli.output import json_option, print_json, print_list
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.ledger import KeyId
+    from kb_mcp.proxy.reconcile import Reconciliation
+
+# A charge may be listed under an earlier second than its reservation: clocks differ.
+MARGIN_MS = 3_600_000
+LOOK_BACK_MS = 25 * 3_600_000
+CHARGE_COLUMNS = ("charge_id", "status", "amount", "currency", "customer_id", "description",
+                  "created_at", "marked")  # fmt: skip
+OPERATION_COLUMNS = ("id", "state", "amount", "currency", "customer_id", "billing_period",
+                     "charge_id", "created_at")  # fmt: skip
+DIFFERENCE_COLUMNS = ("operation_id", "charge_id", "field", "ledger", "stripe")
+ADOPT_COLUMNS = ("charge_id", "adopted", "operation_id", "customer_id", "billing_period", "amount",
+                 "currency", "created_at", "why")  # fmt: skip
+_PERIOD_FROM = re.compile(r"description|none|metadata:[A-Za-z0-9_ -]{1,40}")
+
+
+@click.command()
+@json_option
+def recover(*, as_json: bool) -> None:
+    """Make one recovery pass now: find out what became of unknown operations. Grace still holds.
+
+    Example: kb-mcp recover
+    """
+
+    async def work(desk: Desk) -> list[dict[str, Any]]:
+        done = await desk.proxy.recovery.run()
+        return [
+            {"operation_id": operation_id, "state": state.value}
+            for operation_id, state in done.states.items()
+        ]
+
+    records = with_desk(work)
+    print_list(records, ("operation_id", "state"), as_json=as_json, empty="Nothing was due.")
+
+
+@click.command()
+@click.option("--since", required=True, help="A date, time or age: 2026-06-01, 30d.")
+@json_option
+def reconcile(*, since: str, as_json: bool) -> None:
+    """Compare the ledger with Stripe's own list of charges. Exit code 1 if anything differs.
+
+    Example: kb-mcp reconcile --since 2026-06-01
+    """
+
+    async def work(desk: Desk) -> dict[str, list[dict[str, Any]]]:
+        from kb_mcp.proxy.reconcile import charge_record
+
+        since_ms = past_ms(since, desk.now())
+        outcome = await _compare(desk, since_ms)
+        return {
+            "missing_operations": [
+                charge_record(charge)
+                for charge in outcome.unknown_charges
+                if int(charge["created"]) * 1000 >= since_ms
+            ],
+            "missing_charges": await _missing(desk, outcome),
+            "differing": list(outcome.differing),
+        }
+
+    result = with_desk(work)
+    if as_json:
+        print_json(result)
+    else:
+        _print_comparison(result)
+    if any(result.values()):
+        found_something()
+
+
+@click.command()
+@click.option("--since", required=True, help="A date, time or age: 2026-06-01, 90d.")
+@click.option("--period-from", default="description", show_default=True,
+              metavar="description|metadata:NAME|none",
+              help="Where a charge says which period it is for.")  # fmt: skip
+@click.option("--apply", is_flag=True, help="Do it; without this, only show what would be done.")
+@json_option
+def adopt(*, since: str, period_from: str, apply: bool, as_json: bool) -> None:
+    """Make operations of charges Stripe already has, so that they are not billed again.
+
+    Example: kb-mcp adopt --since 2026-01-01 --period-from metadata:period --apply
+    """
+    if not _PERIOD_FROM.fullmatch(period_from):
+        hint = "description, metadata:NAME or none"
+        raise click.BadParameter(f"{period_from!r} is not {hint}", param_hint="--period-from")
+
+    async def work(desk: Desk) -> list[dict[str, Any]]:
+        since_ms = past_ms(since, desk.now())
+        records = await _adopt(desk, since_ms, period_from, apply=apply)
+        if apply:
+            await _close_gap(desk, since_ms)
+        return records
+
+    records = with_desk(work)
+    empty = "Nothing to adopt: the ledger has every charge."
+    print_list(records, ADOPT_COLUMNS, as_json=as_json, empty=empty)
+    if records and not apply:
+        click.echo("Nothing was changed. Run it again with --apply to adopt these.", err=True)
+
+
+async def _compare(desk: Desk, since_ms: int) -> Reconciliation:
+    from kb_mcp.proxy.ops.stripe_reads import Unread
+    from kb_mcp.proxy.reconcile import reconcile as compare
+
+    charges = await desk.reads.walk("/v1/charges", since_ms - MARGIN_MS)
+    if isinstance(charges, Unread):
+        raise Failure(f"the list of charges cannot be read: {charges.why}", "Nothing was changed.")
+    operations = [operation for operation, _ in await desk.store.records.operations()]
+    return compare(operations, charges, since_ms)
+
+
+async def _missing(desk: Desk, outcome: Reconciliation) -> list[dict[str, Any]]:
+    """Ask Stripe by name for each object that its list did not show."""
+    from kb_mcp.proxy.ops.stripe_reads import Found, Unread
+    from kb_mcp.proxy.records import operation_record
+    from kb_mcp.proxy.routes import ENDPOINTS
+
+    missing = []
+    for operation in outcome.unlisted:
+        path = f"{ENDPOINTS[operation.route].template}/{operation.object_id}"
+        seen = await desk.reads.get(path)
+        if isinstance(seen, Unread):
+            raise Failure(f"{operation.object_id} cannot be read: {seen.why}")
+        if not isinstance(seen, Found):
+            missing.append(operation_record(operation, ()))
+    return missing
+
+
+async def _adopt(
+    desk: Desk, since_ms: int, period_from: str, *, apply: bool
+) -> list[dict[str, Any]]:
+    from kb_mcp.proxy.ops.adopt import Adopted, Left, operation_of, period_of
+    from kb_mcp.proxy.ops.adopt import adopt as adopt_one
+
+    outcome = await _compare(desk, since_ms)
+    keys = await desk.store.records.keys()
+    lineages: dict[str, KeyId] = {key.lineage_id: key.id for key, _ in keys}
+    now = desk.now()
+    records = []
+    # Stripe lists the newest first, and the newest of a bill is to speak for it.
+    for charge in reversed(outcome.unknown_charges):
+        period = period_of(charge, period_from)
+        operation, attempt = operation_of(charge, period, lineages, now, _fresh_id())
+        young = now - operation.reserved_at < desk.store.settings.recovery_grace_ms
+        result: Adopted | Left = Adopted(operation)
+        if young and operation.lineage_id in lineages:
+            # Ours, and so new that the process that sent it may be about to conclude it.
+            result = Left("made within the recovery grace: run this again later")
+        elif apply:
+            result = await adopt_one(desk.store.ledger, operation, attempt, OPERATOR)
+        records.append(_adopted_record(charge, operation, result, apply=apply))
+    return records
+
+
+def _fresh_id() -> Any:
+    from kb_mcp.wiring.machine import new_id
+
+    return new_id("op")
+
+
+def _adopted_record(
+    charge: Mapping[str, Any], operation: Any, result: Any, *, apply: bool
+) -> dict[str, Any]:
+    from kb_mcp.proxy.ops.adopt import Adopted
+    from kb_mcp.proxy.reconcile import charge_record
+
+    taken = isinstance(result, Adopted)
+    return charge_record(charge) | {
+        "adopted": taken and apply,
+        "operation_id": operation.id if taken and apply else None,
+        "billing_period": operation.period,
+        "reference": operation.reference,
+        "why": None if taken else result.why,
+    }
+
+
+async def _close_gap(desk: Desk, since_ms: int) -> None:
+    """Remember the adoption; a store that had lost records may send again if nothing is left out.
+
+    Every marked charge since the last record before the gap, less 25 h, must be in the ledger.
+    """
+    from kb_mcp.proxy.ledger import AuditDraft
+    from kb_mcp.proxy.ops.operations_ops import note
+    from kb_mcp.proxy.windows import rfc3339
+
+    desk.office.set_facts({"adopted_since": rfc3339(since_ms), "adopted_at": rfc3339(desk.now())})
+    if not desk.store.behind:
+        return
+    needed = _needed_since(desk)
+    if needed is not None and since_ms > needed:
+        hint = f"Run `kb-mcp adopt --since {rfc3339(needed)} --apply`, and it may send again."
+        raise Failure("the store has lost records, and this does not reach back far enough", hint)
+    outcome = await _compare(desk, since_ms)
+    if any(
+        "keybrake_operation" in (each.get("metadata") or {}) for each in outcome.unknown_charges
+    ):
+        raise Failure("charges of ours are still not in the ledger: nothing is sent yet")
+    lost = ", ".join(f"{behind.head.node}:{behind.head.seq}" for behind in desk.store.behind)
+    row = AuditDraft(kind="admin", decision="gap_closed", agent_id=OPERATOR, note=lost[:200])
+    await note(desk.store.ledger, row)
+    desk.store.heads.forget()
+    click.echo("The store may send again. Start the serving processes anew.", err=True)
+
+
+def _needed_since(desk: Desk) -> int | None:
+    """Return from when on charges may be missing (ms UTC), or None where nothing tells."""
+    moments = []
+    for behind in desk.store.behind:
+        rows = desk.store.records.audit(node=behind.head.node, limit=1, newest_first=True)
+        moments += [past_ms(row["time"], 0) - LOOK_BACK_MS for row in rows]
+    return min(moments, default=None)
+
+
+def _print_comparison(result: dict[str, list[dict[str, Any]]]) -> None:
+    if not any(result.values()):
+        click.echo("The ledger and Stripe agree.")
+        return
+    tables = {
+        "missing_operations": ("Charges that the ledger lacks:", CHARGE_COLUMNS),
+        "missing_charges": ("Operations whose charge Stripe lacks:", OPERATION_COLUMNS),
+        "differing": ("Differences:", DIFFERENCE_COLUMNS),
+    }
+    for name, (title, columns) in tables.items():
+        if result[name]:
+            click.echo(title)
+            print_list(result[name], columns, as_json=False, empty="")

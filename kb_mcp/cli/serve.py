@@ -1,0 +1,116 @@
+"""`kb-mcp up`, `mcp`, `sandbox` and `demo`: what runs until it is stopped.
+
+Floor: the commands. Thin: serving itself is wiring's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kb_mcp.cli.failures import Failure
+
+PORT = click.IntRange(0, 65_535)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where agents reach it.")
+@click.option("--port", type=PORT, default=8787, show_default=True, help="0 takes a free one.")
+@click.option("--admin-host", default="127.0.0.1", show_default=True,
+              help="Where operators reach it.")  # fmt: skip
+@click.option("--admin-port", type=PORT, default=8786, show_default=True,
+              help="0 turns the operators' listener off.")  # fmt: skip
+@click.option("--sandbox-port", type=PORT, default=8788, show_default=True,
+              help="Where the sandbox listens while there is no Stripe key.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Processes on the agents' address.")  # fmt: skip
+@click.option("--worker-socket", type=int, hidden=True)
+def up(
+    *,
+    host: str,
+    port: int,
+    admin_host: str,
+    admin_port: int,
+    sandbox_port: int,
+    workers: int,
+    worker_socket: int | None,
+) -> None:
+    """Serve the proxy and MCP to agents, and the admin API to operators.
+
+    Example: kb-mcp up --port 8787
+    """
+    from kb_mcp.settings import load_settings
+    from kb_mcp.wiring.serve import Addresses, run, serve_up, serve_worker
+
+    if worker_socket is not None:
+        run(serve_worker(load_settings(), worker_socket))
+        return
+    addresses = Addresses(
+        host=host,
+        port=port,
+        admin_host=admin_host,
+        admin_port=admin_port,
+        sandbox_port=sandbox_port,
+        workers=workers,
+    )
+    run(serve_up(load_settings(), addresses, _say))
+
+
+@click.command()
+def mcp() -> None:
+    """Serve the tools over MCP on stdin and stdout, for one client.
+
+    Example: KEYBRAKE_VAULT_KEY_BILLING=vk_test_… kb-mcp mcp
+    """
+    from kb_mcp.settings import load_settings
+    from kb_mcp.wiring.serve import serve_mcp_stdio
+
+    serve_mcp_stdio(load_settings())
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens.")
+@click.option("--port", type=PORT, default=8788, show_default=True, help="0 takes a free one.")
+@click.option("--state", type=click.Path(dir_okay=False, path_type=Path),
+              help="Keep its objects in this file; without it, in memory.")  # fmt: skip
+def sandbox(*, host: str, port: int, state: Path | None) -> None:
+    """Run the Stripe stand-in alone.
+
+    Example: kb-mcp sandbox --port 8788 --state sandbox.db
+    """
+    import sqlite3
+
+    from kb_mcp.sandbox.app import create_sandbox
+    from kb_mcp.sandbox.server import serve
+    from kb_mcp.wiring.machine import host_ms, new_id
+
+    try:
+        app = create_sandbox(state, clock=host_ms, new_id=lambda: new_id("")[1:])
+    except sqlite3.Error as error:
+        raise Failure(f"cannot use {state}: {error}", "Name another file.") from None
+    try:
+        serve(app, host, port, on_bound=lambda url: _say(f"Sandbox listening on {url}"))
+    except OSError as error:
+        hint = "Choose another port, or 0 for a free one."
+        raise Failure(f"cannot listen on {host}:{port}: {error.strerror}", hint) from None
+    finally:
+        app.close()
+
+
+@click.command()
+def demo() -> None:
+    """Replay three ways in which agents charge twice, without kb-mcp and with it.
+
+    Example: kb-mcp demo
+    """
+    from rich.console import Console
+
+    from kb_mcp.demo import run_demo
+
+    raise click.exceptions.Exit(run_demo(Console()))
+
+
+def _say(line: str) -> None:
+    # echo flushes: whoever started us may be waiting for this very line.
+    click.echo(line)

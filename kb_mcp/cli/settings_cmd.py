@@ -1,0 +1,107 @@
+"""`kb-mcp settings`: what the store holds for all its processes.
+
+Floor: the commands. Serving processes read these when they start; one that is configured
+otherwise refuses to start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from kb_mcp.cli.failures import WRONG, Failure
+from kb_mcp.cli.opening import OPERATOR, Books, with_books
+from kb_mcp.cli.options import cap_table
+from kb_mcp.cli.output import json_option, print_record
+
+NAMES = ("account_daily_cap", "upstream_timeout", "recovery_grace")
+
+
+@click.group()
+def settings() -> None:
+    """What all processes on one store agree on: account ceiling, upstream timeout, grace.
+
+    Example: kb-mcp settings set account_daily_cap 50000.00usd
+    """
+
+
+@settings.command()
+@json_option
+def show(*, as_json: bool) -> None:
+    """Show what the store holds.
+
+    Example: kb-mcp settings show --json
+    """
+
+    async def work(books: Books) -> dict[str, Any]:
+        return _record(books.office.facts())
+
+    print_record(with_books(work, lenient=True), as_json=as_json)
+
+
+@settings.command("set")
+@click.argument("name", type=click.Choice(NAMES))
+@click.argument("value")
+@json_option
+def set_(*, name: str, value: str, as_json: bool) -> None:
+    """Set one; VALUE is a cap (or several, or none) or a number of seconds.
+
+    Example: kb-mcp settings set account_daily_cap 50000.00usd,40000.00eur
+    """
+    facts = _facts(name, value)
+
+    async def work(books: Books) -> dict[str, Any]:
+        from kb_mcp.proxy.ledger import AuditDraft
+        from kb_mcp.proxy.ops.operations_ops import note
+
+        before = books.office.facts()
+        _check_times(before | facts)
+        (fact,) = facts
+        change = f"{name}: {before.get(fact)} -> {facts[fact]}"
+        # The audit row commits first: no change is without one.
+        row = AuditDraft(kind="admin", decision="settings_set", agent_id=OPERATOR, note=change)
+        await note(books.store.ledger, row)
+        books.office.set_facts(facts)
+        return _record(books.office.facts())
+
+    record = with_books(work, lenient=True)
+    print_record(record, as_json=as_json)
+    click.echo("Processes that are serving take it up when they start again.", err=True)
+
+
+def _facts(name: str, value: str) -> dict[str, str]:
+    if name == "account_daily_cap":
+        return {"ceilings": json.dumps(_ceilings(value))}
+    if not value.isascii() or not value.isdigit() or not 0 < int(value) <= 86_400:
+        raise click.BadParameter(f"{name} is a whole number of seconds, at most a day")
+    return {f"{name}_ms": str(int(value) * 1000)}
+
+
+def _ceilings(value: str) -> dict[str, int]:
+    from kb_mcp.money import MoneyError, parse_cap
+
+    if value == "none":
+        return {}
+    try:
+        return cap_table((parse_cap(part.strip()) for part in value.split(",")), "it")
+    except MoneyError as error:
+        raise click.BadParameter(f"{error} `none` takes the ceiling away.") from None
+
+
+def _check_times(facts: Mapping[str, str]) -> None:
+    if int(facts["upstream_timeout_ms"]) >= int(facts["recovery_grace_ms"]):
+        hint = "A void before a send has ended could void a charge under way."
+        raise Failure("recovery_grace must be well above upstream_timeout", hint, WRONG)
+
+
+def _record(facts: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "account": facts["account"],
+        "mode": facts["mode"],
+        "account_daily_cap": json.loads(facts["ceilings"]),
+        "upstream_timeout": int(facts["upstream_timeout_ms"]) // 1000,
+        "recovery_grace": int(facts["recovery_grace_ms"]) // 1000,
+    }

@@ -1,0 +1,65 @@
+"""`kb-mcp spend`: what each key and the account have used of their caps.
+
+Floor: the commands.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from kb_mcp.cli.failures import Failure
+from kb_mcp.cli.opening import Books, with_books
+from kb_mcp.cli.options import past_ms
+from kb_mcp.cli.output import json_option, print_list
+
+COLUMNS = ("key_id", "scope", "window", "window_start", "currency", "cap", "settled", "reserved",
+           "left")  # fmt: skip
+
+
+@click.command()
+@click.option("--key", "key_id", help="Only this key's.")
+@click.option("--day", help="Another UTC day than today, like 2026-06-15.")
+@json_option
+def spend(*, key_id: str | None, day: str | None, as_json: bool) -> None:
+    """Show cap, spend and what is left, per key and window, in minor units.
+
+    Example: kb-mcp spend --day 2026-06-15
+    """
+    records = with_books(lambda books: _spend(books, key_id, day))
+    print_list(records, COLUMNS, as_json=as_json, empty="No caps, and nothing spent.")
+
+
+async def _spend(books: Books, key_id: str | None, day: str | None) -> list[dict[str, Any]]:
+    from kb_mcp.proxy.admission import policy_of
+    from kb_mcp.proxy.records import spend_records
+    from kb_mcp.proxy.windows import day_of
+
+    now = books.now()
+    date = day_of(now if day is None else past_ms(day, now))
+    today, month = date.isoformat(), date.replace(day=1).isoformat()
+    keys = [key for key, _ in await books.store.records.keys() if key_id in {None, key.id}]
+    if key_id is not None and not keys:
+        raise Failure(f"there is no vault key {key_id}", "`kb-mcp keys list` shows every key.")
+    rows: list[dict[str, Any]] = []
+    for key in keys:
+        windows = await books.store.records.windows(scope_id=key.lineage_id, starts=(today, month))
+        # On the first of a month both begin on one day: the kind tells them apart.
+        starts = {"day": today, "month": month}
+        current = [each for each in windows if each.key.start == starts[each.key.window]]
+        rows += spend_records(key, policy_of(key.policy), current, today, month)
+    return rows if key_id is not None else [*await _account(books, today), *rows]
+
+
+async def _account(books: Books, today: str) -> list[dict[str, Any]]:
+    from kb_mcp.proxy.ledger import Window, WindowKey
+    from kb_mcp.proxy.records import account_record
+
+    ceilings = books.store.settings.ceilings
+    found = await books.store.records.windows(scope="account", starts=(today,))
+    windows = {window.key.currency: window for window in found if window.key.currency}
+    for currency in ceilings:
+        key = WindowKey("account", "", "day", today, currency)
+        windows.setdefault(currency, Window(key))
+    return [account_record(windows[currency], ceilings) for currency in sorted(windows)]

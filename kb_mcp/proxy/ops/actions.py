@@ -1,0 +1,140 @@
+"""The dashboard's actions: what an operator does, each one audited in their name.
+
+Floor: wing B, beside the pages. The form of an action was checked for its CSRF token before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from kb_mcp.money import MoneyError, parse_cap
+from kb_mcp.proxy.ledger import KeyId
+from kb_mcp.proxy.ops.admin_api import check_rotatable, undecided, unknown_key
+from kb_mcp.proxy.ops.admin_input import (
+    OVERLAP_DEFAULT,
+    InputError,
+    KeyBody,
+    check_body,
+    clean_reason,
+    read_overlap,
+    read_wanted,
+)
+from kb_mcp.proxy.ops.approvals import NotDecided, Verdict, decide_approval
+from kb_mcp.proxy.ops.keys import issue_key, revoke_key, rotate_key, unfreeze_key
+from kb_mcp.proxy.ops.pages import Visit
+from kb_mcp.proxy.ops.sessions import Note
+from kb_mcp.proxy.ops.views import Views
+from kb_mcp.proxy.records import Record
+
+REVOKE_WAIT_S = 3
+Fields = Mapping[str, str]
+_TEXTS = ("role", "label", "agent", "expires_at")
+_CAPS = ("per_charge", "daily", "monthly", "per_customer_daily")
+TOKEN_NOTE = "Copy this token now. It is shown this once, and only its hash is kept."  # noqa: S105 a sentence, no password
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Where to go after an action, and what to say there."""
+
+    path: str
+    note: Note
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """Carries out the forms of the dashboard."""
+
+    views: Views
+    random_bytes: Callable[[int], bytes]
+
+    def table(self) -> dict[str, Callable[[Visit, Fields], Awaitable[Done]]]:
+        """Return the actions by path."""
+        return {
+            "/keys": self.issue,
+            "/keys/{id}/revoke": self.revoke,
+            "/keys/{id}/unfreeze": self.unfreeze,
+            "/keys/{id}/rotate": self.rotate,
+            "/approvals/{id}/approve": self.approve,
+            "/approvals/{id}/deny": self.deny,
+        }
+
+    async def issue(self, visit: Visit, fields: Fields) -> Done:
+        """Issue a key from the form."""
+        given = {name: fields.get(name, "").strip() or None for name in _TEXTS}
+        caps = {name: _caps(name, fields[name]) for name in _CAPS if fields.get(name, "").strip()}
+        body = check_body(KeyBody, {**given, "caps": caps})
+        wanted = read_wanted(body, self.views.mode, self.views.now_ms())
+        key, minted = await issue_key(
+            self.views.ledger, wanted, self.random_bytes, visit.session.operator
+        )
+        return Done(f"/keys/{key.id}", Note(TOKEN_NOTE, minted.token))
+
+    async def revoke(self, visit: Visit, fields: Fields) -> Done:
+        """Revoke a key now."""
+        key_id = await self._known(visit)
+        revoked = await revoke_key(
+            self.views.ledger,
+            self.views.records,
+            key_id,
+            clean_reason(fields.get("reason")),
+            visit.session.operator,
+            REVOKE_WAIT_S,
+        )
+        text = (
+            f"Revoked. Sends under way when it was: {revoked.under_way}; "
+            f"still under way: {revoked.still_under_way}."
+        )
+        return Done(f"/keys/{key_id}", Note(text))
+
+    async def unfreeze(self, visit: Visit, fields: Fields) -> Done:
+        """Thaw a key; the reason has to be said."""
+        key_id = await self._known(visit)
+        reason = clean_reason(fields.get("reason"))
+        if reason is None:
+            raise InputError(400, "parameter_invalid", "Say why the key is thawed.", "reason")
+        await unfreeze_key(self.views.ledger, key_id, reason, visit.session.operator)
+        return Done(f"/keys/{key_id}", Note("Thawed."))
+
+    async def rotate(self, visit: Visit, fields: Fields) -> Done:
+        """Mint the successor of a key."""
+        key_id = await self._known(visit, check_rotatable)
+        overlap_ms = read_overlap(fields.get("overlap") or OVERLAP_DEFAULT)
+        successor, minted = await rotate_key(
+            self.views.ledger, key_id, overlap_ms, self.random_bytes, visit.session.operator
+        )
+        return Done(f"/keys/{successor.id}", Note(TOKEN_NOTE, minted.token))
+
+    async def approve(self, visit: Visit, _fields: Fields) -> Done:
+        """Let one bill pass."""
+        return await self._decide(visit, "approved")
+
+    async def deny(self, visit: Visit, _fields: Fields) -> Done:
+        """Refuse one bill."""
+        return await self._decide(visit, "denied")
+
+    async def _decide(self, visit: Visit, verdict: Verdict) -> Done:
+        approval_id = visit.request.path_params["id"]
+        decided = await decide_approval(
+            self.views.ledger, approval_id, verdict, visit.session.operator
+        )
+        if isinstance(decided, NotDecided):
+            raise undecided(decided)
+        where = f"/operations/{decided.approval.operation_id}"
+        return Done(where, Note(f"This bill was {verdict} by you."))
+
+    async def _known(self, visit: Visit, check: Callable[[Record], None] = lambda _: None) -> KeyId:
+        found = await self.views.key(visit.request.path_params["id"])
+        if found is None:
+            raise unknown_key()
+        check(found)
+        return KeyId(found["id"])
+
+
+def _caps(name: str, text: str) -> dict[str, int]:
+    try:
+        caps = [parse_cap(part.strip()) for part in text.split(",")]
+    except MoneyError as error:
+        raise InputError(400, "parameter_invalid", str(error), name) from None
+    return {cap.currency: cap.amount for cap in caps}

@@ -1,0 +1,161 @@
+"""The dashboard's pages: what an operator looks at.
+
+Floor: wing B, below the dashboard, above views. Every list is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from kb_mcp.proxy.ledger import State
+from kb_mcp.proxy.ops.admin_api import unknown_key
+from kb_mcp.proxy.ops.admin_input import InputError, read_limit, read_query
+from kb_mcp.proxy.ops.render import bar, page
+from kb_mcp.proxy.ops.sessions import Note, Session
+from kb_mcp.proxy.ops.views import Views, key_status
+from kb_mcp.proxy.policy_files import load_policy
+from kb_mcp.proxy.records import Record
+from kb_mcp.proxy.roles import ROLES, describe
+from kb_mcp.proxy.windows import day_of, rfc3339
+
+NEEDS_MAX = 50
+TAIL_MAX = 30
+REFUSALS_MAX = 20
+# Refusals are looked for among this many newest rows: the audit may hold millions.
+LOOK_BACK_MAX = 300
+TIMELINE_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One request of somebody who is logged in."""
+
+    request: Request
+    session_id: str
+    session: Session
+    note: Note | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Answers GET requests of the dashboard."""
+
+    views: Views
+
+    def table(self) -> dict[str, Callable[[Visit], Awaitable[Response]]]:
+        """Return the pages by path."""
+        return {
+            "/": self.overview,
+            "/keys": self.keys,
+            "/keys/{id}": self.key,
+            "/operations": self.operations,
+            "/operations/{id}": self.operation,
+            "/audit": self.audit,
+        }
+
+    async def overview(self, visit: Visit) -> Response:
+        """Show spend, what needs a person, refusals and the audit's tail."""
+        keys = await self._keys()
+        rows = self.views.audit(LOOK_BACK_MAX)
+        spend = await self.views.spend(day_of(self.views.now_ms()))
+        labels = {key["id"]: key["label"] or key["agent"] or key["id"] for key in keys}
+        dead = {key["id"] for key in keys if key["status"] in {"revoked", "expired"}}
+        unknown = await self.views.operations(NEEDS_MAX, state=State.UNKNOWN.value)
+        return self._page(
+            visit,
+            "overview.html",
+            "overview",
+            bars=[bar(row) for row in spend if _worth(row, dead)],
+            labels=labels,
+            unknown=unknown,
+            approvals=await self.views.approvals(NEEDS_MAX, "pending"),
+            frozen=[key for key in keys if key["status"] == "frozen"],
+            refusals=[row for row in rows if row["decision"] == "refuse"][:REFUSALS_MAX],
+            tail=rows[:TAIL_MAX],
+        )
+
+    async def keys(self, visit: Visit) -> Response:
+        """Show every key, and the form for a new one."""
+        return self._page(visit, "keys.html", "keys", keys=await self._keys(), roles=list(ROLES))
+
+    async def key(self, visit: Visit) -> Response:
+        """Show one key, what it may do, what it did, and how to stop it."""
+        key_id = visit.request.path_params["id"]
+        found = await self.views.key(key_id)
+        if found is None:
+            raise unknown_key()
+        today = day_of(self.views.now_ms())
+        return self._page(
+            visit,
+            "key.html",
+            "keys",
+            key={**found, "status": key_status(found, rfc3339(self.views.now_ms()))},
+            words=describe(load_policy(found["policy"])),
+            bars=[bar(row) for row in await self.views.spend(today, key_id)],
+            labels={},
+            rows=self.views.audit(TAIL_MAX, key=key_id),
+        )
+
+    async def operations(self, visit: Visit) -> Response:
+        """Show operations, searched by customer, period, charge and state."""
+        names = ("customer", "period", "charge", "state", "limit")
+        query = read_query(visit.request, names)
+        found = await self.views.operations(
+            read_limit(query),
+            customer_id=query.get("customer"),
+            billing_period=query.get("period"),
+            charge_id=query.get("charge"),
+            state=query.get("state"),
+        )
+        states = [state.value for state in State]
+        return self._page(
+            visit, "operations.html", "operations", query=query, found=found, states=states
+        )
+
+    async def operation(self, visit: Visit) -> Response:
+        """Show one operation: its attempts, and its audit trail oldest first."""
+        operation_id = visit.request.path_params["id"]
+        found = await self.views.operation(operation_id)
+        if found is None:
+            raise InputError(404, "operation_unknown", "There is no operation with this id.")
+        approvals = [
+            approval
+            for approval in await self.views.approvals(NEEDS_MAX, "pending")
+            if approval["operation_id"] == operation_id
+        ]
+        trail = self.views.audit(TIMELINE_MAX, operation=operation_id)[::-1]
+        return self._page(
+            visit, "operation.html", "operations", operation=found, approvals=approvals, trail=trail
+        )
+
+    async def audit(self, visit: Visit) -> Response:
+        """Show the audit, newest first."""
+        names = ("key", "customer", "code", "operation")
+        query = read_query(visit.request, (*names, "limit"))
+        filters = {name: query.get(name) for name in names}
+        rows = self.views.audit(read_limit(query), **filters)
+        return self._page(visit, "audit.html", "audit", query=query, rows=rows)
+
+    def _page(self, visit: Visit, template: str, section: str, **values: Any) -> Response:
+        return page(
+            template,
+            section=section,
+            operator=visit.session.operator,
+            csrf=visit.session.csrf,
+            note=visit.note,
+            mode=self.views.ledger.settings.mode,
+            **values,
+        )
+
+    async def _keys(self) -> list[Record]:
+        now = rfc3339(self.views.now_ms())
+        return [{**key, "status": key_status(key, now)} for key in await self.views.keys()]
+
+
+def _worth(row: Record, dead: set[str]) -> bool:
+    return row["key_id"] not in dead or bool(row["settled"] or row["reserved"])

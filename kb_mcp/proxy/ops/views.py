@@ -1,0 +1,153 @@
+"""What operators see: lists out of the store's records, bounded, for the API and the pages.
+
+Floor: wing B, below the admin API and the dashboard, above records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Protocol
+
+from kb_mcp.proxy.admission import policy_of
+from kb_mcp.proxy.ledger import (
+    Approval,
+    Ledger,
+    Lineage,
+    Operation,
+    OperationId,
+    VaultKey,
+    Window,
+    WindowKey,
+)
+from kb_mcp.proxy.ops.approvals import approval_record
+from kb_mcp.proxy.records import (
+    Record,
+    Records,
+    account_record,
+    key_record,
+    operation_record,
+    spend_records,
+)
+from kb_mcp.proxy.vault import Mode
+
+AUDIT_COLUMNS = (
+    "id time node kind decision code key_id role agent_id session_id method path operation_id "
+    "attempt amount currency stripe_status request_id object_id duration_ms customer_id note hash"
+).split()
+KEY_STATUSES = ("active", "frozen", "expired", "revoked")
+
+
+class OperatorRecords(Records, Protocol):
+    """The reads of a store that only operators make."""
+
+    async def approvals(self) -> Sequence[Approval]:
+        """Return every approval, newest first."""
+        ...
+
+    def audit(
+        self, *, limit: int | None = None, newest_first: bool = False, **filters: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yield matching audit rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """Reads for people; money in minor units, times RFC 3339. Raises: LedgerUnavailableError."""
+
+    ledger: Ledger
+    records: OperatorRecords
+    now_ms: Callable[[], int]
+
+    @property
+    def mode(self) -> Mode:
+        """The mode of the keys that this store issues."""
+        return "live" if self.ledger.settings.mode == "live" else "test"
+
+    async def keys(self) -> list[Record]:
+        """Return every vault key, oldest first."""
+        return [_key(*found) for found in await self.records.keys()]
+
+    async def key(self, key_id: str) -> Record | None:
+        """Return one vault key, or None."""
+        for key, lineage in await self.records.keys():
+            if key.id == key_id:
+                return _key(key, lineage)
+        return None
+
+    async def operations(self, limit: int, **filters: str | None) -> list[Record]:
+        """Return matching operations, newest first."""
+        given = {name: value for name, value in filters.items() if value}
+        found = await self.records.operations(limit=limit, **given)
+        return [operation_record(*each) for each in found]
+
+    async def operation(self, operation_id: str) -> Record | None:
+        """Return one operation, or None."""
+        found = await self.operations(1, operation_id=operation_id)
+        return found[0] if found else None
+
+    async def spend(self, day: date, key_id: str | None = None) -> list[Record]:
+        """Return spend against cap on `day` and in its month: the account's, then each key's.
+
+        A rotated key shares its windows with its successor, so only the newest key of a lineage
+        stands for them unless `key_id` asks for one.
+        """
+        starts = (day.isoformat(), day.replace(day=1).isoformat())
+        windows = await self.records.windows(scope="key", starts=starts)
+        rows = [] if key_id else await self._account(day)
+        for key, _ in await self.records.keys():
+            if key.id != key_id if key_id else key.rotated_to is not None:
+                continue
+            mine = [window for window in windows if window.key.scope_id == key.lineage_id]
+            rows += spend_records(key, policy_of(key.policy), mine, *starts)
+        return rows
+
+    def audit(self, limit: int, **filters: str | None) -> list[Record]:
+        """Return matching audit rows, newest first."""
+        rows = self.records.audit(limit=limit, newest_first=True, **filters)
+        return [{name: row[name] for name in AUDIT_COLUMNS} for row in rows]
+
+    async def approvals(
+        self, limit: int, state: str | None = None, approval_id: str | None = None
+    ) -> list[Record]:
+        """Return approvals with the bills they are about, newest first."""
+        now = self.now_ms()
+        found: list[Record] = []
+        for approval in await self.records.approvals():
+            if len(found) >= limit:
+                break
+            shown = approval_record(approval, None, now)["state"]
+            if state in {None, shown} and approval_id in {None, approval.id}:
+                operation = await self._operation(approval.operation_id)
+                found.append(approval_record(approval, operation, now))
+        return found
+
+    async def _account(self, day: date) -> list[Record]:
+        start = day.isoformat()
+        ceilings = self.ledger.settings.ceilings
+        held = {
+            window.key.currency: window
+            for window in await self.records.windows(scope="account", starts=(start,))
+        }
+        currencies = sorted(ceilings.keys() | held.keys())
+        empty = {name: Window(WindowKey("account", "", "day", start, name)) for name in currencies}
+        return [account_record({**empty, **held}[name], ceilings) for name in currencies]
+
+    async def _operation(self, operation_id: OperationId) -> Operation | None:
+        found = await self.records.operations(operation_id=operation_id, limit=1)
+        return found[0][0] if found else None
+
+
+def key_status(key: Record, now: str) -> str:
+    """Say what a key may do at `now` (RFC 3339): one of KEY_STATUSES."""
+    if key["revoked_at"] is not None:
+        return "revoked"
+    if key["expires_at"] is not None and key["expires_at"] <= now:
+        return "expired"
+    return "active" if key["frozen_at"] is None else "frozen"
+
+
+def _key(key: VaultKey, lineage: Lineage) -> Record:
+    return key_record(key, lineage, policy_of(key.policy))

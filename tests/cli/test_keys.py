@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.machine import Machine
+
+
+def test_a_key_is_issued_with_what_was_asked_for(machine: Machine) -> None:
+    issued = machine.json(
+        *("keys", "issue", "--role", "billing", "--label", "demo", "--agent", "biller"),
+        *("--daily-cap", "10000.00usd", "--daily-cap", "5000jpy", "--rate", "60/min"),
+        *("--daily-charges", "7", "--expires", "30d"),
+    )
+    policy = issued["policy"]
+    assert issued["token"].startswith(f"vk_test_{issued['id']}_")
+    assert (issued["role"], issued["mode"], issued["agent"]) == ("billing", "test", "biller")
+    assert policy["caps"]["daily"] == {"usd": 1_000_000, "jpy": 5000}
+    assert (policy["rate"], policy["daily_charges"]) == (60, 7)
+    assert issued["expires_at"] is not None
+
+
+def test_without_json_the_key_says_in_words_what_it_may_do(machine: Machine) -> None:
+    shown = machine.run("keys", "issue", "--role", "billing", "--per-charge-cap", "50.00usd").stdout
+    assert "vk_test_" in shown
+    assert "At most 50.00 USD a charge." in shown
+
+
+def test_a_token_is_shown_once(machine: Machine) -> None:
+    token = machine.token()
+    for args in (["keys", "list"], ["keys", "list", "--json"], ["audit", "list", "--json"]):
+        assert token not in machine.run(*args).stdout
+
+
+def test_a_policy_file_is_taken_and_narrowed(machine: Machine) -> None:
+    file = machine.folder / "policy.toml"
+    file.write_text('role = "mine"\nallow = ["POST /v1/charges"]\nmax_attempts = 2\n')
+    issued = machine.json("keys", "issue", "--policy", str(file), "--daily-cap", "5.00usd")
+    assert issued["role"] == "mine"
+    assert issued["policy"]["max_attempts"] == 2
+    assert issued["policy"]["caps"]["daily"] == {"usd": 500}
+
+
+def test_a_bad_policy_is_refused_with_line_and_reason(machine: Machine) -> None:
+    file = machine.folder / "policy.toml"
+    file.write_text('role = "mine"\nallow = ["POST /v1/charges"]\nmax_attemps = 2\n')
+    told = machine.run("keys", "issue", "--policy", str(file), code=2).stderr
+    assert "max_attemps: there is no such field (line 3)" in told
+    assert len(told.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["--role", "billing", "--policy", "x.toml"],
+        ["--role", "nobody"],
+        ["--role", "billing", "--daily-cap", "ten"],
+        ["--role", "billing", "--daily-cap", "1.00usd", "--daily-cap", "2.00usd"],
+        ["--role", "billing", "--daily-cap", "1.00usd", "--monthly-cap", "2.00eur"],
+        ["--role", "billing", "--expires", "2001-01-01"],
+        ["--role", "billing", "--expires", "soon"],
+        ["--role", "billing", "--rate", "many"],
+    ],
+)
+def test_what_cannot_be_meant_is_wrong_usage_in_one_line_and_a_hint(
+    machine: Machine, args: list[str]
+) -> None:
+    told = machine.run("keys", "issue", *args, code=2).stderr.splitlines()
+    assert [line.split(":")[0] for line in told] == ["Error", "Hint"]
+
+
+def test_keys_are_listed_with_their_state(machine: Machine) -> None:
+    first = machine.json("keys", "issue", "--role", "billing")["id"]
+    second = machine.json("keys", "issue", "--role", "audit")["id"]
+    machine.run("keys", "revoke", first, "--reason", "lost")
+    listed = {key["id"]: key for key in machine.json("keys", "list")}
+    assert (listed[first]["state"], listed[first]["revoke_reason"]) == ("revoked", "lost")
+    assert listed[second]["state"] == "active"
+    assert machine.json("keys", "show", second)["role"] == "audit"
+
+
+def test_a_revoked_key_charges_nothing_more(machine: Machine) -> None:
+    token = machine.token()
+    key_id = token.split("_")[2]
+    shown = machine.run("keys", "revoke", key_id).stdout
+    assert "Sends under way when it took effect: 0." in shown
+    refused = machine.charge(token, "2026-11")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "vault_key_revoked")
+    assert machine.charges() == []
+
+
+def test_a_rotated_key_goes_on_under_the_same_caps(machine: Machine) -> None:
+    token = machine.token("--daily-cap", "50.00usd")
+    machine.charge(token, "2026-11")
+    rotated = machine.json("keys", "rotate", token.split("_")[2], "--overlap", "1h")
+    assert rotated["replaces"] == token.split("_")[2]
+    refused = machine.charge(rotated["token"], "2026-10")
+    assert refused.json()["error"]["code"] == "spend_cap_exceeded"
+    machine.run("keys", "rotate", token.split("_")[2], code=1)
+
+
+def test_only_a_frozen_key_is_thawed(machine: Machine) -> None:
+    file = machine.folder / "policy.toml"
+    file.write_text('role = "mine"\nallow = ["POST /v1/charges"]\ndaily_declines = 1\n')
+    token = machine.json("keys", "issue", "--policy", str(file))["token"]
+    key_id = token.split("_")[2]
+    machine.run("keys", "unfreeze", key_id, "--reason", "why not", code=1)
+    machine.charge(token, "2026-11", customer="cus_Declined1")
+    assert machine.json("keys", "show", key_id)["state"] == "frozen"
+    thawed = machine.json("keys", "unfreeze", key_id, "--reason", "cards checked")
+    assert thawed["state"] == "active"
+
+
+@pytest.mark.parametrize("command", ["show", "revoke", "rotate"])
+def test_a_key_that_is_not_there_is_a_failure_with_a_hint(machine: Machine, command: str) -> None:
+    told = machine.run("keys", command, "abcdefabcdef", code=1).stderr
+    assert told.startswith("Error: there is no vault key abcdefabcdef\nHint: ")

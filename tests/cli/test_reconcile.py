@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.cli.machine import CUSTOMER, Machine
+
+SINCE = ("--since", "30d")
+
+
+def legacy(machine: Machine, **form: str) -> str:
+    """Charge as a handler would that never heard of kb-mcp."""
+    bill = {"amount": "2900", "currency": "usd", "customer": CUSTOMER} | form
+    return str(machine.stripe("POST", "/v1/charges", bill)["id"])
+
+
+def test_ledger_and_stripe_agree_after_a_charge(machine: Machine) -> None:
+    machine.charge(machine.token(), "2026-11")
+    agreed: dict[str, list[Any]] = {
+        "missing_operations": [],
+        "missing_charges": [],
+        "differing": [],
+    }
+    assert machine.json("reconcile", *SINCE) == agreed
+
+
+def test_a_charge_made_elsewhere_lacks_an_operation(machine: Machine) -> None:
+    charge_id = legacy(machine, description="Subscription 2026-11")
+    found = machine.json("reconcile", *SINCE, code=1)
+    assert [each["charge_id"] for each in found["missing_operations"]] == [charge_id]
+    assert charge_id in machine.run("reconcile", *SINCE, code=1).stdout
+
+
+def test_a_charge_that_stripe_lost_and_one_that_differs_are_told(machine: Machine) -> None:
+    token = machine.token()
+    first = machine.charge(token, "2026-11").json()["id"]
+    machine.charge(token, "2026-10")
+    machine.tamper(
+        f"UPDATE operations SET amount = 2800 WHERE object_id = '{first}'",
+        "UPDATE operations SET object_id = 'ch_gone' WHERE period = '2026-10'",
+    )
+    found = machine.json("reconcile", *SINCE, code=1)
+    assert [each["charge_id"] for each in found["missing_charges"]] == ["ch_gone"]
+    amounts = [each for each in found["differing"] if each["field"] == "amount"]
+    assert [(each["ledger"], each["stripe"]) for each in amounts] == [(2800, 2900)]
+
+
+def test_a_dry_run_changes_nothing(machine: Machine) -> None:
+    charge_id = legacy(machine, description="Subscription 2026-11")
+    (record,) = machine.json("adopt", *SINCE)
+    assert (record["charge_id"], record["adopted"]) == (charge_id, False)
+    assert record["billing_period"] == "2026-11"
+    assert machine.json("operations", "list") == []
+
+
+@pytest.mark.parametrize(
+    ("form", "period_from"),
+    [
+        ({"description": "Subscription 2026-11"}, "description"),
+        ({"metadata[month]": "November 2026"}, "metadata:month"),
+    ],
+)
+def test_an_adopted_bill_is_not_billed_again(
+    machine: Machine, form: dict[str, str], period_from: str
+) -> None:
+    charge_id = legacy(machine, **form)
+    (record,) = machine.json("adopt", *SINCE, "--period-from", period_from, "--apply")
+    assert record["adopted"] is True
+    token = machine.token()
+    replayed = machine.charge(token, "2026-11")
+    assert (replayed.json()["id"], replayed.headers["idempotent-replayed"]) == (charge_id, "true")
+    drifted = machine.charge(token, "2026-11", amount=3000)
+    assert drifted.json()["error"]["code"] == "period_already_charged"
+    assert len(machine.charges()) == 1
+    machine.run("reconcile", *SINCE)
+    assert machine.json("doctor")["ok"] is True
+    assert machine.json("adopt", *SINCE, "--apply") == []
+
+
+def test_two_old_charges_of_one_bill_are_both_adopted(machine: Machine) -> None:
+    legacy(machine, description="Subscription 2026-11")
+    second = legacy(machine, description="Subscription 2026-11")
+    assert len(machine.json("adopt", *SINCE, "--apply")) == 2
+    machine.run("reconcile", *SINCE)
+    assert machine.charge(machine.token(), "2026-11").json()["id"] == second
+    assert machine.json("doctor")["ok"] is True
+
+
+def test_an_adopted_charge_without_a_period_is_suspected(machine: Machine) -> None:
+    legacy(machine, description="Consulting")
+    machine.json("adopt", *SINCE, "--period-from", "none", "--apply")
+    refused = machine.charge(machine.token(), None)
+    assert refused.json()["error"]["code"] == "duplicate_suspected"
+
+
+def test_a_restored_store_sends_again_once_the_gap_is_adopted(machine: Machine) -> None:
+    token = machine.token("--daily-cap", "100.00usd")
+    saved = machine.saved()
+    charge_id = machine.charge(token, "2026-11").json()["id"]
+    machine.restore(saved)
+    refused = machine.charge(token, "2026-11")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "ledger_behind")
+    checks = machine.json("doctor", code=1)["checks"]
+    assert "heads" in {check["name"] for check in checks if not check["ok"]}
+    machine.advance(700)
+    (adopted,) = machine.json("adopt", *SINCE, "--apply")
+    assert (adopted["charge_id"], adopted["billing_period"]) == (charge_id, "2026-11")
+    assert machine.charge(token, "2026-11").json()["id"] == charge_id
+    (spent,) = [
+        row for row in machine.json("spend") if row["window"] == "day" and row["scope"] == "key"
+    ]
+    assert (spent["settled"], spent["left"]) == (2900, 7100)
+
+
+def test_a_charge_of_ours_within_the_grace_is_left_for_later(machine: Machine) -> None:
+    token = machine.token()
+    saved = machine.saved()
+    machine.charge(token, "2026-11")
+    machine.restore(saved)
+    told = machine.run("adopt", *SINCE, "--apply", code=1).stderr
+    assert "still not in the ledger" in told
+    assert machine.charge(token, "2026-11").json()["error"]["code"] == "ledger_behind"

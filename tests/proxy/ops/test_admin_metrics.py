@@ -1,0 +1,81 @@
+"""Metrics as a scraper reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.house import House
+from tests.proxy.ops.desk import TOKEN, Desk
+
+LINE = re.compile(r'(keybrake_[a-z_]+)\{((?:[a-z]+="[^"\n]*",?)*)\} ([0-9]+)')
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    with House(tmp_path) as house:
+        yield Desk(house)
+
+
+def scraped(desk: Desk) -> dict[str, int]:
+    answer = desk.visitor().get("/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    lines = [line for line in answer.text.splitlines() if not line.startswith("# ")]
+    matches = [LINE.fullmatch(line) for line in lines]
+    assert None not in matches, answer.text
+    return {f"{m[1]}{{{m[2]}}}": int(m[3]) for m in matches if m}
+
+
+def test_a_scrape_counts_what_happened_since_the_one_before(desk: Desk) -> None:
+    key = desk.house.issue(daily={"usd": 10_000})
+    labels = f'scope="key",key="{key.id}",window="day",currency="usd"'
+    before = scraped(desk)
+    assert before[f"keybrake_cap_left_minor_units{{{labels}}}"] == 10_000
+    desk.house.charge(key, period="2026-11")
+    desk.house.fault("drop_after")
+    desk.house.charge(key, customer="cus_B2", period="2026-11")
+    after = scraped(desk)
+    assert after['keybrake_operations{state="unknown"}'] == 1
+    assert after[f'keybrake_spend_minor_units{{{labels},part="settled"}}'] == 2900
+    assert after[f'keybrake_spend_minor_units{{{labels},part="reserved"}}'] == 2900
+    assert after[f"keybrake_cap_minor_units{{{labels}}}"] == 10_000
+    assert after[f"keybrake_cap_left_minor_units{{{labels}}}"] == 4200
+    counted = {name: count for name, count in after.items() if "audit_rows_total" in name}
+    assert sum(counted.values()) == len(desk.house.audit())
+    assert scraped(desk) == after
+
+
+def test_rows_older_than_this_process_are_not_counted(desk: Desk) -> None:
+    desk.house.issue()
+    assert not any("audit_rows" in name for name in scraped(Desk(desk.house)))
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "base"),
+    [
+        ("203.0.113.9", {}, "http://127.0.0.1:8786"),
+        ("127.0.0.1", {"X-Forwarded-For": "203.0.113.9"}, "http://127.0.0.1:8786"),
+        ("127.0.0.1", {}, "http://ops.example.com"),
+        ("not an address", {}, "http://127.0.0.1:8786"),
+    ],
+)
+def test_from_elsewhere_a_scrape_needs_an_operators_token(
+    desk: Desk, peer: str, headers: dict[str, str], base: str
+) -> None:
+    desk.peer = peer
+    client = desk.visitor(base)
+    assert client.get("/metrics", headers=headers).status_code == 401
+    with_token = {**headers, "Authorization": f"Bearer {TOKEN}"}
+    assert client.get("/metrics", headers=with_token).status_code == 200
+
+
+def test_metrics_hold_no_token_and_no_text_of_clients(desk: Desk) -> None:
+    key = desk.house.issue()
+    desk.house.charge(key, period="2026-11", description="canary-text")
+    text = desk.visitor().get("/metrics").text
+    assert key.token not in text
+    assert "canary-text" not in text
+    assert "cus_A1" not in text
