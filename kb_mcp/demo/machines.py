@@ -1,0 +1,161 @@
+"""The processes of the demo: started with an environment of their own, and always ended.
+
+Floor: the demo, ground. Nothing waits for a time to pass: a process is ready when it has printed
+its address, and one that does not get there is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import kb_mcp
+
+# Far beyond what a busy machine takes: it ends what hangs, and decides nothing else.
+ANSWER_SECONDS_MAX: Final = 60
+_END_SECONDS_MAX: Final = 5
+_ADDRESS = re.compile(r"http://127\.0\.0\.1:[0-9]+")
+
+
+class DemoError(Exception):
+    """The demo itself is broken: a process did not start, or did not do what it is told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one invocation: `status` is HTTP's, `error` the name of what was raised."""
+
+    status: int | None
+    body: Mapping[str, Any]
+    error: str | None = None
+
+    @property
+    def charge_id(self) -> str | None:
+        """The charge that the handler speaks of."""
+        found = self.body.get("charge_id")
+        return found if isinstance(found, str) else None
+
+    @property
+    def said(self) -> str:
+        """The answer in two words."""
+        words = (self.status, self.error or self.body.get("status"), self.body.get("code"))
+        return " ".join(str(word) for word in words if word is not None)
+
+
+class Machine:
+    """One running process."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        """Hold `process`, whose stderr goes to `log`."""
+        self._process = process
+        self._log = log
+
+    def address(self, label: str) -> str:
+        """Return the address in the line that starts with `label`. Raises: DemoError."""
+        while not (line := self._line()).startswith(label):
+            pass
+        found = _ADDRESS.search(line)
+        if found is None:
+            raise DemoError(f"no address in {line!r}")
+        return found.group()
+
+    def invoke(self, event: Mapping[str, Any]) -> Outcome:
+        """Give a Lambda runtime one event. Raises: DemoError."""
+        assert self._process.stdin is not None  # noqa: S101 - it was opened as a pipe
+        # One that has died takes no event; reading its answer will tell why.
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(event) + "\n")
+            self._process.stdin.flush()
+        told = json.loads(self._line())
+        if "error" in told:
+            error = told["error"]
+            return Outcome(error["http_status"], error, error["type"])
+        response = told["answer"]["response"]
+        body = json.loads(response["responseBody"]["application/json"]["body"])
+        return Outcome(response["httpStatusCode"], body)
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None  # noqa: S101 - it was opened as a pipe
+        # A killed process ends its stdout, and with it the read.
+        watchdog = threading.Timer(ANSWER_SECONDS_MAX, self._process.kill)
+        watchdog.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            watchdog.cancel()
+        if not line:
+            raise DemoError(f"{self._log.stem} ended: {_last_line(self._log)}")
+        return line
+
+
+@contextmanager
+def running(arguments: list[str], environ: Mapping[str, str], log: Path) -> Iterator[Machine]:
+    """Run `python -m …`, and end it: politely, then not."""
+    with log.open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(  # noqa: S603 - our own commands, no shell
+            [sys.executable, "-m", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=_environment(environ),
+            cwd=log.parent,
+            # Ctrl-C reaches the demo alone, which then ends its processes in order.
+            start_new_session=True,
+        )
+    try:
+        yield Machine(process, log)
+    finally:
+        _end(process)
+
+
+def command(arguments: list[str], environ: Mapping[str, str], folder: Path) -> Any:
+    """Run `kb-mcp …` to its end and return the JSON it prints. Raises: DemoError."""
+    try:
+        done = subprocess.run(  # noqa: S603 - our own commands, no shell
+            [sys.executable, "-m", "kb_mcp", *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=_environment(environ),
+            cwd=folder,
+            timeout=ANSWER_SECONDS_MAX,
+        )
+    except subprocess.CalledProcessError as error:
+        raise DemoError(f"kb-mcp {' '.join(arguments)}: {error.stderr.strip()}") from error
+    except subprocess.TimeoutExpired as error:
+        raise DemoError(f"kb-mcp {' '.join(arguments)} does not end") from error
+    return json.loads(done.stdout)
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    # Not the caller's: no key, proxy or setting of theirs may reach the demo, or be reached by it.
+    return {
+        "PATH": os.defpath,
+        "PYTHONPATH": str(Path(kb_mcp.__file__).parents[1]),
+        "PYTHONUTF8": "1",
+        **environ,
+    }
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.communicate(timeout=_END_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")

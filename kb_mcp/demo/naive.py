@@ -1,0 +1,73 @@
+"""The handlers that samples publish for Bedrock agents, changed only where they do not run.
+
+Floor: the demo, run in a process of its own like an AWS Lambda function. Nothing here is to be
+copied: docs/from-samples.md says what is wrong with each line. The changes:
+
+- the arguments of a POST arrive in `requestBody`; samples read `parameters` alone: a KeyError
+- the address is the sandbox's; samples pass `base_url`, which StripeClient does not know
+- the key inside `params` is answered with 400, unknown parameter; inside `metadata`, the one
+  place among the parameters where Stripe takes it, the handler runs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import stripe
+
+STRIPE_KEY = os.environ["STRIPE_SECRET_KEY"]  # noqa: TID251 - as published
+STRIPE_ADDRESS = os.environ["STRIPE_API_BASE"]  # noqa: TID251 - a Lambda reads its environment
+
+stripe.api_key = STRIPE_KEY
+stripe.api_base = STRIPE_ADDRESS
+
+
+def without_key(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Charge as most samples do: no idempotency key at all."""
+    params = _arguments(event)
+    charge = stripe.Charge.create(
+        amount=int(params["amount_cents"]),
+        currency="usd",
+        customer=params["customer_id"],
+        description=f"Subscription {params['billing_period']}",
+    )
+    return _answer(event, charge)
+
+
+def with_key_in_params(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Charge with a well-made key in the wrong place: the SDK sends a random one of its own."""
+    params = _arguments(event)
+    named = f"{params['customer_id']}:{params['amount_cents']}:{params['billing_period']}"
+    client = stripe.StripeClient(STRIPE_KEY, base_addresses={"api": STRIPE_ADDRESS})
+    charge = client.v1.charges.create(
+        params={
+            "amount": int(params["amount_cents"]),
+            "currency": "usd",
+            "customer": params["customer_id"],
+            "description": f"Subscription {params['billing_period']}",
+            "metadata": {"idempotency_key": hashlib.sha256(named.encode()).hexdigest()[:32]},
+        }
+    )
+    return _answer(event, charge)
+
+
+def _arguments(event: dict[str, Any]) -> dict[str, str]:
+    properties = event["requestBody"]["content"]["application/json"]["properties"]
+    return {each["name"]: each["value"] for each in properties}
+
+
+def _answer(event: dict[str, Any], charge: stripe.Charge) -> dict[str, Any]:
+    body = json.dumps({"charge_id": charge.id, "status": charge.status})
+    return {
+        "messageVersion": "1.0",
+        "response": {
+            "actionGroup": event["actionGroup"],
+            "apiPath": event["apiPath"],
+            "httpMethod": event["httpMethod"],
+            "httpStatusCode": 200,
+            "responseBody": {"application/json": {"body": body}},
+        },
+    }

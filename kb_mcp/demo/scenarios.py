@@ -1,0 +1,118 @@
+"""The three failure modes, played for one handler each, and what has to come of them.
+
+Floor: the demo, above machines and events. How many charges were made is asked of the sandbox.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from kb_mcp.demo.events import Bill, charge_event
+from kb_mcp.demo.machines import DemoError, Machine, Outcome
+from kb_mcp.demo.sandbox_client import SandboxClient
+
+RUNTIME_RETRY: Final = "1 runtime retry"
+SESSION_REPLAY: Final = "2 session replay"
+SUPERVISOR: Final = "3 supervisor beside collaborator"
+WANTED: Final = 1
+_LATER_SECONDS: Final = 40 * 60
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A handler that runs: as the agent it belongs to, and once more as the supervisor's.
+
+    `tag` makes its customers its own; `tries` is how often it sends one charge before it gives
+    up, so how many answers must get lost for the runtime to see none.
+    """
+
+    label: str
+    tag: str
+    agent: Machine
+    supervisor: Machine
+    tries: int = 1
+    governed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. `answered` is whether the agents were told what they have to be."""
+
+    mode: str
+    handler: str
+    governed: bool
+    made: int
+    answered: bool
+    note: str
+
+    @property
+    def passes(self) -> bool:
+        """Governed: as wanted, in charges and in words. Otherwise: the failure was shown."""
+        if self.governed:
+            return self.made == WANTED and self.answered
+        return self.made != WANTED
+
+    @property
+    def verdict(self) -> str:
+        """What to make of it, in a few words."""
+        times = {0: "not charged", 1: "charged once", 2: "charged twice"}
+        made = times.get(self.made, f"charged {self.made} times")
+        return f"{made}: {self.note}" if self.governed else made
+
+
+def play_runtime_retry(sandbox: SandboxClient, handler: Handler) -> Row:
+    """The charge succeeds, its response is lost, and the runtime calls the handler again."""
+    bill = Bill(f"cus_DemoRetry{handler.tag}", sandbox.month())
+    event = charge_event(bill, session="session-1", said=f"Charge {bill.customer_id}.")
+    sandbox.lose_answers(handler.tries)
+    lost = handler.agent.invoke(event)
+    if sandbox.answers_still_to_lose():
+        raise DemoError(f"{handler.label}: no answer got lost; it said {lost.said}")
+    again = handler.agent.invoke(event)
+    return _row(RUNTIME_RETRY, handler, sandbox.charges(bill.customer_id), again)
+
+
+def play_session_replay(sandbox: SandboxClient, handler: Handler) -> Row:
+    """A later turn says "sort this out", and the model asks for the charge again."""
+    bill = Bill(f"cus_DemoReplay{handler.tag}", sandbox.month())
+    first = charge_event(bill, session="session-2", said=f"Charge {bill.customer_id}.")
+    later = charge_event(bill, session="session-2", said="That bill again? Sort this out.")
+    handler.agent.invoke(first)
+    sandbox.advance(_LATER_SECONDS)
+    again = handler.agent.invoke(later)
+    return _row(SESSION_REPLAY, handler, sandbox.charges(bill.customer_id), again)
+
+
+def play_supervisor(sandbox: SandboxClient, handler: Handler) -> Row:
+    """The collaborator has charged; its supervisor, with a key of its own, charges too."""
+    bill = Bill(f"cus_DemoBeside{handler.tag}", sandbox.month())
+    said = f"Charge {bill.customer_id}."
+    handler.agent.invoke(charge_event(bill, session="session-3", said=said))
+    beside = charge_event(bill, session="session-4", said=said, agent="supervisor")
+    again = handler.supervisor.invoke(beside)
+    return _row(SUPERVISOR, handler, sandbox.charges(bill.customer_id), again)
+
+
+def play_refused_supervisor(sandbox: SandboxClient, handler: Handler, auditor: Machine) -> Row:
+    """The same, but the supervisor's key may only read charges: it has to be told 403."""
+    bill = Bill(f"cus_DemoAudit{handler.tag}", sandbox.month())
+    said = f"Charge {bill.customer_id}."
+    handler.agent.invoke(charge_event(bill, session="session-5", said=said))
+    beside = charge_event(bill, session="session-6", said=said, agent="supervisor")
+    refused = auditor.invoke(beside)
+    return Row(
+        SUPERVISOR,
+        f"{handler.label}, audit key",
+        handler.governed,
+        len(sandbox.charges(bill.customer_id)),
+        (refused.status, refused.body.get("code")) == (403, "vault_key_not_authorized"),
+        f"supervisor told {refused.status} {refused.body.get('code')}",
+    )
+
+
+def _row(mode: str, handler: Handler, charges: list[str], again: Outcome) -> Row:
+    told = (again.status, again.body.get("status"), again.body.get("already_charged"))
+    given_back = told == (200, "succeeded", True) and again.charge_id in charges
+    note = "given back to the second call" if given_back else f"answered {again.said}"
+    return Row(mode, handler.label, handler.governed, len(charges), given_back, note)
