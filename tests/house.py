@@ -1,4 +1,4 @@
-"""A whole house for tests: proxy and sandbox in this process, on a real file, with a turned clock."""
+"""A whole house for tests: proxy and sandbox in this process, on real files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
-from typing_extensions import Self
 
 from kb_mcp.agent.transport import AsgiTransport, start_loop
 from kb_mcp.proxy.ops.keys import Wanted, issue_key
@@ -58,7 +57,10 @@ class House:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.run(self.proxy.stop(0))
         self._stop_loop()

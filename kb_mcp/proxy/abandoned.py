@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 
 from kb_mcp.proxy.decisions import Proceed
-from kb_mcp.proxy.upstream import Answered, Upstream, UpstreamRequest
+from kb_mcp.proxy.sending import Answered, Upstream, UpstreamRequest
 
 INTENTS = "POST /v1/payment_intents"
 

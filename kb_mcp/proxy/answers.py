@@ -17,7 +17,7 @@ from kb_mcp.proxy.proofs import Declined, Made, NeverBegan, Nothing, Proof, Reje
 from kb_mcp.proxy.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.routes import ENDPOINTS
 from kb_mcp.proxy.scrub import scrub_error, strip_client_secret
-from kb_mcp.proxy.upstream import Answered, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.sending import Answered, Upstream, UpstreamAnswer, UpstreamRequest
 
 # Why nothing left us, to the refusal that says so; anything else is an unreachable Stripe.
 _NEVER_SENT = {

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from kb_mcp.proxy.ledger import AuditDraft
+from kb_mcp.proxy.scrub import mask_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -159,10 +160,11 @@ def derive_key(master: bytes, purpose: str) -> bytes:
 def clean_text(text: str, limit: int) -> str:
     """Take what does not print out of `text`, and bound it to `limit` characters.
 
-    Gone are controls, terminal escapes, bidi overrides, line separators, unassigned characters.
+    Gone are controls, terminal escapes, bidi overrides, line separators, unassigned characters,
+    and keys that a client put where none belong.
     """
     # Cut before the walk, so that a huge text costs no more than its limit.
-    return "".join(filter(str.isprintable, text[: limit * 4]))[:limit]
+    return mask_secrets("".join(filter(str.isprintable, text[: limit * 4])))[:limit]
 
 
 def csv_cell(value: str) -> str:

@@ -19,15 +19,22 @@ class StoreClock:
 
     `host_ms` is this host's clock as configured, `plain_ms` the same without
     KEYBRAKE_CLOCK_OFFSET: whoever moves the clock on purpose is not out of step with Stripe.
+    `steady_ms` counts suspended time and never jumps: a clock that was set since Stripe's time
+    was last heard shows at once, before anything is sent or voided by it.
     """
 
     def __init__(
-        self, host_ms: Callable[[], int], plain_ms: Callable[[], int] | None = None
+        self,
+        host_ms: Callable[[], int],
+        plain_ms: Callable[[], int] | None = None,
+        steady_ms: Callable[[], int] | None = None,
     ) -> None:
         """Start without knowledge of Stripe's time."""
         self._host_ms = host_ms
         self._plain_ms = plain_ms or host_ms
-        self._skews: tuple[int, ...] = ()
+        self._steady_ms = steady_ms or host_ms
+        # How far the steady clock is behind Stripe's, once that is known.
+        self._behind_ms: int | None = None
 
     def observe(self, date: str | None) -> None:
         """Compare the clock with the `Date` header of an answer from Stripe (whole seconds)."""
@@ -37,12 +44,15 @@ class StoreClock:
             stripe_ms = int(parsedate_to_datetime(date).timestamp()) * 1000
         except (ValueError, TypeError):
             return
-        self._skews = (self._host_ms() - stripe_ms, self._plain_ms() - stripe_ms)
+        self._behind_ms = stripe_ms - self._steady_ms()
 
     @property
     def skew_ms(self) -> int:
-        """How far this host is ahead of Stripe, where that is known."""
-        return min(self._skews, key=abs, default=0)
+        """How far this host is ahead of Stripe now, where that is known."""
+        if self._behind_ms is None:
+            return 0
+        stripe_ms = self._steady_ms() + self._behind_ms
+        return min(self._host_ms() - stripe_ms, self._plain_ms() - stripe_ms, key=abs)
 
     @property
     def skewed(self) -> bool:
@@ -50,8 +60,13 @@ class StoreClock:
         return abs(self.skew_ms) > SKEW_MAX_MS
 
     def now(self, high_water: int) -> int:
-        """Return the time, which never runs behind `high_water`."""
-        return max(self._host_ms(), high_water)
+        """Return the time, which never runs behind `high_water`.
+
+        Where this host's clock is known to be wild it is Stripe's: a send that is dated wrongly
+        would be voided, or forgotten by recovery's look back, once the clock is right again.
+        """
+        wild_ms = self.skew_ms if self.skewed else 0
+        return max(self._host_ms() - wild_ms, high_water)
 
     def turning(self, high_water: int) -> bool:
         """Say whether a skewed clock is about to begin a day that the store has not seen."""

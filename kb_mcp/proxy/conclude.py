@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 READ_AGAIN_MS = 60_000
 FOREIGN_KEY = "key_used_outside_ledger"
+CANCELED = "canceled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +153,20 @@ def _declined(
         next_read_at=None,
         updated_at=standing.now,
     )
+    given_back = _given_back(standing, operation)
+    if proof.code == CANCELED:
+        # Nobody's card said no: a cancelled intent is over, and counts for nothing.
+        return Changes(operations=(failed,), attempts=(closed,), windows=given_back)
+    return replace(
+        _declines_counted(standing, operation, ending),
+        operations=(failed,),
+        attempts=(closed,),
+        windows=(*given_back, _declines_today(standing, operation)),
+    )
+
+
+def _declines_counted(standing: Standing, operation: Operation, ending: Ending) -> Changes:
+    """Count a decline against the bill, and freeze the lineage that has too many in a day."""
     tally = standing.tally(tally_of(operation))
     counted = replace(
         tally,
@@ -159,18 +174,15 @@ def _declined(
         last_declined_at=standing.now,
         last_operation=operation.id,
     )
-    windows = _given_back(standing, operation)
+    too_many = _declines_today(standing, operation).declines >= ending.daily_declines
+    frozen = (_frozen(standing, operation, "too many declines"),) if too_many else ()
+    return Changes(tallies=(counted,), lineages=frozen)
+
+
+def _declines_today(standing: Standing, operation: Operation) -> Window:
     places = windows_at(standing.now, operation.lineage_id, operation.customer, operation.currency)
     counts = standing.window(places.counts)
-    counts = replace(counts, declines=counts.declines + 1)
-    frozen = counts.declines >= ending.daily_declines
-    return Changes(
-        operations=(failed,),
-        attempts=(closed,),
-        windows=(*windows, counts),
-        tallies=(counted,),
-        lineages=(_frozen(standing, operation, "too many declines"),) if frozen else (),
-    )
+    return replace(counts, declines=counts.declines + 1)
 
 
 def _negative(
@@ -211,7 +223,9 @@ def _unproven(
     noted = replace(attempt, status=proof.status)
     if operation.state not in HOLDING or operation.lease_token != ending.token:
         return Changes(attempts=(noted,))
-    foreign = proof.foreign or operation.code == FOREIGN_KEY
+    # While an earlier send is open, a key in use (409) is in use by that send: ours, not foreign.
+    ours = proof.status == 409 and attempt.open_sends > 1
+    foreign = (proof.foreign and not ours) or operation.code == FOREIGN_KEY
     kept = _kept_unknown(standing, operation, FOREIGN_KEY if foreign else "outcome_unknown")
     return replace(kept, attempts=(noted,))
 

@@ -116,6 +116,9 @@ class Desk:
         route = find_route(request.method, path)
         if isinstance(route, Refusal):
             return route
+        repeated = request.repeated()
+        if repeated is not None:
+            return refuse(Code.PARAMETER_DUPLICATE, param=repeated)
         form = parse_form(
             request.body, request.header("content-type"), request.query, request.method
         )

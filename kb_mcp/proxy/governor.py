@@ -33,8 +33,8 @@ from kb_mcp.proxy.naming import tally_of
 from kb_mcp.proxy.proofs import Made, Proof, prove
 from kb_mcp.proxy.refusals import Code, refuse
 from kb_mcp.proxy.scrub import scrub_error
+from kb_mcp.proxy.sending import Answered, NotSent, Upstream, UpstreamAnswer, UpstreamRequest
 from kb_mcp.proxy.standing import Standing
-from kb_mcp.proxy.upstream import Answered, NotSent, Upstream, UpstreamAnswer, UpstreamRequest
 from kb_mcp.proxy.windows import windows_at, windows_of
 
 JOIN_WAIT_MS = 10_000

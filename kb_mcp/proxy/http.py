@@ -101,8 +101,9 @@ class ProxyApp:
 
 
 async def _read_body(request: Request, receive: Receive) -> bytes | Refusal:
-    declared = request.header("content-length")
-    if declared is not None and declared.isdigit() and int(declared) > BODY_MAX_BYTES:
+    declared = request.header("content-length") or ""
+    # Digits beyond those of the limit are not worth reading as a number.
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > BODY_MAX_BYTES:
         return refuse(Code.BODY_TOO_LARGE)
     body = bytearray()
     try:

@@ -11,6 +11,19 @@ from dataclasses import dataclass, field, replace
 from kb_mcp.proxy.refusals import Refusal, error_body
 
 JSON = "application/json"
+# Two readers would each take another of two values; a second Authorization is no key at all.
+SINGLE = frozenset(
+    {
+        "content-length",
+        "content-type",
+        "host",
+        "idempotency-key",
+        "keybrake-agent",
+        "keybrake-session",
+        "stripe-version",
+        "transfer-encoding",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +40,11 @@ class Request:
     def header(self, name: str) -> str | None:
         """Return the first value of the header `name` (lower-case), or None."""
         return next((value for key, value in self.headers if key == name), None)
+
+    def repeated(self) -> str | None:
+        """Return the first header that came twice and means one thing, or None."""
+        named = [name for name, _ in self.headers if name in SINGLE]
+        return next((name for at, name in enumerate(named) if name in named[:at]), None)
 
     def with_body(self, body: bytes) -> Request:
         """Return this request with `body`, which is read only once the key is admitted."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 
 from kb_mcp.proxy.ledger import AuditDraft, Changes, Ledger, Refs
-from kb_mcp.proxy.refusals import Code
 
 
 class Noise:
@@ -19,9 +18,9 @@ class Noise:
         """Start at zero."""
         self._counts: Counter[str] = Counter()
 
-    def count(self, code: Code) -> None:
-        """Count one refused request."""
-        self._counts[code.value] += 1
+    def count(self, code: str) -> None:
+        """Count one request that was refused with `code`."""
+        self._counts[str(code)] += 1
 
     async def flush(self, ledger: Ledger) -> None:
         """Write what was counted as audit rows. Raises: LedgerUnavailableError, counts kept."""

@@ -26,6 +26,7 @@ from kb_mcp.proxy.windows import day_of
 _KEY = b"/keybrake/v1/key"
 _OPERATIONS = b"/keybrake/v1/operations"
 _MATCHES_MAX = 100
+_READS_BILLS = ("GET /v1/charges", "GET /v1/payment_intents")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,23 +67,23 @@ class Own:
         if over is not None:
             self.noise.count(over.code)
             return refused(over)
-        reply = await self._answer(admitted, request)
-        await self._note(admitted, request, reply)
-        return reply
+        answer = await self._answer(admitted, request)
+        await self._note(admitted, request, answer)
+        return refused(answer) if isinstance(answer, Refusal) else answer
 
-    async def _answer(self, admitted: Admitted, request: Request) -> Reply:
+    async def _answer(self, admitted: Admitted, request: Request) -> Reply | Refusal:
         if request.raw_path not in {_KEY, _OPERATIONS}:
-            return refused(refuse(Code.PATH_UNKNOWN))
+            return refuse(Code.PATH_UNKNOWN)
         if request.method != "GET":
-            return refused(refuse(Code.METHOD_NOT_ALLOWED))
+            return refuse(Code.METHOD_NOT_ALLOWED)
         if request.raw_path == _KEY:
             return await self._key(admitted)
         return await self._operations(admitted, request)
 
-    async def _key(self, admitted: Admitted) -> Reply:
+    async def _key(self, admitted: Admitted) -> Reply | Refusal:
         found = await self.ledger.find_key(admitted.key.id)
         if found is None:
-            return refused(refuse(Code.VAULT_KEY_UNKNOWN))
+            return refuse(Code.VAULT_KEY_UNKNOWN)
         today = day_of(self.now_ms())
         day, month = today.isoformat(), today.replace(day=1).isoformat()
         windows = await self.records.windows(scope_id=admitted.key.lineage_id, starts=(day, month))
@@ -90,10 +91,10 @@ class Own:
         record["spend"] = spend_records(admitted.key, admitted.policy, windows, day, month)
         return _json(record)
 
-    async def _operations(self, admitted: Admitted, request: Request) -> Reply:
-        if not any(entry.startswith("GET /v1/") for entry in admitted.policy.allow):
+    async def _operations(self, admitted: Admitted, request: Request) -> Reply | Refusal:
+        if not any(entry.startswith(_READS_BILLS) for entry in admitted.policy.allow):
             reason = "it may not read charges"
-            return refused(refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason))
+            return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
         query = dict(parse_qsl(request.query.decode("ascii", "replace")))
         filters = {
             name: query[name]
@@ -101,13 +102,12 @@ class Own:
             if name in query
         }
         if not ({"customer_id", "billing_period"} <= filters.keys() or "charge_id" in filters):
-            return refused(refuse(Code.PARAMETER_MISSING, param="customer_id"))
+            return refuse(Code.PARAMETER_MISSING, param="customer_id")
         if "billing_period" in filters:
             try:
                 filters["billing_period"] = parse_period(filters["billing_period"]).label
             except PeriodError as error:
-                refusal = refuse(Code.PARAMETER_INVALID, param="billing_period", reason=str(error))
-                return refused(refusal)
+                return refuse(Code.PARAMETER_INVALID, param="billing_period", reason=str(error))
         found = await self.records.operations(**filters, limit=_MATCHES_MAX)
         data = [
             operation_record(operation, attempts)
@@ -116,7 +116,7 @@ class Own:
         ]
         return _json({"object": "list", "data": data})
 
-    async def _note(self, admitted: Admitted, request: Request, reply: Reply) -> None:
+    async def _note(self, admitted: Admitted, request: Request, answer: Reply | Refusal) -> None:
         row = AuditDraft(
             kind="read",
             decision="own",
@@ -126,7 +126,7 @@ class Own:
             path=clean_text(request.raw_path.decode("ascii", "replace"), 128),
             request_id=request.request_id,
             stripe_status=None,
-            code=None if reply.status < 400 else str(reply.status),
+            code=answer.code.value if isinstance(answer, Refusal) else None,
         )
         await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kb_mcp.proxy.upstream import Answered, Lost, NotSent, UpstreamAnswer
+from kb_mcp.proxy.sending import Answered, Lost, NotSent, UpstreamAnswer
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.routes import Lifecycle, Route

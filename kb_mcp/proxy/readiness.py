@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kb_mcp.proxy.upstream import Answered, Upstream, UpstreamRequest
+from kb_mcp.proxy.sending import Answered, Upstream, UpstreamRequest
 
 ASK_EVERY_MS = 5_000
 ASK_WITHIN_MS = 2_000

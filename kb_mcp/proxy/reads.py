@@ -14,10 +14,10 @@ from kb_mcp.proxy.admission import Admitted
 from kb_mcp.proxy.clock import StoreClock
 from kb_mcp.proxy.ledger import AuditDraft, Changes, Ledger, Refs
 from kb_mcp.proxy.messages import Reply, refused
-from kb_mcp.proxy.refusals import Code, refuse
+from kb_mcp.proxy.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.scrub import scrub_error, strip_client_secret
+from kb_mcp.proxy.sending import Answered, Lost, NotSent, Upstream, UpstreamRequest
 from kb_mcp.proxy.surface import Reading
-from kb_mcp.proxy.upstream import Answered, Lost, NotSent, Upstream, UpstreamRequest
 from kb_mcp.proxy.visibility import check_answer
 
 READ_WITHIN_MS = 5_000
@@ -41,10 +41,11 @@ class Reads:
         query = reading.form.encode().decode()
         path = f"{reading.path}?{query}" if query else reading.path
         answer = await self._fetch(path, version)
-        reply = self._reply(admitted, answer)
+        shown = self._shown(admitted, answer)
         row = replace(
             base,
             kind="read",
+            code=shown.code.value if isinstance(shown, Refusal) else None,
             decision="forward" if isinstance(answer, Answered) else "failed",
             stripe_status=answer.status if isinstance(answer, Answered) else None,
             object_id=reading.object_id,
@@ -52,7 +53,7 @@ class Reads:
             duration_ms=self.boottime_ms() - started,
         )
         await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
-        return reply
+        return refused(shown) if isinstance(shown, Refusal) else shown
 
     async def customer_metadata(self, customer: str) -> dict[str, str] | None:
         """Return the metadata of `customer` as Stripe has it, or None where it cannot be had."""
@@ -74,20 +75,20 @@ class Reads:
             self.clock.observe(answer.headers.get("date"))
         return answer
 
-    def _reply(self, admitted: Admitted, answer: Answered | NotSent | Lost) -> Reply:
+    def _shown(self, admitted: Admitted, answer: Answered | NotSent | Lost) -> Reply | Refusal:
         if not isinstance(answer, Answered):
             # A read that got no answer changed nothing: it may simply be asked again.
-            return refused(refuse(Code.UPSTREAM_UNREACHABLE))
+            return refuse(Code.UPSTREAM_UNREACHABLE)
         headers = {
             name: answer.headers[name]
             for name in ("request-id", "stripe-version")
             if name in answer.headers
         }
         if answer.status in {401, 403}:
-            return refused(refuse(Code.UPSTREAM_REJECTED_KEY))
+            return refuse(Code.UPSTREAM_REJECTED_KEY)
         if answer.status >= 400:
             return Reply(answer.status, scrub_error(answer.body, self.upstream_key), headers)
         hidden = check_answer(admitted.policy, answer.body)
         if hidden is not None:
-            return refused(hidden)
+            return hidden
         return Reply(answer.status, strip_client_secret(answer.body), headers)

@@ -99,10 +99,13 @@ def spend_records(
     key: VaultKey, policy: Policy, windows: Iterable[Window], today: str, month: str
 ) -> list[Record]:
     """Return the spend of a key's lineage, a row for each window, with the caps that hold it."""
+    starts = {"day": today, "month": month}
     held = {
         (window.key.window, window.key.currency): window
         for window in windows
-        if window.key.scope == "key" and window.key.currency
+        if window.key.scope == "key"
+        and window.key.currency
+        and window.key.start == starts[window.key.window]
     }
     rows = []
     for name, start, caps in (

@@ -21,7 +21,7 @@ from kb_mcp.proxy.ledger import State as S
 from kb_mcp.proxy.proofs import Nothing, prove_object
 from kb_mcp.proxy.resolve import Absent, Finding, Found, Unreadable, match_attempt, resolve, take
 from kb_mcp.proxy.routes import ENDPOINTS, Route
-from kb_mcp.proxy.upstream import Answered, Upstream, UpstreamRequest
+from kb_mcp.proxy.sending import Answered, Upstream, UpstreamRequest
 
 READ_WITHIN_MS = 10_000
 BATCH = 100

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.refusal_rules import RULES, Code
+from kb_mcp.proxy.scrub import mask_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,7 +90,11 @@ def error_body(refusal: Refusal) -> bytes:
 
 
 def quoted(text: str, limit: int = QUOTE_LIMIT) -> str:
-    """Bound and escape text from a client: printable ASCII, at most about `limit` characters."""
+    """Bound and escape text from a client: printable ASCII, at most about `limit` characters.
+
+    Keys that a client put where none belong are masked: errors end up in logs and in models.
+    """
+    text = mask_secrets(text)
     cut = text[:limit]
     shown = "".join(
         character if " " <= character <= "~" else f"\\u{{{ord(character):x}}}" for character in cut

@@ -116,7 +116,15 @@ def match_attempt(
     )
     if mark is None or not same:
         return None
-    return next((each.number for each in attempts if each.upstream_key == mark), None)
+    # A declined attempt is settled: its failed object says nothing about the attempts after it.
+    return next(
+        (
+            each.number
+            for each in attempts
+            if each.upstream_key == mark and each.outcome is not AttemptOutcome.DECLINED
+        ),
+        None,
+    )
 
 
 def _needs_reading(operation: Operation) -> bool:

@@ -11,10 +11,9 @@ import asyncio
 import ipaddress
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from pyreqwest.client import Client, ClientBuilder
@@ -23,6 +22,14 @@ from pyreqwest.request import StreamRequest
 from pyreqwest.response import Response
 from typing_extensions import override
 
+from kb_mcp.proxy.sending import (
+    Answered,
+    Lost,
+    NotSent,
+    Upstream,
+    UpstreamAnswer,
+    UpstreamRequest,
+)
 from kb_mcp.settings import STRIPE_API_BASE
 
 CONNECT_TIMEOUT_MS: Final = 5_000
@@ -52,57 +59,6 @@ _PATH: Final = re.compile(r"/[\w\-.~:/?\[\]@!$&'()*+,;=%]*", re.ASCII)
 _BASE_URL: Final = re.compile(r"https?://(?:[\w.-]+|\[[\da-fA-F:.]+\])(?::\d{1,5})?/?", re.ASCII)
 _TEST_KEY: Final = re.compile(r"(?:rk|sk)_test_\w+", re.ASCII)
 _TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
-    """One request: `path` begins with a slash and holds the query, `body` is form-encoded.
-
-    Of `trace` only the W3C's own two headers pass.
-    """
-
-    method: str
-    path: str
-    body: bytes | None
-    stripe_version: str | None
-    idempotency_key: str | None
-    trace: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A whole answer came, of whatever status; `headers` are those of PASSED_ON, lower-case."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class NotSent:
-    """Proven: no byte of the request can have left."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Maybe sent, and no whole answer came."""
-
-    reason: str
-
-
-UpstreamAnswer = Answered | NotSent | Lost
-
-
-class Upstream(Protocol):
-    """A way to Stripe."""
-
-    async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
-        """Send once, unless `deadline_ms` (on the boottime clock) has passed."""
-
-    async def aclose(self) -> None:
-        """Close the connections; what is still under way is lost."""
 
 
 class EgressError(ValueError):
@@ -225,6 +181,8 @@ def _is_loopback(base_url: str) -> bool:
 
 
 def _open_client(timeout_ms: int) -> Client:
+    # Below the total, so that a connection that never comes is proven, and not merely timed out.
+    half_ms = timeout_ms // 2
     return (
         ClientBuilder()
         .no_proxy()
@@ -238,9 +196,9 @@ def _open_client(timeout_ms: int) -> Client:
         .http1_only()
         .user_agent("kb-mcp")
         .timeout(timedelta(milliseconds=timeout_ms))
-        .connect_timeout(timedelta(milliseconds=CONNECT_TIMEOUT_MS))
+        .connect_timeout(timedelta(milliseconds=min(CONNECT_TIMEOUT_MS, half_ms)))
         .max_connections(CONNECTIONS_MAX)
-        .pool_timeout(timedelta(milliseconds=POOL_TIMEOUT_MS))
+        .pool_timeout(timedelta(milliseconds=min(POOL_TIMEOUT_MS, half_ms)))
         .pool_idle_timeout(timedelta(milliseconds=POOL_IDLE_MS))
         .build()
     )

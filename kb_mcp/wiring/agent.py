@@ -17,10 +17,10 @@ from kb_mcp.agent.keys import KeySource
 from kb_mcp.agent.transport import AsgiTransport, start_loop
 from kb_mcp.settings import Secret, Settings, SettingsError
 from kb_mcp.wiring.hosts import App
-from kb_mcp.wiring.proxy import Proxy, build_proxy
 
 if TYPE_CHECKING:
     from kb_mcp.agent.doors.mcp import HttpDoor
+    from kb_mcp.wiring.proxy import Proxy
 
 # An address that leads nowhere: requests to it go to the app in this process.
 EMBEDDED_URL = "http://127.0.0.1"
@@ -88,6 +88,9 @@ def mcp_door(settings: Settings, app: App, loop: asyncio.AbstractEventLoop) -> H
 
 def _embed(settings: Settings) -> tuple[App, asyncio.AbstractEventLoop]:
     """Build and start a proxy on a loop of its own; it is stopped when the process ends."""
+    # A function on Lambda carries wing A alone: the proxy's dependencies are not in its zip.
+    from kb_mcp.wiring.proxy import build_proxy
+
     loop, stop_loop = start_loop()
 
     async def begin() -> Proxy:

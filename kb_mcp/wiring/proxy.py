@@ -27,14 +27,8 @@ from kb_mcp.proxy.readiness import Readiness
 from kb_mcp.proxy.reads import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.retention import Retention
-from kb_mcp.proxy.upstream import (
-    Answered,
-    InProcessUpstream,
-    StripeUpstream,
-    Upstream,
-    UpstreamAnswer,
-    UpstreamRequest,
-)
+from kb_mcp.proxy.sending import Answered, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.upstream import InProcessUpstream, StripeUpstream
 from kb_mcp.settings import SANDBOX_KEY, Settings
 from kb_mcp.wiring.machine import boottime_ms, host_ms, new_id
 from kb_mcp.wiring.sandboxed import FollowedClock

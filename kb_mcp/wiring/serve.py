@@ -1,6 +1,6 @@
 """Serving: the two listeners of `up`, the sandbox beside them, and a drain that loses nothing.
 
-Floor: wiring. uvicorn carries HTTP; what it is asked to do stands in `_config`.
+Floor: wiring. How HTTP is carried stands in `listener`.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
-
-import uvicorn
-from typing_extensions import override
 
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.agent import connect_billing
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.first_run import FirstRun, admin_token, client_configuration, first_run
 from kb_mcp.wiring.hosts import HostGuard
+from kb_mcp.wiring.listener import listen
+from kb_mcp.wiring.machine import new_id
 from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
+from kb_mcp.wiring.workers import parent_gone, workers_on
 
 DRAIN_S = 40
-KEEP_ALIVE_S = 75
 STARTED_POLL_S = 0.005
-HEADERS_MAX_BYTES = 32 * 1024
+BACKLOG = 1_024
 Say = Callable[[str], None]
 
 
@@ -43,15 +42,17 @@ class Addresses:
     admin_host: str = "127.0.0.1"
     admin_port: int = 8786
     sandbox_port: int = 8788
+    workers: int = 1
 
 
-class Listener(uvicorn.Server):
-    """A uvicorn server that leaves signals to `serve_up`."""
-
-    @override
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` on the fastest event loop there is on this platform."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(work)
+    else:
+        uvloop.run(work)
 
 
 async def serve_up(settings: Settings, addresses: Addresses, say: Say) -> None:
@@ -59,10 +60,7 @@ async def serve_up(settings: Settings, addresses: Addresses, say: Say) -> None:
 
     Raises: PortTakenError, StoreError, BindingError, SchemaError.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = _stop_on_signals()
     async with contextlib.AsyncExitStack() as stack:
         sockets = {"agents": bind(addresses.host, addresses.port)}
         if addresses.admin_port:
@@ -74,7 +72,20 @@ async def serve_up(settings: Settings, addresses: Addresses, say: Say) -> None:
                 _sandbox(sandbox_app, addresses.sandbox_port)
             )
         proxy = build_proxy(settings, sandbox_app)
+        if addresses.workers > 1:
+            sockets["agents"].listen(BACKLOG)
+            await stack.enter_async_context(workers_on(sockets["agents"], addresses.workers - 1))
         await _run(settings, proxy, sockets, urls, stop, say)
+
+
+async def serve_worker(settings: Settings, descriptor: int) -> None:
+    """Serve agents on the inherited socket until SIGTERM, or until the first process is gone."""
+    stop = _stop_on_signals()
+    orphaned = asyncio.create_task(parent_gone())
+    orphaned.add_done_callback(lambda _: stop.set())
+    proxy = build_proxy(settings)
+    await _run(settings, proxy, {"agents": socket.socket(fileno=descriptor)}, None, stop, print)
+    orphaned.cancel()
 
 
 def serve_mcp_stdio(settings: Settings) -> None:
@@ -86,6 +97,14 @@ def serve_mcp_stdio(settings: Settings) -> None:
 
     billing = connect_billing(settings)
     asyncio.run(serve_stdio(create_server(lambda _: billing)))
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -106,27 +125,31 @@ async def _run(
     settings: Settings,
     proxy: Proxy,
     sockets: dict[str, socket.socket],
-    urls: dict[str, str],
+    urls: dict[str, str] | None,
     stop: asyncio.Event,
     say: Say,
 ) -> None:
-    urls |= {name: _url(sock) for name, sock in sockets.items()}
+    """Serve on `sockets` until `stop`; `urls` is None in a worker, which announces nothing."""
     agents = Agents(settings, proxy)
-    apps: dict[str, Any] = {"agents": HostGuard(agents, settings.allowed_hosts)}
+    count = proxy.app.desk.noise.count
+    apps: dict[str, Any] = {"agents": HostGuard(agents, settings.allowed_hosts, count)}
     if "operators" in sockets:
         apps["operators"] = _operators_app(settings, proxy)
-    servers = {name: Listener(_config(app)) for name, app in apps.items()}
+    servers = {name: listen(app, note=count, new_id=new_id) for name, app in apps.items()}
     await proxy.start()
-    first = await first_run(settings, proxy.store, urls["agents"])
     running = [
         asyncio.create_task(server.serve(sockets=[sockets[name]]))
         for name, server in servers.items()
     ]
     while not all(server.started for server in servers.values()):  # noqa: ASYNC110 uvicorn has no event
         await asyncio.sleep(STARTED_POLL_S)
-    _announce(settings, urls, proxy, say, first)
+    if urls is not None:
+        urls |= {name: _url(sock) for name, sock in sockets.items()}
+        first = await first_run(settings, proxy.store, urls["agents"])
+        _announce(settings, urls, proxy, say, first)
     await stop.wait()
-    say("Draining: requests under way finish, new ones get 503.")
+    if urls is not None:
+        say("Draining: requests under way finish, new ones get 503.")
     await proxy.app.drain(DRAIN_S)
     for server in servers.values():
         server.should_exit = True
@@ -146,33 +169,20 @@ async def _sandbox(app: Any, port: int) -> AsyncIterator[str]:
         raise PortTakenError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}") from error
 
 
-def _config(app: Any) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http="httptools",
-        loop="none",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        h11_max_incomplete_event_size=HEADERS_MAX_BYTES,
-        timeout_graceful_shutdown=5,
-    )
-
-
 def _operators_app(settings: Settings, proxy: Proxy) -> Any:
     from kb_mcp.proxy.ops.admin import create_admin
+    from kb_mcp.proxy.ops.office import SqliteOffice
 
+    office = SqliteOffice(proxy.store.path)
     admin = create_admin(
         ledger=proxy.store.ledger,
         records=proxy.store.records,
         token=lambda: admin_token(settings),
         now_ms=lambda: proxy.store.clock.now(0),
+        public_url=settings.public_url,
+        operators=office.operator_hashes,
     )
-    return HostGuard(admin, settings.allowed_hosts)
+    return HostGuard(admin, settings.allowed_hosts, proxy.app.desk.noise.count)
 
 
 def _announce(

@@ -26,7 +26,6 @@ from kb_mcp.proxy.stores.sqlite_schema import (
     bind,
     bind_account,
     migrate,
-    register_node,
 )
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.machine import boottime_ms, host_ms, process_name, random_bytes
@@ -86,12 +85,12 @@ def open_store(settings: Settings, clock_offset: Callable[[], int] = lambda: 0) 
     clock = StoreClock(
         lambda: host_ms() + settings.clock_offset_ms + clock_offset(),
         lambda: host_ms() + clock_offset(),
+        lambda: boottime_ms() + clock_offset(),
     )
     try:
         connection = connect(path)
         migrate(connection)
         bound = bind(connection, _wanted(settings), _explicit(settings))
-        register_node(connection, node, chain_key, clock.now(0))
         connection.close()
         records = SqliteRecords(path, sealer)
         heads = Heads(heads_folder(path), node, owner, boottime_ms)

@@ -16,6 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from kb_mcp.proxy.upstream import ANSWER_MAX_BYTES
+
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 Script = Callable[["Call"], Awaitable[None]]
 
@@ -88,6 +90,56 @@ async def peer(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterat
         made.drop_all()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         await asyncio.gather(*others, return_exceptions=True)
+
+
+async def answer(call: Call) -> None:
+    await call.write(OK)
+
+
+async def reset(call: Call) -> None:
+    call.reset()
+
+
+async def hang_up(call: Call) -> None:
+    call.close()
+
+
+async def say_nothing(call: Call) -> None:
+    del call
+
+
+async def stop_in_the_body(call: Call) -> None:
+    await call.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+    call.close()
+
+
+async def reset_in_the_body(call: Call) -> None:
+    await call.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+    call.reset()
+
+
+async def stall_in_the_body(call: Call) -> None:
+    await call.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+
+
+async def stop_in_the_head(call: Call) -> None:
+    await call.write(b"HTTP/1.1 200 OK\r\nContent-Le")
+    call.close()
+
+
+async def stop_in_a_chunk(call: Call) -> None:
+    await call.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\n{")
+    call.close()
+
+
+async def speak_no_http(call: Call) -> None:
+    await call.write(b"SSH-2.0-OpenSSH_9.9\r\n\r\n")
+    call.close()
+
+
+async def flood(call: Call) -> None:
+    length = ANSWER_MAX_BYTES + 1
+    await call.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + b" " * length)
 
 
 def self_signed(folder: Path) -> ssl.SSLContext:

@@ -31,7 +31,7 @@ BILL = {"amount": "2900", "currency": "usd", "customer": "cus_A"}
 PLAIN = {"stripe-version": "2026-10-28.endive", "user-agent": "x", "idempotency-key": "k"}
 
 
-def policy(**fields: Any) -> Policy:  # noqa: ANN401 - fields of a policy are of every kind
+def policy(**fields: Any) -> Policy:
     """Return a policy that may charge and read charges, with `fields`."""
     allow = ["POST /v1/charges", "GET /v1/charges/*", "GET /v1/charges", "GET /v1/customers/*"]
     return load_policy({"role": "r", "allow": allow, **fields})

@@ -16,7 +16,9 @@ def test_the_same_bill_asked_for_five_times_is_charged_once(tmp_path: Path) -> N
         answers = [house.charge(key, period="2026-11") for _ in range(5)]
         assert [each.status_code for each in answers] == [200] * 5
         assert len({each.json()["id"] for each in answers}) == 1
-        assert [each.headers.get("idempotent-replayed") for each in answers] == [None] + ["true"] * 4
+        assert [each.headers.get("idempotent-replayed") for each in answers] == [None] + [
+            "true"
+        ] * 4
         assert len(house.charges()) == 1
 
 
@@ -80,7 +82,9 @@ def test_recovery_voids_what_stripe_never_saw_only_after_grace(tmp_path: Path) -
         house.turn_clock(700)
         house.recover()
         assert (house.operations()[0].state.value, house.operations()[0].held) == ("voided", 0)
-        assert error_of(house.charge(key, amount=2800, period="2026-11")) == "period_already_charged"
+        assert (
+            error_of(house.charge(key, amount=2800, period="2026-11")) == "period_already_charged"
+        )
         assert house.charge(key, period="2026-11").status_code == 200
         assert len(house.charges()) == 1
 
@@ -157,7 +161,9 @@ def test_explicit_keys_are_scoped_by_customer(tmp_path: Path) -> None:
         first = house.charge(key, key_header="june")
         second = house.charge(key, customer="cus_B2", key_header="june")
         assert (first.status_code, second.status_code) == (200, 200)
-        assert error_of(house.charge(key, amount=100, key_header="june")) == "idempotency_key_reused"
+        assert (
+            error_of(house.charge(key, amount=100, key_header="june")) == "idempotency_key_reused"
+        )
         assert len(house.charges()) == 2
 
 
@@ -194,8 +200,18 @@ REFUSALS = {
     "amount full width": ({"amount": "２９００"}, "billing", 400, "parameter_invalid"),
     "amount not a number": ({"amount": "NaN"}, "billing", 400, "parameter_invalid"),
     "amount huge": ({"amount": 10**12}, "billing", 400, "parameter_invalid"),
-    "yen with decimals": ({"amount": "500.5", "currency": "jpy"}, "billing", 400, "parameter_invalid"),
-    "krona not a hundred": ({"amount": 101, "currency": "isk"}, "billing", 400, "parameter_invalid"),
+    "yen with decimals": (
+        {"amount": "500.5", "currency": "jpy"},
+        "billing",
+        400,
+        "parameter_invalid",
+    ),
+    "krona not a hundred": (
+        {"amount": 101, "currency": "isk"},
+        "billing",
+        400,
+        "parameter_invalid",
+    ),
     "month thirteen": ({"period": "2026-13"}, "billing", 400, "parameter_invalid"),
     "month without year": ({"period": "June"}, "billing", 400, "parameter_invalid"),
     "empty period": ({"period": ""}, "billing", 400, "parameter_invalid"),

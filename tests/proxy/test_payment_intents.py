@@ -46,7 +46,11 @@ def test_an_unconfirmed_intent_holds_its_amount_until_it_is_final(tmp_path: Path
         made = intend(house, key, confirm="false", off_session=None)
         assert made.json()["status"] == "requires_confirmation"
         operation = house.operations()[0]
-        assert (operation.state.value, operation.final, operation.held) == ("succeeded", False, 2900)
+        assert (operation.state.value, operation.final, operation.held) == (
+            "succeeded",
+            False,
+            2900,
+        )
         assert error_of(intend(house, key, customer="cus_B2")) == "spend_cap_exceeded"
         headers = {"Authorization": "Bearer rk_test_sandbox"}
         house.stripe.post(f"{INTENTS}/{made.json()['id']}/cancel", headers=headers)

@@ -61,7 +61,7 @@ usd = 20000
 """
 
 
-def errors(**fields: Any) -> tuple[str, ...]:  # noqa: ANN401 - what a policy file may hold is anything
+def errors(**fields: Any) -> tuple[str, ...]:
     """Return why a policy with `fields` is refused."""
     data = {"role": "r", "allow": ["POST /v1/charges"], **fields}
     with pytest.raises(PolicyError) as caught:

@@ -11,69 +11,29 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.proxy.upstream import (
-    ANSWER_MAX_BYTES,
-    Answered,
-    Lost,
-    NotSent,
-    StripeUpstream,
-    UpstreamAnswer,
-    UpstreamRequest,
-)
-from tests.proxy.peer import OK, Call, Script, peer, self_signed
+from kb_mcp.proxy.sending import Answered, Lost, NotSent, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.upstream import StripeUpstream
+from tests.proxy.peer import (
+    OK,
+    Call,
+    Script,
+    answer,
+    flood,
+    hang_up,
+    peer,
+    reset,
+    reset_in_the_body,
+    say_nothing,
+    self_signed,
+    speak_no_http,
+    stall_in_the_body,
+    stop_in_a_chunk,
+    stop_in_the_body,
+    stop_in_the_head,
+)  # fmt: skip
 
 KEY = "rk_test_51Secret"
 TIMEOUT_MS = 10_000  # no test waits for it, except those that say so
-
-
-async def answer(call: Call) -> None:
-    await call.write(OK)
-
-
-async def reset(call: Call) -> None:
-    call.reset()
-
-
-async def hang_up(call: Call) -> None:
-    call.close()
-
-
-async def say_nothing(call: Call) -> None:
-    del call
-
-
-async def stop_in_the_body(call: Call) -> None:
-    await call.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
-    call.close()
-
-
-async def reset_in_the_body(call: Call) -> None:
-    await call.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
-    call.reset()
-
-
-async def stall_in_the_body(call: Call) -> None:
-    await call.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
-
-
-async def stop_in_the_head(call: Call) -> None:
-    await call.write(b"HTTP/1.1 200 OK\r\nContent-Le")
-    call.close()
-
-
-async def stop_in_a_chunk(call: Call) -> None:
-    await call.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\n{")
-    call.close()
-
-
-async def speak_no_http(call: Call) -> None:
-    await call.write(b"SSH-2.0-OpenSSH_9.9\r\n\r\n")
-    call.close()
-
-
-async def flood(call: Call) -> None:
-    length = ANSWER_MAX_BYTES + 1
-    await call.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + b" " * length)
 
 
 def upstream_to(base_url: str, timeout_ms: int = TIMEOUT_MS, now_ms: int = 0) -> StripeUpstream:
@@ -222,7 +182,7 @@ def test_a_request_that_arrived_is_lost_when_the_answer_breaks(script: Script, r
 def test_a_request_that_arrived_is_lost_when_the_answer_takes_too_long(script: Script) -> None:
     async def scenario() -> None:
         async with peer(script) as stripe:
-            assert await send_once(upstream_to(stripe.url, timeout_ms=200)) == Lost("timeout")
+            assert await send_once(upstream_to(stripe.url, timeout_ms=1_000)) == Lost("timeout")
         assert len(stripe.calls) == 1
 
     run(scenario())
@@ -238,6 +198,13 @@ def test_a_refused_connection_proves_that_nothing_was_sent() -> None:
 
 def test_a_name_that_does_not_resolve_proves_that_nothing_was_sent() -> None:
     found = asyncio.run(_send_to("https://stripe.invalid"))
+    assert found == NotSent("upstream_unreachable")
+
+
+def test_a_handshake_that_takes_too_long_proves_that_nothing_was_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the system connects, nobody speaks
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        found = asyncio.run(send_once(upstream_to(url, timeout_ms=400)))
     assert found == NotSent("upstream_unreachable")
 
 

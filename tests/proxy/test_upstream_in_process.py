@@ -7,14 +7,8 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.proxy.upstream import (
-    Answered,
-    AsgiApp,
-    InProcessUpstream,
-    Lost,
-    UpstreamAnswer,
-    UpstreamRequest,
-)
+from kb_mcp.proxy.sending import Answered, Lost, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.upstream import AsgiApp, InProcessUpstream
 from kb_mcp.sandbox.app import create_sandbox
 
 KEY = "rk_test_51Secret"

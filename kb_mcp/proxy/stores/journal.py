@@ -23,7 +23,7 @@ class Journal:
     def __init__(self, node: str, chain_key: bytes, seq: int = 0, head: str | None = None) -> None:
         """Go on after row `seq`, whose hash is `head`; a new node starts from nothing."""
         self.node = node
-        self._chain_key = chain_key
+        self.chain_key = chain_key
         self._seq = seq
         self._head = GENESIS.hex() if head is None else head
 
@@ -40,7 +40,7 @@ class Journal:
         """Chain `draft` as the next row and return its column values."""
         self._seq += 1
         row = audit_row(draft, node=self.node, seq=self._seq, time=now)
-        self._head = row_hash(self._chain_key, bytes.fromhex(self._head), row)
+        self._head = row_hash(self.chain_key, bytes.fromhex(self._head), row)
         plain = (
             rfc3339(row.time) if name == "time" else getattr(row, name)
             for name in AUDIT_COLUMNS[:-1]

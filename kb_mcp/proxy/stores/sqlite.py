@@ -9,6 +9,7 @@ file; each has its own audit chain.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import sqlite3
@@ -35,6 +36,7 @@ from kb_mcp.proxy.stores.journal import AUDIT_COLUMNS, Journal
 from kb_mcp.proxy.stores.loading import Loader
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.rows import attempt_values, operation_values, upsert, values, window_values
+from kb_mcp.proxy.stores.sqlite_schema import register_node
 
 T = TypeVar("T")
 
@@ -85,7 +87,8 @@ class SqliteLedger:
         self._owner = owner
         self._queries = load_queries("sqlite")
         self._queue: queue.SimpleQueue[Waiting[Any] | None] = queue.SimpleQueue()
-        self._high_water = 0
+        self._high_water = 0  # what this process has seen
+        self._marked = 0  # what the store holds, as this transaction read it
         self._reader = connect(path)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
@@ -188,12 +191,15 @@ class SqliteLedger:
             for item in batch:
                 item.error = LedgerUnavailableError(str(error))
             return
-        self._high_water = standing.now
+        if not standing.skewed:
+            # A wild clock must not freeze the time of this process once it is right again.
+            self._high_water = standing.now
         self._heads.export(self._journal.head)
 
     def _standing(self, loader: Loader) -> Standing:
         rows = loader.rows("fact", "high_water_ms")
-        high_water = max(int(rows[0]["value"]) if rows else 0, self._high_water)
+        self._marked = int(rows[0]["value"]) if rows else 0
+        high_water = max(self._marked, self._high_water)
         return Standing(
             now=self._clock.now(high_water),
             settings=self._settings,
@@ -223,10 +229,17 @@ class SqliteLedger:
         for approval_id in dirty.approvals:
             approval = standing.approvals[approval_id]
             connection.execute(_UPSERT["approvals"], values("approvals", approval))
-        for draft in dirty.audit:
-            connection.execute(_AUDIT_INSERT, self._journal.values(draft, standing.now))
-        if standing.now >= self._high_water + HIGH_WATER_STEP_MS and not standing.skewed:
+        self._save_audit(connection, standing)
+        if standing.now >= self._marked + HIGH_WATER_STEP_MS and not standing.skewed:
             connection.execute(self._queries["set_fact"], ("high_water_ms", str(standing.now)))
+
+    def _save_audit(self, connection: sqlite3.Connection, standing: Standing) -> None:
+        drafts, journal = standing.dirty.audit, self._journal
+        if drafts and journal.head[0] == 0:
+            # Whoever only reads leaves no node behind.
+            register_node(connection, journal.node, journal.chain_key, standing.now)
+        rows = (journal.values(draft, standing.now) for draft in drafts)
+        connection.executemany(_AUDIT_INSERT, rows)
 
 
 _UPSERT = {
@@ -241,8 +254,7 @@ def connect(path: Path) -> sqlite3.Connection:
     Raises: LedgerUnavailableError when the file cannot be opened.
     """
     try:
-        # Created by us, for us alone: the mode is set before SQLite writes a byte.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        _create(path)
         connection = sqlite3.connect(
             path,
             timeout=BUSY_TIMEOUT_MS // 1000,
@@ -257,6 +269,17 @@ def connect(path: Path) -> sqlite3.Connection:
     except (OSError, sqlite3.Error) as error:
         raise LedgerUnavailableError(f"cannot open the ledger {path}: {error}") from error
     return connection
+
+
+def _create(path: Path) -> None:
+    """Create the file for its owner alone; never open one that is there.
+
+    Closing any descriptor of a file drops every lock that this process holds on it, SQLite's own
+    too: another process would take itself for the last user and delete the WAL.
+    Source: sqlite.org/howtocorrupt.html, section 2.2.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _run_step(loader: Loader, standing: Standing, item: Waiting[Any]) -> None:

@@ -120,9 +120,10 @@ class SqliteRecords:
     ) -> Iterator[dict[str, Any]]:
         """Yield audit rows as dicts, in the order in which they were written."""
         where, values = _where(_AUDIT_FILTERS, filters)
-        order = "DESC" if newest_first else "ASC"
+        # By time where the newest come first, so that the indexes of the filters serve the order.
+        order = "time DESC, rowid DESC" if newest_first else "rowid ASC"
         cursor = self._connection.execute(
-            f"SELECT rowid AS row, * FROM audit {where} ORDER BY rowid {order} LIMIT ?",  # noqa: S608 our own
+            f"SELECT rowid AS row, * FROM audit {where} ORDER BY {order} LIMIT ?",  # noqa: S608 our own
             (*values, -1 if limit is None else limit),
         )
         for row in cursor:

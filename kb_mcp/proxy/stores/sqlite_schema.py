@@ -6,23 +6,23 @@ sqlite-utils, which is imported only when there is something to do (it costs 90 
 
 from __future__ import annotations
 
-import hmac
-import json
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import replace
 
 from kb_mcp.proxy.ledger import StoreSettings
+from kb_mcp.proxy.stores.binding import (
+    BindingError,
+    SchemaError,
+    bound_by,
+    check_account,
+    facts_of,
+    node_hash,
+)
 from kb_mcp.proxy.stores.queries import load_migrations, load_queries
 from kb_mcp.proxy.windows import rfc3339
 
-
-class SchemaError(Exception):
-    """The store has a schema that this version cannot serve; the message says what to do."""
-
-
-class BindingError(Exception):
-    """The store belongs to another account, mode or configuration; the message names both."""
+__all__ = ["BindingError", "SchemaError", "bind", "bind_account", "migrate", "node_hash",
+           "read_facts", "register_node"]  # fmt: skip
 
 
 def migrate(connection: sqlite3.Connection) -> int:
@@ -74,16 +74,7 @@ def bind(
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-    bound = replace(
-        wanted,
-        account=stored["account"],
-        mode=stored["mode"],
-        ceilings=json.loads(stored["ceilings"]),
-        upstream_timeout_ms=int(stored["upstream_timeout_ms"]),
-        recovery_grace_ms=int(stored["recovery_grace_ms"]),
-    )
-    _check_binding(bound, wanted, explicit)
-    return bound
+    return bound_by(stored, wanted, explicit)
 
 
 def bind_account(connection: sqlite3.Connection, account_id: str) -> None:
@@ -100,11 +91,7 @@ def bind_account(connection: sqlite3.Connection, account_id: str) -> None:
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-    if bound != account_id:
-        raise BindingError(
-            f"the store belongs to Stripe account {bound}, the key in KEYBRAKE_STRIPE_KEY to "
-            f"{account_id}: use another KEYBRAKE_DATABASE_URL, one store an account"
-        )
+    check_account(bound, account_id)
 
 
 def read_facts(connection: sqlite3.Connection) -> dict[str, str]:
@@ -113,23 +100,14 @@ def read_facts(connection: sqlite3.Connection) -> dict[str, str]:
 
 
 def register_node(connection: sqlite3.Connection, node: str, chain_key: bytes, now: int) -> None:
-    """Add `node` to the chained registry of processes that write to this store."""
-    queries = load_queries("sqlite")
-    connection.execute("BEGIN IMMEDIATE")
-    last = connection.execute(queries["last_node"]).fetchone()
+    """Add `node` to the chained registry of writing processes, in the open transaction."""
+    last = connection.execute(load_queries("sqlite")["last_node"]).fetchone()
     position, previous = (1, "") if last is None else (last["position"] + 1, last["hash"])
     started = rfc3339(now)
     connection.execute(
         "INSERT INTO nodes (position, node, started_at, hash) VALUES (?, ?, ?, ?)",
         (position, node, started, node_hash(chain_key, previous, node, started)),
     )
-    connection.execute("COMMIT")
-
-
-def node_hash(chain_key: bytes, previous: str, node: str, started_at: str) -> str:
-    """Return the hash that chains a node to the one registered before it."""
-    message = f"{previous}\x00{node}\x00{started_at}".encode()
-    return hmac.new(chain_key, message, "sha256").hexdigest()
 
 
 def _version(connection: sqlite3.Connection) -> int:
@@ -147,30 +125,5 @@ def _run_script(connection: sqlite3.Connection, script: str) -> None:
 
 
 def _write(connection: sqlite3.Connection, settings: StoreSettings) -> None:
-    facts = {
-        "account": settings.account,
-        "mode": settings.mode,
-        "ceilings": json.dumps(dict(settings.ceilings)),
-        "upstream_timeout_ms": str(settings.upstream_timeout_ms),
-        "recovery_grace_ms": str(settings.recovery_grace_ms),
-    }
-    for name, value in facts.items():
+    for name, value in facts_of(settings).items():
         connection.execute(load_queries("sqlite")["set_fact"], (name, value))
-
-
-def _check_binding(
-    bound: StoreSettings, wanted: StoreSettings, explicit: Mapping[str, object]
-) -> None:
-    if (bound.account, bound.mode) != (wanted.account, wanted.mode):
-        raise BindingError(
-            f"the store belongs to account {bound.account!r} in {bound.mode} mode, this process "
-            f"is set up for {wanted.account!r} in {wanted.mode} mode: use another "
-            "KEYBRAKE_DATABASE_URL, one store an account and mode"
-        )
-    for name, value in explicit.items():
-        held = getattr(bound, name)
-        if held != value:
-            raise BindingError(
-                f"the store says {name} = {held}, this process {value}: set it for all processes "
-                f"with `kb-mcp settings set`, and take it out of this one's environment"
-            )

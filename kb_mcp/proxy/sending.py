@@ -1,0 +1,61 @@
+"""A send and its answer, as values: what goes to Stripe, and what is known of it afterwards.
+
+Floor: wing B, below the deciders. Pure. The clients themselves stand in `upstream`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """One request: `path` begins with a slash and holds the query, `body` is form-encoded.
+
+    Of `trace` only the W3C's own two headers pass.
+    """
+
+    method: str
+    path: str
+    body: bytes | None
+    stripe_version: str | None
+    idempotency_key: str | None
+    trace: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A whole answer came, of whatever status; `headers` are those of PASSED_ON, lower-case."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """Proven: no byte of the request can have left."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Maybe sent, and no whole answer came."""
+
+    reason: str
+
+
+UpstreamAnswer = Answered | NotSent | Lost
+
+
+class Upstream(Protocol):
+    """A way to Stripe."""
+
+    async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
+        """Send once, unless `deadline_ms` (on the boottime clock) has passed."""
+
+    async def aclose(self) -> None:
+        """Close the connections; what is still under way is lost."""

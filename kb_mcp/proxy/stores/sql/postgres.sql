@@ -1,0 +1,137 @@
+-- Named queries of the PostgreSQL store: "-- name: x" begins one, it ends at the next name.
+-- Lists arrive as arrays, so that one statement serves a batch of any size.
+
+-- name: fence
+-- Locks this process's own row: nobody else wants it but a later self that asks what committed.
+SELECT token FROM flushes WHERE node = %s FOR UPDATE
+
+-- name: make_guards
+INSERT INTO guards (kind, value)
+SELECT kind, value FROM unnest(%s::smallint[], %s::text[]) AS wanted (kind, value)
+ ORDER BY kind, value COLLATE "C"
+    ON CONFLICT DO NOTHING
+
+-- name: lock_guards
+-- Locked in the order in which they are sorted: one order for every process on the store.
+SELECT guards.kind
+  FROM guards JOIN unnest(%s::smallint[], %s::text[]) AS wanted (kind, value)
+    ON guards.kind = wanted.kind AND guards.value = wanted.value COLLATE "C"
+ ORDER BY guards.kind, guards.value
+   FOR UPDATE OF guards
+
+-- name: clock
+-- After the locks: clock_timestamp() says when we got them, now() only when we began to wait.
+SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms,
+       (SELECT value FROM facts WHERE name = 'high_water_ms') AS high_water_ms
+
+-- name: wanted
+-- The operations that a batch needs: by name, by id, by guard, and the last decline of each tally.
+WITH wanted AS (
+    SELECT DISTINCT ON (name) id FROM (
+        SELECT id, name, generation FROM operations WHERE name = ANY(%(names)s::text[])) AS named
+     ORDER BY name, generation DESC
+), chosen AS (
+    SELECT id FROM wanted
+    UNION SELECT unnest(%(ids)s::text[])
+    UNION SELECT last_operation FROM tallies WHERE key = ANY(%(tallies)s::text[])
+    UNION SELECT o.id
+      FROM unnest(%(period_customers)s::text[], %(periods)s::text[], %(references)s::text[])
+           AS p (customer, period, reference)
+      JOIN operations o ON o.customer = p.customer AND o.period = p.period
+           AND coalesce(o.reference, '') = p.reference
+     WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
+    UNION SELECT o.id
+      FROM unnest(%(customers)s::text[], %(amounts)s::bigint[], %(currencies)s::text[],
+                  %(sinces)s::bigint[], %(starts)s::text[], %(ends)s::text[])
+           AS b (customer, amount, currency, since, period_start, period_end)
+      JOIN operations o ON o.customer = b.customer AND o.amount = b.amount
+           AND o.currency = b.currency
+     WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
+       AND (o.first_arrival_at > b.since OR o.state <> 'succeeded'
+            OR (b.period_start IS NOT NULL AND o.period_start <= b.period_end
+                AND o.period_end >= b.period_start))
+)
+
+-- name: operations
+-- Follows `wanted`.
+SELECT o.* FROM operations o JOIN chosen ON o.id = chosen.id
+
+-- name: attempts
+-- Follows `wanted`.
+SELECT a.* FROM attempts a JOIN chosen ON a.operation_id = chosen.id
+
+-- name: windows
+SELECT w.*
+  FROM windows w JOIN unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
+       AS k (scope, scope_id, "window", start, currency)
+    ON w.scope = k.scope AND w.scope_id = k.scope_id AND w."window" = k."window"
+       AND w.start = k.start AND w.currency = k.currency
+
+-- name: tallies
+SELECT * FROM tallies WHERE key = ANY(%s::text[])
+
+-- name: keys
+SELECT * FROM keys WHERE id = ANY(%s::text[])
+
+-- name: objects
+SELECT object_id, operation_id FROM attempts WHERE object_id = ANY(%s::text[])
+
+-- name: approvals
+SELECT * FROM approvals WHERE id = ANY(%s::text[])
+
+-- name: lineages
+-- With what is counted of each; a lineage without a row (adopted charges) is counted too.
+SELECT wanted.id, l.id IS NOT NULL AS known, l.frozen_at, l.frozen_reason,
+       (SELECT count(*) FROM operations o
+         WHERE o.lineage_id = wanted.id AND o.state = 'unknown') AS unresolved,
+       (SELECT count(*) FROM approvals a
+         WHERE a.lineage_id = wanted.id AND a.state = 'pending') AS outstanding
+  FROM unnest(%s::text[]) AS wanted (id) LEFT JOIN lineages l ON l.id = wanted.id
+
+-- name: keys_with_lineages
+SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason
+  FROM keys k JOIN lineages l ON l.id = k.lineage_id
+ WHERE k.id = ANY(%s::text[])
+
+-- name: set_fact
+INSERT INTO facts (name, value) VALUES (%s, %s)
+    ON CONFLICT (name) DO UPDATE SET value = excluded.value
+
+-- name: raise_high_water
+-- Another process may be ahead of us: time never runs back.
+INSERT INTO facts (name, value) VALUES ('high_water_ms', %s)
+    ON CONFLICT (name) DO UPDATE SET value = excluded.value
+ WHERE facts.value::bigint < excluded.value::bigint
+
+-- name: set_token
+UPDATE flushes SET token = %s WHERE node = %s
+
+-- name: to_recover
+-- What recovery looks at: held and nobody's, or due to be read again.
+SELECT id FROM operations
+ WHERE next_read_at <= %(now)s
+    OR (state = 'reserved' AND next_read_at IS NULL)
+ ORDER BY updated_at LIMIT %(limit)s
+
+-- name: answered_before
+SELECT id FROM operations
+ WHERE created_at < %s AND state = 'succeeded' AND final AND answer IS NOT NULL
+ ORDER BY created_at LIMIT %s
+
+-- name: head_of_node
+SELECT seq, hash FROM audit WHERE node = %s ORDER BY seq DESC LIMIT 1
+
+-- name: last_node
+SELECT position, hash FROM nodes ORDER BY position DESC LIMIT 1
+
+-- name: server
+-- The timeline is the first eight hex digits of the name of the file being written.
+SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery() AS standby,
+       (SELECT system_identifier FROM pg_control_system())::text AS system_identifier,
+       CASE WHEN pg_is_in_recovery() THEN NULL
+            ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END AS timeline
+
+-- name: schema
+-- Every column of ours that is really there.
+SELECT table_name, column_name FROM information_schema.columns
+ WHERE table_schema = current_schema()
