@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -65,9 +65,13 @@ class House:
         self.run(self.proxy.stop(0))
         self._stop_loop()
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
+    def run(self, work: Awaitable[T]) -> T:
         """Run a coroutine on the house's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+
+        async def awaited() -> T:
+            return await work
+
+        return asyncio.run_coroutine_threadsafe(awaited(), self.loop).result(60)
 
     def issue(self, policy: Policy | str = "billing", **caps: dict[str, int]) -> Issued:
         """Issue a key for a role or a policy, with caps."""
@@ -84,6 +88,8 @@ class House:
         headers = {"Authorization": f"Bearer {key.token}"}
         if "key_header" in fields:
             headers["Idempotency-Key"] = str(fields.pop("key_header"))
+        if fields.pop("looked_up", False):
+            headers["Keybrake-Looked-Up"] = "payment_method"
         if "period" in fields:
             fields[PERIOD] = fields.pop("period")
         named = {name: str(value) for name, value in fields.items() if value is not None}
@@ -111,7 +117,7 @@ class House:
         )
         return [each for each in listed.json()["data"] if each["status"] == "succeeded"]
 
-    def operations(self, **filters: str) -> list[Any]:
+    def operations(self, **filters: Any) -> list[Any]:
         """Return the ledger's operations, newest first."""
         return [op for op, _ in self.run(self.proxy.store.records.operations(**filters))]
 

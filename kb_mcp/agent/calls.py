@@ -115,7 +115,7 @@ def call_tool(
         return Unavailable(str(outage))
     except Exception as error:  # noqa: BLE001 - a door must answer; after a send, with "unknown"
         # Not the exception itself: its text and frames can hold keys.
-        logger.error("The tool %s broke: %s", tool.name, type(error).__name__)  # noqa: TRY400
+        logger.error("The tool %s broke: %s", tool.name, type(error).__name__)  # noqa: TRY400 - without the trace
         return Answered(uncertain(arguments))
 
 

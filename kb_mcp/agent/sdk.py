@@ -73,7 +73,7 @@ class ProxySdk:
         options = _options(token, headers, key)
         if api == "charges":
             # The SDK's parameter types are TypedDicts per endpoint; ours are checked at the door.
-            return self._send(token, lambda: client.v1.charges.create(dict(params), options))  # type: ignore[arg-type]
+            return self._send(token, lambda: client.v1.charges.create(dict(params), options))  # type: ignore[arg-type]  # the SDK's TypedDict
         return self._send(token, lambda: client.v1.payment_intents.create(dict(params), options))  # type: ignore[arg-type]  # as above
 
     def retrieve(

@@ -27,7 +27,7 @@ _BEFORE_SENDING: Final = (
 class _UnansweredError(stripe.APIConnectionError):
     def __init__(self, reason: str, *, should_retry: bool) -> None:
         # The SDK ships this constructor without types.
-        super().__init__(reason, should_retry=should_retry)  # type: ignore[no-untyped-call]
+        super().__init__(reason, should_retry=should_retry)  # type: ignore[no-untyped-call]  # the SDK's
 
 
 class NeverSentError(_UnansweredError):

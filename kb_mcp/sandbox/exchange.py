@@ -168,7 +168,7 @@ def _serve(
     if refused is not None:
         raise Rejected(refused)
     if stored is not None:
-        return _Result(stored["status"], stored["body"], stored["request_id"], True, fault)  # noqa: FBT003  replayed
+        return _Result(stored["status"], stored["body"], stored["request_id"], True, fault)  # noqa: FBT003 - it is a replay
     try:
         answer = _execute(records, new_id, match, params, kind)
     except Rejected as rejected:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -370,97 +369,3 @@ def test_a_look_up_that_fails_is_unavailable(
 
 
 # PaymentIntents
-
-CUSTOMER = "GET /stripe/v1/customers/cus_Abc123"
-METHODS = "GET /stripe/v1/customers/cus_Abc123/payment_methods"
-INTENT = "POST /stripe/v1/payment_intents"
-
-
-@pytest.fixture
-def intents(proxy: StubProxy) -> Iterator[Billing]:
-    made = Billing({ToolName.CHARGE: BILLING_KEY}, proxy.url, charge_api="payment_intents")
-    yield made
-    made.close()
-
-
-def customer(default: str | None) -> Says:
-    settings = {"default_payment_method": default}
-    body = {"id": "cus_Abc123", "object": "customer", "invoice_settings": settings}
-    return Says(200, body)
-
-
-def methods(*ids: str) -> Says:
-    data = [{"id": name, "object": "payment_method"} for name in ids]
-    return Says(200, {"object": "list", "data": data, "has_more": False, "url": "/v1"})
-
-
-@pytest.mark.parametrize(
-    ("default", "others", "used"), [("pm_d", ["pm_a", "pm_b"], "pm_d"), (None, ["pm_a"], "pm_a")]
-)
-def test_an_intent_charges_the_default_or_the_only_payment_method(
-    proxy: StubProxy, intents: Billing, default: str | None, others: list[str], used: str
-) -> None:
-    proxy.on(CUSTOMER, customer(default))
-    proxy.on(METHODS, methods(*others))
-    intent = charge(id="pi_1", object="payment_intent")
-    proxy.on(INTENT, Says(200, intent))
-
-    result = intents.charge(BILL, NOBODY)
-
-    sent = proxy.seen[-1]
-    assert (sent.form["payment_method"], sent.form["off_session"]) == (used, "true")
-    assert (sent.form["confirm"], sent.form["error_on_requires_action"]) == ("true", "true")
-    assert sent.headers["idempotency-key"] == KEY
-    assert (result.status, result.charge_id) == ("succeeded", "pi_1")
-
-
-@pytest.mark.parametrize("others", [[], ["pm_a", "pm_b"]])
-def test_no_payment_method_is_guessed(
-    proxy: StubProxy, intents: Billing, others: list[str]
-) -> None:
-    proxy.on(CUSTOMER, customer(None))
-    proxy.on(METHODS, methods(*others))
-
-    result = intents.charge(BILL, NOBODY)
-
-    assert (result.status, result.code) == ("failed", "no_default_payment_method")
-    assert all(seen.method == "GET" for seen in proxy.seen)
-
-
-def test_a_key_that_may_not_see_the_payment_method_is_refused(
-    proxy: StubProxy, intents: Billing
-) -> None:
-    says = refusal("vault_key_not_authorized", "This vault key may not do that: read customers.")
-    proxy.on(CUSTOMER, Says(403, says))
-
-    result = intents.charge(BILL, NOBODY)
-
-    assert (result.status, result.code) == ("refused", "vault_key_not_authorized")
-    assert "read customers" in result.message
-
-
-def test_a_look_up_that_is_lost_charged_nothing(proxy: StubProxy, intents: Billing) -> None:
-    proxy.on(CUSTOMER, Says(drop=True))
-
-    with pytest.raises(ProxyUnavailableError):
-        intents.charge(BILL, NOBODY)
-
-
-def test_a_declined_intent_names_the_intent(proxy: StubProxy, intents: Billing) -> None:
-    proxy.on(CUSTOMER, customer("pm_d"))
-    error = {
-        "type": "card_error",
-        "code": "authentication_required",
-        "charge": "ch_d",
-        "payment_intent": {"id": "pi_d"},
-    }
-    proxy.on(INTENT, Says(402, {"error": error}))
-
-    result = intents.charge(BILL, NOBODY)
-
-    assert (result.status, result.code, result.charge_id) == (
-        "failed",
-        "authentication_required",
-        "pi_d",
-    )
-    assert "Do not try again" in result.next_step

@@ -91,3 +91,14 @@ def test_a_charge_and_an_intent_for_one_period_are_one_bill(tmp_path: Path) -> N
         assert refused.status_code == 403
         assert error_of(refused) == "vault_key_not_authorized"
         assert intents(house) == []
+
+
+def test_a_customers_new_card_does_not_make_another_bill_of_a_replay(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue("billing-payment-intents")
+        made = intend(house, key, looked_up=True).json()["id"]
+        again = intend(house, key, looked_up=True, payment_method="pm_card_mastercard")
+        assert (again.json()["id"], again.headers["idempotent-replayed"]) == (made, "true")
+        chosen = intend(house, key, payment_method="pm_card_mastercard")
+        assert error_of(chosen) == "period_already_charged"
+        assert len(intents(house)) == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kb_mcp.proxy.stores.sqlite import connect
 
-READ_AND_CLOSE = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM t')"
+READ_AND_CLOSE = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT * FROM t')"
 
 
 def test_a_second_connection_keeps_the_locks_of_the_first(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_every_tool_use_is_answered_in_order(proxy: StubProxy, billing: Billing)
     ]
     assert answer is not None
     assert set(answer) == {"role", "content"}
-    assert all(set(block) == {"toolResult"} for block in answer["content"])  # type: ignore[attr-defined]  # JSON
+    assert all(set(block) == {"toolResult"} for block in answer["content"])  # type: ignore[attr-defined]  # it is JSON
 
 
 def test_the_answer_is_a_message_that_the_service_takes(proxy: StubProxy, billing: Billing) -> None:
