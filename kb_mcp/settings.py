@@ -149,7 +149,7 @@ _KNOWN = frozenset(
 _HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 _STRIPE_KEY = re.compile(r"(?:rk|sk)_(?:test|live)_[A-Za-z0-9_]+")
 _VAULT_KEY = re.compile(r"vk_(?:test|live)_[A-Za-z0-9_-]+|arn:aws[a-z-]*:secretsmanager:\S+")
-_MASTER_KEY_CHARACTERS_MIN = 32
+_MASTER_KEY_CHARACTERS_MIN = 16
 
 
 def _check_names(environ: Mapping[str, str]) -> None:

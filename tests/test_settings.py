@@ -168,7 +168,7 @@ REFUSED = {
     "Stripe key as vault key": ("VAULT_KEY_AUDIT", {"VAULT_KEY_AUDIT": "rk_live_a"}, "vk_"),
     "flag in words": ("ALLOW_HTTP", {"ALLOW_HTTP": "true"}, "Set 1"),
     "unknown api": ("CHARGE_API", {"CHARGE_API": "orders"}, "payment_intents"),
-    "short master key": ("MASTER_KEY", {"MASTER_KEY": "short"}, "32"),
+    "short master key": ("MASTER_KEY", {"MASTER_KEY": "short"}, "16"),
     "PostgreSQL without master key": ("MASTER_KEY", {"DATABASE_URL": POSTGRES}, "every host"),
     "another database": ("DATABASE_URL", {"DATABASE_URL": "mysql://db/kb"}, "sqlite:///"),
     "ledger in memory": ("DATABASE_URL", {"DATABASE_URL": "sqlite:///:memory:"}, "Name a file"),

@@ -30,7 +30,7 @@ _CODES = {
     "CommitUnknownError": FAILED,
     "LedgerUnavailableError": FAILED,
     "NoSuchKeyError": FAILED,
-    "PortTakenError": FAILED,
+    "PortTakenError": WRONG,
 }
 _HINTS = {
     "BindingError": "`kb-mcp settings show` says what the store holds.",

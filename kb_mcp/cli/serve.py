@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from kb_mcp.cli.failures import Failure
+from kb_mcp.cli.failures import WRONG, Failure
 
 PORT = click.IntRange(0, 65_535)
 
@@ -93,7 +93,7 @@ def sandbox(*, host: str, port: int, state: Path | None) -> None:
         serve(app, host, port, on_bound=lambda url: _say(f"Sandbox listening on {url}"))
     except OSError as error:
         hint = "Choose another port, or 0 for a free one."
-        raise Failure(f"cannot listen on {host}:{port}: {error.strerror}", hint) from None
+        raise Failure(f"cannot listen on {host}:{port}: {error.strerror}", hint, WRONG) from None
     finally:
         app.close()
 

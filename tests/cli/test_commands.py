@@ -214,7 +214,7 @@ def test_the_sandbox_prints_its_address_and_ends_when_told(machine: Machine) -> 
         line = process.stdout.readline()
         assert re.fullmatch(r"Sandbox listening on http://127\.0\.0\.1:[0-9]+\n", line)
         port = line.rsplit(":", 1)[1].strip()
-        taken = machine.run("sandbox", "--port", port, code=1).stderr
+        taken = machine.run("sandbox", "--port", port, code=2).stderr
         assert taken.startswith(f"Error: cannot listen on 127.0.0.1:{port}")
         process.terminate()
         process.wait(20)
