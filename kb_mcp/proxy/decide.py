@@ -220,6 +220,9 @@ def _named(operation: Operation) -> dict[str, Fact]:
 
 
 def _audited(standing: Standing, intent: Intent, decision: Decision) -> Decision:
+    if intent.joined and isinstance(decision, Join):
+        # Looking again is no new request.
+        return decision
     operation = decision.operation
     row = replace(
         intent.request,

@@ -84,6 +84,7 @@ class Governor:
                         facts = {"operation": operation.id}
                         return refused(refuse(Code.IDEMPOTENCY_KEY_IN_USE, facts=facts))
                     await self.joins.wait(operation.id, left_ms)
+                    intent = replace(intent, joined=True)
                 case _:
                     assert_never(decision)
 

@@ -23,7 +23,8 @@ class Intent:
     """A parsed, authorised request for an operation; `money` is never absent here.
 
     `fresh_id` and `fresh_approval_id` are used if this intent begins an operation or asks for an
-    approval. `lease_ms` is how long a send may take, all told.
+    approval. `lease_ms` is how long a send may take, all told. `joined` says that it waited for
+    somebody else's send before, and has its audit row of that.
     """
 
     reading: Reading
@@ -42,6 +43,7 @@ class Intent:
     owner: str
     lease_ms: int
     request: AuditDraft
+    joined: bool = False
 
     @property
     def tally(self) -> str:

@@ -267,3 +267,16 @@ def test_a_dropped_answer_is_replayed_by_reading_the_charge(tmp_path: Path) -> N
         replayed = house.charge(key, period="2026-11")
         assert (replayed.json()["id"], replayed.headers["idempotent-replayed"]) == (made, "true")
         assert len(house.charges()) == 1
+
+
+def test_a_joined_caller_leaves_one_row_however_often_it_looks(tmp_path: Path) -> None:
+    with House(tmp_path) as house, ThreadPoolExecutor(2) as pool:
+        key = house.issue()
+        house.stripe.post(
+            "/_sandbox/faults",
+            json=[{"match": "POST /v1/charges", "kind": "delay", "times": 1, "seconds": 1}],
+        )
+        answers = list(pool.map(lambda _: house.charge(key, period="2026-11"), range(2)))
+        assert {each.status_code for each in answers} == {200}
+        decisions = [row["decision"] for row in house.audit() if row["kind"] == "decision"]
+        assert sorted(decisions) == ["join", "proceed", "replay"]
