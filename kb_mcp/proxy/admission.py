@@ -36,7 +36,8 @@ async def admit(ledger: Ledger, request: Request, now_ms: Callable[[], int]) -> 
     if token is None:
         return refuse(Code.VAULT_KEY_MISSING)
     parsed = parse_token(token)
-    if parsed is None:
+    if parsed is None or (parsed.mode == "live") != (ledger.settings.mode == "live"):
+        # Test keys reach a test-mode store only, live keys a live one (design: Vault keys).
         return refuse(Code.VAULT_KEY_UNKNOWN)
     found = await ledger.find_key(parsed.id)
     if found is None or not matches(token, found[0].token_hash):

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, unquote
 
 from hypothesis import strategies as st
 
 _PATH_PIECES = (
-    b"/ /v1 /charges /ch_1 /cus_A1 /stripe // /. /.. %2f %2e%2e %2F %00 %25 %5c ; ;a=b # . %c0%af \\ "
-    b"/V1 /payment_intents /pi_1 /refunds /search /capture /* /customers /v2 charges v1 %63harges"
+    b"/ /v1 /charges /ch_1 /cus_A1 /stripe // /. /.. %2f %2e%2e %2F %00 %25 %5c ; ;a=b # . "
+    b"%c0%af \\ /V1 /payment_intents /pi_1 /refunds /search /capture /* /customers /v2 "
+    b"charges v1 %63harges"
 ).split(b" ")
 _NAMES = (
     b"amount customer currency description metadata[billing_period] metadata[order] capture source "
-    b"metadata[keybrake_operation] metadata[KEYBRAKE_key] metadata[reference] transfer_data[destination] "
-    b"expand[] expand[0] on_behalf_of destination amount[] amount[0] %61mount metadata[ metadata[][a] "
-    b"idempotency_key receipt_email application_fee_amount metadata%5Ba%5D limit Amount"
+    b"metadata[keybrake_operation] metadata[KEYBRAKE_key] metadata[reference] "
+    b"transfer_data[destination] expand[] expand[0] on_behalf_of destination amount[] amount[0] "
+    b"%61mount metadata[ metadata[][a] idempotency_key receipt_email "
+    b"application_fee_amount metadata%5Ba%5D limit Amount"
 ).split(b" ")
 _VALUES = (
-    b"2900 1 -1 0 usd USD jpy isk cus_A1 cus_B2 2026-11 2031-01 June acct_1 tok_visa %00 %ff + 29.00 "
-    b"Subscription+2026-11 x true %F0%9F%92%B8 ch_1 99999999 1e3"
+    b"2900 1 -1 0 usd USD jpy isk cus_A1 cus_B2 2026-11 2031-01 June acct_1 tok_visa %00 %ff "
+    b"+ 29.00 Subscription+2026-11 x true %F0%9F%92%B8 ch_1 99999999 1e3"
 ).split(b" ")
 BILL = (
     (b"customer", b"cus_A1"),
@@ -29,6 +32,7 @@ BILL = (
     (b"metadata[billing_period]", b"2026-11"),
 )
 FORM_TYPE = "application/x-www-form-urlencoded"
+PLAIN = (("content-type", FORM_TYPE),)
 _HEADERS = (
     ("stripe-account", "acct_1"),
     ("stripe-context", "ctx"),
@@ -65,28 +69,45 @@ class Raw:
 
 
 def raw_requests() -> st.SearchStrategy[Raw]:
-    """Yield requests: half of them near to a good one, so that some are let through."""
+    """Yield requests: most of them good ones with a thing or two bent, the others anything."""
+    pair = st.tuples(st.sampled_from(_NAMES), st.sampled_from(_VALUES))
+    form = st.lists(pair, max_size=5).map(encoded)
+    octets = st.one_of(form, st.binary(max_size=60))
     path = st.one_of(
         st.sampled_from([b"/v1/charges", b"/stripe/v1/charges", b"/v1/charges/ch_1"]),
         st.lists(st.sampled_from(_PATH_PIECES), max_size=6).map(b"".join),
         st.binary(max_size=40),
     )
-    pair = st.tuples(st.sampled_from(_NAMES), st.sampled_from(_VALUES))
-    bent = st.tuples(st.just(BILL), st.lists(pair, max_size=2)).map(lambda two: (*two[0], *two[1]))
-    pairs = st.one_of(bent, st.lists(pair, max_size=5), st.permutations(BILL))
-    form = pairs.map(lambda chosen: b"&".join(name + b"=" + value for name, value in chosen))
-    octets = st.one_of(form, form, form, st.binary(max_size=60))
-    headers = st.lists(st.sampled_from(_HEADERS), max_size=2)
-    return st.builds(
-        lambda method, where, query, more, body: Raw(
-            method, where, query, (("content-type", FORM_TYPE), *more), body
+    method = st.sampled_from(["POST", "GET", "DELETE", "PUT", "post", "HEAD"])
+    header = st.sampled_from(_HEADERS)
+    whole = st.sampled_from(
+        [Raw("POST", b"/v1/charges", b"", PLAIN, encoded(BILL)),
+         Raw("GET", b"/v1/charges/ch_1", b"", PLAIN, b"")]
+    )  # fmt: skip
+    changes = st.one_of(
+        method.map(lambda new: {"method": new}),
+        path.map(lambda new: {"path": new}),
+        octets.map(lambda new: {"query": new}),
+        octets.map(lambda new: {"body": new}),
+        header.map(lambda new: {"headers": (*PLAIN, new)}),
+        pair.map(lambda new: {"body": encoded((*BILL, new))}),
+        st.permutations(BILL).map(lambda new: {"body": encoded(tuple(new))}),
+        st.tuples(st.integers(0, 3), st.sampled_from(_VALUES)).map(
+            lambda new: {"body": encoded(tuple(
+                (name, new[1] if at == new[0] else value) for at, (name, value) in enumerate(BILL)
+            ))}
         ),
-        st.sampled_from(["POST", "POST", "POST", "GET", "DELETE", "PUT", "post", "HEAD"]),
-        path,
-        st.one_of(st.just(b""), st.just(b""), octets),
-        headers,
-        st.one_of(octets, st.just(b"")),
+    )  # fmt: skip
+    bent = st.tuples(whole, st.lists(changes, max_size=2)).map(
+        lambda two: replace(two[0], **{k: v for change in two[1] for k, v in change.items()})
     )
+    headers = st.lists(header, max_size=2).map(lambda more: (*PLAIN, *more))
+    return st.one_of(bent, bent, bent, st.builds(Raw, method, path, octets, headers, octets))
+
+
+def encoded(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Join names and values that are encoded already, or bent."""
+    return b"&".join(name + b"=" + value for name, value in pairs)
 
 
 def naively_allowed(allow: tuple[str, ...], raw: Raw) -> bool:

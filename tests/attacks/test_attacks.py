@@ -1,0 +1,14 @@
+"""Every attack of the tables, at the running `up`."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.attacks.attack import Attack, prove
+from tests.attacks.catalogue import ATTACKS
+from tests.attacks.fort import Fort
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.id)
+def test_what_was_not_granted_is_refused_and_what_was_is_sent(fort: Fort, attack: Attack) -> None:
+    prove(fort, attack)
