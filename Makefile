@@ -7,9 +7,10 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate \
 	--no-header --universal --python-version 3.11 $(if $(UPGRADE),--upgrade)
 SEEDS ?= 200
+FUZZ_SECONDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: up demo test check fmt lock prove simulate fuzz bench export clean help
+.PHONY: up demo test check fmt lock prove simulate fuzz bench export lambda clean help
 
 up: .venv/.run .venv/.project ## proxy, MCP, dashboard and sandbox (ARGS="--port 9000")
 	$(BIN)/kb-mcp up $(ARGS)
@@ -38,6 +39,12 @@ lock: .venv/.python ## renew locks/ after a change in pyproject.toml (UPGRADE=1:
 	# One .venv serves both: what runs is pinned as it is tested.
 	$(COMPILE) pyproject.toml -c locks/dev.txt -o locks/run.txt
 	$(COMPILE) --group build -c locks/dev.txt -o locks/build.txt
+	$(COMPILE) --group fuzz -o locks/fuzz.txt
+	$(COMPILE) --group lambda -c locks/dev.txt -o locks/lambda.txt
+	# Clients that need an older mcp live in environments of their own (tests/clients).
+	for name in strands langchain; do \
+		$(COMPILE) tests/clients/$$name.in -o tests/clients/$$name.txt || exit 1; \
+	done
 
 prove: .venv/.dev .venv/.project ## crashes, attacks, every door, other clients
 	$(BIN)/python -m pytest --timeout 600 tests/faults tests/attacks tests/every_door tests/clients
@@ -45,14 +52,19 @@ prove: .venv/.dev .venv/.project ## crashes, attacks, every door, other clients
 simulate: .venv/.dev .venv/.project ## whole histories under faults, from seeds (SEEDS=2000)
 	$(BIN)/python -m tests.simulate --seeds $(SEEDS)
 
-fuzz: .venv/.dev .venv/.project ## the property tests, long
+fuzz: .venv/.dev .venv/.project ## the property tests, long, then coverage-guided (FUZZ_SECONDS=300)
 	$(BIN)/python -m pytest -n auto --timeout 0 --hypothesis-profile fuzz tests/agent tests/proxy
+	$(INSTALL) --require-hashes -r locks/fuzz.txt
+	$(BIN)/python tests/fuzz/surface.py -max_total_time=$(FUZZ_SECONDS)
 
 bench: .venv/.dev .venv/.project ## every benchmark, one after the other
 	for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
 
 export: .venv/.run .venv/.project ## write schemas/
 	$(BIN)/kb-mcp export all --out schemas
+
+lambda: .venv/.python locks/lambda.txt ## the Bedrock Lambda function: dist/kb-mcp-lambda.zip
+	$(BIN)/python deploy/bedrock/build_zip.py $(ARGS)
 
 clean: ## remove caches and builds; .venv stays
 	rm -rf build dist mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
