@@ -1,0 +1,387 @@
+"""Planted bugs: each takes one rule of the ledger out of the product, while a world is played.
+
+A simulation that finds none of these proves nothing by finding nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+from kb_mcp.proxy import conclude, decide, desk, governor, recovery, reserve, resolve
+from kb_mcp.proxy.decisions import Proceed
+from kb_mcp.proxy.ledger import (
+    HOLDING,
+    Attempt,
+    AttemptOutcome,
+    Changes,
+    Operation,
+    OperationId,
+    State,
+)
+from kb_mcp.proxy.proofs import NeverBegan
+from kb_mcp.proxy.resolve import Absent, Unreadable
+from kb_mcp.proxy.standing import Standing
+from kb_mcp.proxy.stores.journal import Journal
+from kb_mcp.proxy.stores.sqlite import SqliteLedger
+from tests.faults.world import World
+
+BUGS: dict[str, Callable[[World], AbstractContextManager[None]]] = {}
+
+
+def bug(plant: Callable[[World], Iterator[None]]) -> Callable[[World], Iterator[None]]:
+    """Enter `plant` under the sentence that its name spells."""
+    BUGS[plant.__name__.replace("_", " ")] = contextmanager(plant)
+    return plant
+
+
+def part(owner: Any, name: str) -> Any:
+    """Return the part of the product that a bug stands in for."""
+    return getattr(owner, name)
+
+
+@contextmanager
+def swapped(owner: Any, name: str, wrong: Any) -> Iterator[None]:
+    """Let `owner.name` be `wrong` for a while."""
+    right = getattr(owner, name)
+    setattr(owner, name, wrong)
+    try:
+        yield
+    finally:
+        setattr(owner, name, right)
+
+
+@bug
+def a_later_no_releases_while_an_earlier_send_is_open(_: World) -> Iterator[None]:
+    right = part(conclude, "_negative")
+
+    def wrong(standing: Standing, operation: Operation, attempt: Attempt, *rest: Any) -> Any:
+        return right(standing, operation, replace(attempt, open_sends=1), *rest)
+
+    with swapped(conclude, "_negative", wrong):
+        yield
+
+
+@bug
+def a_timeout_releases(_: World) -> Iterator[None]:
+    def wrong(
+        standing: Standing, operation: Operation, attempt: Attempt, proof: Any, ending: Any
+    ) -> Any:
+        lost = NeverBegan("timeout")
+        alone = replace(attempt, open_sends=1)
+        return part(conclude, "_negative")(standing, operation, alone, lost, ending)
+
+    with swapped(conclude, "_unproven", wrong):
+        yield
+
+
+@bug
+def caps_are_checked_outside_the_transaction(world: World) -> Iterator[None]:
+    seen: dict[OperationId, Any] = {}
+    right = part(reserve, "check_caps")
+
+    def wrong(standing: Standing, intent: Any) -> Any:
+        return right(replace(standing, windows=seen[intent.fresh_id]), intent)
+
+    with (
+        _remembered(seen, lambda: dict(world.mirror.windows)),
+        swapped(reserve, "check_caps", wrong),
+    ):
+        yield
+
+
+@bug
+def guards_are_read_without_their_lock(world: World) -> Iterator[None]:
+    seen: dict[OperationId, Any] = {}
+    right = part(reserve, "find_conflict")
+
+    def wrong(standing: Standing, intent: Any) -> Any:
+        return right(replace(standing, operations=seen[intent.fresh_id]), intent)
+
+    with (
+        _remembered(seen, lambda: dict(world.mirror.operations)),
+        swapped(reserve, "find_conflict", wrong),
+    ):
+        yield
+
+
+@bug
+def a_later_attempt_skips_the_guards(_: World) -> Iterator[None]:
+    right = part(reserve, "find_conflict")
+
+    def wrong(standing: Standing, intent: Any) -> Any:
+        return None if standing.newest(intent.name) is not None else right(standing, intent)
+
+    with swapped(reserve, "find_conflict", wrong):
+        yield
+
+
+@bug
+def a_voided_operation_frees_its_guards_at_once(_: World) -> Iterator[None]:
+    live = property(lambda self: self.state in HOLDING or self.state is State.SUCCEEDED)
+    with swapped(Operation, "live", live):
+        yield
+
+
+@bug
+def recovery_voids_without_its_lease(_: World) -> Iterator[None]:
+    seen: dict[OperationId, int] = {}
+    right_take, right = part(recovery, "take"), part(recovery, "resolve")
+
+    def take(standing: Standing, operation_id: OperationId, owner: str) -> Any:
+        taken, changes = right_take(standing, operation_id, owner)
+        if taken is not None:
+            seen[operation_id] = max(each.last_sent_at for each in taken[1])
+        return taken, changes
+
+    def wrong(standing: Standing, leased: Operation, *rest: Any) -> Any:
+        token = standing.operations[leased.id].lease_token
+        return right(standing, replace(leased, lease_token=token), *rest)
+
+    def as_read(standing: Standing, operation: Operation) -> bool:
+        if operation.state is State.VOIDED:
+            return True
+        sent_at = seen[operation.id]
+        over = standing.now > sent_at + standing.settings.recovery_grace_ms
+        return operation.state in HOLDING and over
+
+    with (
+        swapped(recovery, "take", take),
+        swapped(recovery, "resolve", wrong),
+        swapped(resolve, "_proves_absence", as_read),
+    ):
+        yield
+
+
+@bug
+def recovery_voids_before_grace(_: World) -> Iterator[None]:
+    with swapped(resolve, "_proves_absence", lambda *_: True):
+        yield
+
+
+@bug
+def recovery_trusts_an_incomplete_walk(_: World) -> Iterator[None]:
+    right = part(recovery.Recovery, "_walk")
+
+    async def wrong(self: Any, *rest: Any) -> Any:
+        found = await right(self, *rest)
+        return Absent() if isinstance(found, Unreadable) else found
+
+    with swapped(recovery.Recovery, "_walk", wrong):
+        yield
+
+
+@bug
+def recovery_matches_the_operation_not_the_attempt(_: World) -> Iterator[None]:
+    def wrong(item: Any, operation: Operation, attempts: list[Attempt]) -> int | None:
+        mine = item["metadata"].get("keybrake_operation") == operation.id
+        return operation.attempt if mine else None
+
+    with swapped(recovery, "match_attempt", wrong):
+        yield
+
+
+@bug
+def an_unknown_outcome_gets_a_new_upstream_key(_: World) -> Iterator[None]:
+    def wrong(standing: Standing, intent: Any, operation: Operation, _attempt: Attempt) -> Any:
+        return part(reserve, "_send_new")(standing, intent, operation)
+
+    with swapped(decide, "send_again", wrong):
+        yield
+
+
+@bug
+def an_old_key_is_sent_again_after_stripe_forgot_it(_: World) -> Iterator[None]:
+    with swapped(decide, "RESEND_WITHIN_MS", 72 * 3_600_000):
+        yield
+
+
+@bug
+def a_resend_writes_the_body_anew(_: World) -> Iterator[None]:
+    right = part(decide, "send_again")
+
+    def wrong(standing: Standing, intent: Any, operation: Operation, attempt: Attempt) -> Any:
+        return right(
+            standing, intent, operation, replace(attempt, body=attempt.body + b"&description=again")
+        )
+
+    with swapped(decide, "send_again", wrong):
+        yield
+
+
+@bug
+def a_conclusion_does_not_compare_before_it_sets(_: World) -> Iterator[None]:
+    right = part(conclude, "_made")
+
+    def wrong(standing: Standing, operation: Operation, *rest: Any) -> Any:
+        # As read when it was sent, not as it is now.
+        return right(standing, replace(operation, state=State.RESERVED), *rest)
+
+    with swapped(conclude, "_made", wrong):
+        yield
+
+
+@bug
+def a_late_yes_does_not_beat_a_void(_: World) -> Iterator[None]:
+    right = part(conclude, "_made")
+
+    def wrong(standing: Standing, operation: Operation, *rest: Any) -> Any:
+        if operation.state is State.VOIDED:
+            return Changes()
+        return right(standing, operation, *rest)
+
+    with swapped(conclude, "_made", wrong):
+        yield
+
+
+@bug
+def a_decline_does_not_release(_: World) -> Iterator[None]:
+    with swapped(conclude, "_given_back", lambda *_: ()):
+        yield
+
+
+@bug
+def a_decline_counts_for_any_attempt(_: World) -> Iterator[None]:
+    right = part(conclude, "_declined")
+
+    def wrong(standing: Standing, operation: Operation, attempt: Attempt, *rest: Any) -> Any:
+        return right(standing, operation, replace(attempt, outcome=AttemptOutcome.OPEN), *rest)
+
+    with swapped(conclude, "_declined", wrong), _every_attempt_matches():
+        yield
+
+
+@bug
+def the_window_is_taken_when_it_is_settled(_: World) -> Iterator[None]:
+    right = part(conclude, "settle")
+
+    def wrong(standing: Standing, operation: Operation, *, held: bool) -> Any:
+        return right(standing, replace(operation, reserved_at=standing.now), held=held)
+
+    with swapped(conclude, "settle", wrong):
+        yield
+
+
+@bug
+def the_key_is_not_checked_in_the_transaction(_: World) -> Iterator[None]:
+    with swapped(decide, "key_refusal", lambda *_: None):
+        yield
+
+
+@bug
+def the_reference_is_ignored(_: World) -> Iterator[None]:
+    right = part(desk, "name_of")
+    with (
+        swapped(desk, "name_of", lambda p, reading: right(p, replace(reading, reference=None))),
+        swapped(desk, "fingerprint", _without("reference")),
+    ):
+        yield
+
+
+@bug
+def another_customer_is_given_the_answer(_: World) -> Iterator[None]:
+    right = part(desk, "name_of")
+
+    def wrong(policy: Any, reading: Any) -> Any:
+        somebody = None if reading.explicit_key is None else "cus_A"
+        return right(policy, replace(reading, customer=somebody or reading.customer))
+
+    with (
+        swapped(desk, "name_of", wrong),
+        swapped(decide, "_may_see", lambda *_: True),
+        swapped(desk, "fingerprint", _without("customer")),
+    ):
+        yield
+
+
+@bug
+def the_amount_is_left_out_of_the_fingerprint(_: World) -> Iterator[None]:
+    with swapped(desk, "fingerprint", _without("money")):
+        yield
+
+
+@bug
+def the_decision_is_not_in_the_audit_before_the_send(_: World) -> Iterator[None]:
+    right = part(decide, "_audited")
+
+    def wrong(standing: Standing, intent: Any, decision: Any) -> Any:
+        return decision if isinstance(decision, Proceed) else right(standing, intent, decision)
+
+    with swapped(decide, "_audited", wrong):
+        yield
+
+
+@bug
+def the_chain_goes_on_after_a_rollback(_: World) -> Iterator[None]:
+    with swapped(Journal, "rewind", lambda *_: None):
+        yield
+
+
+@bug
+def a_send_begins_before_the_commit(_: World) -> Iterator[None]:
+    right = part(SqliteLedger, "_flush")
+
+    def wrong(self: Any, connection: Any, loader: Any, batch: Any) -> None:
+        right(self, connection, loader, batch)
+        for item in batch:
+            if item.error is not None and isinstance(item.result, Proceed):
+                item.error = None
+
+    with swapped(SqliteLedger, "_flush", wrong):
+        yield
+
+
+@bug
+def the_high_water_mark_is_not_kept(_: World) -> Iterator[None]:
+    with swapped(SqliteLedger, "_standing", _standing_without_mark):
+        yield
+
+
+@bug
+def a_key_in_use_by_our_own_send_is_held_for_foreign(_: World) -> Iterator[None]:
+    right = part(conclude, "_unproven")
+
+    def wrong(
+        standing: Standing, operation: Operation, attempt: Attempt, proof: Any, ending: Any
+    ) -> Any:
+        alone = replace(attempt, open_sends=1)
+        changes = right(standing, operation, alone, proof, ending)
+        noted = (replace(attempt, status=proof.status),)
+        return replace(changes, attempts=noted)
+
+    with swapped(conclude, "_unproven", wrong):
+        yield
+
+
+def _standing_without_mark(self: Any, loader: Any) -> Standing:
+    return Standing(now=self._clock.now(0), settings=self._settings, skewed=False, turning=False)
+
+
+def _without(name: str) -> Callable[[Any], str]:
+    right = part(desk, "fingerprint")
+    return lambda reading: right(replace(reading, **{name: None}))
+
+
+@contextmanager
+def _every_attempt_matches() -> Iterator[None]:
+    def wrong(item: Any, operation: Operation, attempts: list[Attempt]) -> int | None:
+        mark = item["metadata"].get("keybrake_attempt")
+        return next((each.number for each in attempts if each.upstream_key == mark), None)
+
+    with swapped(recovery, "match_attempt", wrong):
+        yield
+
+
+@contextmanager
+def _remembered(seen: dict[OperationId, Any], look: Callable[[], Any]) -> Iterator[None]:
+    """Let every intent remember what was committed when it arrived."""
+    right = governor.Governor.govern
+
+    async def wrong(self: Any, admitted: Any, intent: Any) -> Any:
+        seen[intent.fresh_id] = look()
+        return await right(self, admitted, intent)
+
+    with swapped(governor.Governor, "govern", wrong):
+        yield

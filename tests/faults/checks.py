@@ -1,0 +1,258 @@
+"""What must be true, whatever happened: after every commit, of every answer, and at the end.
+
+The mirror is fed from committed transactions alone. Caps, windows and guards are worked out here
+anew, from the operations, not with the product's functions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from kb_mcp.proxy.ledger import LineageId, Operation, OperationId, State, Window, WindowKey
+from kb_mcp.proxy.standing import Standing
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.policy import Policy
+    from tests.faults.stripe import Charge
+
+HELD = {State.RESERVED, State.UNKNOWN}
+MARK_STEP_MS = 1_000
+FREES_AFTER = 3
+
+
+class ViolationError(AssertionError):
+    """An invariant does not hold in this seed."""
+
+    def __init__(self, seed: int, what: str, trace: list[str]) -> None:
+        self.seed, self.what, self.trace = seed, what, list(trace)
+        super().__init__(f"SEED={seed}: {what}")
+
+    def story(self) -> str:
+        return "\n".join([*self.trace, f"SEED={self.seed}: {self.what}"])
+
+
+@dataclass(slots=True)
+class Mirror:
+    """What has been committed so far, and what of it is wrong (`broken`)."""
+
+    policies: Mapping[LineageId, Policy]
+    ceilings: Mapping[str, int]
+    operations: dict[OperationId, Operation] = field(default_factory=dict)
+    windows: dict[WindowKey, Window] = field(default_factory=dict)
+    owner_of_key: dict[str, tuple[OperationId, int]] = field(default_factory=dict)
+    leave: Counter[tuple[str, int]] = field(default_factory=Counter)
+    sent: Counter[tuple[str, int]] = field(default_factory=Counter)
+    revoked: set[str] = field(default_factory=set)
+    high_water: int = 0
+    broken: list[str] = field(default_factory=list)
+
+    def note_commit(self, standing: Standing) -> Iterator[str]:
+        """Take over what a transaction committed, check it, and say it in words."""
+        dirty = standing.dirty
+        for operation_id in dirty.operations:
+            operation = standing.operations[operation_id]
+            self.operations[operation_id] = operation
+            yield (
+                f"{operation.id[-6:]} {operation.customer} {operation.amount}{operation.currency} "
+                f"{operation.period} {operation.state} attempt {operation.attempt} "
+                f"token {operation.lease_token} {operation.code or ''}"
+            )
+        for key in dirty.windows:
+            self.windows[key] = standing.windows[key]
+        for operation_id, number in dirty.attempts:
+            attempt = standing.attempts[operation_id, number]
+            self.owner_of_key[attempt.upstream_key] = (operation_id, number)
+        for row in dirty.audit:
+            if row.kind == "decision":
+                yield f"{row.decision} {row.code or ''} for {(row.operation_id or 'none')[-6:]}"
+            self._note_audit(row)
+        self._check_time(standing)
+        self._check_caps(dirty.windows)
+        self._check_guards(dirty.operations)
+
+    def note_send(self, upstream_key: str) -> None:
+        """Count a send that leaves now: its decision must have been committed before."""
+        owner = self.owner_of_key.get(upstream_key)
+        if owner is None:
+            self.broken.append(f"{upstream_key} was sent, and no attempt was ever committed")
+            return
+        self.sent[owner] += 1
+        if self.sent[owner] > self.leave[owner]:
+            self.broken.append(
+                f"{upstream_key} was sent {self.sent[owner]} times, with {self.leave[owner]} "
+                "decisions in the audit"
+            )
+
+    def _note_audit(self, row: Any) -> None:
+        if row.kind == "decision" and row.decision == "proceed":
+            self.leave[row.operation_id, row.attempt] += 1
+            if row.key_id in self.revoked:
+                self.broken.append(f"{row.key_id} reserved after its revocation was committed")
+        if row.kind == "admin" and row.decision == "revoke":
+            self.revoked.add(row.key_id)
+
+    def _check_time(self, standing: Standing) -> None:
+        if standing.now < self.high_water - MARK_STEP_MS and not standing.skewed:
+            self.broken.append(f"time ran back by {self.high_water - standing.now} ms")
+        if not standing.skewed:
+            self.high_water = max(self.high_water, standing.now)
+
+    def _check_caps(self, keys: Iterable[WindowKey]) -> None:
+        for key in keys:
+            window, cap = self.windows[key], self._cap(key)
+            spent = window.reserved + window.settled
+            if cap is None or spent <= cap:
+                continue
+            late = sum(
+                each.amount
+                for each in self.operations.values()
+                if each.overshoot and key in places(each)
+            )
+            if spent > cap + late:
+                self.broken.append(f"{spent} of {cap} in {key}, of which {late} turned up late")
+
+    def _cap(self, key: WindowKey) -> int | None:
+        if key.scope == "account":
+            return self.ceilings.get(key.currency)
+        if key.scope == "customer":
+            return None  # each lineage has its own limit on it
+        caps = self.policies[LineageId(key.scope_id)].caps
+        return (caps.daily if key.window == "day" else caps.monthly).get(key.currency)
+
+    def _check_guards(self, changed: Iterable[OperationId]) -> None:
+        for operation_id in changed:
+            one = self.operations[operation_id]
+            if one.period is None or not live(one):
+                continue
+            for other in self.operations.values():
+                same = (other.customer, other.period, other.reference or "") == (
+                    one.customer, one.period, one.reference or "",
+                )  # fmt: skip
+                if same and other.id != one.id and live(other):
+                    self.broken.append(f"{one.id} and {other.id} are live for one bill")
+
+
+def live(operation: Operation) -> bool:
+    """Say whether an operation occupies its guards."""
+    if operation.state is State.VOIDED:
+        return operation.empty_listings < FREES_AFTER
+    return operation.state in HELD or operation.state is State.SUCCEEDED
+
+
+def places(operation: Operation) -> set[WindowKey]:
+    """Return the windows of money in which `operation` was reserved."""
+    day = datetime.fromtimestamp(operation.reserved_at // 1000, UTC).date()
+    today, month = day.isoformat(), day.replace(day=1).isoformat()
+    found = {
+        WindowKey("account", "", "day", today, operation.currency),
+        WindowKey("key", operation.lineage_id, "day", today, operation.currency),
+        WindowKey("key", operation.lineage_id, "month", month, operation.currency),
+    }
+    if operation.customer is not None:
+        found.add(WindowKey("customer", operation.customer, "day", today, operation.currency))
+    return found
+
+
+def check_end(
+    operations: Iterable[Operation],
+    windows: Iterable[Window],
+    charges: Iterable[Charge],
+    overtaken: set[str],
+) -> Iterator[str]:
+    """Yield what is wrong between the ledger and Stripe once everything has come to rest."""
+    operations, charges = list(operations), list(charges)
+    paid: dict[str, list[Charge]] = defaultdict(list)
+    for charge in charges:
+        if charge.status != "failed":
+            paid[charge.operation].append(charge)
+    for operation in operations:
+        yield from _check_operation(operation, paid.pop(operation.id, []))
+        late = overtaken & {
+            charge.attempt for charge in charges if charge.operation == operation.id
+        }
+        if operation.overshoot and not late:
+            yield f"{operation.id} was voided, though its request came within grace"
+    for orphan in paid:
+        yield f"Stripe has charges of {orphan}, which the ledger does not know"
+    yield from _check_windows(operations, windows)
+
+
+def _check_operation(operation: Operation, paid: list[Charge]) -> Iterator[str]:
+    named = f"{operation.id} ({operation.state}, {operation.code})"
+    if len(paid) > 1:
+        yield f"{named} was charged {len(paid)} times: {', '.join(each.id for each in paid)}"
+    if operation.state is State.SUCCEEDED:
+        if [each.id for each in paid] != [operation.object_id]:
+            yield f"{named} says {operation.object_id}, Stripe has {[each.id for each in paid]}"
+        elif int(paid[0].fields["amount"]) != operation.amount:
+            yield f"{named} settled {operation.amount}, Stripe took {paid[0].fields['amount']}"
+    elif paid:
+        yield f"{named}, but Stripe has {paid[0].id}"
+    if operation.state in HELD:
+        yield f"{named} is unresolved, though a reading would tell"
+    if operation.lease_owner is not None:
+        yield f"{named} is still leased by {operation.lease_owner}"
+
+
+def _check_windows(operations: list[Operation], windows: Iterable[Window]) -> Iterator[str]:
+    reserved: Counter[WindowKey] = Counter()
+    settled: Counter[WindowKey] = Counter()
+    for operation in operations:
+        for place in places(operation):
+            if operation.state in HELD:
+                reserved[place] += operation.held
+            elif operation.state is State.SUCCEEDED:
+                settled[place] += operation.amount
+            elif operation.held:
+                yield f"{operation.id} is {operation.state} and holds {operation.held}"
+    for window in windows:
+        if not window.key.currency:
+            continue
+        wanted = (reserved[window.key], settled[window.key])
+        if (window.reserved, window.settled) != wanted:
+            found = (window.reserved, window.settled)
+            yield f"reserved, settled are {found} in {window.key}, the operations say {wanted}"
+
+
+def check_answer(call: int, form: Mapping[str, str], answer: Answer, charges: list[Charge]) -> str:
+    """Return what is wrong with one answer to a caller, or nothing."""
+    mine = [each for each in charges if each.call == call and each.status != "failed"]
+    if answer.status == 200:
+        found = [each for each in charges if each.id == answer.body.get("id")]
+        if not found:
+            return f"call {call} was told {answer.body.get('id')}, which Stripe does not have"
+        if answer.body.get("status") == "failed":
+            return ""  # the last decline of the bill, whatever its amount was then
+        for name in ("customer", "amount", "currency", "metadata[reference]"):
+            if found[0].fields.get(name) != form.get(name):
+                return f"call {call} asked for {dict(form)}, was answered {found[0].fields}"
+    elif answer.definite and mine:
+        return f"call {call} was told {answer.status} {answer.code}, and made {mine[0].id}"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply as its caller reads it. A replayed one is of whoever was first."""
+
+    status: int
+    body: Mapping[str, Any]
+
+    @property
+    def code(self) -> str:
+        error = self.body.get("error") or {}
+        return str(error.get("code") or error.get("type") or "")
+
+    @property
+    def definite(self) -> bool:
+        """Say whether the caller was told that its own request made nothing."""
+        return self.status in {400, 401, 402, 403, 429, 502, 503}
+
+    @classmethod
+    def read(cls, status: int, body: bytes) -> Answer:
+        return cls(status, json.loads(body))
