@@ -10,10 +10,11 @@ import click
 
 from kb_mcp.cli.approvals import approvals
 from kb_mcp.cli.audit import audit
-from kb_mcp.cli.doctor import doctor, migrate
+from kb_mcp.cli.doctor import doctor
 from kb_mcp.cli.export import export
 from kb_mcp.cli.failures import Commands
 from kb_mcp.cli.keys import keys
+from kb_mcp.cli.migrate import migrate
 from kb_mcp.cli.operations import operations
 from kb_mcp.cli.operators import operators
 from kb_mcp.cli.reconcile import adopt, reconcile, recover

@@ -1,4 +1,4 @@
-"""`kb-mcp doctor` and `migrate`: is everything as it must be?
+"""`kb-mcp doctor`: is everything as it must be?
 
 Floor: the commands. A check that cannot be made is a check that failed, and says why.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kb_mcp.cli.failures import failure_of, found_something
-from kb_mcp.cli.opening import Books, Desk, on_desk, with_books
+from kb_mcp.cli.opening import Desk, on_desk
 from kb_mcp.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
@@ -45,19 +45,6 @@ def doctor(*, as_json: bool) -> None:
             )
     if not ok:
         found_something()
-
-
-@click.command()
-def migrate() -> None:
-    """Bring the store to the newest schema.
-
-    Example: kb-mcp migrate
-    """
-
-    async def work(books: Books) -> int:
-        return books.office.schema()
-
-    click.echo(f"The store has schema {with_books(work, lenient=True)}, the newest.")
 
 
 def _examine() -> list[Check]:

@@ -21,6 +21,7 @@ FAILED, WRONG, INTERRUPTED = 1, 2, 130
 _CODES = {
     "AddressError": WRONG,
     "BindingError": WRONG,
+    "CopyError": FAILED,
     "EgressError": WRONG,
     "MoneyError": WRONG,
     "PolicyError": WRONG,

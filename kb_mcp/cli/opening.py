@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from kb_mcp.proxy.ops.office import SqliteOffice
+    from kb_mcp.proxy.ops.office import Office
     from kb_mcp.proxy.ops.stripe_reads import StripeReads
     from kb_mcp.settings import Settings
     from kb_mcp.wiring.proxy import Proxy
@@ -28,7 +28,7 @@ class Books:
 
     settings: Settings
     store: Store
-    office: SqliteOffice
+    office: Office
 
     def now(self) -> int:
         """Return the store's time in ms UTC, which never runs behind its high-water mark."""
@@ -67,15 +67,13 @@ def with_desk(work: Callable[[Desk], Awaitable[T]]) -> T:
 
 async def on_desk(settings: Settings, work: Callable[[Desk], Awaitable[T]]) -> T:
     """Run `work` as `with_desk` does, on the running loop."""
-    from kb_mcp.proxy.ops.office import SqliteOffice
     from kb_mcp.proxy.ops.stripe_reads import StripeReads
     from kb_mcp.wiring.machine import boottime_ms
     from kb_mcp.wiring.proxy import build_proxy, build_sandbox
-    from kb_mcp.wiring.store import store_path
 
     sandbox = build_sandbox(settings) if settings.upstream_base is None else None
     proxy = build_proxy(settings, sandbox)
-    office = SqliteOffice(store_path(settings))
+    office = proxy.store.open_office()
     reads = StripeReads(proxy.upstream, proxy.store.clock, boottime_ms)
     try:
         # The sandbox's clock may have been turned: the store follows it.
@@ -91,11 +89,10 @@ async def on_desk(settings: Settings, work: Callable[[Desk], Awaitable[T]]) -> T
 async def _on_books(
     settings: Settings, work: Callable[[Books], Awaitable[T]], *, lenient: bool
 ) -> T:
-    from kb_mcp.proxy.ops.office import SqliteOffice
-    from kb_mcp.wiring.store import open_store, store_path
+    from kb_mcp.wiring.store import open_store
 
     store = _open_leniently(settings) if lenient else open_store(settings)
-    office = SqliteOffice(store_path(settings))
+    office = store.open_office()
     try:
         return await work(Books(settings, store, office))
     finally:

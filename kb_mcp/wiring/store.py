@@ -11,11 +11,17 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from kb_mcp.proxy.audit import derive_key
 from kb_mcp.proxy.clock import StoreClock
-from kb_mcp.proxy.ledger import LedgerUnavailableError, StoreSettings
+from kb_mcp.proxy.ledger import Ledger, LedgerUnavailableError, StoreSettings
+from kb_mcp.proxy.ops.audit_ops import AuditReader
+from kb_mcp.proxy.ops.office import Office, SqliteOffice
+from kb_mcp.proxy.ops.views import OperatorRecords
 from kb_mcp.proxy.owners import this_process
+from kb_mcp.proxy.recovery import Due
+from kb_mcp.proxy.retention import Aged
 from kb_mcp.proxy.sealing import Sealer
 from kb_mcp.proxy.stores.heads import Behind, Heads
 from kb_mcp.proxy.stores.journal import Journal
@@ -29,6 +35,7 @@ from kb_mcp.proxy.stores.sqlite_schema import (
 )
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.machine import boottime_ms, host_ms, process_name, random_bytes
+from kb_mcp.wiring.moved import Watch
 
 MASTER_KEY_BYTES = 32
 
@@ -37,13 +44,25 @@ class StoreError(Exception):
     """The store cannot be used; the message is one line and says what to do."""
 
 
+class StoreRecords(OperatorRecords, Due, Aged, AuditReader, Protocol):
+    """Every read of a store, outside any decision. Raises: LedgerUnavailableError."""
+
+    def hash_at(self, node: str, seq: int) -> str | None:
+        """Return the hash of row `seq` of `node`, if it is there."""
+        ...
+
+    def close(self) -> None:
+        """Close the connections."""
+        ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Store:
     """An open store. `behind` lists exported heads that it does not reach (ledger.md: Recovery)."""
 
-    path: Path
-    ledger: SqliteLedger
-    records: SqliteRecords
+    path: Path  # what this host's own files about the store are named after
+    ledger: Ledger
+    records: StoreRecords
     clock: StoreClock
     heads: Heads
     settings: StoreSettings
@@ -51,6 +70,11 @@ class Store:
     owner: str
     node: str
     behind: list[Behind]
+    bind_id: Callable[[str], None]
+    open_office: Callable[[], Office]
+    base_ms: Callable[[], int]  # the clock that the store's time is told by
+    claim_first_run: Callable[[], bool]  # whether this process is the one that issues first keys
+    watch: Watch | None = None
 
     def bind_account(self, account_id: str, label: str) -> None:
         """Bind the store to the account of the upstream key. Raises: BindingError."""
@@ -59,11 +83,7 @@ class Store:
                 f"KEYBRAKE_ACCOUNT is {label}, but the key in KEYBRAKE_STRIPE_KEY belongs to "
                 f"{account_id}"
             )
-        connection = connect(self.path)
-        try:
-            bind_account(connection, account_id)
-        finally:
-            connection.close()
+        self.bind_id(account_id)
 
     async def close(self) -> None:
         """Finish what waits, and close."""
@@ -77,6 +97,14 @@ def open_store(settings: Settings, clock_offset: Callable[[], int] = lambda: 0) 
     `clock_offset` is what the sandbox has been turned by, in ms. Raises: StoreError.
     """
     path = store_path(settings)
+    if settings.database_path is None:
+        from kb_mcp.wiring.postgres_store import open_postgres
+
+        return open_postgres(settings, path, clock_offset)
+    return _open_sqlite(settings, path, clock_offset)
+
+
+def _open_sqlite(settings: Settings, path: Path, clock_offset: Callable[[], int]) -> Store:
     master = master_key(settings, path)
     chain_key = derive_key(master, "audit")
     sealer = Sealer(derive_key(master, "answers"), random_bytes)
@@ -90,10 +118,10 @@ def open_store(settings: Settings, clock_offset: Callable[[], int] = lambda: 0) 
     try:
         connection = connect(path)
         migrate(connection)
-        bound = bind(connection, _wanted(settings), _explicit(settings))
+        bound = bind(connection, wanted_settings(settings), explicit_settings(settings))
         connection.close()
         records = SqliteRecords(path, sealer)
-        heads = Heads(heads_folder(path), node, owner, boottime_ms)
+        heads = Heads(heads_folder(path), node, owner, boottime_ms, lambda: clock.now(0))
         behind = heads.check(records.hash_at)
         if not behind:
             heads.retire()
@@ -119,14 +147,21 @@ def open_store(settings: Settings, clock_offset: Callable[[], int] = lambda: 0) 
         owner=owner,
         node=node,
         behind=behind,
+        bind_id=lambda account_id: _bind_id(path, account_id),
+        open_office=lambda: SqliteOffice(path),
+        base_ms=host_ms,
+        claim_first_run=lambda: True,
     )
 
 
 def store_path(settings: Settings) -> Path:
-    """Return the SQLite file that `settings` name, its folder made. Raises: StoreError."""
+    """Return the SQLite file, or what files about a PostgreSQL store are named after.
+
+    Its folder is made. Raises: StoreError.
+    """
     path = settings.database_path
     if path is None:
-        raise StoreError("only sqlite:///PATH stores are served by this version")
+        path = _postgres_path(settings)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -143,12 +178,17 @@ def master_key(settings: Settings, path: Path) -> bytes:
     """Return the master key: the configured one, or the one generated beside the store.
 
     Of several first processes one creates the file (O_EXCL), and all read it back.
+    Raises: StoreError.
     """
     if settings.master_key is not None:
         return settings.master_key.reveal().encode()
     file = path.with_name(f"{path.name}.master-key")
-    write_once(file, secrets.token_hex(MASTER_KEY_BYTES))
-    return file.read_text().strip().encode()
+    try:
+        if not file.exists():
+            write_once(file, secrets.token_hex(MASTER_KEY_BYTES))
+        return file.read_text().strip().encode()
+    except OSError as error:
+        raise StoreError(f"cannot use the master key {file}: {error.strerror}") from error
 
 
 def write_once(file: Path, text: str) -> bool:
@@ -172,7 +212,8 @@ def write_once(file: Path, text: str) -> bool:
     return True
 
 
-def _wanted(settings: Settings) -> StoreSettings:
+def wanted_settings(settings: Settings) -> StoreSettings:
+    """Return what a new store would be bound to."""
     return StoreSettings(
         account=settings.account_label,
         mode=settings.upstream_mode,
@@ -182,12 +223,28 @@ def _wanted(settings: Settings) -> StoreSettings:
     )
 
 
-def _explicit(settings: Settings) -> Mapping[str, object]:
+def explicit_settings(settings: Settings) -> Mapping[str, object]:
     """Return what was set on purpose: a default gives way to what the store says."""
-    wanted, default = _wanted(settings), StoreSettings(account="", mode="")
+    wanted, default = wanted_settings(settings), StoreSettings(account="", mode="")
     names = ("ceilings", "upstream_timeout_ms", "recovery_grace_ms")
     return {
         name: getattr(wanted, name)
         for name in names
         if getattr(wanted, name) != getattr(default, name)
     }
+
+
+def _postgres_path(settings: Settings) -> Path:
+    try:
+        from kb_mcp.wiring.postgres_store import local_path
+    except ImportError as error:
+        raise StoreError("PostgreSQL needs its driver: pip install 'kb-mcp[postgres]'") from error
+    return local_path(settings)
+
+
+def _bind_id(path: Path, account_id: str) -> None:
+    connection = connect(path)
+    try:
+        bind_account(connection, account_id)
+    finally:
+        connection.close()

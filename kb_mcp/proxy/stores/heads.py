@@ -21,22 +21,38 @@ _RETIRED = "retired.json"
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """A head that the store does not reach: the row that should be there and is not."""
+    """A head that the store does not reach: the row that should be there and is not.
+
+    `began_ms` and `at_ms` tell when its process wrote its first row and this one, by the store's
+    clock; None where the file does not say.
+    """
 
     head: Head
+    began_ms: int | None = None
+    at_ms: int | None = None
 
 
 class Heads:
     """The heads of one store, a file per writing process in `folder`."""
 
     def __init__(
-        self, folder: Path, node: str, owner: str, monotonic_ms: Callable[[], int]
+        self,
+        folder: Path,
+        node: str,
+        owner: str,
+        monotonic_ms: Callable[[], int],
+        now_ms: Callable[[], int] | None = None,
     ) -> None:
-        """Export as `node`; `owner` tells later processes whether this one is gone."""
+        """Export as `node`; `owner` tells later processes whether this one is gone.
+
+        `now_ms` is the store's clock, so that a lost head tells from when on rows are missing.
+        """
         self._folder = folder
         self._node = node
         self._owner = owner
         self._monotonic_ms = monotonic_ms
+        self._now_ms = now_ms
+        self._began_ms: int | None = None
         self._exported_at = -EXPORT_EVERY_MS
         self._exported_seq = 0
 
@@ -48,7 +64,8 @@ class Heads:
         if not force and now < self._exported_at + EXPORT_EVERY_MS:
             return
         self._exported_at = now
-        record = {"node": self._node, "seq": head[0], "hash": head[1], "owner": self._owner}
+        record: dict[str, Any] = {"node": self._node, "seq": head[0], "hash": head[1]}
+        record |= {"owner": self._owner} | self._times()
         try:
             _replace(self._folder / f"{self._node}.json", record)
         except OSError:
@@ -58,7 +75,11 @@ class Heads:
 
     def check(self, hash_at: Callable[[str, int], str | None]) -> list[Behind]:
         """Return the heads that the store does not reach; `hash_at(node, seq)` reads the store."""
-        return [Behind(head) for head in self._known() if hash_at(head.node, head.seq) != head.hash]
+        return [
+            known
+            for known in self._known()
+            if hash_at(known.head.node, known.head.seq) != known.head.hash
+        ]
 
     def retire(self) -> None:
         """Fold the files of processes that are gone into one, so that they do not pile up."""
@@ -70,7 +91,12 @@ class Heads:
         if not over:
             return
         retired = _read(self._folder / _RETIRED)
-        retired.update({str(each["node"]): [each["seq"], each["hash"]] for each in over.values()})
+        retired.update(
+            {
+                str(each["node"]): [each["seq"], each["hash"], each.get("began"), each.get("at")]
+                for each in over.values()
+            }
+        )
         _replace(self._folder / _RETIRED, retired)
         for file in over:
             file.unlink(missing_ok=True)
@@ -80,14 +106,23 @@ class Heads:
         for file in self._files():
             file.unlink(missing_ok=True)
 
-    def _known(self) -> Iterable[Head]:
+    def _times(self) -> dict[str, int | None]:
+        if self._now_ms is None:
+            return {}
+        now = self._now_ms()
+        # The first head is exported before anything of that first transaction is answered or sent.
+        self._began_ms = now if self._began_ms is None else self._began_ms
+        return {"began": self._began_ms, "at": now}
+
+    def _known(self) -> Iterable[Behind]:
         for file in self._files():
             record = _read(file)
             if file.name == _RETIRED:
-                for node, (seq, digest) in record.items():
-                    yield Head(node, int(seq), str(digest))
+                for node, (seq, digest, *times) in record.items():
+                    yield Behind(Head(node, int(seq), str(digest)), *times)
             elif record:
-                yield Head(str(record["node"]), int(record["seq"]), str(record["hash"]))
+                head = Head(str(record["node"]), int(record["seq"]), str(record["hash"]))
+                yield Behind(head, record.get("began"), record.get("at"))
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("*.json")) if self._folder.is_dir() else []

@@ -24,10 +24,10 @@ Connection = psycopg.Connection[dict[str, Any]]
 Connect = Callable[[], Connection]
 
 CONNECT_TIMEOUT_S = 3
-LOCK_TIMEOUT_MS = 4_000
+LOCK_TIMEOUT_MS = 3_500
 # A transaction whose process stalled gives its locks back after this; ours take milliseconds.
 IDLE_TRANSACTION_MS = 3_000
-WATCH_MS = 6_000
+WATCH_MS = 5_000
 POLL_MS = 200
 OLDEST_SERVER = 150_000
 # Whatever the server says of synchronous_commit, an acknowledged hold is on the disk, and on the
@@ -42,14 +42,15 @@ _SESSION = (
 _UNSAID = ("40003", "08")
 
 
-def connector(url: str) -> Connect:
+def connector(url: str, kind: type[Connection] = psycopg.Connection[dict[str, Any]]) -> Connect:
     """Return what opens a connection to `url`, which may name several hosts: the primary is used.
 
-    The connection commits by itself outside BEGIN. It raises psycopg.OperationalError.
+    The connection commits by itself outside BEGIN. It raises psycopg.OperationalError. `kind` is
+    psycopg's own, or one that fails on purpose.
     """
 
     def connect() -> Connection:
-        connection = psycopg.connect(
+        connection = kind.connect(
             url,
             autocommit=True,
             row_factory=dict_row,

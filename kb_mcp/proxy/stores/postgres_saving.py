@@ -57,10 +57,6 @@ def columns_of(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-_UPSERT = {table: upsert(table) for table in COLUMNS}
-_AUDIT = insert("audit", AUDIT_COLUMNS)
-
-
 def save(
     connection: Connection, standing: Standing, seal: Seal, audit: Sequence[tuple[Any, ...]]
 ) -> None:
@@ -97,3 +93,7 @@ def _type(table: str, column: str) -> str:
 
 def _names(columns: Iterable[str]) -> str:
     return ", ".join(f'"{name}"' for name in columns)
+
+
+_UPSERT = {table: upsert(table) for table in COLUMNS}
+_AUDIT = insert("audit", AUDIT_COLUMNS)

@@ -32,6 +32,11 @@ def load_migrations(engine: str) -> list[tuple[int, str]]:
     return sorted(found)
 
 
+def load_grants() -> str:
+    """Return the statements that give a serving process's role its rights in PostgreSQL."""
+    return (files(__package__) / "sql" / "grants.postgres.sql").read_text()
+
+
 def _without_comments(body: str) -> str:
     lines = (line for line in body.splitlines() if not line.startswith("--"))
     return "\n".join(lines).strip()

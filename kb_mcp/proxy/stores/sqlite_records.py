@@ -40,6 +40,8 @@ _AUDIT_FILTERS = {
     "customer": "customer_id = ?",
     "code": "code = ?",
     "operation": "operation_id = ?",
+    "agent": "agent_id = ?",
+    "session": "session_id = ?",
     "since": "time >= ?",
     "until": "time < ?",
     "after_row": "rowid > ?",

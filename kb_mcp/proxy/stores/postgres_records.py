@@ -1,0 +1,197 @@
+"""Reads of a PostgreSQL store for people and recovery, outside any decision.
+
+Floor: a store; built in wiring alone. Each read is one statement, so that it sees what is committed
+and holds nobody up. Connections come from a small pool; none is used on an event loop's thread,
+but for the audit's generators, which commands walk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+
+from kb_mcp.proxy.ledger import (
+    Approval,
+    Attempt,
+    LedgerUnavailableError,
+    Lineage,
+    Operation,
+    OperationId,
+    VaultKey,
+    Window,
+    WindowKey,
+)
+from kb_mcp.proxy.sealing import Sealer
+from kb_mcp.proxy.stores.postgres_line import telling
+from kb_mcp.proxy.stores.postgres_loading import key_of
+from kb_mcp.proxy.stores.postgres_pool import Pool
+from kb_mcp.proxy.stores.queries import load_queries
+from kb_mcp.proxy.stores.rows import attempt_of, operation_of
+
+STREAM_ROWS = 500
+_OPERATION_FILTERS = {
+    "state": "state = %s",
+    "customer_id": "customer = %s",
+    "billing_period": "period = %s",
+    "charge_id": "object_id = %s",
+    "operation_id": "id = %s",
+    "lineage_id": "lineage_id = %s",
+}
+_AUDIT_FILTERS = {
+    "key": "key_id = %s",
+    "customer": "customer_id = %s",
+    "code": "code = %s",
+    "operation": "operation_id = %s",
+    "agent": "agent_id = %s",
+    "session": "session_id = %s",
+    "since": "time >= %s",
+    "until": "time < %s",
+    "after_row": "(time || '|' || node || '|' || lpad(seq::text, 12, '0')) > %s",
+    "node": "node = %s",
+}
+_ROW = "time || '|' || node || '|' || lpad(seq::text, 12, '0') AS row"
+_ORDER = 'time COLLATE "C" {0}, node COLLATE "C" {0}, seq {0}'
+
+
+class PostgresRecords:
+    """`records.Records` over one PostgreSQL database."""
+
+    def __init__(self, pool: Pool, sealer: Sealer) -> None:
+        """Read the migrated store behind `pool`."""
+        self._pool = pool
+        self._queries = load_queries("postgres")
+        self._sealer = sealer
+
+    async def ping(self) -> bool:
+        """Say whether the store answers."""
+        return bool(await self._read("SELECT 1 AS one"))
+
+    async def operations(
+        self, *, limit: int | None = None, **filters: str
+    ) -> list[tuple[Operation, list[Attempt]]]:
+        """Return matching operations, newest first, each with its attempts."""
+        where, values = _where(_OPERATION_FILTERS, filters)
+        rows = await self._read(
+            f"SELECT * FROM operations {where} ORDER BY created_at DESC, id DESC LIMIT %s",  # noqa: S608 our own column names
+            *values,
+            limit,
+        )
+        found = [operation_of(row, self._sealer.unseal) for row in rows]
+        attempts: dict[str, list[Attempt]] = {operation.id: [] for operation in found}
+        for row in await self._read(
+            "SELECT * FROM attempts WHERE operation_id = ANY(%s::text[]) ORDER BY number",
+            list(attempts),
+        ):
+            attempt = attempt_of(row, self._sealer.unseal)
+            attempts[attempt.operation_id].append(attempt)
+        return [(operation, attempts[operation.id]) for operation in found]
+
+    async def due(self, now: int, limit: int) -> list[OperationId]:
+        """Return the operations that recovery should look at, oldest first."""
+        rows = await asyncio.to_thread(
+            self._rows, self._queries["to_recover"], {"now": now, "limit": limit}
+        )
+        return [OperationId(row["id"]) for row in rows]
+
+    async def answered_before(self, before: int, limit: int) -> list[OperationId]:
+        """Return final operations that still hold an answer from before `before` (ms)."""
+        rows = await self._read(self._queries["answered_before"], before, limit)
+        return [OperationId(row["id"]) for row in rows]
+
+    async def windows(
+        self, *, scope_id: str | None = None, starts: Sequence[str] = (), scope: str | None = None
+    ) -> list[Window]:
+        """Return windows, by whose they are and by their first day."""
+        rows = await self._read(
+            'SELECT scope, scope_id, "window", start, currency, reserved, settled, sends, declines'
+            " FROM windows WHERE (%s::text IS NULL OR scope_id = %s) AND (%s::text IS NULL"
+            " OR scope = %s) AND (%s OR start = ANY(%s::text[]))",
+            *(scope_id, scope_id, scope, scope, not starts, list(starts)),
+        )
+        found = [tuple(row.values()) for row in rows]
+        return [Window(WindowKey(*each[:5]), *each[5:]) for each in found]
+
+    async def keys(self) -> list[tuple[VaultKey, Lineage]]:
+        """Return every key with its lineage, oldest first."""
+        rows = await self._read(
+            "SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason"
+            " FROM keys k JOIN lineages l ON l.id = k.lineage_id ORDER BY k.created_at, k.id"
+        )
+        return [key_of(row)[1:] for row in rows]
+
+    async def approvals(self) -> list[Approval]:
+        """Return every approval, newest first."""
+        rows = await self._read("SELECT * FROM approvals ORDER BY created_at DESC, id")
+        return [Approval(**row) for row in rows]
+
+    def audit(
+        self, *, limit: int | None = None, newest_first: bool = False, **filters: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yield audit rows as dicts, by time; `row` goes on after one (filter `after_row`)."""
+        # 0 is where a reader begins who has seen no row yet.
+        given = {name: value for name, value in filters.items() if value != 0}
+        where, values = _where(_AUDIT_FILTERS, given)
+        order = _ORDER.format("DESC" if newest_first else "ASC")
+        return self._stream(
+            f"SELECT {_ROW}, * FROM audit {where} ORDER BY {order} LIMIT %s",  # noqa: S608 our own
+            *values,
+            limit,
+        )
+
+    def chain(self, node: str) -> Iterator[dict[str, Any]]:
+        """Yield the audit rows of one node, in the order of its chain."""
+        return self._stream("SELECT * FROM audit WHERE node = %s ORDER BY seq", node)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return the registry of nodes, in its own order."""
+        return self._rows("SELECT * FROM nodes ORDER BY position")
+
+    def writers(self) -> list[str]:
+        """Return every node that has audit rows."""
+        return [row["node"] for row in self._rows("SELECT DISTINCT node FROM audit")]
+
+    def hash_at(self, node: str, seq: int) -> str | None:
+        """Return the hash of row `seq` of `node`, if it is there."""
+        rows = self._rows("SELECT hash FROM audit WHERE node = %s AND seq = %s", (node, seq))
+        return rows[0]["hash"] if rows else None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.close()
+
+    async def _read(self, statement: str, *values: Any) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(self._rows, statement, values)
+
+    def _rows(self, statement: str, values: Any = ()) -> list[dict[str, Any]]:
+        for left in (True, False):
+            try:
+                with self._pool.connection() as connection:
+                    return connection.execute(statement, values).fetchall()
+            except psycopg.OperationalError as error:
+                # The connection may have died while it was idle: once more, on another.
+                if not left:
+                    raise LedgerUnavailableError(str(error)) from error
+            except psycopg.Error as error:
+                raise LedgerUnavailableError(str(error)) from error
+        return []
+
+    def _stream(self, statement: str, *values: Any) -> Iterator[dict[str, Any]]:
+        """Yield rows without holding them all: an audit may be larger than memory."""
+        with (
+            telling(),
+            self._pool.connection(watched=False) as connection,
+            connection.transaction(),
+            connection.cursor(name="audit") as cursor,
+        ):
+            cursor.itersize = STREAM_ROWS
+            cursor.execute(statement, values)
+            yield from cursor
+
+
+def _where(columns: dict[str, str], filters: dict[str, Any]) -> tuple[str, list[Any]]:
+    given = {name: value for name, value in filters.items() if value is not None}
+    clauses = [columns[name] for name in given]
+    return (f"WHERE {' AND '.join(clauses)}" if clauses else ""), list(given.values())

@@ -1,0 +1,127 @@
+"""Copying an embedded ledger to PostgreSQL, and verifying what arrived: binding, rows and chains.
+
+Floor: wiring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psycopg
+
+from kb_mcp.proxy.audit import derive_key
+from kb_mcp.proxy.ops.audit_ops import verify_audit
+from kb_mcp.proxy.ops.office import archived_in
+from kb_mcp.proxy.sealing import Sealer
+from kb_mcp.proxy.stores.binding import bound_by
+from kb_mcp.proxy.stores.copying import CopyError, copy_rows
+from kb_mcp.proxy.stores.heads import Heads
+from kb_mcp.proxy.stores.postgres_line import Watchdog, connector, told
+from kb_mcp.proxy.stores.postgres_pool import Pool
+from kb_mcp.proxy.stores.postgres_records import PostgresRecords
+from kb_mcp.proxy.stores.postgres_schema import read_facts
+from kb_mcp.proxy.stores.sqlite import connect
+from kb_mcp.proxy.stores.sqlite_records import SqliteRecords
+from kb_mcp.proxy.stores.sqlite_schema import migrate
+from kb_mcp.proxy.stores.sqlite_schema import read_facts as read_sqlite_facts
+from kb_mcp.settings import Settings
+from kb_mcp.wiring.machine import boottime_ms, random_bytes
+from kb_mcp.wiring.store import (
+    StoreError,
+    explicit_settings,
+    heads_folder,
+    master_key,
+    wanted_settings,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What was copied and read back."""
+
+    rows: int
+    audit_rows: int
+    chains: int
+
+
+def copy_ledger(
+    settings: Settings, embedded: Settings, advance: Callable[[int, int], None]
+) -> Copied:
+    """Copy the ledger of `embedded` into the migrated, empty store of `settings`.
+
+    `advance` hears (done, total). Raises: StoreError, BindingError, CopyError, with nothing
+    changed in the new store.
+    """
+    path = embedded.database_path
+    if path is None:
+        raise StoreError("only an embedded ledger, sqlite:///PATH, is copied")
+    _check_key(settings, embedded)
+    try:
+        with contextlib.closing(connect(path)) as source:
+            migrate(source)
+            # The file may be in use: everything that is read is as of one moment.
+            source.execute("BEGIN IMMEDIATE")
+            facts = read_sqlite_facts(source)
+            bound_by(facts, wanted_settings(settings), explicit_settings(settings))
+            _check_chains(embedded, settings, facts)
+            with connector(settings.database_url)() as target:
+                totals = copy_rows(source, target, advance)
+                if read_facts(target) != facts:
+                    raise CopyError("the binding does not read back as it was written")
+            source.execute("ROLLBACK")
+    except (psycopg.Error, sqlite3.Error) as error:
+        raise StoreError(f"the ledger was not copied: {told(error)}") from error
+    chains = _verify_copy(settings)
+    return Copied(sum(totals.values()), totals["audit"], chains)
+
+
+def _check_key(settings: Settings, embedded: Settings) -> None:
+    """Compare the master keys: what is sealed and chained under another one is of no use."""
+    path = embedded.database_path
+    assert path is not None  # noqa: S101 checked by the caller
+    file = path.with_name(f"{path.name}.master-key")
+    mine = None if settings.master_key is None else settings.master_key.reveal()
+    if file.exists() and file.read_text().strip() != mine:
+        raise StoreError(
+            f"the ledger is sealed under the key in {file}: set KEYBRAKE_MASTER_KEY_FILE to it"
+        )
+
+
+def _check_chains(embedded: Settings, settings: Settings, facts: dict[str, str]) -> None:
+    path = embedded.database_path
+    assert path is not None  # noqa: S101 checked by the caller
+    master = master_key(settings, path)
+    records = SqliteRecords(path, Sealer(derive_key(master, "answers"), random_bytes))
+    heads = Heads(heads_folder(path), "copying", "", boottime_ms)
+    known = {each.head.node: each.head for each in heads.check(lambda _node, _seq: None)}
+    outcome = verify_audit(records, derive_key(master, "audit"), known, archived_in(facts))
+    records.close()
+    if outcome.breaks:
+        first = outcome.breaks[0]
+        raise CopyError(
+            f"the audit of {first.node} breaks at row {first.row}: {first.reason}; nothing was "
+            "copied (`kb-mcp audit verify` on the old ledger says more)"
+        )
+
+
+def _verify_copy(settings: Settings) -> int:
+    master = b"" if settings.master_key is None else settings.master_key.reveal().encode()
+    connect_to, watchdog = connector(settings.database_url), Watchdog(boottime_ms)
+    sealer = Sealer(derive_key(master, "answers"), random_bytes)
+    records = PostgresRecords(Pool(connect_to, watchdog), sealer)
+    try:
+        with connect_to() as connection:
+            archived = archived_in(read_facts(connection))
+        outcome = verify_audit(records, derive_key(master, "audit"), {}, archived)
+    except psycopg.Error as error:
+        raise StoreError(f"the copy cannot be read: {told(error)}") from error
+    finally:
+        records.close()
+        watchdog.close()
+    if outcome.breaks:
+        first = outcome.breaks[0]
+        raise StoreError(f"the copied audit of {first.node} breaks at row {first.row}")
+    return len(outcome.ends)

@@ -1,0 +1,247 @@
+"""Opening a PostgreSQL store: look whether it can serve, bind, check its heads, build the ledger.
+
+Floor: wiring. Nothing is migrated here: that is the owner's, this process's role may not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from kb_mcp.proxy.audit import derive_key
+from kb_mcp.proxy.clock import StoreClock
+from kb_mcp.proxy.ledger import StoreSettings
+from kb_mcp.proxy.owners import this_process
+from kb_mcp.proxy.sealing import Sealer
+from kb_mcp.proxy.stores.journal import Journal
+from kb_mcp.proxy.stores.postgres import PostgresLedger, Reach
+from kb_mcp.proxy.stores.postgres_fence import FencedLine, Server, server_of
+from kb_mcp.proxy.stores.postgres_heads import PostgresHeads
+from kb_mcp.proxy.stores.postgres_keys import KeyReader
+from kb_mcp.proxy.stores.postgres_line import (
+    Connect,
+    Connection,
+    StoreTime,
+    Watchdog,
+    connector,
+    told,
+)
+from kb_mcp.proxy.stores.postgres_office import PostgresOffice
+from kb_mcp.proxy.stores.postgres_pool import Pool
+from kb_mcp.proxy.stores.postgres_records import PostgresRecords
+from kb_mcp.proxy.stores.postgres_schema import (
+    bind,
+    bind_account,
+    check_schema,
+    claim,
+    migrate,
+    register_node,
+)
+from kb_mcp.proxy.stores.queries import load_queries
+from kb_mcp.settings import Settings
+from kb_mcp.wiring.machine import boottime_ms, process_name, random_bytes
+from kb_mcp.wiring.store import Store, StoreError, explicit_settings, wanted_settings
+
+
+@dataclass(slots=True)
+class ServerWatch:
+    """Which server may be served from: the one this host saw last, until another is checked."""
+
+    line: FencedLine
+    heads: PostgresHeads
+    server: Server
+
+    def begin(self) -> None:
+        """Hold the ledger to the server that was seen last."""
+        seen = self.heads.seen()
+        if seen is None:
+            self.heads.remember(self.server)
+        self.line.expect(seen or self.server)
+
+    @property
+    def moved(self) -> Server | None:
+        """The other server that answers now, if one does."""
+        return self.line.moved
+
+    def accept(self, server: Server) -> None:
+        """Serve from `server`: every charge of ours is found in it."""
+        self.heads.remember(server)
+        self.line.expect(server)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the pieces of one open store share."""
+
+    url: str
+    connect: Connect
+    watchdog: Watchdog
+    time: StoreTime
+    sealer: Sealer
+
+
+def local_path(settings: Settings) -> Path:
+    """Return the name under which this host keeps files of its own about the store."""
+    try:
+        parts = conninfo_to_dict(settings.database_url)
+    except psycopg.Error as error:
+        raise StoreError(f"KEYBRAKE_DATABASE_URL cannot be read: {told(error)}") from error
+    named = "|".join(str(parts.get(name, "")) for name in ("host", "port", "dbname"))
+    digest = hashlib.sha256(named.encode()).hexdigest()[:12]
+    return platformdirs.user_data_path("kb-mcp", appauthor=False) / f"postgresql-{digest}"
+
+
+def open_postgres(
+    settings: Settings,
+    path: Path,
+    clock_offset: Callable[[], int],
+    connect: Connect | None = None,
+) -> Store:
+    """Open the PostgreSQL store; files of this host are named after `path`.
+
+    Raises: StoreError, SchemaError, BindingError.
+    """
+    master = b"" if settings.master_key is None else settings.master_key.reveal().encode()
+    url = settings.database_url
+    parts = _Parts(
+        url=url,
+        connect=connect or connector(url),
+        watchdog=Watchdog(boottime_ms),
+        time=StoreTime(boottime_ms),
+        sealer=Sealer(derive_key(master, "answers"), random_bytes),
+    )
+    try:
+        return _open(settings, path, parts, derive_key(master, "audit"), clock_offset)
+    except psycopg.Error as error:
+        raise StoreError(f"cannot use the store: {told(error)}") from error
+    except OSError as error:
+        raise StoreError(f"cannot use the folder {path.parent}: {error}") from error
+
+
+def migrate_postgres(settings: Settings, grant_to: str | None) -> int:
+    """Bring the store to the newest schema, as its owner; return its number.
+
+    Raises: StoreError, SchemaError.
+    """
+    try:
+        with connector(settings.database_url)() as connection:
+            return migrate(connection, grant_to)
+    except psycopg.Error as error:
+        raise StoreError(f"cannot use the store: {told(error)}") from error
+
+
+def _open(
+    settings: Settings,
+    path: Path,
+    parts: _Parts,
+    chain_key: bytes,
+    clock_offset: Callable[[], int],
+) -> Store:
+    node = process_name(settings.node_id)
+    owner = this_process(node)
+    clock = StoreClock(
+        lambda: parts.time.now_ms() + clock_offset(),
+        steady_ms=lambda: boottime_ms() + clock_offset(),
+    )
+    with parts.connect() as connection:
+        server, bound = _join(settings, parts, connection)
+    records = PostgresRecords(Pool(parts.connect, parts.watchdog), parts.sealer)
+    heads = PostgresHeads(
+        path.with_name(f"{path.name}.heads"), node, owner, boottime_ms, lambda: clock.now(0)
+    )
+    behind = heads.check(records.hash_at)
+    if not behind:
+        heads.retire()
+    journal = Journal(node, chain_key)
+    line = FencedLine(
+        connect=parts.connect,
+        queries=load_queries("postgres"),
+        watchdog=parts.watchdog,
+        time=parts.time,
+        node=node,
+        rewind=journal.rewind,
+        register=lambda connection: register_node(connection, node, chain_key, clock.now(0)),
+        boottime_ms=boottime_ms,
+    )
+    return Store(
+        path=path,
+        ledger=_ledger(parts, bound, clock, journal, heads, owner, line),
+        records=records,
+        clock=clock,
+        heads=heads,
+        settings=bound,
+        chain_key=chain_key,
+        owner=owner,
+        node=node,
+        behind=behind,
+        bind_id=lambda account_id: _bind_id(parts.connect, account_id),
+        open_office=lambda: PostgresOffice(Pool(connector(parts.url), parts.watchdog)),
+        base_ms=parts.time.now_ms,
+        # The file with the first keys is the first host's alone: others are given keys.
+        claim_first_run=lambda: _claim_first_run(parts.connect, node),
+        watch=ServerWatch(line, heads, server),
+    )
+
+
+def _join(
+    settings: Settings, parts: _Parts, connection: Connection
+) -> tuple[Server, StoreSettings]:
+    """Check that the store can be served, take its time, and bind it."""
+    check_schema(connection)
+    queries = load_queries("postgres")
+    clock = connection.execute(queries["clock"]).fetchone() or {}
+    parts.time.set(int(clock["now_ms"]))
+    bound = bind(connection, wanted_settings(settings), explicit_settings(settings))
+    return server_of(connection, queries), bound
+
+
+def _ledger(
+    parts: _Parts,
+    bound: StoreSettings,
+    clock: StoreClock,
+    journal: Journal,
+    heads: PostgresHeads,
+    owner: str,
+    line: FencedLine,
+) -> PostgresLedger:
+    queries = load_queries("postgres")
+    reach = Reach(
+        line=line,
+        keys=KeyReader(parts.connect, queries, parts.watchdog),
+        watchdog=parts.watchdog,
+        time=parts.time,
+        jitter=secrets.randbelow,
+        boottime_ms=boottime_ms,
+    )
+    return PostgresLedger(
+        reach,
+        settings=bound,
+        clock=clock,
+        sealer=parts.sealer,
+        journal=journal,
+        heads=heads,
+        owner=owner,
+    )
+
+
+def _bind_id(connect: Connect, account_id: str) -> None:
+    try:
+        with connect() as connection:
+            bind_account(connection, account_id)
+    except psycopg.Error as error:
+        raise StoreError(f"cannot use the store: {told(error)}") from error
+
+
+def _claim_first_run(connect: Connect, node: str) -> bool:
+    try:
+        with connect() as connection:
+            return claim(connection, "first_run", node)
+    except psycopg.Error as error:
+        raise StoreError(f"cannot use the store: {told(error)}") from error

@@ -1,0 +1,333 @@
+"""What every store must do, held over SQLite and PostgreSQL alike, each opened by two processes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from kb_mcp.proxy.ledger import (
+    Approval,
+    Attempt,
+    AttemptOutcome,
+    AuditDraft,
+    Bill,
+    Changes,
+    KeyId,
+    LedgerUnavailableError,
+    Lineage,
+    LineageId,
+    NamedBy,
+    Operation,
+    OperationId,
+    Refs,
+    State,
+    Tally,
+    VaultKey,
+    Window,
+    WindowKey,
+)
+from kb_mcp.proxy.ops.audit_ops import verify_audit
+from kb_mcp.proxy.sealing import SealBrokenError
+from kb_mcp.proxy.standing import Standing
+from kb_mcp.wiring.store import Store
+from tests.proxy.stores.conftest import Open, Run
+
+LINEAGE = LineageId("lin_1")
+DAY = WindowKey("key", LINEAGE, "day", "2026-11-24", "usd")
+KEY = VaultKey(
+    id=KeyId("key_1"), lineage_id=LINEAGE, token_hash="0" * 64, mode="test", role="billing",
+    label=None, agent="é\U0001f680", policy="{}", created_at=5, expires_at=None,
+)  # fmt: skip
+
+
+def operation(number: int = 1, **values: object) -> Operation:
+    plain: dict[str, object] = {
+        "id": OperationId(f"op_{number}"), "name": f"name_{number}", "named_by": NamedBy.CONTENT,
+        "route": "POST /v1/charges", "customer": "cus_1", "amount": 2900, "currency": "usd",
+        "period": "2026-11", "period_start": "2026-11-01", "period_end": "2026-11-30",
+        "reference": None, "fingerprint": "f", "upstream_name": "k", "state": State.SUCCEEDED,
+        "first_arrival_at": 1_000, "key_id": KEY.id, "lineage_id": LINEAGE, "created_at": number,
+        "updated_at": number, "object_id": f"ch_{number}", "held": 2900, "attempt": 1,
+    }  # fmt: skip
+    return Operation(**(plain | values))  # type: ignore[arg-type] # values are checked by the test
+
+
+def attempt(number: int = 1, **values: object) -> Attempt:
+    plain: dict[str, object] = {
+        "operation_id": OperationId(f"op_{number}"), "number": 1, "upstream_key": f"k_{number}",
+        "path": "/v1/charges", "stripe_version": None, "body": b"a=\x00\xff", "first_sent_at": 1,
+        "last_sent_at": 2, "key_id": KEY.id, "object_id": f"ch_{number}",
+    }  # fmt: skip
+    return Attempt(**(plain | values))  # type: ignore[arg-type] # values are checked by the test
+
+
+async def write(store: Store, changes: Changes, refs: Refs | None = None) -> None:
+    await store.ledger.transact(lambda _: refs or Refs(), lambda _: (None, changes))
+
+
+async def read(store: Store, refs: Refs) -> Standing:
+    return await store.ledger.transact(lambda _: refs, lambda standing: (standing, Changes()))
+
+
+def add(amount: int) -> Changes:
+    return Changes(windows=(Window(DAY, reserved=amount),))
+
+
+def test_what_one_process_committed_another_reads_back_whole(open_one: Open, run: Run) -> None:
+    one, two = open_one(), open_one()
+    wanted = operation(
+        state=State.UNKNOWN, answer=b"\x00secret", answer_status=200, reopened=True, voided_at=7,
+        lease_owner="somebody", lease_token=3, lease_until=9, approval_id="ap_1",
+    )  # fmt: skip
+    approval = Approval(
+        id="ap_1", operation_id=wanted.id, lineage_id=LINEAGE, fingerprint="f", state="pending",
+        expires_at=9, created_at=1,
+    )  # fmt: skip
+    changes = Changes(
+        operations=(wanted,), attempts=(attempt(),), windows=(Window(DAY, 1, 2, 3, 4),),
+        tallies=(Tally("cus_1|2026-11|", 2, 8, wanted.id),), keys=(KEY,),
+        lineages=(Lineage(LINEAGE, 4, "why"),), approvals=(approval,),
+    )  # fmt: skip
+    run(write(one, changes))
+    found = run(read(two, Refs(operations=frozenset({wanted.id}), windows=frozenset({DAY}),
+                               tallies=frozenset({"cus_1|2026-11|"}), keys=frozenset({KEY.id}),
+                               objects=frozenset({"ch_1"}))))  # fmt: skip
+    assert found.operations == {wanted.id: wanted}
+    assert found.attempts == {(wanted.id, 1): attempt()}
+    assert found.windows[DAY] == Window(DAY, 1, 2, 3, 4)
+    assert found.tallies == {"cus_1|2026-11|": Tally("cus_1|2026-11|", 2, 8, wanted.id)}
+    assert (found.keys, found.lineages) == ({KEY.id: KEY}, {LINEAGE: Lineage(LINEAGE, 4, "why")})
+    assert (found.approvals, found.object_owners) == ({"ap_1": approval}, {"ch_1": wanted.id})
+    assert (found.unresolved, found.outstanding_approvals) == ({LINEAGE: 1}, {LINEAGE: 1})
+
+
+def test_steps_that_wait_together_see_each_other_in_their_order(open_one: Open, run: Run) -> None:
+    store = open_one()
+    refs = Refs(windows=frozenset({DAY}))
+
+    async def together() -> list[int]:
+        def step(standing: Standing) -> tuple[int, Changes]:
+            amount = standing.window(DAY).reserved
+            return amount, add(amount + 1)
+
+        return list(await asyncio.gather(*(store.ledger.transact(lambda _: refs, step)
+                                           for _ in range(40))))  # fmt: skip
+
+    assert run(together()) == list(range(40))
+
+
+def test_many_processes_adding_to_one_window_lose_nothing(open_one: Open, run: Run) -> None:
+    stores = [open_one() for _ in range(4)]
+    refs = Refs(windows=frozenset({DAY}))
+
+    def step(standing: Standing) -> tuple[None, Changes]:
+        return None, add(standing.window(DAY).reserved + 1)
+
+    async def everywhere() -> None:
+        await asyncio.gather(*(store.ledger.transact(lambda _: refs, step)
+                               for _ in range(30) for store in stores))  # fmt: skip
+
+    run(everywhere())
+    assert run(read(stores[0], refs)).window(DAY).reserved == 120
+
+
+def test_a_row_that_steps_change_without_naming_it_is_never_lost(open_one: Open, run: Run) -> None:
+    one, two = open_one(), open_one()
+    run(write(one, Changes(operations=(operation(),))))
+    op_1 = OperationId("op_1")
+    # One process reaches the row by its guard, the other by its id.
+    by_guard = Refs(bills=frozenset({Bill("cus_1", 2900, "usd", since=0)}))
+    by_id = Refs(operations=frozenset({op_1}))
+
+    def step(standing: Standing) -> tuple[None, Changes]:
+        peer = standing.operations[op_1]
+        return None, Changes(operations=(replace(peer, lease_token=peer.lease_token + 1),))
+
+    async def again_and_again(store: Store, refs: Refs) -> None:
+        for _ in range(40):
+            await store.ledger.transact(lambda _: refs, step)
+
+    async def both() -> None:
+        await asyncio.gather(again_and_again(one, by_guard), again_and_again(two, by_id))
+
+    run(both())
+    assert run(read(one, by_id)).operations[op_1].lease_token == 80
+
+
+def test_a_step_that_raises_fails_alone_and_leaves_nothing(open_one: Open, run: Run) -> None:
+    store = open_one()
+    refs = Refs(windows=frozenset({DAY}))
+
+    def broken(_: Standing) -> tuple[None, Changes]:
+        raise ZeroDivisionError
+
+    def sound(standing: Standing) -> tuple[None, Changes]:
+        return None, add(standing.window(DAY).reserved + 1)
+
+    async def together() -> list[object]:
+        steps = [sound, broken, sound]
+        waiting = [store.ledger.transact(lambda _: refs, step) for step in steps]
+        return list(await asyncio.gather(*waiting, return_exceptions=True))
+
+    outcomes = run(together())
+    assert [type(each) for each in outcomes] == [type(None), ZeroDivisionError, type(None)]
+    assert run(read(store, refs)).window(DAY).reserved == 2
+
+
+def test_what_the_schema_refuses_fails_alone(open_one: Open, run: Run) -> None:
+    store = open_one()
+    refs = Refs(windows=frozenset({DAY}))
+
+    def sound(standing: Standing) -> tuple[None, Changes]:
+        return None, add(standing.window(DAY).reserved + 1)
+
+    def negative(_: Standing) -> tuple[None, Changes]:
+        other = replace(DAY, start="2026-11-25")
+        return None, Changes(windows=(Window(other, reserved=-1),))
+
+    async def together() -> list[object]:
+        waiting = [store.ledger.transact(lambda _: refs, s) for s in (sound, negative, sound)]
+        return list(await asyncio.gather(*waiting, return_exceptions=True))
+
+    outcomes = run(together())
+    assert isinstance(outcomes[1], LedgerUnavailableError)
+    assert (outcomes[0], outcomes[2]) == (None, None)
+    assert run(read(store, refs)).window(DAY).reserved == 2
+
+
+def test_an_object_concludes_one_attempt_and_never_another(open_one: Open, run: Run) -> None:
+    one, two = open_one(), open_one()
+    run(write(one, Changes(operations=(operation(),), attempts=(attempt(),))))
+    second = replace(attempt(2), object_id="ch_1")
+    with pytest.raises(LedgerUnavailableError):
+        run(write(two, Changes(operations=(operation(2, object_id="ch_1"),), attempts=(second,))))
+    assert run(read(one, Refs(objects=frozenset({"ch_1"})))).object_owners == {"ch_1": "op_1"}
+
+
+def test_a_name_loads_its_newest_generation_and_a_guard_every_live_peer(
+    open_one: Open, run: Run
+) -> None:
+    store = open_one()
+    rows = (
+        operation(1, name="n"), operation(2, name="n", generation=1),
+        operation(3, state=State.FAILED), operation(4, amount=1, period="2026-12"),
+        operation(5, state=State.RESERVED, first_arrival_at=0, period=None, period_start=None,
+                  period_end=None),
+        operation(6, customer="cus_2"),
+    )  # fmt: skip
+    run(write(store, Changes(operations=rows)))
+    by_name = run(read(store, Refs(names=frozenset({"n"}))))
+    assert by_name.operations.keys() == {"op_2"}
+    period = run(read(store, Refs(periods=frozenset({("cus_1", "2026-11", "")}))))
+    assert period.operations.keys() == {"op_1", "op_2"}
+    bill = Bill("cus_1", 2900, "usd", since=9_000_000_000_000)
+    assert run(read(store, Refs(bills=frozenset({bill})))).operations.keys() == {"op_5"}
+    touching = replace(bill, start="2026-11-30", end="2026-12-15")
+    found = run(read(store, Refs(bills=frozenset({touching}))))
+    assert found.operations.keys() == {"op_1", "op_2", "op_5"}
+
+
+def test_a_revocation_is_seen_by_every_process_at_once(open_one: Open, run: Run) -> None:
+    one, two = open_one(), open_one()
+    run(write(one, Changes(keys=(KEY,), lineages=(Lineage(LINEAGE),))))
+    assert run(two.ledger.find_key(KEY.id)) == (KEY, Lineage(LINEAGE))
+    revoked = replace(KEY, revoked_at=7, revoke_reason="lost")
+    run(write(one, Changes(keys=(revoked,), lineages=(Lineage(LINEAGE, 8, "x"),))))
+    assert run(two.ledger.find_key(KEY.id)) == (revoked, Lineage(LINEAGE, 8, "x"))
+    assert run(two.ledger.find_key(KeyId("nobody"))) is None
+
+
+def test_every_process_has_a_chain_of_its_own_and_all_verify(open_one: Open, run: Run) -> None:
+    stores = [open_one(), open_one()]
+
+    async def note(store: Store, text: str) -> None:
+        await write(store, Changes(audit=(AuditDraft(kind="admin", note=text),)))
+
+    async def everywhere() -> None:
+        await asyncio.gather(*(note(s, f"{n}") for n in range(25) for s in stores))
+
+    run(everywhere())
+    outcome = verify_audit(stores[0].records, stores[0].chain_key, {}, {})
+    assert (outcome.breaks, outcome.rows, len(outcome.ends)) == ((), 50, 2)
+    rows = list(stores[0].records.audit(node=stores[1].node))
+    assert [row["seq"] for row in rows] == list(range(1, 26))
+    assert {row["note"] for row in rows} == {str(number) for number in range(25)}
+
+
+def test_time_never_runs_back_from_one_process_to_the_next(open_one: Open, run: Run) -> None:
+    stores, seen = [open_one() for _ in range(3)], []
+    for turn in range(12):
+        store = stores[turn % 3]
+        seen.append(run(read(store, Refs())).now)
+        run(write(store, add(turn)))
+    assert seen == sorted(seen)
+
+
+def test_another_master_key_opens_nothing_that_was_sealed(open_one: Open, run: Run) -> None:
+    store = open_one()
+    run(write(store, Changes(operations=(operation(answer=b"x"),), windows=(Window(DAY),))))
+    other = open_one(KEYBRAKE_MASTER_KEY="another-master-key-0123456789-0123456789")
+    sealed = Refs(operations=frozenset({OperationId("op_1")}))
+
+    async def together() -> list[object]:
+        waiting = [read(other, sealed), read(other, Refs(windows=frozenset({DAY})))]
+        return list(await asyncio.gather(*waiting, return_exceptions=True))
+
+    outcomes = run(together())
+    assert isinstance(outcomes[0], SealBrokenError)
+    assert isinstance(outcomes[1], Standing)
+
+
+def test_closing_runs_what_still_waits(open_one: Open, run: Run) -> None:
+    store = open_one()
+
+    async def close_meanwhile() -> list[object]:
+        waiting = [asyncio.create_task(write(store, add(number))) for number in range(5)]
+        await asyncio.sleep(0)
+        await store.ledger.close()
+        return list(await asyncio.gather(*waiting, return_exceptions=True))
+
+    assert run(close_meanwhile()) == [None] * 5
+    with pytest.raises(LedgerUnavailableError):
+        run(write(store, add(9)))
+
+
+def test_people_find_operations_keys_windows_and_approvals(open_one: Open, run: Run) -> None:
+    store = open_one()
+    rows = (operation(1), operation(2, state=State.UNKNOWN, next_read_at=50, customer="cus_2"),
+            operation(3, state=State.RESERVED), operation(4, next_read_at=200, answer=b"x",
+                                                          final=True))  # fmt: skip
+    again = replace(attempt(), number=2, upstream_key="k_1-2", object_id=None)
+    tried = (attempt(), replace(again, outcome=AttemptOutcome.OPEN))
+    run(write(store, Changes(operations=rows, attempts=tried, keys=(KEY,),
+                             lineages=(Lineage(LINEAGE),), windows=(Window(DAY, 5),))))  # fmt: skip
+    records = store.records
+    listed = run(records.operations(limit=3))
+    assert [found.id for found, _ in listed] == ["op_4", "op_3", "op_2"]
+    (found, attempts), = run(records.operations(charge_id="ch_1"))  # fmt: skip
+    assert (found.id, [each.number for each in attempts]) == ("op_1", [1, 2])
+    assert [o.id for o, _ in run(records.operations(state="unknown", customer_id="cus_2"))] == [
+        "op_2"
+    ]
+    assert set(run(records.due(100, 10))) == {"op_2", "op_3"}
+    assert run(records.answered_before(100, 10)) == ["op_4"]
+    assert run(records.windows(scope="key", starts=("2026-11-24",))) == [Window(DAY, 5)]
+    assert run(records.windows(scope_id="nobody")) == []
+    assert run(records.keys()) == [(KEY, Lineage(LINEAGE))]
+    assert run(records.approvals()) == []
+    assert run(records.ping())
+
+
+def test_a_reader_of_the_audit_goes_on_where_it_stopped(open_one: Open, run: Run) -> None:
+    store = open_one()
+    for number in range(4):
+        run(write(store, Changes(audit=(AuditDraft(kind="admin", note=str(number)),))))
+    assert [row["note"] for row in store.records.audit(after_row=0)] == ["0", "1", "2", "3"]
+    first, second = list(store.records.audit(limit=2))
+    assert [row["note"] for row in store.records.audit(after_row=second["row"])] == ["2", "3"]
+    newest = list(store.records.audit(limit=1, newest_first=True))
+    assert [row["note"] for row in newest] == ["3"]
+    assert store.records.hash_at(store.node, 1) == first["hash"]
+    assert store.records.hash_at(store.node, 9) is None
