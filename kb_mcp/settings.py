@@ -62,6 +62,7 @@ class Settings:
     node_id: str | None = None
     clock_offset_ms: int = 0
     on_lambda: bool = False
+    export_traces: bool = False
 
     def __post_init__(self) -> None:
         """Refuse combinations. Raises: SettingsError."""
@@ -131,10 +132,12 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         node_id=source.name("NODE_ID"),
         clock_offset_ms=source.seconds("CLOCK_OFFSET", default="0", signed=True),
         on_lambda=bool(environ.get("AWS_LAMBDA_FUNCTION_NAME")),
+        export_traces=any(environ.get(f"OTEL_EXPORTER_OTLP_{name}") for name in _COLLECTOR),
     )
 
 
 _SQLITE = "sqlite:///"
+_COLLECTOR = ("ENDPOINT", "TRACES_ENDPOINT")  # read in full by OpenTelemetry itself
 _SECRETS = frozenset(
     "DATABASE_URL STRIPE_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT ADMIN_TOKEN MASTER_KEY".split()
 )

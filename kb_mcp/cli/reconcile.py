@@ -66,7 +66,7 @@ def reconcile(*, since: str, as_json: bool) -> None:
 
         since_ms = past_ms(since, desk.now())
         outcome = await _compare(desk, since_ms)
-        return {
+        found = {
             "missing_operations": [
                 charge_record(charge)
                 for charge in outcome.unknown_charges
@@ -75,6 +75,9 @@ def reconcile(*, since: str, as_json: bool) -> None:
             "missing_charges": await _missing(desk, outcome),
             "differing": list(outcome.differing),
         }
+        if any(found.values()):
+            await _note_difference(desk, found)
+        return found
 
     result = with_desk(work)
     if as_json:
@@ -204,7 +207,7 @@ async def _close_gap(desk: Desk, since_ms: int) -> None:
     if not desk.store.behind:
         return
     needed = _needed_since(desk)
-    if needed is not None and since_ms > needed:
+    if since_ms > needed:
         hint = f"Run `kb-mcp adopt --since {rfc3339(needed)} --apply`, and it may send again."
         raise Failure("the store has lost records, and this does not reach back far enough", hint)
     outcome = await _compare(desk, since_ms)
@@ -212,6 +215,7 @@ async def _close_gap(desk: Desk, since_ms: int) -> None:
         "keybrake_operation" in (each.get("metadata") or {}) for each in outcome.unknown_charges
     ):
         raise Failure("charges of ours are still not in the ledger: nothing is sent yet")
+    _demand_settled(desk)
     lost = ", ".join(f"{behind.head.node}:{behind.head.seq}" for behind in desk.store.behind)
     row = AuditDraft(kind="admin", decision="gap_closed", agent_id=OPERATOR, note=lost[:200])
     await note(desk.store.ledger, row)
@@ -219,13 +223,48 @@ async def _close_gap(desk: Desk, since_ms: int) -> None:
     click.echo("The store may send again. Start the serving processes anew.", err=True)
 
 
-def _needed_since(desk: Desk) -> int | None:
-    """Return from when on charges may be missing (ms UTC), or None where nothing tells."""
-    moments = []
+def _demand_settled(desk: Desk) -> None:
+    """Wait out the grace: what was being sent when the store was lost may only now be made.
+
+    Raises: Failure.
+    """
+    last = max((behind.at_ms or 0 for behind in desk.store.behind), default=0)
+    left_ms = last + desk.store.settings.recovery_grace_ms - desk.now()
+    if left_ms > 0:
+        hint = f"Run this again in {left_ms // 1000 + 1} seconds."
+        raise Failure("what was lost is younger than the recovery grace: nothing is sent yet", hint)
+
+
+def _needed_since(desk: Desk) -> int:
+    """Return from when on charges may be missing (ms UTC)."""
+    audit, moments = desk.store.records.audit, []
     for behind in desk.store.behind:
-        rows = desk.store.records.audit(node=behind.head.node, limit=1, newest_first=True)
+        rows = list(audit(node=behind.head.node, limit=1, newest_first=True))
+        if not rows and behind.began_ms is not None:
+            # All that this process wrote is gone: it began after the copy was taken.
+            moments.append(behind.began_ms - LOOK_BACK_MS)
+            continue
+        # Where nothing tells when it began, the store's first row is the safe bound.
+        rows = rows or list(audit(limit=1))
         moments += [past_ms(row["time"], 0) - LOOK_BACK_MS for row in rows]
-    return min(moments, default=None)
+    return min(moments, default=0)
+
+
+async def _note_difference(desk: Desk, found: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Leave a row that the serving process alerts of."""
+    from kb_mcp.proxy.ledger import AuditDraft
+    from kb_mcp.proxy.ops.alert_rules import RECONCILE_DIFFERENCE
+    from kb_mcp.proxy.ops.operations_ops import note
+
+    counts = ", ".join(f"{len(each)} {name.replace('_', ' ')}" for name, each in found.items())
+    row = AuditDraft(
+        kind="admin",
+        decision="reconcile",
+        code=RECONCILE_DIFFERENCE,
+        agent_id=OPERATOR,
+        note=counts,
+    )
+    await note(desk.store.ledger, row)
 
 
 def _print_comparison(result: dict[str, list[dict[str, Any]]]) -> None:

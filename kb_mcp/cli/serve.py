@@ -6,6 +6,7 @@ Floor: the commands. Thin: serving itself is wiring's.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -25,8 +26,10 @@ PORT = click.IntRange(0, 65_535)
               help="Where the sandbox listens while there is no Stripe key.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
               help="Processes on the agents' address.")  # fmt: skip
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
+              show_default=True, help="How logs are written to stderr.")  # fmt: skip
 @click.option("--worker-socket", type=int, hidden=True)
-def up(
+def up(  # noqa: PLR0913 one argument for each option
     *,
     host: str,
     port: int,
@@ -34,6 +37,7 @@ def up(
     admin_port: int,
     sandbox_port: int,
     workers: int,
+    log_format: Literal["text", "json"],
     worker_socket: int | None,
 ) -> None:
     """Serve the proxy and MCP to agents, and the admin API to operators.
@@ -41,8 +45,10 @@ def up(
     Example: kb-mcp up --port 8787
     """
     from kb_mcp.settings import load_settings
+    from kb_mcp.wiring.logs import configure_logs
     from kb_mcp.wiring.serve import Addresses, run, serve_up, serve_worker
 
+    configure_logs(log_format)
     if worker_socket is not None:
         run(serve_worker(load_settings(), worker_socket))
         return
@@ -53,6 +59,7 @@ def up(
         admin_port=admin_port,
         sandbox_port=sandbox_port,
         workers=workers,
+        log_format=log_format,
     )
     run(serve_up(load_settings(), addresses, _say))
 

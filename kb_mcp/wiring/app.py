@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import MutableMapping
 from typing import Any
 
+from kb_mcp.proxy.ops.tracing import Traced
 from kb_mcp.settings import Settings, load_settings
 from kb_mcp.wiring.agent import mcp_door
 from kb_mcp.wiring.hosts import App, HostGuard
@@ -57,6 +58,7 @@ class Agents:
         """Serve `proxy`."""
         self._settings = settings
         self._proxy = proxy
+        self._traced = Traced(proxy.app, proxy.span)
         self._door: LazyDoor | None = None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -68,7 +70,7 @@ class Agents:
                 self._door = LazyDoor(self._settings, self._proxy.app)
             await self._door(scope, receive, send)
         else:
-            await self._proxy.app(scope, receive, send)
+            await self._traced(scope, receive, send)
 
     async def close(self) -> None:
         """Close the door, where it was opened."""

@@ -44,7 +44,7 @@ def token_file(settings: Settings, role: str) -> Path:
 async def first_run(settings: Settings, store: Store, proxy_url: str) -> FirstRun:
     """Issue the first keys unless the settings file is there."""
     file = settings_file(settings)
-    if file.exists():
+    if file.exists() or not store.claim_first_run():
         return FirstRun(file, written=False)
     mode: Mode = "live" if settings.upstream_mode == "live" else "test"
     tokens = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ from kb_mcp.proxy.http import ProxyApp
 from kb_mcp.proxy.joins import Joins
 from kb_mcp.proxy.ledger import LedgerUnavailableError
 from kb_mcp.proxy.noise import Noise
+from kb_mcp.proxy.ops.meters import MeteredLedger, MeteredUpstream, Meters
+from kb_mcp.proxy.ops.stripe_reads import StripeReads
+from kb_mcp.proxy.ops.tracing import Span, TracedUpstream, no_span
 from kb_mcp.proxy.own import Own
 from kb_mcp.proxy.rates import Rates
 from kb_mcp.proxy.readiness import Readiness
@@ -31,8 +35,10 @@ from kb_mcp.proxy.sending import Answered, Upstream, UpstreamAnswer, UpstreamReq
 from kb_mcp.proxy.upstream import InProcessUpstream, StripeUpstream
 from kb_mcp.settings import SANDBOX_KEY, Settings
 from kb_mcp.wiring.machine import boottime_ms, host_ms, new_id
+from kb_mcp.wiring.moved import Moves
 from kb_mcp.wiring.sandboxed import FollowedClock
-from kb_mcp.wiring.store import Store, open_store, store_path
+from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
+from kb_mcp.wiring.telemetry import chosen_span
 
 # A lease outlives its send, so that no other caller takes over while it may still conclude.
 LEASE_SLACK_MS = 5_000
@@ -50,6 +56,9 @@ class Proxy:
     recovery: Recovery
     retention: Retention
     settings: Settings
+    moves: Moves | None = None
+    meters: Meters = field(default_factory=Meters)
+    span: Span = no_span
     timers: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self) -> None:
@@ -58,10 +67,16 @@ class Proxy:
         Raises: BindingError.
         """
         await self._bind_account()
+        if self.store.watch is not None:
+            self.store.watch.begin()
         self.timers = [
             asyncio.create_task(_every(self.settings.recovery_interval_ms, self._recover)),
             asyncio.create_task(_every(NOISE_EVERY_S * 1000, self._write_noise, first=False)),
         ]
+
+    def repeat(self, interval_ms: int, work: Callable[[], Awaitable[None]]) -> None:
+        """Do `work` now and every `interval_ms`, until `stop`."""
+        self.timers.append(asyncio.create_task(_every(interval_ms, work)))
 
     async def stop(self, within_s: int = 30) -> None:
         """Finish requests under way, then close the store and the upstream."""
@@ -84,12 +99,17 @@ class Proxy:
             method="GET", path="/v1/account", body=None, stripe_version=None, idempotency_key=None
         )
         answer = await self.upstream.send(request, deadline_ms=boottime_ms() + READ_WITHIN_MS)
+        if isinstance(answer, Answered):
+            # A clock that was set wrong while we were down shows before anything is decided by it.
+            self.store.clock.observe(answer.headers.get("date"))
         account_id = account_of(answer)
         if account_id is not None:
             self.store.bind_account(account_id, self.settings.account_label)
 
     async def _recover(self) -> None:
         await self.app.desk.follow()
+        if self.moves is not None:
+            await self.moves.check()
         await self.recovery.run()
         await self.retention.run(self.store.clock.now(0))
 
@@ -108,20 +128,27 @@ def account_of(answer: UpstreamAnswer) -> str | None:
     return account if isinstance(account, str) and account.startswith("acct_") else None
 
 
-def build_proxy(settings: Settings, sandbox_app: Any | None = None) -> Proxy:
+def build_proxy(
+    settings: Settings, sandbox_app: Any | None = None, span: Span | None = None
+) -> Proxy:
     """Build wing B for `settings`. `sandbox_app` is the in-process sandbox, where there is one.
+
+    `span` records traces; without it, a collector that the settings name does.
 
     Raises: StoreError, BindingError, SchemaError, EgressError.
     """
-    upstream = build_upstream(settings, sandbox_app)
+    span = span or chosen_span(settings)
+    upstream = TracedUpstream(build_upstream(settings, sandbox_app), span)
     followed = FollowedClock(upstream, host_ms)
     store = open_store(settings, lambda: followed.offset_ms)
+    followed.measure_from(store.base_ms)
     key = _upstream_key(settings)
     joins = Joins()
     follow = _follower(settings, followed)
+    meters = Meters()
     governor = Governor(
-        ledger=store.ledger,
-        upstream=upstream,
+        ledger=MeteredLedger(store.ledger, meters, boottime_ms),
+        upstream=MeteredUpstream(upstream, meters, boottime_ms),
         clock=store.clock,
         answers=Answers(
             upstream=upstream,
@@ -137,8 +164,10 @@ def build_proxy(settings: Settings, sandbox_app: Any | None = None) -> Proxy:
         behind=bool(store.behind),
     )
     desk = _desk(store, governor, upstream, key, follow)
+    app = ProxyApp(desk, _own(store, desk, upstream))
+    meters.in_flight = lambda: app.in_flight
     return Proxy(
-        app=ProxyApp(desk, _own(store, desk, upstream)),
+        app=app,
         store=store,
         upstream=upstream,
         recovery=Recovery(
@@ -152,6 +181,9 @@ def build_proxy(settings: Settings, sandbox_app: Any | None = None) -> Proxy:
         ),
         retention=Retention(store.ledger, store.records),
         settings=settings,
+        moves=_moves(store, upstream),
+        meters=meters,
+        span=span,
     )
 
 
@@ -170,10 +202,17 @@ def build_upstream(settings: Settings, sandbox_app: Any | None) -> Upstream:
 
 
 def build_sandbox(settings: Settings) -> Any:
-    """Return the sandbox on its own file beside the ledger, so that processes share it."""
+    """Return the sandbox on its own file beside the ledger, so that processes share it.
+
+    Raises: StoreError.
+    """
     from kb_mcp.sandbox.app import create_sandbox
 
-    return create_sandbox(sandbox_file(settings), clock=host_ms, new_id=lambda: new_id("")[1:])
+    file = sandbox_file(settings)
+    try:
+        return create_sandbox(file, clock=host_ms, new_id=lambda: new_id("")[1:])
+    except sqlite3.Error as error:
+        raise StoreError(f"cannot use the sandbox's file {file}: {error}") from error
 
 
 def sandbox_file(settings: Settings) -> Path:
@@ -204,9 +243,26 @@ def _desk(
         monotonic_ms=boottime_ms,
         new_id=new_id,
         owner=store.owner,
-        lease_ms=SEND_WITHIN_MS + store.settings.upstream_timeout_ms + LEASE_SLACK_MS,
+        lease_ms=_lease_ms(store),
         follow=follow,
     )
+
+
+def _moves(store: Store, upstream: Upstream) -> Moves | None:
+    if store.watch is None:
+        return None
+    return Moves(
+        watch=store.watch,
+        ledger=store.ledger,
+        records=store.records,
+        reads=StripeReads(upstream, store.clock, boottime_ms),
+        boottime_ms=boottime_ms,
+        settle_ms=_lease_ms(store),
+    )
+
+
+def _lease_ms(store: Store) -> int:
+    return SEND_WITHIN_MS + store.settings.upstream_timeout_ms + LEASE_SLACK_MS
 
 
 def _own(store: Store, desk: Desk, upstream: Upstream) -> Own:

@@ -23,6 +23,10 @@ class FollowedClock:
         self._host_ms = host_ms
         self.offset_ms = 0
 
+    def measure_from(self, base_ms: Callable[[], int]) -> None:
+        """Tell the offset from another clock than this host's: the store's own."""
+        self._host_ms = base_ms
+
     async def follow(self, boottime_ms: Callable[[], int]) -> None:
         """Ask for the sandbox's time. Where it cannot be had, the last known offset stands."""
         request = UpstreamRequest(

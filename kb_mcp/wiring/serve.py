@@ -15,12 +15,15 @@ from typing import Any
 
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.agent import connect_billing
+from kb_mcp.wiring.alerts import ALERTS_EVERY_MS, build_alerts
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.first_run import FirstRun, admin_token, client_configuration, first_run
 from kb_mcp.wiring.hosts import HostGuard
 from kb_mcp.wiring.listener import listen
-from kb_mcp.wiring.machine import new_id
+from kb_mcp.wiring.logs import LogFormat
+from kb_mcp.wiring.machine import boottime_ms, new_id
 from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
+from kb_mcp.wiring.verification import verifier
 from kb_mcp.wiring.workers import parent_gone, workers_on
 
 DRAIN_S = 40
@@ -43,6 +46,7 @@ class Addresses:
     admin_port: int = 8786
     sandbox_port: int = 8788
     workers: int = 1
+    log_format: LogFormat = "text"
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -74,7 +78,9 @@ async def serve_up(settings: Settings, addresses: Addresses, say: Say) -> None:
         proxy = build_proxy(settings, sandbox_app)
         if addresses.workers > 1:
             sockets["agents"].listen(BACKLOG)
-            await stack.enter_async_context(workers_on(sockets["agents"], addresses.workers - 1))
+            await stack.enter_async_context(
+                workers_on(sockets["agents"], addresses.workers - 1, addresses.log_format)
+            )
         await _run(settings, proxy, sockets, urls, stop, say)
 
 
@@ -136,6 +142,7 @@ async def _run(
     if "operators" in sockets:
         apps["operators"] = _operators_app(settings, proxy)
     servers = {name: listen(app, note=count, new_id=new_id) for name, app in apps.items()}
+    alerts = None if urls is None else build_alerts(settings, proxy.store)
     await proxy.start()
     running = [
         asyncio.create_task(server.serve(sockets=[sockets[name]]))
@@ -144,6 +151,9 @@ async def _run(
     while not all(server.started for server in servers.values()):  # noqa: ASYNC110 uvicorn has no event
         await asyncio.sleep(STARTED_POLL_S)
     if urls is not None:
+        # One process of each host looks: the queue itself is the store's.
+        if alerts is not None:
+            proxy.repeat(ALERTS_EVERY_MS, alerts.run)
         urls |= {name: _url(sock) for name, sock in sockets.items()}
         first = await first_run(settings, proxy.store, urls["agents"])
         _announce(settings, urls, proxy, say, first)
@@ -170,17 +180,31 @@ async def _sandbox(app: Any, port: int) -> AsyncIterator[str]:
 
 
 def _operators_app(settings: Settings, proxy: Proxy) -> Any:
-    from kb_mcp.proxy.ops.admin import create_admin
-    from kb_mcp.proxy.ops.office import SqliteOffice
+    from kb_mcp.proxy.ops.admin import Bench, create_admin
+    from kb_mcp.proxy.ops.stripe_acts import StripeActs
+    from kb_mcp.proxy.ops.stripe_reads import StripeReads
+    from kb_mcp.proxy.ops.verifying import Verifying
 
-    office = SqliteOffice(proxy.store.path)
+    store = proxy.store
+    office = store.open_office()
+    reads = StripeReads(proxy.upstream, store.clock, boottime_ms)
+
+    def now_ms() -> int:
+        return store.clock.now(0)
+
     admin = create_admin(
-        ledger=proxy.store.ledger,
-        records=proxy.store.records,
+        ledger=store.ledger,
+        records=store.records,
         token=lambda: admin_token(settings),
-        now_ms=lambda: proxy.store.clock.now(0),
+        now_ms=now_ms,
         public_url=settings.public_url,
         operators=office.operator_hashes,
+        bench=Bench(
+            acts=StripeActs(store.ledger, reads, proxy.recovery.resolve_one),
+            verifying=Verifying(verifier(settings, store), now_ms),
+            meters=proxy.meters,
+            stopping=lambda: proxy.app.draining,
+        ),
     )
     return HostGuard(admin, settings.allowed_hosts, proxy.app.desk.noise.count)
 

@@ -18,10 +18,10 @@ WORKER_OPTION = "--worker-socket"
 
 
 @contextlib.asynccontextmanager
-async def workers_on(sock: socket.socket, count: int) -> AsyncIterator[None]:
+async def workers_on(sock: socket.socket, count: int, log_format: str) -> AsyncIterator[None]:
     """Keep `count` workers running on `sock`; at the end, drain and await them."""
     stopping = asyncio.Event()
-    keepers = [asyncio.create_task(_keep(sock, stopping)) for _ in range(count)]
+    keepers = [asyncio.create_task(_keep(sock, stopping, log_format)) for _ in range(count)]
     try:
         yield
     finally:
@@ -37,11 +37,11 @@ async def parent_gone() -> None:
     await reader.read()
 
 
-async def _keep(sock: socket.socket, stopping: asyncio.Event) -> None:
+async def _keep(sock: socket.socket, stopping: asyncio.Event, log_format: str) -> None:
     while not stopping.is_set():
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "kb_mcp", "up", WORKER_OPTION, str(sock.fileno())),
+            *("-m", "kb_mcp", "up", WORKER_OPTION, str(sock.fileno()), "--log-format", log_format),
             pass_fds=(sock.fileno(),),
             stdin=asyncio.subprocess.PIPE,
         )

@@ -7,14 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kb_mcp.money import MoneyError, parse_cap
-from kb_mcp.proxy.ledger import KeyId
-from kb_mcp.proxy.ops.admin_api import check_rotatable, undecided, unknown_key
+from kb_mcp.proxy.ledger import AuditDraft, KeyId, Operation
+from kb_mcp.proxy.ops.admin_api import (
+    check_rotatable,
+    find_operation,
+    lent,
+    not_done,
+    read_resolution,
+    undecided,
+    unknown_key,
+    unreasoned,
+)
 from kb_mcp.proxy.ops.admin_input import (
     OVERLAP_DEFAULT,
     InputError,
     KeyBody,
+    ResolveBody,
     check_body,
     clean_reason,
     read_overlap,
@@ -22,8 +33,12 @@ from kb_mcp.proxy.ops.admin_input import (
 )
 from kb_mcp.proxy.ops.approvals import NotDecided, Verdict, decide_approval
 from kb_mcp.proxy.ops.keys import issue_key, revoke_key, rotate_key, unfreeze_key
+from kb_mcp.proxy.ops.operations_ops import By, NotDone, note, reset_declines
+from kb_mcp.proxy.ops.operations_ops import Done as Acted
 from kb_mcp.proxy.ops.pages import Visit
 from kb_mcp.proxy.ops.sessions import Note
+from kb_mcp.proxy.ops.stripe_acts import StripeActs
+from kb_mcp.proxy.ops.verifying import Verifying
 from kb_mcp.proxy.ops.views import Views
 from kb_mcp.proxy.records import Record
 
@@ -48,6 +63,8 @@ class Actions:
 
     views: Views
     random_bytes: Callable[[int], bytes]
+    acts: StripeActs | None = None
+    verifying: Verifying | None = None
 
     def table(self) -> dict[str, Callable[[Visit, Fields], Awaitable[Done]]]:
         """Return the actions by path."""
@@ -58,13 +75,23 @@ class Actions:
             "/keys/{id}/rotate": self.rotate,
             "/approvals/{id}/approve": self.approve,
             "/approvals/{id}/deny": self.deny,
+            "/operations/{id}/resolve": self.resolve,
+            "/operations/{id}/reopen": self.reopen,
+            "/operations/{id}/reset": self.reset,
+            "/audit/verify": self.verify,
         }
 
     async def issue(self, visit: Visit, fields: Fields) -> Done:
         """Issue a key from the form."""
         given = {name: fields.get(name, "").strip() or None for name in _TEXTS}
         caps = {name: _caps(name, fields[name]) for name in _CAPS if fields.get(name, "").strip()}
-        body = check_body(KeyBody, {**given, "caps": caps})
+        asked: dict[str, Any] = {**given, "caps": caps}
+        for name in ("rate", "daily_charges"):
+            if fields.get(name, "").strip():
+                asked[name] = _count(name, fields[name].strip())
+        if fields.get("approval_above", "").strip():
+            asked["approval_above"] = _caps("approval_above", fields["approval_above"])
+        body = check_body(KeyBody, asked)
         wanted = read_wanted(body, self.views.mode, self.views.now_ms())
         key, minted = await issue_key(
             self.views.ledger, wanted, self.random_bytes, visit.session.operator
@@ -114,6 +141,46 @@ class Actions:
         """Refuse one bill."""
         return await self._decide(visit, "denied")
 
+    async def resolve(self, visit: Visit, fields: Fields) -> Done:
+        """Say what became of an unknown operation."""
+        operation = await find_operation(self.views, visit.request)
+        given = {name: fields.get(name, "").strip() or None for name in ("succeeded", "reason")}
+        body = check_body(ResolveBody, {**given, "void": given["succeeded"] is None})
+        who = visit.session.operator
+        outcome = await lent(self.acts).resolve(operation, read_resolution(body), who)
+        return _done(outcome, operation, "Resolved by you.")
+
+    async def reopen(self, visit: Visit, fields: Fields) -> Done:
+        """Let a refunded bill be billed once more."""
+        operation = await find_operation(self.views, visit.request)
+        reason = clean_reason(fields.get("reason"))
+        if reason is None:
+            raise unreasoned()
+        by = By(visit.session.operator, reason)
+        outcome = await lent(self.acts).reopen(operation, by)
+        return _done(outcome, operation, "Reopened: the next call may bill it once more.")
+
+    async def reset(self, visit: Visit, _fields: Fields) -> Done:
+        """Start the count of declines of a bill anew."""
+        operation = await find_operation(self.views, visit.request)
+        by = By(visit.session.operator)
+        declines = await reset_declines(self.views.ledger, operation, by)
+        return Done(f"/operations/{operation.id}", Note(f"Forgot {declines} declines."))
+
+    async def verify(self, visit: Visit, _fields: Fields) -> Done:
+        """Walk every chain of the audit now."""
+        if self.verifying is None:
+            message = "This listener cannot verify. Use `kb-mcp audit verify`."
+            raise InputError(503, "verify_unavailable", message)
+        verified = await self.verifying.run()
+        found = "every chain holds" if verified.holds else "NOT every chain holds"
+        text = f"{verified.outcome.rows} rows walked: {found}."
+        row = AuditDraft(
+            kind="admin", decision="verify", agent_id=visit.session.operator, note=text
+        )
+        await note(self.views.ledger, row)
+        return Done("/audit", Note(text))
+
     async def _decide(self, visit: Visit, verdict: Verdict) -> Done:
         approval_id = visit.request.path_params["id"]
         decided = await decide_approval(
@@ -130,6 +197,18 @@ class Actions:
             raise unknown_key()
         check(found)
         return KeyId(found["id"])
+
+
+def _done(outcome: Acted | NotDone, operation: Operation, text: str) -> Done:
+    if isinstance(outcome, NotDone):
+        raise not_done(outcome)
+    return Done(f"/operations/{operation.id}", Note(text))
+
+
+def _count(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 7):
+        raise InputError(400, "parameter_invalid", "Give a whole number.", name)
+    return int(text)
 
 
 def _caps(name: str, text: str) -> dict[str, int]:

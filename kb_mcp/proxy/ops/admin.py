@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,20 +18,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kb_mcp.proxy.ledger import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ops.access import Access
+from kb_mcp.proxy.ops.actions import Actions
 from kb_mcp.proxy.ops.admin_api import AdminApi
 from kb_mcp.proxy.ops.admin_input import InputError
 from kb_mcp.proxy.ops.dashboard import Dashboard
+from kb_mcp.proxy.ops.history import History
 from kb_mcp.proxy.ops.keys import NoSuchKeyError
+from kb_mcp.proxy.ops.live import Live
+from kb_mcp.proxy.ops.meters import Meters
 from kb_mcp.proxy.ops.metrics import Metrics
+from kb_mcp.proxy.ops.pages import Pages
 from kb_mcp.proxy.ops.sessions import Operators, Sessions, Throttle
+from kb_mcp.proxy.ops.stripe_acts import StripeActs
+from kb_mcp.proxy.ops.verifying import Verifying
 from kb_mcp.proxy.ops.views import OperatorRecords, Views
 
 _MACHINES = ("/admin/", "/metrics")
 _HEADERS = (
     (
         b"content-security-policy",
-        b"default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
-        b"base-uri 'none'; frame-ancestors 'none'",
+        b"default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+        b"img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     ),
     (b"x-frame-options", b"DENY"),
     (b"x-content-type-options", b"nosniff"),
@@ -41,7 +49,20 @@ _HEADERS = (
 )
 
 
-def create_admin(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What a serving process lends its operators: the way to Stripe, and what it has measured.
+
+    `stopping` says that the process ends, so that no stream holds it up.
+    """
+
+    acts: StripeActs | None = None
+    verifying: Verifying | None = None
+    meters: Meters | None = None
+    stopping: Callable[[], bool] = lambda: False
+
+
+def create_admin(  # noqa: PLR0913 an application is built from many parts
     *,
     ledger: Ledger,
     records: OperatorRecords,
@@ -50,6 +71,7 @@ def create_admin(
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     public_url: str | None = None,
     operators: Callable[[], Mapping[str, str]] = dict,
+    bench: Bench | None = None,
 ) -> ASGIApp:
     """Return the operators' application.
 
@@ -57,15 +79,22 @@ def create_admin(
     name; `now_ms` is the store's clock; `public_url` is KEYBRAKE_PUBLIC_URL.
     Raises: LedgerUnavailableError.
     """
-    people = Operators(token, operators)
+    people, lent = Operators(token, operators), bench or Bench()
     access = Access(people, Throttle(now_ms), public_url)
     views = Views(ledger=ledger, records=records, now_ms=now_ms)
-    metrics = Metrics(views, access)
+    metrics = Metrics(views, access, lent.meters)
     metrics.begin()
     sessions = Sessions(people, random_bytes, now_ms)
-    dashboard = Dashboard(views, access, sessions, random_bytes, Throttle(now_ms))
+    dashboard = Dashboard(
+        access=access,
+        sessions=sessions,
+        noted=Throttle(now_ms),
+        pages=Pages(views, History(views), lent.verifying),
+        actions=Actions(views, random_bytes, lent.acts, lent.verifying),
+        live=Live(views, sessions, lent.stopping),
+    )
     routes = [
-        *AdminApi(views, access, random_bytes).routes(),
+        *AdminApi(views, access, random_bytes, lent.acts).routes(),
         Route("/metrics", metrics.serve, methods=["GET"]),
         *dashboard.routes(),
     ]

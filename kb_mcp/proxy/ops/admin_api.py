@@ -13,13 +13,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from kb_mcp.proxy.ledger import KeyId
+from kb_mcp.proxy.ledger import KeyId, Operation
 from kb_mcp.proxy.ops.access import Access
 from kb_mcp.proxy.ops.admin_input import (
     InputError,
     KeyBody,
     NoBody,
     ReasonBody,
+    ReopenBody,
+    ResolveBody,
     RotateBody,
     UnfreezeBody,
     clean_reason,
@@ -33,6 +35,8 @@ from kb_mcp.proxy.ops.admin_input import (
 )
 from kb_mcp.proxy.ops.approvals import NotDecided, Verdict, decide_approval
 from kb_mcp.proxy.ops.keys import issue_key, revoke_key, rotate_key, unfreeze_key
+from kb_mcp.proxy.ops.operations_ops import By, Done, NotDone, reset_declines
+from kb_mcp.proxy.ops.stripe_acts import Resolution, StripeActs
 from kb_mcp.proxy.ops.views import Views
 from kb_mcp.proxy.records import Record
 from kb_mcp.proxy.vault import Minted
@@ -49,6 +53,7 @@ class AdminApi:
     views: Views
     access: Access
     random_bytes: Callable[[int], bytes]
+    acts: StripeActs | None = None
 
     def routes(self) -> list[Route]:
         """Return the routes, each behind an operator's token."""
@@ -67,6 +72,9 @@ class AdminApi:
             "/keys/{id}/unfreeze": self.unfreeze,
             "/keys/{id}/rotate": self.rotate,
             "/approvals/{id}/{verdict:str}": self.decide,
+            "/operations/{id}/resolve": self.resolve,
+            "/operations/{id}/reopen": self.reopen,
+            "/operations/{id}/reset": self.reset,
         }
         return [
             Route(PREFIX + path, self._behind_token(answer), methods=[method])
@@ -110,7 +118,7 @@ class AdminApi:
 
     async def list_audit(self, request: Request, _operator: str) -> Response:
         """Answer with matching audit rows, newest first."""
-        names = ("key", "customer", "code", "operation")
+        names = ("key", "customer", "code", "operation", "agent", "session")
         query = read_query(request, (*names, "since", "until", "limit"))
         filters = {name: query.get(name) for name in names}
         span = {name: read_moment(query, name) for name in ("since", "until")}
@@ -183,6 +191,35 @@ class AdminApi:
         found = await self.views.approvals(1, approval_id=decided.approval.id)
         return JSONResponse(found[0])
 
+    async def resolve(self, request: Request, operator: str) -> Response:
+        """Say what became of an unknown operation."""
+        acts, operation = await self._at_stripe(request)
+        said = read_resolution(await read_json(request, ResolveBody))
+        return await self._done(await acts.resolve(operation, said, operator))
+
+    async def reopen(self, request: Request, operator: str) -> Response:
+        """Let a refunded bill be billed once more."""
+        acts, operation = await self._at_stripe(request)
+        reason = clean_reason((await read_json(request, ReopenBody)).reason)
+        if reason is None:
+            raise unreasoned()
+        return await self._done(await acts.reopen(operation, By(operator, reason)))
+
+    async def reset(self, request: Request, operator: str) -> Response:
+        """Start the count of declines of a bill anew."""
+        operation = await find_operation(self.views, request)
+        await read_json(request, NoBody)
+        declines = await reset_declines(self.views.ledger, operation, By(operator))
+        return JSONResponse({"id": operation.id, "declines_forgotten": declines})
+
+    async def _at_stripe(self, request: Request) -> tuple[StripeActs, Operation]:
+        return lent(self.acts), await find_operation(self.views, request)
+
+    async def _done(self, outcome: Done | NotDone) -> Response:
+        if isinstance(outcome, NotDone):
+            raise not_done(outcome)
+        return JSONResponse(await self.views.operation(outcome.operation.id))
+
     async def _key(self, request: Request) -> Record:
         found = await self.views.key(request.path_params["id"])
         if found is None:
@@ -198,6 +235,44 @@ class AdminApi:
             return await answer(request, self.access.bearer(request))
 
         return endpoint
+
+
+async def find_operation(views: Views, request: Request) -> Operation:
+    """Return the operation a path names. Raises: InputError."""
+    found = await views.raw_operation(request.path_params["id"])
+    if found is None:
+        raise InputError(404, "operation_unknown", "There is no operation with this id.")
+    return found
+
+
+def lent(acts: StripeActs | None) -> StripeActs:
+    """Return the way to Stripe. Raises: InputError, where this listener has none."""
+    if acts is None:
+        message = "This listener has no way to Stripe. Use the command line."
+        raise InputError(503, "stripe_unavailable", message)
+    return acts
+
+
+def read_resolution(body: ResolveBody) -> Resolution:
+    """Return what is said of an unknown operation. Raises: InputError."""
+    reason, object_id = clean_reason(body.reason), clean_reason(body.succeeded)
+    if (object_id is None) != body.void:
+        message = "Give either the object that was made, or void with a reason."
+        raise InputError(400, "parameter_invalid", message, "succeeded")
+    if body.void and reason is None:
+        raise unreasoned()
+    return Resolution(object_id, reason)
+
+
+def unreasoned() -> InputError:
+    """Return the error for an act that needs a reason."""
+    return InputError(400, "parameter_invalid", "Say why.", "reason")
+
+
+def not_done(outcome: NotDone) -> InputError:
+    """Return the error for an act that changed nothing."""
+    message = ". ".join(filter(None, [outcome.why, outcome.hint]))
+    return InputError(409, "operation_state", message[:1].upper() + message[1:])
 
 
 def unknown_key() -> InputError:

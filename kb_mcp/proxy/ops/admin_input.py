@@ -76,6 +76,7 @@ class KeyBody(_Body):
     caps: dict[str, Any] | None = None
     daily_charges: int | None = None
     rate: int | str | None = None
+    approval_above: dict[str, Any] | None = None
 
 
 class ReasonBody(_Body):
@@ -86,6 +87,20 @@ class ReasonBody(_Body):
 
 class UnfreezeBody(_Body):
     """Why a key is thawed; it has to be said."""
+
+    reason: str = Field(min_length=1, max_length=REASON_MAX)
+
+
+class ResolveBody(_Body):
+    """What became of an unknown operation: the object it made, or the word that it made none."""
+
+    succeeded: str | None = Field(default=None, max_length=TEXT_MAX)
+    void: bool = False
+    reason: str | None = Field(default=None, max_length=REASON_MAX)
+
+
+class ReopenBody(_Body):
+    """Why a bill may be billed once more; it has to be said."""
 
     reason: str = Field(min_length=1, max_length=REASON_MAX)
 
@@ -240,7 +255,11 @@ def _policy(body: KeyBody) -> Policy:
             raise _invalid("role", f"{error.args[0]}.") from None
     if body.caps is not None:
         data["caps"] = {**data.get("caps", {}), **body.caps}
-    narrowed = {"daily_charges": body.daily_charges, "rate": body.rate}
+    narrowed = {
+        "daily_charges": body.daily_charges,
+        "rate": body.rate,
+        "approval_above": body.approval_above,
+    }
     data |= {name: value for name, value in narrowed.items() if value is not None}
     try:
         return load_policy(data)

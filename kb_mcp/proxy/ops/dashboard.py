@@ -1,7 +1,7 @@
 """The dashboard: logging in, and what stands between a browser and its pages and actions.
 
-Floor: wing B, beside the admin API. Plain forms and links, no script: a page works in any browser,
-and there is no script to inject.
+Floor: wing B, beside the admin API. Plain forms and links: a page works without scripts. The one
+script there is comes from its own file, and the policy forbids every other.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from kb_mcp.proxy.ledger import AuditDraft, Changes, Refs
 from kb_mcp.proxy.ops.access import Access
 from kb_mcp.proxy.ops.actions import Actions, Done, Fields
 from kb_mcp.proxy.ops.admin_input import InputError, read_form, read_query
+from kb_mcp.proxy.ops.live import Live
 from kb_mcp.proxy.ops.pages import Pages, Visit
 from kb_mcp.proxy.ops.render import STATIC, page, static
 from kb_mcp.proxy.ops.sessions import Sessions, Throttle, same_text
-from kb_mcp.proxy.ops.views import Views
 
 SESSION_COOKIE = "keybrake_session"
 LOGIN_COOKIE = "keybrake_login"
@@ -34,26 +34,28 @@ _CROSS_SITE = "This form was sent from another site. Nothing was done."
 _STALE = "This form is out of date. Nothing was done; go back, reload the page and try again."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dashboard:
     """Serves `/` and what hangs below it."""
 
-    views: Views
     access: Access
     sessions: Sessions
-    random_bytes: Callable[[int], bytes]
     # Failed logins leave rows, but never so many that a stranger could fill the disk.
     noted: Throttle
+    pages: Pages
+    actions: Actions
+    live: Live
 
     def routes(self) -> list[Route]:
         """Return the dashboard's routes."""
-        shown = Pages(self.views).table().items()
-        done = Actions(self.views, self.random_bytes).table().items()
+        shown = self.pages.table().items()
+        done = self.actions.table().items()
         return [
             *(Route(f"/static/{name}", partial(_static, name), methods=["GET"]) for name in STATIC),
             Route("/login", self.login_form, methods=["GET"]),
             Route("/login", self.login, methods=["POST"]),
             Route("/logout", self._acting(self._log_out), methods=["POST"]),
+            Route("/audit/stream", self.stream, methods=["GET"]),
             *(Route(path, self._showing(answer), methods=["GET"]) for path, answer in shown),
             *(Route(path, self._acting(act), methods=["POST"]) for path, act in done),
         ]
@@ -90,6 +92,12 @@ class Dashboard:
         self._set_cookie(request, response, SESSION_COOKIE, self.sessions.begin(operator, token))
         response.delete_cookie(LOGIN_COOKIE)
         return response
+
+    async def stream(self, request: Request) -> Response:
+        """Follow the audit; without a session the stream ends before it begins."""
+        visit = self._visit(request)
+        # 204 tells a browser's EventSource not to come back.
+        return Response(status_code=204) if visit is None else self.live.follow(visit.session_id)
 
     async def _log_out(self, visit: Visit, _fields: Fields) -> Done | None:
         await self._note("logout", visit.session.operator)
@@ -151,7 +159,9 @@ class Dashboard:
     async def _note(self, decision: str, operator: str | None, peer: str | None = None) -> None:
         note = None if peer is None else f"from {clean_text(peer, 64)}"
         row = AuditDraft(kind="admin", decision=decision, agent_id=operator, note=note)
-        await self.views.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
+        await self.pages.views.ledger.transact(
+            lambda _: Refs(), lambda _: (None, Changes(audit=(row,)))
+        )
 
 
 async def _static(name: str, _request: Request) -> Response:

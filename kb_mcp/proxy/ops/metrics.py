@@ -7,7 +7,7 @@ secret. Format: prometheus.io/docs/instrumenting/exposition_formats, text versio
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from kb_mcp.proxy.ledger import State
 from kb_mcp.proxy.ops.access import Access
+from kb_mcp.proxy.ops.meters import Histogram, Meters
 from kb_mcp.proxy.ops.views import KEY_STATUSES, Views, key_status
 from kb_mcp.proxy.records import Record
 from kb_mcp.proxy.windows import day_of, rfc3339
@@ -33,6 +34,7 @@ class Metrics:
 
     views: Views
     access: Access
+    meters: Meters | None = None
     _counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     _last_row: int | None = None
 
@@ -63,7 +65,8 @@ class Metrics:
             _family("cap_left_minor_units", "gauge", "What is left of it.", _of(spend, "left")),
             _family("audit_rows_total", "counter", "Audit rows since start.", self._audited()),
         )
-        return "".join(line for family in families for line in family)
+        measured = () if self.meters is None else _measured(self.meters)
+        return "".join(line for family in (*families, *measured) for line in family)
 
     def _count_audit(self) -> None:
         if self._last_row is None:
@@ -92,6 +95,27 @@ class Metrics:
             yield {"kind": kind, "decision": decision, "code": code}, count
 
 
+def _measured(meters: Meters) -> Iterator[Iterator[str]]:
+    waiting: list[Sample] = [({}, meters.waiting)]
+    flight: list[Sample] = [({}, meters.in_flight())]
+    yield _family("ledger_waiting", "gauge", "Transactions that wait for their commit.", waiting)
+    yield _family("requests_in_flight", "gauge", "Requests of agents under way.", flight)
+    text = "Milliseconds of a ledger transaction, until it is durable."
+    yield _histogram("ledger_duration_ms", text, {"": meters.ledger}, "")
+    text = "Milliseconds of a send to Stripe, by what came of it."
+    yield _histogram("send_duration_ms", text, meters.sends, "ending")
+
+
+def _histogram(name: str, text: str, series: Mapping[str, Histogram], label: str) -> Iterator[str]:
+    yield f"# HELP keybrake_{name} {text}\n# TYPE keybrake_{name} histogram\n"
+    for value, histogram in series.items():
+        labels = {label: value} if label else {}
+        for bound, count in histogram.cumulative():
+            yield _line(f"{name}_bucket", {**labels, "le": bound}, count)
+        yield _line(f"{name}_sum", labels, histogram.sum_ms)
+        yield _line(f"{name}_count", labels, histogram.count)
+
+
 def _held(spend: Iterable[Record]) -> Iterator[Sample]:
     for row in spend:
         for part in ("settled", "reserved"):
@@ -114,8 +138,12 @@ def _window(row: Record) -> dict[str, str]:
 def _family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> Iterator[str]:
     yield f"# HELP keybrake_{name} {text}\n# TYPE keybrake_{name} {kind}\n"
     for labels, value in samples:
-        inside = ",".join(f'{label}="{_escaped(shown)}"' for label, shown in labels.items())
-        yield f"keybrake_{name}{{{inside}}} {value}\n"
+        yield _line(name, labels, value)
+
+
+def _line(name: str, labels: Mapping[str, str], value: int) -> str:
+    inside = ",".join(f'{label}="{_escaped(shown)}"' for label, shown in labels.items())
+    return f"keybrake_{name}{{{inside}}} {value}\n"
 
 
 def _escaped(value: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from kb_mcp.proxy.audit import Head
 from kb_mcp.proxy.ledger import LedgerUnavailableError
@@ -31,6 +32,61 @@ class Operator:
     name: str
     token_hash: str
     created_at: int
+
+
+class Office(Protocol):
+    """What no decision touches. Raises: LedgerUnavailableError."""
+
+    def schema(self) -> int:
+        """Return the number of the store's schema."""
+        ...
+
+    def facts(self) -> dict[str, str]:
+        """Return every fact of the store."""
+        ...
+
+    def set_facts(self, facts: Mapping[str, str]) -> None:
+        """Write facts, all or none."""
+        ...
+
+    def operators(self) -> list[Operator]:
+        """Return the operators by name."""
+        ...
+
+    def operator_hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of every operator's token, by name."""
+        ...
+
+    def add_operator(self, operator: Operator) -> bool:
+        """Add an operator; False when the name is taken."""
+        ...
+
+    def remove_operator(self, name: str) -> bool:
+        """Remove an operator; False when there is none of that name."""
+        ...
+
+    def archived(self) -> dict[str, Head]:
+        """Return, for each node, the end of what was moved out of its chain."""
+        ...
+
+    def drop_segments(self, ends: Mapping[str, Head]) -> int:
+        """Take the rows up to each end out of the audit; return how many there were."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+def archived_in(facts: Mapping[str, str]) -> dict[str, Head]:
+    """Return, for each node, the end of what was archived, as the facts of a store tell it."""
+    heads = {}
+    for name, value in facts.items():
+        if name.startswith(ARCHIVED):
+            node = name.removeprefix(ARCHIVED)
+            seq, _, digest = value.partition(":")
+            heads[node] = Head(node, int(seq), digest)
+    return heads
 
 
 class SqliteOffice:
@@ -87,13 +143,7 @@ class SqliteOffice:
 
     def archived(self) -> dict[str, Head]:
         """Return, for each node, the end of what was moved out of its chain."""
-        heads = {}
-        for name, value in self.facts().items():
-            if name.startswith(ARCHIVED):
-                node = name.removeprefix(ARCHIVED)
-                seq, _, digest = value.partition(":")
-                heads[node] = Head(node, int(seq), digest)
-        return heads
+        return archived_in(self.facts())
 
     def drop_segments(self, ends: Mapping[str, Head]) -> int:
         """Take the rows up to each end out of the audit; return how many there were.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from starlette.requests import Request
@@ -15,8 +16,11 @@ from starlette.responses import Response
 from kb_mcp.proxy.ledger import State
 from kb_mcp.proxy.ops.admin_api import unknown_key
 from kb_mcp.proxy.ops.admin_input import InputError, read_limit, read_query
+from kb_mcp.proxy.ops.history import History
+from kb_mcp.proxy.ops.plots import Plot, plot, spend_plots
 from kb_mcp.proxy.ops.render import bar, page
 from kb_mcp.proxy.ops.sessions import Note, Session
+from kb_mcp.proxy.ops.verifying import Verifying
 from kb_mcp.proxy.ops.views import Views, key_status
 from kb_mcp.proxy.policy_files import load_policy
 from kb_mcp.proxy.records import Record
@@ -29,6 +33,9 @@ REFUSALS_MAX = 20
 # Refusals are looked for among this many newest rows: the audit may hold millions.
 LOOK_BACK_MAX = 300
 TIMELINE_MAX = 200
+DAYS = 30
+SPEND_PLOTS_MAX = 3
+CODES_MAX = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,8 @@ class Pages:
     """Answers GET requests of the dashboard."""
 
     views: Views
+    history: History
+    verifying: Verifying | None = None
 
     def table(self) -> dict[str, Callable[[Visit], Awaitable[Response]]]:
         """Return the pages by path."""
@@ -66,6 +75,7 @@ class Pages:
         labels = {key["id"]: key["label"] or key["agent"] or key["id"] for key in keys}
         dead = {key["id"] for key in keys if key["status"] in {"revoked", "expired"}}
         unknown = await self.views.operations(NEEDS_MAX, state=State.UNKNOWN.value)
+        self.history.catch_up()
         return self._page(
             visit,
             "overview.html",
@@ -77,6 +87,10 @@ class Pages:
             frozen=[key for key in keys if key["status"] == "frozen"],
             refusals=[row for row in rows if row["decision"] == "refuse"][:REFUSALS_MAX],
             tail=rows[:TAIL_MAX],
+            plots=await self._plots(),
+            history_whole=self.history.whole,
+            codes=self.history.codes(CODES_MAX),
+            verified=self._verified(),
         )
 
     async def keys(self, visit: Visit) -> Response:
@@ -103,15 +117,20 @@ class Pages:
 
     async def operations(self, visit: Visit) -> Response:
         """Show operations, searched by customer, period, charge and state."""
-        names = ("customer", "period", "charge", "state", "limit")
+        names = ("customer", "period", "charge", "agent", "session", "state", "limit")
         query = read_query(visit.request, names)
-        found = await self.views.operations(
-            read_limit(query),
-            customer_id=query.get("customer"),
-            billing_period=query.get("period"),
-            charge_id=query.get("charge"),
-            state=query.get("state"),
-        )
+        filters = {
+            "customer_id": query.get("customer"),
+            "billing_period": query.get("period"),
+            "charge_id": query.get("charge"),
+            "state": query.get("state"),
+        }
+        if query.get("agent") or query.get("session"):
+            found = await self.views.operations_by(
+                query.get("agent"), query.get("session"), read_limit(query), filters
+            )
+        else:
+            found = await self.views.operations(read_limit(query), **filters)
         states = [state.value for state in State]
         return self._page(
             visit, "operations.html", "operations", query=query, found=found, states=states
@@ -135,11 +154,29 @@ class Pages:
 
     async def audit(self, visit: Visit) -> Response:
         """Show the audit, newest first."""
-        names = ("key", "customer", "code", "operation")
+        names = ("key", "customer", "code", "operation", "agent", "session")
         query = read_query(visit.request, (*names, "limit"))
         filters = {name: query.get(name) for name in names}
         rows = self.views.audit(read_limit(query), **filters)
-        return self._page(visit, "audit.html", "audit", query=query, rows=rows)
+        return self._page(
+            visit, "audit.html", "audit", query=query, rows=rows, verified=self._verified()
+        )
+
+    async def _plots(self) -> list[Plot]:
+        today = day_of(self.views.now_ms())
+        days = [(today - timedelta(days=back)).isoformat() for back in range(DAYS - 1, -1, -1)]
+        spend = spend_plots(days, await self.views.spent_by_day(days))
+        refused = [(f"{hour[11:]}:00", count) for hour, count in self.history.refusals()]
+        return [*spend[:SPEND_PLOTS_MAX], plot("Refusals by hour", refused)]
+
+    def _verified(self) -> Record | None:
+        if self.verifying is None:
+            return None
+        last = self.verifying.last
+        if last is None:
+            return {"at": None, "rows": 0, "breaks": []}
+        breaks = last.outcome.breaks
+        return {"at": rfc3339(last.at), "rows": last.outcome.rows, "breaks": breaks}
 
     def _page(self, visit: Visit, template: str, section: str, **values: Any) -> Response:
         return page(

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, Response
 
 from kb_mcp.money import Money, format_money
@@ -19,7 +19,11 @@ from kb_mcp.proxy.records import Record
 
 BAR_WIDTH = 1000
 TEXT_MAX = 500
-STATIC = {"dashboard.css": "text/css", "icon.svg": "image/svg+xml"}
+STATIC = {
+    "dashboard.css": "text/css",
+    "dashboard.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 _STATIC_MAX_AGE_S = 300
 
 
@@ -56,6 +60,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # Escaped, but not cleaned: cleaning masks keys, and a new key's token is shown once.
+    environment.filters["own"] = escape
     environment.filters["money"] = _money
     environment.filters["moment"] = _moment
     return environment

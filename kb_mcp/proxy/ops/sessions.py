@@ -121,6 +121,15 @@ class Sessions:
         session = self._held[key] = replace(session, seen_at=now)
         return session
 
+    def holds(self, session_id: str) -> bool:
+        """Say whether the session goes on, without marking it as used."""
+        session = self._held.get(hash_token(session_id))
+        return (
+            session is not None
+            and not _over(session, self._now_ms())
+            and self._operators.holder(session.token_hash) == session.operator
+        )
+
     def end(self, session_id: str) -> None:
         """End a session; one that is not there is over already."""
         self._drop(hash_token(session_id))

@@ -5,7 +5,7 @@ Floor: wing B, below the admin API and the dashboard, above records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Protocol
@@ -36,6 +36,7 @@ AUDIT_COLUMNS = (
     "id time node kind decision code key_id role agent_id session_id method path operation_id "
     "attempt amount currency stripe_status request_id object_id duration_ms customer_id note hash"
 ).split()
+AGENT_ROWS_MAX = 1_000
 KEY_STATUSES = ("active", "frozen", "expired", "revoked")
 
 
@@ -87,6 +88,39 @@ class Views:
         """Return one operation, or None."""
         found = await self.operations(1, operation_id=operation_id)
         return found[0] if found else None
+
+    async def operations_by(
+        self,
+        agent: str | None,
+        session: str | None,
+        limit: int,
+        filters: Mapping[str, str | None],
+    ) -> list[Record]:
+        """Return operations that an agent or a session asked for, the latest asked first.
+
+        They are found by way of the newest AGENT_ROWS_MAX audit rows of that agent or session.
+        """
+        rows = self.audit(AGENT_ROWS_MAX, agent=agent, session=session)
+        ids = dict.fromkeys(row["operation_id"] for row in rows if row["operation_id"])
+        found: list[Record] = []
+        for operation_id in ids:
+            if len(found) >= limit:
+                break
+            found += await self.operations(1, operation_id=operation_id, **filters)
+        return found
+
+    async def raw_operation(self, operation_id: str) -> Operation | None:
+        """Return one operation as the ledger holds it, for an act on it."""
+        return await self._operation(OperationId(operation_id))
+
+    async def spent_by_day(self, days: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Return what all keys together hold in each of `days`, by currency and day."""
+        held: dict[str, dict[str, int]] = {}
+        for window in await self.records.windows(scope="account", starts=days):
+            if window.key.currency and window.key.window == "day":
+                amount = window.settled + window.reserved
+                held.setdefault(window.key.currency, {})[window.key.start] = amount
+        return held
 
     async def spend(self, day: date, key_id: str | None = None) -> list[Record]:
         """Return spend against cap on `day` and in its month: the account's, then each key's.

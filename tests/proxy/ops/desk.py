@@ -9,11 +9,15 @@ from typing import Any
 import httpx
 
 from kb_mcp.agent.transport import AsgiTransport
-from kb_mcp.proxy.ops.admin import create_admin
+from kb_mcp.proxy.ops.admin import Bench, create_admin
+from kb_mcp.proxy.ops.stripe_acts import StripeActs
+from kb_mcp.proxy.ops.stripe_reads import StripeReads
+from kb_mcp.proxy.ops.verifying import Verifying
 from kb_mcp.proxy.policy import Policy
 from kb_mcp.proxy.roles import built_in
 from kb_mcp.proxy.vault import hash_token
-from kb_mcp.wiring.machine import random_bytes
+from kb_mcp.wiring.machine import boottime_ms, random_bytes
+from kb_mcp.wiring.verification import verifier
 from tests.house import House, Issued
 
 TOKEN = "operator-token-for-tests-0123456789"
@@ -30,16 +34,29 @@ class Desk:
         self.named = {"mira": hash_token(OTHER_TOKEN)}
         self.later_ms = 0
         self.peer = "127.0.0.1"
+        proxy = house.proxy
+        reads = StripeReads(proxy.upstream, proxy.store.clock, boottime_ms)
+        self.stopping = False
         self.app = create_admin(
             ledger=house.proxy.store.ledger,
             records=house.proxy.store.records,
             token=lambda: self.token,
-            now_ms=lambda: house.proxy.store.clock.now(0) + self.later_ms,
+            now_ms=self.now_ms,
             random_bytes=random_bytes,
             public_url=public_url,
             operators=lambda: self.named,
+            bench=Bench(
+                acts=StripeActs(proxy.store.ledger, reads, proxy.recovery.resolve_one),
+                verifying=Verifying(verifier(house.settings, proxy.store), self.now_ms),
+                meters=proxy.meters,
+                stopping=lambda: self.stopping,
+            ),
         )
         self.browser = self.visitor()
+
+    def now_ms(self) -> int:
+        """Return the store's time, turned by `later_ms`."""
+        return self.house.proxy.store.clock.now(0) + self.later_ms
 
     def visitor(self, base_url: str = "http://127.0.0.1:8786") -> httpx.Client:
         """Return a client with cookies of its own."""

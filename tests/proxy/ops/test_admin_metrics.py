@@ -79,3 +79,22 @@ def test_metrics_hold_no_token_and_no_text_of_clients(desk: Desk) -> None:
     assert key.token not in text
     assert "canary-text" not in text
     assert "cus_A1" not in text
+
+
+def test_what_the_ledger_and_stripe_took_is_counted_in_whole_milliseconds(desk: Desk) -> None:
+    key = desk.house.issue()
+    before = scraped(desk)
+    desk.house.charge(key, period="2026-11")
+    desk.house.fault("drop_after")
+    desk.house.charge(key, customer="cus_B2", period="2026-11")
+    after = scraped(desk)
+
+    def grown(name: str) -> int:
+        return after[name] - before[name]
+
+    assert grown('keybrake_send_duration_ms_count{ending="answered"}') == 1
+    assert grown('keybrake_send_duration_ms_bucket{ending="lost",le="+Inf"}') == 1
+    assert grown("keybrake_ledger_duration_ms_count{}") == 4
+    bounds = [value for name, value in after.items() if "ledger_duration_ms_bucket" in name]
+    assert bounds == sorted(bounds)
+    assert after["keybrake_requests_in_flight{}"] == 0

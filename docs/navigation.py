@@ -1,0 +1,39 @@
+"""The order of the site: its pages in sections; a page that nobody placed comes last."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+_OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")
+SECTIONS: list[tuple[str, list[str]]] = [
+    ("Start", ["index.md", "concepts.md", "from-samples.md", "doors.md"]),
+    (
+        "Operate",
+        ["operators.md", "runbooks.md", "alerts.md", "metrics.md", "audit.md", "upgrading.md"],
+    ),
+    ("Run it at scale", ["operations-postgres.md", "scale.md"]),
+    ("Reference", ["commands.md", "settings.md", "policies.md", "errors.md"]),
+    ("Why to trust it", ["exactly-once.md", "threat-model.md", "comparison.md"]),
+]
+
+
+def navigation(folder: Path) -> list[dict[str, list[str]]]:
+    """Return the navigation over the pages in `folder`."""
+    there = sorted(path.name for path in folder.glob("*.md"))
+    placed = {name for _, names in SECTIONS for name in names}
+    sections = [(title, [name for name in names if name in there]) for title, names in SECTIONS]
+    sections.append(("More", [name for name in there if name not in placed]))
+    return [{title: names} for title, names in sections if names]
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Leave of a link to a file of the repository, which is no page of the site, its text."""
+    return _OUTSIDE.sub(r"\1", markdown)
+
+
+def on_config(config: Any) -> Any:
+    """Give mkdocs the navigation."""
+    config["nav"] = navigation(Path(config["docs_dir"]))
+    return config

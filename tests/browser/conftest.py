@@ -1,0 +1,94 @@
+"""A browser before the operators' listener: Debian's Chromium, the real server, a real house."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kb_mcp.wiring.hosts import HostGuard
+from kb_mcp.wiring.listener import listen
+from kb_mcp.wiring.machine import new_id
+from kb_mcp.wiring.serve import bind
+from tests.house import House
+from tests.proxy.ops.desk import TOKEN, Desk
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+FLAGS = [
+    "--no-sandbox",  # a container's root may not make namespaces
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@dataclass
+class Office:
+    """An operators' listener on a port of its own, and the house behind it."""
+
+    house: House
+    desk: Desk
+    url: str
+    faults: list[str] = field(default_factory=list)  # what the browser complained of
+
+    def enter(self, page: Any, path: str = "/") -> None:
+        """Log in by the form, as a person does."""
+        page.goto(f"{self.url}/login")
+        page.get_by_label("Operator's token").fill(TOKEN)
+        page.get_by_role("button", name="Log in").click()
+        page.wait_for_url(f"{self.url}/")
+        if path != "/":
+            page.goto(self.url + path)
+
+
+# Not for the session: while Playwright runs, no other test of this thread may use asyncio.run.
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    if not Path(CHROMIUM).exists():
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    with House(tmp_path) as house:
+        desk = Desk(house)
+        sock = bind("127.0.0.1", 0)
+        guard = HostGuard(desk.app, house.settings.allowed_hosts)
+        server = listen(guard, note=lambda _: None, new_id=new_id)
+        running = asyncio.run_coroutine_threadsafe(server.serve(sockets=[sock]), house.loop)
+        yield Office(house, desk, f"http://127.0.0.1:{sock.getsockname()[1]}")
+        desk.stopping = True
+        server.should_exit = True
+        running.result(30)
+
+
+@pytest.fixture
+def page(chromium: Any, office: Office) -> Iterator[Any]:
+    context = chromium.new_context()
+    made = context.new_page()
+    made.set_default_timeout(20_000)
+    made.on("pageerror", lambda error: office.faults.append(str(error)))
+    made.on("console", lambda said: _note(office, said.type, said.text))
+    yield made
+    context.close()
+    assert office.faults == []
+
+
+def _note(office: Office, kind: str, text: str) -> None:
+    # An answer that refuses is for the test to judge.
+    if kind == "error" and "responded with a status" not in text:
+        office.faults.append(text)

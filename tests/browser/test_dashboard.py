@@ -1,0 +1,239 @@
+"""The dashboard in a real browser; each flow ends on the sandbox's list and the audit."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from tests.browser.conftest import Office
+from tests.house import Issued, error_of
+from tests.proxy.ops.desk import asking_above
+
+CANARY = "<script>window.canary=1</script>\"'><img src=x onerror=window.canary=1>"
+SIZES = {"desk": (1280, 900), "phone": (390, 844)}
+
+
+def test_a_login_sets_a_cookie_that_no_script_and_no_other_site_can_use(
+    office: Office, page: Any
+) -> None:
+    office.enter(page)
+    (cookie,) = [each for each in page.context.cookies() if each["name"] == "keybrake_session"]
+    assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+    assert page.evaluate("document.cookie") == ""
+    assert office.desk.admin_rows() == [("login", "admin")]
+
+
+def test_two_clicks_revoke_a_key_while_its_agent_is_charging(office: Office, page: Any) -> None:
+    key, done = office.house.issue(), Event()
+    answers: list[Any] = []
+
+    def agent() -> None:
+        for number in range(2_000):
+            answers.append(office.house.charge(key, customer=f"cus_N{number}", period="2026-11"))
+            if answers[-1].status_code == 401:
+                done.set()
+                return
+
+    office.enter(page, "/keys")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(agent)
+        row = page.get_by_role("row").filter(has=page.get_by_role("link", name=key.id))
+        row.get_by_text("Revoke…").click()
+        row.get_by_role("button", name="Revoke").click()
+        page.get_by_text("Revoked. Sends under way").wait_for()
+        running.result(60)
+    assert done.is_set()
+    assert error_of(answers[-1]) == "vault_key_revoked"
+    rows = office.house.audit()
+    (revoked,) = [place for place, row in enumerate(rows) if row["decision"] == "revoke"]
+    assert rows[revoked]["agent_id"] == "admin"
+    assert [row for row in rows[revoked:] if row["decision"] == "proceed"] == []
+    made = [answer.json()["id"] for answer in answers if answer.status_code == 200]
+    assert len(made) > 0
+    assert {each["id"] for each in office.house.charges()} == set(made)
+
+
+def test_an_approval_given_in_the_browser_is_used_once(office: Office, page: Any) -> None:
+    key = asking_above(office.house, 1000)
+    assert error_of(office.house.charge(key, period="2026-11")) == "approval_required"
+    office.enter(page)
+    page.get_by_role("button", name="Approve 29.00 USD for cus_A1").click()
+    page.get_by_text("This bill was approved by you.").wait_for()
+    assert office.house.charges() == []
+    assert office.house.charge(key, period="2026-11").status_code == 200
+    assert error_of(office.house.charge(key, period="2026-10")) == "approval_required"
+    assert len(office.house.charges()) == 1
+    assert ("approve", "admin") in office.desk.admin_rows()
+
+
+def test_a_key_issued_in_the_browser_charges_within_its_cap(office: Office, page: Any) -> None:
+    office.enter(page, "/keys")
+    page.get_by_label("Label").fill("nightly")
+    page.get_by_label("Daily cap").fill("30.00usd")
+    page.get_by_role("button", name="Issue key").click()
+    token = page.locator("#token").inner_text()
+    page.reload()
+    assert page.locator("#token").count() == 0
+    key = Issued(page.url.rsplit("/", 1)[1], token)
+    assert office.house.charge(key, period="2026-11").status_code == 200
+    over = office.house.charge(key, customer="cus_B2", period="2026-11")
+    assert error_of(over) == "spend_cap_exceeded"
+    assert len(office.house.charges()) == 1
+    page.get_by_text("Rotate…").click()
+    page.get_by_role("button", name="Rotate").click()
+    rotated = Issued("", page.locator("#token").inner_text())
+    assert rotated.token != token
+    over = office.house.charge(rotated, customer="cus_B2", period="2026-11")
+    assert error_of(over) == "spend_cap_exceeded"
+
+
+def test_the_tail_follows_without_a_reload_and_shows_text_as_text(
+    office: Office, page: Any
+) -> None:
+    key = office.house.issue()
+    office.enter(page)
+    page.get_by_text("Following").wait_for()
+    office.house.charge(key, period="2026-11")
+    tail = page.locator("[data-tail]")
+    tail.get_by_text("cus_A1").first.wait_for()
+    headers = {"Authorization": f"Bearer {key.token}", "Keybrake-Agent": "<b>canary</b>"}
+    office.house.client.post("/v1/charges", data={"customer": "nobody"}, headers=headers)
+    tail.get_by_text("<b>canary</b>").first.wait_for()
+    assert tail.locator("b").count() == 0
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_text("Paused").wait_for()
+
+
+def test_an_unknown_operation_is_settled_with_the_charge_that_was_found(
+    office: Office, page: Any
+) -> None:
+    key = office.house.issue()
+    office.house.fault("drop_after")
+    assert office.house.charge(key, period="2026-11").status_code == 504
+    (made,) = office.house.charges()
+    (operation,) = office.house.operations()
+    office.enter(page, f"/operations/{operation.id}")
+    page.get_by_text("It was charged…").click()
+    page.get_by_label("The charge that was found").fill(made["id"])
+    page.get_by_role("button", name="Settle with this charge").click()
+    page.get_by_text("Resolved by you.").wait_for()
+    again = office.house.charge(key, period="2026-11")
+    assert (again.status_code, again.json()["id"]) == (200, made["id"])
+    assert len(office.house.charges()) == 1
+    assert ("resolve_succeeded", "admin") in office.desk.admin_rows()
+
+
+def test_a_verification_is_shown(office: Office, page: Any) -> None:
+    office.house.charge(office.house.issue(), period="2026-11")
+    office.enter(page, "/audit")
+    page.get_by_role("button", name="Verify now").click()
+    page.get_by_text("every chain holds, over").wait_for()
+    assert ("verify", "admin") in office.desk.admin_rows()
+
+
+def test_a_form_of_another_page_does_nothing(office: Office, page: Any) -> None:
+    key = office.house.issue()
+    office.enter(page)
+    page.goto("data:text/html,<form method=post></form>")
+    page.evaluate(
+        """(url) => { const f = document.forms[0]; f.action = url; f.submit(); }""",
+        f"{office.url}/keys/{key.id}/revoke",
+    )
+    page.wait_for_load_state()
+    assert ("revoke", "admin") not in office.desk.admin_rows()
+    assert office.house.charge(key, period="2026-11").status_code == 200
+
+
+def test_no_other_page_can_frame_it(office: Office, page: Any) -> None:
+    page.goto("data:text/html,<p>another site</p>")
+    page.evaluate(
+        """(url) => new Promise((done) => {
+            const frame = document.createElement("iframe");
+            frame.onload = done; frame.src = url; document.body.append(frame);
+            setTimeout(done, 3000);
+        })""",
+        f"{office.url}/login",
+    )
+    inner = [each for each in page.frames if each != page.main_frame]
+    assert [each.url for each in inner] == ["chrome-error://chromewebdata/"]
+    office.faults.clear()
+
+
+@pytest.mark.parametrize("path", ["/", "/keys", "/operations", "/audit"])
+def test_stored_text_never_runs(office: Office, page: Any, path: str) -> None:
+    body = {"role": "billing", "label": CANARY[:128], "agent": CANARY[:128]}
+    issued = office.desk.api("POST", "/keys", json=body).json()
+    key = Issued(issued["id"], issued["token"])
+    office.house.charge(key, period="2026-11", description=CANARY)
+    office.house.charge(key, customer=CANARY, key_header=CANARY)
+    office.enter(page, path)
+    for shown in (path, f"/keys/{key.id}", f"{path}?customer={CANARY}"):
+        page.goto(office.url + shown)
+        assert page.evaluate("window.canary") is None
+    assert office.faults == []
+    refused = page.evaluate(
+        """() => { const s = document.createElement('script');
+        s.textContent = 'window.canary = 1'; document.body.append(s); return window.canary; }"""
+    )
+    assert refused is None
+    assert "Content Security Policy" in office.faults.pop()
+
+
+def busy(office: Office) -> str:
+    """Fill the house with something of everything, and return an operation."""
+    house = office.house
+    key = house.issue(daily={"usd": 20_000}, monthly={"usd": 60_000})
+    other, asking = house.issue(daily={"usd": 3000}), asking_above(house, 1000)
+    for number in range(6):
+        house.charge(key, customer=f"cus_N{number}", period="2026-11", amount=2900)
+    house.charge(other, period="2026-11", amount=2900)
+    for number in range(4):
+        house.charge(other, customer=f"cus_M{number}", period="2026-11", amount=2900)
+    house.charge(asking, customer="cus_Big", period="2026-11", amount=25_000)
+    house.fault("drop_after")
+    house.charge(key, customer="cus_Lost", period="2026-11", amount=1900)
+    return str(house.operations(customer_id="cus_Lost")[0].id)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_page_is_readable_by_everyone(
+    office: Office, chromium: Any, tmp_path: Any, scheme: str, size: str
+) -> None:
+    operation = busy(office)
+    key = office.house.operations()[0].key_id
+    width, height = SIZES[size]
+    context = chromium.new_context(
+        color_scheme=scheme, viewport={"width": width, "height": height}, bypass_csp=True
+    )
+    page = context.new_page()
+    page.goto(f"{office.url}/login")
+    pages = ["/", "/keys", f"/keys/{key}", "/operations", f"/operations/{operation}", "/audit"]
+    try:
+        found = serious(page, "/login")
+        office.enter(page)
+        for path in pages:
+            page.goto(office.url + path)
+            shot = tmp_path / f"{scheme}-{size}{path.replace('/', '-')}.png"
+            page.screenshot(path=str(shot), full_page=True)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+            found += serious(page, path)
+    finally:
+        context.close()
+    assert found == []
+
+
+def serious(page: Any, path: str) -> list[str]:
+    """Return axe-core's serious findings on a page, one line each."""
+    page.add_style_tag(content="* { animation: none !important; }")
+    violations = Axe().run(page).response["violations"]
+    return [
+        f"{path}: {each['id']}: {node['html'][:120]}"
+        for each in violations
+        if each["impact"] in {"serious", "critical"}
+        for node in each["nodes"]
+    ]
