@@ -7,6 +7,7 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate \
 	--no-header --universal --python-version 3.11 $(if $(UPGRADE),--upgrade)
 SEEDS ?= 200
+KILLS ?= 300
 FUZZ_SECONDS ?= 300
 
 .DEFAULT_GOAL := help
@@ -46,8 +47,9 @@ lock: .venv/.python ## renew locks/ after a change in pyproject.toml (UPGRADE=1:
 		$(COMPILE) tests/clients/$$name.in -o tests/clients/$$name.txt || exit 1; \
 	done
 
-prove: .venv/.dev .venv/.project ## crashes, attacks, every door, other clients
-	$(BIN)/python -m pytest --timeout 600 tests/faults tests/attacks tests/every_door tests/clients
+prove: .venv/.dev .venv/.project ## crashes, attacks, every door, other clients (KILLS=300)
+	KILLS=$(KILLS) $(BIN)/python -m pytest --timeout 600 tests/scenarios tests/faults \
+		tests/attacks tests/every_door tests/clients
 
 simulate: .venv/.dev .venv/.project ## whole histories under faults, from seeds (SEEDS=2000)
 	$(BIN)/python -m tests.simulate --seeds $(SEEDS)
