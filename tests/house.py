@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import httpx
 
@@ -38,9 +38,13 @@ class Issued:
 class House:
     """`with House(tmp_path) as house:` builds it; `restart` is a crash without a goodbye."""
 
+    # Settings of another store than the SQLite file in the house's own folder.
+    store: ClassVar[dict[str, str]] = {}
+
     def __init__(self, folder: Path, **environ: str) -> None:
         self.folder = folder
-        self.environ = {"KEYBRAKE_DATABASE_URL": f"sqlite:///{folder}/ledger.db", **environ}
+        self.environ = {"KEYBRAKE_DATABASE_URL": f"sqlite:///{folder}/ledger.db"}
+        self.environ |= self.store | environ
         self.settings = load_settings(self.environ)
         self.sandbox = create_sandbox(
             folder / "sandbox.db", clock=host_ms, new_id=lambda: new_id("")[1:]

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -138,8 +139,17 @@ class Town:
             raise AssertionError(f"{arguments} ended: {''.join(said)}")
         url = next(match[0] for line in said if (match := _URL.search(line)))
         running = Running(process, url, said)
+        threading.Thread(target=_hear, args=(process, said), daemon=True).start()
         self.running.append(running)
         return running
+
+
+def _hear(process: subprocess.Popen[str], said: list[str]) -> None:
+    """Keep what a process says later on, so that it never waits for a reader."""
+    try:
+        said.extend(process.stdout or ())
+    except ValueError:
+        return  # the process was ended, and its pipe closed
 
 
 @contextmanager

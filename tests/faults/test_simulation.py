@@ -23,7 +23,6 @@ AWAITS = (
     "Joins.wait",
     "Recovery.resolve_one",
     "Recovery._get",
-    "revoke_key",
 )
 
 
@@ -41,9 +40,12 @@ def test_money_is_exact_whatever_happens(first: int) -> None:
 
 
 def test_processes_die_at_every_await_and_at_every_point_of_a_transaction() -> None:
-    died = {place for seed in range(600, 900) for place in run_seed(seed).crashed_at}
-    functions = {place.partition(" > ")[0] for place in died}
-    assert functions >= {*AWAITS, *DEATHS, "killed"}
+    missing = {*AWAITS, *DEATHS, "killed"}
+    for seed in range(1_000):
+        missing -= {place.partition(" > ")[0] for place in run_seed(seed).crashed_at}
+        if not missing:
+            break
+    assert missing == set()
 
 
 def test_a_seed_plays_the_same_in_every_process() -> None:

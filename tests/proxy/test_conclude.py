@@ -1,0 +1,230 @@
+"""What an answer proves, on the only send and while an earlier one is open; and late truths."""
+
+from __future__ import annotations
+
+import pytest
+
+from kb_mcp.proxy.conclude import FOREIGN_KEY, READ_AGAIN_MS
+from kb_mcp.proxy.decisions import Proceed
+from kb_mcp.proxy.ledger import AttemptOutcome, OperationId, Window
+from kb_mcp.proxy.policy import CapRules
+from kb_mcp.proxy.proofs import Declined, Nothing, Proof
+from kb_mcp.proxy.windows import windows_of
+from tests.proxy.room import (
+    BILLING,
+    LINEAGE,
+    LOST,
+    MINUTE,
+    NEVER_SENT,
+    REJECTED,
+    Room,
+    declined,
+    made,
+    told,
+)
+
+FIRST = OperationId("op_1")
+FOREIGN = Nothing("in use", 400, foreign=True)
+IN_USE = Nothing("in use", 409, foreign=True)
+CASES: list[tuple[str, Proof, str, str]] = [
+    # the answer, on the operation's only send, while an earlier send is open
+    ("2xx, done", made("ch_1"), "succeeded", "succeeded"),
+    ("2xx, pending", made("ch_1", "pending", "pending"), "succeeded", "succeeded"),
+    ("2xx, failed", made("ch_1", "failed", "failed"), "failed", "failed"),
+    ("402", declined(), "failed", "failed"),
+    ("400", REJECTED, "failed", "unknown"),
+    ("never sent", NEVER_SENT, "failed", "unknown"),
+    ("5xx or lost", LOST, "unknown", "unknown"),
+    ("another used the key", FOREIGN, "unknown", "unknown"),
+]
+
+
+def held(room: Room) -> set[tuple[int, int]]:
+    """Return (reserved, settled) of every window of the first operation's money."""
+    places = windows_of(room.standing.operations[FIRST]).money()
+    windows = [room.standing.window(key) for key in places]
+    return {(window.reserved, window.settled) for window in windows}
+
+
+@pytest.mark.parametrize(("_what", "proof", "alone", "beside"), CASES)
+def test_what_an_answer_proves(_what: str, proof: Proof, alone: str, beside: str) -> None:
+    for earlier, state in ((False, alone), (True, beside)):
+        room = Room()
+        if earlier:
+            room.end(room.ask("june"), LOST)
+        after = room.end(room.ask("june"), proof)
+        assert after.state.value == state
+        pending = state == "succeeded" and not after.final
+        expected = {
+            "succeeded": (2900, 0) if pending else (0, 2900),
+            "failed": (0, 0),
+            "unknown": (2900, 0),
+        }[state]
+        assert held(room) == {expected}
+        assert after.lease_owner is None
+        assert after.held == sum(expected)
+
+
+def test_what_is_not_final_stays_held_until_it_is_read_again() -> None:
+    room = Room()
+    go = room.ask("june")
+    after = room.end(go, made("ch_1", "pending", "pending"))
+    assert (after.final, after.next_read_at) == (False, room.standing.now + READ_AGAIN_MS)
+    after = room.end(go, made("ch_1"))
+    assert (after.final, after.next_read_at, held(room)) == (True, None, {(0, 2900)})
+    # Said once more, it is the same truth: nothing is counted twice, and nothing freezes.
+    after = room.end(go, made("ch_1"))
+    assert (after.overshoot, held(room)) == (False, {(0, 2900)})
+    assert room.standing.lineage(LINEAGE).frozen_at is None
+
+
+def test_what_was_pending_and_fails_is_given_back() -> None:
+    room = Room()
+    go = room.ask("june")
+    room.end(go, made("ch_1", "pending", "pending"))
+    after = room.end(go, made("ch_1", "failed", "failed"))
+    assert (after.state.value, after.held, held(room)) == ("failed", 0, {(0, 0)})
+
+
+def test_a_final_yes_is_not_taken_back_by_a_later_no() -> None:
+    room = Room()
+    go = room.ask("june")
+    room.end(go, made("ch_1"))
+    for proof in (declined(), REJECTED, NEVER_SENT, LOST, made("ch_1", "failed", "failed")):
+        after = room.end(go, proof)
+        assert (after.state.value, after.object_id, held(room)) == (
+            "succeeded", "ch_1", {(0, 2900)},
+        )  # fmt: skip
+
+
+def test_a_no_of_a_send_that_lost_its_lease_releases_nothing() -> None:
+    room = Room()
+    first = room.ask("june")
+    room.pass_time(MINUTE)  # the lease is over, and somebody else sends again
+    second = room.ask("june")
+    assert isinstance(second, Proceed)
+    for proof in (NEVER_SENT, REJECTED):
+        after = room.end(first, proof)
+        assert (after.state.value, after.lease_owner, held(room)) == ("reserved", "me", {(2900, 0)})
+    assert room.end(second, made("ch_1")).state.value == "succeeded"
+
+
+def test_a_yes_counts_whoever_brings_it() -> None:
+    room = Room()
+    first = room.ask("june")
+    room.pass_time(MINUTE)
+    room.ask("june")
+    assert room.end(first, made("ch_1")).state.value == "succeeded"
+    assert held(room) == {(0, 2900)}
+
+
+def test_a_decline_of_an_older_attempt_says_nothing_about_the_newer() -> None:
+    room = Room()
+    first = room.ask("june")
+    room.end(first, declined("ch_0"))
+    room.pass_time(room.policy.decline_retry_after_ms)
+    room.ask("june")
+    after = room.end(first, declined("ch_0"))
+    assert (after.state.value, after.held) == ("reserved", 2900)
+    assert room.standing.attempts[FIRST, 1].outcome is AttemptOutcome.DECLINED
+    (tally,) = room.standing.tallies.values()
+    assert tally.declines == 1
+
+
+def test_a_late_yes_beats_a_void_and_freezes_the_key() -> None:
+    room = Room(policy=BILLING.model_copy(update={"caps": CapRules(daily={"usd": 2900})}))
+    go = room.ask("june")
+    room.end(go, LOST)
+    room.void(FIRST)
+    assert held(room) == {(0, 0)}
+    other = room.end(room.ask("july", customer="cus_B2"), made("ch_2"))
+    assert other.state.value == "succeeded"
+    after = room.end(go, made("ch_1"))
+    assert (after.state.value, after.overshoot, after.final) == ("succeeded", True, True)
+    assert room.standing.lineage(LINEAGE).frozen_reason == "a charge turned up late"
+    assert told(room.ask("august", customer="cus_C3")) == "vault_key_frozen"
+
+
+def test_a_late_object_that_may_still_fail_is_held_again() -> None:
+    room = Room()
+    go = room.ask("june")
+    room.end(go, LOST)
+    room.void(FIRST)
+    after = room.end(go, made("ch_1", "pending", "pending"))
+    assert (after.overshoot, after.final, held(room)) == (True, False, {(2900, 0)})
+    after = room.end(go, made("ch_1"))
+    assert held(room) == {(0, 2900)}
+
+
+def test_a_late_decline_of_a_voided_operation_gives_nothing_back_twice() -> None:
+    room = Room()
+    go = room.ask("june")
+    room.end(go, LOST)
+    room.void(FIRST)
+    after = room.end(go, declined())
+    assert (after.state.value, held(room)) == ("failed", {(0, 0)})
+
+
+def test_one_object_never_concludes_two_operations() -> None:
+    room = Room()
+    room.end(room.ask("june"), made("ch_1"))
+    after = room.end(room.ask("july", customer="cus_B2"), made("ch_1"))
+    assert (after.state.value, after.code) == ("unknown", "object_of_another_operation")
+    assert after.held == 2900
+
+
+def test_a_key_in_use_is_ours_while_an_earlier_send_is_open_and_foreign_otherwise() -> None:
+    room = Room()
+    assert room.end(room.ask("june"), IN_USE).code == FOREIGN_KEY
+    room = Room()
+    room.end(room.ask("june"), LOST)
+    assert room.end(room.ask("june"), IN_USE).code == "outcome_unknown"
+    # Other parameters under our key are nobody's of ours, whatever is open.
+    assert room.end(room.ask("june"), FOREIGN).code == FOREIGN_KEY
+    assert room.end(room.ask("june"), LOST).code == FOREIGN_KEY
+
+
+def test_too_many_declines_in_a_day_freeze_the_lineage() -> None:
+    room = Room(policy=BILLING.model_copy(update={"daily_declines": 2}))
+    room.end(room.ask("june"), declined())
+    assert room.standing.lineage(LINEAGE).frozen_at is None
+    room.end(room.ask("july", customer="cus_B2"), declined())
+    assert room.standing.lineage(LINEAGE).frozen_reason == "too many declines"
+    assert told(room.ask("august", customer="cus_C3")) == "vault_key_frozen"
+    counts = [each for each in room.standing.windows.values() if not each.key.currency]
+    assert [(each.sends, each.declines) for each in counts] == [(2, 2)]
+
+
+def test_a_cancelled_intent_is_no_decline() -> None:
+    room = Room()
+    after = room.end(room.ask("june"), Declined("pi_1", 200, b"{}", "canceled"))
+    assert (after.state.value, held(room), room.standing.tallies) == ("failed", {(0, 0)}, {})
+    assert not any(window.declines for window in room.standing.windows.values())
+
+
+def test_every_outcome_leaves_a_row_that_says_it() -> None:
+    for proof, decision, code in (
+        (made("ch_1"), "succeeded", None),
+        (declined(), "failed", "card_declined"),
+        (REJECTED, "failed", "parameter_missing"),
+        (LOST, "unknown", "outcome_unknown"),
+    ):
+        room = Room()
+        room.end(room.ask("june"), proof)
+        row = room.standing.dirty.audit[-1]
+        assert (row.kind, row.decision, row.code, row.attempt) == ("outcome", decision, code, 1)
+        assert (row.operation_id, row.amount, row.currency, row.customer_id) == (
+            FIRST, 2900, "usd", "cus_A1",
+        )  # fmt: skip
+
+
+def test_windows_never_go_below_zero() -> None:
+    room = Room()
+    for number in range(3):
+        go = room.ask(f"bill {number}", customer=f"cus_{number}")
+        for proof in (LOST, NEVER_SENT, declined(), REJECTED, declined()):
+            room.end(go, proof)
+    assert all(
+        isinstance(each, Window) and min(each.reserved, each.settled) >= 0
+        for each in room.standing.windows.values()
+    )

@@ -1,0 +1,275 @@
+"""The table in the docstring of the decider, row by row and column by column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kb_mcp.proxy.decide import fold
+from kb_mcp.proxy.decisions import Proceed
+from kb_mcp.proxy.ledger import AttemptOutcome, Lineage, OperationId
+from kb_mcp.proxy.policy import CapRules, Policy
+from tests.proxy.room import (
+    BILLING,
+    HOUR,
+    KEY,
+    LINEAGE,
+    LOST,
+    MINUTE,
+    NEVER_SENT,
+    REJECTED,
+    Room,
+    declined,
+    made,
+    told,
+)
+
+FIRST = OperationId("op_1")
+Before = Callable[[Room], object]
+
+
+def ended(proof: object, later_ms: int = 0) -> Before:
+    def before(room: Room) -> None:
+        room.end(room.ask("june"), proof)  # type: ignore[arg-type] # one of the proofs below
+        room.pass_time(later_ms)
+
+    return before
+
+
+def reserved_long_ago(room: Room) -> None:
+    room.ask("june")
+    room.pass_time(36_000)
+
+
+def voided(room: Room) -> None:
+    ended(LOST)(room)
+    room.void(FIRST)
+
+
+def voided_and_resendable_no_more(room: Room) -> None:
+    voided(room)
+    room.pass_time(23 * HOUR)
+
+
+def voided_and_free(room: Room) -> None:
+    voided(room)
+    room.free(FIRST)
+
+
+TABLE: list[tuple[str, Before, str, str]] = [
+    # state, how it came about, the same bill again, other values under the same name
+    ("none", lambda _: None, "proceed as K", "proceed as K"),
+    ("reserved, leased", lambda r: r.ask("june"), "join", "idempotency_key_reused"),
+    (
+        "reserved, free",
+        reserved_long_ago,
+        "proceed as K",
+        "idempotency_key_reused",
+    ),
+    ("unknown, free", ended(LOST), "proceed as K", "idempotency_key_reused"),
+    ("unknown, 23 h later", ended(LOST, 23 * HOUR), "outcome_unknown", "idempotency_key_reused"),
+    ("succeeded", ended(made("ch_1")), "replay", "idempotency_key_reused"),
+    ("pending", ended(made("ch_1", "pending", "pending")), "replay", "idempotency_key_reused"),
+    ("failed, declined", ended(declined()), "replay", "replay"),
+    ("declined long ago", ended(declined(), 15 * MINUTE), "proceed as K-2", "proceed as K-2"),
+    ("failed, not sent", ended(NEVER_SENT), "proceed as K", "proceed as K-2"),
+    ("failed, rejected", ended(REJECTED), "proceed as K-2", "proceed as K-2"),
+    ("voided", voided, "proceed as K", "idempotency_key_reused"),
+    (
+        "voided, 23 h later",
+        voided_and_resendable_no_more,
+        "outcome_unknown",
+        "idempotency_key_reused",
+    ),
+    ("voided and free", voided_and_free, "proceed as K-2", "proceed as K-2"),
+]
+
+
+@pytest.mark.parametrize(("state", "before", "same", "other"), TABLE, ids=[r[0] for r in TABLE])
+def test_the_state_of_the_operation_decides(
+    state: str, before: Before, same: str, other: str
+) -> None:
+    answers = []
+    for amount in (2900, 3000):
+        room = Room()
+        before(room)
+        answers.append(told(room.ask("june", amount=amount)))
+    assert answers == [same, other]
+
+
+def test_a_settled_period_names_its_charge_to_another_card() -> None:
+    room = Room()
+    room.end(room.ask(period="2026-11"), made("ch_1"))
+    assert told(room.ask(period="2026-11", payment_method="pm_1")) == "period_already_charged"
+    assert told(room.ask(period="2026-11", description="as before")) == "replay"
+
+
+@pytest.mark.parametrize(
+    "drift", [{"amount": 3000}, {"currency": "eur"}, {"amount": 1, "currency": "eur"}]
+)
+@pytest.mark.parametrize("proof", [made("ch_1"), LOST, None], ids=["paid", "unknown", "reserved"])
+def test_a_drifted_bill_of_a_live_period_is_refused(drift: dict[str, Any], proof: Any) -> None:
+    room = Room()
+    go = room.ask(period="2026-11")
+    if proof is not None:
+        room.end(go, proof)
+    assert told(room.ask(period="2026-11", **drift)) == "period_already_charged"
+    assert told(room.ask(period="2026-12", **drift)) == "proceed as K"
+
+
+def test_drift_does_not_reset_a_decline() -> None:
+    room = Room()
+    room.end(room.ask(period="2026-11"), declined())
+    assert told(room.ask(period="2026-11", amount=3000)) == "replay"
+    for _ in range(3):
+        room.pass_time(15 * MINUTE)
+        room.end(room.ask(period="2026-11", amount=3000), declined())
+    room.pass_time(15 * MINUTE)
+    assert told(room.ask(period="2026-11", amount=100)) == "attempts_exhausted"
+
+
+@pytest.mark.parametrize("first", [{"period": "2026-11"}, {"header": "june"}, {}])
+@pytest.mark.parametrize("second", [{"period": "2026-11"}, {"header": "july"}, {}])
+def test_a_bill_without_a_period_is_suspected_both_ways(
+    first: dict[str, str], second: dict[str, str]
+) -> None:
+    room = Room()
+    room.end(room.ask(**first), made("ch_1"))
+    expected = "replay" if first == second else "duplicate_suspected"
+    assert told(room.ask(**second)) == expected
+
+
+def test_overlapping_unequal_periods_of_one_amount_are_suspected() -> None:
+    room = Room()
+    room.end(room.ask(period="2026-11"), made("ch_1"))
+    assert told(room.ask(period="2026-10-15/2026-11-14")) == "duplicate_suspected"
+    assert told(room.ask(period="2026-10-15/2026-11-14", amount=3000)) == "proceed as K"
+
+
+def test_the_window_of_a_body_makes_the_next_occurrence() -> None:
+    room = Room()
+    first = room.ask()
+    room.end(first, made("ch_1"))
+    room.pass_time(20 * HOUR - 1)
+    assert told(room.ask()) == "replay"
+    room.pass_time(1)
+    second = room.ask()
+    assert isinstance(first, Proceed)
+    assert isinstance(second, Proceed)
+    assert second.operation.generation == 1
+    assert second.attempt.upstream_key != first.attempt.upstream_key
+
+
+def test_another_sdk_key_is_a_retry_for_a_quarter_of_an_hour() -> None:
+    keys = [f"00000000-0000-4000-8000-00000000000{digit}" for digit in range(3)]
+    room = Room()
+    room.end(room.ask(keys[0]), made("ch_1"))
+    assert told(room.ask(keys[1])) == "replay"
+    room.pass_time(15 * MINUTE + 1)
+    assert told(room.ask(keys[0])) == "replay"
+    assert told(room.ask(keys[2])) == "duplicate_suspected"
+
+
+def test_a_resend_carries_the_stored_bytes_and_a_new_token() -> None:
+    room = Room()
+    first = room.ask("june", description="a")
+    room.end(first, LOST)
+    second = room.ask("june", description="b")
+    assert isinstance(first, Proceed)
+    assert isinstance(second, Proceed)
+    assert second.attempt.body == first.attempt.body
+    assert (second.attempt.sends, second.attempt.open_sends) == (2, 2)
+    assert second.operation.lease_token == first.operation.lease_token + 1
+
+
+def test_an_operation_that_awaits_approval_is_reserved_once_it_is_approved() -> None:
+    policy = Policy.model_validate({**BILLING.model_dump(), "approval_above": {"usd": 1000}})
+    room = Room(policy)
+    assert told(room.ask("june")) == "approval_required"
+    assert not room.standing.windows
+    approval = room.standing.approvals["apr_1"]
+    room.standing.approvals["apr_1"] = replace(approval, state="approved")
+    assert told(room.ask("june", amount=3000)) == "approval_required"
+    room = Room(policy)
+    room.ask("june")
+    room.standing.approvals["apr_1"] = replace(approval, state="approved")
+    assert told(room.ask("june")) == "proceed as K"
+    assert room.standing.approvals["apr_1"].state == "used"
+
+
+def test_the_checks_come_in_the_order_of_the_contract() -> None:
+    """Guards, frozen, unresolved, approval, attempts, caps: each is lifted in turn."""
+    policy = Policy.model_validate(
+        {**BILLING.model_dump(), "approval_above": {"usd": 3_500}, "max_attempts": 1}
+    ).model_copy(update={"caps": CapRules(daily={"usd": 1}), "max_unresolved": 1})
+    room = Room(BILLING)
+    other = room.ask(period="2026-11")
+    room.end(room.ask(period="2026-10"), declined())
+    room.pass_time(15 * MINUTE)
+    room.policy = policy
+    room.standing.lineages[LINEAGE] = Lineage(LINEAGE, frozen_at=1)
+    room.standing.unresolved[LINEAGE] = 1
+    bill: dict[str, Any] = {"period": "2026-11", "amount": 4000}
+    assert told(room.ask(**bill)) == "period_already_charged"
+    room.end(other, REJECTED)
+    assert told(room.ask(**bill)) == "vault_key_frozen"
+    room.standing.lineages[LINEAGE] = Lineage(LINEAGE)
+    assert told(room.ask(**bill)) == "too_many_unresolved"
+    room.standing.unresolved[LINEAGE] = 0
+    assert told(room.ask(**bill)) == "approval_required"
+    assert told(room.ask(period="2026-10", amount=3000)) == "attempts_exhausted"
+    assert told(room.ask(period="2026-09", amount=3000)) == "spend_cap_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"revoked_at": 1}, "vault_key_revoked"),
+        ({"expires_at": 1}, "vault_key_expired"),
+    ],
+)
+def test_a_dead_key_is_refused_before_anything_else(change: dict[str, int], code: str) -> None:
+    room = Room()
+    room.end(room.ask("june"), made("ch_1"))
+    room.standing.keys[KEY] = replace(room.standing.keys[KEY], **change)  # type: ignore[arg-type]  # times of all kinds
+    assert told(room.ask("june")) == code
+    room.standing.keys.clear()
+    assert told(room.ask("june")) == "vault_key_unknown"
+
+
+def test_in_a_batch_each_intent_sees_the_ones_before_it() -> None:
+    room = Room(BILLING.model_copy(update={"caps": CapRules(daily={"usd": 5_000})}))
+    intents = [
+        room.intend(period="2026-11"),
+        room.intend(period="2026-11"),
+        room.intend(period="2026-11", amount=3000),
+        room.intend(period="2026-10", amount=3000),
+        room.intend(period="2026-10", amount=2000),
+    ]
+    assert [told(each) for each in fold(room.standing, intents)] == [
+        "proceed as K",
+        "join",
+        "period_already_charged",
+        "spend_cap_exceeded",
+        "proceed as K",
+    ]
+
+
+def test_a_skewed_clock_resends_nothing() -> None:
+    room = Room()
+    room.end(room.ask("june"), LOST)
+    room.standing.skewed = True
+    assert told(room.ask("june")) == "outcome_unknown"
+
+
+def test_a_later_no_proves_nothing_while_an_earlier_send_is_open() -> None:
+    room = Room()
+    room.end(room.ask("june"), LOST)
+    for proof in (REJECTED, NEVER_SENT):
+        assert room.end(room.ask("june"), proof).state.value == "unknown"
+    after = room.end(room.ask("june"), declined())
+    assert (after.state.value, after.held) == ("failed", 0)
+    assert room.standing.attempts[FIRST, 1].outcome is AttemptOutcome.DECLINED

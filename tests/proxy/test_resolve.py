@@ -1,0 +1,188 @@
+"""What reading Stripe proves: a yes at once, a no after grace, freedom after three lists."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kb_mcp.proxy.conclude import FOREIGN_KEY
+from kb_mcp.proxy.decisions import Proceed
+from kb_mcp.proxy.ledger import Attempt, AttemptOutcome, Changes, Operation, OperationId
+from kb_mcp.proxy.proofs import Nothing
+from kb_mcp.proxy.resolve import LEASE_MS, Absent, Found, Unreadable, match_attempt, resolve, take
+from tests.proxy.room import HOUR, LINEAGE, LOST, Room, declined, made, told
+
+FIRST = OperationId("op_1")
+
+
+def unknown(room: Room) -> Proceed:
+    go = room.ask("june")
+    room.end(go, LOST)
+    assert isinstance(go, Proceed)
+    return go
+
+
+def state(room: Room) -> str:
+    return room.standing.operations[FIRST].state.value
+
+
+def test_a_yes_counts_at_once() -> None:
+    room = Room()
+    unknown(room)
+    after = room.read(FIRST, Found(1, made("ch_1")))
+    assert after is not None
+    assert (after.state.value, after.object_id, after.overshoot) == ("succeeded", "ch_1", False)
+    assert room.standing.dirty.audit[-1].kind == "recovery"
+
+
+def test_a_no_counts_only_after_grace_from_the_last_send() -> None:
+    room = Room()
+    unknown(room)
+    grace = room.standing.settings.recovery_grace_ms
+    room.pass_time(grace // 2)
+    room.end(room.ask("june"), LOST)  # sent once more: grace begins anew
+    room.pass_time(grace)
+    room.read(FIRST, Absent())
+    assert state(room) == "unknown"
+    room.pass_time(1)
+    after = room.read(FIRST, Absent())
+    assert after is not None
+    assert (after.state.value, after.held, after.code) == ("voided", 0, "voided")
+    assert room.standing.attempts[FIRST, 1].outcome is AttemptOutcome.VOIDED
+    assert all(not window.reserved for window in room.standing.windows.values())
+    row = room.standing.dirty.audit[-1]
+    assert (row.decision, row.operation_id, row.amount) == ("voided", FIRST, 2900)
+
+
+@pytest.mark.parametrize("why", ["incomplete walk", "skewed clock", "foreign key", "sent again"])
+def test_nothing_follows_from_an_empty_list_that_cannot_be_trusted(why: str) -> None:
+    room = Room()
+    go = room.ask("june")
+    room.end(go, Nothing("in use", 400, foreign=True) if why == "foreign key" else LOST)
+    room.pass_time(room.standing.settings.recovery_grace_ms + 1)
+    room.standing.skewed = why == "skewed clock"
+    if why == "sent again":
+        taken, changes = take(room.standing, FIRST, "recovery")
+        assert taken is not None
+        room.standing.apply(changes)
+        room.pass_time(LEASE_MS)
+        room.ask("june")
+        after, changes = resolve(room.standing, taken[0], Absent(), 20)
+        assert (after.lease_owner, changes.operations) == ("me", ())
+        return
+    room.read(FIRST, Unreadable() if why == "incomplete walk" else Absent())
+    assert state(room) == "unknown"
+    code = room.standing.operations[FIRST].code
+    assert code == (FOREIGN_KEY if why == "foreign key" else "outcome_unknown")
+
+
+def test_only_one_reads_at_a_time_and_nobody_while_it_is_being_sent() -> None:
+    room = Room()
+    room.ask("june")
+    assert take(room.standing, FIRST, "recovery")[0] is None
+    room.pass_time(35_000)
+    taken, changes = take(room.standing, FIRST, "recovery")
+    assert taken is not None
+    room.standing.apply(changes)
+    assert take(room.standing, FIRST, "another")[0] is None
+    assert told(room.ask("june")) == "join"
+    room.pass_time(LEASE_MS)
+    assert take(room.standing, FIRST, "another")[0] is not None
+
+
+def test_what_is_settled_is_not_read() -> None:
+    room = Room()
+    room.end(room.ask("june"), made("ch_1"))
+    assert take(room.standing, FIRST, "recovery") == (None, Changes())
+    assert take(room.standing, OperationId("op_none"), "recovery")[0] is None
+
+
+def test_a_voided_operation_is_free_after_its_third_empty_list() -> None:
+    room = Room()
+    unknown(room)
+    room.void(FIRST)
+    lists = []
+    for wait in (HOUR - 1, 1, 24 * HOUR - 1, 1):
+        room.pass_time(wait)
+        after = room.read(FIRST, Absent())
+        assert after is not None
+        lists.append((after.empty_listings, after.live))
+    assert lists == [(1, True), (2, True), (2, True), (3, False)]
+    assert room.standing.operations[FIRST].next_read_at is None
+    assert room.read(FIRST, Absent()) is None
+
+
+def test_an_unreadable_list_does_not_count_towards_freedom() -> None:
+    room = Room()
+    unknown(room)
+    room.void(FIRST)
+    room.pass_time(30 * HOUR)
+    room.read(FIRST, Unreadable())
+    assert room.standing.operations[FIRST].empty_listings == 1
+    room.standing.skewed = True
+    room.read(FIRST, Absent())
+    assert room.standing.operations[FIRST].empty_listings == 1
+
+
+def test_a_charge_found_after_a_void_is_the_truth() -> None:
+    room = Room()
+    unknown(room)
+    room.void(FIRST)
+    room.pass_time(HOUR)
+    after = room.read(FIRST, Found(1, made("ch_1")))
+    assert after is not None
+    assert (after.state.value, after.overshoot, after.held) == ("succeeded", True, 2900)
+    assert room.standing.lineage(LINEAGE).frozen_at is not None
+
+
+def test_a_finding_that_changes_nothing_frees_the_lease() -> None:
+    room = Room()
+    room.end(room.ask("june"), made("ch_1"))
+    room.end(room.ask("july", customer="cus_B2"), LOST)
+    second = OperationId("op_2")
+    after = room.read(second, Found(1, made("ch_1")))
+    assert after is not None
+    assert (after.state.value, after.lease_owner) == ("unknown", None)
+    assert room.read(second, Unreadable()) is not None
+
+
+def listed(operation: Operation, mark: str | None, **fields: Any) -> dict[str, Any]:
+    item: dict[str, Any] = {
+        "amount": operation.amount,
+        "currency": operation.currency,
+        "customer": operation.customer,
+        "metadata": {"keybrake_attempt": mark, "keybrake_operation": operation.id},
+    }
+    return item | fields
+
+
+def two_attempts() -> tuple[Operation, list[Attempt]]:
+    room = Room()
+    room.end(room.ask("june"), declined("ch_0"))
+    room.pass_time(room.policy.decline_retry_after_ms)
+    room.end(room.ask("june"), LOST)
+    operation = room.standing.operations[FIRST]
+    return operation, room.standing.attempts_of(operation)
+
+
+def test_an_object_is_matched_by_its_attempt_and_by_what_it_says() -> None:
+    operation, attempts = two_attempts()
+    first, second = (each.upstream_key for each in attempts)
+    assert match_attempt(listed(operation, second), operation, attempts) == 2
+    # A declined attempt is settled, and its failed object is no news.
+    assert match_attempt(listed(operation, first), operation, attempts) is None
+    for wrong in (
+        {"amount": 2901}, {"currency": "eur"}, {"customer": "cus_B2"}, {"customer": None},
+        {"metadata": None}, {"metadata": {"keybrake_operation": operation.id}},
+    ):  # fmt: skip
+        assert match_attempt(listed(operation, second) | wrong, operation, attempts) is None
+    assert match_attempt(listed(operation, "another"), operation, attempts) is None
+
+
+def test_a_request_that_does_not_tell_its_amount_is_matched_by_the_mark_alone() -> None:
+    operation, attempts = two_attempts()
+    untold = replace(operation, amount=0)
+    item = listed(operation, attempts[1].upstream_key, amount=500)
+    assert match_attempt(item, untold, attempts) == 2
