@@ -162,7 +162,6 @@ def _open(
     journal = Journal(node, chain_key)
     line = FencedLine(
         connect=parts.connect,
-        queries=load_queries("postgres"),
         watchdog=parts.watchdog,
         time=parts.time,
         node=node,

@@ -44,7 +44,8 @@ def test_a_cap_admits_its_last_unit_and_not_one_more(kind: str) -> None:
     assert (facts["cap"], facts["left"], facts["amount"], facts["window"]) == (
         2900, 2900, 2901, window,
     )  # fmt: skip
-    assert facts.get("window_start") == start
+    assert (facts.get("window_start"), facts["currency"]) == (start, "usd")
+    assert "the cap is 29.00 USD and 29.00 USD is left" in refusal.message
     assert told(full.ask("june")) == "proceed as K"
     if kind != "per_charge":
         after = check_caps(full.standing, full.intend(amount=50))
@@ -84,7 +85,8 @@ def test_a_currency_without_a_cap_is_refused_where_there_are_caps(table: str) ->
     some = room(**limits)
     refusal = check_caps(some.standing, some.intend(currency="eur"))
     assert refusal is not None
-    assert (refusal.code.value, refusal.facts["allowed"]) == ("currency_not_allowed", ("usd",))
+    assert (refusal.code.value, refusal.param) == ("currency_not_allowed", "currency")
+    assert (refusal.facts["allowed"], refusal.facts["currency"]) == (("usd",), "eur")
     free = room(ceiling=1)
     assert check_caps(free.standing, free.intend(currency="eur")) is None
 

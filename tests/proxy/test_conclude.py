@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from kb_mcp.proxy.conclude import FOREIGN_KEY, READ_AGAIN_MS
 from kb_mcp.proxy.decisions import Proceed
 from kb_mcp.proxy.ledger import AttemptOutcome, OperationId, Window
 from kb_mcp.proxy.policy import CapRules
-from kb_mcp.proxy.proofs import Declined, Nothing, Proof
+from kb_mcp.proxy.proofs import Declined, NeverBegan, Nothing, Proof
 from kb_mcp.proxy.windows import windows_of
 from tests.proxy.room import (
     BILLING,
@@ -216,6 +219,62 @@ def test_every_outcome_leaves_a_row_that_says_it() -> None:
         assert (row.operation_id, row.amount, row.currency, row.customer_id) == (
             FIRST, 2900, "usd", "cus_A1",
         )  # fmt: skip
+
+
+NOS: list[tuple[Proof, AttemptOutcome, str | None, str | None]] = [
+    # the no, what it makes of the attempt, the object that it leaves, and that object's status
+    (declined("ch_1"), AttemptOutcome.DECLINED, "ch_1", "failed"),
+    (Declined("pi_1", 200, b"{}", "canceled"), AttemptOutcome.DECLINED, "pi_1", "failed"),
+    (REJECTED, AttemptOutcome.REJECTED, None, None),
+    (NeverBegan("rate_limited", 429, b"{}"), AttemptOutcome.NOT_SENT, None, None),
+]
+
+
+@pytest.mark.parametrize(("proof", "outcome", "object_id", "stripe_status"), NOS)
+def test_a_no_is_stored_whole_for_its_replay(
+    proof: Any, outcome: AttemptOutcome, object_id: str | None, stripe_status: str | None
+) -> None:
+    room = Room()
+    go = room.ask("june")
+    room.standing.operations[FIRST] = replace(
+        room.standing.operations[FIRST], next_read_at=1, final=False
+    )
+    room.pass_time(7)
+    after = room.end(go, proof)
+    assert (after.answer_status, after.answer, after.code) == (proof.status, b"{}", proof.code)
+    assert (after.object_id, after.stripe_status) == (object_id, stripe_status)
+    assert (after.next_read_at, after.updated_at) == (None, room.standing.now)
+    assert after.final is isinstance(proof, Declined)
+    attempt = room.standing.attempts[FIRST, 1]
+    assert (attempt.outcome, attempt.status, attempt.open_sends) == (outcome, proof.status, 0)
+    assert attempt.object_id == object_id
+
+
+def test_each_send_is_counted_open_until_it_is_known_that_it_did_nothing() -> None:
+    room = Room()
+
+    def opened() -> int:
+        return room.standing.attempts[FIRST, 1].open_sends
+
+    first = room.ask("june")
+    room.end(first, LOST)
+    second = room.ask("june")
+    assert opened() == 2
+    room.end(second, NEVER_SENT)
+    assert (opened(), room.standing.operations[FIRST].code) == (1, "outcome_unknown")
+    room.pass_time(MINUTE)
+    third = room.ask("june")
+    room.pass_time(MINUTE)
+    room.ask("june")
+    # The third lost its lease meanwhile: its no only says that it is not open any more.
+    room.end(third, REJECTED)
+    assert (opened(), room.standing.operations[FIRST].held) == (2, 2900)
+
+
+def test_a_no_beside_a_foreign_use_does_not_make_the_key_ours_again() -> None:
+    room = Room()
+    room.end(room.ask("june"), FOREIGN)
+    assert room.end(room.ask("june"), NEVER_SENT).code == FOREIGN_KEY
 
 
 def test_windows_never_go_below_zero() -> None:

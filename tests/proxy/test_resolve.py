@@ -12,7 +12,7 @@ from kb_mcp.proxy.decisions import Proceed
 from kb_mcp.proxy.ledger import Attempt, AttemptOutcome, Changes, Operation, OperationId
 from kb_mcp.proxy.proofs import Nothing
 from kb_mcp.proxy.resolve import LEASE_MS, Absent, Found, Unreadable, match_attempt, resolve, take
-from tests.proxy.room import HOUR, LINEAGE, LOST, Room, declined, made, told
+from tests.proxy.room import HOUR, LINEAGE, LOST, REJECTED, Room, declined, made, told
 
 FIRST = OperationId("op_1")
 
@@ -53,7 +53,8 @@ def test_a_no_counts_only_after_grace_from_the_last_send() -> None:
     assert room.standing.attempts[FIRST, 1].outcome is AttemptOutcome.VOIDED
     assert all(not window.reserved for window in room.standing.windows.values())
     row = room.standing.dirty.audit[-1]
-    assert (row.decision, row.operation_id, row.amount) == ("voided", FIRST, 2900)
+    assert (row.decision, row.operation_id, row.attempt) == ("voided", FIRST, 1)
+    assert (row.amount, row.currency, row.customer_id) == (2900, "usd", "cus_A1")
 
 
 @pytest.mark.parametrize("why", ["incomplete walk", "skewed clock", "foreign key", "sent again"])
@@ -137,15 +138,74 @@ def test_a_charge_found_after_a_void_is_the_truth() -> None:
     assert room.standing.lineage(LINEAGE).frozen_at is not None
 
 
-def test_a_finding_that_changes_nothing_frees_the_lease() -> None:
+def test_a_finding_that_changes_nothing_frees_the_lease_and_is_read_again_in_an_hour() -> None:
     room = Room()
     room.end(room.ask("june"), made("ch_1"))
-    room.end(room.ask("july", customer="cus_B2"), LOST)
     second = OperationId("op_2")
+    room.end(room.ask("july", customer="cus_B2"), LOST)
+    room.void(second)
+    # The object of another operation says nothing about a voided one.
     after = room.read(second, Found(1, made("ch_1")))
     assert after is not None
-    assert (after.state.value, after.lease_owner) == ("unknown", None)
-    assert room.read(second, Unreadable()) is not None
+    assert (after.state.value, after.lease_owner) == ("voided", None)
+    assert after.next_read_at == room.standing.now + HOUR
+    assert room.standing.operations[second] == after
+    assert room.standing.dirty.audit[-1].decision == "voided"
+
+
+def test_reading_fences_off_the_send_that_it_takes_over_from() -> None:
+    room = Room()
+    go = room.ask("june")
+    assert isinstance(go, Proceed)
+    room.pass_time(35_000)
+    taken, changes = take(room.standing, FIRST, "recovery")
+    room.standing.apply(changes)
+    assert taken is not None
+    leased = taken[0]
+    assert (leased.lease_owner, leased.lease_until) == ("recovery", room.standing.now + LEASE_MS)
+    assert leased.lease_token == go.operation.lease_token + 1
+    # The sender was only slow: its no does not count any more, since the list may be newer.
+    assert room.end(go, REJECTED).state.value == "reserved"
+    after, changes = resolve(room.standing, leased, Unreadable(), 20)
+    room.standing.apply(changes)
+    assert (after.state.value, after.code, after.lease_owner) == (
+        "unknown",
+        "outcome_unknown",
+        None,
+    )
+    assert (after.next_read_at, after.updated_at) == (room.standing.now, room.standing.now)
+
+
+def test_what_a_list_left_open_is_looked_at_again_when_it_is_due() -> None:
+    room = Room()
+    unknown(room)
+    room.void(FIRST)
+    operation = room.standing.operations[FIRST]
+    voided_at = room.standing.now
+    assert (operation.next_read_at, operation.lease_owner) == (voided_at + HOUR, None)
+    assert operation.updated_at == voided_at
+    early = room.read(FIRST, Absent())
+    assert early is not None
+    assert (early.state.value, early.code, early.next_read_at) == (
+        "voided", "voided", voided_at + HOUR,
+    )  # fmt: skip
+    room.pass_time(HOUR)
+    second = room.read(FIRST, Absent())
+    assert second is not None
+    assert (second.next_read_at, second.lease_owner) == (voided_at + 25 * HOUR, None)
+    assert second.updated_at == room.standing.now
+
+
+def test_a_failed_object_found_by_reading_counts_as_a_decline_of_the_policy() -> None:
+    room = Room()
+    unknown(room)
+    taken, changes = take(room.standing, FIRST, "recovery")
+    room.standing.apply(changes)
+    assert taken is not None
+    after, changes = resolve(room.standing, taken[0], Found(1, made("ch_1", "failed", "failed")), 1)
+    room.standing.apply(changes)
+    assert (after.state.value, after.held) == ("failed", 0)
+    assert room.standing.lineage(LINEAGE).frozen_reason == "too many declines"
 
 
 def listed(operation: Operation, mark: str | None, **fields: Any) -> dict[str, Any]:

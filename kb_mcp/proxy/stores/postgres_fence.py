@@ -22,6 +22,7 @@ from kb_mcp.proxy.stores.postgres_line import (
     hang_up,
     told,
 )
+from kb_mcp.proxy.stores.queries import load_queries
 
 # After a failed attempt to connect, callers are refused at once for this long.
 BACK_OFF_MS = 500
@@ -58,7 +59,6 @@ class FencedLine:
         self,
         *,
         connect: Connect,
-        queries: Mapping[str, str],
         watchdog: Watchdog,
         time: StoreTime,
         node: str,
@@ -72,7 +72,7 @@ class FencedLine:
         Any server will do until `expect` names one.
         """
         self._connect = connect
-        self._queries = queries
+        self._queries = load_queries("postgres")
         self._watchdog = watchdog
         self._time = time
         self._node = node
