@@ -35,6 +35,8 @@ _SETTINGS = {
     "shared_buffers": "32MB",
     "max_connections": "60",
     "max_wal_senders": "4",
+    # In the data directory, which is removed: a killed server leaves no memory behind.
+    "dynamic_shared_memory_type": "mmap",
     "autovacuum_naptime": "60s",
     "log_min_messages": "log",
 }

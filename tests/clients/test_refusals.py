@@ -134,8 +134,7 @@ def test_a_bill_that_is_being_sent_and_a_drain_are_api_errors(both: Sdk, tmp_pat
         waited = both(proxy.url, call)
         proxy.process.terminate()
         assert proxy.process.stdout is not None
-        while not proxy.process.stdout.readline().startswith("Draining"):
-            pass
+        assert any(line.startswith("Draining") for line in proxy.process.stdout)
         late = both(proxy.url, Call(key, bill("cus_Late")))
         first.join()
 

@@ -86,7 +86,7 @@ def opened(door: str, npm: str, url: str, key: str) -> Iterator[Charge]:
         yield charge
     finally:
         stdin.close()
-        process.wait(30)
+        process.wait(120)
         stdout.close()
 
 
