@@ -45,5 +45,6 @@ def configure_logs(form: LogFormat) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     # Each request of the MCP door and of httpx would be a line: the audit is where those stand.
-    for name in ("mcp", "httpx", "httpcore"):
+    # uvicorn tells what `up` says better, and before a wrong setting is told in its one line.
+    for name in ("mcp", "httpx", "httpcore", "uvicorn"):
         logging.getLogger(name).setLevel(logging.WARNING)
