@@ -12,6 +12,8 @@ from email.utils import parsedate_to_datetime
 from kb_mcp.proxy.windows import day_of
 
 SKEW_MAX_MS = 60_000
+# An answer that took longer says nothing about the time: it may have lain in a suspended host.
+WAITED_MAX_MS = 30_000
 
 
 class StoreClock:
@@ -36,9 +38,12 @@ class StoreClock:
         # How far the steady clock is behind Stripe's, once that is known.
         self._behind_ms: int | None = None
 
-    def observe(self, date: str | None) -> None:
-        """Compare the clock with the `Date` header of an answer from Stripe (whole seconds)."""
-        if not date:
+    def observe(self, date: str | None, waited_ms: int = 0) -> None:
+        """Compare the clock with the `Date` header of an answer from Stripe (whole seconds).
+
+        `waited_ms` is how long the answer took, by a clock that counts suspended time.
+        """
+        if not date or waited_ms > WAITED_MAX_MS:
             return
         try:
             stripe_ms = int(parsedate_to_datetime(date).timestamp()) * 1000

@@ -90,9 +90,10 @@ class Governor:
 
     async def _lead(self, admitted: Admitted, intent: Intent, go: Proceed) -> Reply:
         """Send what was reserved and conclude by what the answer proves."""
+        begun = self.boottime_ms()
         answer = await self._send(admitted, go)
         if isinstance(answer, Answered):
-            self.clock.observe(answer.headers.get("date"))
+            self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
             answer = self._scrubbed(answer)
         proof = prove(answer, intent.reading.route)
         try:

@@ -70,9 +70,10 @@ class Reads:
         request = UpstreamRequest(
             method="GET", path=path, body=None, stripe_version=version, idempotency_key=None
         )
-        answer = await self.upstream.send(request, deadline_ms=self.boottime_ms() + READ_WITHIN_MS)
+        begun = self.boottime_ms()
+        answer = await self.upstream.send(request, deadline_ms=begun + READ_WITHIN_MS)
         if isinstance(answer, Answered):
-            self.clock.observe(answer.headers.get("date"))
+            self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
         return answer
 
     def _shown(self, admitted: Admitted, answer: Answered | NotSent | Lost) -> Reply | Refusal:

@@ -126,10 +126,11 @@ class Recovery:
         request = UpstreamRequest(
             method="GET", path=path, body=None, stripe_version=None, idempotency_key=None
         )
-        answer = await self.upstream.send(request, deadline_ms=self.boottime_ms() + READ_WITHIN_MS)
+        begun = self.boottime_ms()
+        answer = await self.upstream.send(request, deadline_ms=begun + READ_WITHIN_MS)
         if not isinstance(answer, Answered):
             return None
-        self.clock.observe(answer.headers.get("date"))
+        self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
         if answer.status != 200:
             return None
         try:

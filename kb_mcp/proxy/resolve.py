@@ -94,8 +94,10 @@ def resolve(
             freed = replace(after, lease_owner=None, next_read_at=standing.now + HOUR_MS)
             return freed, replace(changes, operations=(freed,))
         return after, changes
-    if isinstance(finding, Absent) and _proves_absence(standing, operation):
-        return _absent(standing, operation)
+    # A reading says what was there when it began: its result may have waited in a suspended host.
+    read_at = leased.lease_until - LEASE_MS
+    if isinstance(finding, Absent) and _proves_absence(standing, operation, read_at):
+        return _absent(standing, operation, read_at)
     return _look_again(standing, operation)
 
 
@@ -133,7 +135,7 @@ def _needs_reading(operation: Operation) -> bool:
     return operation.next_read_at is not None
 
 
-def _proves_absence(standing: Standing, operation: Operation) -> bool:
+def _proves_absence(standing: Standing, operation: Operation, read_at: int) -> bool:
     if operation.state is S.VOIDED:
         return not standing.skewed
     if operation.state not in HOLDING or standing.skewed or operation.code == FOREIGN_KEY:
@@ -141,12 +143,12 @@ def _proves_absence(standing: Standing, operation: Operation) -> bool:
     last_sent = max(
         (attempt.last_sent_at for attempt in standing.attempts_of(operation)), default=0
     )
-    return standing.now > last_sent + standing.settings.recovery_grace_ms
+    return read_at > last_sent + standing.settings.recovery_grace_ms
 
 
-def _absent(standing: Standing, operation: Operation) -> tuple[Operation, Changes]:
+def _absent(standing: Standing, operation: Operation, read_at: int) -> tuple[Operation, Changes]:
     if operation.state is S.VOIDED:
-        return _listed_empty(standing, operation)
+        return _listed_empty(standing, operation, read_at)
     voided = replace(
         operation,
         state=S.VOIDED,
@@ -176,11 +178,13 @@ def _absent(standing: Standing, operation: Operation) -> tuple[Operation, Change
     )
 
 
-def _listed_empty(standing: Standing, operation: Operation) -> tuple[Operation, Changes]:
+def _listed_empty(
+    standing: Standing, operation: Operation, read_at: int
+) -> tuple[Operation, Changes]:
     voided_at = operation.voided_at or standing.now
     count = operation.empty_listings
     due = voided_at + (SECOND_LISTING_MS if count == 1 else LAST_LISTING_MS)
-    if standing.now < due:
+    if read_at < due:
         return _look_again(standing, operation)
     over = count + 1 >= LISTINGS_THAT_FREE
     listed = replace(

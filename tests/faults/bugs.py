@@ -140,7 +140,7 @@ def recovery_voids_without_its_lease(_: World) -> Iterator[None]:
         token = standing.operations[leased.id].lease_token
         return right(standing, replace(leased, lease_token=token), *rest)
 
-    def as_read(standing: Standing, operation: Operation) -> bool:
+    def as_read(standing: Standing, operation: Operation, _read_at: int) -> bool:
         if operation.state is State.VOIDED:
             return True
         sent_at = seen[operation.id]
@@ -158,6 +158,14 @@ def recovery_voids_without_its_lease(_: World) -> Iterator[None]:
 @bug
 def recovery_voids_before_grace(_: World) -> Iterator[None]:
     with swapped(resolve, "_proves_absence", lambda *_: True):
+        yield
+
+
+@bug
+def an_absence_counts_from_when_it_is_told_not_read(_: World) -> Iterator[None]:
+    right = part(resolve, "_proves_absence")
+    told = lambda standing, operation, _: right(standing, operation, standing.now)  # noqa: E731 as short as the bug
+    with swapped(resolve, "_proves_absence", told):
         yield
 
 

@@ -90,3 +90,12 @@ def test_whoever_moves_the_clock_on_purpose_is_not_out_of_step() -> None:
     moved = StoreClock(lambda: NOW + DAY, lambda: NOW, lambda: 0)
     moved.observe(formatdate(NOW // 1000, usegmt=True))
     assert (moved.skewed, moved.now(0)) == (False, NOW + DAY)
+
+
+def test_an_answer_that_lay_in_a_suspended_host_is_not_believed() -> None:
+    host = Host()
+    host.hear()
+    heard = formatdate(host.ms // 1000, usegmt=True)
+    host.pass_time(1_200_000)
+    host.clock.observe(heard, waited_ms=1_200_000)
+    assert (host.clock.skew_ms, host.clock.now(0)) == (0, NOW + 1_200_000)
