@@ -191,7 +191,12 @@ def _begins_anew(standing: Standing, intent: Intent, operation: Operation) -> bo
         return True
     if operation.state is S.VOIDED and operation.live:
         return False
-    return standing.now >= operation.first_arrival_at + intent.policy.duplicate_window_ms
+    # Paid late in the window, after declines: a runtime may still be repeating that very call.
+    over = max(
+        operation.first_arrival_at + intent.policy.duplicate_window_ms,
+        operation.reserved_at + RUNTIME_RETRY_MS,
+    )
+    return standing.now >= over
 
 
 def _late_body(standing: Standing, intent: Intent, operation: Operation) -> Refusal | None:

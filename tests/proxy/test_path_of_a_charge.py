@@ -280,3 +280,16 @@ def test_a_joined_caller_leaves_one_row_however_often_it_looks(tmp_path: Path) -
         assert {each.status_code for each in answers} == {200}
         decisions = [row["decision"] for row in house.audit() if row["kind"] == "decision"]
         assert sorted(decisions) == ["join", "proceed", "replay"]
+
+
+def test_a_body_paid_late_in_its_window_is_not_charged_again_by_a_runtime(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue()
+        house.fault("402")
+        assert house.charge(key).status_code == 402
+        house.turn_clock(20 * 3600 - 60)
+        made = house.charge(key).json()["id"]
+        house.turn_clock(120)
+        assert house.charge(key).json()["id"] == made
+        house.turn_clock(15 * 60)
+        assert house.charge(key).json()["id"] != made
