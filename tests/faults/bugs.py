@@ -331,8 +331,8 @@ def the_chain_goes_on_after_a_rollback(_: World) -> Iterator[None]:
 def a_send_begins_before_the_commit(_: World) -> Iterator[None]:
     right = part(SqliteLedger, "_flush")
 
-    def wrong(self: Any, connection: Any, loader: Any, batch: Any) -> None:
-        right(self, connection, loader, batch)
+    def wrong(self: Any, batch: Any) -> None:
+        right(self, batch)
         for item in batch:
             if item.error is not None and isinstance(item.result, Proceed):
                 item.error = None

@@ -31,10 +31,11 @@ from kb_mcp.proxy.ledger import (
 )
 from kb_mcp.proxy.sealing import Sealer
 from kb_mcp.proxy.standing import Standing
+from kb_mcp.proxy.stores.batches import Asked
 from kb_mcp.proxy.stores.heads import Heads
 from kb_mcp.proxy.stores.journal import Journal
 from kb_mcp.proxy.stores.loading import Loader
-from kb_mcp.proxy.stores.sqlite import SqliteLedger, Waiting, connect
+from kb_mcp.proxy.stores.sqlite import Item, SqliteLedger, connect
 from tests.faults.loop import SimulatedLoop
 
 T = TypeVar("T")
@@ -127,25 +128,26 @@ class SimulatedLedger(SqliteLedger):
         self.standing: Standing | None = None
         self.on_death: Callable[[str], None] = lambda _: None
         self._loop, self._chance, self._plan = loop, chance, plan
-        self._pile: list[Waiting[Any]] = []
+        self._pile: list[Item] = []
         self._due = False
-        self._writer = open_writer(path)
+        self._writer.close()
+        self._writer = self._faulty = open_writer(path)
         self._loader = Loader(self._writer, self._queries, self._sealer.unseal, owner)
 
     @property
     def writer(self) -> FaultyConnection:
-        return self._writer
+        return self._faulty
 
     @override
-    def _run(self) -> None:
-        """End the thread at once: the loop flushes."""
+    def _begin(self) -> Any:
+        """Start no thread: the loop flushes."""
 
     @override
     async def transact(self, refs: Callable[[int], Refs], step: Step[T]) -> T:
         if not self.alive:
             raise asyncio.CancelledError
         future: asyncio.Future[T] = self._loop.create_future()
-        item = Waiting(refs, step, self._loop, future)
+        item: Item = Asked((refs, step), cast("Any", self._loop), future)
         self._pile.append(item)
         self._schedule()
         return await asyncio.shield(future)
@@ -176,9 +178,9 @@ class SimulatedLedger(SqliteLedger):
             return
         size = self._chance.randint(1, len(self._pile))
         batch, self._pile = self._pile[:size], self._pile[size:]
-        self._writer.plan = self._plan()
+        self._faulty.plan = self._plan()
         try:
-            self._flush(self._writer, self._loader, batch)
+            self._flush(batch)
         except DiedError as death:
             self.on_death(str(death))
             return
@@ -231,7 +233,7 @@ def make_template(make: Callable[[sqlite3.Connection], None]) -> bytes:
         return path.read_bytes()
 
 
-def _answer(batch: Iterable[Waiting[Any]]) -> None:
+def _answer(batch: Iterable[Item]) -> None:
     for item in batch:
         if item.future.done():
             continue

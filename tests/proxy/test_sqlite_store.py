@@ -7,8 +7,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
-from kb_mcp.proxy.stores.sqlite import connect
+import pytest
+from typing_extensions import override
+
+from kb_mcp.proxy.ledger import AuditDraft, Changes, Refs
+from kb_mcp.proxy.stores.sqlite import SqliteLedger, connect
+from tests.house import House, error_of
 
 READ_AND_CLOSE = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT * FROM t')"
 
@@ -35,3 +41,53 @@ def test_every_commit_is_on_the_disk_before_it_is_answered(tmp_path: Path) -> No
     connection = connect(tmp_path / "ledger.db")
     assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2
     assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
+
+class SaysNoAndDidIt(sqlite3.Connection):
+    """A disk that has the commit and reports an error, once."""
+
+    failing = True
+
+    @override
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        done = super().execute(sql, parameters)
+        if sql == "COMMIT" and self.failing:
+            self.failing = False
+            raise sqlite3.OperationalError("disk I/O error")
+        return done
+
+
+def test_a_commit_that_errs_and_is_on_the_disk_stops_neither_chain_nor_charge(
+    tmp_path: Path,
+) -> None:
+    with House(tmp_path) as house:
+        key = house.issue()
+        ledger = house.proxy.store.ledger
+        assert isinstance(ledger, SqliteLedger)
+        odd = sqlite3.connect(
+            tmp_path / "ledger.db",
+            isolation_level=None,
+            check_same_thread=False,
+            factory=SaysNoAndDidIt,
+        )
+        odd.row_factory = sqlite3.Row
+        ledger._writer, ledger._loader._connection = odd, odd  # noqa: SLF001 - a disk that lies
+        refused = house.charge(key, period="2026-11")
+        assert (refused.status_code, error_of(refused)) == (503, "ledger_unavailable")
+        assert (house.charges(), house.operations()[0].state.value) == ([], "reserved")
+        assert house.charge(key, customer="cus_B2", period="2026-11").status_code == 200
+        seqs = [row["seq"] for row in house.audit()]
+        assert seqs == list(range(1, len(seqs) + 1))
+
+
+def test_what_nobody_foresaw_fails_alone_and_the_writer_goes_on(tmp_path: Path) -> None:
+    with House(tmp_path) as house:
+        key = house.issue()
+        broken = AuditDraft(kind="admin", note=cast("str", {"no", "text"}))
+        with pytest.raises(TypeError):
+            house.run(
+                house.proxy.store.ledger.transact(
+                    lambda _: Refs(), lambda _: (None, Changes(audit=(broken,)))
+                )
+            )
+        assert house.charge(key, period="2026-11").status_code == 200

@@ -8,16 +8,12 @@ file; each has its own audit chain.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import queue
 import sqlite3
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from kb_mcp.proxy.clock import StoreClock
 from kb_mcp.proxy.ledger import (
@@ -31,6 +27,7 @@ from kb_mcp.proxy.ledger import (
 )
 from kb_mcp.proxy.sealing import Sealer
 from kb_mcp.proxy.standing import Standing
+from kb_mcp.proxy.stores.batches import Asked, Batches
 from kb_mcp.proxy.stores.heads import Heads
 from kb_mcp.proxy.stores.journal import AUDIT_COLUMNS, Journal
 from kb_mcp.proxy.stores.loading import Loader
@@ -40,8 +37,6 @@ from kb_mcp.proxy.stores.sqlite_schema import register_node
 
 T = TypeVar("T")
 
-BATCH_MAX = 256
-IDLE_S = 1
 BUSY_TIMEOUT_MS = 10_000
 HIGH_WATER_STEP_MS = 1_000
 _STATEMENT_CACHE = 256
@@ -51,16 +46,7 @@ _AUDIT_INSERT = (
 )
 
 
-@dataclass(slots=True)
-class Waiting(Generic[T]):
-    """A step that waits for the writer, and where its result goes."""
-
-    refs: Callable[[int], Refs]
-    step: Step[T]
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[T]
-    result: T | None = None
-    error: Exception | None = None
+Item = Asked[tuple[Callable[[int], Refs], Step[Any]], Any]
 
 
 class SqliteLedger:
@@ -86,13 +72,14 @@ class SqliteLedger:
         self._heads = heads
         self._owner = owner
         self._queries = load_queries("sqlite")
-        self._queue: queue.SimpleQueue[Waiting[Any] | None] = queue.SimpleQueue()
         self._high_water = 0  # what this process has seen
         self._marked = 0  # what the store holds, as this transaction read it
+        self._doubted = False  # a commit ended in an error, and the store is not read again yet
         self._reader = connect(path)
+        self._writer = connect(path)
+        self._loader = Loader(self._writer, self._queries, sealer.unseal, owner)
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
-        self._thread.start()
+        self._batches = self._begin()
 
     @property
     def settings(self) -> StoreSettings:
@@ -102,20 +89,15 @@ class SqliteLedger:
     @property
     def waiting(self) -> int:
         """How many steps wait for the writer."""
-        return self._queue.qsize()
+        return self._batches.waiting
 
     async def transact(self, refs: Callable[[int], Refs], step: Step[T]) -> T:
         """Run `step` in the next transaction; return its result once it is durable.
 
         Raises: LedgerUnavailableError when the store cannot serve: nothing of it happened.
         """
-        if self._closed:
-            raise LedgerUnavailableError("the ledger is closed")
-        loop = asyncio.get_running_loop()
-        item = Waiting(refs, step, loop, loop.create_future())
-        self._queue.put(item)
-        # The writer will run the step whether or not anybody still waits for it.
-        return await asyncio.shield(item.future)
+        result: T = await self._batches.ask((refs, step))
+        return result
 
     async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
         """Return the key and its lineage as committed right now, or None."""
@@ -134,60 +116,43 @@ class SqliteLedger:
         if self._closed:
             return
         self._closed = True
-        self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await self._batches.close()
+        self._heads.export(self._journal.head, force=True)
+        self._writer.close()
         self._reader.close()
 
-    def _run(self) -> None:
-        connection = connect(self._path)
-        loader = Loader(connection, self._queries, self._sealer.unseal, self._owner)
-        running = True
-        while running:
-            batch, running = self._take()
-            if batch:
-                self._flush(connection, loader, batch)
-                _answer(batch)
-            elif running:
-                self._heads.export(self._journal.head, force=True)
-        self._heads.export(self._journal.head, force=True)
-        connection.close()
+    def _begin(self) -> Batches[Any, Any]:
+        """Start the writer: it takes together whatever waits, and exports the heads at rest."""
+        return Batches("ledger-writer", self._flush, self._rest)
 
-    def _take(self) -> tuple[list[Waiting[Any]], bool]:
-        """Wait for a step, and take with it all that wait already, up to BATCH_MAX."""
-        batch: list[Waiting[Any]] = []
-        try:
-            item = self._queue.get(timeout=IDLE_S)
-        except queue.Empty:
-            return batch, True
-        while item is not None:
-            batch.append(item)
-            if len(batch) >= BATCH_MAX:
-                return batch, True
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return batch, True
-        return batch, False
+    def _rest(self) -> None:
+        if not self._doubted:
+            self._heads.export(self._journal.head, force=True)
 
-    def _flush(
-        self, connection: sqlite3.Connection, loader: Loader, batch: list[Waiting[Any]]
-    ) -> None:
+    def _flush(self, batch: list[Item]) -> None:
+        """Run a batch in one transaction; every item ends with its result or its error."""
         head = self._journal.head
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            standing = self._standing(loader)
+            head = self._settle_doubt(head)
+            self._writer.execute("BEGIN IMMEDIATE")
+            standing = self._standing(self._loader)
             for item in batch:
-                _run_step(loader, standing, item)
-            self._save(connection, standing)
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
+                _run_step(self._loader, standing, item)
+            self._save(self._writer, standing)
+            self._writer.execute("COMMIT")
+        except BaseException as error:
+            written = self._journal.head
             self._journal.rewind(head)
-            _roll_back(connection)
+            _roll_back(self._writer)
+            if not isinstance(error, sqlite3.Error):
+                raise
             if isinstance(error, sqlite3.IntegrityError) and len(batch) > 1:
                 # A constraint stopped one step; the others must not suffer for it.
                 for item in batch:
-                    self._flush(connection, loader, [item])
+                    self._flush([item])
                 return
+            # SQLite may say no and have it on the disk all the same: the audit's head tells.
+            self._doubted = written != head
             for item in batch:
                 item.error = LedgerUnavailableError(str(error))
             return
@@ -195,6 +160,20 @@ class SqliteLedger:
             # A wild clock must not freeze the time of this process once it is right again.
             self._high_water = standing.now
         self._heads.export(self._journal.head)
+
+    def _settle_doubt(self, head: tuple[int, str]) -> tuple[int, str]:
+        """Return where this process's chain really ends, after a commit that ended in an error.
+
+        Whoever waited was told that it did not happen. If it did, nothing was sent on it, and the
+        operation is found reserved: sent again under its key, or resolved by reading.
+        """
+        if self._doubted:
+            rows = self._loader.rows("head_of_node", self._journal.node)
+            if rows:
+                head = (rows[0]["seq"], rows[0]["hash"])
+                self._journal.rewind(head)
+            self._doubted = False
+        return head
 
     def _standing(self, loader: Loader) -> Standing:
         rows = loader.rows("fact", "high_water_ms")
@@ -282,10 +261,12 @@ def _create(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def _run_step(loader: Loader, standing: Standing, item: Waiting[Any]) -> None:
+def _run_step(loader: Loader, standing: Standing, item: Item) -> None:
+    refs, step = item.what
+    item.error = None  # of an earlier run of the same batch
     try:
-        loader.load(standing, item.refs(standing.now))
-        item.result, changes = item.step(standing)
+        loader.load(standing, refs(standing.now))
+        item.result, changes = step(standing)
     except sqlite3.Error:
         raise
     except Exception as error:  # noqa: BLE001 a broken step fails alone; the batch goes on
@@ -301,25 +282,3 @@ def _roll_back(connection: sqlite3.Connection) -> None:
     except sqlite3.Error:
         # The connection is broken; SQLite rolls back by itself when it is used or closed next.
         return
-
-
-def _answer(batch: list[Waiting[Any]]) -> None:
-    """Hand the results over, with one wake-up per event loop."""
-    loops = {item.loop for item in batch}
-    for loop in loops:
-        mine = [item for item in batch if item.loop is loop]
-        try:
-            loop.call_soon_threadsafe(_resolve, mine)
-        except RuntimeError:
-            # That loop is closed: nobody waits any more, and the ledger has what happened.
-            continue
-
-
-def _resolve(items: list[Waiting[Any]]) -> None:
-    for item in items:
-        if item.future.done():
-            continue
-        if item.error is not None:
-            item.future.set_exception(item.error)
-        else:
-            item.future.set_result(item.result)

@@ -118,9 +118,6 @@ SELECT id FROM operations
  WHERE created_at < %s AND state = 'succeeded' AND final AND answer IS NOT NULL
  ORDER BY created_at LIMIT %s
 
--- name: head_of_node
-SELECT seq, hash FROM audit WHERE node = %s ORDER BY seq DESC LIMIT 1
-
 -- name: last_node
 SELECT position, hash FROM nodes ORDER BY position DESC LIMIT 1
 
