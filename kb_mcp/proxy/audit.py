@@ -10,17 +10,19 @@ import hashlib
 import hmac
 import json
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kb_mcp.proxy.ledger import AuditDraft
 from kb_mcp.proxy.scrub import mask_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 GENESIS: Final = bytes(hashlib.sha256().digest_size)
 _VERSION = 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Spreadsheets take a cell that begins so for a formula, also after blanks.
 _FORMULA_STARTS = ("=", "+", "-", "@", "|")
 _BLANK_STARTS = ("\t", "\r", "\n")
@@ -149,6 +151,22 @@ def verify_chain(
     if head is not None and reached < head.seq:
         return Broken(head.node, reached + 1, Break.TAIL_CUT)
     return Verified(count, last)
+
+
+def node_hash(chain_key: bytes, previous: str, node: str, started_at: str) -> str:
+    """Return the hash that chains a node to the one registered before it."""
+    message = f"{previous}\x00{node}\x00{started_at}".encode()
+    return hmac.new(chain_key, message, hashlib.sha256).hexdigest()
+
+
+def read_row(columns: Mapping[str, Any]) -> tuple[AuditRow, str]:
+    """Return the row and the stored hash in the columns of the `audit` table.
+
+    Raises: KeyError, TypeError, ValueError for what a journal never writes.
+    """
+    time_ms = (datetime.fromisoformat(columns["time"]) - _EPOCH) // timedelta(milliseconds=1)
+    plain = {name: columns[name] for name in _COLUMNS if name != "time"}
+    return AuditRow(time=time_ms, **plain), str(columns["hash"])
 
 
 def derive_key(master: bytes, purpose: str) -> bytes:

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from kb_mcp.proxy.audit import Broken, verify_chain
+from kb_mcp.proxy.audit import Broken, read_row, verify_chain
 from kb_mcp.proxy.ledger import AuditDraft, Changes, LedgerUnavailableError, LineageId, Refs
 from kb_mcp.proxy.messages import Reply, Request
 from kb_mcp.proxy.ops.approvals import decide_approval
 from kb_mcp.proxy.ops.keys import revoke_key, unfreeze_key
 from kb_mcp.proxy.standing import Standing
-from kb_mcp.proxy.stores.journal import row_of
 from tests.faults.checks import Answer, check_answer, check_end
 from tests.faults.loop import StalledError
 from tests.faults.moods import MOODS, Mood, draw_bill, drift
@@ -295,7 +294,7 @@ def _check(world: World, book: Book) -> None:
     for wrong in check_end(stored, windows, stripe.charges, stripe.overtaken):
         world.fail(wrong)
     for node in records.writers():
-        chain = verify_chain((row_of(row) for row in records.chain(node)), CHAIN_KEY)
+        chain = verify_chain((read_row(row) for row in records.chain(node)), CHAIN_KEY)
         if isinstance(chain, Broken):
             world.fail(f"the audit of {node} is {chain.reason} at {chain.seq}")
 

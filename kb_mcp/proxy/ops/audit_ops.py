@@ -10,11 +10,18 @@ import hmac
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from kb_mcp.proxy.audit import AuditRow, Broken, Head, csv_cell, verify_chain
+from kb_mcp.proxy.audit import (
+    AuditRow,
+    Broken,
+    Head,
+    csv_cell,
+    node_hash,
+    read_row,
+    verify_chain,
+)
 from kb_mcp.proxy.windows import rfc3339
 
 Columns = dict[str, Any]
@@ -22,8 +29,6 @@ FIELDS: Final = (
     "id time node kind decision code key_id role agent_id session_id method path operation_id "
     "attempt amount currency stripe_status request_id object_id duration_ms customer_id note hash"
 ).split()
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_SEALED = tuple(field.name for field in fields(AuditRow) if field.name != "time")
 _ECS_VERSION = "8.11.0"
 # Elastic Common Schema name -> ours; what it has no name for goes under "keybrake".
 _ECS: Final = {
@@ -143,9 +148,7 @@ def export_lines(rows: Iterable[Columns], form: str) -> Iterator[str]:
 def _verify_registry(registry: Sequence[Columns], chain_key: bytes) -> Iterator[Break]:
     previous = ""
     for position, node in enumerate(registry, 1):
-        # As the stores seal it (stores.sqlite_schema.node_hash): previous hash, name, start.
-        message = "\x00".join((previous, node["node"], node["started_at"])).encode()
-        sealed = hmac.new(chain_key, message, "sha256").hexdigest()
+        sealed = node_hash(chain_key, previous, node["node"], node["started_at"])
         same = hmac.compare_digest(sealed.encode(), str(node["hash"]).encode())
         if node["position"] != position or not same:
             yield Break(str(node["node"]), position, "registry_edited")
@@ -188,15 +191,13 @@ def _rows(chain: Iterator[Columns]) -> Iterator[tuple[AuditRow, str]]:
 
 def _row(columns: Columns) -> tuple[AuditRow, str] | None:
     try:
-        moment = datetime.fromisoformat(columns["time"])
-        time_ms = (moment - _EPOCH) // timedelta(milliseconds=1)
-        row = AuditRow(time=time_ms, **{name: columns[name] for name in _SEALED})
-        written = rfc3339(time_ms)
-    except (ValueError, TypeError, OverflowError):
+        row, stored = read_row(columns)
+        written = rfc3339(row.time)
+    except (KeyError, ValueError, TypeError, OverflowError):
         return None
     # Neither the id nor the way the time is written is sealed; both follow from what is.
     same = (columns["id"], columns["time"]) == (row.id, written)
-    return (row, columns["hash"]) if same else None
+    return (row, stored) if same else None
 
 
 def _csv_line(values: Sequence[str]) -> str:

@@ -5,7 +5,6 @@ Floor: inside the stores. Pure: facts arrive as text and leave as text.
 
 from __future__ import annotations
 
-import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -71,9 +70,3 @@ def check_account(bound: str, account_id: str) -> None:
             f"the store belongs to Stripe account {bound}, the key in KEYBRAKE_STRIPE_KEY to "
             f"{account_id}: use another KEYBRAKE_DATABASE_URL, one store an account"
         )
-
-
-def node_hash(chain_key: bytes, previous: str, node: str, started_at: str) -> str:
-    """Return the hash that chains a node to the one registered before it."""
-    message = f"{previous}\x00{node}\x00{started_at}".encode()
-    return hmac.new(chain_key, message, "sha256").hexdigest()

@@ -1,13 +1,12 @@
 """The journal: this process's audit chain, from drafts to rows.
 
-Floor: inside the stores, above audit. A journal belongs to one writer; `mark` and `rewind` undo
-the rows of a transaction that did not commit.
+Floor: inside the stores, above audit. A journal belongs to one writer; `rewind` undoes the
+rows of a transaction that did not commit.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
-from datetime import datetime
 from typing import Any
 
 from kb_mcp.proxy.audit import GENESIS, AuditRow, audit_row, row_hash
@@ -46,11 +45,3 @@ class Journal:
             for name in AUDIT_COLUMNS[:-1]
         )
         return (*plain, self._head)
-
-
-def row_of(columns: dict[str, Any]) -> tuple[AuditRow, str]:
-    """Return the audit row and the stored hash in a row of the `audit` table."""
-    plain = {name: columns[name] for name in AUDIT_COLUMNS if name not in {"id", "hash", "time"}}
-    moment = datetime.fromisoformat(columns["time"])
-    time_ms = int(moment.replace(microsecond=0).timestamp()) * 1000 + moment.microsecond // 1000
-    return AuditRow(time=time_ms, **plain), columns["hash"]

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 import psycopg
 from psycopg import errors, sql
 
+from kb_mcp.proxy.audit import node_hash
 from kb_mcp.proxy.ledger import StoreSettings
 from kb_mcp.proxy.stores.binding import (
     SchemaError,
     bound_by,
     check_account,
     facts_of,
-    node_hash,
 )
 from kb_mcp.proxy.stores.journal import AUDIT_COLUMNS
 from kb_mcp.proxy.stores.postgres_line import OLDEST_SERVER, Connection

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 
+from kb_mcp.proxy.audit import node_hash
 from kb_mcp.proxy.ledger import StoreSettings
 from kb_mcp.proxy.stores.binding import (
     BindingError,
@@ -16,12 +17,11 @@ from kb_mcp.proxy.stores.binding import (
     bound_by,
     check_account,
     facts_of,
-    node_hash,
 )
 from kb_mcp.proxy.stores.queries import load_migrations, load_queries
 from kb_mcp.proxy.windows import rfc3339
 
-__all__ = ["BindingError", "SchemaError", "bind", "bind_account", "migrate", "node_hash",
+__all__ = ["BindingError", "SchemaError", "bind", "bind_account", "migrate",
            "read_facts", "register_node"]  # fmt: skip
 
 
