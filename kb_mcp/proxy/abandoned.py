@@ -27,6 +27,8 @@ class Abandoned:
         earlier = go.operation.object_id
         if go.operation.route != INTENTS or earlier is None or go.attempt.sends > 1:
             return True
+        if go.operation.continued_by(go.attempt):
+            return True
         return await self.cancel(earlier, deadline_ms)
 
     async def cancel(self, intent: str, deadline_ms: int) -> bool:

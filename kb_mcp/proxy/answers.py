@@ -10,8 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
 
-from kb_mcp.proxy.ledger import Attempt, Operation
-from kb_mcp.proxy.ledger import State as S
+from kb_mcp.proxy.ledger import Attempt, AttemptOutcome, Operation
 from kb_mcp.proxy.messages import Reply, refused
 from kb_mcp.proxy.proofs import Declined, Made, NeverBegan, Nothing, Proof, Rejected
 from kb_mcp.proxy.refusals import Code, Fact, Refusal, refuse
@@ -24,6 +23,7 @@ _NEVER_SENT = {
     "vault_key_revoked": Code.VAULT_KEY_REVOKED,
     "ledger_unavailable": Code.LEDGER_UNAVAILABLE,
 }
+_SETTLED_NO = frozenset({AttemptOutcome.REJECTED, AttemptOutcome.NOT_SENT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +38,8 @@ class Answers:
     def first(
         self, operation: Operation, attempt: Attempt, proof: Proof, answer: UpstreamAnswer
     ) -> Reply:
-        """Answer the caller who sent: `operation` is as the conclusion left it."""
-        decided = operation.attempt == attempt.number and operation.state is S.FAILED
+        """Answer the caller who sent: `operation` and `attempt` are as the conclusion left them."""
+        decided = attempt.outcome in _SETTLED_NO
         match proof:
             case Made() if operation.object_id == proof.object_id:
                 return _passed(operation, attempt, strip_client_secret(proof.body), answer)

@@ -70,10 +70,10 @@ def _ask(standing: Standing, intent: Intent, operation: Operation) -> ApprovalCh
         expires_at=standing.now + APPROVAL_LASTS_MS,
         created_at=standing.now,
     )
-    # A voided operation keeps its guards; anything else that gets here holds nothing.
+    # A voided operation keeps its guards, one to be raised what it holds; others hold nothing.
     waiting = (
         operation
-        if operation.state is S.VOIDED
+        if operation.state in {S.VOIDED, S.SUCCEEDED}
         else replace(operation, state=S.AWAITING_APPROVAL, held=0, code="approval_required")
     )
     waiting = replace(waiting, approval_id=approval.id, updated_at=standing.now)

@@ -50,6 +50,30 @@ DEFAULT_PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "confirm",
             "error_on_requires_action",
         ),
+        "POST /v1/charges/*": ("description", "metadata[*]", "receipt_email"),
+        "POST /v1/charges/*/capture": ("amount", "receipt_email", *_WORDING),
+        "POST /v1/payment_intents/*": (
+            "amount",
+            "description",
+            "metadata[*]",
+            "payment_method",
+            "receipt_email",
+            *_WORDING,
+        ),
+        "POST /v1/payment_intents/*/cancel": ("cancellation_reason",),
+        "POST /v1/payment_intents/*/capture": ("amount_to_capture", "metadata[*]", *_WORDING),
+        "POST /v1/payment_intents/*/confirm": (
+            "error_on_requires_action",
+            "off_session",
+            "payment_method",
+            "receipt_email",
+        ),
+        "POST /v1/payment_intents/*/increment_authorization": (
+            "amount",
+            "description",
+            "metadata[*]",
+            *_WORDING[:1],
+        ),
         "GET /v1/charges": ("customer", *_CREATED, *_PAGE),
         "GET /v1/payment_intents": ("customer", *_CREATED, *_PAGE),
         "GET /v1/refunds": ("charge", "payment_intent", *_CREATED, *_PAGE),
@@ -196,6 +220,8 @@ def _check_values(policy: Policy, route: Route, path: str, form: Form) -> Refusa
     # One object tells whose it is in its answer, which is checked before it is forwarded. A list,
     # a search or a write without a customer could be anybody's.
     shown = route.moves is Moves.READS and route.template.endswith("/*")
+    # A step goes on with an object whose operation says whose it is: the desk asks the ledger.
+    shown = shown or route.belongs_to is not None
     if (named or shown) and all(_listed(rules, customer) for customer in named):
         return None
     return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")

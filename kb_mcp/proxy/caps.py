@@ -11,21 +11,24 @@ from typing import TYPE_CHECKING
 
 from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.windows import OperationWindows, resets_at, windows_at
+from kb_mcp.proxy.windows import OperationWindows, resets_at, windows_at, windows_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kb_mcp.proxy.intent import Intent
-    from kb_mcp.proxy.ledger import WindowKey
+    from kb_mcp.proxy.ledger import Operation, WindowKey
     from kb_mcp.proxy.standing import Standing
 
 
-def check_caps(standing: Standing, intent: Intent) -> Refusal | None:
+def check_caps(
+    standing: Standing, intent: Intent, raised: Operation | None = None
+) -> Refusal | None:
     """Return the first cap that `intent` would break, or None.
 
     Order: currency, per charge, sends and declines per day, key day, key month, customer day,
-    account day. `left` in the facts is what the window still admits, in minor units.
+    account day. `left` in the facts is what the window still admits, in minor units. What an
+    operation that is `raised` holds already is its own, and no further send is counted.
     """
     money = intent.money
     caps = intent.policy.caps
@@ -36,7 +39,13 @@ def check_caps(standing: Standing, intent: Intent) -> Refusal | None:
     if per_charge is not None and money.amount > per_charge:
         return _exceeded("per charge", per_charge, per_charge, money, None)
     windows = windows_at(standing.now, intent.lineage_id, intent.reading.customer, money.currency)
-    return _check_counts(standing, intent, windows) or _check_windows(standing, intent, windows)
+    own: dict[WindowKey, int] = {}
+    if raised is not None:
+        own = dict.fromkeys(windows_of(raised).money(), raised.held)
+        return _check_windows(standing, intent, windows, own)
+    return _check_counts(standing, intent, windows) or _check_windows(
+        standing, intent, windows, own
+    )
 
 
 def _check_counts(standing: Standing, intent: Intent, windows: OperationWindows) -> Refusal | None:
@@ -53,14 +62,16 @@ def _check_counts(standing: Standing, intent: Intent, windows: OperationWindows)
     return refuse(Code.CHARGE_COUNT_EXCEEDED, facts=facts)
 
 
-def _check_windows(standing: Standing, intent: Intent, windows: OperationWindows) -> Refusal | None:
+def _check_windows(
+    standing: Standing, intent: Intent, windows: OperationWindows, own: Mapping[WindowKey, int]
+) -> Refusal | None:
     money = intent.money
     for kind, key, limits in _limits(standing, intent, windows):
         limit = limits.get(money.currency)
         if limit is None:
             continue
         window = standing.window(key)
-        left = max(limit - window.reserved - window.settled, 0)
+        left = max(limit - window.reserved - window.settled + own.get(key, 0), 0)
         if money.amount > left:
             return _exceeded(kind, limit, left, money, key)
     return None

@@ -14,33 +14,32 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, assert_never
 
+from kb_mcp.proxy.declines import count_decline, freeze
 from kb_mcp.proxy.ledger import (
     HOLDING,
     Attempt,
     AttemptOutcome,
     AuditDraft,
     Changes,
-    Lineage,
     Operation,
     OperationId,
     Window,
 )
 from kb_mcp.proxy.ledger import State as S
-from kb_mcp.proxy.naming import tally_of
-from kb_mcp.proxy.proofs import Declined, Made, NeverBegan, Nothing, Proof, Rejected
-from kb_mcp.proxy.windows import hold_again, release, settle, windows_at
+from kb_mcp.proxy.proofs import CANCELED, Declined, Made, NeverBegan, Nothing, Proof, Rejected
+from kb_mcp.proxy.step_endings import end_step
+from kb_mcp.proxy.windows import hold_again, release, settle
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.standing import Standing
 
 READ_AGAIN_MS = 60_000
 FOREIGN_KEY = "key_used_outside_ledger"
-CANCELED = "canceled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """One send, or one reading of Stripe, that ended with `proof`.
+    """One send, or one reading of Stripe begun at `read_at`, that ended with `proof`.
 
     `token` is the fencing token under which it was sent or read. `daily_declines` is the policy's
     limit, past which the lineage freezes.
@@ -52,6 +51,7 @@ class Ending:
     proof: Proof
     daily_declines: int
     request: AuditDraft
+    read_at: int | None = None
 
 
 def conclude(standing: Standing, ending: Ending) -> tuple[Operation, Changes]:
@@ -59,6 +59,10 @@ def conclude(standing: Standing, ending: Ending) -> tuple[Operation, Changes]:
     operation = standing.operations[ending.operation_id]
     attempt = standing.attempts[ending.operation_id, ending.attempt]
     proof = ending.proof
+    if operation.continued_by(attempt) and not (
+        isinstance(proof, Made) and proof.verdict == "done"
+    ):
+        return _told(operation, end_step(standing, operation, attempt, ending), ending)
     match proof:
         case Made(verdict="failed"):
             decline = Declined(proof.object_id, proof.status, proof.body, proof.stripe_status)
@@ -73,13 +77,18 @@ def conclude(standing: Standing, ending: Ending) -> tuple[Operation, Changes]:
             changes = _unproven(standing, operation, attempt, proof, ending)
         case _:
             assert_never(proof)
+    return _told(operation, changes, ending)
+
+
+def _told(operation: Operation, changes: Changes, ending: Ending) -> tuple[Operation, Changes]:
     after = changes.operations[0] if changes.operations else operation
     return after, replace(changes, audit=(*changes.audit, _outcome_row(after, ending)))
 
 
 def _made(standing: Standing, operation: Operation, attempt: Attempt, proof: Made) -> Changes:
     # Paying an invoice twice names one object twice; only what creates money's objects owns them.
-    owns = operation.amount > 0
+    step = operation.continued_by(attempt)
+    owns = operation.amount > 0 and not step
     owner = standing.object_owners.get(proof.object_id)
     if owns and owner is not None and owner != operation.id:
         # An object that concluded one operation never concludes another.
@@ -91,40 +100,47 @@ def _made(standing: Standing, operation: Operation, attempt: Attempt, proof: Mad
     final = proof.verdict == "done"
     held = operation.state in HOLDING or not operation.final
     known = operation.state is S.SUCCEEDED and operation.final
+    # What was authorised first may be taken in part; what is made at once is taken whole.
+    taken = operation.held if known else operation.amount
+    if not operation.final and final:
+        taken = proof.moved or proof.total or operation.amount
     late = not held and not (known and operation.object_id == proof.object_id)
     done = replace(
         operation,
         state=S.SUCCEEDED,
         final=final or known,
-        held=operation.amount,
+        amount=proof.total or operation.amount if step else operation.amount,
+        held=taken if final or known else operation.held or operation.amount,
         object_id=operation.object_id if known else proof.object_id,
         stripe_status=proof.stripe_status,
         code=None,
         answer_status=proof.status,
         answer=proof.body,
         lease_owner=None,
-        overshoot=operation.overshoot or late,
+        overshoot=operation.overshoot or late or taken > operation.held > 0,
         next_read_at=None if final or known else standing.now + READ_AGAIN_MS,
         updated_at=standing.now,
     )
-    frozen = (_frozen(standing, operation, "a charge turned up late"),) if late else ()
+    frozen = (freeze(standing, operation, "a charge turned up late"),) if late else ()
     return Changes(
         operations=(done,),
         attempts=(closed,),
-        windows=_counted(standing, operation, final=final, held=held, late=late),
+        windows=_counted(standing, operation, taken, final=final, held=held, late=late),
         lineages=frozen,
     )
 
 
 def _counted(
-    standing: Standing, operation: Operation, *, final: bool, held: bool, late: bool
+    standing: Standing, operation: Operation, taken: int, *, final: bool, held: bool, late: bool
 ) -> tuple[Window, ...]:
     """Return the windows after a yes: a final one is spend, one that may still fail stays held."""
     if held:
-        return settle(standing, operation, held=True) if final else ()
+        return settle(standing, operation, taken, held=True) if final else ()
     if not late:
         return ()
-    return settle(standing, operation, held=False) if final else hold_again(standing, operation)
+    if not final:
+        return hold_again(standing, operation)
+    return settle(standing, operation, taken, held=False)
 
 
 def _declined(
@@ -157,32 +173,13 @@ def _declined(
     if proof.code == CANCELED:
         # Nobody's card said no: a cancelled intent is over, and counts for nothing.
         return Changes(operations=(failed,), attempts=(closed,), windows=given_back)
+    counted = count_decline(standing, operation, ending.daily_declines)
     return replace(
-        _declines_counted(standing, operation, ending),
+        counted,
         operations=(failed,),
         attempts=(closed,),
-        windows=(*given_back, _declines_today(standing, operation)),
+        windows=(*given_back, *counted.windows),
     )
-
-
-def _declines_counted(standing: Standing, operation: Operation, ending: Ending) -> Changes:
-    """Count a decline against the bill, and freeze the lineage that has too many in a day."""
-    tally = standing.tally(tally_of(operation))
-    counted = replace(
-        tally,
-        declines=tally.declines + 1,
-        last_declined_at=standing.now,
-        last_operation=operation.id,
-    )
-    too_many = _declines_today(standing, operation).declines >= ending.daily_declines
-    frozen = (_frozen(standing, operation, "too many declines"),) if too_many else ()
-    return Changes(tallies=(counted,), lineages=frozen)
-
-
-def _declines_today(standing: Standing, operation: Operation) -> Window:
-    places = windows_at(standing.now, operation.lineage_id, operation.customer, operation.currency)
-    counts = standing.window(places.counts)
-    return replace(counts, declines=counts.declines + 1)
 
 
 def _negative(
@@ -244,13 +241,6 @@ def _given_back(standing: Standing, operation: Operation) -> tuple[Window, ...]:
     if operation.state in HOLDING or not operation.final:
         return release(standing, operation)
     return ()
-
-
-def _frozen(standing: Standing, operation: Operation, reason: str) -> Lineage:
-    lineage = standing.lineage(operation.lineage_id)
-    if lineage.frozen_at is not None:
-        return lineage
-    return replace(lineage, frozen_at=standing.now, frozen_reason=reason)
 
 
 def _outcome_row(operation: Operation, ending: Ending) -> AuditDraft:

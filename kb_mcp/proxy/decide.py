@@ -1,7 +1,7 @@
 """The decider: what a request for an operation may do, given what the ledger knows.
 
 Floor: above guards, caps and approvals, below the governor. Pure: (standing, intent) ->
-Proceed | Replay | Join | Refuse, each with the rows it leaves behind. `fold` runs a batch in
+Proceed | Replay | Join | Look | Refuse, each with the rows it leaves behind. `fold` runs a batch in
 arrival order, each intent seeing the ones before it. The rules are those of docs/exactly-once.md:
 
 state of the operation      same fingerprint                       other fingerprint
@@ -21,6 +21,9 @@ voided, not yet 25 h empty  the checks below -> the same key, 23 h idempotency_k
 voided and free             the checks below -> a new key
 awaiting approval           approved: the checks below             another approval
 
+A step that goes on with an operation's object has a table of its own (`steps.py`); a create that is
+repeated while one is under way joins it.
+
 The checks, on every reservation: guards -> key frozen, too many unresolved -> approval ->
 attempts -> caps. A key that is unknown, revoked or expired by the store's clock is refused first.
 """
@@ -31,7 +34,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
-from kb_mcp.proxy.decisions import Decision, Join, Proceed, Refuse, Replay
+from kb_mcp.proxy.decisions import Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.guards import suspect
 from kb_mcp.proxy.ledger import (
     HOLDING,
@@ -46,6 +49,7 @@ from kb_mcp.proxy.ledger import (
 from kb_mcp.proxy.ledger import State as S
 from kb_mcp.proxy.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.reserve import new_operation, recent_decline, reserve, send_again
+from kb_mcp.proxy.steps import decide_step
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.intent import Intent
@@ -89,6 +93,8 @@ def _decide(standing: Standing, intent: Intent) -> Decision:
     dead = key_refusal(standing, intent.key_id)
     if dead is not None:
         return Refuse(dead)
+    if intent.continues is not None:
+        return decide_step(standing, intent, intent.continues)
     operation = standing.newest(intent.name)
     if operation is None or _begins_anew(standing, intent, operation):
         return reserve(standing, intent, new_operation(standing, intent, operation), None)
@@ -117,6 +123,11 @@ def _decide(standing: Standing, intent: Intent) -> Decision:
 
 
 def _settled(standing: Standing, intent: Intent, operation: Operation, *, same: bool) -> Decision:
+    if same and not operation.final and (operation.answer_status or 0) >= 400:
+        # It had failed, and a step may have brought it to life: what was told then is no answer.
+        facts = _named(operation)
+        leased = standing.leased(operation)
+        return Join(operation) if leased else Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=facts))
     if same:
         late = _late_body(standing, intent, operation)
         return Replay(operation) if late is None else Refuse(late, operation)
@@ -225,7 +236,7 @@ def _named(operation: Operation) -> dict[str, Fact]:
 
 
 def _audited(standing: Standing, intent: Intent, decision: Decision) -> Decision:
-    if intent.joined and isinstance(decision, Join):
+    if isinstance(decision, Look) or (intent.joined and isinstance(decision, Join)):
         # Looking again is no new request.
         return decision
     operation = decision.operation

@@ -1,4 +1,4 @@
-"""The four decisions, as values.
+"""The decisions, as values.
 
 Floor: above the records, below the deciders. Each carries the rows it leaves behind.
 """
@@ -37,6 +37,14 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """Its last step may or may not have happened: the object must be read before anything else."""
+
+    operation: Operation
+    changes: Changes = field(default_factory=Changes)
+
+
+@dataclass(frozen=True, slots=True)
 class Refuse:
     """Our own no."""
 
@@ -45,4 +53,4 @@ class Refuse:
     changes: Changes = field(default_factory=Changes)
 
 
-Decision = Proceed | Replay | Join | Refuse
+Decision = Proceed | Replay | Join | Look | Refuse

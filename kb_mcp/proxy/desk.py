@@ -19,9 +19,10 @@ from kb_mcp.proxy.authority import (
     may_touch,
     needs_customer,
 )
+from kb_mcp.proxy.continuing import as_step, find_made, step_fingerprint
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.intent import Intent
-from kb_mcp.proxy.ledger import AuditDraft, Changes, KeyId, Ledger, OperationId, Refs
+from kb_mcp.proxy.ledger import AuditDraft, Changes, KeyId, Ledger, Operation, OperationId, Refs
 from kb_mcp.proxy.messages import Reply, Request, refused
 from kb_mcp.proxy.naming import Name, caller_mark, name_of
 from kb_mcp.proxy.noise import Noise
@@ -43,6 +44,7 @@ BodyReader = Callable[[], Awaitable[bytes | Refusal]]
 _ID_MAX = 128
 # What a request moves that does not tell its amount; XXX is ISO 4217's "no currency".
 UNTOLD = Money(0, "xxx")
+_NOT_ITS_OWN = refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,12 @@ class Desk:
             version = _version(admitted, request)
             base = self.audit_base(admitted, request)
             return await self.reads.read(admitted, reading, version, base)
-        intent = await self._touch(admitted, reading) or self._intend(admitted, request, reading)
+        made = await find_made(self.ledger, reading)
+        if made is not None:
+            intent = await self._continue(admitted, request, reading, made)
+        else:
+            touched = await self._touch(admitted, reading)
+            intent = touched or self._intend(admitted, request, reading)
         if isinstance(intent, Refusal):
             return await self._refuse(admitted, request, intent)
         return await self.governor.govern(admitted, intent)
@@ -146,12 +153,27 @@ class Desk:
         """Look the customer up where only its metadata says whether the key may touch it."""
         customer = reading.customer
         if not needs_customer(admitted.policy, customer):
-            return None
+            # Whose object a step goes on with, its path does not say.
+            step = reading.route.belongs_to is not None
+            return _NOT_ITS_OWN if step and not may_touch(admitted.policy, customer) else None
         metadata = None if customer is None else await self.reads.customer_metadata(customer)
         if may_touch(admitted.policy, customer, metadata):
             return None
-        reason = "the customer is not among its own"
-        return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
+        return _NOT_ITS_OWN
+
+    async def _continue(
+        self, admitted: Admitted, request: Request, reading: Reading, made: Operation
+    ) -> Intent | Refusal:
+        """Return the intent of a step on the object that `made` has made."""
+        step = as_step(reading, made)
+        if isinstance(step, Refusal):
+            return step
+        name = Name(made.name, made.named_by, made.upstream_name)
+        touched = await self._touch(admitted, step)
+        if touched is not None or step.money is None:
+            return touched or refuse(Code.AMOUNT_NOT_METERED)
+        intent = self._intent(admitted, request, step, step.money, name)
+        return replace(intent, fingerprint=step_fingerprint(step, made), continues=made)
 
     def _intend(self, admitted: Admitted, request: Request, reading: Reading) -> Intent | Refusal:
         money = reading.money
@@ -163,6 +185,11 @@ class Desk:
         name = name_of(admitted.policy, reading)
         if not isinstance(name, Name):
             return name
+        return self._intent(admitted, request, reading, money, name)
+
+    def _intent(
+        self, admitted: Admitted, request: Request, reading: Reading, money: Money, name: Name
+    ) -> Intent:
         return Intent(
             reading=reading,
             money=money,

@@ -8,7 +8,7 @@ caller that hangs up changes nothing, since the send and its conclusion run in a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
@@ -18,14 +18,16 @@ from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.clock import StoreClock
 from kb_mcp.proxy.conclude import Ending, conclude
 from kb_mcp.proxy.decide import decide
-from kb_mcp.proxy.decisions import Decision, Join, Proceed, Refuse, Replay
+from kb_mcp.proxy.decisions import Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.intent import Intent
 from kb_mcp.proxy.joins import Joins
 from kb_mcp.proxy.ledger import (
+    Attempt,
     Changes,
     Ledger,
     LedgerUnavailableError,
     Operation,
+    OperationId,
     Refs,
 )
 from kb_mcp.proxy.messages import Reply, refused
@@ -45,7 +47,8 @@ SEND_WITHIN_MS = 5_000
 class Governor:
     """Wing B's core: one per process. `boottime_ms` counts suspended time.
 
-    `behind` says that the store has lost records: nothing is sent until it is reconciled.
+    `behind` says that the store has lost records: nothing is sent until it is reconciled. `look`
+    reads the object of one operation, as recovery does.
     """
 
     ledger: Ledger
@@ -56,6 +59,7 @@ class Governor:
     boottime_ms: Callable[[], int]
     upstream_key: str
     abandoned: Abandoned
+    look: Callable[[OperationId], Awaitable[Operation | None]]
     tasks: set[asyncio.Task[Any]]
     behind: bool = False
 
@@ -67,6 +71,7 @@ class Governor:
         if self.behind:
             return refused(refuse(Code.LEDGER_BEHIND))
         give_up_at = self.boottime_ms() + JOIN_WAIT_MS
+        looked = False
         while True:
             decision = await self.ledger.transact(intent.refs, _decider(intent))
             match decision:
@@ -85,6 +90,12 @@ class Governor:
                         return refused(refuse(Code.IDEMPOTENCY_KEY_IN_USE, facts=facts))
                     await self.joins.wait(operation.id, left_ms)
                     intent = replace(intent, joined=True)
+                case Look(operation=operation):
+                    if looked:
+                        facts = {"operation": operation.id}
+                        return refused(refuse(Code.OUTCOME_UNKNOWN, facts=facts))
+                    await self.look(operation.id)
+                    looked = True
                 case _:
                     assert_never(decision)
 
@@ -97,13 +108,13 @@ class Governor:
             answer = self._scrubbed(answer)
         proof = prove(answer, intent.reading.route)
         try:
-            operation = await self._conclude(intent, go, proof, answer)
+            operation, attempt = await self._conclude(intent, go, proof, answer)
         except LedgerUnavailableError:
             # Stripe has answered, the ledger has not: the reservation stays, recovery will read.
             return refused(refuse(Code.OUTCOME_UNKNOWN, facts={"operation": go.operation.id}))
         finally:
             self.joins.wake(go.operation.id)
-        return self.answers.first(operation, go.attempt, proof, answer)
+        return self.answers.first(operation, attempt, proof, answer)
 
     async def _send(self, admitted: Admitted, go: Proceed) -> UpstreamAnswer:
         """Check the key once more, directly before the send; then send, once."""
@@ -128,7 +139,7 @@ class Governor:
 
     async def _conclude(
         self, intent: Intent, go: Proceed, proof: Proof, answer: UpstreamAnswer
-    ) -> Operation:
+    ) -> tuple[Operation, Attempt]:
         request = intent.request
         if isinstance(answer, Answered):
             request = replace(request, request_id=answer.headers.get("request-id"))
@@ -140,9 +151,12 @@ class Governor:
             daily_declines=intent.policy.daily_declines,
             request=request,
         )
-        return await self.ledger.transact(
-            lambda now: ending_refs(go.operation, proof, now), lambda s: conclude(s, ending)
-        )
+
+        def step(standing: Standing) -> tuple[tuple[Operation, Attempt], Changes]:
+            operation, changes = conclude(standing, ending)
+            return (operation, changes.attempts[0] if changes.attempts else go.attempt), changes
+
+        return await self.ledger.transact(lambda now: ending_refs(go.operation, proof, now), step)
 
     def _scrubbed(self, answer: Answered) -> Answered:
         if answer.status < 400:

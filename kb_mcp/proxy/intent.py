@@ -8,9 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kb_mcp.proxy.ledger import AuditDraft, Bill, KeyId, LineageId, NamedBy, OperationId, Refs
-from kb_mcp.proxy.naming import tally_key
-from kb_mcp.proxy.windows import windows_at
+from kb_mcp.proxy.ledger import (
+    AuditDraft,
+    Bill,
+    KeyId,
+    LineageId,
+    NamedBy,
+    Operation,
+    OperationId,
+    Refs,
+)
+from kb_mcp.proxy.naming import tally_key, tally_of
+from kb_mcp.proxy.windows import windows_at, windows_of
 
 if TYPE_CHECKING:
     from kb_mcp.money import Money
@@ -24,7 +33,8 @@ class Intent:
 
     `fresh_id` and `fresh_approval_id` are used if this intent begins an operation or asks for an
     approval. `lease_ms` is how long a send may take, all told. `joined` says that it waited for
-    somebody else's send before, and has its audit row of that.
+    somebody else's send before, and has its audit row of that. `continues` is the operation whose
+    object a step goes on with, as it was read before; `money` is what it comes to then.
     """
 
     reading: Reading
@@ -44,10 +54,13 @@ class Intent:
     lease_ms: int
     request: AuditDraft
     joined: bool = False
+    continues: Operation | None = None
 
     @property
     def tally(self) -> str:
         """Return the key under which declines of this bill are counted."""
+        if self.continues is not None:
+            return tally_of(self.continues)
         return tally_key(self.reading, self.name)
 
     def bill(self, now: int) -> Bill | None:
@@ -72,13 +85,15 @@ class Intent:
         if reading.customer is not None and reading.period is not None:
             periods = frozenset({(reading.customer, reading.period.label, reading.reference or "")})
         bill = self.bill(now)
-        windows = windows_at(now, self.lineage_id, reading.customer, self.money.currency)
+        windows = windows_at(now, self.lineage_id, reading.customer, self.money.currency).all()
+        if self.continues is not None:
+            windows = (*windows, *windows_of(self.continues).all())
         return Refs(
             keys=frozenset({self.key_id}),
             lineages=frozenset({self.lineage_id}),
             names=frozenset({self.name}),
             periods=periods,
             bills=frozenset() if bill is None else frozenset({bill}),
-            windows=frozenset(windows.all()),
+            windows=frozenset(windows),
             tallies=frozenset({self.tally}),
         )

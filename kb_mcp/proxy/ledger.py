@@ -45,10 +45,11 @@ class NamedBy(StrEnum):
 class Operation:
     """One intended billing act in one Stripe account.
 
-    `held` is what it counts for in its windows: the amount while reserved, unknown or succeeded,
-    else zero. `reserved_at` fixes those windows, for good. `lease_token` fences: only the holder of
-    the newest token may conclude with a no. `reopened` lets a refunded bill be billed once more,
-    `waived` lets one other bill pass that looks like this one.
+    `held` is what it counts for in its windows: the amount while reserved, unknown or succeeded
+    (more while a raise is under way, less where only a part was captured), else zero. `reserved_at`
+    fixes those windows, for good; a raise on a later day moves all of it there. `lease_token`
+    fences: only the holder of the newest token may conclude with a no. `reopened` lets a refunded
+    bill be billed once more, `waived` lets one other bill pass that looks like this one.
     """
 
     id: OperationId
@@ -99,6 +100,10 @@ class Operation:
             return self.empty_listings < LISTINGS_THAT_FREE
         return self.state in HOLDING or self.state is State.SUCCEEDED
 
+    def continued_by(self, attempt: Attempt) -> bool:
+        """Say whether `attempt` goes on with this operation's object, rather than makes it."""
+        return "*" not in self.route and self.route.split(" ")[1] != attempt.path
+
 
 HOLDING = frozenset({State.RESERVED, State.UNKNOWN})
 # A voided operation is listed after grace, after 1 h and after 25 h; the last frees its guards.
@@ -119,6 +124,8 @@ class AttemptOutcome(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One upstream (Stripe) idempotency key of an operation, with the request it stands for.
+
+    Most make the operation's object; a step (`Operation.continued_by`) goes on with it.
 
     `body` is sent byte for byte every time. `open_sends` counts the sends whose own outcome is
     not known: while one is open, a no to a later one proves nothing.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kb_mcp.proxy.sending import Answered, Lost, NotSent, UpstreamAnswer
@@ -17,15 +17,23 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.routes import Lifecycle, Route
 
 
+CANCELED = "canceled"
+
+
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Stripe has the object: its own status decides."""
+    """Stripe has the object: its own status decides.
+
+    `total` is what it is for and `moved` what it took, in minor units, where it says so.
+    """
 
     object_id: str
     stripe_status: str
     verdict: str  # done | pending | failed
     status: int
     body: bytes
+    total: int | None = None
+    moved: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,17 @@ def prove_object(body: Mapping[str, Any], route: Route) -> Made | None:
     verdict = _verdict(route.lifecycle, body)
     if verdict is None:
         return None
-    return Made(object_id, status, verdict, 200, json.dumps(body, separators=(",", ":")).encode())
+    if verdict == "failed" and status in route.lifecycle.done:
+        status = CANCELED
+    return Made(
+        object_id=object_id,
+        stripe_status=status,
+        verdict=verdict,
+        status=200,
+        body=json.dumps(body, separators=(",", ":")).encode(),
+        total=_whole(body.get("amount")),
+        moved=_whole(body.get(route.lifecycle.moved or "")),
+    )
 
 
 def _verdict(lifecycle: Lifecycle, body: Mapping[str, Any]) -> str | None:
@@ -99,12 +117,20 @@ def _verdict(lifecycle: Lifecycle, body: Mapping[str, Any]) -> str | None:
     if not lifecycle.done:
         return "done"
     if status in lifecycle.failed:
-        return "failed"
+        begins, why = lifecycle.after or ("", "")
+        return "pending" if status == begins and not body.get(why) else "failed"
     if status in lifecycle.pending:
         return "pending"
     if status not in lifecycle.done:
         return None
-    return "pending" if lifecycle.unless and body.get(lifecycle.unless) is False else "done"
+    if not lifecycle.unless or body.get(lifecycle.unless) is not False:
+        return "done"
+    # An authorisation that was let go of is shown as refunded, and never captured.
+    return "failed" if body.get("refunded") is True else "pending"
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _prove_answered(answer: Answered, route: Route) -> Proof:
@@ -115,7 +141,7 @@ def _prove_answered(answer: Answered, route: Route) -> Proof:
         made = prove_object(parsed, route)
         if made is None:
             return Nothing("unreadable", answer.status)
-        return Made(made.object_id, made.stripe_status, made.verdict, answer.status, answer.body)
+        return replace(made, status=answer.status, body=answer.body)
     return _prove_error(answer, parsed)
 
 

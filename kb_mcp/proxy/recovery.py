@@ -88,7 +88,8 @@ class Recovery:
 
     async def _read(self, operation: Operation, attempts: list[Attempt]) -> Finding:
         route = ENDPOINTS[operation.route]
-        if operation.state is S.SUCCEEDED:
+        last = attempts[-1]
+        if operation.state is S.SUCCEEDED or operation.continued_by(last):
             return await self._read_object(route, operation)
         return await self._walk(route, operation, attempts)
 

@@ -31,10 +31,23 @@ def reserve(
 
     `operation` may be new; `keep` is the attempt whose key and stored bytes are used again.
     """
-    known = standing.operations.get(operation.id)
     conflict = find_conflict(standing, intent)
     if conflict is not None:
         return Refuse(conflict[0], conflict[1])
+    checked = check(standing, intent, operation)
+    if not isinstance(checked, Changes):
+        return checked
+    return _proceed(standing, intent, operation, keep, checked)
+
+
+def check(
+    standing: Standing, intent: Intent, operation: Operation, raised: Operation | None = None
+) -> Refuse | Replay | Changes:
+    """Run the checks after the guards; return the approval that is used up where all pass.
+
+    `raised` is an operation that holds a part of what `intent` comes to already.
+    """
+    known = standing.operations.get(operation.id)
     if standing.turning:
         return Refuse(refuse(Code.LEDGER_UNAVAILABLE), known)
     lineage = standing.lineage(intent.lineage_id)
@@ -51,10 +64,10 @@ def reserve(
     declined = recent_decline(standing, intent) or _exhausted(standing, intent, known)
     if declined is not None:
         return declined
-    over = check_caps(standing, intent)
+    over = check_caps(standing, intent, raised)
     if over is not None:
         return Refuse(over, known)
-    return _proceed(standing, intent, operation, keep, approval.changes)
+    return approval.changes
 
 
 def recent_decline(standing: Standing, intent: Intent) -> Replay | None:
@@ -146,7 +159,7 @@ def _proceed(
     else:
         leased, attempt = _send_new(standing, intent, reserved)
     changes = Changes(
-        operations=(*_used_up(standing, intent), leased),
+        operations=(*used_up(standing, intent), leased),
         attempts=(attempt,),
         windows=hold(standing, leased, intent.money.amount),
         approvals=consumed.approvals,
@@ -170,7 +183,7 @@ def _send_new(
         last_sent_at=standing.now,
         key_id=intent.key_id,
     )
-    return _lease(standing, intent, replace(operation, attempt=number)), attempt
+    return lease(standing, intent, replace(operation, attempt=number)), attempt
 
 
 def send_again(
@@ -184,10 +197,11 @@ def send_again(
         open_sends=attempt.open_sends + 1,
         outcome=AttemptOutcome.OPEN,
     )
-    return _lease(standing, intent, operation), again
+    return lease(standing, intent, operation), again
 
 
-def _lease(standing: Standing, intent: Intent, operation: Operation) -> Operation:
+def lease(standing: Standing, intent: Intent, operation: Operation) -> Operation:
+    """Return `operation` leased by whoever sends for `intent`, under a new fencing token."""
     return replace(
         operation,
         lease_owner=intent.owner,
@@ -197,7 +211,7 @@ def _lease(standing: Standing, intent: Intent, operation: Operation) -> Operatio
     )
 
 
-def _used_up(standing: Standing, intent: Intent) -> list[Operation]:
+def used_up(standing: Standing, intent: Intent) -> list[Operation]:
     """Return the operations whose permit this reservation uses, without it: it holds once."""
     return [
         replace(peer, reopened=False, waived=False, updated_at=standing.now)

@@ -80,6 +80,8 @@ def resolve(
     if operation.lease_token != leased.lease_token:
         # Somebody sent again meanwhile: what was read says nothing about that send.
         return operation, Changes()
+    # A reading says what was there when it began: its result may have waited in a suspended host.
+    read_at = leased.lease_until - LEASE_MS
     if isinstance(finding, Found):
         ending = Ending(
             operation_id=operation.id,
@@ -88,14 +90,13 @@ def resolve(
             proof=finding.proof,
             daily_declines=daily_declines,
             request=_ROW,
+            read_at=read_at,
         )
         after, changes = conclude(standing, ending)
         if not changes.operations:
             freed = replace(after, lease_owner=None, next_read_at=standing.now + HOUR_MS)
             return freed, replace(changes, operations=(freed,))
         return after, changes
-    # A reading says what was there when it began: its result may have waited in a suspended host.
-    read_at = leased.lease_until - LEASE_MS
     if isinstance(finding, Absent) and _proves_absence(standing, operation, read_at):
         return _absent(standing, operation, read_at)
     return _look_again(standing, operation)

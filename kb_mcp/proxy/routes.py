@@ -32,12 +32,16 @@ class Lifecycle:
 
     Kinds of object without a status are done once they exist. `unless` names a boolean field that
     makes a done object pending while it is false: a charge that is authorised, not captured.
+    `after` names the field that must say why, before a status in `failed` that also stands at the
+    beginning counts as a failure. `moved` names the field that says how much money moved.
     """
 
     done: frozenset[str] = frozenset()
     pending: frozenset[str] = frozenset()
     failed: frozenset[str] = frozenset()
     unless: str | None = None
+    after: tuple[str, str] | None = None
+    moved: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +61,8 @@ class Listing:
 class Route:
     """One endpoint. `*` in `template` stands for one object id of the right prefix.
 
-    `belongs_to` names the endpoint whose operation this one continues; `object_type` is what its
-    answers are.
+    `belongs_to` names the endpoint whose operation this one continues, `total` the parameter that
+    says what that operation comes to then; `object_type` is what its answers are.
     """
 
     method: str
@@ -69,6 +73,7 @@ class Route:
     source: str
     listing: Listing | None = None
     belongs_to: str | None = None
+    total: str | None = None
 
     @property
     def endpoint(self) -> str:
@@ -143,6 +148,7 @@ _CHARGE = Lifecycle(
     pending=frozenset({"pending"}),
     failed=frozenset({"failed"}),
     unless="captured",
+    moved="amount_captured",
 )
 _INTENT = Lifecycle(
     done=frozenset({"succeeded"}),
@@ -150,6 +156,9 @@ _INTENT = Lifecycle(
         {"processing", "requires_action", "requires_capture", "requires_confirmation"}
     ),
     failed=frozenset({"canceled", "requires_payment_method"}),
+    # An intent made without a payment method waits for one; it has failed once it says why.
+    after=("requires_payment_method", "last_payment_error"),
+    moved="amount_received",
 )
 _PAYOUT = Lifecycle(
     done=frozenset({"paid"}),
@@ -206,6 +215,7 @@ def _unmetered(
     *endpoints: str,
     belongs_to: str | None = None,
     listing: Listing | None = None,
+    total: str | None = None,
 ) -> list[Route]:
     return [
         Route(
@@ -216,6 +226,7 @@ def _unmetered(
             lifecycle=lifecycle,
             belongs_to=belongs_to,
             listing=listing,
+            total=total,
             source=f"api/{template.split('/')[2]}",
         )
         for method, template in (endpoint.split(" ") for endpoint in endpoints)
@@ -230,9 +241,10 @@ ROUTES: Final[tuple[Route, ...]] = (
         "charge",
         _CHARGE,
         "POST /v1/charges/*/capture",
-        "POST /v1/charges/*",
         belongs_to="POST /v1/charges",
+        total="amount",
     ),
+    *_unmetered("charge", _CHARGE, "POST /v1/charges/*", belongs_to="POST /v1/charges"),
     _metered("/v1/payment_intents", "payment_intent", _INTENT, _INTENT_LIST),
     *_reads(
         "payment_intent",
@@ -241,14 +253,26 @@ ROUTES: Final[tuple[Route, ...]] = (
         "/v1/payment_intents/*",
         lifecycle=_INTENT,
     ),
-    # An increment tells a new total, but in the currency of the stored intent.
+    # An update or an increment tells a new total, but in the currency of the stored intent.
     *_unmetered(
         "payment_intent",
         _INTENT,
         "POST /v1/payment_intents/*",
-        "POST /v1/payment_intents/*/confirm",
-        "POST /v1/payment_intents/*/capture",
         "POST /v1/payment_intents/*/increment_authorization",
+        belongs_to="POST /v1/payment_intents",
+        total="amount",
+    ),
+    *_unmetered(
+        "payment_intent",
+        _INTENT,
+        "POST /v1/payment_intents/*/capture",
+        belongs_to="POST /v1/payment_intents",
+        total="amount_to_capture",
+    ),
+    *_unmetered(
+        "payment_intent",
+        _INTENT,
+        "POST /v1/payment_intents/*/confirm",
         "POST /v1/payment_intents/*/cancel",
         belongs_to="POST /v1/payment_intents",
     ),

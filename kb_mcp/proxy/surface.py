@@ -46,7 +46,8 @@ class Reading:
     """A request understood. `form` is without `idempotency_key`, its currency in lower case.
 
     `explicit_key` names the bill for its caller; keys that an SDK made up name nothing and are
-    only in `sent_key`, which is the header as it came, else the field of the body.
+    only in `sent_key`, which is the header as it came, else the field of the body. `total` is what
+    the operation comes to that a step goes on with, in minor units, where the request tells it.
     """
 
     route: Route
@@ -54,6 +55,7 @@ class Reading:
     form: Form
     customer: str | None = None
     money: Money | None = None
+    total: int | None = None
     period: Period | None = None
     reference: str | None = None
     payment_method: str | None = None
@@ -98,6 +100,9 @@ def read_request(
     bill = _read_bill(bare)
     if isinstance(bill, Refusal):
         return bill
+    total = _read_total(route, bare)
+    if isinstance(total, Refusal):
+        return total
     customer, payment_method, destination = parties
     period, reference = bill
     explicit_key, sent_key, key_lifted = key
@@ -108,6 +113,7 @@ def read_request(
         form=bare.with_({"currency": money.currency}) if money is not None else bare,
         customer=customer or _owner(route, path),
         money=metered,
+        total=total,
         period=period,
         reference=reference,
         payment_method=payment_method,
@@ -169,6 +175,14 @@ def _read_money(form: Form, *, required: bool) -> Money | Refusal | None:
     except MoneyError as error:
         return refuse(Code.PARAMETER_INVALID, param=param, reason=str(error))
     return Money(amount, currency)
+
+
+def _read_total(route: Route, form: Form) -> int | Refusal | None:
+    text = None if route.total is None else form.get(route.total)
+    try:
+        return None if text is None else parse_amount(text)
+    except MoneyError as error:
+        return refuse(Code.PARAMETER_INVALID, param=route.total, reason=str(error))
 
 
 def _read_parties(form: Form) -> tuple[str | None, str | None, str | None] | Refusal:

@@ -96,13 +96,25 @@ def hold(standing: Standing, operation: Operation, amount: int) -> tuple[Window,
     return (*changed, replace(counts, sends=counts.sends + 1))
 
 
-def settle(standing: Standing, operation: Operation, *, held: bool) -> tuple[Window, ...]:
-    """Turn the reservation of `operation` into spend; `held` says whether it was still held."""
+def move(standing: Standing, before: Operation, after: Operation) -> tuple[Window, ...]:
+    """Take what `before` holds out of its windows, and hold what `after` does in its own."""
+    changed: dict[WindowKey, Window] = {}
+    for operation, sign in ((before, -1), (after, 1)):
+        for key in windows_of(operation).money():
+            window = changed.get(key) or standing.window(key)
+            changed[key] = replace(window, reserved=window.reserved + sign * operation.held)
+    return tuple(changed.values())
+
+
+def settle(
+    standing: Standing, operation: Operation, amount: int, *, held: bool
+) -> tuple[Window, ...]:
+    """Count `amount` as spend; `held` says whether the reservation was still held, and ends."""
     return tuple(
         replace(
             standing.window(key),
             reserved=standing.window(key).reserved - (operation.held if held else 0),
-            settled=standing.window(key).settled + operation.amount,
+            settled=standing.window(key).settled + amount,
         )
         for key in windows_of(operation).money()
     )

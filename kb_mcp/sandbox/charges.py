@@ -56,6 +56,16 @@ def get_charge(call: Call) -> Answer:
     return Answer(200, expand(call.records, charge, call.params))
 
 
+def update_charge(call: Call) -> Answer:
+    """POST /v1/charges/{charge}: wording and metadata, which move no money."""
+    charge = _require(call, 404)
+    given = call.params.get("metadata", {})
+    charge |= copied(call.params)
+    charge["metadata"] = metadata({"metadata": charge["metadata"] | given if given != "" else {}})
+    call.records.save(charge)
+    return Answer(200, expand(call.records, charge, call.params))
+
+
 def list_charges(call: Call) -> Answer:
     """GET /v1/charges."""
     filters = ("customer", "payment_intent", "transfer_group")

@@ -18,6 +18,7 @@ ENDPOINTS: Final[dict[str, Callable[[Call], Answer]]] = {
     "POST /v1/charges": charges.create_charge,
     "GET /v1/charges": charges.list_charges,
     "GET /v1/charges/{charge}": charges.get_charge,
+    "POST /v1/charges/{charge}": charges.update_charge,
     "POST /v1/charges/{charge}/capture": charges.capture_charge,
     "POST /v1/payment_intents": intents.create_intent,
     "GET /v1/payment_intents": intents.list_intents,

@@ -146,6 +146,15 @@ def build_proxy(
     joins = Joins()
     follow = _follower(settings, followed)
     meters = Meters()
+    recovery = Recovery(
+        ledger=store.ledger,
+        due=store.records,
+        upstream=upstream,
+        clock=store.clock,
+        joins=joins,
+        owner=store.owner,
+        boottime_ms=boottime_ms,
+    )
     governor = Governor(
         ledger=MeteredLedger(store.ledger, meters, boottime_ms),
         upstream=MeteredUpstream(upstream, meters, boottime_ms),
@@ -158,6 +167,7 @@ def build_proxy(
         ),
         joins=joins,
         abandoned=Abandoned(upstream),
+        look=recovery.resolve_one,
         boottime_ms=boottime_ms,
         upstream_key=key,
         tasks=set(),
@@ -170,15 +180,7 @@ def build_proxy(
         app=app,
         store=store,
         upstream=upstream,
-        recovery=Recovery(
-            ledger=store.ledger,
-            due=store.records,
-            upstream=upstream,
-            clock=store.clock,
-            joins=joins,
-            owner=store.owner,
-            boottime_ms=boottime_ms,
-        ),
+        recovery=recovery,
         retention=Retention(store.ledger, store.records),
         settings=settings,
         moves=_moves(store, upstream),

@@ -91,6 +91,15 @@ class Process:
             plan=place.plan,
         )
         self.records = SqliteRecords(place.path, Sealer(SEAL_KEY, place.chance.randbytes))
+        self.recovery = Recovery(
+            ledger=self.ledger,
+            due=self.records,
+            upstream=upstream,
+            clock=clock,
+            joins=joins,
+            owner=self.owner,
+            boottime_ms=boottime_ms,
+        )
         governor = Governor(
             ledger=self.ledger,
             upstream=upstream,
@@ -105,6 +114,7 @@ class Process:
             boottime_ms=boottime_ms,
             upstream_key=UPSTREAM_KEY,
             abandoned=Abandoned(upstream),
+            look=self.recovery.resolve_one,
             tasks=InOrder(),
         )
         self.desk = Desk(
@@ -125,15 +135,6 @@ class Process:
             owner=self.owner,
             lease_ms=LEASE_MS,
             follow=_nothing,
-        )
-        self.recovery = Recovery(
-            ledger=self.ledger,
-            due=self.records,
-            upstream=upstream,
-            clock=clock,
-            joins=joins,
-            owner=self.owner,
-            boottime_ms=boottime_ms,
         )
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

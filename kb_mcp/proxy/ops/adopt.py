@@ -154,7 +154,7 @@ async def adopt(
         changes = Changes(
             operations=(kept,),
             attempts=(attempt,),
-            windows=settle(standing, kept, held=False),
+            windows=settle(standing, kept, kept.held, held=False),
             audit=(_row(kept, operator),),
         )
         return Adopted(kept), changes

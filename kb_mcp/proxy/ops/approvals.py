@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from kb_mcp.proxy.continuing import RAISED_TO
 from kb_mcp.proxy.ledger import Approval, AuditDraft, Changes, Ledger, Operation, Refs
 from kb_mcp.proxy.records import Record
 from kb_mcp.proxy.standing import Standing
@@ -59,6 +60,12 @@ async def decide_approval(
     return await ledger.transact(lambda _: Refs(approvals=frozenset({approval_id})), step)
 
 
+def _amount(approval: Approval, operation: Operation) -> int:
+    """Return the amount that `approval` covers, in minor units: what a bill is to be raised to."""
+    raised = approval.fingerprint.partition(RAISED_TO)[2]
+    return int(raised) if raised else operation.amount
+
+
 def approval_record(approval: Approval, operation: Operation | None, now: int) -> Record:
     """Return an approval with the bill it is about; a pending one past its end is `expired`."""
     state = approval.state
@@ -70,7 +77,7 @@ def approval_record(approval: Approval, operation: Operation | None, now: int) -
         "operation_id": approval.operation_id,
         "key_id": None if operation is None else operation.key_id,
         "lineage": approval.lineage_id,
-        "amount": None if operation is None else operation.amount,
+        "amount": None if operation is None else _amount(approval, operation),
         "currency": None if operation is None else operation.currency,
         "customer_id": None if operation is None else operation.customer,
         "billing_period": None if operation is None else operation.period,

@@ -1,0 +1,210 @@
+"""Steps: what goes on with an operation's object: confirm, capture, raise, update, cancel.
+
+Floor: above reserve, below decide. Pure. A step belongs to the operation that made the object and
+shares its one open send; after a step of which nobody knows the outcome, the object is read before
+anything else. What a step adds is reserved before it is sent (ledger.md: PaymentIntents):
+
+the operation              the step                      what follows
+-------------------------  ----------------------------  ----------------------------------------
+leased                     the one under way             Join
+                           another                       idempotency_key_in_use
+last step open, unread     any                           Look
+last step open, read       the same                      Proceed: same key, stored bytes, 23 h
+held, not final            the last, known to be done    Replay
+                           to more than is held          the checks -> the new total is held
+                           any other                     Proceed; nothing more is held
+succeeded, final           the last, known to be done    Replay
+                           to more than was charged      period_already_charged
+                           any other                     Proceed; Stripe says what is possible
+failed, holding nothing    cancel                        Proceed; nothing is held
+                           any other                     guards, the checks -> held anew
+reserved, unknown, voided  any                           outcome_unknown
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, assert_never
+
+from kb_mcp.proxy.decisions import Decision, Join, Look, Proceed, Refuse, Replay
+from kb_mcp.proxy.guards import find_conflict, suspect
+from kb_mcp.proxy.ledger import Attempt, AttemptOutcome, Changes, Operation
+from kb_mcp.proxy.ledger import State as S
+from kb_mcp.proxy.refusals import Code, refuse
+from kb_mcp.proxy.reserve import check, lease, send_again, used_up
+from kb_mcp.proxy.windows import move, windows_of
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.intent import Intent
+    from kb_mcp.proxy.standing import Standing
+
+# Stripe may forget a v1 key after 24 hours (facts: Idempotency at Stripe); we stop an hour before.
+RESEND_WITHIN_MS = 23 * 3_600_000
+# An intent in one of these waits for a confirmation, though one was answered before.
+_CONFIRMABLE = frozenset({"requires_confirmation", "requires_payment_method"})
+
+
+def decide_step(standing: Standing, intent: Intent, read: Operation) -> Decision:
+    """Decide a step on the operation that was `read` before, by its object.
+
+    Whoever finds that the operation has moved to other rows meanwhile is told to ask again.
+    """
+    operation = standing.operations.get(read.id)
+    if operation is None or _moved(operation, read):
+        return _refused(Code.IDEMPOTENCY_KEY_IN_USE, read)
+    step = _last_step(standing, operation)
+    same = step is not None and _is(step, intent)
+    if standing.leased(operation):
+        return Join(operation) if same else _refused(Code.IDEMPOTENCY_KEY_IN_USE, operation)
+    if step is not None and not operation.final and _unread(step):
+        return Look(operation)
+    return _go_on(standing, intent, operation, step if same else None)
+
+
+def step_body(intent: Intent) -> bytes:
+    """Return the body of a step: the parsed form, rebuilt; the object carries the marks."""
+    return intent.reading.form.encode()
+
+
+def _go_on(
+    standing: Standing, intent: Intent, operation: Operation, same: Attempt | None
+) -> Decision:
+    """Decide where nobody is at it; `same` is the last step, where it is the one asked for."""
+    keep = same if same is not None and _resendable(standing, same) else None
+    if same is not None and keep is None and not _again(intent, operation, same):
+        return Replay(operation)
+    match operation.state:
+        case S.SUCCEEDED if (intent.reading.total or 0) > operation.held:
+            return _raise(standing, intent, operation, keep)
+        case S.SUCCEEDED:
+            return _proceed(standing, intent, operation, operation, keep)
+        case S.FAILED | S.AWAITING_APPROVAL:
+            if intent.reading.path.endswith("/cancel"):
+                return _proceed(standing, intent, operation, operation, keep)
+            return _hold_anew(standing, intent, operation)
+        case S.RESERVED | S.UNKNOWN | S.VOIDED:
+            return _refused(Code.OUTCOME_UNKNOWN, operation)
+        case _:
+            assert_never(operation.state)
+
+
+def _last_step(standing: Standing, operation: Operation) -> Attempt | None:
+    last = standing.attempt(operation)
+    return last if last is not None and operation.continued_by(last) else None
+
+
+def _moved(operation: Operation, read: Operation) -> bool:
+    return operation.object_id != read.object_id or windows_of(operation) != windows_of(read)
+
+
+def _is(step: Attempt, intent: Intent) -> bool:
+    return step.path == intent.reading.path and step.body == step_body(intent)
+
+
+def _unread(step: Attempt) -> bool:
+    return step.outcome is AttemptOutcome.OPEN and step.open_sends > 0
+
+
+def _resendable(standing: Standing, step: Attempt) -> bool:
+    if step.outcome is not AttemptOutcome.OPEN or standing.skewed:
+        return False
+    return standing.now < step.first_sent_at + RESEND_WITHIN_MS
+
+
+def _again(intent: Intent, operation: Operation, step: Attempt) -> bool:
+    """Say whether a step that was answered before may be meant once more."""
+    if step.outcome is not AttemptOutcome.SUCCEEDED:
+        return True
+    if operation.final or not intent.reading.path.endswith("/confirm"):
+        return False
+    return operation.stripe_status in _CONFIRMABLE
+
+
+def _raise(
+    standing: Standing, intent: Intent, operation: Operation, keep: Attempt | None
+) -> Decision:
+    """Hold the new total before it is asked for; on a later day, all of it counts in that day."""
+    if operation.final:
+        return Refuse(suspect(Code.PERIOD_ALREADY_CHARGED, operation), operation)
+    if operation.lineage_id != intent.lineage_id:
+        reason = "the bill was made by another key, and only that one may raise it"
+        return Refuse(refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason), operation)
+    checked = check(standing, intent, operation, operation)
+    if not isinstance(checked, Changes):
+        return checked
+    raised = replace(operation, held=intent.money.amount, reserved_at=standing.now)
+    return _proceed(standing, intent, operation, raised, keep, checked)
+
+
+def _hold_anew(standing: Standing, intent: Intent, operation: Operation) -> Decision:
+    """Hold the amount of an intent that had failed, since a step may bring it to life again."""
+    conflict = find_conflict(standing, intent)
+    if conflict is not None:
+        return Refuse(conflict[0], conflict[1])
+    checked = check(standing, intent, operation)
+    if not isinstance(checked, Changes):
+        return checked
+    held = replace(
+        operation,
+        state=S.SUCCEEDED,
+        final=False,
+        held=intent.money.amount,
+        reserved_at=standing.now,
+        key_id=intent.key_id,
+        lineage_id=intent.lineage_id,
+    )
+    counts = standing.window(windows_of(held).counts)
+    consumed = replace(checked, operations=tuple(used_up(standing, intent)))
+    sent = (replace(counts, sends=counts.sends + 1),)
+    return _proceed(standing, intent, operation, held, None, replace(consumed, windows=sent))
+
+
+def _refused(code: Code, operation: Operation) -> Refuse:
+    return Refuse(refuse(code, facts={"operation": operation.id}), operation)
+
+
+def _proceed(
+    standing: Standing,
+    intent: Intent,
+    before: Operation,
+    after: Operation,
+    keep: Attempt | None,
+    beside: Changes | None = None,
+) -> Proceed:
+    if keep is not None:
+        leased, step = send_again(standing, intent, after, keep)
+    else:
+        leased, step = _new_step(standing, intent, after)
+    if not after.final:
+        # Whoever sends may die: recovery then reads the object once the lease has ended.
+        leased = replace(leased, next_read_at=leased.lease_until)
+    changes = beside or Changes()
+    windows = move(standing, before, leased) if leased.held != before.held else ()
+    return Proceed(
+        leased,
+        step,
+        replace(
+            changes,
+            operations=(leased, *changes.operations),
+            attempts=(step,),
+            windows=(*windows, *changes.windows),
+        ),
+    )
+
+
+def _new_step(
+    standing: Standing, intent: Intent, operation: Operation
+) -> tuple[Operation, Attempt]:
+    number = operation.attempt + 1
+    step = Attempt(
+        operation_id=operation.id,
+        number=number,
+        upstream_key=f"{operation.upstream_name}-s{number}",
+        path=intent.reading.path,
+        stripe_version=intent.stripe_version,
+        body=step_body(intent),
+        first_sent_at=standing.now,
+        last_sent_at=standing.now,
+        key_id=intent.key_id,
+    )
+    return lease(standing, intent, replace(operation, attempt=number)), step
