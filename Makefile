@@ -8,6 +8,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url -
 	--no-header --universal --python-version 3.11 $(if $(UPGRADE),--upgrade)
 SEEDS ?= 200
 KILLS ?= 300
+FAILOVERS ?= 10
 FUZZ_SECONDS ?= 300
 
 .DEFAULT_GOAL := help
@@ -47,8 +48,9 @@ lock: .venv/.python ## renew locks/ after a change in pyproject.toml (UPGRADE=1:
 		$(COMPILE) tests/clients/$$name.in -o tests/clients/$$name.txt || exit 1; \
 	done
 
-prove: .venv/.dev .venv/.project ## crashes, attacks, every door, other clients (KILLS=300)
-	KILLS=$(KILLS) $(BIN)/python -m pytest --timeout 600 tests/scenarios tests/faults \
+prove: .venv/.dev .venv/.project ## crashes, many hosts, attacks, every door (KILLS=300 FAILOVERS=10)
+	KILLS=$(KILLS) HOST_KILLS=$(KILLS) SERVER_KILLS=20 FAILOVERS=$(FAILOVERS) \
+		$(BIN)/python -m pytest --timeout 3600 tests/scenarios tests/faults tests/hosts \
 		tests/attacks tests/every_door tests/clients
 
 simulate: .venv/.dev .venv/.project ## whole histories under faults, from seeds (SEEDS=2000)

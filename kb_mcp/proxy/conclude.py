@@ -246,7 +246,10 @@ def _given_back(standing: Standing, operation: Operation) -> tuple[Window, ...]:
 def _outcome_row(operation: Operation, ending: Ending) -> AuditDraft:
     proof = ending.proof
     code: str | None = None
-    if isinstance(proof, Declined | Rejected | NeverBegan):
+    if isinstance(proof, Rejected) and proof.ours:
+        # As the caller is told: it was our own key that Stripe refused, not the bill.
+        code = "upstream_rejected_key"
+    elif isinstance(proof, Declined | Rejected | NeverBegan):
         code = proof.code
     elif isinstance(proof, Nothing):
         code = "outcome_unknown"

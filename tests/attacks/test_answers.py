@@ -118,4 +118,6 @@ def test_stripes_refusal_of_our_key_names_no_key_and_no_account(
         assert secret not in answer.body
     rows = fort.rows(key)
     assert rows[-1]["stripe_status"] == int(kind)
+    if method == "POST":
+        assert rows[-1]["code"] == "upstream_rejected_key"
     assert "rk_test" not in str(rows)
