@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kb_mcp.agent.billing import Billing
@@ -17,6 +18,7 @@ from kb_mcp.agent.keys import KeySource
 from kb_mcp.agent.transport import AsgiTransport, start_loop
 from kb_mcp.settings import Secret, Settings, SettingsError
 from kb_mcp.wiring.hosts import App
+from kb_mcp.wiring.machine import new_id
 
 if TYPE_CHECKING:
     from kb_mcp.agent.doors.mcp import HttpDoor
@@ -83,7 +85,7 @@ def mcp_door(settings: Settings, app: App, loop: asyncio.AbstractEventLoop) -> H
         charge_api=settings.charge_api,
         allow_reference=settings.allow_reference,
     )
-    return http_app(base, allowed_hosts=settings.allowed_hosts)
+    return http_app(base, partial(new_id, "mcp"), allowed_hosts=settings.allowed_hosts)
 
 
 def _embed(settings: Settings) -> tuple[App, asyncio.AbstractEventLoop]:

@@ -1,7 +1,7 @@
 """Serves the agents' listener with a key put into every request that has none.
 
-The conformance suite knows no authorization. Nothing but the header is added: Host, Origin, body
-and answer are the server's own.
+The conformance suite knows no authorization, and looks at some things only through tools of its
+own (diagnostics). Nothing else is added: Host, Origin, body and answer are the server's own.
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ import sys
 from typing import Any
 
 import uvicorn
+from mcp.server.lowlevel import Server
 
 from kb_mcp import create_app
+from kb_mcp.agent.doors.mcp import http
+from kb_mcp.agent.doors.mcp.server import BillingFor, create_server
+from tests.clients.diagnostics import with_diagnostics
 
 
 def main() -> None:
     """Serve on a free port, and print the address."""
+
+    def with_the_suites_tools(billing_for: BillingFor) -> Server[Any]:
+        return with_diagnostics(create_server(billing_for))
+
+    http.create_server = with_the_suites_tools  # type: ignore[attr-defined]  # where the door takes it from
     app = create_app()
     key = os.environ["VAULT_KEY_OF_THE_TEST"].encode()  # noqa: TID251 - from the test that starts it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import threading
@@ -36,7 +37,9 @@ def door(proxy: StubProxy) -> Iterator[httpx.Client]:
     """Serve the door on a real socket; the client sends a good key unless told otherwise."""
     proxy.on(KEY, grants(*BOTH))
     billing = Billing({}, proxy.url)
-    app = http_app(billing, allowed_hosts=["mcp.example", "pinned.example:8443"])
+    numbers = itertools.count(1)
+    hosts = ["mcp.example", "pinned.example:8443"]
+    app = http_app(billing, lambda: f"session-{next(numbers)}", allowed_hosts=hosts)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", lifespan="on"))
     # Listening before the server runs: a client that comes first waits instead of being refused.
     sock = socket.create_server(("127.0.0.1", 0))
@@ -265,6 +268,64 @@ def test_a_session_id_of_the_platform_is_accepted_and_recorded(
     assert proxy.seen[-1].headers["keybrake-session"] == "platform-7"
 
 
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "tester", "version": "1"},
+    },
+}
+
+
+def test_an_initialized_client_gets_a_session_id_of_its_own(
+    proxy: StubProxy, door: httpx.Client
+) -> None:
+    proxy.on(POST, Says(200, charge()))
+
+    opened = [door.post("/mcp", json=INITIALIZE) for _ in range(2)]
+    ids = [answer.headers["mcp-session-id"] for answer in opened]
+    given = {"name": "charge", "arguments": BILL}
+    ask(door, "tools/call", given, modern=False, **{"Mcp-Session-Id": ids[1]})
+
+    assert [answer.status_code for answer in opened] == [200, 200]
+    assert ids == ["session-1", "session-2"]
+    assert proxy.seen[-1].headers["keybrake-session"] == "session-2"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (INITIALIZE, {"Mcp-Session-Id": "platform-7"}),
+        ({**INITIALIZE, "method": "tools/list", "params": {"_meta": {"x": "initialize"}}}, {}),
+        ({**INITIALIZE, "params": {"_meta": MODERN}}, {"MCP-Protocol-Version": "2026-07-28"}),
+        ([INITIALIZE], {}),
+        ('"initialize"', {}),
+        ("initialize", {}),
+    ],
+    ids=["platform", "another method", "modern era", "a batch", "a text", "no json"],
+)
+def test_nobody_else_is_given_one(door: httpx.Client, body: Any, headers: dict[str, str]) -> None:
+    content = body if isinstance(body, str) else json.dumps(body)
+    sent = {"Content-Type": "application/json", **headers}
+
+    assert "mcp-session-id" not in door.post("/mcp", content=content, headers=sent).headers
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
+@pytest.mark.parametrize("version", ["2025-11-25", "2026-07-28"])
+def test_there_is_no_stream_to_open_and_no_session_to_end(
+    door: httpx.Client, method: str, version: str
+) -> None:
+    headers = {"MCP-Protocol-Version": version, "Mcp-Session-Id": "session-1"}
+
+    answer = door.request(method, "/mcp", headers=headers)
+
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+
+
 @either_era
 def test_a_client_that_hangs_up_does_not_cut_a_charge_off(
     proxy: StubProxy, door: httpx.Client, modern: bool
@@ -310,10 +371,19 @@ def test_there_are_no_resources_and_no_prompts(door: httpx.Client, modern: bool,
     assert ask(door, f"{kind}/list", {}, modern=modern)["result"][kind] == []
 
 
-@pytest.mark.parametrize("method", ["resources/read", "prompts/get", "completion/complete"])
+@either_era
+def test_a_resource_that_is_read_is_none_of_ours(door: httpx.Client, modern: bool) -> None:
+    uri = "file:///etc/passwd"
+    named = {"Mcp-Name": uri} if modern else {}
+
+    error = ask(door, "resources/read", {"uri": uri}, modern=modern, **named)["error"]
+
+    assert error == {"code": -32602, "message": "Resource not found", "data": {"uri": uri}}
+
+
+@pytest.mark.parametrize("method", ["prompts/get", "completion/complete"])
 def test_what_is_not_served_is_method_not_found(door: httpx.Client, method: str) -> None:
     given: dict[str, dict[str, Any]] = {
-        "resources/read": {"uri": "file:///x"},
         "prompts/get": {"name": "x"},
         "completion/complete": {
             "ref": {"type": "ref/prompt", "name": "x"},

@@ -1,12 +1,14 @@
 """MCP over streamable HTTP: who asks is settled anew on every request, before anything is read.
 
-Floor: wing A, part of the MCP door. Order: Host and Origin, the bearer's key, size, repeated
-names; then the SDK. A key that cannot be looked up is refused.
+Floor: wing A, part of the MCP door. Order: Host and Origin, the bearer's key, method, size,
+repeated names; then the SDK. A key that cannot be looked up is refused. There are no sessions: the
+id that opens one (sessions) is a label for the audit, so that any worker or host serves the next
+request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
@@ -29,6 +31,7 @@ from kb_mcp.agent.calls import Biller
 from kb_mcp.agent.doors.mcp.repeats import refuse_repeats
 from kb_mcp.agent.doors.mcp.server import Request as McpRequest
 from kb_mcp.agent.doors.mcp.server import create_server
+from kb_mcp.agent.doors.mcp.sessions import labelled, opens_session
 
 PATH: Final = "/mcp"
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -37,20 +40,26 @@ _BILLER: Final = "kb_mcp.biller"
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
-def http_app(billing: Billing, *, allowed_hosts: Iterable[str] = ()) -> HttpDoor:
+def http_app(
+    billing: Billing, new_session_id: Callable[[], str], *, allowed_hosts: Iterable[str] = ()
+) -> HttpDoor:
     """Return the ASGI app that serves `/mcp`; `allowed_hosts` are accepted beside loopback.
 
     `billing` is the line to the proxy; its own keys are not used: each bearer brings one.
+    `new_session_id` makes what nobody can guess, in visible ASCII.
     """
-    return HttpDoor(billing, allowed_hosts)
+    return HttpDoor(billing, new_session_id, allowed_hosts)
 
 
 class HttpDoor:
     """An ASGI app. Run its lifespan, or enter `running()` where another app hosts it."""
 
-    def __init__(self, billing: Billing, allowed_hosts: Iterable[str]) -> None:
+    def __init__(
+        self, billing: Billing, new_session_id: Callable[[], str], allowed_hosts: Iterable[str]
+    ) -> None:
         """Serve with the line of `billing`, for `allowed_hosts` and loopback."""
         self._billing = billing
+        self._new_session_id = new_session_id
         security = _security(allowed_hosts)
         self._doorman = TransportSecurityMiddleware(security)
         self._limiter = CapacityLimiter(LOOKUPS_AT_ONCE)
@@ -78,6 +87,9 @@ class HttpDoor:
         scope = {**scope, "headers": headers}
         request = Request(scope, receive)
         refusal = await self._doorman.validate_request(request) or await self._identify(request)
+        if refusal is None and request.method != "POST":
+            # Nothing is ever pushed and no session is kept: no stream to open, nothing to end.
+            refusal = Response(status_code=405, headers={"Allow": "POST"})
         if refusal is None:
             await self._checked(scope, receive, send)
         else:
@@ -108,6 +120,8 @@ class HttpDoor:
                 body = refusal.model_dump(mode="json", by_alias=True, exclude_unset=True)
                 await JSONResponse(body, status_code=400)(scope, receive, send)
                 return
+            if opens_session(scope["headers"], first.get("body", b"")):
+                send = labelled(send, self._new_session_id())
         await self._sdk(scope, _again(first, receive), send)
 
 

@@ -27,6 +27,8 @@ from mcp_types import (
     ListResourceTemplatesResult,
     ListToolsResult,
     PaginatedRequestParams,
+    ReadResourceRequestParams,
+    ReadResourceResult,
     TextContent,
     Tool,
 )
@@ -57,6 +59,7 @@ INSTRUCTIONS: Final = (
 # A call holds a thread while Stripe is asked; those beyond wait for one.
 CALLS_AT_ONCE: Final = 100
 LIST_TTL_MS: Final = 60_000
+URI_LENGTH_MAX: Final = 2048
 
 
 def create_server(billing_for: BillingFor) -> Server[Any]:
@@ -89,6 +92,7 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
         on_call_tool=call,
         on_list_resources=_no_resources,
         on_list_resource_templates=_no_templates,
+        on_read_resource=_no_such_resource,
         on_list_prompts=_no_prompts,
         get_tool_input_schema=schemas.get,
         # What is listed depends on the key that asks.
@@ -99,6 +103,13 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
 # Clients ask for these whatever is announced, and show an error where there is no answer.
 async def _no_resources(_: Request, _params: PaginatedRequestParams | None) -> ListResourcesResult:
     return ListResourcesResult(resources=[])
+
+
+async def _no_such_resource(_: Request, params: ReadResourceRequestParams) -> ReadResourceResult:
+    # Since resources are listed, none is the one that was asked for (SEP-2164: -32602 and the uri).
+    raise MCPError(
+        code=INVALID_PARAMS, message="Resource not found", data={"uri": params.uri[:URI_LENGTH_MAX]}
+    )
 
 
 async def _no_templates(
