@@ -90,8 +90,10 @@ def mcp_door(settings: Settings, app: App, loop: asyncio.AbstractEventLoop) -> H
 
 def _embed(settings: Settings) -> tuple[App, asyncio.AbstractEventLoop]:
     """Build and start a proxy on a loop of its own; it is stopped when the process ends."""
-    # A function on Lambda carries wing A alone: the proxy's dependencies are not in its zip.
-    from kb_mcp.wiring.proxy import build_proxy
+    try:
+        from kb_mcp.wiring.proxy import build_proxy
+    except ModuleNotFoundError as missing:
+        raise _no_proxy_here(settings) from missing
 
     loop, stop_loop = start_loop()
 
@@ -112,6 +114,17 @@ def _embed(settings: Settings) -> tuple[App, asyncio.AbstractEventLoop]:
 
     atexit.register(end)
     return proxy.app, loop
+
+
+def _no_proxy_here(settings: Settings) -> SettingsError:
+    # The deployment zip for Lambda carries wing A alone (locks/lambda.txt).
+    variable = "KEYBRAKE_EMBEDDED" if settings.embedded else "KEYBRAKE_PROXY_URL"
+    problem = "is set, but" if settings.embedded else "is not set, and"
+    hint = (
+        "Set KEYBRAKE_PROXY_URL to a proxy that runs elsewhere, or deploy a zip or image of your "
+        "own made by `pip install kb-mcp`."
+    )
+    return SettingsError(variable, f"{problem} what is deployed here holds no proxy", hint)
 
 
 def _from_secrets_manager(arn: str) -> str:

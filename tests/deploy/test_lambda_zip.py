@@ -86,3 +86,34 @@ def test_it_charges_once_on_a_clean_python(unzipped: Path, tmp_path: Path) -> No
     assert json.loads(loaded) == []
     assert Path(pydantic).is_relative_to(unzipped)
     assert [each["id"] for each in charges] == [bodies[0]["charge_id"]]
+
+
+def test_with_an_embedded_proxy_asked_for_it_says_that_it_holds_none(
+    unzipped: Path, tmp_path: Path
+) -> None:
+    parameters = [{"name": n, "type": "string", "value": v} for n, v in BILL.items()]
+    event = {"actionGroup": "billing", "function": "charge", "parameters": parameters}
+    environ = {
+        "AWS_LAMBDA_FUNCTION_NAME": "billing",
+        "KEYBRAKE_EMBEDDED": "1",
+        "KEYBRAKE_VAULT_KEY_BILLING": "vk_test_x",
+        "PYTHONPATH": str(unzipped),
+    }
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", FUNCTION],
+        input=json.dumps(event),
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[0])[0]["response"]["functionResponse"]
+    assert answer["responseState"] == "FAILURE"
+    assert json.loads(answer["responseBody"]["TEXT"]["body"])["status"] == "unavailable"
+    # What an operator finds in the function's log, and no model is told.
+    assert "KEYBRAKE_EMBEDDED is set, but what is deployed here holds no proxy" in done.stderr
+    assert "Set KEYBRAKE_PROXY_URL to a proxy" in done.stderr
+    assert "KEYBRAKE" not in done.stdout
