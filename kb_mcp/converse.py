@@ -6,12 +6,14 @@ Floor: the top, a public face over wing A's Converse door.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from kb_mcp.agent.calls import Biller, CallContext, caller_of
 from kb_mcp.agent.catalogue import select_tools
 from kb_mcp.agent.doors.converse import answer_message, answer_returned_control, read_stream
 from kb_mcp.agent.export.converse import tool_config
+from kb_mcp.traces import read_trace
 
 if TYPE_CHECKING:
     from kb_mcp.settings import Settings
@@ -48,28 +50,34 @@ class ConverseTools:
         )
 
     def handle(
-        self, assistant_message: Mapping[str, Any], stop_reason: str | None = None
+        self,
+        assistant_message: Mapping[str, Any],
+        stop_reason: str | None = None,
+        *,
+        trace: Mapping[str, str] | None = None,
     ) -> Json | None:
         """Run the tool uses of `assistant_message` and return the user message that answers.
 
         None when there is nothing to answer. Give `stop_reason` where you have it: nothing runs
-        on a malformed or broken-off tool use.
+        on a malformed or broken-off tool use. `trace` is W3C's `traceparent` and `tracestate` by
+        name, as OpenTelemetry's `inject` writes them.
         """
-        return answer_message(
-            assistant_message, caller_of(self._billing), self._context, stop_reason
-        )
+        context = replace(self._context, trace=read_trace(trace or {}))
+        return answer_message(assistant_message, caller_of(self._billing), context, stop_reason)
 
     def read_stream(self, events: Iterable[Mapping[str, Any]]) -> tuple[Json, str]:
         """Assemble a ConverseStream into the assistant's message and its stop reason."""
         return read_stream(events)
 
-    def handle_stream(self, events: Iterable[Mapping[str, Any]]) -> Json | None:
+    def handle_stream(
+        self, events: Iterable[Mapping[str, Any]], *, trace: Mapping[str, str] | None = None
+    ) -> Json | None:
         """Assemble a ConverseStream, run its tool uses and return the user message that answers.
 
         Where the history needs the assistant's message too, use `read_stream` and `handle`.
         """
         message, stop_reason = read_stream(events)
-        return self.handle(message, stop_reason)
+        return self.handle(message, stop_reason, trace=trace)
 
 
 def answer_return_control(
@@ -78,13 +86,15 @@ def answer_return_control(
     *,
     billing: Biller | None = None,
     session_id: str | None = None,
+    trace: Mapping[str, str] | None = None,
 ) -> list[Json]:
     """Run the invocations of a `returnControl` event; return `returnControlInvocationResults`.
 
+    `trace` as in `ConverseTools.handle`.
     Raises: SettingsError.
     """
     biller = connect(settings) if billing is None else billing
-    context = CallContext(agent_id="return-control", session_id=session_id)
+    context = CallContext("return-control", session_id, read_trace(trace or {}))
     return answer_returned_control(return_control, caller_of(biller), context)
 
 

@@ -11,10 +11,11 @@ import pytest
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
 from kb_mcp.converse import ConverseTools, answer_return_control
-from tests.agent.conftest import Says, StubProxy, charge, serve_stub
+from tests.agent.conftest import TRACE, Says, StubProxy, charge, serve_stub
 
 POST = "POST /stripe/v1/charges"
 BILL = {"customer_id": "cus_Abc123", "amount_cents": 2900, "billing_period": "2026-06"}
+LISTED = [{"name": name, "type": "string", "value": str(v)} for name, v in BILL.items()]
 USE = {"toolUse": {"toolUseId": "t1", "name": "charge", "input": BILL}}
 
 
@@ -66,9 +67,25 @@ def test_a_stream_is_answered_as_its_message_would_be(billing: Billing) -> None:
     assert tools.handle_stream(events) == tools.handle(message, reason)
 
 
+def test_a_trace_is_handed_on_with_every_call_and_kept_for_none(
+    proxy: StubProxy, billing: Billing
+) -> None:
+    tools = ConverseTools(billing=billing)
+    message = {"role": "assistant", "content": [USE]}
+    function = {"actionGroup": "g", "function": "charge", "parameters": LISTED}
+    returned = {"invocationInputs": [{"functionInvocationInput": function}]}
+
+    tools.handle(message, trace=TRACE)
+    tools.handle(message, trace={"traceparent": "x", "tracestate": "vendor=1"})
+    tools.handle_stream([], trace=TRACE)
+    tools.handle(message)
+    answer_return_control(returned, billing=billing, trace=TRACE)
+
+    assert [seen.trace for seen in proxy.seen] == [TRACE, {}, {}, TRACE]
+
+
 def test_returned_control_is_answered(billing: Billing) -> None:
-    parameters = [{"name": k, "type": "string", "value": str(v)} for k, v in BILL.items()]
-    call = {"actionGroup": "B", "function": "charge", "parameters": parameters}
+    call = {"actionGroup": "B", "function": "charge", "parameters": LISTED}
     control = {"invocationId": "i", "invocationInputs": [{"functionInvocationInput": call}]}
 
     (answer,) = answer_return_control(control, billing=billing)

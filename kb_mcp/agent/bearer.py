@@ -12,6 +12,7 @@ from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import tools_granted
 from kb_mcp.agent.outcomes import ProxyUnavailableError, as_map
 from kb_mcp.agent.sdk import Lost
+from kb_mcp.traces import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,10 @@ class LookupFailed:
 Bearer = Known | NotAKey | LookupFailed
 
 
-def look_up(line: Billing, token: str) -> Bearer:
+def look_up(line: Billing, token: str, trace: Trace | None = None) -> Bearer:
     """Ask the proxy on `line` what `token` may do. Never raises for what the proxy answers."""
     try:
-        reply = line.sdk.describe_key(token)
+        reply = line.sdk.describe_key(token, {} if trace is None else trace.headers())
     except ProxyUnavailableError:
         return LookupFailed(503)
     if isinstance(reply, Lost):

@@ -21,6 +21,7 @@ from kb_mcp.agent.catalogue import (
     find_tool,
 )
 from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError, uncertain
+from kb_mcp.traces import Trace
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +30,17 @@ _ID_LENGTH = 128
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """Who calls, as far as the runtime says so. It goes into the audit and decides nothing."""
+    """Who calls, as far as the runtime says so. It is recorded and decides nothing."""
 
     agent_id: str | None = None
     session_id: str | None = None
+    trace: Trace | None = None
 
     def headers(self) -> dict[str, str]:
         """Return the headers that carry it: bounded, printable ASCII only."""
         named = {"Keybrake-Agent": self.agent_id, "Keybrake-Session": self.session_id}
-        return {name: clean for name, text in named.items() if (clean := _clean(text))}
+        clean = {name: kept for name, text in named.items() if (kept := _clean(text))}
+        return clean if self.trace is None else clean | self.trace.headers()
 
 
 class Biller(Protocol):

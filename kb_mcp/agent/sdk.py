@@ -122,9 +122,9 @@ class ProxySdk:
         """Ask the ledger for operations, newest first, under `data`."""
         return self._get(token, "/keybrake/v1/operations", wanted, headers)
 
-    def describe_key(self, token: str) -> Reply | Lost:
+    def describe_key(self, token: str, headers: Headers) -> Reply | Lost:
         """Ask what the vault key itself may do."""
-        return self._get(token, "/keybrake/v1/key", {}, {})
+        return self._get(token, "/keybrake/v1/key", {}, headers)
 
     def _get(
         self, token: str, path: str, query: Mapping[str, str], headers: Headers

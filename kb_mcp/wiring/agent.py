@@ -91,6 +91,7 @@ def mcp_door(settings: Settings, app: App, loop: asyncio.AbstractEventLoop) -> H
 def _embed(settings: Settings) -> tuple[App, asyncio.AbstractEventLoop]:
     """Build and start a proxy on a loop of its own; it is stopped when the process ends."""
     try:
+        from kb_mcp.proxy.ops.tracing import Traced
         from kb_mcp.wiring.proxy import build_proxy
     except ModuleNotFoundError as missing:
         raise _no_proxy_here(settings) from missing
@@ -113,7 +114,7 @@ def _embed(settings: Settings) -> tuple[App, asyncio.AbstractEventLoop]:
         stop_loop()
 
     atexit.register(end)
-    return proxy.app, loop
+    return Traced(proxy.app, proxy.span), loop
 
 
 def _no_proxy_here(settings: Settings) -> SettingsError:

@@ -67,7 +67,8 @@ class Agents:
             await self._live(receive, send)
         elif scope["type"] == "http" and scope["path"] in {"/mcp", "/mcp/"}:
             if self._door is None:
-                self._door = LazyDoor(self._settings, self._proxy.app)
+                # What the door asks of the proxy belongs to its caller's trace, too.
+                self._door = LazyDoor(self._settings, self._traced)
             await self._door(scope, receive, send)
         else:
             await self._traced(scope, receive, send)

@@ -19,6 +19,10 @@ from kb_mcp.agent.catalogue import ToolName
 
 BILLING_KEY = "vk_test_bill_secret"
 AUDIT_KEY = "vk_test_audit_secret"
+TRACE = {
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "tracestate": "vendor=1",
+}
 
 
 @dataclass
@@ -30,6 +34,11 @@ class Seen:
     query: dict[str, str]
     form: dict[str, str]
     headers: dict[str, str]
+
+    @property
+    def trace(self) -> dict[str, str]:
+        """The trace that came with it."""
+        return {name: self.headers[name] for name in TRACE if name in self.headers}
 
 
 @dataclass

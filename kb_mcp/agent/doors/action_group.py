@@ -16,6 +16,7 @@ from kb_mcp.agent.bedrock import (
     response_state,
 )
 from kb_mcp.agent.calls import CallContext, Caller
+from kb_mcp.traces import Trace, read_trace
 
 Event = Mapping[str, object]
 Response = dict[str, object]
@@ -62,4 +63,17 @@ def _context(event: Event) -> CallContext:
     names = (agent.get("id"), agent.get("alias")) if isinstance(agent, Mapping) else ()
     agent_id = "/".join(name for name in names if isinstance(name, str))
     session = event.get("sessionId")
-    return CallContext(agent_id or None, session if isinstance(session, str) else None)
+    return CallContext(
+        agent_id or None, session if isinstance(session, str) else None, _trace(event)
+    )
+
+
+def _trace(event: Event) -> Trace | None:
+    # Bedrock has no field for it: an application puts it where its other session facts are.
+    for name in ("promptSessionAttributes", "sessionAttributes"):
+        attributes = event.get(name)
+        if isinstance(attributes, Mapping):
+            trace = read_trace(attributes)
+            if trace is not None:
+                return trace
+    return None

@@ -14,10 +14,12 @@ from kb_mcp.agent.arguments import Invalid, read_texts
 from kb_mcp.agent.bodies import Body, body_of
 from kb_mcp.agent.calls import Answer, CallContext, Caller, NotOffered
 from kb_mcp.agent.catalogue import TOOLS
+from kb_mcp.traces import Trace, read_trace
 
 TOOL_NAME: Final = "bedrockAgentCoreToolName"
 GATEWAY_ID: Final = "bedrockAgentCoreGatewayId"
 REQUEST_ID: Final = "bedrockAgentCoreMcpMessageId"
+HEADERS: Final = "bedrockAgentCorePropagatedHeaders"
 SEPARATOR: Final = "___"
 
 
@@ -44,7 +46,14 @@ def _answer(event: Mapping[str, object], names: Mapping[str, object], caller: Ca
     arguments = read_texts(tool, event.items())
     if isinstance(arguments, Invalid):
         return arguments
-    return caller(tool.name, arguments, CallContext(_text(names, GATEWAY_ID)))
+    return caller(tool.name, arguments, CallContext(_text(names, GATEWAY_ID), trace=_trace(names)))
+
+
+def _trace(names: Mapping[str, object]) -> Trace | None:
+    # A gateway hands on the request headers that its target allows (allowedRequestHeaders).
+    given = names.get(HEADERS)
+    headers = given.items() if isinstance(given, Mapping) else ()
+    return read_trace({name.lower(): value for name, value in headers if isinstance(name, str)})
 
 
 def _text(names: Mapping[str, object], name: str) -> str | None:

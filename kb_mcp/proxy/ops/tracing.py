@@ -1,13 +1,11 @@
 """Traces: the W3C trace context of an agent's request, handed on to Stripe, and spans about it.
 
 Floor: wing B, around the application and around upstream; put there in wiring. What does not have
-the form of the standard is dropped, so that nothing else of a client's travels in these headers.
-Source: w3.org/TR/trace-context.
+the form of the standard is dropped (traces).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
@@ -15,9 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from kb_mcp.proxy.sending import Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.traces import PARENT, STATE, read_trace
 
-_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-_STATE = re.compile(rb"[\x20-\x7e]{1,512}")
 _current: ContextVar[Mapping[str, str]] = ContextVar("keybrake_trace")
 # Begins a span of that name under a trace, and yields the trace of what happens inside it.
 Span = Callable[[str, Mapping[str, str]], AbstractContextManager[Mapping[str, str]]]
@@ -26,14 +23,8 @@ App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
 def trace_of(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
     """Return the trace context in raw headers, or nothing where it is absent or not well formed."""
-    parents = [value for name, value in headers if name == b"traceparent"]
-    if len(parents) != 1 or not _PARENT.fullmatch(parents[0]):
-        return {}
-    trace = {"traceparent": parents[0].decode("ascii")}
-    states = [value for name, value in headers if name == b"tracestate"]
-    if len(states) == 1 and _STATE.fullmatch(states[0]):
-        trace["tracestate"] = states[0].decode("ascii")
-    return trace
+    trace = read_trace({name: _only(headers, name) for name in (PARENT, STATE)})
+    return {} if trace is None else trace.headers()
 
 
 def no_span(_name: str, trace: Mapping[str, str]) -> AbstractContextManager[Mapping[str, str]]:
@@ -80,3 +71,8 @@ class TracedUpstream:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._upstream.aclose()
+
+
+def _only(headers: list[tuple[bytes, bytes]], wanted: str) -> str | None:
+    values = [value for name, value in headers if name == wanted.encode()]
+    return values[0].decode("latin-1") if len(values) == 1 else None

@@ -11,7 +11,7 @@ from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import caller_of
 from kb_mcp.agent.catalogue import ToolName
 from kb_mcp.agent.doors.action_group import answer_action_group, is_action_group_event
-from tests.agent.conftest import BILLING_KEY, Says, StubProxy, charge, refusal
+from tests.agent.conftest import BILLING_KEY, TRACE, Says, StubProxy, charge, refusal
 
 POST = "POST /stripe/v1/charges"
 BILL = {"customer_id": "cus_Abc123", "amount_cents": "2900", "billing_period": "2026-06"}
@@ -83,6 +83,28 @@ def test_the_same_charge_by_body_or_parameters_is_the_same_call(
     assert proxy.seen[0].form["amount"] == "2900"
     assert proxy.seen[0].headers["keybrake-agent"] == "AGENT/PROD"
     assert proxy.seen[0].headers["keybrake-session"] == "s-1"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "trace"),
+    [
+        ({"sessionAttributes": TRACE}, TRACE),
+        ({"promptSessionAttributes": TRACE, "sessionAttributes": {"traceparent": "x"}}, TRACE),
+        ({"sessionAttributes": {"traceparent": "x\r\nCookie: y"}}, {}),
+        ({"sessionAttributes": {"tracestate": "vendor=1"}}, {}),
+        ({"sessionAttributes": "traceparent", "promptSessionAttributes": None}, {}),
+    ],
+    ids=["session", "prompt", "malformed", "half", "broken"],
+)
+def test_a_trace_in_session_attributes_is_handed_on(
+    proxy: StubProxy, billing: Billing, attributes: dict[str, Any], trace: dict[str, str]
+) -> None:
+    proxy.on(POST, Says(200, charge()))
+
+    for event in (api_event(BILL), function_event(BILL)):
+        ask(billing, event | attributes)
+
+    assert [seen.trace for seen in proxy.seen] == [trace, trace]
 
 
 def test_the_response_echoes_what_names_the_action(proxy: StubProxy, billing: Billing) -> None:

@@ -10,7 +10,7 @@ import pytest
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import caller_of
 from kb_mcp.agent.doors.gateway import answer_gateway, gateway_names
-from tests.agent.conftest import Says, StubProxy, charge
+from tests.agent.conftest import TRACE, Says, StubProxy, charge
 
 POST = "POST /stripe/v1/charges"
 BILL = {"customer_id": "cus_Abc123", "amount_cents": 2900, "billing_period": "2026-06"}
@@ -49,6 +49,30 @@ def test_bad_arguments_are_invalid(
 ) -> None:
     assert ask(billing, {**BILL, **changed})["status"] == "invalid"
     assert proxy.seen == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "trace"),
+    [
+        (TRACE, TRACE),
+        ({name.title(): value for name, value in TRACE.items()}, TRACE),
+        ({**TRACE, "traceparent": "x"}, {}),
+        ({"authorization": "Bearer x", 7: "x"}, {}),
+        ("traceparent", {}),
+        (None, {}),
+    ],
+    ids=["given", "in capitals", "malformed", "none", "a text", "null"],
+)
+def test_a_trace_in_propagated_headers_is_handed_on(
+    proxy: StubProxy, billing: Billing, headers: object, trace: dict[str, str]
+) -> None:
+    proxy.on(POST, Says(200, charge()))
+    names = {"bedrockAgentCoreToolName": "t___charge", "bedrockAgentCorePropagatedHeaders": headers}
+
+    answer_gateway(BILL, names, caller_of(billing))
+
+    assert proxy.seen[0].trace == trace
+    assert "Bearer x" not in proxy.seen[0].headers.values()
 
 
 @pytest.mark.parametrize(

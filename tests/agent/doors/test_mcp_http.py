@@ -15,7 +15,7 @@ import uvicorn
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.doors.mcp import http_app
-from tests.agent.conftest import Says, Seen, StubProxy, charge, refusal
+from tests.agent.conftest import TRACE, Says, Seen, StubProxy, charge, refusal
 
 POST = "POST /stripe/v1/charges"
 KEY = "GET /keybrake/v1/key"
@@ -60,7 +60,7 @@ def ask(
 ) -> Any:
     sent: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
     if modern:
-        sent["params"] = {**params, "_meta": MODERN}
+        sent["params"] = {**params, "_meta": {**params.get("_meta", {}), **MODERN}}
         headers |= {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": method}
         if "name" in params:
             headers["Mcp-Name"] = params["name"]
@@ -266,6 +266,50 @@ def test_a_session_id_of_the_platform_is_accepted_and_recorded(
 
     assert answer["result"]["isError"] is False
     assert proxy.seen[-1].headers["keybrake-session"] == "platform-7"
+
+
+OTHER = {"traceparent": TRACE["traceparent"].replace("0af7", "beef")}
+
+
+@either_era
+@pytest.mark.parametrize(
+    ("headers", "meta", "trace"),
+    [
+        (TRACE, {}, TRACE),
+        ({}, TRACE, TRACE),
+        (OTHER, TRACE, TRACE),
+        (TRACE, {"traceparent": "x"}, TRACE),
+        (TRACE, {"traceparent": 7, "tracestate": ["x"]}, TRACE),
+        ({"traceparent": "x", "tracestate": "vendor=1"}, {}, {}),
+    ],
+    ids=["header", "meta", "both", "bad meta", "meta of other types", "bad header"],
+)
+def test_a_trace_is_handed_on(
+    proxy: StubProxy,
+    door: httpx.Client,
+    modern: bool,
+    headers: dict[str, str],
+    meta: dict[str, Any],
+    trace: dict[str, str],
+) -> None:
+    proxy.on(POST, Says(200, charge()))
+    given = {"name": "charge", "arguments": BILL, "_meta": meta}
+
+    answer = ask(door, "tools/call", given, modern=modern, **headers)
+
+    assert answer["result"]["isError"] is False
+    assert proxy.seen[-1].trace == trace
+
+
+def test_a_trace_that_is_named_twice_is_none(proxy: StubProxy, door: httpx.Client) -> None:
+    proxy.on(POST, Says(200, charge()))
+    call = {"name": "charge", "arguments": BILL}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+    twice = [("traceparent", TRACE["traceparent"]), ("traceparent", OTHER["traceparent"])]
+
+    door.post("/mcp", json=body, headers=[*door.headers.multi_items(), *twice])
+
+    assert [seen.trace for seen in proxy.seen] == [{}, {}]
 
 
 INITIALIZE = {

@@ -13,6 +13,7 @@ import pytest
 
 from tests.agent.conftest import (
     BILLING_KEY,
+    TRACE,
     Says,
     Seen,
     StubProxy,
@@ -72,7 +73,7 @@ class Client:
         self.count += 1
         params = dict(params or {})
         if self.modern:
-            params["_meta"] = MODERN
+            params["_meta"] = {**params.get("_meta", {}), **MODERN}
         self.write(
             json.dumps({"jsonrpc": "2.0", "id": self.count, "method": method, "params": params})
         )
@@ -173,6 +174,17 @@ def test_a_tool_whose_key_is_missing_is_an_unknown_tool(proxy: StubProxy) -> Non
     assert unknown["error"]["code"] == -32602
     assert proxy.seen == []
     client.close()
+
+
+@pytest.mark.parametrize(("meta", "trace"), [(TRACE, TRACE), ({"traceparent": "x"}, {})])
+def test_a_trace_is_handed_on(
+    proxy: StubProxy, client: Client, meta: dict[str, str], trace: dict[str, str]
+) -> None:
+    proxy.on(POST, Says(200, charge()))
+
+    client.ask("tools/call", {"name": "charge", "arguments": BILL, "_meta": meta})
+
+    assert proxy.seen[0].trace == trace
 
 
 def test_a_refusal_is_an_answer_and_an_outage_an_error(proxy: StubProxy, client: Client) -> None:

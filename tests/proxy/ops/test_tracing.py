@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.logs import JsonLines, configure_logs
 from kb_mcp.wiring.proxy import Proxy, build_proxy
 from kb_mcp.wiring.telemetry import chosen_span, span_over
+from tests.agent.conftest import TRACE, Says, charge, serve_stub
 from tests.house import House
+from tests.processes import town
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 FORM = {"customer": "cus_A1", "amount": "2900", "currency": "usd",
@@ -46,7 +50,8 @@ class Watched(House):
             return build_proxy(self.settings, noting, self.span)
 
         self.proxy = self.run(build())
-        transport = AsgiTransport(Agents(self.settings, self.proxy), self.loop)
+        self.agents = Agents(self.settings, self.proxy)
+        transport = AsgiTransport(self.agents, self.loop)
         self.client = httpx.Client(transport=transport, base_url="http://127.0.0.1", timeout=60)
 
 
@@ -83,6 +88,84 @@ def test_a_trace_ends_with_its_request(house: Watched) -> None:
     key = house.issue()
     house.charge(key, customer="cus_B2", period="2026-11")
     assert b"traceparent" not in house.seen[-1]
+
+
+BILL = {"customer_id": "cus_A1", "amount_cents": 2900, "billing_period": "2026-11"}
+META = {
+    **TRACE,
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+def call_mcp(house: Watched) -> None:
+    """Charge at `/mcp` with a trace in the message, and end the door's task."""
+    key = house.issue("billing-with-status")
+    params = {"name": "charge", "arguments": BILL, "_meta": META}
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    headers = {
+        "Authorization": f"Bearer {key.token}",
+        "Accept": "application/json, text/event-stream",
+        "MCP-Protocol-Version": "2026-07-28",
+        "Mcp-Method": "tools/call",
+        "Mcp-Name": "charge",
+    }
+    answer = house.client.post("/mcp", json=call, headers=headers)
+    house.run(house.agents.close())
+    assert '"status":"succeeded"' in answer.text
+
+
+def test_a_trace_goes_through_the_mcp_door_to_stripe(house: Watched) -> None:
+    call_mcp(house)
+
+    seen = house.seen[-1]
+    assert (seen[b"traceparent"], seen[b"tracestate"]) == (PARENT.encode(), b"vendor=1")
+
+
+def test_with_spans_it_is_one_trace_from_the_mcp_door_to_stripe(tmp_path: Path) -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    memory, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    with Watched(tmp_path, span_over(provider)) as house:
+        call_mcp(house)
+        seen = house.seen[-1]
+    provider.shutdown()
+
+    spans = {each.name: each for each in memory.get_finished_spans()}
+    request, send = spans["agent POST"], spans["stripe POST /v1/charges"]
+    assert request.parent is not None
+    assert send.parent is not None
+    assert f"{request.parent.span_id:016x}" == PARENT[36:52]
+    assert request.context is not None
+    assert send.parent.span_id == request.context.span_id
+    assert seen[b"traceparent"].decode()[3:35] == PARENT[3:35]
+
+
+EMBEDDED = """
+import json, sys
+from kb_mcp.converse import ConverseTools
+print(json.dumps(ConverseTools().handle(json.loads(sys.argv[1]), trace=json.loads(sys.argv[2]))))
+"""
+
+
+def test_a_trace_goes_through_an_embedded_proxy_to_stripe(tmp_path: Path) -> None:
+    use = {"toolUseId": "t1", "name": "charge", "input": BILL}
+    message = {"role": "assistant", "content": [{"toolUse": use}]}
+    with serve_stub() as stripe, town(tmp_path) as place:
+        stripe.on("POST /v1/charges", Says(200, charge(customer="cus_A1")))
+        place.extra["KEYBRAKE_VAULT_KEY_BILLING"] = place.issue()
+        environ = place.environ() | {"KEYBRAKE_STRIPE_API_BASE": stripe.url}
+        done = subprocess.run(
+            [sys.executable, "-c", EMBEDDED, json.dumps(message), json.dumps(TRACE)],
+            env=environ, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    sends = [seen for seen in stripe.seen if seen.method == "POST"]
+    assert [seen.trace for seen in sends] == [TRACE], done.stdout
 
 
 def test_a_log_line_is_one_json_object_without_keys() -> None:

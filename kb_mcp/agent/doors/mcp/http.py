@@ -30,7 +30,7 @@ from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import Biller
 from kb_mcp.agent.doors.mcp.repeats import refuse_repeats
 from kb_mcp.agent.doors.mcp.server import Request as McpRequest
-from kb_mcp.agent.doors.mcp.server import create_server
+from kb_mcp.agent.doors.mcp.server import create_server, trace_of
 from kb_mcp.agent.doors.mcp.sessions import labelled, opens_session
 
 PATH: Final = "/mcp"
@@ -99,9 +99,8 @@ class HttpDoor:
         token = _bearer(request)
         if token is None:
             return _unauthorized('Bearer realm="kb-mcp"')
-        found = await anyio.to_thread.run_sync(
-            partial(look_up, self._billing, token), limiter=self._limiter
-        )
+        asks = partial(look_up, self._billing, token, trace_of(request.headers))
+        found = await anyio.to_thread.run_sync(asks, limiter=self._limiter)
         match found:
             case Known():
                 request.scope[_BILLER] = found.billing

@@ -32,6 +32,7 @@ from mcp_types import (
     TextContent,
     Tool,
 )
+from starlette.datastructures import Headers
 
 from kb_mcp.agent import wording
 from kb_mcp.agent.bodies import body_of, is_error
@@ -45,6 +46,7 @@ from kb_mcp.agent.calls import (
 )
 from kb_mcp.agent.catalogue import TOOLS, select_tools
 from kb_mcp.agent.export.mcp import mcp_tools
+from kb_mcp.traces import PARENT, STATE, Trace, read_trace
 
 Request = ServerRequestContext[Any, Any]  # the SDK's own parameters: lifespan and HTTP request
 BillingFor = Callable[[Request], Biller]
@@ -142,8 +144,16 @@ def _result(answer: Answer) -> CallToolResult:
 def _context(request: Request) -> CallContext:
     client = request.session.client_params
     name = None if client is None else client.client_info.name
-    headers = getattr(request.request, "headers", {})
-    return CallContext(agent_id=name, session_id=headers.get("mcp-session-id"))
+    headers = getattr(request.request, "headers", Headers())
+    # What the client says of this message is nearer than what its HTTP library says of the line.
+    trace = read_trace(dict(request.meta or {})) or trace_of(headers)
+    return CallContext(name, headers.get("mcp-session-id"), trace)
+
+
+def trace_of(headers: Headers) -> Trace | None:
+    """Return the trace that HTTP headers name, if any; sent twice, it is none."""
+    given = {name: headers.getlist(name) for name in (PARENT, STATE)}
+    return read_trace({name: each[0] for name, each in given.items() if len(each) == 1})
 
 
 def _version() -> str:
