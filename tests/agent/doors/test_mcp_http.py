@@ -2,82 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import socket
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
-from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.doors.mcp import http_app
-from tests.agent.conftest import TRACE, Says, Seen, StubProxy, charge, refusal
-
-POST = "POST /stripe/v1/charges"
-KEY = "GET /keybrake/v1/key"
-BILL = {"customer_id": "cus_Abc123", "amount_cents": 2900, "billing_period": "2026-06"}
-BOTH = ["POST /v1/charges", "GET /v1/charges/*"]
-MODERN = {
-    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-    "io.modelcontextprotocol/clientCapabilities": {},
-    "io.modelcontextprotocol/clientInfo": {"name": "tester", "version": "1"},
-}
-
-
-def grants(*allow: str) -> Says:
-    return Says(200, {"id": "k1", "role": "r", "mode": "test", "policy": {"allow": list(allow)}})
-
-
-@pytest.fixture
-def door(proxy: StubProxy) -> Iterator[httpx.Client]:
-    """Serve the door on a real socket; the client sends a good key unless told otherwise."""
-    proxy.on(KEY, grants(*BOTH))
-    billing = Billing({}, proxy.url)
-    numbers = itertools.count(1)
-    hosts = ["mcp.example", "pinned.example:8443"]
-    app = http_app(billing, lambda: f"session-{next(numbers)}", allowed_hosts=hosts)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", lifespan="on"))
-    # Listening before the server runs: a client that comes first waits instead of being refused.
-    sock = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
-    thread.start()
-    headers = {"Authorization": "Bearer vk_test_x", "Accept": "application/json, text/event-stream"}
-    base = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    with httpx.Client(base_url=base, headers=headers, timeout=60, trust_env=False) as client:
-        yield client
-    server.should_exit = True
-    thread.join()
-    sock.close()
-    billing.close()
-
-
-def ask(
-    door: httpx.Client, method: str, params: dict[str, Any], *, modern: bool, **headers: str
-) -> Any:
-    sent: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-    if modern:
-        sent["params"] = {**params, "_meta": {**params.get("_meta", {}), **MODERN}}
-        headers |= {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": method}
-        if "name" in params:
-            headers["Mcp-Name"] = params["name"]
-    else:
-        headers["MCP-Protocol-Version"] = "2025-11-25"
-    response = door.post("/mcp", json=sent, headers=headers)
-    text = response.text
-    if response.headers["content-type"].startswith("text/event-stream"):
-        text = next(line for line in text.splitlines() if line.startswith("data: {"))[6:]
-    return json.loads(text)
+from tests.agent.conftest import Says, Seen, StubProxy, charge, refusal
+from tests.agent.doors.conftest import BILL, BOTH, KEY, MODERN, POST, ask, either_era, grants
 
 
 def call(door: httpx.Client, arguments: dict[str, Any], *, modern: bool) -> Any:
     return ask(door, "tools/call", {"name": "charge", "arguments": arguments}, modern=modern)
-
-
-either_era = pytest.mark.parametrize("modern", [False, True], ids=["legacy", "modern"])
 
 
 @either_era
@@ -256,120 +194,6 @@ def test_bad_arguments_are_told_to_the_model(
     assert {seen.path for seen in proxy.seen} == {"/keybrake/v1/key"}
 
 
-def test_a_session_id_of_the_platform_is_accepted_and_recorded(
-    proxy: StubProxy, door: httpx.Client
-) -> None:
-    proxy.on(POST, Says(200, charge()))
-    given = {"name": "charge", "arguments": BILL}
-
-    answer = ask(door, "tools/call", given, modern=False, **{"Mcp-Session-Id": "platform-7"})
-
-    assert answer["result"]["isError"] is False
-    assert proxy.seen[-1].headers["keybrake-session"] == "platform-7"
-
-
-OTHER = {"traceparent": TRACE["traceparent"].replace("0af7", "beef")}
-
-
-@either_era
-@pytest.mark.parametrize(
-    ("headers", "meta", "trace"),
-    [
-        (TRACE, {}, TRACE),
-        ({}, TRACE, TRACE),
-        (OTHER, TRACE, TRACE),
-        (TRACE, {"traceparent": "x"}, TRACE),
-        (TRACE, {"traceparent": 7, "tracestate": ["x"]}, TRACE),
-        ({"traceparent": "x", "tracestate": "vendor=1"}, {}, {}),
-    ],
-    ids=["header", "meta", "both", "bad meta", "meta of other types", "bad header"],
-)
-def test_a_trace_is_handed_on(
-    proxy: StubProxy,
-    door: httpx.Client,
-    modern: bool,
-    headers: dict[str, str],
-    meta: dict[str, Any],
-    trace: dict[str, str],
-) -> None:
-    proxy.on(POST, Says(200, charge()))
-    given = {"name": "charge", "arguments": BILL, "_meta": meta}
-
-    answer = ask(door, "tools/call", given, modern=modern, **headers)
-
-    assert answer["result"]["isError"] is False
-    assert proxy.seen[-1].trace == trace
-
-
-def test_a_trace_that_is_named_twice_is_none(proxy: StubProxy, door: httpx.Client) -> None:
-    proxy.on(POST, Says(200, charge()))
-    call = {"name": "charge", "arguments": BILL}
-    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
-    twice = [("traceparent", TRACE["traceparent"]), ("traceparent", OTHER["traceparent"])]
-
-    door.post("/mcp", json=body, headers=[*door.headers.multi_items(), *twice])
-
-    assert [seen.trace for seen in proxy.seen] == [{}, {}]
-
-
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "tester", "version": "1"},
-    },
-}
-
-
-def test_an_initialized_client_gets_a_session_id_of_its_own(
-    proxy: StubProxy, door: httpx.Client
-) -> None:
-    proxy.on(POST, Says(200, charge()))
-
-    opened = [door.post("/mcp", json=INITIALIZE) for _ in range(2)]
-    ids = [answer.headers["mcp-session-id"] for answer in opened]
-    given = {"name": "charge", "arguments": BILL}
-    ask(door, "tools/call", given, modern=False, **{"Mcp-Session-Id": ids[1]})
-
-    assert [answer.status_code for answer in opened] == [200, 200]
-    assert ids == ["session-1", "session-2"]
-    assert proxy.seen[-1].headers["keybrake-session"] == "session-2"
-
-
-@pytest.mark.parametrize(
-    ("body", "headers"),
-    [
-        (INITIALIZE, {"Mcp-Session-Id": "platform-7"}),
-        ({**INITIALIZE, "method": "tools/list", "params": {"_meta": {"x": "initialize"}}}, {}),
-        ({**INITIALIZE, "params": {"_meta": MODERN}}, {"MCP-Protocol-Version": "2026-07-28"}),
-        ([INITIALIZE], {}),
-        ('"initialize"', {}),
-        ("initialize", {}),
-    ],
-    ids=["platform", "another method", "modern era", "a batch", "a text", "no json"],
-)
-def test_nobody_else_is_given_one(door: httpx.Client, body: Any, headers: dict[str, str]) -> None:
-    content = body if isinstance(body, str) else json.dumps(body)
-    sent = {"Content-Type": "application/json", **headers}
-
-    assert "mcp-session-id" not in door.post("/mcp", content=content, headers=sent).headers
-
-
-@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
-@pytest.mark.parametrize("version", ["2025-11-25", "2026-07-28"])
-def test_there_is_no_stream_to_open_and_no_session_to_end(
-    door: httpx.Client, method: str, version: str
-) -> None:
-    headers = {"MCP-Protocol-Version": version, "Mcp-Session-Id": "session-1"}
-
-    answer = door.request(method, "/mcp", headers=headers)
-
-    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
-
-
 @either_era
 def test_a_client_that_hangs_up_does_not_cut_a_charge_off(
     proxy: StubProxy, door: httpx.Client, modern: bool
@@ -400,39 +224,3 @@ def test_a_client_that_hangs_up_does_not_cut_a_charge_off(
 
     assert answered.wait(60)
     assert "result" in ask(door, "tools/list", {}, modern=modern)
-
-
-def test_the_list_may_be_cached_only_by_the_key_that_asked(door: httpx.Client) -> None:
-    result = ask(door, "tools/list", {}, modern=True)["result"]
-
-    assert result["cacheScope"] == "private"
-    assert result["resultType"] == "complete"
-
-
-@either_era
-@pytest.mark.parametrize("kind", ["resources", "prompts"])
-def test_there_are_no_resources_and_no_prompts(door: httpx.Client, modern: bool, kind: str) -> None:
-    assert ask(door, f"{kind}/list", {}, modern=modern)["result"][kind] == []
-
-
-@either_era
-def test_a_resource_that_is_read_is_none_of_ours(door: httpx.Client, modern: bool) -> None:
-    uri = "file:///etc/passwd"
-    named = {"Mcp-Name": uri} if modern else {}
-
-    error = ask(door, "resources/read", {"uri": uri}, modern=modern, **named)["error"]
-
-    assert error == {"code": -32602, "message": "Resource not found", "data": {"uri": uri}}
-
-
-@pytest.mark.parametrize("method", ["prompts/get", "completion/complete"])
-def test_what_is_not_served_is_method_not_found(door: httpx.Client, method: str) -> None:
-    given: dict[str, dict[str, Any]] = {
-        "prompts/get": {"name": "x"},
-        "completion/complete": {
-            "ref": {"type": "ref/prompt", "name": "x"},
-            "argument": {"name": "x", "value": ""},
-        },
-    }
-
-    assert ask(door, method, given[method], modern=False)["error"]["code"] == -32601
