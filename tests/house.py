@@ -54,6 +54,7 @@ class House:
             transport=AsgiTransport(self.sandbox, self.loop), base_url="http://sandbox"
         )
         self.proxy: Proxy
+        self.agents: Agents
         self.client: httpx.Client
         self._open()
 
@@ -67,6 +68,7 @@ class House:
         at: TracebackType | None,
     ) -> None:
         self.run(self.proxy.stop(0))
+        self.run(self.agents.close())
         self._stop_loop()
 
     def run(self, work: Awaitable[T]) -> T:
@@ -137,6 +139,7 @@ class House:
     def restart(self) -> None:
         """Open the store anew, as after a crash: nothing of the old process is asked."""
         self.run(self.proxy.stop(0))
+        self.run(self.agents.close())
         self._open()
 
     def _open(self) -> None:
@@ -144,7 +147,8 @@ class House:
             return build_proxy(self.settings, self.sandbox)
 
         self.proxy = self.run(build())
-        app = HostGuard(Agents(self.settings, self.proxy), self.settings.allowed_hosts)
+        self.agents = Agents(self.settings, self.proxy)
+        app = HostGuard(self.agents, self.settings.allowed_hosts)
         self.client = httpx.Client(
             transport=AsgiTransport(app, self.loop), base_url="http://127.0.0.1", timeout=60
         )

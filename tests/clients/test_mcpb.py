@@ -30,6 +30,11 @@ def version() -> str:
         return str(tomllib.load(file)["project"]["version"])
 
 
+def name() -> str:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        return str(tomllib.load(file)["project"]["name"])
+
+
 def manifest() -> dict[str, Any]:
     return dict(json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8")))
 
@@ -97,7 +102,10 @@ def test_the_registry_entry_is_within_its_bounds() -> None:
     entry = json.loads((ROOT / "server.json").read_text(encoding="utf-8"))
     (package,) = entry["packages"]
 
-    assert re.fullmatch(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+", entry["name"])
+    # Reverse-DNS with a dot in it, one slash, 3 to 200 characters.
+    assert re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+/[a-zA-Z0-9._-]+", entry["name"])
+    assert 3 <= len(entry["name"]) <= 200
+    assert package["identifier"] == name()
     assert 1 <= len(entry["description"]) <= 100
     assert entry["version"] == package["version"] == version()
     assert f"mcp-name: {entry['name']}" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -66,6 +66,47 @@ def test_an_approved_bill_is_charged_by_the_next_call_and_by_one(
     ) == 1
 
 
+ACCEPTED = {"action": "accept", "content": {"confirm": True}}
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [
+        {},
+        {"inputResponses": {"confirm": ACCEPTED, "approval": ACCEPTED}},
+        {"inputResponses": {"confirm": ACCEPTED}, "requestState": "approved"},
+        {"requestState": "approved"},
+    ],
+    ids=["nothing", "answers", "answers and a state", "a state"],
+)
+def test_what_an_mcp_client_says_of_its_own_user_approves_nothing(
+    desk: Desk, answered: dict[str, object]
+) -> None:
+    key = asking_above(desk.house, 1000)
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}},
+    }
+    bill = {"customer_id": "cus_A1", "amount_cents": 2900, "billing_period": "2026-11"}
+    params = {"name": "charge", "arguments": bill, "_meta": meta, **answered}
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    headers = {
+        "Authorization": f"Bearer {key.token}",
+        "Accept": "application/json, text/event-stream",
+        "MCP-Protocol-Version": "2026-07-28",
+        "Mcp-Method": "tools/call",
+        "Mcp-Name": "charge",
+    }
+    answers = [desk.house.client.post("/mcp", json=call, headers=headers) for _ in range(2)]
+    for answer in answers:
+        result = answer.json()["result"]
+        # An answer, and no question: what the client's user would say proves no human.
+        assert result["resultType"] == "complete"
+        assert result["structuredContent"]["code"] == "approval_required"
+    assert desk.house.charges() == []
+    assert len(desk.api("GET", "/approvals?state=pending").json()["data"]) == 1
+
+
 @WAYS
 def test_a_denied_bill_stays_refused(desk: Desk, decide: Decide) -> None:
     key = asking_above(desk.house, 1000)

@@ -99,7 +99,7 @@ META = {
 
 
 def call_mcp(house: Watched) -> None:
-    """Charge at `/mcp` with a trace in the message, and end the door's task."""
+    """Charge at `/mcp` with a trace in the message."""
     key = house.issue("billing-with-status")
     params = {"name": "charge", "arguments": BILL, "_meta": META}
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
@@ -111,7 +111,6 @@ def call_mcp(house: Watched) -> None:
         "Mcp-Name": "charge",
     }
     answer = house.client.post("/mcp", json=call, headers=headers)
-    house.run(house.agents.close())
     assert '"status":"succeeded"' in answer.text
 
 
