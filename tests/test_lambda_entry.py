@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import (
@@ -20,6 +22,9 @@ from kb_mcp.agent.catalogue import (
 )
 from kb_mcp.agent.outcomes import lost
 from kb_mcp.lambda_entry import handler
+from kb_mcp.settings import load_settings
+from kb_mcp.wiring.agent import connect_billing
+from tests.agent.conftest import Says, charge, refusal, serve_stub
 
 BILL = {"customer_id": "cus_Abc123", "amount_cents": "2900", "billing_period": "2026-06"}
 PROPERTIES = [{"name": name, "type": "string", "value": value} for name, value in BILL.items()]
@@ -30,6 +35,7 @@ API = {
     "requestBody": {"content": {"application/json": {"properties": PROPERTIES}}},
 }
 FUNCTION = {"actionGroup": "Billing", "function": "charge", "parameters": PROPERTIES}
+LAMBDA = {"AWS_LAMBDA_FUNCTION_NAME": "billing"}
 GATEWAY = SimpleNamespace(
     client_context=SimpleNamespace(custom={"bedrockAgentCoreToolName": "t___charge"})
 )
@@ -80,6 +86,89 @@ def test_settings_that_cannot_be_meant_are_an_outage_that_shows_nothing(
     assert function["response"]["functionResponse"]["responseState"] == "FAILURE"
     assert gateway["status"] == "unavailable"
     assert "hunter2" not in json.dumps([api, function, gateway])
+
+
+ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:billing-AbCdEf"
+
+
+def test_a_key_from_secrets_manager_is_fetched_again_when_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serve_stub() as aws, serve_stub() as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", aws.url)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        aws.on("POST /", Says(200, secret("vk_test_old")), Says(200, secret("vk_test_new")))
+        proxy.on(
+            "POST /stripe/v1/charges",
+            Says(401, refusal("vault_key_expired")),
+            Says(200, charge()),
+        )
+        named = {"KEYBRAKE_PROXY_URL": proxy.url, "KEYBRAKE_VAULT_KEY_BILLING": ARN}
+        billing = connect_billing(load_settings({**LAMBDA, **named}))
+
+        answers = [handler(API, None, billing=billing) for _ in range(2)]
+        billing.close()
+
+    assert [answer["response"]["httpStatusCode"] for answer in answers] == [200, 200]
+    used = [seen.headers["authorization"].removeprefix("Bearer ") for seen in proxy.seen]
+    assert used == ["vk_test_old", "vk_test_new", "vk_test_new"]
+    # Asked for by its ARN and in its own region, once at first and once when refused.
+    assert len(aws.seen) == 2
+    assert all("/eu-west-1/secretsmanager/" in seen.headers["authorization"] for seen in aws.seen)
+    assert "vk_test" not in json.dumps(answers)
+
+
+def test_a_secret_that_cannot_be_read_is_an_outage_and_sends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serve_stub() as aws, serve_stub() as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", aws.url)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        aws.on("POST /", Says(400, {"__type": "AccessDeniedException", "message": f"not {ARN}"}))
+        named = {"KEYBRAKE_PROXY_URL": proxy.url, "KEYBRAKE_VAULT_KEY_BILLING": ARN}
+        billing = connect_billing(load_settings({**LAMBDA, **named}))
+
+        api, function = (handler(event, None, billing=billing) for event in (API, FUNCTION))
+        billing.close()
+
+    assert api["response"]["httpStatusCode"] == 503
+    assert function["response"]["functionResponse"]["responseState"] == "FAILURE"
+    assert "arn:" not in json.dumps([api, function])
+    assert proxy.seen == []
+
+
+def secret(token: str) -> dict[str, str]:
+    return {"ARN": ARN, "Name": "billing", "SecretString": f"{token}\n"}
+
+
+names = st.sampled_from(
+    "actionGroup apiPath httpMethod function parameters requestBody content application/json name "
+    "properties value type agent sessionId sessionAttributes messageVersion customer_id id alias "
+    "amount_cents billing_period".split()
+)
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["/charge", "POST", "charge", "cus_Abc123", "2900", "2026-06"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=6),
+    max_leaves=12,
+)
+
+
+@given(json_values | st.dictionaries(names, json_values), st.sampled_from([None, GATEWAY]))
+def test_any_event_is_answered_with_json(event: Any, context: Any) -> None:
+    answer = handler(event, context, billing=Unanswered())
+
+    json.dumps(answer)
+    if isinstance(event, dict) and "actionGroup" in event and "apiPath" in event:
+        echoed = answer["response"]
+        # As text, since not-a-number is not equal to itself.
+        for name in ("actionGroup", "apiPath", "httpMethod"):
+            assert repr(echoed[name]) == repr(event.get(name))
 
 
 def test_a_cold_start_does_not_import_mcp_or_the_stripe_sdk() -> None:

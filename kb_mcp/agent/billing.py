@@ -6,7 +6,8 @@ worker thread, so that a cancelled door never cancels a send.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 
@@ -37,6 +38,7 @@ from kb_mcp.agent.status import (
 )
 from kb_mcp.agent.transport import open_client
 from kb_mcp.agent.wording import UNAVAILABLE
+from kb_mcp.environment import SettingsError
 from kb_mcp.idempotency import idempotency_key
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from kb_mcp.agent.calls import CallContext
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 LOOKED_UP: Final = "Keybrake-Looked-Up"
 _RESOURCES: Final[Mapping[str, Resource]] = MappingProxyType(
@@ -201,12 +205,27 @@ class Billing:
 
     def _ask(self, tool: ToolName, ask: Callable[[str], T]) -> T:
         tokens = self._keys[tool].tokens()
-        answer = ask(next(tokens))
+        token = _next(tokens)
+        if token is None:
+            raise ProxyUnavailableError(UNAVAILABLE)
+        answer = ask(token)
         if isinstance(answer, Reply) and _is_stale(answer):
             # The key was rotated under us: read it once more and ask again with the newer one.
-            for token in tokens:
-                return ask(token)
+            newer = _next(tokens)
+            if newer is not None:
+                return ask(newer)
         return answer
+
+
+def _next(tokens: Iterator[str]) -> str | None:
+    """Fetch the next token; None where there is none or its source fails: nothing was sent."""
+    try:
+        return next(tokens, None)
+    except Exception as error:  # noqa: BLE001 - a source is a file or a service of anybody's
+        # SettingsError names a variable and never its value; of others, only the kind is safe.
+        shown = str(error) if isinstance(error, SettingsError) else type(error).__name__
+        logger.error("A vault key cannot be read: %s", shown)  # noqa: TRY400 - no frames, no keys
+        return None
 
 
 def _is_stale(reply: Reply) -> bool:

@@ -130,10 +130,12 @@ def _no_proxy_here(settings: Settings) -> SettingsError:
 
 def _from_secrets_manager(arn: str) -> str:
     try:
-        import boto3
+        import botocore.session  # of boto3, which Lambda's own runtimes and the extra `aws` bring
     except ImportError:
         raise SettingsError(
             "KEYBRAKE_VAULT_KEY_…", "is an ARN, and boto3 is not here", "Install kb-mcp[aws]."
         ) from None
-    client: Any = boto3.client("secretsmanager")
+    # The secret's own region, which need not be the function's: arn:aws:secretsmanager:REGION:…
+    region = [*arn.split(":"), "", "", ""][3] or None
+    client: Any = botocore.session.get_session().create_client("secretsmanager", region_name=region)
     return str(client.get_secret_value(SecretId=arn)["SecretString"]).strip()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import CallContext
+from kb_mcp.agent.calls import CallContext, Unavailable, call_tool
 from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments, ToolName
 from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
 from kb_mcp.agent.transport import AddressError
@@ -240,6 +240,34 @@ def test_a_key_that_was_rotated_is_read_once_more(proxy: StubProxy, code: str) -
     assert rotating.charge(BILL, NOBODY).status == "succeeded"
     used = [seen.headers["authorization"] for seen in proxy.seen]
     assert used == ["Bearer vk_test_old", "Bearer vk_test_new", "Bearer vk_test_new"]
+    rotating.close()
+
+
+def broken() -> str:
+    raise ConnectionError("the secret store is away, and vk_test_secret is its text")
+
+
+def test_a_key_that_cannot_be_read_means_that_nothing_was_sent(
+    proxy: StubProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    unread = Billing({ToolName.CHARGE: broken}, proxy.url)
+
+    answer = call_tool(unread, "charge", BILL.model_dump(exclude_none=True), NOBODY)
+
+    assert isinstance(answer, Unavailable)
+    assert proxy.seen == []
+    assert "ConnectionError" in caplog.text
+    assert "vk_test" not in caplog.text
+    unread.close()
+
+
+def test_a_refused_key_whose_successor_cannot_be_read_is_refused(proxy: StubProxy) -> None:
+    proxy.on(POST, Says(401, refusal("vault_key_expired")))
+    kept = ["vk_test_old"]
+    rotating = Billing({ToolName.CHARGE: lambda: kept.pop() if kept else broken()}, proxy.url)
+
+    assert rotating.charge(BILL, NOBODY).code == "vault_key_expired"
+    assert len(proxy.seen) == 1
     rotating.close()
 
 

@@ -8,8 +8,14 @@ from typing import Any
 import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import caller_of
-from kb_mcp.agent.catalogue import ToolName
+from kb_mcp.agent.calls import Biller, CallContext, caller_of
+from kb_mcp.agent.catalogue import (
+    ChargeArguments,
+    ChargeResult,
+    ChargeStatusArguments,
+    ChargeStatusResult,
+    ToolName,
+)
 from kb_mcp.agent.doors.action_group import answer_action_group, is_action_group_event
 from tests.agent.conftest import BILLING_KEY, TRACE, Says, StubProxy, charge, refusal
 
@@ -48,7 +54,7 @@ def function_event(parameters: dict[str, Any], function: str = "charge") -> dict
     return {**SHARED, "function": function, "parameters": listed(parameters)}
 
 
-def ask(billing: Billing, event: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def ask(billing: Biller, event: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Answer `event`; return the response part and its body."""
     answer = answer_action_group(event, caller_of(billing))
     assert answer["messageVersion"] == "1.0"
@@ -239,18 +245,28 @@ def test_a_look_up_takes_its_query(proxy: StubProxy, billing: Billing) -> None:
     assert (response["httpStatusCode"], body["found"], body["status"]) == (200, True, "succeeded")
 
 
-def test_no_secret_and_no_exception_text_is_in_a_body(proxy: StubProxy) -> None:
-    def broken() -> str:
-        raise RuntimeError(f"could not read {BILLING_KEY}")
+class Broken:
+    """A biller that breaks with a secret in its text."""
 
-    leaky = Billing({ToolName.CHARGE: broken}, proxy.url)
+    tools = frozenset(ToolName)
+    allow_reference = False
 
-    response, body = ask(leaky, api_event(BILL))
+    def charge(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
+        raise RuntimeError(f"{BILLING_KEY} {arguments} {context}")
 
+    def charge_status(
+        self, arguments: ChargeStatusArguments, context: CallContext
+    ) -> ChargeStatusResult:
+        raise RuntimeError(f"{BILLING_KEY} {arguments} {context}")
+
+
+def test_no_secret_and_no_exception_text_is_in_a_body() -> None:
+    response, body = ask(Broken(), api_event(BILL))
+
+    # Where it broke nobody knows: it may have been after the send.
     assert (response["httpStatusCode"], body["status"]) == (202, "unknown")
     assert BILLING_KEY not in json.dumps(response)
     assert "RuntimeError" not in json.dumps(response)
-    leaky.close()
 
 
 def test_events_are_told_apart_by_shape() -> None:
