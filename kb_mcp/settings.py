@@ -30,6 +30,8 @@ ChargeApi = Literal["charges", "payment_intents"]
 
 STRIPE_API_BASE: Final = "https://api.stripe.com"
 SANDBOX_KEY: Final = "rk_test_sandbox"
+# With the wait for another caller (10 s) and for a turn (5 s) below the 60 s that the tools wait.
+UPSTREAM_TIMEOUT_MS_MAX: Final = 40_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +292,9 @@ def _check_store(settings: Settings) -> None:
 
 
 def _check_times(settings: Settings) -> None:
+    if settings.upstream_timeout_ms > UPSTREAM_TIMEOUT_MS_MAX:
+        hint = "Set 40 at most: the tools wait 60 seconds for an outcome, Stripe's SDKs 80."
+        raise SettingsError("KEYBRAKE_UPSTREAM_TIMEOUT", "is more than callers wait", hint)
     # A send may last deadline + timeout; a void before that could void a charge under way.
     if settings.upstream_timeout_ms >= settings.recovery_grace_ms:
         hint = "Set KEYBRAKE_RECOVERY_GRACE well above KEYBRAKE_UPSTREAM_TIMEOUT."

@@ -176,6 +176,7 @@ REFUSED = {
     "cap without currency": ("ACCOUNT_DAILY_CAP", {"ACCOUNT_DAILY_CAP": "500"}, "50000.00usd"),
     "cap twice": ("ACCOUNT_DAILY_CAP", {"ACCOUNT_DAILY_CAP": "5.00usd,6.00usd"}, "per currency"),
     "endless timeout": ("UPSTREAM_TIMEOUT", {"UPSTREAM_TIMEOUT": "inf"}, "25"),
+    "a timeout beyond the caller's": ("UPSTREAM_TIMEOUT", {"UPSTREAM_TIMEOUT": "41"}, "40"),
     "no timeout": ("UPSTREAM_TIMEOUT", {"UPSTREAM_TIMEOUT": "0"}, "25"),
     "negative interval": ("RECOVERY_INTERVAL", {"RECOVERY_INTERVAL": "-1"}, "15"),
     "grace below timeout": ("RECOVERY_GRACE", {"RECOVERY_GRACE": "25"}, "UPSTREAM_TIMEOUT"),

@@ -16,6 +16,7 @@ from kb_mcp.cli.failures import WRONG, Failure
 from kb_mcp.cli.opening import OPERATOR, Books, with_books
 from kb_mcp.cli.options import cap_table
 from kb_mcp.cli.output import json_option, print_record
+from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX
 
 NAMES = ("account_daily_cap", "upstream_timeout", "recovery_grace")
 
@@ -92,6 +93,9 @@ def _ceilings(value: str) -> dict[str, int]:
 
 
 def _check_times(facts: Mapping[str, str]) -> None:
+    if int(facts["upstream_timeout_ms"]) > UPSTREAM_TIMEOUT_MS_MAX:
+        hint = "Set 40 at most: the tools wait 60 seconds for an outcome, Stripe's SDKs 80."
+        raise Failure("upstream_timeout is more than callers wait", hint, WRONG)
     if int(facts["upstream_timeout_ms"]) >= int(facts["recovery_grace_ms"]):
         hint = "A void before a send has ended could void a charge under way."
         raise Failure("recovery_grace must be well above upstream_timeout", hint, WRONG)

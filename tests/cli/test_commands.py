@@ -90,6 +90,7 @@ def test_settings_of_the_store_are_set_for_all_and_audited(machine: Machine) -> 
     [
         ("recovery_grace", "20"),
         ("upstream_timeout", "0"),
+        ("upstream_timeout", "41"),
         ("upstream_timeout", "2.5"),
         ("account_daily_cap", "lots"),
         ("colour", "blue"),
