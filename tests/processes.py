@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 SANDBOX_KEY = "rk_test_sandbox"
-_URL = re.compile(r"http://127\.0\.0\.1:\d+")
+_URL = re.compile(r"http://(?:127\.0\.0\.1|0\.0\.0\.0):\d+")
 
 
 @dataclass

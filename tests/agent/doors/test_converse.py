@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import botocore.session
@@ -77,6 +78,28 @@ def test_nothing_to_answer_is_none(
     proxy: StubProxy, billing: Billing, blocks: list[dict[str, Any]]
 ) -> None:
     assert answer_message(message(*blocks), caller_of(billing), WHO) is None
+    assert proxy.seen == []
+
+
+def test_only_what_the_client_must_run_is_run(proxy: StubProxy, billing: Billing) -> None:
+    proxy.on(POST, Says(200, charge()))
+    searched = use("web_search", {"query": "x"}, "s", type="server_tool_use")
+
+    found = results(answer_message(message(searched, use()), caller_of(billing), WHO))
+
+    assert [result["toolUseId"] for result in found] == ["t1"]
+    assert len(proxy.seen) == 1
+
+
+def test_a_decimal_of_a_stored_history_is_refused_in_json(
+    proxy: StubProxy, billing: Billing
+) -> None:
+    stored = use(given={**BILL, "amount_cents": Decimal("2900.5")})
+
+    answer = answer_message(message(stored), caller_of(billing), WHO)
+
+    assert results(answer)[0]["status"] == "error"
+    assert json.loads(json.dumps(answer)) == answer
     assert proxy.seen == []
 
 

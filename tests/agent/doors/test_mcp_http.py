@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +14,8 @@ import pytest
 
 from tests.agent.conftest import Says, Seen, StubProxy, charge, refusal
 from tests.agent.doors.conftest import BILL, BOTH, KEY, MODERN, POST, ask, either_era, grants
+
+SNAPSHOT = Path(__file__).parents[3] / "schemas" / "mcp-tools.json"
 
 
 def call(door: httpx.Client, arguments: dict[str, Any], *, modern: bool) -> Any:
@@ -49,6 +53,35 @@ def test_the_key_decides_which_tools_there_are(
     listed = ask(door, "tools/list", {}, modern=modern)["result"]["tools"]
 
     assert [tool["name"] for tool in listed] == tools
+
+
+@either_era
+def test_what_is_listed_is_the_committed_snapshot(door: httpx.Client, modern: bool) -> None:
+    snapshot = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+
+    assert ask(door, "tools/list", {}, modern=modern)["result"]["tools"] == snapshot["tools"]
+
+
+@either_era
+def test_answers_under_one_number_do_not_cross_between_keys(
+    proxy: StubProxy, door: httpx.Client, modern: bool
+) -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def named_after_its_key(seen: Seen) -> Says:
+        both.wait()
+        return Says(200, charge(id="ch_" + seen.headers["authorization"][-1]))
+
+    proxy.on(POST, named_after_its_key)
+
+    def charged(key: str) -> str:
+        headers = {**door.headers, "authorization": f"Bearer vk_test_{key}"}
+        with httpx.Client(base_url=door.base_url, headers=headers, timeout=60) as client:
+            answer = call(client, BILL, modern=modern)
+            return str(answer["result"]["structuredContent"]["charge_id"])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(charged, "AB")) == ["ch_A", "ch_B"]
 
 
 @either_era

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.agent.conftest import TRACE, Says, StubProxy, charge
-from tests.agent.doors.conftest import BILL, MODERN, POST, ask, either_era
+from tests.agent.doors.conftest import BILL, KEY, MODERN, POST, ask, either_era, grants
 
 
 def test_a_session_id_of_the_platform_is_accepted_and_recorded(
@@ -112,6 +112,17 @@ def test_nobody_else_is_given_one(door: httpx.Client, body: Any, headers: dict[s
     sent = {"Content-Type": "application/json", **headers}
 
     assert "mcp-session-id" not in door.post("/mcp", content=content, headers=sent).headers
+
+
+def test_a_session_id_carries_nobodys_rights(proxy: StubProxy, door: httpx.Client) -> None:
+    opened = door.post("/mcp", json=INITIALIZE).headers["mcp-session-id"]
+    proxy.on(KEY, grants("GET /v1/charges/*"))
+    given = {"name": "charge", "arguments": BILL}
+
+    answer = ask(door, "tools/call", given, modern=False, **{"Mcp-Session-Id": opened})
+
+    assert answer["error"]["code"] == -32602
+    assert {seen.path for seen in proxy.seen} == {"/keybrake/v1/key"}
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
