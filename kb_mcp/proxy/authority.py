@@ -198,13 +198,18 @@ def _granted(policy: Policy, route: Route, name: str, granted: Iterable[str]) ->
 
 
 def _fits_any(name: str, patterns: Iterable[str]) -> bool:
-    return any(_expression(pattern).fullmatch(name) for pattern in patterns)
+    return _expression(tuple(patterns)).fullmatch(name) is not None
 
 
 @lru_cache(maxsize=1024)
-def _expression(pattern: str) -> re.Pattern[str]:
+def _expression(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """Return one expression for all of `patterns`; none of them fits nothing."""
+    return re.compile("|".join(f"(?:{_source(each)})" for each in patterns) or r"(?!)")
+
+
+def _source(pattern: str) -> str:
     parts = re.split(r"(\[\*\]|\[\])", pattern)
-    return re.compile("".join(_WILDCARDS.get(part) or re.escape(part) for part in parts))
+    return "".join(_WILDCARDS.get(part) or re.escape(part) for part in parts)
 
 
 def _check_values(policy: Policy, route: Route, path: str, form: Form) -> Refusal | None:

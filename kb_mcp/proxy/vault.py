@@ -24,6 +24,7 @@ Mode = Literal["test", "live"]
 ID_LENGTH: Final = 12
 SECRET_LENGTH: Final = 40  # 200 bits in base 32
 CHECKSUM_LENGTH: Final = 7
+_CHECKSUM_OCTETS: Final = 5
 _ID_BYTES = 8
 _SECRET_BYTES = 25
 
@@ -79,7 +80,8 @@ def matches(token: str, stored_hash: str) -> bool:
 
 def _checksum(body: str) -> str:
     digest = hashlib.sha256(b"keybrake:checksum:1\0" + body.encode()).digest()
-    return _base32(digest)[:CHECKSUM_LENGTH]
+    # Five octets are eight characters, and no more of them are shown.
+    return _base32(digest[:_CHECKSUM_OCTETS])[:CHECKSUM_LENGTH]
 
 
 def _base32(octets: bytes) -> str:

@@ -8,7 +8,11 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import threading
 import time
+
+ID_BYTES = 12
+PAGE_BYTES = 4096
 
 
 def host_ms() -> int:
@@ -24,12 +28,39 @@ def boottime_ms() -> int:
 
 def new_id(prefix: str) -> str:
     """Return a random id, `prefix_` and 24 hex characters."""
-    return f"{prefix}_{secrets.token_hex(12)}"
+    return f"{prefix}_{_chance.take(ID_BYTES).hex()}"
 
 
 def random_bytes(count: int) -> bytes:
     """Return `count` unpredictable bytes."""
     return secrets.token_bytes(count)
+
+
+class _Chance:
+    """Random bytes for ids, asked for by the page: asking lets other threads in, each time.
+
+    A forked child begins with an empty page, so that no two processes share one. What must not
+    repeat even in a machine that was cloned (nonces, secrets) comes from `random_bytes`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._page, self._at = b"", 0
+        os.register_at_fork(after_in_child=self._forget)
+
+    def take(self, count: int) -> bytes:
+        with self._lock:
+            if self._at + count > len(self._page):
+                self._page, self._at = secrets.token_bytes(PAGE_BYTES), 0
+            self._at += count
+            return self._page[self._at - count : self._at]
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._page, self._at = b"", 0
+
+
+_chance = _Chance()
 
 
 def process_name(node_id: str | None) -> str:

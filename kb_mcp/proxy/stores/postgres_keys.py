@@ -13,7 +13,7 @@ import psycopg
 from kb_mcp.proxy.ledger import KeyId, LedgerUnavailableError, Lineage, VaultKey
 from kb_mcp.proxy.stores.batches import Asked, Batches
 from kb_mcp.proxy.stores.postgres_line import Connect, Connection, Watchdog, hang_up, told
-from kb_mcp.proxy.stores.postgres_loading import key_of
+from kb_mcp.proxy.stores.rows import key_with_lineage
 
 Found = tuple[VaultKey, Lineage] | None
 TRIES = 2
@@ -63,8 +63,8 @@ class KeyReader:
             rows = self._connection.execute(self._query, (wanted,)).fetchall()
         found: dict[KeyId, Found] = {}
         for row in rows:
-            key_id, key, lineage = key_of(row)
-            found[key_id] = (key, lineage)
+            key, lineage = key_with_lineage(row)
+            found[key.id] = (key, lineage)
         return found
 
     def _drop(self) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from kb_mcp.proxy.ledger import (
     Approval,
-    KeyId,
     Lineage,
     LineageId,
     OperationId,
@@ -207,11 +206,3 @@ def _add_lineage(standing: Standing, row: Row) -> None:
         standing.lineages.setdefault(lineage_id, lineage)
     standing.unresolved.setdefault(lineage_id, int(row["unresolved"]))
     standing.outstanding_approvals.setdefault(lineage_id, int(row["outstanding"]))
-
-
-def key_of(row: Row) -> tuple[KeyId, VaultKey, Lineage]:
-    """Return the vault key and the lineage in a row of `keys_with_lineages`."""
-    plain = dict(row)
-    frozen_at, reason = plain.pop("lineage_frozen_at"), plain.pop("lineage_frozen_reason")
-    key = VaultKey(**plain)
-    return key.id, key, Lineage(key.lineage_id, frozen_at, reason)

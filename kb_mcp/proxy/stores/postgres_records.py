@@ -26,10 +26,9 @@ from kb_mcp.proxy.ledger import (
 )
 from kb_mcp.proxy.sealing import Sealer
 from kb_mcp.proxy.stores.postgres_line import telling
-from kb_mcp.proxy.stores.postgres_loading import key_of
 from kb_mcp.proxy.stores.postgres_pool import Pool
 from kb_mcp.proxy.stores.queries import load_queries
-from kb_mcp.proxy.stores.rows import attempt_of, operation_of
+from kb_mcp.proxy.stores.rows import attempt_of, key_with_lineage, operation_of
 
 STREAM_ROWS = 500
 _OPERATION_FILTERS = {
@@ -120,7 +119,7 @@ class PostgresRecords:
             "SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason"
             " FROM keys k JOIN lineages l ON l.id = k.lineage_id ORDER BY k.created_at, k.id"
         )
-        return [key_of(row)[1:] for row in rows]
+        return [key_with_lineage(row) for row in rows]
 
     async def approvals(self) -> list[Approval]:
         """Return every approval, newest first."""

@@ -5,7 +5,7 @@ Floor: above the records, below the stores. Pure but for sealing, which a store 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -20,7 +20,6 @@ from kb_mcp.proxy.ledger import (
     Tally,
     VaultKey,
     Window,
-    WindowKey,
 )
 
 Row = Any  # a driver's own row: maps column names to values
@@ -103,9 +102,12 @@ def attempt_of(row: Row, unseal: Seal) -> Attempt:
     return Attempt(**plain)
 
 
-def window_of(key: WindowKey, row: Sequence[int] | None) -> Window:
-    """Return the window `key` with the figures of `row`."""
-    return Window(key) if row is None else Window(key, *row)
+def key_with_lineage(row: Row) -> tuple[VaultKey, Lineage]:
+    """Return the vault key and its lineage in a row that joins the two."""
+    plain = dict(row)
+    frozen_at, reason = plain.pop("lineage_frozen_at"), plain.pop("lineage_frozen_reason")
+    key = VaultKey(**plain)
+    return key, Lineage(key.lineage_id, frozen_at, reason)
 
 
 def tally_of_row(row: Row) -> Tally:

@@ -25,14 +25,21 @@ from kb_mcp.proxy.ledger import (
     StoreSettings,
     VaultKey,
 )
-from kb_mcp.proxy.sealing import Sealer
+from kb_mcp.proxy.sealing import SealBrokenError, Sealer
 from kb_mcp.proxy.standing import Standing
 from kb_mcp.proxy.stores.batches import Asked, Batches
 from kb_mcp.proxy.stores.heads import Heads
 from kb_mcp.proxy.stores.journal import AUDIT_COLUMNS, Journal
 from kb_mcp.proxy.stores.loading import Loader
 from kb_mcp.proxy.stores.queries import load_queries
-from kb_mcp.proxy.stores.rows import attempt_values, operation_values, upsert, values, window_values
+from kb_mcp.proxy.stores.rows import (
+    attempt_values,
+    key_with_lineage,
+    operation_values,
+    upsert,
+    values,
+    window_values,
+)
 from kb_mcp.proxy.stores.sqlite_schema import register_node
 
 T = TypeVar("T")
@@ -102,14 +109,10 @@ class SqliteLedger:
     async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
         """Return the key and its lineage as committed right now, or None."""
         try:
-            row = self._reader.execute(self._queries["key"], (key_id,)).fetchone()
-            if row is None:
-                return None
-            key = VaultKey(**dict(row))
-            lineage = self._reader.execute(self._queries["lineage"], (key.lineage_id,)).fetchone()
+            row = self._reader.execute(self._queries["key_with_lineage"], (key_id,)).fetchone()
         except sqlite3.Error as error:
             raise LedgerUnavailableError(str(error)) from error
-        return key, Lineage(**dict(lineage))
+        return None if row is None else key_with_lineage(row)
 
     async def close(self) -> None:
         """Run what still waits, export the heads, and end the writer."""
@@ -136,25 +139,27 @@ class SqliteLedger:
             head = self._settle_doubt(head)
             self._writer.execute("BEGIN IMMEDIATE")
             standing = self._standing(self._loader)
+            self._loader.load(standing, _asked(batch, standing.now))
             for item in batch:
-                _run_step(self._loader, standing, item)
+                _run_step(standing, item)
             self._save(self._writer, standing)
             self._writer.execute("COMMIT")
         except BaseException as error:
             written = self._journal.head
             self._journal.rewind(head)
             _roll_back(self._writer)
-            if not isinstance(error, sqlite3.Error):
+            if not isinstance(error, (sqlite3.Error, SealBrokenError)):
                 raise
-            if isinstance(error, sqlite3.IntegrityError) and len(batch) > 1:
-                # A constraint stopped one step; the others must not suffer for it.
+            if isinstance(error, (sqlite3.IntegrityError, SealBrokenError)) and len(batch) > 1:
+                # A constraint or a broken row stopped one step; the others must not suffer for it.
                 for item in batch:
                     self._flush([item])
                 return
             # SQLite may say no and have it on the disk all the same: the audit's head tells.
             self._doubted = written != head
+            sealed = isinstance(error, SealBrokenError)
             for item in batch:
-                item.error = LedgerUnavailableError(str(error))
+                item.error = error if sealed else LedgerUnavailableError(str(error))
             return
         if not standing.skewed:
             # A wild clock must not freeze the time of this process once it is right again.
@@ -261,14 +266,23 @@ def _create(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def _run_step(loader: Loader, standing: Standing, item: Item) -> None:
-    refs, step = item.what
-    item.error = None  # of an earlier run of the same batch
+def _asked(batch: list[Item], now: int) -> list[Refs]:
+    """Return the rows that the steps of a batch depend on; a step that cannot say fails alone."""
+    asked: list[Refs] = []
+    for item in batch:
+        item.error = None  # of an earlier run of the same batch
+        try:
+            asked.append(item.what[0](now))
+        except Exception as error:  # noqa: BLE001 as for a broken step
+            item.error = error
+    return asked
+
+
+def _run_step(standing: Standing, item: Item) -> None:
+    if item.error is not None:
+        return
     try:
-        loader.load(standing, refs(standing.now))
-        item.result, changes = step(standing)
-    except sqlite3.Error:
-        raise
+        item.result, changes = item.what[1](standing)
     except Exception as error:  # noqa: BLE001 a broken step fails alone; the batch goes on
         item.error = error
         return

@@ -1,50 +1,71 @@
 -- Named queries of the SQLite store: "-- name: x" begins one, it ends at the next name.
 
--- name: operation_by_name
-SELECT * FROM operations WHERE name = ? ORDER BY generation DESC LIMIT 1
+-- Lists arrive as JSON arrays, so that one statement serves a batch of any size; CROSS JOIN keeps
+-- SQLite from walking a table where the list is short.
 
--- name: operation_by_id
-SELECT * FROM operations WHERE id = ?
+-- name: operations
+-- What a batch needs: by name (the newest), by id, by guard, and the last decline of each tally.
+-- A bill's guard: same customer, amount and currency, and recent, unresolved, or a period that
+-- touches ours.
+WITH chosen AS (
+    SELECT id FROM (
+        SELECT o.id, max(o.generation)
+          FROM json_each(:names) AS n CROSS JOIN operations AS o ON o.name = n.value
+         GROUP BY o.name)
+    UNION SELECT value FROM json_each(:ids)
+    UNION SELECT t.last_operation
+      FROM json_each(:tallies) AS k CROSS JOIN tallies AS t ON t.key = k.value
+    UNION SELECT o.id
+      FROM json_each(:periods) AS p CROSS JOIN operations AS o
+        ON o.customer = p.value ->> 0 AND o.period = p.value ->> 1
+           AND coalesce(o.reference, '') = p.value ->> 2
+     WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
+    UNION SELECT o.id
+      FROM json_each(:bills) AS b CROSS JOIN operations AS o
+        ON o.customer = b.value ->> 0 AND o.amount = b.value ->> 1 AND o.currency = b.value ->> 2
+     WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
+       AND (o.first_arrival_at > b.value ->> 3 OR o.state <> 'succeeded'
+            OR (b.value ->> 4 IS NOT NULL AND o.period_start <= b.value ->> 5
+                AND o.period_end >= b.value ->> 4))
+)
+SELECT o.* FROM chosen CROSS JOIN operations AS o ON o.id = chosen.id
 
--- name: operations_by_period
-SELECT * FROM operations WHERE customer = ? AND period = ? AND coalesce(reference, '') = ?
-   AND state IN ('reserved', 'unknown', 'succeeded', 'voided')
-
--- name: operations_by_bill
--- Same customer, amount and currency, and: recent, or unresolved, or a period that touches ours.
-SELECT * FROM operations
- WHERE customer = :customer AND amount = :amount AND currency = :currency
-   AND state IN ('reserved', 'unknown', 'succeeded', 'voided')
-   AND (first_arrival_at > :since OR state <> 'succeeded'
-        OR (:start IS NOT NULL AND period_start <= :end AND period_end >= :start))
+-- name: attempts
+SELECT a.* FROM json_each(?) AS wanted CROSS JOIN attempts AS a ON a.operation_id = wanted.value
 
 -- name: attempts_of
 SELECT * FROM attempts WHERE operation_id = ?
 
--- name: attempt_by_object
-SELECT operation_id FROM attempts WHERE object_id = ?
+-- name: objects
+SELECT a.object_id, a.operation_id
+  FROM json_each(?) AS wanted CROSS JOIN attempts AS a ON a.object_id = wanted.value
 
--- name: window
-SELECT reserved, settled, sends, declines FROM windows
- WHERE scope = ? AND scope_id = ? AND window = ? AND start = ? AND currency = ?
+-- name: windows
+SELECT w.*
+  FROM json_each(?) AS k CROSS JOIN windows AS w
+    ON w.scope = k.value ->> 0 AND w.scope_id = k.value ->> 1 AND w.window = k.value ->> 2
+       AND w.start = k.value ->> 3 AND w.currency = k.value ->> 4
 
--- name: tally
-SELECT * FROM tallies WHERE key = ?
+-- name: tallies
+SELECT t.* FROM json_each(?) AS wanted CROSS JOIN tallies AS t ON t.key = wanted.value
 
--- name: key
-SELECT * FROM keys WHERE id = ?
+-- name: keys
+SELECT k.* FROM json_each(?) AS wanted CROSS JOIN keys AS k ON k.id = wanted.value
 
--- name: lineage
-SELECT * FROM lineages WHERE id = ?
+-- name: approvals
+SELECT a.* FROM json_each(?) AS wanted CROSS JOIN approvals AS a ON a.id = wanted.value
 
--- name: approval
-SELECT * FROM approvals WHERE id = ?
+-- name: lineages
+SELECT wanted.value AS id, l.id IS NOT NULL AS known, l.frozen_at, l.frozen_reason,
+       (SELECT count(*) FROM operations AS o
+         WHERE o.lineage_id = wanted.value AND o.state = 'unknown') AS unresolved,
+       (SELECT count(*) FROM approvals AS a
+         WHERE a.lineage_id = wanted.value AND a.state = 'pending') AS outstanding
+  FROM json_each(?) AS wanted LEFT JOIN lineages AS l ON l.id = wanted.value
 
--- name: unresolved
-SELECT count(*) FROM operations WHERE lineage_id = ? AND state = 'unknown'
-
--- name: outstanding_approvals
-SELECT count(*) FROM approvals WHERE lineage_id = ? AND state = 'pending'
+-- name: key_with_lineage
+SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason
+  FROM keys AS k JOIN lineages AS l ON l.id = k.lineage_id WHERE k.id = ?
 
 -- name: to_recover
 -- What recovery looks at: held and nobody's, or due to be read again.
