@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Syntax = Literal["toml", "json"]
+ERRORS_MAX = 20
 
 
 class PolicyError(ValueError):
@@ -36,6 +37,8 @@ def parse_policy(text: str, syntax: Syntax) -> Policy:
         data = tomllib.loads(text) if syntax == "toml" else _parse_json(text)
     except ValueError as error:
         raise PolicyError([f"not {syntax.upper()}: {error}"]) from None
+    except RecursionError:
+        raise PolicyError(["policy: it is nested too deeply"]) from None
     return load_policy(data, text)
 
 
@@ -43,7 +46,12 @@ def load_policy(data: object, text: str = "") -> Policy:
     """Check parsed data, as of a file or of the store. Raises: PolicyError."""
     try:
         # By way of JSON, so that strictness means JSON's own types, from TOML too.
-        return Policy.model_validate_json(json.dumps(data, default=_plain))
+        plain = json.dumps(data, default=_plain)
+    except (ValueError, RecursionError):
+        # TOML may hold numbers of any length in hexadecimal, and nests as deeply as it likes.
+        raise PolicyError(["policy: a number is too long, or it is nested too deeply"]) from None
+    try:
+        return Policy.model_validate_json(plain)
     except ValidationError as error:
         raise PolicyError(policy_errors(error, text)) from None
 
@@ -57,6 +65,10 @@ def policy_errors(error: ValidationError, text: str = "") -> list[str]:
     """Name the field and the reason of each error, and the line of `text` that it stands in."""
     found = []
     details = error.errors(include_url=False, include_input=False, include_context=False)
+    if len(details) > ERRORS_MAX:
+        # Comparing each with each, and looking each up in the text, must not keep a server busy.
+        found.append(f"policy: {len(details)} errors; the first {ERRORS_MAX} are")
+        details = details[:ERRORS_MAX]
     for detail in details:
         deeper = (other["loc"][: len(detail["loc"])] == detail["loc"] for other in details)
         if sum(deeper) > 1 and detail["type"] == "too_short":

@@ -72,9 +72,9 @@ def test_an_approval_given_in_the_browser_is_used_once(office: Office, page: Any
 
 def test_a_key_issued_in_the_browser_charges_within_its_cap(office: Office, page: Any) -> None:
     office.enter(page, "/keys")
-    page.get_by_label("Label").fill("nightly")
+    page.locator("#label").fill("nightly")
     page.get_by_label("Daily cap").fill("30.00usd")
-    page.get_by_role("button", name="Issue key").click()
+    page.get_by_role("button", name="Issue key", exact=True).click()
     token = page.locator("#token").inner_text()
     page.reload()
     assert page.locator("#token").count() == 0
@@ -89,6 +89,30 @@ def test_a_key_issued_in_the_browser_charges_within_its_cap(office: Office, page
     assert rotated.token != token
     over = office.house.charge(rotated, customer="cus_B2", period="2026-11")
     assert error_of(over) == "spend_cap_exceeded"
+
+
+def test_a_policy_file_is_chosen_mended_where_the_form_says_so_and_issued(
+    office: Office, page: Any, tmp_path: Any
+) -> None:
+    file = tmp_path / "night.toml"
+    policy = 'version = 1\nrole = "night"\nallow = ["POST /v1/charges"]\ncolour = "<b>red</b>"\n'
+    file.write_text(policy + "caps.daily.usd = 3000\n")
+    office.enter(page, "/keys")
+    page.get_by_text("From a policy file…").click()
+    page.get_by_label("Policy file").set_input_files(file)
+    page.get_by_role("button", name="Issue key from policy").click()
+    page.get_by_role("alert").get_by_text("colour: there is no such field (line 4)").wait_for()
+    field = page.get_by_role("textbox", name="Policy")
+    field.fill(field.input_value().replace('colour = "<b>red</b>"', ""))
+    page.get_by_role("button", name="Issue key from policy").click()
+    token = page.locator("#token").inner_text()
+    page.reload()
+    assert page.locator("#token").count() == 0
+    key = Issued("", token)
+    assert office.house.charge(key).status_code == 200
+    assert error_of(office.house.charge(key, customer="cus_B2")) == "spend_cap_exceeded"
+    assert len(office.house.charges()) == 1
+    assert office.desk.admin_rows() == [("login", "admin"), ("issue", "admin")]
 
 
 def test_the_tail_follows_without_a_reload_and_shows_text_as_text(

@@ -5,11 +5,9 @@ Floor: wing B, beside the pages. The form of an action was checked for its CSRF 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
-from kb_mcp.money import MoneyError, parse_cap
 from kb_mcp.proxy.ledger import AuditDraft, KeyId, Operation
 from kb_mcp.proxy.ops.admin_api import (
     check_rotatable,
@@ -24,14 +22,13 @@ from kb_mcp.proxy.ops.admin_api import (
 from kb_mcp.proxy.ops.admin_input import (
     OVERLAP_DEFAULT,
     InputError,
-    KeyBody,
     ResolveBody,
     check_body,
     clean_reason,
     read_overlap,
-    read_wanted,
 )
 from kb_mcp.proxy.ops.approvals import NotDecided, Verdict, decide_approval
+from kb_mcp.proxy.ops.key_forms import Fields, read_key_form
 from kb_mcp.proxy.ops.keys import issue_key, revoke_key, rotate_key, unfreeze_key
 from kb_mcp.proxy.ops.operations_ops import By, NotDone, note, reset_declines
 from kb_mcp.proxy.ops.operations_ops import Done as Acted
@@ -43,9 +40,6 @@ from kb_mcp.proxy.ops.views import Views
 from kb_mcp.proxy.records import Record
 
 REVOKE_WAIT_S = 3
-Fields = Mapping[str, str]
-_TEXTS = ("role", "label", "agent", "expires_at")
-_CAPS = ("per_charge", "daily", "monthly", "per_customer_daily")
 TOKEN_NOTE = "Copy this token now. It is shown this once, and only its hash is kept."  # noqa: S105 a sentence, no password
 
 
@@ -82,17 +76,8 @@ class Actions:
         }
 
     async def issue(self, visit: Visit, fields: Fields) -> Done:
-        """Issue a key from the form."""
-        given = {name: fields.get(name, "").strip() or None for name in _TEXTS}
-        caps = {name: _caps(name, fields[name]) for name in _CAPS if fields.get(name, "").strip()}
-        asked: dict[str, Any] = {**given, "caps": caps}
-        for name in ("rate", "daily_charges"):
-            if fields.get(name, "").strip():
-                asked[name] = _count(name, fields[name].strip())
-        if fields.get("approval_above", "").strip():
-            asked["approval_above"] = _caps("approval_above", fields["approval_above"])
-        body = check_body(KeyBody, asked)
-        wanted = read_wanted(body, self.views.mode, self.views.now_ms())
+        """Issue a key from one of the two forms."""
+        wanted = read_key_form(fields, self.views.mode, self.views.now_ms())
         key, minted = await issue_key(
             self.views.ledger, wanted, self.random_bytes, visit.session.operator
         )
@@ -203,17 +188,3 @@ def _done(outcome: Acted | NotDone, operation: Operation, text: str) -> Done:
     if isinstance(outcome, NotDone):
         raise not_done(outcome)
     return Done(f"/operations/{operation.id}", Note(text))
-
-
-def _count(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 7):
-        raise InputError(400, "parameter_invalid", "Give a whole number.", name)
-    return int(text)
-
-
-def _caps(name: str, text: str) -> dict[str, int]:
-    try:
-        caps = [parse_cap(part.strip()) for part in text.split(",")]
-    except MoneyError as error:
-        raise InputError(400, "parameter_invalid", str(error), name) from None
-    return {cap.currency: cap.amount for cap in caps}

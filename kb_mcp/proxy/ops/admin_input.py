@@ -202,9 +202,16 @@ def read_moment(query: Mapping[str, str], name: str) -> str | None:
 
 def read_wanted(body: KeyBody, mode: Mode, now: int) -> Wanted:
     """Return the key that `body` describes. Raises: InputError."""
+    return read_policy(_policy(body), body, mode, now)
+
+
+def read_policy(policy: Policy, body: KeyBody, mode: Mode, now: int) -> Wanted:
+    """Return a key under `policy`, with what `body` says of whom it is for. Raises: InputError."""
+    if policy.expires_at is not None and _ms(policy.expires_at) <= now:
+        raise _invalid("policy", "expires_at: this is already past")
     expires_at = None if body.expires_at is None else read_expiry(body.expires_at, now)
     return Wanted(
-        policy=_policy(body),
+        policy=policy,
         mode=mode,
         label=_text(body.label),
         agent=_text(body.agent),

@@ -17,8 +17,9 @@ from starlette.routing import Route
 from kb_mcp.proxy.audit import clean_text
 from kb_mcp.proxy.ledger import AuditDraft, Changes, Refs
 from kb_mcp.proxy.ops.access import Access
-from kb_mcp.proxy.ops.actions import Actions, Done, Fields
+from kb_mcp.proxy.ops.actions import Actions, Done
 from kb_mcp.proxy.ops.admin_input import InputError, read_form, read_query
+from kb_mcp.proxy.ops.key_forms import Fields, FormError
 from kb_mcp.proxy.ops.live import Live
 from kb_mcp.proxy.ops.pages import Pages, Visit
 from kb_mcp.proxy.ops.render import STATIC, page, static
@@ -127,7 +128,10 @@ class Dashboard:
             fields = await read_form(request)
             if not same_text(fields.get("csrf", ""), visit.session.csrf):
                 raise InputError(403, "form_stale", _STALE)
-            done = await act(visit, fields)
+            try:
+                done = await act(visit, fields)
+            except FormError as error:
+                return await self.pages.keys(visit, error)
             if done is None:
                 return _to_login(request)
             self.sessions.leave(visit.session_id, done.note)

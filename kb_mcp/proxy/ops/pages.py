@@ -17,6 +17,7 @@ from kb_mcp.proxy.ledger import State
 from kb_mcp.proxy.ops.admin_api import unknown_key
 from kb_mcp.proxy.ops.admin_input import InputError, read_limit, read_query
 from kb_mcp.proxy.ops.history import History
+from kb_mcp.proxy.ops.key_forms import FormError
 from kb_mcp.proxy.ops.plots import Plot, plot, spend_plots
 from kb_mcp.proxy.ops.render import bar, page
 from kb_mcp.proxy.ops.sessions import Note, Session
@@ -93,9 +94,18 @@ class Pages:
             verified=self._verified(),
         )
 
-    async def keys(self, visit: Visit) -> Response:
-        """Show every key, and the form for a new one."""
-        return self._page(visit, "keys.html", "keys", keys=await self._keys(), roles=list(ROLES))
+    async def keys(self, visit: Visit, wrong: FormError | None = None) -> Response:
+        """Show every key, and the forms for a new one; `wrong` is a form that was not taken."""
+        return self._page(
+            visit,
+            "keys.html",
+            "keys",
+            status=200 if wrong is None else wrong.status,
+            keys=await self._keys(),
+            roles=list(ROLES),
+            wrong=wrong,
+            form={} if wrong is None else wrong.form,
+        )
 
     async def key(self, visit: Visit) -> Response:
         """Show one key, what it may do, what it did, and how to stop it."""

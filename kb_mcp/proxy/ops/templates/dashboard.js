@@ -1,7 +1,9 @@
-// What scripts add to pages that work without them: the audit as it grows, and a button that copies.
+// What scripts add to pages that work without them: the audit as it grows, a button that copies, and
+// a file that fills a field. The file itself is never sent.
 "use strict";
 
 const ROWS_MAX = 200;
+const FILE_MAX = 65536;
 
 // Text only: what clients wrote never becomes markup.
 function cell(row, text, href) {
@@ -77,5 +79,13 @@ for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {
     await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
     button.textContent = "Copied";
+  });
+}
+
+for (const chooser of document.querySelectorAll("[data-file-for]")) {
+  chooser.hidden = false;
+  chooser.querySelector("input").addEventListener("change", async (event) => {
+    const [file] = event.target.files;
+    if (file) document.getElementById(chooser.dataset.fileFor).value = await file.slice(0, FILE_MAX).text();
   });
 }
