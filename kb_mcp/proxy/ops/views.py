@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, Protocol
 
+from typing_extensions import override
+
 from kb_mcp.proxy.admission import policy_of
 from kb_mcp.proxy.ledger import (
     Approval,
+    Attempt,
     Ledger,
     Lineage,
     Operation,
@@ -42,6 +45,13 @@ KEY_STATUSES = ("active", "frozen", "expired", "revoked")
 
 class OperatorRecords(Records, Protocol):
     """The reads of a store that only operators make."""
+
+    @override
+    async def operations(
+        self, *, limit: int | None = None, ids: Sequence[str] | None = None, **filters: str
+    ) -> Sequence[tuple[Operation, list[Attempt]]]:
+        """Return matching operations, of `ids` if given, newest first."""
+        ...
 
     async def approvals(self) -> Sequence[Approval]:
         """Return every approval, newest first."""
@@ -100,14 +110,20 @@ class Views:
 
         They are found by way of the newest AGENT_ROWS_MAX audit rows of that agent or session.
         """
-        rows = self.audit(AGENT_ROWS_MAX, agent=agent, session=session)
-        ids = dict.fromkeys(row["operation_id"] for row in rows if row["operation_id"])
+        rows = self.audit(
+            AGENT_ROWS_MAX, agent=agent, session=session, customer=filters.get("customer_id")
+        )
+        ids = list(dict.fromkeys(row["operation_id"] for row in rows if row["operation_id"]))
+        given = {name: value for name, value in filters.items() if value}
         found: list[Record] = []
-        for operation_id in ids:
+        for start in range(0, len(ids), limit):
+            some = ids[start : start + limit]
+            matching = await self.records.operations(limit=None, ids=some, **given)
+            records = {each[0].id: operation_record(*each) for each in matching}
+            found += [records[OperationId(each)] for each in some if each in records]
             if len(found) >= limit:
                 break
-            found += await self.operations(1, operation_id=operation_id, **filters)
-        return found
+        return found[:limit]
 
     async def raw_operation(self, operation_id: str) -> Operation | None:
         """Return one operation as the ledger holds it, for an act on it."""

@@ -27,12 +27,11 @@ from kb_mcp.proxy.ledger import (
 from kb_mcp.proxy.sealing import Sealer
 from kb_mcp.proxy.stores.postgres_line import telling
 from kb_mcp.proxy.stores.postgres_pool import Pool
-from kb_mcp.proxy.stores.queries import load_queries
+from kb_mcp.proxy.stores.queries import load_queries, state_clauses
 from kb_mcp.proxy.stores.rows import attempt_of, key_with_lineage, operation_of
 
 STREAM_ROWS = 500
 _OPERATION_FILTERS = {
-    "state": "state = %s",
     "customer_id": "customer = %s",
     "billing_period": "period = %s",
     "charge_id": "object_id = %s",
@@ -46,9 +45,9 @@ _AUDIT_FILTERS = {
     "operation": "operation_id = %s",
     "agent": "agent_id = %s",
     "session": "session_id = %s",
-    "since": "time >= %s",
-    "until": "time < %s",
-    "after_row": "(time || '|' || node || '|' || lpad(seq::text, 12, '0')) > %s",
+    "since": 'time COLLATE "C" >= %s',
+    "until": 'time COLLATE "C" < %s',
+    "after_row": '(time COLLATE "C", node COLLATE "C", seq) > (%s, %s, %s)',
     "node": "node = %s",
 }
 _ROW = "time || '|' || node || '|' || lpad(seq::text, 12, '0') AS row"
@@ -69,10 +68,15 @@ class PostgresRecords:
         return bool(await self._read("SELECT 1 AS one"))
 
     async def operations(
-        self, *, limit: int | None = None, **filters: str
+        self, *, limit: int | None = None, ids: Sequence[str] | None = None, **filters: str
     ) -> list[tuple[Operation, list[Attempt]]]:
-        """Return matching operations, newest first, each with its attempts."""
-        where, values = _where(_OPERATION_FILTERS, filters)
+        """Return matching operations, newest first, each with its attempts; of `ids` if given."""
+        fixed = state_clauses(filters.pop("state", None))
+        where, values = _where(_OPERATION_FILTERS, filters, fixed)
+        if ids is not None:
+            within = "id = ANY(%s::text[])"
+            where = f"{where} AND {within}" if where else f"WHERE {within}"
+            values.append(list(ids))
         rows = await self._read(
             f"SELECT * FROM operations {where} ORDER BY created_at DESC, id DESC LIMIT %s",  # noqa: S608 our own column names
             *values,
@@ -190,7 +194,21 @@ class PostgresRecords:
             yield from cursor
 
 
-def _where(columns: dict[str, str], filters: dict[str, Any]) -> tuple[str, list[Any]]:
+def _where(
+    columns: dict[str, str], filters: dict[str, Any], fixed: Sequence[str] = ()
+) -> tuple[str, list[Any]]:
     given = {name: value for name, value in filters.items() if value is not None}
-    clauses = [columns[name] for name in given]
-    return (f"WHERE {' AND '.join(clauses)}" if clauses else ""), list(given.values())
+    clauses = [*fixed, *(columns[name] for name in given)]
+    values = [
+        part
+        for name, value in given.items()
+        for part in (_row(value) if name == "after_row" else (value,))
+    ]
+    return (f"WHERE {' AND '.join(clauses)}" if clauses else ""), values
+
+
+def _row(place: str) -> tuple[str, str, int]:
+    """Take apart the place in the audit's order that `_ROW` names."""
+    at, _, rest = place.partition("|")
+    node, _, seq = rest.rpartition("|")
+    return at, node, int(seq)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from importlib.resources import files
 
+from kb_mcp.proxy.ledger import State
+
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 _MIGRATION = re.compile(r"^(\d{4})_\w+\.(\w+)\.sql$")
 
@@ -30,6 +32,19 @@ def load_migrations(engine: str) -> list[tuple[int, str]]:
         if match and match[2] == engine:
             found.append((int(match[1]), file.read_text()))
     return sorted(found)
+
+
+def state_clauses(state: str | None) -> list[str]:
+    """Return the condition on operations in `state`, spelled so that planners see its index.
+
+    A value that is bound later tells a planner nothing; a state that there is not matches nothing.
+    """
+    if state is None:
+        return []
+    if state not in set(State):
+        return ["1 = 0"]
+    finished = state == State.SUCCEEDED
+    return [f"state = '{state}'", *(() if finished else ("state <> 'succeeded'",))]
 
 
 def load_grants() -> str:

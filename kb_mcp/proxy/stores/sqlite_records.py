@@ -6,6 +6,7 @@ that it sees what is committed and holds nobody up.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,12 +24,11 @@ from kb_mcp.proxy.ledger import (
     WindowKey,
 )
 from kb_mcp.proxy.sealing import Sealer
-from kb_mcp.proxy.stores.queries import load_queries
+from kb_mcp.proxy.stores.queries import load_queries, state_clauses
 from kb_mcp.proxy.stores.rows import attempt_of, operation_of
 from kb_mcp.proxy.stores.sqlite import connect
 
 _OPERATION_FILTERS = {
-    "state": "state = ?",
     "customer_id": "customer = ?",
     "billing_period": "period = ?",
     "charge_id": "object_id = ?",
@@ -63,10 +63,15 @@ class SqliteRecords:
         return bool(self._rows("SELECT 1"))
 
     async def operations(
-        self, *, limit: int | None = None, **filters: str
+        self, *, limit: int | None = None, ids: Sequence[str] | None = None, **filters: str
     ) -> list[tuple[Operation, list[Attempt]]]:
-        """Return matching operations, newest first, each with its attempts."""
-        where, values = _where(_OPERATION_FILTERS, filters)
+        """Return matching operations, newest first, each with its attempts; of `ids` if given."""
+        fixed = state_clauses(filters.pop("state", None))
+        where, values = _where(_OPERATION_FILTERS, filters, fixed)
+        if ids is not None:
+            within = "id IN (SELECT value FROM json_each(?))"
+            where = f"{where} AND {within}" if where else f"WHERE {within}"
+            values.append(json.dumps(list(ids)))
         rows = self._rows(
             f"SELECT * FROM operations {where} ORDER BY created_at DESC, rowid DESC LIMIT ?",  # noqa: S608 our own column names
             *values,
@@ -166,7 +171,9 @@ class SqliteRecords:
             raise LedgerUnavailableError(str(error)) from error
 
 
-def _where(columns: dict[str, str], filters: dict[str, Any]) -> tuple[str, list[Any]]:
+def _where(
+    columns: dict[str, str], filters: dict[str, Any], fixed: Sequence[str] = ()
+) -> tuple[str, list[Any]]:
     given = {name: value for name, value in filters.items() if value is not None}
-    clauses = [columns[name] for name in given]
+    clauses = [*fixed, *(columns[name] for name in given)]
     return (f"WHERE {' AND '.join(clauses)}" if clauses else ""), list(given.values())
