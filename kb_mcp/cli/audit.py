@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from kb_mcp.cli.completion import codes, key_ids
 from kb_mcp.cli.failures import Failure, found_something, say_failure
 from kb_mcp.cli.opening import OPERATOR, Books, with_books
 from kb_mcp.cli.options import past_ms
 from kb_mcp.cli.output import cell, json_option, print_json, print_list
+from kb_mcp.cli.progress import Advance, CountedAudit, counted, progress
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.audit import Head
@@ -38,10 +41,10 @@ def audit() -> None:
 
 
 @audit.command("list")
-@click.option("--key", help="Only this vault key's.")
+@click.option("--key", shell_complete=key_ids, help="Only this vault key's.")
 @click.option("--customer", help="Only this customer's.")
 @click.option("--operation", help="Only this operation's.")
-@click.option("--code", help="Only with this code, like spend_cap_exceeded.")
+@click.option("--code", shell_complete=codes, help="Only with this code, like spend_cap_exceeded.")
 @click.option("--since", help="A date, time or age: 2026-06-01, 36h.")
 @click.option("--until", help="A date, time or age, not included.")
 @click.option("--limit", type=click.IntRange(min=1), help="The newest N; without it, all.")
@@ -103,8 +106,13 @@ def export_(*, form: str, since: str | None) -> None:
     async def work(books: Books) -> None:
         from kb_mcp.proxy.ops.audit_ops import export_lines
 
-        for line in export_lines(books.store.records.audit(**_between(books, since, None)), form):
-            click.echo(line)
+        records = books.store.records
+        total = records.audit_size() if since is None else None
+        # A bar between the lines of a terminal would spoil both.
+        with progress("Exporting", shown=not sys.stdout.isatty()) as advance:
+            rows = counted(records.audit(**_between(books, since, None)), advance, total)
+            for line in export_lines(rows, form):
+                click.echo(line)
 
     with_books(work)
 
@@ -120,7 +128,7 @@ def verify(*, as_json: bool) -> None:
     """
 
     async def work(books: Books) -> Verification:
-        return verified(books)[0]
+        return verified(books, shown=not as_json)[0]
 
     outcome = with_books(work)
     broken = [
@@ -155,7 +163,7 @@ def archive(*, before: str, file: Path, as_json: bool) -> None:
         from kb_mcp.proxy.ops.audit_ops import segment_end
         from kb_mcp.proxy.windows import rfc3339
 
-        outcome, heads = verified(books)
+        outcome, heads = verified(books, shown=not as_json)
         if outcome.breaks:
             first = outcome.breaks[0]
             why = f"the audit of {first.node} breaks at row {first.row}: {first.reason}"
@@ -167,7 +175,8 @@ def archive(*, before: str, file: Path, as_json: bool) -> None:
             for node, end in outcome.ends.items()
         }
         ends = {node: end for node, end in found.items() if end is not None}
-        written = _write_segments(books, ends, file) if ends else 0
+        with progress("Archiving", shown=not as_json) as advance:
+            written = _write_segments(books, ends, file, advance) if ends else 0
         if written:
             await _note_archive(books, written, file)
             books.office.drop_segments(ends)
@@ -190,19 +199,24 @@ def _between(books: Books, since: str | None, until: str | None) -> dict[str, An
     return {name: rfc3339(past_ms(text, now)) for name, text in given.items() if text is not None}
 
 
-def verified(books: Books) -> tuple[Verification, Mapping[str, Head]]:
-    """Verify the whole audit; return the outcome and the exported heads it was held against."""
+def verified(books: Books, *, shown: bool) -> tuple[Verification, Mapping[str, Head]]:
+    """Verify the whole audit; return the outcome and the exported heads it was held against.
+
+    `shown` draws how far it has come, on a terminal.
+    """
     from kb_mcp.proxy.ops.audit_ops import verify_audit
 
     # The heads first: the chains only grow meanwhile.
     exported = books.store.heads.check(lambda _node, _seq: None)
     heads = {behind.head.node: behind.head for behind in exported}
     store = books.store
-    outcome = verify_audit(store.records, store.chain_key, heads, books.office.archived())
+    with progress("Verifying", shown=shown) as advance:
+        reader = CountedAudit(store.records, advance, store.records.audit_size())
+        outcome = verify_audit(reader, store.chain_key, heads, books.office.archived())
     return outcome, heads
 
 
-def _write_segments(books: Books, ends: Mapping[str, Head], file: Path) -> int:
+def _write_segments(books: Books, ends: Mapping[str, Head], file: Path, advance: Advance) -> int:
     """Write the rows up to each end to a new file, and see it on the disk. Raises: Failure."""
     from kb_mcp.proxy.ops.audit_ops import export_lines
 
@@ -210,7 +224,8 @@ def _write_segments(books: Books, ends: Mapping[str, Head], file: Path) -> int:
     try:
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            for line in export_lines(_segments(books, ends), "jsonl"):
+            rows = counted(_segments(books, ends), advance, None)
+            for line in export_lines(rows, "jsonl"):
                 stream.write(f"{line}\n")
                 count += 1
             stream.flush()

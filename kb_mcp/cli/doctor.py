@@ -152,7 +152,7 @@ async def _facts(desk: Desk) -> Facts:
 async def _audit(desk: Desk) -> tuple[bool, str]:
     from kb_mcp.cli.audit import verified
 
-    outcome, _ = verified(desk)
+    outcome, _ = verified(desk, shown=False)
     if outcome.breaks:
         first = outcome.breaks[0]
         return False, f"the audit of {first.node} breaks at row {first.row}: {first.reason}"

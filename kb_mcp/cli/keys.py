@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from kb_mcp.cli.completion import key_ids, roles
 from kb_mcp.cli.failures import WRONG, Failure, say_failure
 from kb_mcp.cli.opening import OPERATOR, Books, with_books
 from kb_mcp.cli.options import CAP, cap_table, duration_ms, future_ms
@@ -45,7 +46,9 @@ def _cap_option(kind: str, help_text: str) -> Callable[[F], F]:
 
 
 @keys.command()
-@click.option("--role", help="A built-in role: billing, audit, billing-with-status, …")
+@click.option(
+    "--role", shell_complete=roles, help="A built-in role: billing, audit, billing-with-status, …"
+)
 @click.option("--policy", "policy_file", type=POLICY_FILE,
               help="A policy of your own, TOML or JSON.")  # fmt: skip
 @click.option("--label", help="A note for people.")
@@ -115,7 +118,7 @@ def list_(*, as_json: bool) -> None:
 
 
 @keys.command()
-@click.argument("key_id", metavar="ID")
+@click.argument("key_id", metavar="ID", shell_complete=key_ids)
 @json_option
 def show(*, key_id: str, as_json: bool) -> None:
     """Show one key and, in plain words, what it may do.
@@ -140,7 +143,7 @@ def show(*, key_id: str, as_json: bool) -> None:
 
 
 @keys.command()
-@click.argument("key_id", metavar="ID")
+@click.argument("key_id", metavar="ID", shell_complete=key_ids)
 @click.option("--reason", help="Why; kept with the key and in the audit.")
 @json_option
 def revoke(*, key_id: str, reason: str | None, as_json: bool) -> None:
@@ -174,7 +177,7 @@ def revoke(*, key_id: str, reason: str | None, as_json: bool) -> None:
 
 
 @keys.command()
-@click.argument("key_id", metavar="ID")
+@click.argument("key_id", metavar="ID", shell_complete=key_ids)
 @click.option("--reason", required=True, help="Why it may serve again; kept in the audit.")
 @json_option
 def unfreeze(*, key_id: str, reason: str, as_json: bool) -> None:
@@ -200,7 +203,7 @@ def unfreeze(*, key_id: str, reason: str, as_json: bool) -> None:
 
 
 @keys.command()
-@click.argument("key_id", metavar="ID")
+@click.argument("key_id", metavar="ID", shell_complete=key_ids)
 @click.option("--overlap", default="24h", show_default=True,
               help="How long the old key still serves.")  # fmt: skip
 @json_option

@@ -11,6 +11,7 @@ import click
 
 from kb_mcp.cli.failures import Failure
 from kb_mcp.cli.opening import Books, with_books
+from kb_mcp.cli.progress import progress
 
 if TYPE_CHECKING:
     from kb_mcp.settings import Settings
@@ -52,22 +53,13 @@ async def _schema(books: Books) -> int:
 def _copy(settings: Settings, source: str) -> None:
     from dataclasses import replace
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from kb_mcp.wiring.copying import copy_ledger
 
     embedded = replace(settings, database_url=source)
     if embedded.database_path is None or not embedded.database_path.is_file():
         raise Failure(f"there is no ledger at {source}", "Name its file: sqlite:///PATH.", 2)
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("Copying")
-        copied = copy_ledger(
-            settings,
-            embedded,
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with progress("Copying", shown=True) as advance:
+        copied = copy_ledger(settings, embedded, advance)
     click.echo(
         f"Copied {copied.rows} rows, {copied.audit_rows} of them audit rows in {copied.chains} "
         "chains: all read back equal, and every chain verifies."

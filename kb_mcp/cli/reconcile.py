@@ -15,6 +15,7 @@ from kb_mcp.cli.failures import Failure, found_something
 from kb_mcp.cli.opening import OPERATOR, Desk, with_desk
 from kb_mcp.cli.options import past_ms
 from kb_mcp.cli.output import json_option, print_json, print_list
+from kb_mcp.cli.progress import Advance, progress
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.ledger import KeyId
@@ -42,7 +43,8 @@ def recover(*, as_json: bool) -> None:
     """
 
     async def work(desk: Desk) -> list[dict[str, Any]]:
-        done = await desk.proxy.recovery.run()
+        with progress("Looking up", shown=not as_json) as advance:
+            done = await desk.proxy.recovery.run(advance)
         return [
             {"operation_id": operation_id, "state": state.value}
             for operation_id, state in done.states.items()
@@ -65,14 +67,16 @@ def reconcile(*, since: str, as_json: bool) -> None:
         from kb_mcp.proxy.reconcile import charge_record
 
         since_ms = past_ms(since, desk.now())
-        outcome = await _compare(desk, since_ms)
+        outcome = await _compare(desk, since_ms, shown=not as_json)
+        with progress("Asking for what was not listed", shown=not as_json) as advance:
+            missing = await _missing(desk, outcome, advance)
         found = {
             "missing_operations": [
                 charge_record(charge)
                 for charge in outcome.unknown_charges
                 if int(charge["created"]) * 1000 >= since_ms
             ],
-            "missing_charges": await _missing(desk, outcome),
+            "missing_charges": missing,
             "differing": list(outcome.differing),
         }
         if any(found.values()):
@@ -106,9 +110,10 @@ def adopt(*, since: str, period_from: str, apply: bool, as_json: bool) -> None:
 
     async def work(desk: Desk) -> list[dict[str, Any]]:
         since_ms = past_ms(since, desk.now())
-        records = await _adopt(desk, since_ms, period_from, apply=apply)
+        shown = not as_json
+        records = await _adopt(desk, since_ms, period_from, apply=apply, shown=shown)
         if apply:
-            await _close_gap(desk, since_ms)
+            await _close_gap(desk, since_ms, shown=shown)
         return records
 
     records = with_desk(work)
@@ -118,25 +123,29 @@ def adopt(*, since: str, period_from: str, apply: bool, as_json: bool) -> None:
         click.echo("Nothing was changed. Run it again with --apply to adopt these.", err=True)
 
 
-async def _compare(desk: Desk, since_ms: int) -> Reconciliation:
+async def _compare(desk: Desk, since_ms: int, *, shown: bool) -> Reconciliation:
     from kb_mcp.proxy.ops.stripe_reads import Unread
     from kb_mcp.proxy.reconcile import reconcile as compare
 
-    charges = await desk.reads.walk("/v1/charges", since_ms - MARGIN_MS)
+    with progress("Reading charges", shown=shown) as advance:
+        charges = await desk.reads.walk(
+            "/v1/charges", since_ms - MARGIN_MS, lambda done: advance(done, None)
+        )
     if isinstance(charges, Unread):
         raise Failure(f"the list of charges cannot be read: {charges.why}", "Nothing was changed.")
     operations = [operation for operation, _ in await desk.store.records.operations()]
     return compare(operations, charges, since_ms)
 
 
-async def _missing(desk: Desk, outcome: Reconciliation) -> list[dict[str, Any]]:
+async def _missing(desk: Desk, outcome: Reconciliation, advance: Advance) -> list[dict[str, Any]]:
     """Ask Stripe by name for each object that its list did not show."""
     from kb_mcp.proxy.ops.stripe_reads import Found, Unread
     from kb_mcp.proxy.records import operation_record
     from kb_mcp.proxy.routes import ENDPOINTS
 
     missing = []
-    for operation in outcome.unlisted:
+    for done, operation in enumerate(outcome.unlisted):
+        advance(done, len(outcome.unlisted))
         path = f"{ENDPOINTS[operation.route].template}/{operation.object_id}"
         seen = await desk.reads.get(path)
         if isinstance(seen, Unread):
@@ -147,29 +156,42 @@ async def _missing(desk: Desk, outcome: Reconciliation) -> list[dict[str, Any]]:
 
 
 async def _adopt(
-    desk: Desk, since_ms: int, period_from: str, *, apply: bool
+    desk: Desk, since_ms: int, period_from: str, *, apply: bool, shown: bool
 ) -> list[dict[str, Any]]:
+    outcome = await _compare(desk, since_ms, shown=shown)
+    keys = await desk.store.records.keys()
+    lineages: dict[str, KeyId] = {key.lineage_id: key.id for key, _ in keys}
+    records: list[dict[str, Any]] = []
+    with progress("Adopting", shown=shown) as advance:
+        # Stripe lists the newest first, and the newest of a bill is to speak for it.
+        for charge in reversed(outcome.unknown_charges):
+            advance(len(records), len(outcome.unknown_charges))
+            records.append(await _adopt_one(desk, charge, lineages, period_from, apply=apply))
+    return records
+
+
+async def _adopt_one(
+    desk: Desk,
+    charge: Mapping[str, Any],
+    lineages: Mapping[str, KeyId],
+    period_from: str,
+    *,
+    apply: bool,
+) -> dict[str, Any]:
     from kb_mcp.proxy.ops.adopt import Adopted, Left, operation_of, period_of
     from kb_mcp.proxy.ops.adopt import adopt as adopt_one
 
-    outcome = await _compare(desk, since_ms)
-    keys = await desk.store.records.keys()
-    lineages: dict[str, KeyId] = {key.lineage_id: key.id for key, _ in keys}
     now = desk.now()
-    records = []
-    # Stripe lists the newest first, and the newest of a bill is to speak for it.
-    for charge in reversed(outcome.unknown_charges):
-        period = period_of(charge, period_from)
-        operation, attempt = operation_of(charge, period, lineages, now, _fresh_id())
-        young = now - operation.reserved_at < desk.store.settings.recovery_grace_ms
-        result: Adopted | Left = Adopted(operation)
-        if young and operation.lineage_id in lineages:
-            # Ours, and so new that the process that sent it may be about to conclude it.
-            result = Left("made within the recovery grace: run this again later")
-        elif apply:
-            result = await adopt_one(desk.store.ledger, operation, attempt, OPERATOR)
-        records.append(_adopted_record(charge, operation, result, apply=apply))
-    return records
+    period = period_of(charge, period_from)
+    operation, attempt = operation_of(charge, period, lineages, now, _fresh_id())
+    young = now - operation.reserved_at < desk.store.settings.recovery_grace_ms
+    result: Adopted | Left = Adopted(operation)
+    if young and operation.lineage_id in lineages:
+        # Ours, and so new that the process that sent it may be about to conclude it.
+        result = Left("made within the recovery grace: run this again later")
+    elif apply:
+        result = await adopt_one(desk.store.ledger, operation, attempt, OPERATOR)
+    return _adopted_record(charge, operation, result, apply=apply)
 
 
 def _fresh_id() -> Any:
@@ -194,7 +216,7 @@ def _adopted_record(
     }
 
 
-async def _close_gap(desk: Desk, since_ms: int) -> None:
+async def _close_gap(desk: Desk, since_ms: int, *, shown: bool) -> None:
     """Remember the adoption; a store that had lost records may send again if nothing is left out.
 
     Every marked charge since the last record before the gap, less 25 h, must be in the ledger.
@@ -210,7 +232,7 @@ async def _close_gap(desk: Desk, since_ms: int) -> None:
     if since_ms > needed:
         hint = f"Run `kb-mcp adopt --since {rfc3339(needed)} --apply`, and it may send again."
         raise Failure("the store has lost records, and this does not reach back far enough", hint)
-    outcome = await _compare(desk, since_ms)
+    outcome = await _compare(desk, since_ms, shown=shown)
     if any(
         "keybrake_operation" in (each.get("metadata") or {}) for each in outcome.unknown_charges
     ):

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from kb_mcp.cli.completion import key_ids
 from kb_mcp.cli.failures import Failure
 from kb_mcp.cli.opening import Books, with_books
 from kb_mcp.cli.options import past_ms
@@ -19,7 +20,7 @@ COLUMNS = ("key_id", "scope", "window", "window_start", "currency", "cap", "sett
 
 
 @click.command()
-@click.option("--key", "key_id", help="Only this key's.")
+@click.option("--key", "key_id", shell_complete=key_ids, help="Only this key's.")
 @click.option("--day", help="Another UTC day than today, like 2026-06-15.")
 @json_option
 def spend(*, key_id: str | None, day: str | None, as_json: bool) -> None:

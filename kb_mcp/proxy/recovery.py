@@ -58,10 +58,15 @@ class Recovery:
     owner: str
     boottime_ms: Callable[[], int]
 
-    async def run(self) -> Pass:
-        """Make one pass over what is due. Raises: LedgerUnavailableError."""
+    async def run(self, seen: Callable[[int, int], None] = lambda _done, _total: None) -> Pass:
+        """Make one pass over what is due; `seen` hears (done, total).
+
+        Raises: LedgerUnavailableError.
+        """
         states: dict[OperationId, S] = {}
-        for operation_id in await self.due.due(self.clock.now(0), BATCH):
+        due = await self.due.due(self.clock.now(0), BATCH)
+        for done, operation_id in enumerate(due):
+            seen(done, len(due))
             after = await self.resolve_one(operation_id)
             if after is not None:
                 states[operation_id] = after.state

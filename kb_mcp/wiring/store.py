@@ -47,6 +47,10 @@ class StoreError(Exception):
 class StoreRecords(OperatorRecords, Due, Aged, AuditReader, Protocol):
     """Every read of a store, outside any decision. Raises: LedgerUnavailableError."""
 
+    def audit_size(self) -> int:
+        """Return how many rows the audit has."""
+        ...
+
     def hash_at(self, node: str, seq: int) -> str | None:
         """Return the hash of row `seq` of `node`, if it is there."""
         ...

@@ -67,8 +67,13 @@ class StripeReads:
             return Unread("Stripe's answer is no JSON")
         return Found(body) if isinstance(body, dict) else Unread("Stripe's answer is no object")
 
-    async def walk(self, path: str, since_ms: int) -> list[Mapping[str, Any]] | Unread:
-        """Read every page of the list at `path`, newest first, of what was made since then."""
+    async def walk(
+        self, path: str, since_ms: int, seen: Callable[[int], None] = lambda _: None
+    ) -> list[Mapping[str, Any]] | Unread:
+        """Read every page of the list at `path`, newest first, of what was made since then.
+
+        `seen` hears after each page how many there are so far.
+        """
         query = {"limit": str(PAGE), "created[gte]": str(max(since_ms, 0) // 1000)}
         items: list[Mapping[str, Any]] = []
         for _ in range(PAGES_MAX):
@@ -79,6 +84,7 @@ class StripeReads:
             if not isinstance(page, Found) or not isinstance(data, list):
                 return Unread("Stripe's answer is no list")
             items += data
+            seen(len(items))
             if page.body.get("has_more") is False:
                 return items
             if not data or not isinstance(data[-1].get("id"), str):

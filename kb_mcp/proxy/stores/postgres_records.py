@@ -156,6 +156,10 @@ class PostgresRecords:
         """Return every node that has audit rows."""
         return [row["node"] for row in self._rows("SELECT DISTINCT node FROM audit")]
 
+    def audit_size(self) -> int:
+        """Return how many rows the audit has."""
+        return int(self._rows("SELECT count(*) AS n FROM audit")[0]["n"])
+
     def hash_at(self, node: str, seq: int) -> str | None:
         """Return the hash of row `seq` of `node`, if it is there."""
         rows = self._rows("SELECT hash FROM audit WHERE node = %s AND seq = %s", (node, seq))

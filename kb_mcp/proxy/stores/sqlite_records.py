@@ -151,6 +151,10 @@ class SqliteRecords:
         """Return every node that has audit rows."""
         return [row["node"] for row in self._rows("SELECT DISTINCT node FROM audit")]
 
+    def audit_size(self) -> int:
+        """Return how many rows the audit has."""
+        return int(self._rows("SELECT count(*) FROM audit")[0][0])
+
     def hash_at(self, node: str, seq: int) -> str | None:
         """Return the hash of row `seq` of `node`, if it is there."""
         rows = self._rows("SELECT hash FROM audit WHERE node = ? AND seq = ?", node, seq)
