@@ -12,7 +12,7 @@ FAILOVERS ?= 10
 FUZZ_SECONDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: up demo test check fmt lock prove simulate fuzz bench export lambda clean help
+.PHONY: up demo test check fmt lock prove simulate fuzz bench docs export lambda clean help
 
 up: .venv/.run .venv/.project ## proxy, MCP, dashboard and sandbox (ARGS="--port 9000")
 	$(BIN)/kb-mcp up $(ARGS)
@@ -63,6 +63,10 @@ fuzz: .venv/.dev .venv/.project ## the property tests, long, then coverage-guide
 
 bench: .venv/.dev .venv/.project ## every benchmark, one after the other
 	for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
+
+docs: .venv/.dev .venv/.project ## the site, every link checked: build/site
+	$(BIN)/python docs/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 export: .venv/.run .venv/.project ## write schemas/
 	$(BIN)/kb-mcp export all --out schemas

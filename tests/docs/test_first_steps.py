@@ -1,0 +1,69 @@
+"""The first steps of the documentation, against a real `up`: each charges once, run twice."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kb_mcp.wiring.machine import host_ms
+from tests.processes import Town, town
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Town]:
+    with town(tmp_path) as built:
+        yield built
+
+
+def snippet(file: str, kind: str, word: str) -> str:
+    """Return the one block of a page that has `word` in it."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    (found,) = [
+        body for body in re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) if word in body
+    ]
+    return str(found)
+
+
+def test_the_first_charge_by_curl_is_made_once(here: Town) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("no curl on this machine")
+    body = snippet("docs/index.md", "sh", "curl")
+    line = body.replace("http://127.0.0.1:8787", here.start_proxy().url)
+    assert line != body
+    environ = here.environ() | {"BILLING_KEY": here.issue(), "no_proxy": "*"}
+    answers = [
+        subprocess.run(
+            ["bash", "-c", line],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    assert answers[0] == answers[1]
+    assert len(here.charges()) == 1
+
+
+def test_the_stripe_sdk_as_the_readme_shows_it_charges_once(here: Town) -> None:
+    import stripe
+
+    body = snippet("README.md", "python", "StripeClient")
+    today = datetime.fromtimestamp(host_ms() // 1000, UTC)
+    script = body.replace("http://127.0.0.1:8787", here.start_proxy().url)
+    script = script.replace("2026-11", f"{today:%Y-%m}")
+    names: dict[str, Any] = {"stripe": stripe, "VAULT_KEY": here.issue()}
+    for _ in range(2):
+        exec(script, names)
+    assert len(here.charges()) == 1
