@@ -145,7 +145,7 @@ def build_proxy(
     key = _upstream_key(settings)
     joins = Joins()
     follow = _follower(settings, followed)
-    meters = Meters()
+    meters = Meters(queued=lambda: store.ledger.waiting, batches=lambda: store.ledger.sizes)
     recovery = Recovery(
         ledger=store.ledger,
         due=store.records,

@@ -24,7 +24,7 @@ from kb_mcp.wiring.logs import LogFormat
 from kb_mcp.wiring.machine import boottime_ms, new_id
 from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
 from kb_mcp.wiring.verification import verifier
-from kb_mcp.wiring.workers import parent_gone, workers_on
+from kb_mcp.wiring.workers import Workers, answer_first, workers_on
 
 DRAIN_S = 40
 STARTED_POLL_S = 0.005
@@ -76,20 +76,21 @@ async def serve_up(settings: Settings, addresses: Addresses, say: Say) -> None:
                 _sandbox(sandbox_app, addresses.sandbox_port)
             )
         proxy = build_proxy(settings, sandbox_app)
+        workers = Workers()
         if addresses.workers > 1:
             sockets["agents"].listen(BACKLOG)
-            await stack.enter_async_context(
+            workers = await stack.enter_async_context(
                 workers_on(sockets["agents"], addresses.workers - 1, addresses.log_format)
             )
-        await _run(settings, proxy, sockets, urls, stop, say)
+        await _run(settings, proxy, sockets, urls, stop, say, workers)
 
 
 async def serve_worker(settings: Settings, descriptor: int) -> None:
     """Serve agents on the inherited socket until SIGTERM, or until the first process is gone."""
     stop = _stop_on_signals()
-    orphaned = asyncio.create_task(parent_gone())
-    orphaned.add_done_callback(lambda _: stop.set())
     proxy = build_proxy(settings)
+    orphaned = asyncio.create_task(answer_first(proxy.meters))
+    orphaned.add_done_callback(lambda _: stop.set())
     await _run(settings, proxy, {"agents": socket.socket(fileno=descriptor)}, None, stop, print)
     orphaned.cancel()
 
@@ -134,13 +135,14 @@ async def _run(
     urls: dict[str, str] | None,
     stop: asyncio.Event,
     say: Say,
+    workers: Workers | None = None,
 ) -> None:
     """Serve on `sockets` until `stop`; `urls` is None in a worker, which announces nothing."""
     agents = Agents(settings, proxy)
     count = proxy.app.desk.noise.count
     apps: dict[str, Any] = {"agents": HostGuard(agents, settings.allowed_hosts, count)}
     if "operators" in sockets:
-        apps["operators"] = _operators_app(settings, proxy)
+        apps["operators"] = _operators_app(settings, proxy, workers or Workers())
     servers = {name: listen(app, note=count, new_id=new_id) for name, app in apps.items()}
     alerts = None if urls is None else build_alerts(settings, proxy.store)
     await proxy.start()
@@ -179,7 +181,7 @@ async def _sandbox(app: Any, port: int) -> AsyncIterator[str]:
         raise PortTakenError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}") from error
 
 
-def _operators_app(settings: Settings, proxy: Proxy) -> Any:
+def _operators_app(settings: Settings, proxy: Proxy, workers: Workers) -> Any:
     from kb_mcp.proxy.ops.admin import Bench, create_admin
     from kb_mcp.proxy.ops.stripe_acts import StripeActs
     from kb_mcp.proxy.ops.stripe_reads import StripeReads
@@ -203,6 +205,7 @@ def _operators_app(settings: Settings, proxy: Proxy) -> Any:
             acts=StripeActs(store.ledger, reads, proxy.recovery.resolve_one),
             verifying=Verifying(verifier(settings, store), now_ms),
             meters=proxy.meters,
+            workers=workers.readings,
             stopping=lambda: proxy.app.draining,
         ),
     )

@@ -44,6 +44,20 @@ class StoreError(Exception):
     """The store cannot be used; the message is one line and says what to do."""
 
 
+class StoreLedger(Ledger, Protocol):
+    """A ledger, and how full its writer's hands are."""
+
+    @property
+    def waiting(self) -> int:
+        """How many steps wait for the writer."""
+        ...
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many transactions took together how many steps; the place is that number."""
+        ...
+
+
 class StoreRecords(OperatorRecords, Due, Aged, AuditReader, Protocol):
     """Every read of a store, outside any decision. Raises: LedgerUnavailableError."""
 
@@ -65,7 +79,7 @@ class Store:
     """An open store. `behind` lists exported heads that it does not reach (ledger.md: Recovery)."""
 
     path: Path  # what this host's own files about the store are named after
-    ledger: Ledger
+    ledger: StoreLedger
     records: StoreRecords
     clock: StoreClock
     heads: Heads

@@ -6,7 +6,7 @@ Floor: wing B; built in wiring, which puts the host check around it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -26,7 +26,7 @@ from kb_mcp.proxy.ops.history import History
 from kb_mcp.proxy.ops.keys import NoSuchKeyError
 from kb_mcp.proxy.ops.live import Live
 from kb_mcp.proxy.ops.meters import Meters
-from kb_mcp.proxy.ops.metrics import Metrics
+from kb_mcp.proxy.ops.metrics import Metrics, Readings, no_workers
 from kb_mcp.proxy.ops.pages import Pages
 from kb_mcp.proxy.ops.sessions import Operators, Sessions, Throttle
 from kb_mcp.proxy.ops.stripe_acts import StripeActs
@@ -59,6 +59,7 @@ class Bench:
     acts: StripeActs | None = None
     verifying: Verifying | None = None
     meters: Meters | None = None
+    workers: Callable[[], Awaitable[Readings]] = no_workers
     stopping: Callable[[], bool] = lambda: False
 
 
@@ -82,7 +83,7 @@ def create_admin(  # noqa: PLR0913 an application is built from many parts
     people, lent = Operators(token, operators), bench or Bench()
     access = Access(people, Throttle(now_ms), public_url)
     views = Views(ledger=ledger, records=records, now_ms=now_ms)
-    metrics = Metrics(views, access, lent.meters)
+    metrics = Metrics(views, access, lent.meters, lent.workers)
     metrics.begin()
     sessions = Sessions(people, random_bytes, now_ms)
     dashboard = Dashboard(

@@ -1,45 +1,52 @@
-"""Meters: how long the ledger and Stripe take, counted in whole milliseconds.
+"""Meters: how long the ledger and Stripe take in whole milliseconds, and how full batches are.
 
-Floor: wing B, put around ledger and upstream in wiring. They measure and change nothing.
+Floor: wing B, put around ledger and upstream in wiring. They measure and change nothing. What one
+process measured is a `Reading`, which also goes from a worker to the process that is scraped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from kb_mcp.proxy.ledger import KeyId, Ledger, Lineage, Refs, Step, StoreSettings, VaultKey
 from kb_mcp.proxy.sending import Answered, NotSent, Upstream, UpstreamAnswer, UpstreamRequest
 
 T = TypeVar("T")
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000)
 
 
 @dataclass(slots=True)
 class Histogram:
-    """Counts of durations, by the first of BUCKETS_MS that is not smaller."""
+    """Counts of values, by the first of `bounds` that is not smaller."""
 
-    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_MS) + 1))
-    sum_ms: int = 0
+    bounds: Sequence[int] = BUCKETS_MS
+    counts: list[int] = field(default_factory=list)
+    total: int = 0
 
-    def observe(self, duration_ms: int) -> None:
-        """Count one duration."""
-        self.sum_ms += duration_ms
-        for place, bound in enumerate(BUCKETS_MS):
-            if duration_ms <= bound:
-                self.counts[place] += 1
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
+
+    def observe(self, value: int, times: int = 1) -> None:
+        """Count a value, which was seen so many times."""
+        self.total += value * times
+        for place, bound in enumerate(self.bounds):
+            if value <= bound:
+                self.counts[place] += times
                 return
-        self.counts[-1] += 1
+        self.counts[-1] += times
 
     @property
     def count(self) -> int:
-        """How many durations were counted."""
+        """How many values were counted."""
         return sum(self.counts)
 
     def cumulative(self) -> list[tuple[str, int]]:
-        """Return how many took at most each bound, the last bound being `+Inf`."""
-        bounds = [*(str(bound) for bound in BUCKETS_MS), "+Inf"]
+        """Return how many were at most each bound, the last bound being `+Inf`."""
+        bounds = [*(str(bound) for bound in self.bounds), "+Inf"]
         totals, total = list[int](), 0
         for each in self.counts:
             total += each
@@ -47,9 +54,38 @@ class Histogram:
         return list(zip(bounds, totals, strict=True))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What one process has measured until now, as numbers alone."""
+
+    waiting: int
+    queued: int
+    in_flight: int
+    ledger: Histogram
+    batches: Histogram
+    sends: dict[str, Histogram]
+
+    def dump(self) -> bytes:
+        """Write it as one line."""
+        return json.dumps(asdict(self), separators=(",", ":")).encode() + b"\n"
+
+    @classmethod
+    def load(cls, line: bytes) -> Reading:
+        """Read what `dump` wrote. Raises: ValueError, KeyError, TypeError."""
+        plain = json.loads(line)
+        return cls(
+            waiting=int(plain["waiting"]),
+            queued=int(plain["queued"]),
+            in_flight=int(plain["in_flight"]),
+            ledger=Histogram(**plain["ledger"]),
+            batches=Histogram(**plain["batches"]),
+            sends={name: Histogram(**each) for name, each in plain["sends"].items()},
+        )
+
+
 @dataclass(slots=True)
 class Meters:
-    """What one process has measured since it began."""
+    """What one process measures since it began."""
 
     ledger: Histogram = field(default_factory=Histogram)
     sends: dict[str, Histogram] = field(
@@ -57,6 +93,23 @@ class Meters:
     )
     waiting: int = 0
     in_flight: Callable[[], int] = lambda: 0
+    queued: Callable[[], int] = lambda: 0
+    batches: Callable[[], Sequence[int]] = tuple
+
+    def read(self) -> Reading:
+        """Return what was measured until now."""
+        batches = Histogram(BATCH_SIZES)
+        for size, times in enumerate(self.batches()):
+            if times:
+                batches.observe(size, times)
+        return Reading(
+            waiting=self.waiting,
+            queued=self.queued(),
+            in_flight=self.in_flight(),
+            ledger=self.ledger,
+            batches=batches,
+            sends=self.sends,
+        )
 
 
 class MeteredLedger:

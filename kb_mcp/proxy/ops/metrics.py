@@ -7,7 +7,7 @@ secret. Format: prometheus.io/docs/instrumenting/exposition_formats, text versio
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from kb_mcp.proxy.ledger import State
 from kb_mcp.proxy.ops.access import Access
-from kb_mcp.proxy.ops.meters import Histogram, Meters
+from kb_mcp.proxy.ops.meters import Histogram, Meters, Reading
 from kb_mcp.proxy.ops.views import KEY_STATUSES, Views, key_status
 from kb_mcp.proxy.records import Record
 from kb_mcp.proxy.windows import day_of, rfc3339
@@ -26,15 +26,27 @@ ROWS_MAX = 20_000
 OPEN_MAX = 1000
 OPEN_STATES = (State.RESERVED, State.UNKNOWN, State.AWAITING_APPROVAL)
 Sample = tuple[dict[str, str], int]
+Readings = Mapping[str, Reading]
+# The process that serves operators, beside its workers 1, 2, 3…
+FIRST = "0"
+
+
+async def no_workers() -> Readings:
+    """Return what the workers of a process measured that has none."""
+    return {}
 
 
 @dataclass(slots=True)
 class Metrics:
-    """Counts audit rows since this process began to be scraped; reads the rest from the store."""
+    """Counts audit rows since this process began to be scraped; reads the rest from the store.
+
+    What a process measures itself stands under its own `worker`; `workers` asks the others.
+    """
 
     views: Views
     access: Access
     meters: Meters | None = None
+    workers: Callable[[], Awaitable[Readings]] = no_workers
     _counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     _last_row: int | None = None
 
@@ -65,7 +77,8 @@ class Metrics:
             _family("cap_left_minor_units", "gauge", "What is left of it.", _of(spend, "left")),
             _family("audit_rows_total", "counter", "Audit rows since start.", self._audited()),
         )
-        measured = () if self.meters is None else _measured(self.meters)
+        own = {} if self.meters is None else {FIRST: self.meters.read()}
+        measured = _measured(own | dict(await self.workers())) if own else ()
         return "".join(line for family in (*families, *measured) for line in family)
 
     def _count_audit(self) -> None:
@@ -95,24 +108,35 @@ class Metrics:
             yield {"kind": kind, "decision": decision, "code": code}, count
 
 
-def _measured(meters: Meters) -> Iterator[Iterator[str]]:
-    waiting: list[Sample] = [({}, meters.waiting)]
-    flight: list[Sample] = [({}, meters.in_flight())]
-    yield _family("ledger_waiting", "gauge", "Transactions that wait for their commit.", waiting)
+def _measured(readings: Readings) -> Iterator[Iterator[str]]:
+    each = [({"worker": worker}, reading) for worker, reading in readings.items()]
+    yield _family("processes", "gauge", "Processes that answered this scrape.", [({}, len(each))])
+    flight = [(labels, at.in_flight) for labels, at in each]
     yield _family("requests_in_flight", "gauge", "Requests of agents under way.", flight)
+    waiting = [(labels, at.waiting) for labels, at in each]
+    yield _family("ledger_waiting", "gauge", "Transactions that wait for their commit.", waiting)
+    queued = [(labels, at.queued) for labels, at in each]
+    yield _family("ledger_queue", "gauge", "Those that no batch has taken yet.", queued)
     text = "Milliseconds of a ledger transaction, until it is durable."
-    yield _histogram("ledger_duration_ms", text, {"": meters.ledger}, "")
-    text = "Milliseconds of a send to Stripe, by what came of it."
-    yield _histogram("send_duration_ms", text, meters.sends, "ending")
+    yield _histogram("ledger_duration_ms", text, [(labels, at.ledger) for labels, at in each])
+    text = "Transactions that were committed together."
+    yield _histogram("ledger_batch_size", text, [(labels, at.batches) for labels, at in each])
+    sends = [
+        ({**labels, "ending": ending}, sent)
+        for labels, at in each
+        for ending, sent in at.sends.items()
+    ]
+    yield _histogram("send_duration_ms", "Milliseconds of a send to Stripe, by its end.", sends)
 
 
-def _histogram(name: str, text: str, series: Mapping[str, Histogram], label: str) -> Iterator[str]:
+def _histogram(
+    name: str, text: str, series: Iterable[tuple[dict[str, str], Histogram]]
+) -> Iterator[str]:
     yield f"# HELP keybrake_{name} {text}\n# TYPE keybrake_{name} histogram\n"
-    for value, histogram in series.items():
-        labels = {label: value} if label else {}
+    for labels, histogram in series:
         for bound, count in histogram.cumulative():
             yield _line(f"{name}_bucket", {**labels, "le": bound}, count)
-        yield _line(f"{name}_sum", labels, histogram.sum_ms)
+        yield _line(f"{name}_sum", labels, histogram.total)
         yield _line(f"{name}_count", labels, histogram.count)
 
 

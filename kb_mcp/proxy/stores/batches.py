@@ -43,6 +43,7 @@ class Batches(Generic[A, R]):
         self._idle = idle
         self._queue: queue.SimpleQueue[Asked[A, R] | None] = queue.SimpleQueue()
         self._closed = False
+        self._sizes = [0] * (BATCH_MAX + 1)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -50,6 +51,11 @@ class Batches(Generic[A, R]):
     def waiting(self) -> int:
         """How many callers wait."""
         return self._queue.qsize()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many batches of each size there were; the place is the size."""
+        return tuple(self._sizes)
 
     async def ask(self, what: A) -> R:
         """Return the answer to `what`. Raises: LedgerUnavailableError, or what it ended with."""
@@ -75,6 +81,7 @@ class Batches(Generic[A, R]):
             if not batch:
                 self._idle()
                 continue
+            self._sizes[len(batch)] += 1
             try:
                 self._answer(batch)
             except Exception as error:  # noqa: BLE001 the thread must outlive what nobody foresaw

@@ -98,6 +98,11 @@ class SqliteLedger:
         """How many steps wait for the writer."""
         return self._batches.waiting
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many transactions took together how many steps; the place is that number."""
+        return self._batches.sizes
+
     async def transact(self, refs: Callable[[int], Refs], step: Step[T]) -> T:
         """Run `step` in the next transaction; return its result once it is durable.
 

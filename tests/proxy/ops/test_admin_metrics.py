@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kb_mcp.proxy.ops.meters import Meters, Reading
 from tests.house import House
 from tests.proxy.ops.desk import TOKEN, Desk
 
@@ -92,9 +93,38 @@ def test_what_the_ledger_and_stripe_took_is_counted_in_whole_milliseconds(desk: 
     def grown(name: str) -> int:
         return after[name] - before[name]
 
-    assert grown('keybrake_send_duration_ms_count{ending="answered"}') == 1
-    assert grown('keybrake_send_duration_ms_bucket{ending="lost",le="+Inf"}') == 1
-    assert grown("keybrake_ledger_duration_ms_count{}") == 4
+    assert grown('keybrake_send_duration_ms_count{worker="0",ending="answered"}') == 1
+    assert grown('keybrake_send_duration_ms_bucket{worker="0",ending="lost",le="+Inf"}') == 1
+    assert grown('keybrake_ledger_duration_ms_count{worker="0"}') == 4
     bounds = [value for name, value in after.items() if "ledger_duration_ms_bucket" in name]
     assert bounds == sorted(bounds)
-    assert after["keybrake_requests_in_flight{}"] == 0
+    assert after['keybrake_requests_in_flight{worker="0"}'] == 0
+
+
+def test_how_full_the_batches_of_the_writer_were_is_counted(desk: Desk) -> None:
+    key = desk.house.issue()
+    before = scraped(desk)
+    for number in range(3):
+        desk.house.charge(key, customer=f"cus_N{number}")
+    after = scraped(desk)
+
+    def grown(part: str) -> int:
+        name = f"keybrake_ledger_batch_size_{part}"
+        return after[name] - before[name]
+
+    # One client waits for one answer: its transactions come alone, a decision and a conclusion.
+    assert grown('sum{worker="0"}') == grown('count{worker="0"}') >= 6
+    assert grown('bucket{worker="0",le="1"}') == grown('bucket{worker="0",le="+Inf"}')
+    assert after['keybrake_ledger_queue{worker="0"}'] == 0
+    assert after["keybrake_processes{}"] == 1
+
+
+def test_a_reading_arrives_as_it_was_sent() -> None:
+    meters = Meters(waiting=3, queued=lambda: 2, in_flight=lambda: 7, batches=lambda: (0, 4, 0, 1))
+    meters.ledger.observe(17)
+    meters.sends["lost"].observe(60_000)
+    reading = Reading.load(meters.read().dump())
+    assert reading.dump() == meters.read().dump()
+    assert (reading.batches.count, reading.batches.total) == (5, 7)
+    assert reading.batches.cumulative()[:3] == [("1", 4), ("2", 4), ("4", 5)]
+    assert reading.sends["lost"].cumulative()[-2:] == [("25000", 0), ("+Inf", 1)]
