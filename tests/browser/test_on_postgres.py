@@ -14,6 +14,17 @@ from tests.browser.test_dashboard import (  # noqa: F401 collected here once mor
     test_the_tail_follows_without_a_reload_and_shows_text_as_text,
     test_two_clicks_revoke_a_key_while_its_agent_is_charging,
 )
+from tests.browser.test_people import (  # noqa: F401 collected here once more
+    mira,
+    test_a_bill_is_found_by_everything_it_is_known_by,
+    test_a_bill_that_never_reached_stripe_is_voided_and_charged_once,
+    test_a_frozen_key_is_thawed_with_a_reason,
+    test_a_refunded_bill_is_reopened_and_charged_once_more,
+    test_a_session_that_ran_out_before_the_click_does_nothing,
+    test_the_declines_of_a_bill_are_forgotten,
+    test_two_operators_decide_one_bill_and_the_first_verdict_stands,
+    test_two_operators_settle_one_operation_and_it_is_settled_once,
+)
 from tests.house import House
 from tests.postgres import Database, database, server  # noqa: F401 fixtures are found by name
 
