@@ -62,6 +62,7 @@ def _environment() -> Environment:
     )
     # Escaped, but not cleaned: cleaning masks keys, and a new key's token is shown once.
     environment.filters["own"] = escape
+    environment.filters["typed"] = _typed
     environment.filters["money"] = _money
     environment.filters["moment"] = _moment
     return environment
@@ -74,6 +75,11 @@ def _shown(value: object) -> object:
     if isinstance(value, str) and not isinstance(value, Markup):
         return clean_text(value, TEXT_MAX)
     return value
+
+
+def _typed(text: str) -> Markup:
+    # What an operator typed into a long field goes back into it whole, but for what cannot be seen.
+    return escape("".join(each for each in text if each.isprintable() or each in "\n\t"))
 
 
 def _money(amount: int | None, currency: str | None) -> str | None:
