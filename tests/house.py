@@ -22,6 +22,7 @@ from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.hosts import HostGuard
 from kb_mcp.wiring.machine import host_ms, new_id, random_bytes
 from kb_mcp.wiring.proxy import Proxy, build_proxy
+from tests.months import lately
 
 T = TypeVar("T")
 PERIOD = "metadata[billing_period]"
@@ -97,7 +98,8 @@ class House:
         if fields.pop("looked_up", False):
             headers["Keybrake-Looked-Up"] = "payment_method"
         if "period" in fields:
-            fields[PERIOD] = fields.pop("period")
+            period = fields.pop("period")
+            fields[PERIOD] = None if period is None else lately(period)
         named = {name: str(value) for name, value in fields.items() if value is not None}
         return self.client.post(path, data=named, headers=headers)
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx
 
+from tests.months import lately
+
 SANDBOX_KEY = "rk_test_sandbox"
 _URL = re.compile(r"http://(?:127\.0\.0\.1|0\.0\.0\.0):\d+")
 
@@ -166,7 +168,7 @@ def charge(url: str, token: str, **form: Any) -> httpx.Response:
     """Send one charge to the proxy at `url`."""
     fields = {"customer": "cus_A1", "amount": 2900, "currency": "usd", **form}
     if "period" in fields:
-        fields["metadata[billing_period]"] = fields.pop("period")
+        fields["metadata[billing_period]"] = lately(fields.pop("period"))
     named = {name: str(value) for name, value in fields.items()}
     headers = {"Authorization": f"Bearer {token}"}
     return httpx.post(f"{url}/v1/charges", data=named, headers=headers, timeout=60, trust_env=False)

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from kb_mcp.cli import main
 from kb_mcp.settings import Settings, load_settings
 from kb_mcp.wiring.proxy import build_proxy, build_sandbox
+from tests.months import lately
 
 STRIPE_KEY = {"authorization": "Bearer rk_test_sandbox"}
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -68,7 +69,7 @@ class Machine:
         """Charge through the proxy, today being in the period's window."""
         fields = {"amount": str(amount), "currency": "usd", "customer": CUSTOMER} | form
         if period is not None:
-            fields["metadata[billing_period]"] = period
+            fields["metadata[billing_period]"] = lately(period)
         return self.post("/v1/charges", fields, token)
 
     def post(self, path: str, form: Mapping[str, str], token: str) -> httpx.Response:

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from tests.cli.machine import CUSTOMER, Machine
+from tests.months import lately, spelled
 
+SUBSCRIPTION = f"Subscription {lately('2026-11')}"
 SINCE = ("--since", "30d")
 
 
@@ -26,7 +28,7 @@ def test_ledger_and_stripe_agree_after_a_charge(machine: Machine) -> None:
 
 
 def test_a_charge_made_elsewhere_lacks_an_operation(machine: Machine) -> None:
-    charge_id = legacy(machine, description="Subscription 2026-11")
+    charge_id = legacy(machine, description=SUBSCRIPTION)
     found = machine.json("reconcile", *SINCE, code=1)
     assert [each["charge_id"] for each in found["missing_operations"]] == [charge_id]
     assert charge_id in machine.run("reconcile", *SINCE, code=1).stdout
@@ -38,7 +40,7 @@ def test_a_charge_that_stripe_lost_and_one_that_differs_are_told(machine: Machin
     machine.charge(token, "2026-10")
     machine.tamper(
         f"UPDATE operations SET amount = 2800 WHERE object_id = '{first}'",
-        "UPDATE operations SET object_id = 'ch_gone' WHERE period = '2026-10'",
+        f"UPDATE operations SET object_id = 'ch_gone' WHERE period = '{lately('2026-10')}'",
     )
     found = machine.json("reconcile", *SINCE, code=1)
     assert [each["charge_id"] for each in found["missing_charges"]] == ["ch_gone"]
@@ -47,18 +49,18 @@ def test_a_charge_that_stripe_lost_and_one_that_differs_are_told(machine: Machin
 
 
 def test_a_dry_run_changes_nothing(machine: Machine) -> None:
-    charge_id = legacy(machine, description="Subscription 2026-11")
+    charge_id = legacy(machine, description=SUBSCRIPTION)
     (record,) = machine.json("adopt", *SINCE)
     assert (record["charge_id"], record["adopted"]) == (charge_id, False)
-    assert record["billing_period"] == "2026-11"
+    assert record["billing_period"] == lately("2026-11")
     assert machine.json("operations", "list") == []
 
 
 @pytest.mark.parametrize(
     ("form", "period_from"),
     [
-        ({"description": "Subscription 2026-11"}, "description"),
-        ({"metadata[month]": "November 2026"}, "metadata:month"),
+        ({"description": SUBSCRIPTION}, "description"),
+        ({"metadata[month]": spelled("2026-11")}, "metadata:month"),
     ],
 )
 def test_an_adopted_bill_is_not_billed_again(
@@ -79,8 +81,8 @@ def test_an_adopted_bill_is_not_billed_again(
 
 
 def test_two_old_charges_of_one_bill_are_both_adopted(machine: Machine) -> None:
-    legacy(machine, description="Subscription 2026-11")
-    second = legacy(machine, description="Subscription 2026-11")
+    legacy(machine, description=SUBSCRIPTION)
+    second = legacy(machine, description=SUBSCRIPTION)
     assert len(machine.json("adopt", *SINCE, "--apply")) == 2
     machine.run("reconcile", *SINCE)
     assert machine.charge(machine.token(), "2026-11").json()["id"] == second
@@ -105,7 +107,7 @@ def test_a_restored_store_sends_again_once_the_gap_is_adopted(machine: Machine) 
     assert "heads" in {check["name"] for check in checks if not check["ok"]}
     machine.advance(700)
     (adopted,) = machine.json("adopt", *SINCE, "--apply")
-    assert (adopted["charge_id"], adopted["billing_period"]) == (charge_id, "2026-11")
+    assert (adopted["charge_id"], adopted["billing_period"]) == (charge_id, lately("2026-11"))
     assert machine.charge(token, "2026-11").json()["id"] == charge_id
     (spent,) = [
         row for row in machine.json("spend") if row["window"] == "day" and row["scope"] == "key"

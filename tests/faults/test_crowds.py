@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.months import lately
 from tests.processes import Town, charge, town
 
 if TYPE_CHECKING:
@@ -42,7 +43,11 @@ class Embedded:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         for number, customer in enumerate(customers):
-            bill = {"customer_id": customer, "amount_cents": 100, "billing_period": "2026-11"}
+            bill = {
+                "customer_id": customer,
+                "amount_cents": 100,
+                "billing_period": lately("2026-11"),
+            }
             call = {"name": "charge", "arguments": bill, "_meta": META}
             line = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": call}
             self.process.stdin.write(json.dumps(line) + "\n")

@@ -13,9 +13,10 @@ from kb_mcp.agent.arguments import Invalid, read_arguments
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ChargeArguments, ToolName, find_tool
 from tests.house import House, error_of
+from tests.months import lately, spelled
 from tests.scenarios.acts import another, billing, broken_invariants, policy
 
-BILL = {"customer_id": "cus_Abc123", "amount_cents": 2900, "billing_period": "2026-11"}
+BILL = {"customer_id": "cus_Abc123", "amount_cents": 2900, "billing_period": lately("2026-11")}
 
 
 def test_concurrent_invocations_of_one_bill_make_one_charge(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_fields_renamed_under_an_old_alias_name_the_same_bill(tmp_path: Path) ->
     tool = find_tool(ToolName.CHARGE, allow_reference=False)
     assert tool is not None
     renamed = replace(tool, aliases={"customer": "customer_id", "amount": "amount_cents"})
-    old = {"customer": "cus_Abc123", "amount": 2900, "billing_period": "2026-11"}
+    old = {"customer": "cus_Abc123", "amount": 2900, "billing_period": lately("2026-11")}
     with House(tmp_path) as house:
         mine = billing(house, house.issue())
         before, after = read_arguments(renamed, old), read_arguments(tool, BILL)
@@ -74,7 +75,7 @@ def test_fields_renamed_under_an_old_alias_name_the_same_bill(tmp_path: Path) ->
         assert (second.charge_id, second.already_charged) == (first.charge_id, True)
         # Beside them a handler of an older version, with wording and a key of its own.
         legacy = house.charge(
-            house.issue(), customer="cus_Abc123", description="Subscription November 2026",
+            house.issue(), customer="cus_Abc123", description=f"Subscription {spelled('2026-11')}",
             key_header="invoice-77",
         )  # fmt: skip
         assert legacy.json()["id"] == first.charge_id

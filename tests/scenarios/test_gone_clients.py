@@ -8,13 +8,14 @@ from typing import Any
 from urllib.parse import urlencode
 
 from tests.house import House, Issued, error_of
+from tests.months import lately
 from tests.scenarios.acts import Aside, broken_invariants, hasten
 
 BILL = {
     "customer": "cus_A1",
     "amount": "2900",
     "currency": "usd",
-    "metadata[billing_period]": "2026-11",
+    "metadata[billing_period]": lately("2026-11"),
 }
 
 

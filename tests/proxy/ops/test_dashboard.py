@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from kb_mcp.proxy.ops.sessions import FAILURES_MAX, IDLE_MS, LIFETIME_MS
 from tests.house import House, Issued, error_of
+from tests.months import lately
 from tests.proxy.ops.desk import OTHER_TOKEN, TOKEN, Desk, asking_above, csrf_of
 
 PAGES = ["/", "/keys", "/operations", "/audit"]
@@ -243,7 +244,8 @@ def test_operations_are_searched_and_shown_with_attempts_and_trail(desk: Desk) -
     made = desk.house.charge(key, period="2026-11").json()["id"]
     desk.house.charge(key, customer="cus_B2", period="2026-10")
     desk.log_in()
-    for query in ("customer=cus_A1&period=&charge=&state=", "period=2026-11", f"charge={made}"):
+    period = f"period={lately('2026-11')}"
+    for query in ("customer=cus_A1&period=&charge=&state=", period, f"charge={made}"):
         listed = desk.browser.get(f"/operations?{query}").text
         assert ("cus_A1</td>" in listed, "cus_B2</td>" in listed) == (True, False)
     operation = desk.house.operations(customer_id="cus_A1")[0]

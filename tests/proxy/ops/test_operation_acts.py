@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.house import House, error_of
+from tests.months import lately
 from tests.proxy.ops.desk import Desk
 
 
@@ -93,7 +94,7 @@ def test_operations_and_rows_are_found_by_agent_and_session(desk: Desk) -> None:
         "Keybrake-Session": "s-1",
     }
     form = {"customer": "cus_A1", "amount": "2900", "currency": "usd"}
-    form["metadata[billing_period]"] = "2026-11"
+    form["metadata[billing_period]"] = lately("2026-11")
     desk.house.client.post("/v1/charges", data=form, headers=headers)
     desk.house.charge(key, customer="cus_B2", period="2026-11")
     desk.log_in()

@@ -24,11 +24,12 @@ from kb_mcp.wiring.proxy import Proxy, build_proxy
 from kb_mcp.wiring.telemetry import chosen_span, span_over
 from tests.agent.conftest import TRACE, Says, charge, serve_stub
 from tests.house import House
+from tests.months import lately
 from tests.processes import town
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 FORM = {"customer": "cus_A1", "amount": "2900", "currency": "usd",
-        "metadata[billing_period]": "2026-11"}  # fmt: skip
+        "metadata[billing_period]": lately("2026-11")}  # fmt: skip
 
 
 class Watched(House):
