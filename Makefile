@@ -42,11 +42,13 @@ lock: .venv/.python ## renew locks/ after a change in pyproject.toml (UPGRADE=1:
 	$(COMPILE) pyproject.toml -c locks/dev.txt -o locks/run.txt
 	$(COMPILE) --group build -c locks/dev.txt -o locks/build.txt
 	$(COMPILE) --group fuzz -o locks/fuzz.txt
+	$(COMPILE) --group bench -o locks/bench.txt
 	$(COMPILE) --group lambda -c locks/dev.txt -o locks/lambda.txt
 	# Clients that need an older mcp live in environments of their own (tests/clients).
 	for name in strands langchain; do \
 		$(COMPILE) tests/clients/$$name.in -o tests/clients/$$name.txt || exit 1; \
 	done
+	$(COMPILE) benchmarks/litellm.in -o benchmarks/litellm.txt
 
 prove: .venv/.dev .venv/.project ## crashes, many hosts, attacks, every door (KILLS=300 FAILOVERS=10)
 	KILLS=$(KILLS) HOST_KILLS=$(KILLS) SERVER_KILLS=20 FAILOVERS=$(FAILOVERS) \
@@ -61,8 +63,8 @@ fuzz: .venv/.dev .venv/.project ## the property tests, long, then coverage-guide
 	$(INSTALL) --require-hashes -r locks/fuzz.txt
 	$(BIN)/python tests/fuzz/surface.py -max_total_time=$(FUZZ_SECONDS)
 
-bench: .venv/.dev .venv/.project ## every benchmark, one after the other
-	for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
+bench: .venv/.dev .venv/.project ## the benchmarks, short (SMOKE=1: do they still run?)
+	$(BIN)/python benchmarks/report.py $(if $(SMOKE),--smoke,--short) $(ARGS)
 
 docs: .venv/.dev .venv/.project ## the site, every link checked: build/site
 	$(BIN)/python docs/reference.py

@@ -1,0 +1,92 @@
+"""A proxy that governs nothing: raw ASGI in, the same client as kb-mcp's out.
+
+Started by itself: passthrough.py UPSTREAM. Its port is the first line it says.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from datetime import timedelta
+from typing import Any
+
+import uvicorn
+from pyreqwest.client import Client, ClientBuilder
+
+CONFIG = "uvicorn, uvloop, httptools, raw ASGI; pyreqwest, HTTP/1.1, 256 connections at most"
+_PASSED = (b"content-type", b"authorization", b"idempotency-key")
+
+
+class PassThrough:
+    """The ASGI application."""
+
+    def __init__(self, upstream: str, client: Client) -> None:
+        """Pass everything to `upstream`."""
+        self._upstream = upstream
+        self._client = client
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass one request on, and its answer back."""
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body", False):
+                break
+        builder = self._client.request(scope["method"], self._upstream + scope["path"])
+        for name, value in scope["headers"]:
+            if name in _PASSED:
+                builder = builder.header(name.decode(), value.decode())
+        if body:
+            builder = builder.body_bytes(body)
+        answer = bytearray()
+        async with builder.build_streamed() as response:
+            while (chunk := await response.body_reader.read_chunk()) is not None:
+                answer += chunk
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(answer)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": bytes(answer)})
+
+
+def open_client() -> Client:
+    """Return the client, set as kb_mcp/proxy/upstream.py sets it."""
+    return (
+        ClientBuilder()
+        .no_proxy()
+        .follow_redirects(enable=False)
+        .default_cookie_store(enable=False)
+        .referer(enable=False)
+        .gzip(enable=False)
+        .brotli(enable=False)
+        .zstd(enable=False)
+        .deflate(enable=False)
+        .http1_only()
+        .timeout(timedelta(seconds=25))
+        .connect_timeout(timedelta(seconds=5))
+        .max_connections(256)
+        .pool_timeout(timedelta(seconds=5))
+        .pool_idle_timeout(timedelta(seconds=30))
+        .build()
+    )
+
+
+def main() -> None:
+    """Serve on a free port."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    print(f"port {listener.getsockname()[1]}", flush=True)
+    config = uvicorn.Config(
+        PassThrough(sys.argv[1], open_client()),
+        loop="uvloop",
+        http="httptools",
+        log_level="error",
+        access_log=False,
+        lifespan="off",
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What really happened: sent = ledger = audit = upstream, or the run counts for nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing
+from dataclasses import dataclass
+
+import httpx
+
+from stage.contenders import Contender
+from stage.load import Job, Ran
+from stage.upstream import Upstream
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Distinct operations, four times; `cut` were in flight at the bell and asked for again."""
+
+    sent: int
+    ledger: int
+    audit: int
+    upstream: int
+    cut: int
+
+    @property
+    def holds(self) -> bool:
+        """Say whether all four agree."""
+        return self.sent == self.ledger == self.audit == self.upstream
+
+
+def settle(contender: Contender, upstream: Upstream, job: Job, ran: Ran, clients: int) -> Truth:
+    """Ask again, as a client would, for what the end of the load cut off; then count.
+
+    Nothing may have been charged twice, and nothing sent may be missing in any of the four books.
+    """
+    assert ran.broken == 0, ran
+    assert ran.not_2xx == 0, ran
+    numbers = range(job.first + 1, job.first + ran.sent + 1)
+    cut = _missing(contender, upstream, job, numbers)
+    # wrk makes one request that it never sends, and cuts off one a client.
+    assert len(cut) <= clients + 1, f"{len(cut)} of {ran.sent} are missing: {sorted(cut)[:5]}"
+    again = sorted(cut | set(numbers[-clients:]))
+    for number in again:
+        _ask_again(contender, job, number)
+    truth = _count(contender, upstream, job, numbers, len(cut))
+    assert truth.holds, truth
+    return truth
+
+
+def charges_seen(upstream: Upstream, job: Job, ran: Ran) -> int:
+    """Return how many distinct charges a proxy without a ledger let through, none of them twice."""
+    assert ran.broken == 0, ran
+    assert ran.not_2xx == 0, ran
+    seen = upstream.seen(ran.answered)
+    own = {key: times for key, times in seen.items() if f"-{job.prefix}-" in key}
+    assert sum(own.values()) == len(own), "a charge arrived twice"
+    assert ran.answered <= len(own) <= ran.sent, (ran, len(own))
+    return len(own)
+
+
+def body_of(job: Job, number: int) -> dict[str, str]:
+    """Return the form of bill `number`, as charges.lua writes it."""
+    return {
+        "amount": "100",
+        "currency": "usd",
+        "customer": f"cus_{job.prefix}n{number}",
+        "metadata[billing_period]": job.period,
+    }
+
+
+def ledger_rows(contender: Contender, query: str, prefix: str) -> list[tuple[str, ...]]:
+    """Return what the store says, read from outside."""
+    assert contender.house is not None
+    with closing(sqlite3.connect(f"file:{contender.house.store}?mode=ro", uri=True)) as store:
+        return store.execute(query, {"prefix": f"cus_{prefix}n*"}).fetchall()
+
+
+_REST_S = 30
+HELD = "SELECT id FROM operations WHERE state = 'reserved' AND :prefix <> ''"
+OPERATIONS = """
+SELECT customer, upstream_name FROM operations
+ WHERE customer GLOB :prefix AND state = 'succeeded' AND final = 1"""
+AUDITED = """
+SELECT operation_id, sum(kind = 'decision'), sum(kind = 'outcome') FROM audit
+ WHERE operation_id IN (SELECT id FROM operations WHERE customer GLOB :prefix)
+   AND (kind <> 'decision' OR decision = 'proceed')
+ GROUP BY operation_id"""
+
+
+def _missing(contender: Contender, upstream: Upstream, job: Job, numbers: range) -> set[int]:
+    """Return the numbers that the ledger has not, once it rests."""
+    upstream.seen(len(numbers) - 64)
+    _rest(contender)
+    customers = {row[0] for row in ledger_rows(contender, OPERATIONS, job.prefix)}
+    return {number for number in numbers if f"cus_{job.prefix}n{number}" not in customers}
+
+
+def _rest(contender: Contender) -> None:
+    """Wait until nothing is held any more: every send under way has its conclusion."""
+    until = time.monotonic() + _REST_S
+    while ledger_rows(contender, HELD, "") and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def _ask_again(contender: Contender, job: Job, number: int) -> None:
+    headers = {"Authorization": f"Bearer {job.token}"}
+    answer = httpx.post(
+        f"{contender.url}/v1/charges", data=body_of(job, number), headers=headers, timeout=30,
+        trust_env=False,
+    )  # fmt: skip
+    assert answer.status_code == 200, answer.text
+
+
+def _count(contender: Contender, upstream: Upstream, job: Job, numbers: range, cut: int) -> Truth:
+    operations = ledger_rows(contender, OPERATIONS, job.prefix)
+    audited = ledger_rows(contender, AUDITED, job.prefix)
+    whole = [row for row in audited if row[1:] == (1, 1)]
+    seen = upstream.seen(len(numbers))
+    names = {name for _, name in operations}
+    assert {key: seen[key] for key in names} == dict.fromkeys(names, 1), "not exactly one send each"
+    return Truth(len(numbers), len(operations), len(whole), len(names & seen.keys()), cut)
