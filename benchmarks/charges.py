@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -27,56 +26,50 @@ from stage.contenders import (
     pass_through,
     plain_nginx,
 )
-from stage.load import Job, Ran, wrk
-from stage.machine import cores, cpu_s, tool
-from stage.open_loop import post_charge, run_open
-from stage.options import Options, parse
+from stage.load import Job
+from stage.machine import cores
+from stage.options import Options, needs, parse
 from stage.report import Report
-from stage.truth import charges_seen, settle
+from stage.runs import CLIENTS, Runs
 from stage.upstream import Upstream, upstream
 
-CLIENTS = 32
 MANY, ONE, OPEN, MORE = "32 clients", "One client", "Open loop, 32 connections", "Other requests"
 DIRECT, KB, RAW, NGINX = "no proxy", "kb-mcp", "raw pass-through", "nginx"
 
 
 class Charges:
-    """One run of the benchmark: what each round does with a contender."""
+    """What each round does with a contender."""
 
     def __init__(self, options: Options, report: Report, up: Upstream) -> None:
         """Begin."""
         self.options = options
         self.report = report
-        self.upstream = up
-        self.core, self.load_core = cores()
-        self.period = time.strftime("%Y-%m", time.gmtime())
-        self.runs = 0
-        self.charges = 0
+        self.runs = Runs(up)
         self.seconds = options.of(6, 2, 1)
 
     def measure(self, contender: Contender) -> None:
         """Measure one contender once."""
         report, name = self.report, contender.name
-        bills = self.new_bills(contender)
-        many, spent = self.load(contender, bills, CLIENTS, self.seconds)
+        bills = self.runs.new_bills(contender)
+        many, spent = self.runs.load(contender, bills, CLIENTS, self.seconds)
         report.sample(
             MANY, name, requests_per_s=many.per_second, CPU_µs=spent / many.answered * 1e6,
             core_busy_percent=100 * spent / many.seconds, p50_ms=many.p50_us / 1000,
             p99_ms=many.p99_us / 1000,
         )  # fmt: skip
-        one, _ = self.load(contender, self.new_bills(contender), 1, self.seconds / 2)
+        one, _ = self.runs.load(contender, self.runs.new_bills(contender), 1, self.seconds / 2)
         report.sample(ONE, name, p50_ms=one.p50_us / 1000, p99_ms=one.p99_us / 1000)
-        if name != DIRECT and report.has(ONE, DIRECT):
+        if name != DIRECT:
             direct = report.samples(ONE, DIRECT, "p50_ms")[-1]
             report.sample(ONE, name, added_p50_ms=one.p50_us / 1000 - direct)
         if contender.house is not None:
-            self.reads(contender, bills, many.answered)
+            self.others(contender, bills, many.answered)
 
-    def reads(self, contender: Contender, bills: Job, count: int) -> None:
+    def others(self, contender: Contender, bills: Job, count: int) -> None:
         """Measure reads, and replays of bills that were charged just now."""
         for mode in ("read", "replay"):
-            job = Job(mode, bills.token, bills.prefix, bills.first, count, self.period)
-            ran, spent = self.load(contender, job, CLIENTS, self.seconds / 2)
+            job = Job(mode, bills.token, bills.prefix, bills.first, count, bills.period)
+            ran, spent = self.runs.load(contender, job, CLIENTS, self.seconds / 2)
             name = {"read": "GET /v1/charges/*", "replay": "replay from the ledger"}[mode]
             self.report.sample(
                 MORE, name, requests_per_s=ran.per_second, CPU_µs=spent / ran.answered * 1e6,
@@ -86,43 +79,12 @@ class Charges:
     def open_loop(self, contender: Contender) -> None:
         """Send on a schedule, at half of what kb-mcp managed."""
         rate = median(self.report.samples(MANY, KB, "requests_per_s")) / 2
-        bills = self.new_bills(contender)
-        host = contender.url.removeprefix("http://")
-        make = post_charge(host, contender.token, bills.prefix, self.period)
-        seconds = self.options.of(8, 4, 1)
-        self.upstream.forget()
-        seen = run_open(contender.url, make, rate=rate, seconds=seconds, connections=CLIENTS)
-        assert set(seen.took_ms) == {200}, {s: len(t) for s, t in seen.took_ms.items()}
-        if contender.house is not None:
-            answered = len(seen.took_ms[200])
-            ran = Ran(seen.due, answered, seconds, 0, 0, 0, seen.broken)
-            self.charges += settle(contender, self.upstream, bills, ran, CLIENTS).sent
+        seen = self.runs.on_schedule(contender, rate, self.options.of(8, 4, 1))
         p50, p99 = seen.percentile(0.5), seen.percentile(0.99)
         self.report.sample(
             OPEN, contender.name, rate_per_s=rate, p50_ms=p50, p99_ms=p99,
             p99_over_p50=p99 / p50, schedule_late_ms=seen.late_ms,
         )  # fmt: skip
-
-    def new_bills(self, contender: Contender) -> Job:
-        """Return a load of bills that nobody has seen yet, or whatever else it serves."""
-        self.runs += 1
-        return Job(contender.mode, contender.token, f"R{self.runs}", period=self.period)
-
-    def load(
-        self, contender: Contender, job: Job, clients: int, seconds: float
-    ) -> tuple[Ran, float]:
-        """Put load on a contender and see that the books agree; return the CPU it spent, in s."""
-        self.upstream.forget()
-        begun = cpu_s(contender.roots)
-        ran = wrk(contender.url, job, clients=clients, seconds=seconds, core=self.load_core)
-        spent = cpu_s(contender.roots) - begun
-        if job.mode != "charge":
-            assert ran.not_2xx == ran.broken == 0, (contender.name, job.mode, ran)
-        elif contender.house is None:
-            charges_seen(self.upstream, job, ran)
-        else:
-            self.charges += settle(contender, self.upstream, job, ran, clients).sent
-        return ran, spent
 
 
 def run(options: Options, report: Report, folder: Path) -> None:
@@ -147,7 +109,7 @@ def run(options: Options, report: Report, folder: Path) -> None:
             absent[litellm.NAME] = other
         for contender in everybody:
             report.contender(contender.name, contender.config)
-            charges.load(contender, charges.new_bills(contender), CLIENTS, 1)  # warm, not counted
+            charges.runs.load(contender, charges.runs.new_bills(contender), CLIENTS, 1)  # warm
         for number in range(options.rounds):
             report.progress(f"round {number + 1} of {options.rounds}")
             direct, *proxies = everybody
@@ -158,7 +120,8 @@ def run(options: Options, report: Report, folder: Path) -> None:
                 charges.open_loop(contender)
         house = everybody[1].house
         assert house is not None
-        report.note(f"{charges.charges:,} charges by kb-mcp: sent = ledger = audit = upstream.")
+        count = charges.runs.charges
+        report.note(f"{count:,} charges by kb-mcp: sent = ledger = audit = upstream.")
         report.note(f"kb-mcp audit verify: {house.command('audit', 'verify').stdout.strip()}")
     for name, why in absent.items():
         report.note(f"{name} is left out: {why}")
@@ -189,9 +152,7 @@ def main() -> None:
         litellm.set_up()
         return
     options = parse(__doc__, rounds=(5, 2, 1), within_s=1800)
-    for name in ("wrk", "nginx"):
-        if tool(name) is None:
-            sys.exit(f"charges.py needs {name}: apt-get install wrk nginx-light")
+    needs("wrk", "nginx")
     report = Report("charges", "Governed charges beside other proxies", options)
     with tempfile.TemporaryDirectory(prefix="kb-mcp-bench-") as folder:
         run(options, report, Path(folder))

@@ -63,13 +63,16 @@ def kb_mcp(upstream: Upstream, folder: Path, core: int) -> Iterator[Contender]:
 
 
 @contextmanager
-def pass_through(upstream: Upstream, core: int) -> Iterator[Contender]:
-    """Run the pass-through."""
+def pass_through(upstream: Upstream, core: int, file: Path | None = None) -> Iterator[Contender]:
+    """Run the pass-through; with `file`, the one that waits for the disk twice."""
     command = [sys.executable, "-m", "stage.passthrough", upstream.url]
+    name, config = "raw pass-through", passthrough.CONFIG
+    if file is not None:
+        command.append(str(file))
+        name, config = "pass-through, 2 fdatasync", f"{config}; 4 KiB to the disk before and after"
     with started(pinned(core, command), "port ", env=_stage_path()) as child:
         port = int(child.said[0].split()[1])
-        name, url = "raw pass-through", f"http://127.0.0.1:{port}"
-        yield Contender(name, url, [child.pid], passthrough.CONFIG)
+        yield Contender(name, f"http://127.0.0.1:{port}", [child.pid], config)
 
 
 @contextmanager

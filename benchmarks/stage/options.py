@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from stage.children import bounded
+from stage.machine import tool
 
 Form = Literal["full", "short", "smoke"]
 
@@ -51,3 +53,10 @@ def parse(document: str | None, *, rounds: tuple[int, int, int], within_s: int =
     default = rounds[("full", "short", "smoke").index(chosen)]
     bounded(within_s)
     return Options(chosen, given.rounds or default, given.json, given.plot)
+
+
+def needs(*programs: str) -> None:
+    """End the script with a word if a program of Debian's is absent."""
+    for name in programs:
+        if tool(name) is None:
+            sys.exit(f"This needs {name}: apt-get install wrk nginx-light")
