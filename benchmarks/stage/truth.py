@@ -44,7 +44,15 @@ def settle(contender: Contender, upstream: Upstream, job: Job, ran: Ran, clients
     again = sorted(cut | set(numbers[-clients:]))
     for number in again:
         _ask_again(contender, job, number)
-    truth = _count(contender, upstream, job, numbers, len(cut))
+    truth = _count(contender, upstream, job.prefix, len(numbers), len(cut))
+    assert truth.holds, truth
+    return truth
+
+
+def accepted(contender: Contender, upstream: Upstream, prefix: str, answered: int) -> Truth:
+    """Count what was charged where much was refused: exactly what was answered with 200."""
+    _rest(contender)
+    truth = _count(contender, upstream, prefix, answered, 0)
     assert truth.holds, truth
     return truth
 
@@ -113,11 +121,11 @@ def _ask_again(contender: Contender, job: Job, number: int) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def _count(contender: Contender, upstream: Upstream, job: Job, numbers: range, cut: int) -> Truth:
-    operations = ledger_rows(contender, OPERATIONS, job.prefix)
-    audited = ledger_rows(contender, AUDITED, job.prefix)
+def _count(contender: Contender, upstream: Upstream, prefix: str, expected: int, cut: int) -> Truth:
+    operations = ledger_rows(contender, OPERATIONS, prefix)
+    audited = ledger_rows(contender, AUDITED, prefix)
     whole = [row for row in audited if row[1:] == (1, 1)]
-    seen = upstream.seen(len(numbers))
+    seen = upstream.seen(expected)
     names = {name for _, name in operations}
     assert {key: seen[key] for key in names} == dict.fromkeys(names, 1), "not exactly one send each"
-    return Truth(len(numbers), len(operations), len(whole), len(names & seen.keys()), cut)
+    return Truth(expected, len(operations), len(whole), len(names & seen.keys()), cut)
