@@ -76,7 +76,9 @@ def _grid(table: dict[str, Any]) -> Grid:
         [name, *(figure(cells[column]) if column in cells else "" for column in columns)]
         for name, cells in table["rows"].items()
     ]
-    return [["", *columns], *rows]
+    grid = [["", *columns], *rows]
+    # One row of many columns reads better as one column.
+    return [list(line) for line in zip(*grid, strict=True)] if len(rows) == 1 else grid
 
 
 def _targets(document: dict[str, Any]) -> Grid:
