@@ -53,7 +53,7 @@ class Charges:
         bills = self.runs.new_bills(contender)
         many, spent = self.runs.load(contender, bills, CLIENTS, self.seconds)
         report.sample(
-            MANY, name, requests_per_s=many.per_second, CPU_µs=spent / many.answered * 1e6,
+            MANY, name, requests_per_s=many.per_second, CPU_us=spent / many.answered * 1e6,
             core_busy_percent=100 * spent / many.seconds, p50_ms=many.p50_us / 1000,
             p99_ms=many.p99_us / 1000,
         )  # fmt: skip
@@ -72,7 +72,7 @@ class Charges:
             ran, spent = self.runs.load(contender, job, CLIENTS, self.seconds / 2)
             name = {"read": "GET /v1/charges/*", "replay": "replay from the ledger"}[mode]
             self.report.sample(
-                MORE, name, requests_per_s=ran.per_second, CPU_µs=spent / ran.answered * 1e6,
+                MORE, name, requests_per_s=ran.per_second, CPU_us=spent / ran.answered * 1e6,
                 p50_ms=ran.p50_us / 1000, p99_ms=ran.p99_us / 1000,
             )  # fmt: skip
 

@@ -53,13 +53,17 @@ def no_proxy(upstream: Upstream) -> Iterator[Contender]:
 
 
 @contextmanager
-def kb_mcp(upstream: Upstream, folder: Path, core: int) -> Iterator[Contender]:
-    """Run kb-mcp on a new store."""
+def kb_mcp(
+    upstream: Upstream, folder: Path, core: int, *options: str, name: str = "kb-mcp",
+    database: dict[str, str] | None = None,
+) -> Iterator[Contender]:  # fmt: skip
+    """Run kb-mcp on a new store: SQLite, or the `database` that the settings name."""
     folder.mkdir()
-    house = House(folder, upstream.url)
+    url = (database or {}).get("KEYBRAKE_DATABASE_URL", "")
+    house = House(folder, upstream.url, database_url=url)
     token = house.issue()
-    with serving(house, core) as (up, url):
-        yield Contender("kb-mcp", url, [up.pid], CONFIG, token=token, house=house)
+    with serving(house, core, *options) as (up, address):
+        yield Contender(name, address, [up.pid], CONFIG, token=token, house=house)
 
 
 @contextmanager

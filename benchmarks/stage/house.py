@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stage.children import Child, started
 from stage.machine import pinned
@@ -21,7 +23,9 @@ CONFIG = (
     "per charge, day, month, customer and day, charges a day, and a ceiling over all keys; audit "
     "chain, sealed answers, rate at 1,000,000 a minute; a test-mode key, so no sandbox"
 )
+MASTER_KEY = "only-for-benchmarks-0123456789-0123"
 CEILING = "9000000000.00usd"
+_START_WITHIN_S = 120
 _PORT = re.compile(r"Agents: (http://127\.0\.0\.1:\d+)")
 _CAPS = {"per_charge": 10_000, "daily": 900_000_000_000, "monthly": 900_000_000_000,
          "per_customer_daily": 1_000_000}  # fmt: skip
@@ -57,9 +61,19 @@ class House:
             "KEYBRAKE_STRIPE_KEY": UPSTREAM_KEY,
             "KEYBRAKE_STRIPE_API_BASE": self.upstream_url,
             "KEYBRAKE_ACCOUNT_DAILY_CAP": CEILING,
-            "KEYBRAKE_MASTER_KEY": "only-for-benchmarks-0123456789-0123",
+            "KEYBRAKE_MASTER_KEY": MASTER_KEY,
             "XDG_DATA_HOME": str(self.folder),
         }
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Return what the store says, read past kb-mcp."""
+        if self.database_url:
+            import psycopg
+
+            with psycopg.connect(self.database_url) as connection:
+                return connection.execute(query.encode()).fetchall()
+        with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True)) as store:
+            return store.execute(query).fetchall()
 
     def command(self, *arguments: str, within_s: float = 120) -> subprocess.CompletedProcess[str]:
         """Run one command of kb-mcp to its end, which must be good."""
@@ -80,12 +94,16 @@ class House:
 
 @contextmanager
 def serving(
-    house: House, core: int | None, *options: str, within_s: float = 60
+    house: House, core: int | None, *options: str, environ: dict[str, str] | None = None
 ) -> Iterator[tuple[Child, str]]:
-    """Run `up` on the store, held on `core`; yield the process and its address."""
+    """Run `up` on the store, held on `core`; yield the process and its address.
+
+    The operators' listener is off, unless `options` say otherwise.
+    """
     command = [sys.executable, "-m", "kb_mcp", "up", "--port", "0", "--admin-port", "0", *options]
     whole = command if core is None else pinned(core, command)
-    with started(whole, "MCP client configuration", env=house.environ(), within_s=within_s) as up:
+    env = house.environ() | (environ or {})
+    with started(whole, "MCP client configuration", env=env, within_s=_START_WITHIN_S) as up:
         found = _PORT.search("".join(up.said))
         assert found is not None, up.said
         yield up, found[1]

@@ -122,4 +122,9 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def _column(name: str) -> str:
-    return name.replace("_per_", "/").replace("_percent", "_%").replace("_", " ")
+    return (
+        name.replace("CPU_us", "CPU_µs")
+        .replace("_per_", "/")
+        .replace("_percent", "_%")
+        .replace("_", " ")
+    )
