@@ -10,6 +10,7 @@ SEEDS ?= 200
 KILLS ?= 300
 FAILOVERS ?= 10
 FUZZ_SECONDS ?= 300
+LITELLM := build/benchmarks/litellm/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: up demo test check fmt lock prove simulate fuzz bench docs export lambda clean help
@@ -63,8 +64,9 @@ fuzz: .venv/.dev .venv/.project ## the property tests, long, then coverage-guide
 	$(INSTALL) --require-hashes -r locks/fuzz.txt
 	$(BIN)/python tests/fuzz/surface.py -max_total_time=$(FUZZ_SECONDS)
 
-bench: .venv/.dev .venv/.project ## the benchmarks, short (SMOKE=1: do they still run?)
-	$(BIN)/python benchmarks/report.py $(if $(SMOKE),--smoke,--short) $(ARGS)
+bench: .venv/.dev .venv/.project $(if $(SMOKE),,$(LITELLM)) ## benchmarks, short (SMOKE=1 PLOTS=1)
+	$(if $(PLOTS),$(INSTALL) --require-hashes -r locks/bench.txt)
+	$(BIN)/python benchmarks/report.py $(if $(SMOKE),--smoke,--short) $(if $(PLOTS),--plots) $(ARGS)
 
 docs: .venv/.dev .venv/.project ## the site, every link checked: build/site
 	$(BIN)/python docs/reference.py
@@ -83,6 +85,10 @@ clean: ## remove caches and builds; .venv stays
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+# An environment of its own, made once; where it can't be, charges.py leaves it out with a word.
+$(LITELLM): benchmarks/litellm.txt | .venv/.dev .venv/.project
+	-$(BIN)/python benchmarks/charges.py --set-up-litellm && touch $@
 
 .venv/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -60,7 +60,7 @@ def serve(options: Options, report: Report, runs: Runs, houses: dict[str, House]
         with ExitStack() as stack:
             both = [open_store(stack, houses[name], core, report, name) for name in houses]
             for contender in both[:: 1 if number % 2 else -1]:
-                runs.load(contender, runs.new_bills(contender), CLIENTS, 1)  # warm
+                runs.warm(contender, CLIENTS, options.of(1, 1, 0))
                 bills = runs.new_bills(contender)
                 ran, spent = runs.load(contender, bills, CLIENTS, options.of(6, 2, 1))
                 report.sample(

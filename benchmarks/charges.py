@@ -109,7 +109,7 @@ def run(options: Options, report: Report, folder: Path) -> None:
             absent[litellm.NAME] = other
         for contender in everybody:
             report.contender(contender.name, contender.config)
-            charges.runs.load(contender, charges.runs.new_bills(contender), CLIENTS, 1)  # warm
+            charges.runs.warm(contender, CLIENTS, options.of(1, 1, 0))
         for number in range(options.rounds):
             report.progress(f"round {number + 1} of {options.rounds}")
             direct, *proxies = everybody

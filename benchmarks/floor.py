@@ -42,7 +42,7 @@ def run(options: Options, report: Report, folder: Path) -> None:
         ]
         for contender in (direct, *others):
             report.contender(contender.name, contender.config)
-            runs.load(contender, runs.new_bills(contender), 1, 1)  # warm
+            runs.warm(contender, 1, options.of(1, 1, 0))
         for number in range(options.rounds):
             report.progress(f"round {number + 1} of {options.rounds}")
             report.sample(TABLE, DISK, **{ADDED: 2 * fdatasync_us(folder) / 1000})

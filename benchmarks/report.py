@@ -1,9 +1,11 @@
 """Run the benchmarks one after the other, and write what they found into docs/performance.md.
 
     python benchmarks/report.py [--short | --smoke] [--only NAME ...] [--write] [--loaded]
+                                [--plots]
 
 --write puts the tables between the markers of docs/performance.md; --loaded says there that other
-work ran on the machine. Each benchmark's JSON stays in build/benchmarks/.
+work ran on the machine. Each benchmark's JSON stays in build/benchmarks/, with --plots a picture
+beside it.
 """
 
 from __future__ import annotations
@@ -38,10 +40,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=SCRIPTS, metavar="NAME")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--loaded", action="store_true")
+    parser.add_argument("--plots", action="store_true")
     options = parser.parse_args()
     bounded(EACH_WITHIN_S * len(SCRIPTS))
     FOUND.mkdir(parents=True, exist_ok=True)
     broken = [name for name in options.only if not run(name, options.form)]
+    if options.plots:
+        from stage.plot import draw
+
+        for name in options.only:
+            if name not in broken:
+                text = (FOUND / f"{name}.json").read_text(encoding="utf-8")
+                draw(json.loads(text), FOUND / f"{name}.svg")
     if options.write:
         write([name for name in options.only if name not in broken], loaded=options.loaded)
     if broken:

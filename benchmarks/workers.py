@@ -73,7 +73,7 @@ def in_rounds(
     """Measure a pair turn by turn."""
     seconds = options.of(6, 2, 1)
     for contender in pair:
-        runs.load(contender, runs.new_bills(contender), clients, min(seconds, 2))  # warm
+        runs.warm(contender, clients, options.of(2, 1, 0))
     for number in range(options.rounds):
         report.progress(f"{table}: round {number + 1} of {options.rounds}")
         for contender in pair[:: 1 if number % 2 else -1]:

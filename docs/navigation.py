@@ -15,7 +15,7 @@ SECTIONS: list[tuple[str, list[str]]] = [
     ),
     ("Run it at scale", ["operations-postgres.md", "scale.md"]),
     ("Reference", ["commands.md", "settings.md", "policies.md", "errors.md"]),
-    ("Why to trust it", ["exactly-once.md", "threat-model.md", "comparison.md"]),
+    ("Why to trust it", ["exactly-once.md", "threat-model.md", "performance.md", "comparison.md"]),
 ]
 
 

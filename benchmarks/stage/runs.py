@@ -29,6 +29,11 @@ class Runs:
         self.runs += 1
         return Job(contender.mode, contender.token, f"R{self.runs}", period=self.period)
 
+    def warm(self, contender: Contender, clients: int, seconds: float) -> None:
+        """Have a contender fill its caches; nothing of it is kept. No time, no load."""
+        if seconds:
+            self.load(contender, self.new_bills(contender), clients, seconds)
+
     def load(
         self, contender: Contender, job: Job, clients: int, seconds: float
     ) -> tuple[Ran, float]:
