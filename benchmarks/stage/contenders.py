@@ -35,7 +35,7 @@ http {{
 
 @dataclass
 class Contender:
-    """A running proxy. `roots` are the processes whose CPU counts."""
+    """A running proxy. `roots` are the processes whose CPU counts; `least_s` for slow ones."""
 
     name: str
     url: str
@@ -44,6 +44,7 @@ class Contender:
     token: str = UPSTREAM_KEY
     mode: str = "charge"
     house: House | None = None
+    least_s: float = 0
 
 
 @contextmanager

@@ -26,6 +26,7 @@ LOCK = Path(__file__).parents[1] / "litellm.txt"
 ENVIRONMENT = Path(__file__).parents[2] / "build" / "benchmarks" / "litellm"
 _TOKEN = "sk-benchmark-0123456789"  # noqa: S105 - of a server that lives for minutes
 _SET_UP_S = 900
+_LEAST_S = 5  # it may take a second for an answer to 32 clients
 _CONFIG = """
 model_list:
   - model_name: bench
@@ -79,7 +80,9 @@ def serving(upstream: Upstream, folder: Path, core: int) -> Iterator[Contender]:
         await_port(port, within_s=120)
         url = f"http://127.0.0.1:{port}"
         _check_answers(url)
-        yield Contender(NAME, url, [child.pid], _described(), token=_TOKEN, mode="chat")
+        yield Contender(
+            NAME, url, [child.pid], _described(), token=_TOKEN, mode="chat", least_s=_LEAST_S
+        )
 
 
 def set_up() -> None:

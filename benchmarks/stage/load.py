@@ -66,6 +66,7 @@ def wrk(url: str, job: Job, *, clients: int, seconds: float, core: int) -> Ran:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.strip().rpartition("\n")[2])
+    assert found["answered"], f"no answer from {url} in {seconds} s: {found}"
     return Ran(
         sent=found["sent"], answered=found["answered"], seconds=found["duration_us"] / 1e6,
         p50_us=found["p50_us"], p99_us=found["p99_us"], not_2xx=found["not_2xx"],

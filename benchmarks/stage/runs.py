@@ -39,6 +39,7 @@ class Runs:
     ) -> tuple[Ran, float]:
         """Put load on a contender and see that the books agree; return the CPU it spent, in s."""
         self.upstream.forget()
+        seconds = max(seconds, contender.least_s)
         begun = cpu_s(contender.roots)
         ran = wrk(contender.url, job, clients=clients, seconds=seconds, core=cores()[1])
         spent = cpu_s(contender.roots) - begun

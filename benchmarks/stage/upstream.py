@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,13 +69,16 @@ class Upstream:
         """Count from here on."""
         self.offset = self.log.stat().st_size if self.log.exists() else 0
 
-    def seen(self, expected: int) -> Counter[str]:
-        """Return how often each key arrived, once `expected` did or nothing more comes."""
+    def seen(self, enough: Callable[[Counter[str]], bool]) -> Counter[str]:
+        """Return how often each key arrived, once that is `enough` or nothing more comes.
+
+        The log is written late, and what an earlier run left under way may arrive in between.
+        """
         until = time.monotonic() + _SETTLE_S
         while True:
-            lines = self._lines()
-            if len(lines) >= expected or time.monotonic() > until:
-                return Counter(line.split(" ", 2)[2] for line in lines)
+            keys = Counter(line.split(" ", 2)[2] for line in self._lines())
+            if enough(keys) or time.monotonic() > until:
+                return keys
             time.sleep(0.05)
 
     def _lines(self) -> list[str]:
