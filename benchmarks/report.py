@@ -90,9 +90,16 @@ def write(names: list[str], *, loaded: bool) -> None:
     state = "Other work ran on it meanwhile." if loaded else "Nothing else ran on it."
     rows = [["what", "value"], *([name, value] for name, value in machine.items())]
     first = f"## {heading}\n\n{state}\n\n{tables.piped(rows)}"
-    parts = {heading: first} | {title: text for title, text in parts.items() if title != heading}
-    body = "\n\n".join(parts.values())
+    parts[heading] = first
+    order = [heading, *(title_of(name) for name in SCRIPTS)]
+    body = "\n\n".join(parts[title] for title in order if title in parts)
     PAGE.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
+
+
+def title_of(name: str) -> str:
+    """Return the title of a benchmark's report, as its last run gave it, or its name."""
+    file = FOUND / f"{name}.json"
+    return str(json.loads(file.read_text(encoding="utf-8"))["title"]) if file.exists() else name
 
 
 if __name__ == "__main__":

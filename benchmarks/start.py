@@ -122,7 +122,7 @@ def measure_memory(
     """Measure memory at rest, and over as many requests as the form has time for."""
     report.sample(MEMORY, "bare ASGI + mcp", MiB_fresh=resident_mib([bare_pid]))
     fresh = resident_mib(contender.roots)
-    wanted, until = options.of(1_000_000, 4_000, 500), time.monotonic() + options.of(900, 15, 4)
+    wanted, until = options.of(1_000_000, 4_000, 500), time.monotonic() + options.of(900, 8, 3)
     seconds = options.of(5, 2, 1)
     served, warm = 0, 0.0
     while served < wanted and time.monotonic() < until:
@@ -174,7 +174,7 @@ def run(options: Options, report: Report, folder: Path) -> None:
 
 def main() -> None:
     """Run, and print what was found."""
-    options = parse(__doc__, rounds=(15, 5, 1), within_s=1800)
+    options = parse(__doc__, rounds=(15, 3, 1), within_s=1800)
     needs("wrk", "nginx")
     report = Report("start", "Starts and memory", options)
     with tempfile.TemporaryDirectory(prefix="kb-mcp-bench-") as folder:
