@@ -94,7 +94,7 @@ def read_pages(options: Options, report: Report, contender: Contender) -> None:
 def command(options: Options, report: Report, houses: dict[str, House], size: Size) -> None:
     """Run the commands on both stores, then walk the whole audit."""
     for _ in range(options.rounds):
-        for arguments in ASKED:
+        for arguments in ASKED[: options.count(3, 3, 1)]:
             name = f"kb-mcp {' '.join(arguments[:-1])}"
             for column, house in (("big", houses[BIG]), ("empty", houses[EMPTY])):
                 done = timed(house, *arguments, within_s=600)
