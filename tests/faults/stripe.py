@@ -102,6 +102,7 @@ class SimulatedStripe:
     keys: dict[str, Stored] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     overtaken: set[str] = field(default_factory=set)  # keys of requests later than grace
+    first_sent_ms: dict[str, int] = field(default_factory=dict)
 
     @property
     def now_ms(self) -> int:
@@ -119,7 +120,7 @@ class SimulatedStripe:
         reply: asyncio.Future[Answered] = self.loop.create_future()
         if fate == "lost_before":
             return await self._never(reply)
-        delay = self._delay(fate)
+        delay = self._delay(fate, request.idempotency_key or "")
         if fate == "very_late":
             self.overtaken.add(request.idempotency_key or "")
         self.loop.call_later(delay / 1000, self._arrive, request, call, fate, reply)
@@ -144,11 +145,15 @@ class SimulatedStripe:
     def _latency(self) -> int:
         return self.chance.choice((0, 1, 5, 40)) if self.faulty else 1
 
-    def _delay(self, fate: str) -> int:
+    def _delay(self, fate: str, key: str) -> int:
+        first_ms = self.first_sent_ms.setdefault(key, self.now_ms)
         if fate == "late":  # after the sender gave up, within what the law calls grace
             return TIMEOUT_MS + self.chance.randrange(1, 500 * SECOND)
         if fate == "very_late":  # later than grace: a void may be overtaken
-            return self.chance.randrange(11 * MINUTE, 20 * HOUR)
+            # Nobody who has sent it can keep a request from charging that comes once Stripe has
+            # forgotten its key: all of this rests on none lying in the line for so long.
+            forgotten_ms = first_ms + KEY_LASTS_MS - SECOND - self.now_ms
+            return min(self.chance.randrange(11 * MINUTE, 20 * HOUR), forgotten_ms)
         return self._latency()
 
     async def _never(self, reply: asyncio.Future[Answered]) -> UpstreamAnswer:
