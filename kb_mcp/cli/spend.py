@@ -5,7 +5,7 @@ Floor: the commands.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from kb_mcp.cli.failures import Failure
 from kb_mcp.cli.opening import Books, with_books
 from kb_mcp.cli.options import past_ms
 from kb_mcp.cli.output import json_option, print_list
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.ledger import Window
 
 COLUMNS = ("key_id", "scope", "window", "window_start", "currency", "cap", "settled", "reserved",
            "left")  # fmt: skip
@@ -43,13 +46,18 @@ async def _spend(books: Books, key_id: str | None, day: str | None) -> list[dict
     keys = [key for key, _ in await books.store.records.keys() if key_id in {None, key.id}]
     if key_id is not None and not keys:
         raise Failure(f"there is no vault key {key_id}", "`kb-mcp keys list` shows every key.")
+    only = keys[0].lineage_id if key_id is not None else None
+    windows = await books.store.records.windows(scope="key", scope_id=only, starts=(today, month))
+    # On the first of a month both begin on one day: the kind tells them apart.
+    starts = {"day": today, "month": month}
+    current: dict[str, list[Window]] = {}
+    for window in windows:
+        if window.key.start == starts[window.key.window]:
+            current.setdefault(window.key.scope_id, []).append(window)
     rows: list[dict[str, Any]] = []
     for key in keys:
-        windows = await books.store.records.windows(scope_id=key.lineage_id, starts=(today, month))
-        # On the first of a month both begin on one day: the kind tells them apart.
-        starts = {"day": today, "month": month}
-        current = [each for each in windows if each.key.start == starts[each.key.window]]
-        rows += spend_records(key, policy_of(key.policy), current, today, month)
+        mine = current.get(key.lineage_id, [])
+        rows += spend_records(key, policy_of(key.policy), mine, today, month)
     return rows if key_id is not None else [*await _account(books, today), *rows]
 
 

@@ -86,7 +86,9 @@ class Own:
             return refuse(Code.VAULT_KEY_UNKNOWN)
         today = day_of(self.now_ms())
         day, month = today.isoformat(), today.replace(day=1).isoformat()
-        windows = await self.records.windows(scope_id=admitted.key.lineage_id, starts=(day, month))
+        windows = await self.records.windows(
+            scope="key", scope_id=admitted.key.lineage_id, starts=(day, month)
+        )
         record = key_record(*found, admitted.policy)
         record["spend"] = spend_records(admitted.key, admitted.policy, windows, day, month)
         return _json(record)

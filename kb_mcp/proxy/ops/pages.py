@@ -31,6 +31,8 @@ from kb_mcp.proxy.windows import day_of, rfc3339
 NEEDS_MAX = 50
 TAIL_MAX = 30
 REFUSALS_MAX = 20
+# More bars than this are for nobody to read; the keys page has them all.
+BARS_MAX = 100
 # Refusals are looked for among this many newest rows: the audit may hold millions.
 LOOK_BACK_MAX = 300
 TIMELINE_MAX = 200
@@ -77,11 +79,13 @@ class Pages:
         dead = {key["id"] for key in keys if key["status"] in {"revoked", "expired"}}
         unknown = await self.views.operations(NEEDS_MAX, state=State.UNKNOWN.value)
         self.history.catch_up()
+        worth = [row for row in spend if _worth(row, dead)]
         return self._page(
             visit,
             "overview.html",
             "overview",
-            bars=[bar(row) for row in spend if _worth(row, dead)],
+            bars=[bar(row) for row in _fullest(worth)],
+            bars_left_out=max(len(worth) - BARS_MAX, 0),
             labels=labels,
             unknown=unknown,
             approvals=await self.views.approvals(NEEDS_MAX, "pending"),
@@ -202,6 +206,18 @@ class Pages:
     async def _keys(self) -> list[Record]:
         now = rfc3339(self.views.now_ms())
         return [{**key, "status": key_status(key, now)} for key in await self.views.keys()]
+
+
+def _fullest(rows: list[Record]) -> list[Record]:
+    """Return the rows to show: all, or of very many those that have used most of their cap."""
+    if len(rows) <= BARS_MAX:
+        return rows
+    return sorted(rows, key=_used, reverse=True)[:BARS_MAX]
+
+
+def _used(row: Record) -> tuple[bool, int, int]:
+    spent = row["settled"] + row["reserved"]
+    return row["scope"] == "account", spent * 1000 // row["cap"] if row["cap"] else 0, spent
 
 
 def _worth(row: Record, dead: set[str]) -> bool:

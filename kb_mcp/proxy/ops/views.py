@@ -145,12 +145,14 @@ class Views:
         stands for them unless `key_id` asks for one.
         """
         starts = (day.isoformat(), day.replace(day=1).isoformat())
-        windows = await self.records.windows(scope="key", starts=starts)
+        held: dict[str, list[Window]] = {}
+        for window in await self.records.windows(scope="key", starts=starts):
+            held.setdefault(window.key.scope_id, []).append(window)
         rows = [] if key_id else await self._account(day)
         for key, _ in await self.records.keys():
             if key.id != key_id if key_id else key.rotated_to is not None:
                 continue
-            mine = [window for window in windows if window.key.scope_id == key.lineage_id]
+            mine = held.get(key.lineage_id, [])
             rows += spend_records(key, policy_of(key.policy), mine, *starts)
         return rows
 

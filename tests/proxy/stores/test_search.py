@@ -11,13 +11,14 @@ import pytest
 from kb_mcp.proxy.stores.binding import SchemaError
 from kb_mcp.proxy.stores.postgres_line import connector
 from kb_mcp.proxy.stores.postgres_schema import check_schema, migrate
-from kb_mcp.proxy.stores.queries import load_migrations
+from kb_mcp.proxy.stores.queries import load_migrations, load_queries
 from kb_mcp.wiring.verification import verifier
 from tests.house import House
 from tests.postgres import Database
 
 ADDED = (
     "audit_by_agent", "audit_by_session", "operations_by_period_alone", "operations_unfinished",
+    "windows_by_start",
 )  # fmt: skip
 ALTERED = {
     "audit_by_time": "(time)",
@@ -86,6 +87,27 @@ def test_an_older_database_is_refused_until_its_owner_migrates_it(
         there = database.query("SELECT indexname FROM pg_indexes")
         assert {row[0] for row in there} >= {*ADDED, *ALTERED}
         check_serves(house)
+
+
+HOT: dict[str, Any] = {
+    "operations": dict.fromkeys(("names", "ids", "tallies", "periods", "bills"), "[[]]"),
+    "to_recover": {"now": 1, "limit": 1},
+    "answered_before": (1, 1),
+    **dict.fromkeys(("attempts", "objects", "windows", "tallies", "keys"), ("[[]]",)),
+    **dict.fromkeys(("approvals", "lineages", "key_with_lineage", "head_of_node"), ("[[]]",)),
+}
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_no_charge_and_no_recovery_walks_a_table(tmp_path: Path, name: str) -> None:
+    with House(tmp_path), sqlite3.connect(tmp_path / "ledger.db") as store:
+        plan = store.execute(f"EXPLAIN QUERY PLAN {load_queries('sqlite')[name]}", HOT[name])
+        steps = [row[3] for row in plan]
+    store.close()
+    # What is walked is the list that was asked for, a subquery of it, or an index of what is open.
+    walked = [step for step in steps if step.startswith("SCAN") and "VIRTUAL" not in step]
+    allowed = {"SCAN chosen", "SCAN (subquery-1)", "SCAN operations USING INDEX operations_to_read"}
+    assert set(walked) <= allowed
 
 
 AUDIT = ("key", "customer", "code", "operation", "agent", "session", "since", "node")

@@ -6,3 +6,4 @@ CREATE INDEX audit_by_session ON audit (session_id, time) WHERE session_id IS NO
 CREATE INDEX operations_by_period_alone ON operations (period, created_at)
     WHERE period IS NOT NULL;
 CREATE INDEX operations_unfinished ON operations (state, created_at) WHERE state <> 'succeeded';
+CREATE INDEX windows_by_start ON windows (start, scope);

@@ -56,9 +56,11 @@ SELECT k.* FROM json_each(?) AS wanted CROSS JOIN keys AS k ON k.id = wanted.val
 SELECT a.* FROM json_each(?) AS wanted CROSS JOIN approvals AS a ON a.id = wanted.value
 
 -- name: lineages
+-- SQLite takes an index with a condition only where that condition stands in the query.
 SELECT wanted.value AS id, l.id IS NOT NULL AS known, l.frozen_at, l.frozen_reason,
        (SELECT count(*) FROM operations AS o
-         WHERE o.lineage_id = wanted.value AND o.state = 'unknown') AS unresolved,
+         WHERE o.lineage_id = wanted.value AND o.state = 'unknown'
+           AND o.state IN ('reserved', 'unknown')) AS unresolved,
        (SELECT count(*) FROM approvals AS a
          WHERE a.lineage_id = wanted.value AND a.state = 'pending') AS outstanding
   FROM json_each(?) AS wanted LEFT JOIN lineages AS l ON l.id = wanted.value
@@ -70,8 +72,8 @@ SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_
 -- name: to_recover
 -- What recovery looks at: held and nobody's, or due to be read again.
 SELECT id FROM operations
- WHERE next_read_at <= :now
-    OR (state = 'reserved' AND next_read_at IS NULL)
+ WHERE (state IN ('reserved', 'unknown') OR next_read_at IS NOT NULL)
+   AND (next_read_at <= :now OR (state = 'reserved' AND next_read_at IS NULL))
  ORDER BY updated_at LIMIT :limit
 
 -- name: answered_before
