@@ -65,9 +65,15 @@ _PERIOD = (
 
 class _Arguments(BaseModel):
     # An argument that is not understood could be the one that mattered, so none is dropped, and
-    # "1200", 12.0 and true are no integers. Errors must not show what a caller sent.
+    # "1200", 12.0 and true are no integers. Errors must not show what a caller sent. A cold start
+    # builds the models it needs, when it needs them.
     model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False
+        defer_build=True,
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        validate_default=False,
     )
 
 
@@ -140,7 +146,7 @@ class ChargeStatusArguments(_Arguments):
 class ChargeResult(BaseModel):
     """What `charge` answers; what is None is left out."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     status: Status = Field(
         description=(
@@ -168,7 +174,7 @@ class ChargeResult(BaseModel):
 class ChargeStatusResult(BaseModel):
     """What `charge_status` answers; what is None is left out."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     found: bool = Field(description="True if there is such a charge.")
     status: str | None = Field(
