@@ -41,6 +41,9 @@ class Answers:
         """Answer the caller who sent: `operation` and `attempt` are as the conclusion left them."""
         decided = attempt.outcome in _SETTLED_NO
         match proof:
+            case Made(verdict="pending") if operation.final and operation.answer is not None:
+                # Somebody has read since how it ended; an answer that lay in the line is older.
+                return _stored(operation)
             case Made() if operation.object_id == proof.object_id:
                 return _passed(operation, attempt, strip_client_secret(proof.body), answer)
             case Declined():
@@ -61,14 +64,8 @@ class Answers:
     async def replay(self, operation: Operation) -> Reply:
         """Answer from the ledger, or by reading the object where the stored answer is gone."""
         if operation.answer is not None and operation.answer_status is not None:
-            reply = Reply(operation.answer_status, strip_client_secret(operation.answer))
-        else:
-            reply = await self._read(operation)
-        return reply.with_headers(
-            Idempotent_Replayed="true" if reply.status < 500 else None,
-            Keybrake_Operation=operation.id,
-            Keybrake_Attempt=str(operation.attempt),
-        )
+            return _stored(operation)
+        return _again(await self._read(operation), operation)
 
     async def _read(self, operation: Operation) -> Reply:
         template = ENDPOINTS[operation.route].template
@@ -86,6 +83,19 @@ class Answers:
         if answer.status >= 400:
             return Reply(answer.status, scrub_error(answer.body, self.upstream_key))
         return Reply(answer.status, strip_client_secret(answer.body))
+
+
+def _stored(operation: Operation) -> Reply:
+    body = strip_client_secret(operation.answer or b"")
+    return _again(Reply(operation.answer_status or 200, body), operation)
+
+
+def _again(reply: Reply, operation: Operation) -> Reply:
+    return reply.with_headers(
+        Idempotent_Replayed="true" if reply.status < 500 else None,
+        Keybrake_Operation=operation.id,
+        Keybrake_Attempt=str(operation.attempt),
+    )
 
 
 def _passed(operation: Operation, attempt: Attempt, body: bytes, answer: UpstreamAnswer) -> Reply:

@@ -93,6 +93,8 @@ def _made(standing: Standing, operation: Operation, attempt: Attempt, proof: Mad
     if owns and owner is not None and owner != operation.id:
         # An object that concluded one operation never concludes another.
         return _kept_unknown(standing, operation, "object_of_another_operation")
+    if proof.verdict == "pending" and _known_since(operation, attempt, proof.object_id):
+        return Changes()
     closed = replace(
         attempt, outcome=AttemptOutcome.SUCCEEDED, open_sends=0,
         status=proof.status, object_id=proof.object_id if owns else None,
@@ -128,6 +130,14 @@ def _made(standing: Standing, operation: Operation, attempt: Attempt, proof: Mad
         windows=_counted(standing, operation, taken, final=final, held=held, late=late),
         lineages=frozen,
     )
+
+
+def _known_since(operation: Operation, attempt: Attempt, object_id: str) -> bool:
+    """Say whether the object's end is known: an answer that calls it pending lay in the line."""
+    if attempt.outcome is AttemptOutcome.DECLINED:
+        return attempt.object_id == object_id
+    settled = operation.state is S.SUCCEEDED and operation.final
+    return settled and operation.object_id == object_id
 
 
 def _counted(

@@ -12,6 +12,7 @@ from kb_mcp.proxy.decisions import Proceed
 from kb_mcp.proxy.ledger import AttemptOutcome, OperationId, Window
 from kb_mcp.proxy.policy import CapRules
 from kb_mcp.proxy.proofs import Declined, NeverBegan, Nothing, Proof
+from kb_mcp.proxy.resolve import Found
 from kb_mcp.proxy.windows import windows_of
 from tests.proxy.room import (
     BILLING,
@@ -47,6 +48,23 @@ def held(room: Room) -> set[tuple[int, int]]:
     places = windows_of(room.standing.operations[FIRST]).money()
     windows = [room.standing.window(key) for key in places]
     return {(window.reserved, window.settled) for window in windows}
+
+
+@pytest.mark.parametrize(("verdict", "state"), [("failed", "failed"), ("done", "succeeded")])
+def test_an_answer_that_lay_in_the_line_is_older_than_what_was_read(
+    verdict: str, state: str
+) -> None:
+    room = Room()
+    go = room.ask("june")
+    room.pass_time(MINUTE)
+    room.read(FIRST, Found(1, made("ch_1", state, verdict)))
+    known = room.standing.operations[FIRST]
+    before = held(room)
+    after = room.end(go, made("ch_1", "pending", "pending"))
+    assert (after.state.value, after.final, after.overshoot) == (state, True, False)
+    assert (after.answer, after.stripe_status) == (known.answer, known.stripe_status)
+    assert held(room) == before
+    assert room.standing.lineages[LINEAGE].frozen_at is None
 
 
 @pytest.mark.parametrize(("_what", "proof", "alone", "beside"), CASES)
