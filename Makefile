@@ -13,7 +13,7 @@ FUZZ_SECONDS ?= 300
 LITELLM := build/benchmarks/litellm/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: up demo test check fmt lock prove simulate fuzz bench docs export lambda clean help
+.PHONY: up demo test check fmt lock prove simulate fuzz mutate bench docs export lambda clean help
 
 up: .venv/.run .venv/.project ## proxy, MCP, dashboard and sandbox (ARGS="--port 9000")
 	$(BIN)/kb-mcp up $(ARGS)
@@ -63,6 +63,10 @@ fuzz: .venv/.dev .venv/.project ## the property tests, long, then coverage-guide
 	$(BIN)/python -m pytest -n auto --timeout 0 --hypothesis-profile fuzz tests/agent tests/proxy
 	$(INSTALL) --require-hashes -r locks/fuzz.txt
 	$(BIN)/python tests/fuzz/surface.py -max_total_time=$(FUZZ_SECONDS)
+
+mutate: .venv/.dev .venv/.project ## mutants of what decides about money (MODULES="decide policy")
+	$(BIN)/mutmut run $(ARGS) $(MODULES:%='kb_mcp*.%.*')
+	$(BIN)/python -m tests.mutants
 
 bench: .venv/.dev .venv/.project $(if $(SMOKE),,$(LITELLM)) ## benchmarks, short (SMOKE=1 PLOTS=1)
 	$(if $(PLOTS),$(INSTALL) --require-hashes -r locks/bench.txt)

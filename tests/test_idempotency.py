@@ -87,6 +87,23 @@ def test_parts_of_a_name_do_not_run_into_each_other(a: str, b: str, c: str, d: s
     assert (caller_name(a, b) == caller_name(c, d)) is ((a, b) == (c, d))
 
 
+def test_the_names_that_stores_hold_do_not_change() -> None:
+    # An upgrade that names a bill otherwise would not find it, and charge it once more.
+    assert explicit_name("POST /v1/charges", "cus_A", "june") == "5476d91b623be8a780347502bcf55bd0"
+    assert caller_name("POST /v1/charges", "june") == "dc02ef6f69e678a590c0164ce5e69b14"
+    assert body_name(b"amount=2900", "/v1/charges") == "ecab4a4340b62269d9afdc9858cb34f0"
+    assert occurrence_key("0" * 32, 1) == "ff72b807be8d8bcb0c387a012c193465"
+
+
+@given(TEXT, TEXT)
+def test_a_key_names_another_act_at_another_endpoint(one: str, two: str) -> None:
+    assert (explicit_name(one, "cus_A", "june") == explicit_name(two, "cus_A", "june")) is (
+        one == two
+    )
+    assert (body_name(b"amount=1", one) == body_name(b"amount=1", two)) is (one == two)
+    assert (occurrence_key(one, 1) == occurrence_key(two, 1)) is (one == two)
+
+
 def test_two_customers_keys_do_not_collide_and_occurrences_differ() -> None:
     assert explicit_name("e", "cus_A", "june") != explicit_name("e", "cus_B", "june")
     assert explicit_name("e", None, "june") == explicit_name("e", "", "june")

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from kb_mcp.money import (
     CURRENCIES,
     MAX_AMOUNT,
+    MAX_CAP,
     THREE_DECIMAL,
     WHOLE_UNITS_ONLY,
     ZERO_DECIMAL,
     Money,
     MoneyError,
     check_amount,
+    check_cap,
     format_money,
     parse_amount,
     parse_cap,
@@ -95,6 +97,12 @@ def test_a_cap_is_read_in_major_units(text: str, money: Money) -> None:
 def test_a_cap_that_cannot_be_meant_is_refused(text: str) -> None:
     with pytest.raises(MoneyError):
         parse_cap(text)
+
+
+def test_a_cap_may_be_as_high_as_there_are_caps_and_no_higher() -> None:
+    check_cap(MAX_CAP, "usd")
+    with pytest.raises(MoneyError, match="between 1 and"):
+        check_cap(MAX_CAP + 1, "usd")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -24,9 +24,6 @@ from pydantic import (
 
 from kb_mcp.money import check_cap, check_currency
 from kb_mcp.proxy.routes import ENDPOINTS
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 DAY_MS: Final = 86_400_000
 MAX_DURATION_MS: Final = 31 * DAY_MS
@@ -232,7 +229,3 @@ class Policy(_Record):
     def capped(self) -> bool:
         """Say whether money is limited, so that requests must tell how much they move."""
         return any(self.caps.tables()) or bool(self.approval_above)
-
-    def expired(self, now: datetime) -> bool:
-        """Say whether the policy's own expiry has passed."""
-        return self.expires_at is not None and self.expires_at <= now

@@ -173,6 +173,12 @@ def test_a_bad_field_is_named_with_its_reason(
     assert any(part in why for part in reason.split("|")), why
 
 
+def test_a_threshold_of_nothing_asks_for_an_approval_of_everything() -> None:
+    policy = load_policy({"role": "r", "allow": ["POST /v1/charges"], "approval_above": {"usd": 0}})
+    assert policy.approval_above == {"usd": 0}
+    assert policy.capped
+
+
 def test_errors_of_a_file_say_the_line() -> None:
     text = 'role = "r"\nallow = ["POST *"]\nrat = 3\n\n[caps]\ndaily = {uzd = 100}\n'
     with pytest.raises(PolicyError) as caught:

@@ -4,96 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from urllib.parse import urlencode
 
 import pytest
 
 from kb_mcp.proxy.conclude import Ending, conclude
-from kb_mcp.proxy.continuing import as_step, step_fingerprint
 from kb_mcp.proxy.decide import decide
-from kb_mcp.proxy.decisions import Decision, Look, Proceed
-from kb_mcp.proxy.ledger import AttemptOutcome, AuditDraft, LineageId, Operation, OperationId
-from kb_mcp.proxy.policy import CapRules, Policy
-from kb_mcp.proxy.proofs import Made, Proof, prove_object
-from kb_mcp.proxy.resolve import Found
+from kb_mcp.proxy.decisions import Look, Proceed
+from kb_mcp.proxy.ledger import AttemptOutcome, AuditDraft, LineageId
+from kb_mcp.proxy.proofs import Made, Proof
 from kb_mcp.proxy.routes import ENDPOINTS
-from kb_mcp.proxy.surface import Reading, parse_form, read_request
 from kb_mcp.proxy.windows import windows_of
-from tests.proxy.room import FORM_TYPE, LOST, MINUTE, NEVER_SENT, REJECTED, Room, declined, told
-
-CREATE = "POST /v1/payment_intents"
-FIRST = OperationId("op_1")
-POLICY = Policy.model_validate(
-    {"role": "collector", "allow": (CREATE,), "caps": CapRules(daily={"usd": 9000})}
-)
-
-
-def shown(status: str, amount: int = 2900, **fields: object) -> Made:
-    body = {"id": "pi_1", "object": "payment_intent", "status": status, "amount": amount, **fields}
-    made = prove_object(body, ENDPOINTS[CREATE])
-    assert made is not None
-    return made
-
-
-class Till(Room):
-    """A room with one authorised intent, `pi_1`, of 29.00."""
-
-    def __init__(self, status: str = "requires_capture") -> None:
-        super().__init__(policy=POLICY)
-        self.make(status)
-
-    def make(self, status: str) -> None:
-        intent = self.intend(period="2026-11")
-        reading = replace(intent.reading, route=ENDPOINTS[CREATE], path="/v1/payment_intents")
-        go = decide(self.standing, replace(intent, reading=reading))
-        self.standing.apply(go.changes)
-        self.end(go, shown(status))
-
-    @property
-    def operation(self) -> Operation:
-        return self.standing.operations[FIRST]
-
-    def held(self) -> int:
-        """Return what every window of the operation holds in reserve: they agree."""
-        places = windows_of(self.operation).money()
-        (held,) = {self.standing.window(place).reserved for place in places}
-        assert held == (0 if self.operation.final else self.operation.held)
-        return held
-
-    def step(self, verb: str, lineage: str = "one", **form: object) -> Decision:
-        path = f"/v1/payment_intents/pi_1/{verb}".rstrip("/")
-        parsed = parse_form(urlencode(form).encode(), FORM_TYPE, b"", "POST")
-        reading = read_request("POST", path, parsed, None)  # type: ignore[arg-type] # a refusal fails below
-        assert isinstance(reading, Reading), reading
-        made = self.operation
-        step = as_step(reading, made)
-        assert isinstance(step, Reading), step
-        assert step.money is not None
-        intent = replace(
-            self.intend(),
-            reading=step,
-            money=step.money,
-            lineage_id=LineageId(lineage),
-            name=made.name,
-            named_by=made.named_by,
-            upstream_name=made.upstream_name,
-            fingerprint=step_fingerprint(step, made),
-            continues=made,
-        )
-        decision = decide(self.standing, intent)
-        self.standing.apply(decision.changes)
-        return decision
-
-    def after(self, decision: Decision, proof: Proof) -> tuple[str, int]:
-        """Return the state and what is held once the step was answered."""
-        operation = self.end(decision, proof)
-        return operation.state.value, self.held()
-
-    def look(self, proof: Made) -> tuple[str, int]:
-        """Return the state and what is held once recovery has read the intent."""
-        self.read(FIRST, Found(self.operation.attempt, proof))
-        return self.operation.state.value, self.held()
-
+from tests.proxy.room import LOST, MINUTE, NEVER_SENT, REJECTED, declined, told
+from tests.proxy.till import CREATE, FIRST, Till, shown
 
 RAISE = "increment_authorization"
 CASES: list[tuple[str, str, dict[str, int], Proof, str, int]] = [
@@ -237,3 +159,114 @@ def test_an_ending_of_another_holder_of_the_lease_only_closes_its_own_step() -> 
     after, changes = conclude(till.standing, ending)
     assert (after.state.value, changes.operations) == ("succeeded", ())
     assert json.loads(shown("canceled").body)["id"] == after.object_id
+
+
+def test_a_raise_that_was_answered_is_told_whole() -> None:
+    till = Till()
+    proof = shown("requires_capture", 4000)
+    till.after(till.step(RAISE, amount=4000), proof)
+    after, step = till.operation, till.standing.attempts[FIRST, 2]
+    assert (after.amount, after.stripe_status, after.code) == (4000, "requires_capture", None)
+    assert (after.answer_status, after.answer) == (200, proof.body)
+    assert (after.lease_owner, after.next_read_at) == (None, till.standing.now + MINUTE)
+    assert (step.outcome, step.status, step.open_sends) == (AttemptOutcome.SUCCEEDED, 200, 0)
+
+
+@pytest.mark.parametrize(
+    ("proof", "outcome"),
+    [(REJECTED, AttemptOutcome.REJECTED), (NEVER_SENT, AttemptOutcome.NOT_SENT)],
+)
+def test_a_step_that_did_nothing_says_so_and_the_intent_is_read_again(
+    proof: Proof, outcome: AttemptOutcome
+) -> None:
+    till = Till()
+    till.after(till.step(RAISE, amount=4000), proof)
+    step = till.standing.attempts[FIRST, 2]
+    assert (step.outcome, step.open_sends, step.status) == (outcome, 0, proof.status)
+    assert till.operation.next_read_at == till.standing.now + MINUTE
+    assert till.operation.lease_owner is None
+
+
+def test_a_lost_raise_is_given_back_only_once_it_can_land_no_more() -> None:
+    for late, skewed, left, outcome in (
+        (0, False, 4000, AttemptOutcome.OPEN),
+        (1, True, 4000, AttemptOutcome.OPEN),
+        (1, False, 2900, AttemptOutcome.VOIDED),
+    ):
+        till = Till()
+        till.after(till.step(RAISE, amount=4000), LOST)
+        till.pass_time(till.standing.settings.recovery_grace_ms + late)
+        till.standing.skewed = skewed
+        assert till.look(shown("requires_capture")) == ("succeeded", left)
+        assert till.standing.attempts[FIRST, 2].outcome is outcome
+
+
+def failed(declines: int = 20) -> Till:
+    till = Till("requires_confirmation")
+    till.policy = till.policy.model_copy(update={"daily_declines": declines})
+    assert till.after(till.step("confirm"), declined("pi_1")) == ("failed", 0)
+    return till
+
+
+@pytest.mark.parametrize(
+    "proof",
+    [
+        shown("requires_capture"),
+        shown("requires_payment_method", last_payment_error={"code": "x"}),
+        shown("canceled"),
+    ],
+)
+def test_an_intent_that_had_failed_holds_nothing_whatever_a_cancel_shows(proof: Made) -> None:
+    till = failed()
+    go = till.step("cancel")
+    assert told(go) == "proceed as K-s3"
+    assert till.after(go, proof) == ("failed", 0)
+    assert till.operation.lease_owner is None
+    assert till.standing.attempts[FIRST, 3].outcome is AttemptOutcome.SUCCEEDED
+    counts = till.standing.window(windows_of(till.operation).counts)
+    assert counts.declines == 1
+
+
+def test_an_intent_whose_confirmation_failed_is_told_whole() -> None:
+    till = Till("requires_confirmation")
+    proof = shown("requires_payment_method", last_payment_error={"code": "card_declined"})
+    assert till.after(till.step("confirm"), proof) == ("failed", 0)
+    after = till.operation
+    assert after.final
+    assert (after.stripe_status, after.code) == (proof.stripe_status, proof.stripe_status)
+    assert (after.answer_status, after.answer) == (200, proof.body)
+    assert till.standing.window(windows_of(after).counts).declines == 1
+
+
+def test_a_declined_confirmation_is_told_whole() -> None:
+    after = failed().operation
+    assert after.final
+    assert (after.stripe_status, after.code) == ("failed", "card_declined")
+    assert (after.answer_status, after.answer) == (402, b"{}")
+
+
+@pytest.mark.parametrize(
+    "proof",
+    [declined("pi_1"), shown("requires_payment_method", last_payment_error={"code": "x"})],
+)
+def test_the_last_decline_that_a_day_allows_freezes_the_key(proof: Proof) -> None:
+    for allowed, frozen in ((1, True), (2, False)):
+        till = Till("requires_confirmation")
+        till.policy = till.policy.model_copy(update={"daily_declines": allowed})
+        till.after(till.step("confirm"), proof)
+        lineage = till.standing.lineage(LineageId("one"))
+        assert (lineage.frozen_at is not None) is frozen
+
+
+def test_a_declined_raise_counts_and_is_read_at_once() -> None:
+    till = Till()
+    assert till.after(till.step(RAISE, amount=4000), declined("pi_1")) == ("succeeded", 2900)
+    assert till.operation.next_read_at == till.standing.now
+    assert till.standing.window(windows_of(till.operation).counts).declines == 1
+
+
+def test_a_canceled_intent_counts_as_no_decline() -> None:
+    till = Till()
+    till.after(till.step("cancel"), shown("canceled"))
+    assert (till.operation.stripe_status, till.operation.code) == ("canceled", "canceled")
+    assert till.standing.window(windows_of(till.operation).counts).declines == 0
