@@ -104,6 +104,10 @@ def test_a_key_names_another_act_at_another_endpoint(one: str, two: str) -> None
     assert (occurrence_key(one, 1) == occurrence_key(two, 1)) is (one == two)
 
 
+def test_a_key_that_is_no_text_at_all_is_a_name_all_the_same() -> None:
+    assert caller_name("e", "\ud800") != caller_name("e", "\udfff")
+
+
 def test_two_customers_keys_do_not_collide_and_occurrences_differ() -> None:
     assert explicit_name("e", "cus_A", "june") != explicit_name("e", "cus_B", "june")
     assert explicit_name("e", None, "june") == explicit_name("e", "", "june")

@@ -11,7 +11,7 @@ from kb_mcp.proxy.conclude import FOREIGN_KEY, READ_AGAIN_MS
 from kb_mcp.proxy.decisions import Proceed
 from kb_mcp.proxy.ledger import AttemptOutcome, OperationId, Window
 from kb_mcp.proxy.policy import CapRules
-from kb_mcp.proxy.proofs import Declined, NeverBegan, Nothing, Proof
+from kb_mcp.proxy.proofs import Declined, NeverBegan, Nothing, Proof, Rejected
 from kb_mcp.proxy.resolve import Found
 from kb_mcp.proxy.windows import windows_of
 from tests.proxy.room import (
@@ -293,6 +293,65 @@ def test_a_no_beside_a_foreign_use_does_not_make_the_key_ours_again() -> None:
     room = Room()
     room.end(room.ask("june"), FOREIGN)
     assert room.end(room.ask("june"), NEVER_SENT).code == FOREIGN_KEY
+
+
+def test_what_is_not_known_is_noted_whole_and_read_at_once() -> None:
+    room = Room()
+    go = room.ask("june")
+    room.pass_time(7)
+    after = room.end(go, FOREIGN)
+    assert (after.next_read_at, after.updated_at) == (room.standing.now, room.standing.now)
+    assert after.lease_owner is None
+    assert room.standing.attempts[FIRST, 1].status == 400
+
+
+def test_silence_of_a_send_that_lost_its_lease_leaves_the_newer_one_alone() -> None:
+    room = Room()
+    first = room.ask("june")
+    room.pass_time(MINUTE)  # the lease is over, and somebody else sends again
+    room.ask("june")
+    before = room.standing.operations[FIRST]
+    assert room.end(first, FOREIGN) == before
+    assert room.standing.attempts[FIRST, 1].status == 400
+    assert told(room.ask("june")) == "join"
+
+
+def test_a_yes_is_stored_whole_for_its_replay() -> None:
+    room = Room()
+    room.end(room.ask("june"), LOST)
+    room.pass_time(7)
+    proof = made("ch_1")
+    after = room.end(room.ask("june"), proof)
+    assert (after.answer_status, after.answer) == (200, proof.body)
+    assert (after.object_id, after.stripe_status, after.code) == ("ch_1", "succeeded", None)
+    assert (after.updated_at, after.lease_owner) == (room.standing.now, None)
+    assert (after.overshoot, after.amount) == (False, 2900)
+    attempt = room.standing.attempts[FIRST, 1]
+    assert (attempt.outcome, attempt.status, attempt.object_id) == (
+        AttemptOutcome.SUCCEEDED, 200, "ch_1",
+    )  # fmt: skip
+
+
+def test_a_second_charge_of_a_paid_bill_is_counted_and_freezes_the_key() -> None:
+    room = Room()
+    go = room.ask("june")
+    room.end(go, made("ch_1"))
+    after = room.end(go, made("ch_9"))
+    assert (after.object_id, after.overshoot, held(room)) == ("ch_1", True, {(0, 5800)})
+    assert room.standing.lineage(LINEAGE).frozen_reason == "a charge turned up late"
+
+
+def test_a_row_says_what_stripe_answered_and_which_object_there_is() -> None:
+    for proof, code, status, object_id in (
+        (made("ch_1"), None, 200, "ch_1"),
+        (declined("ch_1"), "card_declined", 402, "ch_1"),
+        (Rejected(400, b"{}", "idempotency_key_in_use", ours=True), "upstream_rejected_key", 400,
+         None),
+    ):  # fmt: skip
+        room = Room()
+        room.end(room.ask("june"), proof)
+        row = room.standing.dirty.audit[-1]
+        assert (row.code, row.stripe_status, row.object_id) == (code, status, object_id)
 
 
 def test_windows_never_go_below_zero() -> None:

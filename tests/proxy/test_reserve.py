@@ -138,6 +138,17 @@ FACTS: list[tuple[str, Before, dict[str, object]]] = [
 ]
 
 
+def test_a_reservation_after_a_void_forgets_what_was_listed() -> None:
+    room = Room()
+    room.end(room.ask("june"), LOST)
+    room.void(FIRST)
+    go = room.ask("june")
+    assert isinstance(go, Proceed)
+    again = go.operation
+    assert (again.voided_at, again.empty_listings, again.next_read_at) == (None, 0, None)
+    assert (again.code, again.held, again.live) == (None, 2900, True)
+
+
 @pytest.mark.parametrize(("word", "before", "changed"), FACTS)
 def test_every_decision_names_the_operation_it_is_about(
     word: str, before: Before, changed: dict[str, object]

@@ -144,6 +144,8 @@ def test_a_finding_that_changes_nothing_frees_the_lease_and_is_read_again_in_an_
     second = OperationId("op_2")
     room.end(room.ask("july", customer="cus_B2"), LOST)
     room.void(second)
+    # Not at the hour that was due before.
+    room.pass_time(7)
     # The object of another operation says nothing about a voided one.
     after = room.read(second, Found(1, made("ch_1")))
     assert after is not None

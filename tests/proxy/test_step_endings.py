@@ -270,3 +270,23 @@ def test_a_canceled_intent_counts_as_no_decline() -> None:
     till.after(till.step("cancel"), shown("canceled"))
     assert (till.operation.stripe_status, till.operation.code) == ("canceled", "canceled")
     assert till.standing.window(windows_of(till.operation).counts).declines == 0
+
+
+def test_what_is_captured_in_part_is_what_is_spent() -> None:
+    till = Till()
+    proof = shown("succeeded", amount_received=1000)
+    assert till.after(till.step("capture", amount_to_capture=1000), proof) == ("succeeded", 0)
+    after = till.operation
+    assert (after.held, after.amount, after.overshoot) == (1000, 2900, False)
+    places = windows_of(after).money()
+    assert {till.standing.window(place).settled for place in places} == {1000}
+
+
+def test_a_capture_after_a_raise_is_of_the_new_total() -> None:
+    till = Till()
+    till.after(till.step(RAISE, amount=4000), LOST)
+    till.look(shown("requires_capture", 4000))
+    proof = shown("succeeded", 4000, amount_received=4000)
+    assert till.after(till.step("capture"), proof) == ("succeeded", 0)
+    after = till.operation
+    assert (after.held, after.amount, after.overshoot) == (4000, 4000, False)
