@@ -90,6 +90,7 @@ def test_parts_of_a_name_do_not_run_into_each_other(a: str, b: str, c: str, d: s
 def test_the_names_that_stores_hold_do_not_change() -> None:
     # An upgrade that names a bill otherwise would not find it, and charge it once more.
     assert explicit_name("POST /v1/charges", "cus_A", "june") == "5476d91b623be8a780347502bcf55bd0"
+    assert explicit_name("POST /v1/charges", None, "june") == "057c46d65642901f555678ccaea607af"
     assert caller_name("POST /v1/charges", "june") == "dc02ef6f69e678a590c0164ce5e69b14"
     assert body_name(b"amount=2900", "/v1/charges") == "ecab4a4340b62269d9afdc9858cb34f0"
     assert occurrence_key("0" * 32, 1) == "ff72b807be8d8bcb0c387a012c193465"
