@@ -5,7 +5,8 @@ A simulation that finds none of these proves nothing by finding nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -44,13 +45,25 @@ def part(owner: Any, name: str) -> Any:
 
 @contextmanager
 def swapped(owner: Any, name: str, wrong: Any) -> Iterator[None]:
-    """Let `owner.name` be `wrong` for a while."""
+    """Let `owner.name` be `wrong` for a while.
+
+    Raises: TypeError, where `wrong` does not take what `owner.name` takes. A bug that only breaks
+    the call would be found by anything, and show nothing.
+    """
     right = getattr(owner, name)
+    if inspect.isfunction(right) and inspect.isfunction(wrong):
+        _check_that_it_takes(wrong, inspect.signature(right).parameters.values())
     setattr(owner, name, wrong)
     try:
         yield
     finally:
         setattr(owner, name, right)
+
+
+def _check_that_it_takes(wrong: Any, asked: Iterable[inspect.Parameter]) -> None:
+    named = [each.name for each in asked if each.kind is each.KEYWORD_ONLY]
+    placed = [each for each in asked if each.kind is each.POSITIONAL_OR_KEYWORD]
+    inspect.signature(wrong).bind(*placed, **dict.fromkeys(named))
 
 
 @bug
@@ -82,8 +95,8 @@ def caps_are_checked_outside_the_transaction(world: World) -> Iterator[None]:
     seen: dict[OperationId, Any] = {}
     right = part(reserve, "check_caps")
 
-    def wrong(standing: Standing, intent: Any) -> Any:
-        return right(replace(standing, windows=seen[intent.fresh_id]), intent)
+    def wrong(standing: Standing, intent: Any, raised: Any = None) -> Any:
+        return right(replace(standing, windows=seen[intent.fresh_id]), intent, raised)
 
     with (
         _remembered(seen, lambda: dict(world.mirror.windows)),
@@ -202,7 +215,7 @@ def an_unknown_outcome_gets_a_new_upstream_key(_: World) -> Iterator[None]:
 
 @bug
 def an_old_key_is_sent_again_after_stripe_forgot_it(_: World) -> Iterator[None]:
-    with swapped(decide, "RESEND_WITHIN_MS", 72 * 3_600_000):
+    with swapped(reserve, "RESEND_WITHIN_MS", 72 * 3_600_000):
         yield
 
 
@@ -265,8 +278,8 @@ def a_decline_counts_for_any_attempt(_: World) -> Iterator[None]:
 def the_window_is_taken_when_it_is_settled(_: World) -> Iterator[None]:
     right = part(conclude, "settle")
 
-    def wrong(standing: Standing, operation: Operation, *, held: bool) -> Any:
-        return right(standing, replace(operation, reserved_at=standing.now), held=held)
+    def wrong(standing: Standing, operation: Operation, amount: int, *, held: bool) -> Any:
+        return right(standing, replace(operation, reserved_at=standing.now), amount, held=held)
 
     with swapped(conclude, "settle", wrong):
         yield
