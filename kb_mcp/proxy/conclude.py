@@ -27,13 +27,12 @@ from kb_mcp.proxy.ledger import (
 )
 from kb_mcp.proxy.ledger import State as S
 from kb_mcp.proxy.proofs import CANCELED, Declined, Made, NeverBegan, Nothing, Proof, Rejected
-from kb_mcp.proxy.step_endings import end_step
+from kb_mcp.proxy.step_endings import READ_AGAIN_MS, end_step
 from kb_mcp.proxy.windows import hold_again, release, settle
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.standing import Standing
 
-READ_AGAIN_MS = 60_000
 FOREIGN_KEY = "key_used_outside_ledger"
 
 
@@ -133,11 +132,15 @@ def _made(standing: Standing, operation: Operation, attempt: Attempt, proof: Mad
 
 
 def _known_since(operation: Operation, attempt: Attempt, object_id: str) -> bool:
-    """Say whether the object's end is known: an answer that calls it pending lay in the line."""
+    """Say whether the object's end is known, or a step has gone on with it.
+
+    An answer that calls it pending lay in the line then: it is older than what is known.
+    """
     if attempt.outcome is AttemptOutcome.DECLINED:
         return attempt.object_id == object_id
     settled = operation.state is S.SUCCEEDED and operation.final
-    return settled and operation.object_id == object_id
+    went_on = operation.attempt != attempt.number
+    return (settled or went_on) and operation.object_id == object_id
 
 
 def _counted(

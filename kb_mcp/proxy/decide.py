@@ -48,15 +48,13 @@ from kb_mcp.proxy.ledger import (
 )
 from kb_mcp.proxy.ledger import State as S
 from kb_mcp.proxy.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.reserve import new_operation, recent_decline, reserve, send_again
+from kb_mcp.proxy.reserve import new_operation, recent_decline, resendable, reserve, send_again
 from kb_mcp.proxy.steps import decide_step
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.intent import Intent
     from kb_mcp.proxy.standing import Standing
 
-# Stripe may forget a v1 key after 24 hours (facts: Idempotency at Stripe); we stop an hour before.
-RESEND_WITHIN_MS = 23 * 3_600_000
 # A body repeated under another SDK-made key within this time is a runtime's retry.
 RUNTIME_RETRY_MS = 15 * 60_000
 LAST_USED_EVERY_MS = 60_000
@@ -148,7 +146,7 @@ def _unsettled(
         return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
     if standing.leased(operation):
         return Join(operation)
-    if attempt is None or not _resendable(standing, attempt):
+    if attempt is None or not resendable(standing, attempt):
         return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=_named(operation)), operation)
     leased, sent = send_again(standing, intent, operation, attempt)
     return Proceed(leased, sent, Changes(operations=(leased,), attempts=(sent,)))
@@ -166,7 +164,7 @@ def _voided(
         return reserve(standing, intent, operation, None)
     if not same:
         return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
-    if attempt is None or not _resendable(standing, attempt):
+    if attempt is None or not resendable(standing, attempt):
         return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=_named(operation)), operation)
     return reserve(standing, intent, operation, attempt)
 
@@ -183,7 +181,7 @@ def _failed(
     if declined is not None and same:
         return declined
     if attempt is not None and attempt.outcome is AttemptOutcome.NOT_SENT and same:
-        keep = attempt if _resendable(standing, attempt) else None
+        keep = attempt if resendable(standing, attempt) else None
         return reserve(standing, intent, operation, keep)
     return reserve(standing, intent, operation, None)
 
@@ -219,10 +217,6 @@ def _late_body(standing: Standing, intent: Intent, operation: Operation) -> Refu
     if standing.now <= operation.first_arrival_at + RUNTIME_RETRY_MS:
         return None
     return suspect(Code.DUPLICATE_SUSPECTED, operation)
-
-
-def _resendable(standing: Standing, attempt: Attempt) -> bool:
-    return not standing.skewed and standing.now < attempt.first_sent_at + RESEND_WITHIN_MS
 
 
 def _may_see(intent: Intent, operation: Operation) -> bool:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.intent import Intent
     from kb_mcp.proxy.standing import Standing
 
+# Stripe may forget a v1 key after 24 hours (facts: Idempotency at Stripe); we stop an hour before.
+RESEND_WITHIN_MS = 23 * 3_600_000
+
 
 def reserve(
     standing: Standing, intent: Intent, operation: Operation, keep: Attempt | None
@@ -31,9 +34,6 @@ def reserve(
 
     `operation` may be new; `keep` is the attempt whose key and stored bytes are used again.
     """
-    conflict = find_conflict(standing, intent)
-    if conflict is not None:
-        return Refuse(conflict[0], conflict[1])
     checked = check(standing, intent, operation)
     if not isinstance(checked, Changes):
         return checked
@@ -41,12 +41,15 @@ def reserve(
 
 
 def check(
-    standing: Standing, intent: Intent, operation: Operation, raised: Operation | None = None
+    standing: Standing, intent: Intent, operation: Operation, *, raised: bool = False
 ) -> Refuse | Replay | Changes:
-    """Run the checks after the guards; return the approval that is used up where all pass.
+    """Run every check; return the approval that is used up where all pass.
 
-    `raised` is an operation that holds a part of what `intent` comes to already.
+    `raised` says that `operation` holds a part of what `intent` comes to, and its guards, already.
     """
+    conflict = None if raised else find_conflict(standing, intent)
+    if conflict is not None:
+        return Refuse(conflict[0], conflict[1])
     known = standing.operations.get(operation.id)
     if standing.turning:
         return Refuse(refuse(Code.LEDGER_UNAVAILABLE), known)
@@ -64,7 +67,7 @@ def check(
     declined = recent_decline(standing, intent) or _exhausted(standing, intent, known)
     if declined is not None:
         return declined
-    over = check_caps(standing, intent, raised)
+    over = check_caps(standing, intent, operation if raised else None)
     if over is not None:
         return Refuse(over, known)
     return approval.changes
@@ -172,18 +175,31 @@ def _send_new(
 ) -> tuple[Operation, Attempt]:
     number = operation.attempt + 1
     key = operation.upstream_name if number == 1 else f"{operation.upstream_name}-{number}"
+    body = request_body(intent.reading, operation.id, key, intent.lineage_id)
+    return send_next(standing, intent, operation, key, body)
+
+
+def send_next(
+    standing: Standing, intent: Intent, operation: Operation, key: str, body: bytes
+) -> tuple[Operation, Attempt]:
+    """Send the request of `intent` with `body`, under a `key` of its own."""
     attempt = Attempt(
         operation_id=operation.id,
-        number=number,
+        number=operation.attempt + 1,
         upstream_key=key,
         path=intent.reading.path,
         stripe_version=intent.stripe_version,
-        body=request_body(intent.reading, operation.id, key, intent.lineage_id),
+        body=body,
         first_sent_at=standing.now,
         last_sent_at=standing.now,
         key_id=intent.key_id,
     )
-    return lease(standing, intent, replace(operation, attempt=number)), attempt
+    return _lease(standing, intent, replace(operation, attempt=attempt.number)), attempt
+
+
+def resendable(standing: Standing, attempt: Attempt) -> bool:
+    """Say whether the key of `attempt` is still good: Stripe surely remembers it."""
+    return not standing.skewed and standing.now < attempt.first_sent_at + RESEND_WITHIN_MS
 
 
 def send_again(
@@ -197,11 +213,10 @@ def send_again(
         open_sends=attempt.open_sends + 1,
         outcome=AttemptOutcome.OPEN,
     )
-    return lease(standing, intent, operation), again
+    return _lease(standing, intent, operation), again
 
 
-def lease(standing: Standing, intent: Intent, operation: Operation) -> Operation:
-    """Return `operation` leased by whoever sends for `intent`, under a new fencing token."""
+def _lease(standing: Standing, intent: Intent, operation: Operation) -> Operation:
     return replace(
         operation,
         lease_owner=intent.owner,

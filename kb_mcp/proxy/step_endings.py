@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.standing import Standing
 
 READ_AGAIN_MS = 60_000
+_HOLD_NOTHING = frozenset({S.FAILED, S.AWAITING_APPROVAL})
 
 
 def end_step(standing: Standing, operation: Operation, attempt: Attempt, ending: Ending) -> Changes:
@@ -84,9 +85,6 @@ def _shown(
         next_read_at=standing.now + READ_AGAIN_MS,
     )
     return Changes(operations=(shown,), attempts=(step,), windows=move(standing, operation, shown))
-
-
-_HOLD_NOTHING = frozenset({S.FAILED, S.AWAITING_APPROVAL})
 
 
 def _alive(operation: Operation) -> bool:

@@ -27,19 +27,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
 from kb_mcp.proxy.decisions import Decision, Join, Look, Proceed, Refuse, Replay
-from kb_mcp.proxy.guards import find_conflict, suspect
+from kb_mcp.proxy.guards import suspect
 from kb_mcp.proxy.ledger import Attempt, AttemptOutcome, Changes, Operation
 from kb_mcp.proxy.ledger import State as S
 from kb_mcp.proxy.refusals import Code, refuse
-from kb_mcp.proxy.reserve import check, lease, send_again, used_up
+from kb_mcp.proxy.reserve import check, resendable, send_again, send_next, used_up
 from kb_mcp.proxy.windows import move, windows_of
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.intent import Intent
     from kb_mcp.proxy.standing import Standing
 
-# Stripe may forget a v1 key after 24 hours (facts: Idempotency at Stripe); we stop an hour before.
-RESEND_WITHIN_MS = 23 * 3_600_000
 # An intent in one of these waits for a confirmation, though one was answered before.
 _CONFIRMABLE = frozenset({"requires_confirmation", "requires_payment_method"})
 
@@ -70,7 +68,8 @@ def _go_on(
     standing: Standing, intent: Intent, operation: Operation, same: Attempt | None
 ) -> Decision:
     """Decide where nobody is at it; `same` is the last step, where it is the one asked for."""
-    keep = same if same is not None and _resendable(standing, same) else None
+    maybe_sent = same is not None and same.outcome is AttemptOutcome.OPEN
+    keep = same if maybe_sent and same is not None and resendable(standing, same) else None
     if same is not None and keep is None and not _again(intent, operation, same):
         return Replay(operation)
     match operation.state:
@@ -105,12 +104,6 @@ def _unread(step: Attempt) -> bool:
     return step.outcome is AttemptOutcome.OPEN and step.open_sends > 0
 
 
-def _resendable(standing: Standing, step: Attempt) -> bool:
-    if step.outcome is not AttemptOutcome.OPEN or standing.skewed:
-        return False
-    return standing.now < step.first_sent_at + RESEND_WITHIN_MS
-
-
 def _again(intent: Intent, operation: Operation, step: Attempt) -> bool:
     """Say whether a step that was answered before may be meant once more."""
     if step.outcome is not AttemptOutcome.SUCCEEDED:
@@ -129,7 +122,7 @@ def _raise(
     if operation.lineage_id != intent.lineage_id:
         reason = "the bill was made by another key, and only that one may raise it"
         return Refuse(refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason), operation)
-    checked = check(standing, intent, operation, operation)
+    checked = check(standing, intent, operation, raised=True)
     if not isinstance(checked, Changes):
         return checked
     raised = replace(operation, held=intent.money.amount, reserved_at=standing.now)
@@ -138,9 +131,6 @@ def _raise(
 
 def _hold_anew(standing: Standing, intent: Intent, operation: Operation) -> Decision:
     """Hold the amount of an intent that had failed, since a step may bring it to life again."""
-    conflict = find_conflict(standing, intent)
-    if conflict is not None:
-        return Refuse(conflict[0], conflict[1])
     checked = check(standing, intent, operation)
     if not isinstance(checked, Changes):
         return checked
@@ -174,7 +164,8 @@ def _proceed(
     if keep is not None:
         leased, step = send_again(standing, intent, after, keep)
     else:
-        leased, step = _new_step(standing, intent, after)
+        key = f"{after.upstream_name}-s{after.attempt + 1}"
+        leased, step = send_next(standing, intent, after, key, step_body(intent))
     if not after.final:
         # Whoever sends may die: recovery then reads the object once the lease has ended.
         leased = replace(leased, next_read_at=leased.lease_until)
@@ -190,21 +181,3 @@ def _proceed(
             windows=(*windows, *changes.windows),
         ),
     )
-
-
-def _new_step(
-    standing: Standing, intent: Intent, operation: Operation
-) -> tuple[Operation, Attempt]:
-    number = operation.attempt + 1
-    step = Attempt(
-        operation_id=operation.id,
-        number=number,
-        upstream_key=f"{operation.upstream_name}-s{number}",
-        path=intent.reading.path,
-        stripe_version=intent.stripe_version,
-        body=step_body(intent),
-        first_sent_at=standing.now,
-        last_sent_at=standing.now,
-        key_id=intent.key_id,
-    )
-    return lease(standing, intent, replace(operation, attempt=number)), step

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.proxy.conclude import FOREIGN_KEY, READ_AGAIN_MS
+from kb_mcp.proxy.conclude import FOREIGN_KEY
 from kb_mcp.proxy.decisions import Proceed
 from kb_mcp.proxy.ledger import AttemptOutcome, OperationId, Window
 from kb_mcp.proxy.policy import CapRules
 from kb_mcp.proxy.proofs import Declined, NeverBegan, Nothing, Proof, Rejected
 from kb_mcp.proxy.resolve import Found
+from kb_mcp.proxy.step_endings import READ_AGAIN_MS
 from kb_mcp.proxy.windows import windows_of
 from tests.proxy.room import (
     BILLING,

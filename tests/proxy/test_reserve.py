@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from kb_mcp.proxy.decide import RESEND_WITHIN_MS, RUNTIME_RETRY_MS
+from kb_mcp.proxy.decide import RUNTIME_RETRY_MS
 from kb_mcp.proxy.decisions import Join, Proceed, Refuse, Replay
 from kb_mcp.proxy.ledger import AttemptOutcome, Lineage, OperationId
 from kb_mcp.proxy.policy import CapRules
+from kb_mcp.proxy.reserve import RESEND_WITHIN_MS
 from kb_mcp.proxy.windows import windows_of
 from tests.proxy.room import (
     BILLING,

@@ -108,6 +108,23 @@ def test_a_late_answer_never_makes_a_settled_intent_pending_again() -> None:
     assert till.operation.final
 
 
+def test_a_late_answer_of_the_create_leaves_the_step_under_way_alone() -> None:
+    till = Till()
+    till.step("capture")
+    leased = till.operation
+    ending = Ending(
+        operation_id=FIRST,
+        attempt=1,
+        token=1,
+        proof=shown("requires_confirmation"),
+        daily_declines=20,
+        request=AuditDraft(kind="outcome"),
+    )
+    after, changes = conclude(till.standing, ending)
+    assert (after, changes.windows) == (leased, ())
+    assert told(till.step("cancel")) == "idempotency_key_in_use"
+
+
 def test_a_failed_intent_holds_its_amount_anew_and_gives_it_back() -> None:
     till = Till("requires_confirmation")
     assert till.after(till.step("confirm"), declined("pi_1")) == ("failed", 0)
