@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -102,6 +102,24 @@ class House:
             fields[PERIOD] = None if period is None else lately(period)
         named = {name: str(value) for name, value in fields.items() if value is not None}
         return self.client.post(path, data=named, headers=headers)
+
+    def charge_over_mcp(
+        self, key: Issued, meta: Mapping[str, object], **params: object
+    ) -> httpx.Response:
+        """Call the tool `charge` at `/mcp`; `meta` is what a client adds of its own."""
+        version = "2026-07-28"
+        bill = {"customer_id": "cus_A1", "amount_cents": 2900, "billing_period": lately("2026-11")}
+        named = {"io.modelcontextprotocol/protocolVersion": version, **meta}
+        asked = {"name": "charge", "arguments": bill, "_meta": named, **params}
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": asked}
+        headers = {
+            "Authorization": f"Bearer {key.token}",
+            "Accept": "application/json, text/event-stream",
+            "MCP-Protocol-Version": version,
+            "Mcp-Method": "tools/call",
+            "Mcp-Name": "charge",
+        }
+        return self.client.post("/mcp", json=call, headers=headers)
 
     def get(self, key: Issued, path: str) -> httpx.Response:
         """Read as `key`."""

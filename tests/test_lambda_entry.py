@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +26,7 @@ from kb_mcp.agent.outcomes import lost
 from kb_mcp.lambda_entry import handler
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.agent import connect_billing
-from tests.agent.conftest import Says, charge, refusal, serve_stub
+from tests.agent.conftest import Says, StubProxy, charge, refusal, serve_stub
 
 BILL = {"customer_id": "cus_Abc123", "amount_cents": "2900", "billing_period": "2026-06"}
 PROPERTIES = [{"name": name, "type": "string", "value": value} for name, value in BILL.items()]
@@ -91,13 +93,20 @@ def test_settings_that_cannot_be_meant_are_an_outage_that_shows_nothing(
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:billing-AbCdEf"
 
 
-def test_a_key_from_secrets_manager_is_fetched_again_when_it_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with serve_stub() as aws, serve_stub() as proxy:
+@contextmanager
+def secrets_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubProxy]:
+    """Serve a Secrets Manager that botocore takes for its own."""
+    with serve_stub() as aws:
         monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", aws.url)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "test")
+        yield aws
+
+
+def test_a_key_from_secrets_manager_is_fetched_again_when_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with secrets_at(monkeypatch) as aws, serve_stub() as proxy:
         aws.on("POST /", Says(200, secret("vk_test_old")), Says(200, secret("vk_test_new")))
         proxy.on(
             "POST /stripe/v1/charges",
@@ -122,10 +131,7 @@ def test_a_key_from_secrets_manager_is_fetched_again_when_it_is_refused(
 def test_a_secret_that_cannot_be_read_is_an_outage_and_sends_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with serve_stub() as aws, serve_stub() as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", aws.url)
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "test")
+    with secrets_at(monkeypatch) as aws, serve_stub() as proxy:
         aws.on("POST /", Says(400, {"__type": "AccessDeniedException", "message": f"not {ARN}"}))
         named = {"KEYBRAKE_PROXY_URL": proxy.url, "KEYBRAKE_VAULT_KEY_BILLING": ARN}
         billing = connect_billing(load_settings({**LAMBDA, **named}))

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from datetime import timedelta
 from typing import Any
 
 import uvicorn
-from pyreqwest.client import Client, ClientBuilder
+from pyreqwest.client import Client
+
+from kb_mcp.proxy.upstream import open_client
 
 CONFIG = "uvicorn, uvloop, httptools, raw ASGI; pyreqwest, HTTP/1.1, 256 connections at most"
+_TIMEOUT_MS = 25_000
 _PAGE, _PAGES = 4096, 1000
 _PASSED = (b"content-type", b"authorization", b"idempotency-key")
 
@@ -65,28 +67,6 @@ class PassThrough:
             self._place = (self._place + 1) % _PAGES
 
 
-def open_client() -> Client:
-    """Return the client, set as kb_mcp/proxy/upstream.py sets it."""
-    return (
-        ClientBuilder()
-        .no_proxy()
-        .follow_redirects(enable=False)
-        .default_cookie_store(enable=False)
-        .referer(enable=False)
-        .gzip(enable=False)
-        .brotli(enable=False)
-        .zstd(enable=False)
-        .deflate(enable=False)
-        .http1_only()
-        .timeout(timedelta(seconds=25))
-        .connect_timeout(timedelta(seconds=5))
-        .max_connections(256)
-        .pool_timeout(timedelta(seconds=5))
-        .pool_idle_timeout(timedelta(seconds=30))
-        .build()
-    )
-
-
 def _prepared(file: str) -> int:
     """Return a descriptor of a file whose pages are all on the disk."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
@@ -100,7 +80,7 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     print(f"port {listener.getsockname()[1]}", flush=True)
     config = uvicorn.Config(
-        PassThrough(sys.argv[1], open_client(), *sys.argv[2:3]),
+        PassThrough(sys.argv[1], open_client(_TIMEOUT_MS), *sys.argv[2:3]),
         loop="uvloop",
         http="httptools",
         log_level="error",

@@ -89,7 +89,7 @@ class StripeUpstream(Upstream):
         self._base_url = base_url.rstrip("/")
         self._api_key = api_key
         self._boottime_ms = boottime_ms
-        self._client = _open_client(timeout_ms)
+        self._client = open_client(timeout_ms)
 
     @override
     async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
@@ -180,7 +180,8 @@ def _is_loopback(base_url: str) -> bool:
         return False
 
 
-def _open_client(timeout_ms: int) -> Client:
+def open_client(timeout_ms: int) -> Client:
+    """Return the connections to one address, with nothing of the environment in them."""
     # Below the total, so that a connection that never comes is proven, and not merely timed out.
     half_ms = timeout_ms // 2
     return (

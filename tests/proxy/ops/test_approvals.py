@@ -83,21 +83,10 @@ def test_what_an_mcp_client_says_of_its_own_user_approves_nothing(
     desk: Desk, answered: dict[str, object]
 ) -> None:
     key = asking_above(desk.house, 1000)
-    meta = {
-        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}},
+    meta: dict[str, object] = {
+        "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}}
     }
-    bill = {"customer_id": "cus_A1", "amount_cents": 2900, "billing_period": "2026-11"}
-    params = {"name": "charge", "arguments": bill, "_meta": meta, **answered}
-    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-    headers = {
-        "Authorization": f"Bearer {key.token}",
-        "Accept": "application/json, text/event-stream",
-        "MCP-Protocol-Version": "2026-07-28",
-        "Mcp-Method": "tools/call",
-        "Mcp-Name": "charge",
-    }
-    answers = [desk.house.client.post("/mcp", json=call, headers=headers) for _ in range(2)]
+    answers = [desk.house.charge_over_mcp(key, meta, **answered) for _ in range(2)]
     for answer in answers:
         result = answer.json()["result"]
         # An answer, and no question: what the client's user would say proves no human.

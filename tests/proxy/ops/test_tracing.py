@@ -91,27 +91,28 @@ def test_a_trace_ends_with_its_request(house: Watched) -> None:
     assert b"traceparent" not in house.seen[-1]
 
 
-BILL = {"customer_id": "cus_A1", "amount_cents": 2900, "billing_period": "2026-11"}
+BILL = {"customer_id": "cus_A1", "amount_cents": 2900, "billing_period": lately("2026-11")}
 META = {
     **TRACE,
-    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
     "io.modelcontextprotocol/clientCapabilities": {},
 }
+
+
+def remembered() -> tuple[Any, Any]:
+    """Return where spans are kept in memory, and the provider that keeps them there."""
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    memory, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    return memory, provider
 
 
 def call_mcp(house: Watched) -> None:
     """Charge at `/mcp` with a trace in the message."""
     key = house.issue("billing-with-status")
-    params = {"name": "charge", "arguments": BILL, "_meta": META}
-    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-    headers = {
-        "Authorization": f"Bearer {key.token}",
-        "Accept": "application/json, text/event-stream",
-        "MCP-Protocol-Version": "2026-07-28",
-        "Mcp-Method": "tools/call",
-        "Mcp-Name": "charge",
-    }
-    answer = house.client.post("/mcp", json=call, headers=headers)
+    answer = house.charge_over_mcp(key, META)
     assert '"status":"succeeded"' in answer.text
 
 
@@ -123,12 +124,7 @@ def test_a_trace_goes_through_the_mcp_door_to_stripe(house: Watched) -> None:
 
 
 def test_with_spans_it_is_one_trace_from_the_mcp_door_to_stripe(tmp_path: Path) -> None:
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    memory, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(memory))
+    memory, provider = remembered()
     with Watched(tmp_path, span_over(provider)) as house:
         call_mcp(house)
         seen = house.seen[-1]
@@ -197,12 +193,7 @@ def test_configured_logs_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_request_is_a_span_and_its_send_one_below_it(tmp_path: Path) -> None:
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    memory, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(memory))
+    memory, provider = remembered()
     with Watched(tmp_path, span_over(provider)) as house:
         seen = sent(house, traceparent=PARENT)
     provider.shutdown()
