@@ -5,8 +5,7 @@ A simulation that finds none of these proves nothing by finding nothing.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -27,6 +26,7 @@ from kb_mcp.proxy.resolve import Absent, Unreadable
 from kb_mcp.proxy.standing import Standing
 from kb_mcp.proxy.stores.journal import Journal
 from kb_mcp.proxy.stores.sqlite import SqliteLedger
+from tests.faults.planting import part, swapped
 from tests.faults.world import World
 
 BUGS: dict[str, Callable[[World], AbstractContextManager[None]]] = {}
@@ -36,34 +36,6 @@ def bug(plant: Callable[[World], Iterator[None]]) -> Callable[[World], Iterator[
     """Enter `plant` under the sentence that its name spells."""
     BUGS[plant.__name__.replace("_", " ")] = contextmanager(plant)
     return plant
-
-
-def part(owner: Any, name: str) -> Any:
-    """Return the part of the product that a bug stands in for."""
-    return getattr(owner, name)
-
-
-@contextmanager
-def swapped(owner: Any, name: str, wrong: Any) -> Iterator[None]:
-    """Let `owner.name` be `wrong` for a while.
-
-    Raises: TypeError, where `wrong` does not take what `owner.name` takes. A bug that only breaks
-    the call would be found by anything, and show nothing.
-    """
-    right = getattr(owner, name)
-    if inspect.isfunction(right) and inspect.isfunction(wrong):
-        _check_that_it_takes(wrong, inspect.signature(right).parameters.values())
-    setattr(owner, name, wrong)
-    try:
-        yield
-    finally:
-        setattr(owner, name, right)
-
-
-def _check_that_it_takes(wrong: Any, asked: Iterable[inspect.Parameter]) -> None:
-    named = [each.name for each in asked if each.kind is each.KEYWORD_ONLY]
-    placed = [each for each in asked if each.kind is each.POSITIONAL_OR_KEYWORD]
-    inspect.signature(wrong).bind(*placed, **dict.fromkeys(named))
 
 
 @bug
