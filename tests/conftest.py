@@ -1,8 +1,9 @@
-"""What every test stands on: property-test profiles, and an environment without settings."""
+"""What every test stands on: property-test profiles, an environment without settings, signals."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, Phase, settings
 
@@ -25,3 +26,8 @@ settings.load_profile("default")
 # A developer's own settings, perhaps with a live key, must not reach a test.
 for _name in [name for name in os.environ if name.startswith("KEYBRAKE_")]:  # noqa: TID251 - as above
     del os.environ[_name]  # noqa: TID251 - as above
+
+# A shell without job control starts what it runs in the background with SIGINT ignored, and every
+# child inherits that; a handler of our own is not inherited, so that children can be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
