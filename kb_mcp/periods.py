@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import lru_cache
 from typing import Final
 
 GRAMMAR: Final = (
@@ -42,6 +43,7 @@ class Period:
     end: date
 
 
+@lru_cache(maxsize=1024)
 def parse_period(text: str) -> Period:
     """Read a period; equal spans get equal labels, however they were written.
 

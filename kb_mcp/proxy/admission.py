@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
+
+from msgspec import Struct
 
 from kb_mcp.proxy.ledger import Ledger, VaultKey
 from kb_mcp.proxy.messages import Request
@@ -19,8 +20,7 @@ from kb_mcp.proxy.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.vault import matches, parse_token
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(Struct, frozen=True):
     """A key that may act, with its policy."""
 
     key: VaultKey

@@ -6,8 +6,10 @@ may be outstanding per lineage is bounded, so that one key cannot bury an operat
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger import Approval, Changes, Operation
 from kb_mcp.proxy.ledger import State as S
@@ -22,8 +24,7 @@ APPROVAL_LASTS_MS = 24 * 3_600_000
 OUTSTANDING_MAX = 20
 
 
-@dataclass(frozen=True, slots=True)
-class ApprovalCheck:
+class ApprovalCheck(Struct, frozen=True):
     """A refusal with the rows it leaves, or, without one, the approval that is used up."""
 
     refusal: Refusal | None = None

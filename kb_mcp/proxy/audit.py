@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
-from kb_mcp.proxy.ledger import AuditDraft
+from msgspec import Struct
+from msgspec.structs import asdict
+
 from kb_mcp.proxy.scrub import mask_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from kb_mcp.proxy.ledger import AuditDraft
 
 GENESIS: Final = bytes(hashlib.sha256().digest_size)
 _VERSION = 1
@@ -28,8 +31,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "|")
 _BLANK_STARTS = ("\t", "\r", "\n")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditRow:
+class AuditRow(Struct, frozen=True, kw_only=True):
     """One row of one process's chain; `time` in milliseconds UTC, `seq` counts from 1."""
 
     node: str
@@ -61,8 +63,7 @@ class AuditRow:
         return f"{self.node}:{self.seq}"
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True):
     """The end of a chain: the last `seq` and its hash in hex; exported outside the store."""
 
     node: str
@@ -79,16 +80,14 @@ class Break(StrEnum):
     HEAD_DIFFERS = "head_differs"  # the chain was rewritten since its head was exported
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(Struct, frozen=True):
     """A chain that holds, and its end (None when it is empty)."""
 
     rows: int
     head: Head | None
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(Struct, frozen=True):
     """The first row, by `seq`, at which a chain does not hold."""
 
     node: str
@@ -98,8 +97,7 @@ class Broken:
 
 def audit_row(draft: AuditDraft, *, node: str, seq: int, time: int) -> AuditRow:
     """Place `draft` in the chain of `node`."""
-    values = {name: getattr(draft, name) for name in _DRAFT_COLUMNS}
-    return AuditRow(node=node, seq=seq, time=time, **values)
+    return AuditRow(node=node, seq=seq, time=time, **asdict(draft))
 
 
 def canonical(row: AuditRow) -> bytes:
@@ -107,10 +105,8 @@ def canonical(row: AuditRow) -> bytes:
 
     Leaving out nulls lets a later version add columns without breaking old chains.
     """
-    values = {name: value for name in _COLUMNS if (value := getattr(row, name)) is not None}
-    return json.dumps(
-        {"v": _VERSION, **values}, sort_keys=True, separators=(",", ":"), allow_nan=False
-    ).encode("ascii")
+    values = {name: value for name, value in asdict(row).items() if value is not None}
+    return _CANONICAL.encode({"v": _VERSION, **values}).encode("ascii")
 
 
 def row_hash(chain_key: bytes, previous: bytes, row: AuditRow) -> str:
@@ -191,5 +187,5 @@ def csv_cell(value: str) -> str:
     return f"'{value}" if risky else value
 
 
-_DRAFT_COLUMNS = tuple(field.name for field in fields(AuditDraft))
-_COLUMNS = tuple(field.name for field in fields(AuditRow))
+_COLUMNS = AuditRow.__struct_fields__
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)

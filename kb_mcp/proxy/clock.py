@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 
 from kb_mcp.proxy.windows import day_of
 
@@ -46,10 +47,9 @@ class StoreClock:
         if not date or waited_ms > WAITED_MAX_MS:
             return
         try:
-            stripe_ms = int(parsedate_to_datetime(date).timestamp()) * 1000
+            self._behind_ms = _read_date(date) - self._steady_ms()
         except (ValueError, TypeError):
             return
-        self._behind_ms = stripe_ms - self._steady_ms()
 
     @property
     def skew_ms(self) -> int:
@@ -76,3 +76,9 @@ class StoreClock:
     def turning(self, high_water: int) -> bool:
         """Say whether a skewed clock is about to begin a day that the store has not seen."""
         return self.skewed and high_water > 0 and day_of(self._host_ms()) != day_of(high_water)
+
+
+@lru_cache(maxsize=16)
+def _read_date(date: str) -> int:
+    """Return a `Date` header in milliseconds: many answers carry the same second."""
+    return int(parsedate_to_datetime(date).timestamp()) * 1000

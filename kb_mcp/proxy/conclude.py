@@ -11,8 +11,10 @@ upstream answer proves):
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kb_mcp.proxy.declines import count_decline, freeze
 from kb_mcp.proxy.ledger import (
@@ -36,8 +38,7 @@ if TYPE_CHECKING:
 FOREIGN_KEY = "key_used_outside_ledger"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
+class Ending(Struct, frozen=True, kw_only=True):
     """One send, or one reading of Stripe begun at `read_at`, that ended with `proof`.
 
     `token` is the fencing token under which it was sent or read. `daily_declines` is the policy's

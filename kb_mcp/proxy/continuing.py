@@ -6,8 +6,9 @@ caps are those of the operation that made it, and a step may not change whose bi
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from kb_mcp.money import Money, MoneyError, check_amount
 from kb_mcp.periods import parse_period

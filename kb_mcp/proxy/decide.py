@@ -31,8 +31,9 @@ attempts -> caps. A key that is unknown, revoked or expired by the store's clock
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy.decisions import Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.guards import suspect

@@ -5,14 +5,13 @@ Floor: above the records, below the deciders. Each carries the rows it leaves be
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from kb_mcp.proxy.ledger import Attempt, Changes, Operation
 from kb_mcp.proxy.refusals import Refusal
 
 
-@dataclass(frozen=True, slots=True)
-class Proceed:
+class Proceed(Struct, frozen=True):
     """Reserved: send `attempt` now; `operation.lease_token` is the caller's fencing token."""
 
     operation: Operation
@@ -20,32 +19,28 @@ class Proceed:
     changes: Changes = field(default_factory=Changes)
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(Struct, frozen=True):
     """The operation's answer is known: give it again."""
 
     operation: Operation
     changes: Changes = field(default_factory=Changes)
 
 
-@dataclass(frozen=True, slots=True)
-class Join:
+class Join(Struct, frozen=True):
     """Somebody is sending it right now: wait for that outcome."""
 
     operation: Operation
     changes: Changes = field(default_factory=Changes)
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Struct, frozen=True):
     """Its last step may or may not have happened: the object must be read before anything else."""
 
     operation: Operation
     changes: Changes = field(default_factory=Changes)
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Struct, frozen=True):
     """Our own no."""
 
     refusal: Refusal

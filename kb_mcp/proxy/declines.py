@@ -6,8 +6,9 @@ amount, and per lineage and day: too many in a day look like card testing (desig
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger import Changes, Lineage, Operation
 from kb_mcp.proxy.naming import tally_of

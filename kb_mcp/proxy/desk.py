@@ -7,7 +7,9 @@ headers, parameters, values -> rate (429) -> the operation, which is the governo
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from kb_mcp.money import Money
 from kb_mcp.proxy.admission import Admitted, admit

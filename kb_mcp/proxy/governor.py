@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, assert_never
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy.abandoned import Abandoned
 from kb_mcp.proxy.admission import Admitted, spent

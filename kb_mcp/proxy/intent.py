@@ -5,8 +5,9 @@ Floor: above surface and policy, below the deciders. Pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kb_mcp.proxy.ledger import (
     AuditDraft,
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.surface import Reading
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
+class Intent(Struct, frozen=True, kw_only=True):
     """A parsed, authorised request for an operation; `money` is never absent here.
 
     `fresh_id` and `fresh_approval_id` are used if this intent begins an operation or asks for an

@@ -7,9 +7,10 @@ units, times are milliseconds since 1970 UTC by the store's clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NewType, Protocol, TypeVar
+
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.standing import Standing
@@ -41,8 +42,7 @@ class NamedBy(StrEnum):
     CALLER = "caller"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+class Operation(Struct, frozen=True, kw_only=True):
     """One intended billing act in one Stripe account.
 
     `held` is what it counts for in its windows: the amount while reserved, unknown or succeeded
@@ -121,8 +121,7 @@ class AttemptOutcome(StrEnum):
     VOIDED = "voided"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(Struct, frozen=True, kw_only=True):
     """One upstream (Stripe) idempotency key of an operation, with the request it stands for.
 
     Most make the operation's object; a step (`Operation.continued_by`) goes on with it.
@@ -147,8 +146,7 @@ class Attempt:
     key_id: KeyId
 
 
-@dataclass(frozen=True, slots=True)
-class WindowKey:
+class WindowKey(Struct, frozen=True, cache_hash=True):
     """Names a window: whose, day or month, its first day (UTC), and the currency ("" counts)."""
 
     scope: str
@@ -158,8 +156,7 @@ class WindowKey:
     currency: str
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(Struct, frozen=True):
     """What a window holds: money in minor units, or sends and declines where currency is ""."""
 
     key: WindowKey
@@ -169,8 +166,7 @@ class Window:
     declines: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(Struct, frozen=True):
     """Declines of one (customer, period, reference), whatever the amount: drift resets nothing."""
 
     key: str
@@ -179,8 +175,7 @@ class Tally:
     last_operation: OperationId | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VaultKey:
+class VaultKey(Struct, frozen=True, kw_only=True):
     """A vault key as the store knows it: the hash of its token, never the token."""
 
     id: KeyId
@@ -199,8 +194,7 @@ class VaultKey:
     rotated_to: KeyId | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Lineage:
+class Lineage(Struct, frozen=True):
     """What rotated keys share: one freeze, one set of caps."""
 
     id: LineageId
@@ -208,8 +202,7 @@ class Lineage:
     frozen_reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Approval:
+class Approval(Struct, frozen=True, kw_only=True):
     """An operator's leave for one fingerprint of one operation by one key lineage; used once."""
 
     id: str
@@ -223,8 +216,7 @@ class Approval:
     decided_at: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditDraft:
+class AuditDraft(Struct, frozen=True, kw_only=True):
     """What a request or an operator did; the store adds time, node, sequence and hash."""
 
     kind: str  # decision | outcome | read | refusal | recovery | admin | noise | node
@@ -248,8 +240,7 @@ class AuditDraft:
     customer_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
+class Changes(Struct, frozen=True, kw_only=True):
     """The rows a decision leaves behind, as whole images, and its audit rows."""
 
     operations: tuple[Operation, ...] = ()
@@ -262,8 +253,7 @@ class Changes:
     audit: tuple[AuditDraft, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refs:
+class Refs(Struct, frozen=True, kw_only=True):
     """The rows a step depends on: made if absent, locked in one global order, then loaded.
 
     `periods` are (customer, period, reference); `bills` are (customer, amount, currency, oldest
@@ -282,8 +272,7 @@ class Refs:
     approvals: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Bill:
+class Bill(Struct, frozen=True):
     """(customer, amount, currency): the guard of bills that carry no period, and of overlaps.
 
     `since` bounds how far back arrivals matter; `start` and `end` are the period's own days.
@@ -297,8 +286,7 @@ class Bill:
     end: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StoreSettings:
+class StoreSettings(Struct, frozen=True):
     """What all processes on one store must agree on."""
 
     account: str

@@ -6,7 +6,9 @@ Floor: below http and the governor. Pure.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from kb_mcp.proxy.refusals import Refusal, error_body
 
@@ -26,8 +28,7 @@ SINGLE = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(Struct, frozen=True, kw_only=True):
     """One HTTP request. `raw_path` is as on the wire, without query; header names lower-case."""
 
     method: str
@@ -51,8 +52,7 @@ class Request:
         return replace(self, body=body)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """Status, body and the headers that differ from the standard ones."""
 
     status: int

@@ -7,8 +7,9 @@ explicit key, an explicit key beats the canonical body; a key that an SDK made u
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kb_mcp.idempotency import (
     body_name,
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.surface import Reading
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(Struct, frozen=True):
     """What an operation is called, by which rule, and the Stripe key of its first generation."""
 
     text: str

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kb_mcp.proxy.sending import Answered, Lost, NotSent, UpstreamAnswer
 
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
 CANCELED = "canceled"
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(Struct, frozen=True):
     """Stripe has the object: its own status decides.
 
     `total` is what it is for and `moved` what it took, in minor units, where it says so.
@@ -36,8 +37,7 @@ class Made:
     moved: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Declined:
+class Declined(Struct, frozen=True):
     """402: the key is spent on a decline, whoever sent it."""
 
     object_id: str | None
@@ -46,8 +46,7 @@ class Declined:
     code: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(Struct, frozen=True):
     """A 4xx that Stripe gives before it begins; `ours` means our own key was refused."""
 
     status: int
@@ -56,8 +55,7 @@ class Rejected:
     ours: bool
 
 
-@dataclass(frozen=True, slots=True)
-class NeverBegan:
+class NeverBegan(Struct, frozen=True):
     """Nothing left us, or Stripe turned it away before the key was looked at (429, lock)."""
 
     code: str
@@ -65,8 +63,7 @@ class NeverBegan:
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Nothing:
+class Nothing(Struct, frozen=True):
     """Sent, and nobody can say what happened; `foreign` means that others used the key."""
 
     reason: str

@@ -6,9 +6,10 @@ Floor: wing B, above the table of codes and sentences (refusal_rules). Pure.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct, field
 
 from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.refusal_rules import RULES, Code
@@ -24,8 +25,7 @@ NO_FACTS: Final[Mapping[str, Fact]] = MappingProxyType({})
 QUOTE_LIMIT: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     """A no of ours. `facts` are what a program may act on; amounts in minor units."""
 
     code: Code

@@ -6,8 +6,9 @@ after voids and after approvals all pass through `reserve` (ledger.md: Rows and 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy.approvals import check_approval
 from kb_mcp.proxy.caps import check_caps

@@ -8,8 +8,10 @@ outside the ledger used the key.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy.conclude import FOREIGN_KEY, Ending, conclude
 from kb_mcp.proxy.ledger import (

@@ -6,8 +6,10 @@ decline has no object whose reading would say the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger import Changes, Ledger, OperationId, Refs
 from kb_mcp.proxy.ledger import State as S

@@ -6,12 +6,12 @@ Floor: wing B, below the deciders. Pure. The clients themselves stand in `upstre
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec import Struct, field
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
+
+class UpstreamRequest(Struct, frozen=True):
     """One request: `path` begins with a slash and holds the query, `body` is form-encoded.
 
     Of `trace` only the W3C's own two headers pass.
@@ -25,8 +25,7 @@ class UpstreamRequest:
     trace: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """A whole answer came, of whatever status; `headers` are those of PASSED_ON, lower-case."""
 
     status: int
@@ -34,15 +33,13 @@ class Answered:
     headers: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class NotSent:
+class NotSent(Struct, frozen=True):
     """Proven: no byte of the request can have left."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """Maybe sent, and no whole answer came."""
 
     reason: str

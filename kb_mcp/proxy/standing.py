@@ -6,7 +6,6 @@ Floor: above the records, below the deciders. Pure. A store fills it, deciders r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from kb_mcp.proxy.ledger import (
@@ -64,20 +63,16 @@ class Standing:
         """Return the live operations that bill `period` to `customer` under `reference`."""
         return [
             operation
-            for operation in self._heads()
-            if operation.customer == customer
-            and operation.period == period
-            and (operation.reference or "") == (reference or "")
+            for operation in self._heads(customer)
+            if operation.period == period and (operation.reference or "") == (reference or "")
         ]
 
     def bill_peers(self, bill: Bill) -> list[Operation]:
         """Return the live operations of the same customer, amount and currency."""
         return [
             operation
-            for operation in self._heads()
-            if operation.customer == bill.customer
-            and operation.amount == bill.amount
-            and operation.currency == bill.currency
+            for operation in self._heads(bill.customer)
+            if operation.amount == bill.amount and operation.currency == bill.currency
         ]
 
     def attempt(self, operation: Operation) -> Attempt | None:
@@ -111,6 +106,7 @@ class Standing:
 
     def apply(self, changes: Changes) -> None:
         """Make `changes` visible to the next step, and remember them for the store."""
+        self.dirty.note(changes, self)
         for operation in changes.operations:
             self._count_unresolved(operation)
             self.operations[operation.id] = operation
@@ -125,7 +121,6 @@ class Standing:
         self.keys.update((key.id, key) for key in changes.keys)
         self.lineages.update((lineage.id, lineage) for lineage in changes.lineages)
         self.approvals.update((approval.id, approval) for approval in changes.approvals)
-        self.dirty.note(changes)
 
     def _count_unresolved(self, new: Operation) -> None:
         old = self.operations.get(new.id)
@@ -143,22 +138,25 @@ class Standing:
             count = self.outstanding_approvals.get(new.lineage_id, 0)
             self.outstanding_approvals[new.lineage_id] = count + (1 if after else -1)
 
-    def _heads(self) -> Iterator[Operation]:
+    def _heads(self, customer: str) -> list[Operation]:
+        """Return the live operations of `customer`, of each name the newest generation."""
+        # A batch holds the bills of many customers, and hardly ever two of one.
+        names = {each.name for each in self.operations.values() if each.customer == customer}
         # An older generation of a name no longer guards: the newest speaks for the bill.
-        newest: dict[str, Operation] = {}
-        for operation in self.operations.values():
-            seen = newest.get(operation.name)
-            if seen is None or operation.generation > seen.generation:
-                newest[operation.name] = operation
-        return (operation for operation in newest.values() if operation.live)
+        heads = [head for name in sorted(names) if (head := self.newest(name)) is not None]
+        return [head for head in heads if head.live and head.customer == customer]
 
 
 @dataclass(slots=True)
 class Dirty:
-    """The rows to persist, last image each, and the audit rows in order."""
+    """The rows to persist, last image each, and the audit rows in order.
 
-    operations: set[OperationId] = field(default_factory=set)
-    attempts: set[tuple[OperationId, int]] = field(default_factory=set)
+    Operations and attempts, which are wide, keep what was loaded of them, None where they are new:
+    a store need not write again what is the same.
+    """
+
+    operations: dict[OperationId, Operation | None] = field(default_factory=dict)
+    attempts: dict[tuple[OperationId, int], Attempt | None] = field(default_factory=dict)
     windows: set[WindowKey] = field(default_factory=set)
     tallies: set[str] = field(default_factory=set)
     keys: set[KeyId] = field(default_factory=set)
@@ -166,17 +164,16 @@ class Dirty:
     approvals: set[str] = field(default_factory=set)
     audit: list[AuditDraft] = field(default_factory=list)
 
-    def note(self, changes: Changes) -> None:
-        """Remember the rows that `changes` touches."""
-        self.operations.update(_ids(changes.operations))
-        self.attempts.update((attempt.operation_id, attempt.number) for attempt in changes.attempts)
+    def note(self, changes: Changes, standing: Standing) -> None:
+        """Remember the rows that `changes` will touch in `standing`."""
+        for operation in changes.operations:
+            self.operations.setdefault(operation.id, standing.operations.get(operation.id))
+        for attempt in changes.attempts:
+            name = (attempt.operation_id, attempt.number)
+            self.attempts.setdefault(name, standing.attempts.get(name))
         self.windows.update(window.key for window in changes.windows)
         self.tallies.update(tally.key for tally in changes.tallies)
         self.keys.update(key.id for key in changes.keys)
         self.lineages.update(lineage.id for lineage in changes.lineages)
         self.approvals.update(approval.id for approval in changes.approvals)
         self.audit.extend(changes.audit)
-
-
-def _ids(operations: Iterable[Operation]) -> Iterator[OperationId]:
-    return (operation.id for operation in operations)

@@ -7,8 +7,9 @@ only where no other step may still land. An object that is done is concluded as 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy.declines import count_decline
 from kb_mcp.proxy.ledger import Attempt, AttemptOutcome, Changes, Operation

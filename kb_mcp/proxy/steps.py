@@ -23,8 +23,9 @@ reserved, unknown, voided  any                           outcome_unknown
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy.decisions import Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.guards import suspect

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from kb_mcp.idempotency import CUSTOMER_ID, REFERENCE, is_sdk_made_key
 from kb_mcp.money import Money, MoneyError, check_amount, check_currency, parse_amount
@@ -41,8 +42,7 @@ _PAYMENT_FIELDS = ("payment_method", "source")
 _DESTINATION_FIELDS = ("destination", "destination[account]", "transfer_data[destination]")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Reading(Struct, frozen=True, kw_only=True):
     """A request understood. `form` is without `idempotency_key`, its currency in lower case.
 
     `explicit_key` names the bill for its caller; keys that an SDK made up name nothing and are

@@ -6,9 +6,12 @@ was made, for good (design: Money).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger import LineageId, Operation, Window, WindowKey
 
@@ -19,8 +22,7 @@ DAY_MS = 86_400_000
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 
 
-@dataclass(frozen=True, slots=True)
-class OperationWindows:
+class OperationWindows(Struct, frozen=True):
     """The windows one operation counts in, in lock order; `counts` holds sends and declines."""
 
     account_day: WindowKey
@@ -48,7 +50,13 @@ def windows_at(
     at_ms: int, lineage: LineageId, customer: str | None, currency: str
 ) -> OperationWindows:
     """Return the windows in which a reservation made at `at_ms` counts."""
-    day = day_of(at_ms)
+    return _windows(day_of(at_ms), lineage, customer, currency)
+
+
+@lru_cache(maxsize=4096)
+def _windows(
+    day: date, lineage: LineageId, customer: str | None, currency: str
+) -> OperationWindows:
     today = day.isoformat()
     month = day.replace(day=1).isoformat()
     return OperationWindows(
@@ -79,6 +87,7 @@ def resets_at(window: WindowKey) -> str:
     return f"{end.isoformat()}T00:00:00Z"
 
 
+@lru_cache(maxsize=64)
 def rfc3339(at_ms: int) -> str:
     """Return `at_ms` as RFC 3339 UTC with milliseconds."""
     whole = datetime.fromtimestamp(at_ms // 1000, UTC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import os
 import signal
 import socket
@@ -12,13 +13,14 @@ import sys
 from collections import Counter
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
+from msgspec.structs import replace
 
 from kb_mcp.agent.transport import start_loop
 from kb_mcp.proxy.ledger import Changes, KeyId, Refs
@@ -84,7 +86,7 @@ class Fort:
         granted = built_in(policy) if isinstance(policy, str) else policy
         wanted = Wanted(policy=granted, mode="live" if kind == "live" else "test")
         if kind == "expired":
-            wanted = replace(wanted, expires_at=1)
+            wanted = dataclasses.replace(wanted, expires_at=1)
         key, minted = self.run(issue_key(self.store.ledger, wanted, random_bytes, "test"))
         if kind == "revoked":
             store = self.store

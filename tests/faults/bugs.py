@@ -5,10 +5,12 @@ A simulation that finds none of these proves nothing by finding nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy import conclude, decide, desk, governor, recovery, reserve, resolve
 from kb_mcp.proxy.decisions import Proceed
@@ -68,7 +70,7 @@ def caps_are_checked_outside_the_transaction(world: World) -> Iterator[None]:
     right = part(reserve, "check_caps")
 
     def wrong(standing: Standing, intent: Any, raised: Any = None) -> Any:
-        return right(replace(standing, windows=seen[intent.fresh_id]), intent, raised)
+        return right(dataclasses.replace(standing, windows=seen[intent.fresh_id]), intent, raised)
 
     with (
         _remembered(seen, lambda: dict(world.mirror.windows)),
@@ -83,7 +85,7 @@ def guards_are_read_without_their_lock(world: World) -> Iterator[None]:
     right = part(reserve, "find_conflict")
 
     def wrong(standing: Standing, intent: Any) -> Any:
-        return right(replace(standing, operations=seen[intent.fresh_id]), intent)
+        return right(dataclasses.replace(standing, operations=seen[intent.fresh_id]), intent)
 
     with (
         _remembered(seen, lambda: dict(world.mirror.operations)),

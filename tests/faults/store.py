@@ -192,7 +192,7 @@ class SimulatedLedger(SqliteLedger):
         self.standing = standing
         dirty = standing.dirty
         # Sets have no order of their own; rows must be written alike in every run of a seed.
-        for name in ("operations", "attempts", "windows", "tallies", "keys", "lineages"):
+        for name in ("windows", "tallies", "keys", "lineages"):
             setattr(dirty, name, _Sorted(getattr(dirty, name)))
         super()._save(connection, standing)
 

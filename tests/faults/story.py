@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy.audit import Broken, read_row, verify_chain
 from kb_mcp.proxy.ledger import AuditDraft, Changes, LedgerUnavailableError, LineageId, Refs

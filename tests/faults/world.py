@@ -13,6 +13,8 @@ from pathlib import Path
 from random import Random  # noqa: TID251 everything is drawn from one seed
 from typing import Any
 
+from msgspec.structs import astuple
+
 from kb_mcp.proxy.ledger import (
     KeyId,
     LedgerUnavailableError,
@@ -25,7 +27,7 @@ from kb_mcp.proxy.policy import Policy
 from kb_mcp.proxy.policy_files import dump_policy
 from kb_mcp.proxy.sending import UpstreamRequest
 from kb_mcp.proxy.stores import loading
-from kb_mcp.proxy.stores.rows import upsert, values
+from kb_mcp.proxy.stores.rows import upsert
 from kb_mcp.proxy.stores.sqlite_schema import bind, migrate
 from kb_mcp.proxy.vault import mint
 from tests.faults.checks import Mirror, ViolationError
@@ -250,7 +252,7 @@ def _template() -> tuple[bytes, tuple[Key, ...]]:
         migrate(connection)
         bind(connection, SETTINGS, {})
         for row, lineage in rows:
-            connection.execute(upsert("lineages"), values("lineages", lineage))
-            connection.execute(upsert("keys"), values("keys", row))
+            connection.execute(upsert("lineages"), astuple(lineage))
+            connection.execute(upsert("keys"), astuple(row))
 
     return make_template(make), tuple(made)

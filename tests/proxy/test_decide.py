@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kb_mcp.proxy.decide import fold
 from kb_mcp.proxy.decisions import Proceed
@@ -234,7 +234,7 @@ def test_the_checks_come_in_the_order_of_the_contract() -> None:
 def test_a_dead_key_is_refused_before_anything_else(change: dict[str, int], code: str) -> None:
     room = Room()
     room.end(room.ask("june"), made("ch_1"))
-    room.standing.keys[KEY] = replace(room.standing.keys[KEY], **change)  # type: ignore[arg-type]  # times of all kinds
+    room.standing.keys[KEY] = replace(room.standing.keys[KEY], **change)
     assert told(room.ask("june")) == code
     room.standing.keys.clear()
     assert told(room.ask("june")) == "vault_key_unknown"

@@ -6,12 +6,13 @@ must be held and spent. It expects nothing by kb_mcp's own means, and knows of n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
 
 from kb_mcp.proxy.proofs import Proof
 from kb_mcp.proxy.resolve import Absent

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger import NamedBy
 from kb_mcp.proxy.naming import Name, caller_mark, later_name, name_of, tally_key, tally_of

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from kb_mcp.proxy.decide import RUNTIME_RETRY_MS
 from kb_mcp.proxy.decisions import Join, Proceed, Refuse, Replay

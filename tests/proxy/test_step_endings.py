@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from kb_mcp.proxy.conclude import Ending, conclude
 from kb_mcp.proxy.decide import decide

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from urllib.parse import urlencode
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy.continuing import as_step, step_fingerprint
 from kb_mcp.proxy.decide import decide

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from kb_mcp.idempotency import CUSTOMER_ID, REFERENCE, body_name, idempotency_key
 from kb_mcp.money import Money

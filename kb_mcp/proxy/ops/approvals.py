@@ -6,8 +6,10 @@ Floor: wing B, above the ledger. What an approval covers, and how it is used up,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy.continuing import RAISED_TO
 from kb_mcp.proxy.ledger import Approval, AuditDraft, Changes, Ledger, Operation, Refs

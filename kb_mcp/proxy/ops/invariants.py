@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kb_mcp.proxy.ledger import (
     HOLDING,
@@ -24,8 +25,7 @@ from kb_mcp.proxy.policy import Policy
 from kb_mcp.proxy.windows import windows_of
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(Struct, frozen=True, kw_only=True):
     """What is checked. `policies` are those of each lineage's keys; `ceilings` the account's.
 
     `audited` holds the operations that have a decision in the audit, None where old segments

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy.sending import Upstream, UpstreamAnswer, UpstreamRequest
 from kb_mcp.traces import PARENT, STATE, read_trace

@@ -6,14 +6,15 @@ rows of a transaction that did not commit.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
+
+from msgspec.structs import astuple
 
 from kb_mcp.proxy.audit import GENESIS, AuditRow, audit_row, row_hash
 from kb_mcp.proxy.ledger import AuditDraft
 from kb_mcp.proxy.windows import rfc3339
 
-AUDIT_COLUMNS = ("id", *(field.name for field in fields(AuditRow)), "hash")
+AUDIT_COLUMNS = ("id", *AuditRow.__struct_fields__, "hash")
 
 
 class Journal:
@@ -40,8 +41,5 @@ class Journal:
         self._seq += 1
         row = audit_row(draft, node=self.node, seq=self._seq, time=now)
         self._head = row_hash(self.chain_key, bytes.fromhex(self._head), row)
-        plain = (
-            rfc3339(row.time) if name == "time" else getattr(row, name)
-            for name in AUDIT_COLUMNS[:-1]
-        )
-        return (*plain, self._head)
+        node, seq, _, *others = astuple(row)
+        return (row.id, node, seq, rfc3339(now), *others, self._head)

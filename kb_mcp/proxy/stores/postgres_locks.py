@@ -66,7 +66,7 @@ def locks_changed(standing: Standing, before: Mapping[OperationId, Operation]) -
     lineages = set(dirty.lineages)
     lineages |= {standing.keys[key_id].lineage_id for key_id in dirty.keys}
     lineages |= {standing.approvals[approval].lineage_id for approval in dirty.approvals}
-    touched = dirty.operations | {operation_id for operation_id, _ in dirty.attempts}
+    touched = dirty.operations.keys() | {operation_id for operation_id, _ in dirty.attempts}
     for operation_id in touched:
         operation = standing.operations[operation_id]
         lineages.add(operation.lineage_id)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import astuple
+
 from kb_mcp.proxy.standing import Standing
 from kb_mcp.proxy.stores.journal import AUDIT_COLUMNS
 from kb_mcp.proxy.stores.postgres_line import Connection
@@ -18,7 +20,6 @@ from kb_mcp.proxy.stores.rows import (
     Seal,
     attempt_values,
     operation_values,
-    values,
     window_values,
 )
 
@@ -70,15 +71,15 @@ def save(
 def _changed(standing: Standing, seal: Seal) -> Iterable[tuple[str, list[tuple[Any, ...]]]]:
     dirty = standing.dirty
     tables = {
-        "lineages": [values("lineages", standing.lineages[each]) for each in dirty.lineages],
-        "keys": [values("keys", standing.keys[each]) for each in dirty.keys],
+        "lineages": [astuple(standing.lineages[each]) for each in dirty.lineages],
+        "keys": [astuple(standing.keys[each]) for each in dirty.keys],
         "operations": [
             operation_values(standing.operations[each], seal) for each in dirty.operations
         ],
         "attempts": [attempt_values(standing.attempts[each], seal) for each in dirty.attempts],
         "windows": [window_values(standing.windows[each]) for each in dirty.windows],
-        "tallies": [values("tallies", standing.tallies[each]) for each in dirty.tallies],
-        "approvals": [values("approvals", standing.approvals[each]) for each in dirty.approvals],
+        "tallies": [astuple(standing.tallies[each]) for each in dirty.tallies],
+        "approvals": [astuple(standing.approvals[each]) for each in dirty.approvals],
     }
     return ((table, rows) for table, rows in tables.items() if rows)
 

@@ -5,9 +5,12 @@ Floor: above the records, below the stores. Pure but for sealing, which a store 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import astuple
 
 from kb_mcp.proxy.ledger import (
     Approval,
@@ -26,7 +29,7 @@ Row = Any  # a driver's own row: maps column names to values
 Seal = Callable[[bytes, str], bytes]
 
 # table -> (record, primary key); WINDOW is flattened by hand below.
-KEYED: Mapping[str, tuple[type, tuple[str, ...]]] = {
+KEYED: Mapping[str, tuple[type[Struct], tuple[str, ...]]] = {
     "operations": (Operation, ("id",)),
     "attempts": (Attempt, ("operation_id", "number")),
     "tallies": (Tally, ("key",)),
@@ -35,7 +38,7 @@ KEYED: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "approvals": (Approval, ("id",)),
 }
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    table: tuple(field.name for field in fields(record)) for table, (record, _) in KEYED.items()
+    table: record.__struct_fields__ for table, (record, _) in KEYED.items()
 } | {
     "windows": (
         *("scope", "scope_id", "window", "start", "currency"),
@@ -58,9 +61,18 @@ def upsert(table: str, placeholder: str = "?") -> str:
     )
 
 
-def values(table: str, record: object) -> tuple[Any, ...]:
-    """Return the column values of `record`, unsealed."""
-    return tuple(getattr(record, name) for name in COLUMNS[table])
+@lru_cache(maxsize=256)
+def update(table: str, columns: tuple[str, ...]) -> str:
+    """Return the statement that writes `columns` of one row of `table` that is there."""
+    sets = ", ".join(f"{name} = ?" for name in columns)
+    key = " AND ".join(f"{name} = ?" for name in KEYED[table][1])
+    return f"UPDATE {table} SET {sets} WHERE {key}"  # noqa: S608 the names are ours, as above
+
+
+def differing(before: Struct, after: Struct) -> tuple[str, ...]:
+    """Return the names of the columns in which two images of a row differ."""
+    pairs = zip(after.__struct_fields__, astuple(before), astuple(after), strict=True)
+    return tuple(name for name, old, new in pairs if old != new)
 
 
 def window_values(window: Window) -> tuple[Any, ...]:
@@ -72,14 +84,18 @@ def window_values(window: Window) -> tuple[Any, ...]:
     )
 
 
-def operation_values(operation: Operation, seal: Seal) -> tuple[Any, ...]:
-    """Return the column values of `operation`, its answer sealed."""
-    return _sealed("operations", operation, "answer", operation.id, seal)
+def operation_values(
+    operation: Operation, seal: Seal, columns: Sequence[str] = COLUMNS["operations"]
+) -> tuple[Any, ...]:
+    """Return the values of `columns` (all of them unless given), the answer sealed."""
+    return _sealed(operation, columns, "answer", operation.id, seal)
 
 
-def attempt_values(attempt: Attempt, seal: Seal) -> tuple[Any, ...]:
-    """Return the column values of `attempt`, its body sealed."""
-    return _sealed("attempts", attempt, "body", attempt.upstream_key, seal)
+def attempt_values(
+    attempt: Attempt, seal: Seal, columns: Sequence[str] = COLUMNS["attempts"]
+) -> tuple[Any, ...]:
+    """Return the values of `columns` (all of them unless given), the body sealed."""
+    return _sealed(attempt, columns, "body", attempt.upstream_key, seal)
 
 
 def operation_of(row: Row, unseal: Seal) -> Operation:
@@ -104,7 +120,13 @@ def attempt_of(row: Row, unseal: Seal) -> Attempt:
 
 def key_with_lineage(row: Row) -> tuple[VaultKey, Lineage]:
     """Return the vault key and its lineage in a row that joins the two."""
-    plain = dict(row)
+    return _key_with_lineage(tuple(dict(row).items()))
+
+
+@lru_cache(maxsize=1024)
+def _key_with_lineage(columns: tuple[tuple[str, Any], ...]) -> tuple[VaultKey, Lineage]:
+    # Every request reads its key anew, and nearly always the same columns.
+    plain = dict(columns)
     frozen_at, reason = plain.pop("lineage_frozen_at"), plain.pop("lineage_frozen_reason")
     key = VaultKey(**plain)
     return key, Lineage(key.lineage_id, frozen_at, reason)
@@ -115,9 +137,11 @@ def tally_of_row(row: Row) -> Tally:
     return Tally(**dict(row))
 
 
-def _sealed(table: str, record: object, column: str, label: str, seal: Seal) -> tuple[Any, ...]:
-    plain = list(values(table, record))
-    at = COLUMNS[table].index(column)
-    if plain[at] is not None:
-        plain[at] = seal(plain[at], label)
+def _sealed(
+    record: Struct, columns: Sequence[str], hidden: str, label: str, seal: Seal
+) -> tuple[Any, ...]:
+    plain = [getattr(record, name) for name in columns]
+    if hidden in columns:
+        at = columns.index(hidden)
+        plain[at] = None if plain[at] is None else seal(plain[at], label)
     return tuple(plain)

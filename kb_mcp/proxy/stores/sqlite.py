@@ -32,14 +32,8 @@ from kb_mcp.proxy.stores.heads import Heads
 from kb_mcp.proxy.stores.journal import AUDIT_COLUMNS, Journal
 from kb_mcp.proxy.stores.loading import Loader
 from kb_mcp.proxy.stores.queries import load_queries
-from kb_mcp.proxy.stores.rows import (
-    attempt_values,
-    key_with_lineage,
-    operation_values,
-    upsert,
-    values,
-    window_values,
-)
+from kb_mcp.proxy.stores.rows import key_with_lineage
+from kb_mcp.proxy.stores.sqlite_saving import save
 from kb_mcp.proxy.stores.sqlite_schema import register_node
 
 T = TypeVar("T")
@@ -197,27 +191,7 @@ class SqliteLedger:
         )
 
     def _save(self, connection: sqlite3.Connection, standing: Standing) -> None:
-        dirty, seal = standing.dirty, self._sealer.seal
-        for lineage_id in dirty.lineages:
-            connection.execute(
-                _UPSERT["lineages"], values("lineages", standing.lineages[lineage_id])
-            )
-        for key_id in dirty.keys:
-            connection.execute(_UPSERT["keys"], values("keys", standing.keys[key_id]))
-        for operation_id in dirty.operations:
-            operation = standing.operations[operation_id]
-            connection.execute(_UPSERT["operations"], operation_values(operation, seal))
-        for attempt_id in dirty.attempts:
-            attempt = standing.attempts[attempt_id]
-            connection.execute(_UPSERT["attempts"], attempt_values(attempt, seal))
-        for window_key in dirty.windows:
-            window = standing.windows[window_key]
-            connection.execute(_UPSERT["windows"], window_values(window))
-        for tally_key in dirty.tallies:
-            connection.execute(_UPSERT["tallies"], values("tallies", standing.tallies[tally_key]))
-        for approval_id in dirty.approvals:
-            approval = standing.approvals[approval_id]
-            connection.execute(_UPSERT["approvals"], values("approvals", approval))
+        save(connection, standing, self._sealer.seal)
         self._save_audit(connection, standing)
         if standing.now >= self._marked + HIGH_WATER_STEP_MS and not standing.skewed:
             connection.execute(self._queries["set_fact"], ("high_water_ms", str(standing.now)))
@@ -229,12 +203,6 @@ class SqliteLedger:
             register_node(connection, journal.node, journal.chain_key, standing.now)
         rows = (journal.values(draft, standing.now) for draft in drafts)
         connection.executemany(_AUDIT_INSERT, rows)
-
-
-_UPSERT = {
-    table: upsert(table)
-    for table in ("operations", "attempts", "windows", "tallies", "keys", "lineages", "approvals")
-}
 
 
 def connect(path: Path) -> sqlite3.Connection:
