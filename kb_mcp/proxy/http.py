@@ -18,6 +18,7 @@ from kb_mcp.proxy.ledger import LedgerUnavailableError
 from kb_mcp.proxy.messages import Reply, Request, refused
 from kb_mcp.proxy.own import Own
 from kb_mcp.proxy.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.turns import Turns
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -26,6 +27,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 BODY_MAX_BYTES = 64 * 1024
 BODY_WITHIN_S = 10
 IN_FLIGHT_MAX = 1_000
+_HEALTH = frozenset({"/healthz", "/readyz"})
+_FULL = refused(refuse(Code.OVERLOADED))
 _log = logging.getLogger("kb_mcp.proxy")
 
 
@@ -35,6 +38,7 @@ class ProxyApp:
 
     desk: Desk
     own: Own
+    turns: Turns
     draining: bool = False
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -43,13 +47,19 @@ class ProxyApp:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             return
+        if self.in_flight >= IN_FLIGHT_MAX and scope["path"] not in _HEALTH:
+            # Before anything is read: turning away must cost next to nothing.
+            self.desk.noise.count(Code.OVERLOADED)
+            await _write(send, self.desk.new_id("req"), _FULL)
+            return
         request = self._request(scope)
-        if request.raw_path in {b"/healthz", b"/readyz"}:
-            await _write(send, request, await self.own.health(request))
+        if scope["path"] in _HEALTH:
+            await _write(send, request.request_id, await self.own.health(request))
             return
         self.in_flight += 1
         try:
-            await _write(send, request, await self._serve(request, receive))
+            await self.turns.mine()
+            await _write(send, request.request_id, await self._serve(request, receive))
         finally:
             self.in_flight -= 1
             if self.in_flight == 0:
@@ -72,8 +82,6 @@ class ProxyApp:
     async def _serve(self, request: Request, receive: Receive) -> Reply:
         if self.draining:
             return refused(refuse(Code.DRAINING))
-        if self.in_flight > IN_FLIGHT_MAX:
-            return refused(refuse(Code.OVERLOADED))
         try:
             if request.raw_path.startswith(b"/keybrake/"):
                 return await self.own.serve(request)
@@ -121,11 +129,11 @@ async def _read_body(request: Request, receive: Receive) -> bytes | Refusal:
         return refuse(Code.BODY_INVALID, reason="the body did not arrive in time")
 
 
-async def _write(send: Send, request: Request, reply: Reply) -> None:
+async def _write(send: Send, request_id: str, reply: Reply) -> None:
     headers = {
         "content-type": "application/json",
         "content-length": str(len(reply.body)),
-        "request-id": request.request_id,
+        "request-id": request_id,
         "cache-control": "no-store",
     } | {name.lower(): value for name, value in reply.headers.items()}
     await send(

@@ -32,6 +32,7 @@ from kb_mcp.proxy.reads import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.retention import Retention
 from kb_mcp.proxy.sending import Answered, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.turns import Turns
 from kb_mcp.proxy.upstream import InProcessUpstream, StripeUpstream
 from kb_mcp.settings import SANDBOX_KEY, Settings
 from kb_mcp.wiring.machine import boottime_ms, host_ms, new_id
@@ -174,7 +175,7 @@ def build_proxy(
         behind=bool(store.behind),
     )
     desk = _desk(store, governor, upstream, key, follow)
-    app = ProxyApp(desk, _own(store, desk, upstream))
+    app = ProxyApp(desk, _own(store, desk, upstream), Turns(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
         app=app,

@@ -34,7 +34,7 @@ NOT_THROUGH_AN_SDK = {
     "amount_not_metered": "a test of the surface's table; tests/proxy/test_surface.py",
     "ledger_unavailable": "a store that is gone; answered as draining is, 503",
     "ledger_behind": "a store that was restored; answered as draining is, 503",
-    "overloaded": "a thousand waiting requests; answered as draining is, 503",
+    "overloaded": "a thousand waiting requests; tests/scenarios/test_crowds.py has it",
 }
 
 

@@ -17,7 +17,8 @@ from kb_mcp.proxy.ledger import LedgerUnavailableError
 A = TypeVar("A")
 R = TypeVar("R")
 
-BATCH_MAX = 256
+BATCH_MAX = 64
+ANSWERED_AT_ONCE = 16  # in one turn of a loop
 IDLE_S = 1
 
 
@@ -64,8 +65,8 @@ class Batches(Generic[A, R]):
         loop = asyncio.get_running_loop()
         asked: Asked[A, R] = Asked(what, loop, loop.create_future())
         self._queue.put(asked)
-        # The thread will do it whether or not anybody still waits for it.
-        return await asyncio.shield(asked.future)
+        # The thread will do it whether or not anybody still waits: nobody takes it back.
+        return await asked.future
 
     async def close(self) -> None:
         """Answer what still waits, then end the thread."""
@@ -118,7 +119,10 @@ def _hand_over(batch: list[Asked[A, R]]) -> None:
 
 
 def _resolve(items: list[Asked[A, R]]) -> None:
-    for item in items:
+    if len(items) > ANSWERED_AT_ONCE:
+        # The rest in the loop's next turn: it must hear of others in between.
+        items[0].loop.call_soon(_resolve, items[ANSWERED_AT_ONCE:])
+    for item in items[:ANSWERED_AT_ONCE]:
         if item.future.done():
             continue
         if item.error is not None:

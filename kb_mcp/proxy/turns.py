@@ -1,0 +1,59 @@
+"""Turns: a request begins when the ledger has room for it, and waits unread until then.
+
+Floor: below http. Beginning is most of what a request costs the event loop. Were a crowd to begin
+at once, whoever comes next would wait for all of it, only to hear that there are too many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+ROOM = 64
+BEGIN_AT_ONCE = 16
+LOOK_AGAIN_S = 0.002
+
+
+class Turns:
+    """Who waits to begin, first come first served; where there is room, nobody waits."""
+
+    def __init__(self, queued: Callable[[], int]) -> None:
+        """Let requests begin while `queued()`, the steps that wait for the ledger, are few."""
+        self._queued = queued
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._begun = 0  # in this pass of the loop: what they ask of the ledger is not queued yet
+
+    async def mine(self) -> None:
+        """Return when it is the caller's turn."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting and self._room() > 0:
+            self._begin(loop)
+            return
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        if len(self._waiting) == 1:
+            loop.call_later(LOOK_AGAIN_S, self._look, loop)
+        await turn
+
+    def _room(self) -> int:
+        return ROOM - self._begun - self._queued()
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._begun == 0:
+            loop.call_soon(self._pass_over)
+        self._begun += 1
+
+    def _pass_over(self) -> None:
+        self._begun = 0
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        room = min(self._room(), BEGIN_AT_ONCE)
+        while self._waiting and room > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():  # or its client has gone
+                turn.set_result(None)
+                self._begin(loop)
+                room -= 1
+        if self._waiting:
+            loop.call_later(LOOK_AGAIN_S, self._look, loop)
