@@ -57,7 +57,7 @@ async def _spend(books: Books, key_id: str | None, day: str | None) -> list[dict
     rows: list[dict[str, Any]] = []
     for key in keys:
         mine = current.get(key.lineage_id, [])
-        rows += spend_records(key, policy_of(key.policy), mine, today, month)
+        rows += spend_records(key.id, policy_of(key.policy).caps, mine, today, month)
     return rows if key_id is not None else [*await _account(books, today), *rows]
 
 

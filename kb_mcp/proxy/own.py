@@ -90,7 +90,7 @@ class Own:
             scope="key", scope_id=admitted.key.lineage_id, starts=(day, month)
         )
         record = key_record(*found, admitted.policy)
-        record["spend"] = spend_records(admitted.key, admitted.policy, windows, day, month)
+        record["spend"] = spend_records(admitted.key.id, admitted.policy.caps, windows, day, month)
         return _json(record)
 
     async def _operations(self, admitted: Admitted, request: Request) -> Reply | Refusal:

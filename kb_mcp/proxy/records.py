@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from kb_mcp.proxy.ledger import Attempt, Lineage, Operation, VaultKey, Window
-from kb_mcp.proxy.policy import Policy
+from kb_mcp.proxy.ledger import Attempt, KeyId, Lineage, Operation, VaultKey, Window
+from kb_mcp.proxy.policy import CapRules, Policy
 from kb_mcp.proxy.windows import rfc3339
 
 Record = dict[str, Any]
@@ -96,7 +96,7 @@ def key_record(key: VaultKey, lineage: Lineage, policy: Policy) -> Record:
 
 
 def spend_records(
-    key: VaultKey, policy: Policy, windows: Iterable[Window], today: str, month: str
+    key_id: KeyId, limits: CapRules, windows: Iterable[Window], today: str, month: str
 ) -> list[Record]:
     """Return the spend of a key's lineage, a row for each window, with the caps that hold it."""
     starts = {"day": today, "month": month}
@@ -109,12 +109,12 @@ def spend_records(
     }
     rows = []
     for name, start, caps in (
-        ("day", today, policy.caps.daily),
-        ("month", month, policy.caps.monthly),
+        ("day", today, limits.daily),
+        ("month", month, limits.monthly),
     ):
         currencies = sorted(set(caps) | {currency for kind, currency in held if kind == name})
         rows += [
-            _spend_record(key, name, start, currency, caps, held.get((name, currency)))
+            _spend_record(key_id, name, start, currency, caps, held.get((name, currency)))
             for currency in currencies
         ]
     return rows
@@ -129,14 +129,14 @@ def account_record(window: Window, ceilings: Mapping[str, int]) -> Record:
 
 
 def _spend_record(
-    key: VaultKey,
+    key_id: KeyId,
     name: str,
     start: str,
     currency: str,
     caps: Mapping[str, int],
     window: Window | None,
 ) -> Record:
-    return _row(key.id, "key", name, start, currency, caps.get(currency), window)
+    return _row(key_id, "key", name, start, currency, caps.get(currency), window)
 
 
 def _row(

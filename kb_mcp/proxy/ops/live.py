@@ -47,8 +47,7 @@ class Live:
     async def _events(self, session_id: str) -> AsyncIterator[str]:
         self.streams += 1
         try:
-            newest = next(iter(self.views.records.audit(limit=1, newest_first=True)), None)
-            last: Any = 0 if newest is None else newest["row"]
+            last: Any = self.views.records.newest_row()
             yield "retry: 3000\n\n"
             for _ in range(TURNS_MAX):
                 await asyncio.sleep(EVERY_S)

@@ -25,6 +25,7 @@ from kb_mcp.proxy.ledger import (
     WindowKey,
 )
 from kb_mcp.proxy.ops.approvals import approval_record
+from kb_mcp.proxy.ops.gauges import GaugeRecords
 from kb_mcp.proxy.records import (
     Record,
     Records,
@@ -43,7 +44,7 @@ AGENT_ROWS_MAX = 1_000
 KEY_STATUSES = ("active", "frozen", "expired", "revoked")
 
 
-class OperatorRecords(Records, Protocol):
+class OperatorRecords(Records, GaugeRecords, Protocol):
     """The reads of a store that only operators make."""
 
     @override
@@ -148,13 +149,25 @@ class Views:
         held: dict[str, list[Window]] = {}
         for window in await self.records.windows(scope="key", starts=starts):
             held.setdefault(window.key.scope_id, []).append(window)
-        rows = [] if key_id else await self._account(day)
+        rows = [] if key_id else await self.account_spend(day)
         for key, _ in await self.records.keys():
             if key.id != key_id if key_id else key.rotated_to is not None:
                 continue
             mine = held.get(key.lineage_id, [])
-            rows += spend_records(key, policy_of(key.policy), mine, *starts)
+            rows += spend_records(key.id, policy_of(key.policy).caps, mine, *starts)
         return rows
+
+    async def account_spend(self, day: date) -> list[Record]:
+        """Return what all keys together hold on `day`, by currency, against the ceiling."""
+        start = day.isoformat()
+        ceilings = self.ledger.settings.ceilings
+        held = {
+            window.key.currency: window
+            for window in await self.records.windows(scope="account", starts=(start,))
+        }
+        currencies = sorted(ceilings.keys() | held.keys())
+        empty = {name: Window(WindowKey("account", "", "day", start, name)) for name in currencies}
+        return [account_record({**empty, **held}[name], ceilings) for name in currencies]
 
     def audit(self, limit: int, **filters: str | None) -> list[Record]:
         """Return matching audit rows, newest first."""
@@ -175,17 +188,6 @@ class Views:
                 operation = await self._operation(approval.operation_id)
                 found.append(approval_record(approval, operation, now))
         return found
-
-    async def _account(self, day: date) -> list[Record]:
-        start = day.isoformat()
-        ceilings = self.ledger.settings.ceilings
-        held = {
-            window.key.currency: window
-            for window in await self.records.windows(scope="account", starts=(start,))
-        }
-        currencies = sorted(ceilings.keys() | held.keys())
-        empty = {name: Window(WindowKey("account", "", "day", start, name)) for name in currencies}
-        return [account_record({**empty, **held}[name], ceilings) for name in currencies]
 
     async def _operation(self, operation_id: OperationId) -> Operation | None:
         found = await self.records.operations(operation_id=operation_id, limit=1)

@@ -8,10 +8,11 @@ but for the audit's generators, which commands walk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import psycopg
+from typing_extensions import override
 
 from kb_mcp.proxy.ledger import (
     Approval,
@@ -25,6 +26,7 @@ from kb_mcp.proxy.ledger import (
     WindowKey,
 )
 from kb_mcp.proxy.sealing import Sealer
+from kb_mcp.proxy.stores.gauges import Gauges
 from kb_mcp.proxy.stores.postgres_line import telling
 from kb_mcp.proxy.stores.postgres_pool import Pool
 from kb_mcp.proxy.stores.queries import load_queries, state_clauses
@@ -54,7 +56,7 @@ _ROW = "time || '|' || node || '|' || lpad(seq::text, 12, '0') AS row"
 _ORDER = 'time COLLATE "C" {0}, node COLLATE "C" {0}, seq {0}'
 
 
-class PostgresRecords:
+class PostgresRecords(Gauges):
     """`records.Records` over one PostgreSQL database."""
 
     def __init__(self, pool: Pool, sealer: Sealer) -> None:
@@ -168,6 +170,24 @@ class PostgresRecords:
     def close(self) -> None:
         """Close the connections."""
         self._pool.close()
+
+    @override
+    def newest_row(self) -> str | int:
+        """Return the place of the last row, as `audit` names it, or 0 where there is none."""
+        rows = self._rows(self._queries["newest_row"])
+        return rows[0]["row"] if rows else 0
+
+    @override
+    async def _asked(self, name: str, **values: Any) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(self._rows, self._queries[name], values)
+
+    @override
+    def _after(self, row: Any) -> Mapping[str, Any]:
+        return dict(zip(("time", "node", "seq"), _row(row) if row else ("", "", 0), strict=True))
+
+    @override
+    def _ids(self, ids: Sequence[str]) -> Mapping[str, Any]:
+        return {"ids": list(ids)}
 
     async def _read(self, statement: str, *values: Any) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self._rows, statement, values)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import override
 
 from kb_mcp.proxy.ledger import (
     Approval,
@@ -24,6 +26,7 @@ from kb_mcp.proxy.ledger import (
     WindowKey,
 )
 from kb_mcp.proxy.sealing import Sealer
+from kb_mcp.proxy.stores.gauges import Gauges
 from kb_mcp.proxy.stores.queries import load_queries, state_clauses
 from kb_mcp.proxy.stores.rows import attempt_of, operation_of
 from kb_mcp.proxy.stores.sqlite import connect
@@ -49,7 +52,7 @@ _AUDIT_FILTERS = {
 }
 
 
-class SqliteRecords:
+class SqliteRecords(Gauges):
     """`records.Records` over one SQLite file."""
 
     def __init__(self, path: Path, sealer: Sealer) -> None:
@@ -166,11 +169,34 @@ class SqliteRecords:
         """Close the connection."""
         self._connection.close()
 
+    @override
+    def newest_row(self) -> int:
+        """Return the number of the row that was written last, which may not be the latest by time.
+
+        0 stands where there is none.
+        """
+        return int(self._rows(self._queries["newest_row"])[0]["row"] or 0)
+
+    @override
+    async def _asked(self, name: str, **values: Any) -> list[sqlite3.Row]:
+        return self._all(self._queries[name], values)
+
+    @override
+    def _after(self, row: Any) -> Mapping[str, Any]:
+        return {"after": row}
+
+    @override
+    def _ids(self, ids: Sequence[str]) -> Mapping[str, Any]:
+        return {"ids": json.dumps(list(ids))}
+
     def _attempts(self, operation_id: OperationId) -> list[Attempt]:
         rows = self._rows(f"{self._queries['attempts_of']} ORDER BY number", operation_id)
         return [attempt_of(row, self._sealer.unseal) for row in rows]
 
     def _rows(self, statement: str, *values: Any) -> list[sqlite3.Row]:
+        return self._all(statement, values)
+
+    def _all(self, statement: str, values: Any) -> list[sqlite3.Row]:
         try:
             return self._connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:

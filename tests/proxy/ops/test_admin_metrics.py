@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from kb_mcp.proxy.ops import metrics
 from kb_mcp.proxy.ops.meters import Meters, Reading
 from tests.house import House
 from tests.proxy.ops.desk import TOKEN, Desk
@@ -128,3 +131,52 @@ def test_a_reading_arrives_as_it_was_sent() -> None:
     assert (reading.batches.count, reading.batches.total) == (5, 7)
     assert reading.batches.cumulative()[:3] == [("1", 4), ("2", 4), ("4", 5)]
     assert reading.sends["lost"].cumulative()[-2:] == [("25000", 0), ("+Inf", 1)]
+
+
+def keys_with_caps(found: dict[str, int]) -> set[str]:
+    named = (re.search(r'cap_minor_units\{scope="key",key="([^"]+)"', name) for name in found)
+    return {match[1] for match in named if match}
+
+
+def test_of_too_many_keys_the_fullest_have_series_and_are_chosen_now_and_then(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "KEYS_MAX", 2)
+    idle, half, full = (desk.house.issue(daily={"usd": cap}) for cap in (9_000, 8_000, 5_000))
+    desk.house.charge(half, customer="cus_H1")
+    desk.house.charge(full, customer="cus_F1")
+    before = scraped(desk)
+    assert keys_with_caps(before) == {half.id, full.id}
+    assert before["keybrake_vault_keys_left_out{}"] == 1
+    for number in range(3):
+        assert desk.house.charge(idle, customer=f"cus_I{number}").status_code == 200
+    desk.house.charge(full, customer="cus_F2", amount=100)
+    after = scraped(desk)
+    # The keys stay for a while; what they hold is of this scrape.
+    assert keys_with_caps(after) == {half.id, full.id}
+    day = 'window="day",currency="usd",part="settled"'
+    assert after[f'keybrake_spend_minor_units{{scope="key",key="{full.id}",{day}}}'] == 3_000
+    desk.later_ms = metrics.CHOSEN_FOR_MS
+    assert keys_with_caps(scraped(desk)) == {idle.id, full.id}
+
+
+def test_a_key_that_ended_keeps_its_series_only_while_it_holds_something(desk: Desk) -> None:
+    spent, unused = (desk.house.issue(daily={"usd": 10_000}) for _ in range(2))
+    desk.house.charge(spent)
+    for key in (spent, unused):
+        revoked = desk.api("POST", f"/keys/{key.id}/revoke")
+        assert revoked.status_code == 200
+    assert keys_with_caps(scraped(desk)) == {spent.id}
+
+
+def test_rows_are_counted_from_the_last_written_though_an_earlier_one_has_a_later_time(
+    desk: Desk,
+) -> None:
+    key = desk.house.issue()
+    desk.house.charge(key)
+    with closing(sqlite3.connect(desk.house.folder / "ledger.db")) as store:
+        store.execute("DROP TRIGGER audit_refuses_update")
+        store.execute("UPDATE audit SET time = '2999-01-01T00:00:00.000Z' WHERE rowid = 1")
+        store.commit()
+    again = Desk(desk.house)
+    assert not any("audit_rows" in name for name in scraped(again))

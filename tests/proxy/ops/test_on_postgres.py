@@ -8,7 +8,9 @@ from tests.house import House
 from tests.postgres import Database, database, server  # noqa: F401 fixtures are found by name
 from tests.proxy.ops.test_admin_metrics import (  # noqa: F401 collected here once more
     desk,
+    test_a_key_that_ended_keeps_its_series_only_while_it_holds_something,
     test_a_scrape_counts_what_happened_since_the_one_before,
+    test_of_too_many_keys_the_fullest_have_series_and_are_chosen_now_and_then,
     test_what_the_ledger_and_stripe_took_is_counted_in_whole_milliseconds,
 )
 from tests.proxy.ops.test_alerts import (  # noqa: F401 collected here once more

@@ -132,3 +132,59 @@ SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery(
 -- Every column of ours that is really there.
 SELECT table_name, column_name FROM information_schema.columns
  WHERE table_schema = current_schema()
+
+-- name: open_operations
+SELECT state, count(*) AS count FROM operations
+ WHERE state <> 'succeeded' AND state IN ('reserved', 'unknown', 'awaiting_approval')
+ GROUP BY state
+
+-- name: key_counts
+SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= %(now)s THEN 'expired'
+            WHEN l.frozen_at IS NOT NULL THEN 'frozen' ELSE 'active' END AS status,
+       k.rotated_to IS NOT NULL AS rotated, count(*) AS count
+  FROM keys k JOIN lineages l ON l.id = k.lineage_id
+ GROUP BY 1, 2
+
+-- name: fullest_keys
+-- By thousandths of a cap that are held, the fuller of day and month.
+SELECT k.id
+  FROM keys k LEFT JOIN LATERAL (
+       SELECT max(1000::numeric * (w.reserved + w.settled)
+                  / (k.policy::json #>> ARRAY['caps', s.caps, w.currency])::bigint) AS share
+         FROM (VALUES ('day', %(day)s::text, 'daily'), ('month', %(month)s::text, 'monthly'))
+              AS s ("window", start, caps)
+         JOIN windows w
+           ON w.scope = 'key' AND w.scope_id = k.lineage_id AND w."window" = s."window"
+              AND w.start = s.start AND w.currency <> '') AS held ON true
+ WHERE k.rotated_to IS NULL
+ ORDER BY trunc(coalesce(held.share, 0)) DESC,
+       k.revoked_at IS NULL AND coalesce(k.expires_at > %(now)s, true) DESC, k.id COLLATE "C"
+ LIMIT %(most)s
+
+-- name: spend_of_keys
+SELECT k.id, k.lineage_id, k.policy::json #>> '{caps}' AS caps, k.revoked_at, k.expires_at,
+       s."window", s.start, w.currency, w.reserved, w.settled
+  FROM keys k
+       CROSS JOIN (VALUES ('day', %(day)s::text), ('month', %(month)s::text))
+       AS s ("window", start)
+       LEFT JOIN windows w
+    ON w.scope = 'key' AND w.scope_id = k.lineage_id AND w."window" = s."window"
+       AND w.start = s.start AND w.currency <> ''
+ WHERE k.id = ANY(%(ids)s::text[])
+
+-- name: newest_row
+SELECT time || '|' || node || '|' || lpad(seq::text, 12, '0') AS row FROM audit
+ ORDER BY time COLLATE "C" DESC, node COLLATE "C" DESC, seq DESC LIMIT 1
+
+-- name: audit_counts
+-- The last row that is counted comes by itself, without a kind.
+WITH news AS MATERIALIZED (
+    SELECT time, node, seq, kind, decision, code FROM audit
+     WHERE (time COLLATE "C", node COLLATE "C", seq)
+           > (%(time)s::text, %(node)s::text, %(seq)s::bigint)
+     ORDER BY time COLLATE "C", node COLLATE "C", seq LIMIT %(most)s
+)
+SELECT kind, decision, code, count(*) AS count, NULL AS row FROM news GROUP BY 1, 2, 3
+ UNION ALL (
+SELECT NULL, NULL, NULL, 0, time || '|' || node || '|' || lpad(seq::text, 12, '0') FROM news
+ ORDER BY time COLLATE "C" DESC, node COLLATE "C" DESC, seq DESC LIMIT 1)

@@ -92,3 +92,57 @@ SELECT seq, hash FROM audit WHERE node = ? ORDER BY seq DESC LIMIT 1
 
 -- name: last_node
 SELECT position, hash FROM nodes ORDER BY position DESC LIMIT 1
+
+-- name: open_operations
+-- SQLite takes an index with a condition only where that condition stands in the query.
+SELECT state, count(*) AS count FROM operations
+ WHERE state <> 'succeeded' AND state IN ('reserved', 'unknown', 'awaiting_approval')
+ GROUP BY state
+
+-- name: key_counts
+SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= :now THEN 'expired'
+            WHEN l.frozen_at IS NOT NULL THEN 'frozen' ELSE 'active' END AS status,
+       k.rotated_to IS NOT NULL AS rotated, count(*) AS count
+  FROM keys AS k JOIN lineages AS l ON l.id = k.lineage_id
+ GROUP BY 1, 2
+
+-- name: fullest_keys
+-- By thousandths of a cap that are held, the fuller of day and month: two looks into an index for
+-- each key. Materialized, or the order would look again.
+WITH held AS MATERIALIZED (
+    SELECT k.id, k.revoked_at IS NULL AND coalesce(k.expires_at > :now, 1) AS serves,
+           (SELECT max(1000 * (w.reserved + w.settled)
+                       / (k.policy ->> ('$.caps.daily.' || w.currency)))
+              FROM windows AS w INDEXED BY windows_by_start
+             WHERE w.start = :day AND w.scope = 'key' AND w.scope_id = k.lineage_id
+               AND w.window = 'day' AND w.currency > '') AS of_day,
+           (SELECT max(1000 * (w.reserved + w.settled)
+                       / (k.policy ->> ('$.caps.monthly.' || w.currency)))
+              FROM windows AS w INDEXED BY windows_by_start
+             WHERE w.start = :month AND w.scope = 'key' AND w.scope_id = k.lineage_id
+               AND w.window = 'month' AND w.currency > '') AS of_month
+      FROM keys AS k WHERE k.rotated_to IS NULL
+)
+SELECT id FROM held
+ ORDER BY max(coalesce(of_day, 0), coalesce(of_month, 0)) DESC, serves DESC, id LIMIT :most
+
+-- name: spend_of_keys
+WITH spans AS (SELECT 'day' AS window, :day AS start UNION ALL SELECT 'month', :month)
+SELECT k.id, k.lineage_id, k.policy -> '$.caps' AS caps, k.revoked_at, k.expires_at,
+       s.window, s.start, w.currency, w.reserved, w.settled
+  FROM json_each(:ids) AS wanted CROSS JOIN keys AS k ON k.id = wanted.value CROSS JOIN spans AS s
+       LEFT JOIN windows AS w
+    ON w.scope = 'key' AND w.scope_id = k.lineage_id AND w.window = s.window
+       AND w.start = s.start AND w.currency > ''
+
+-- name: newest_row
+SELECT max(rowid) AS row FROM audit
+
+-- name: audit_counts
+-- The last row that is counted comes by itself, without a kind.
+WITH news AS MATERIALIZED (
+    SELECT rowid AS place, kind, decision, code FROM audit
+     WHERE rowid > :after ORDER BY rowid LIMIT :most
+)
+SELECT kind, decision, code, count(*) AS count, NULL AS row FROM news GROUP BY 1, 2, 3
+ UNION ALL SELECT NULL, NULL, NULL, 0, max(place) FROM news HAVING count(*) > 0

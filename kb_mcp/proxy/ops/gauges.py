@@ -1,0 +1,70 @@
+"""Gauges as the store hands them over: counts, and the windows of some keys.
+
+Floor: wing B, beside the records. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from kb_mcp.proxy.ledger import KeyId, Window
+from kb_mcp.proxy.policy import CapRules
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCounts:
+    """How many keys have one of KEY_STATUSES; `rotated` ones have a successor."""
+
+    status: str
+    rotated: bool
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpend:
+    """What caps a key, what its lineage holds in the running windows, and whether it serves."""
+
+    key_id: KeyId
+    caps: CapRules
+    serves: bool
+    windows: list[Window]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditCounts:
+    """Rows by kind, decision and code, and the place of the last that was counted."""
+
+    counts: Mapping[tuple[str, str, str], int]
+    last_row: Any
+
+
+class GaugeRecords(Protocol):
+    """The reads of a scrape. Raises: LedgerUnavailableError."""
+
+    async def open_operations(self) -> dict[str, int]:
+        """Return how many operations without an end there are, by state."""
+        ...
+
+    async def key_counts(self, now: int) -> list[KeyCounts]:
+        """Return how many keys there are at `now` (ms), by what they may do."""
+        ...
+
+    async def fullest_keys(self, day: str, month: str, now: int, most: int) -> list[KeyId]:
+        """Return the keys that stand for their lineages, those nearest to a cap first."""
+        ...
+
+    async def spend_of_keys(
+        self, ids: Sequence[KeyId], day: str, month: str, now: int
+    ) -> list[KeySpend]:
+        """Return the caps of these keys, and their windows of `day` and `month` that hold money."""
+        ...
+
+    def newest_row(self) -> Any:
+        """Return the place of the row that was written last, as the filter `after_row` takes it."""
+        ...
+
+    async def audit_counts(self, after_row: Any, most: int) -> AuditCounts:
+        """Count at most `most` audit rows after that one, and say which was the last."""
+        ...

@@ -1,0 +1,83 @@
+"""Gauges: what a scrape wants to know, counted and chosen by the store itself.
+
+Floor: a store. The same for every store: the named queries give the same columns, and each store
+asks them in its own way.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from kb_mcp.proxy.ledger import KeyId, LineageId, Window, WindowKey
+from kb_mcp.proxy.ops.gauges import AuditCounts, KeyCounts, KeySpend
+from kb_mcp.proxy.policy import CapRules
+from kb_mcp.proxy.stores.rows import Row
+
+
+class Gauges(ABC):
+    """Reads of a store that return as much as is shown. Raises: LedgerUnavailableError."""
+
+    @abstractmethod
+    async def _asked(self, name: str, **values: Any) -> Sequence[Row]:
+        """Return the rows of the named query."""
+
+    @abstractmethod
+    def _after(self, row: Any) -> Mapping[str, Any]:
+        """Return the values of a query that goes on after `row`, 0 being before the first."""
+
+    async def open_operations(self) -> dict[str, int]:
+        """Return how many operations without an end there are, by state."""
+        return {row["state"]: row["count"] for row in await self._asked("open_operations")}
+
+    async def key_counts(self, now: int) -> list[KeyCounts]:
+        """Return how many keys there are at `now` (ms), by what they may do."""
+        rows = await self._asked("key_counts", now=now)
+        return [KeyCounts(row["status"], bool(row["rotated"]), row["count"]) for row in rows]
+
+    async def fullest_keys(self, day: str, month: str, now: int, most: int) -> list[KeyId]:
+        """Return the keys that stand for their lineages, those nearest to a cap first."""
+        rows = await self._asked("fullest_keys", day=day, month=month, now=now, most=most)
+        return [KeyId(row["id"]) for row in rows]
+
+    async def spend_of_keys(
+        self, ids: Sequence[KeyId], day: str, month: str, now: int
+    ) -> list[KeySpend]:
+        """Return the caps of these keys, and their windows of `day` and `month` that hold money."""
+        found: dict[KeyId, KeySpend] = {}
+        for row in await self._asked("spend_of_keys", **self._ids(ids), day=day, month=month):
+            ended = row["revoked_at"] is not None or (row["expires_at"] or now + 1) <= now
+            spend = KeySpend(KeyId(row["id"]), _caps(row["caps"] or "{}"), not ended, [])
+            spend = found.setdefault(spend.key_id, spend)
+            if row["currency"] is not None:
+                lineage = LineageId(row["lineage_id"])
+                key = WindowKey("key", lineage, row["window"], row["start"], row["currency"])
+                spend.windows.append(Window(key, reserved=row["reserved"], settled=row["settled"]))
+        return list(found.values())
+
+    @abstractmethod
+    def newest_row(self) -> Any:
+        """Return the place of the row that was written last, as the filter `after_row` takes it."""
+
+    async def audit_counts(self, after_row: Any, most: int) -> AuditCounts:
+        """Count at most `most` audit rows after that one, and say which was the last."""
+        counts: dict[tuple[str, str, str], int] = {}
+        last = after_row
+        for row in await self._asked("audit_counts", **self._after(after_row), most=most):
+            if row["row"] is not None:
+                last = row["row"]
+            else:
+                parts = (row["kind"], row["decision"] or "", row["code"] or "")
+                counts[parts] = row["count"]
+        return AuditCounts(counts, last)
+
+    @abstractmethod
+    def _ids(self, ids: Sequence[str]) -> Mapping[str, Any]:
+        """Return `ids` as a query takes them."""
+
+
+@lru_cache(maxsize=1024)
+def _caps(text: str) -> CapRules:
+    return CapRules.model_validate_json(text)
