@@ -57,14 +57,33 @@ def reconcile(
         else:
             unknown.append(charge)
     unlisted = (
-        each
-        for each in ledger
-        if each.state is S.SUCCEEDED
-        and each.route in CHARGED_BY
-        and each.reserved_at >= since_ms
-        and each.object_id not in seen
+        each for each in ledger if _may_be_unlisted(each, since_ms) and each.object_id not in seen
     )
     return Reconciliation(tuple(unknown), tuple(unlisted), tuple(differing))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Says which operations a comparison needs: a ledger may be much longer than a period."""
+
+    names: frozenset[str]
+    marked: frozenset[str]
+    since_ms: int
+
+    @classmethod
+    def by(cls, charges: Iterable[Charge], since_ms: int) -> Wanted:
+        """Return what to look for where these charges were listed since then."""
+        names, marked = set[str](), set[str]()
+        for charge in charges:
+            names.update(object_names(charge))
+            marked.add(marks(charge).get("keybrake_operation", ""))
+        return cls(frozenset(names), frozenset(marked), since_ms)
+
+    def holds(self, operation: Operation) -> bool:
+        """Say whether `reconcile` could say anything else without `operation`."""
+        if operation.object_id in self.names or operation.id in self.marked:
+            return True
+        return _may_be_unlisted(operation, self.since_ms)
 
 
 def object_names(charge: Charge) -> tuple[str, ...]:
@@ -95,6 +114,11 @@ def charge_record(charge: Charge) -> Record:
         "marked": "keybrake_operation" in marks(charge),
         "created_at": rfc3339(int(charge["created"]) * 1000),
     }
+
+
+def _may_be_unlisted(operation: Operation, since_ms: int) -> bool:
+    charged = operation.state is S.SUCCEEDED and operation.route in CHARGED_BY
+    return charged and operation.reserved_at >= since_ms
 
 
 def _differences(operation: Operation, charge: Charge) -> Iterator[Record]:

@@ -22,7 +22,10 @@ class Records(Protocol):
     async def operations(
         self, *, limit: int | None = None, **filters: str
     ) -> Sequence[tuple[Operation, list[Attempt]]]:
-        """Return matching operations, newest first, each with its attempts."""
+        """Return matching operations, newest first, each with its attempts.
+
+        The filter `after` is the id of one that came last on the page before.
+        """
         ...
 
     async def windows(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -123,3 +124,22 @@ def test_a_charge_of_ours_within_the_grace_is_left_for_later(machine: Machine) -
     told = machine.run("adopt", *SINCE, "--apply", code=1).stderr
     assert "still not in the ledger" in told
     assert machine.charge(token, "2026-11").json()["error"]["code"] == "ledger_behind"
+
+
+def test_what_is_found_does_not_depend_on_the_size_of_a_page(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = machine.token()
+    for month in ("2026-08", "2026-09", "2026-10", "2026-11"):
+        assert machine.charge(token, month).status_code == 200
+    legacy(machine, amount="700")
+    machine.tamper(
+        f"UPDATE operations SET amount = 2800 WHERE period = '{lately('2026-08')}'",
+        f"UPDATE operations SET object_id = 'ch_gone' WHERE period = '{lately('2026-09')}'",
+    )
+    whole = machine.json("reconcile", *SINCE, code=1)
+    # The module: what the package holds under this name is the command.
+    monkeypatch.setattr(import_module("kb_mcp.cli.reconcile"), "PAGE", 1)
+    assert machine.json("reconcile", *SINCE, code=1) == whole
+    assert len(whole["missing_operations"]) == len(whole["missing_charges"]) == 1
+    assert {each["field"] for each in whole["differing"]} == {"amount", "charge_id"}

@@ -37,6 +37,7 @@ _OPERATION_FILTERS = {
     "charge_id": "object_id = ?",
     "operation_id": "id = ?",
     "lineage_id": "lineage_id = ?",
+    "after": "(created_at, rowid) < (SELECT created_at, rowid FROM operations WHERE id = ?)",
 }
 _AUDIT_FILTERS = {
     "key": "key_id = ?",

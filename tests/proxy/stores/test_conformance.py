@@ -331,3 +331,18 @@ def test_a_reader_of_the_audit_goes_on_where_it_stopped(open_one: Open, run: Run
     assert [row["note"] for row in newest] == ["3"]
     assert store.records.hash_at(store.node, 1) == first["hash"]
     assert store.records.hash_at(store.node, 9) is None
+
+
+def test_pages_of_operations_meet_though_many_were_made_at_once(open_one: Open, run: Run) -> None:
+    store = open_one()
+    rows = tuple(operation(number, created_at=number // 4) for number in range(10))
+    run(write(store, Changes(operations=rows)))
+    whole = [found.id for found, _ in run(store.records.operations())]
+    page = run(store.records.operations(limit=3))
+    paged = list[OperationId]()
+    while page:
+        assert len(page) <= 3
+        paged += [found.id for found, _ in page]
+        page = run(store.records.operations(limit=3, after=paged[-1]))
+    assert paged == whole
+    assert len(whole) == len(rows)
