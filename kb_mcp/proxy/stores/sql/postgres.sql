@@ -150,7 +150,7 @@ SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= %(
 SELECT k.id
   FROM keys k LEFT JOIN LATERAL (
        SELECT max(1000::numeric * (w.reserved + w.settled)
-                  / (k.policy::json #>> ARRAY['caps', s.caps, w.currency])::bigint) AS share
+                  / nullif((k.policy::json #>> ARRAY['caps', s.caps, w.currency])::bigint, 0)) AS share
          FROM (VALUES ('day', %(day)s::text, 'daily'), ('month', %(month)s::text, 'monthly'))
               AS s ("window", start, caps)
          JOIN windows w
