@@ -88,6 +88,7 @@ _VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:\.[a-z]+)?")
 # `x[*]` is any one key of a map, `x[]` any item of a list: the form numbers them.
 _WILDCARDS = {"[*]": r"\[[^\[\]]+\]", "[]": r"\[[0-9]+\]"}
 _MARK = "metadata[keybrake_"
+_NO_RULE = ParameterRule()
 # Kinds of object that belong to the account, not to a customer.
 _NOBODYS = frozenset({"account", "balance", "price", "product"})
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -172,7 +173,7 @@ def _check_headers(policy: Policy, headers: Mapping[str, str]) -> Refusal | None
 
 
 def _check_parameters(policy: Policy, route: Route, form: Form) -> Refusal | None:
-    rule = policy.parameters.get(route.endpoint, ParameterRule())
+    rule = policy.parameters.get(route.endpoint, _NO_RULE)
     granted = (
         *DEFAULT_PARAMETERS.get(route.endpoint, ()),
         *rule.allowed,
@@ -213,7 +214,7 @@ def _source(pattern: str) -> str:
 
 
 def _check_values(policy: Policy, route: Route, path: str, form: Form) -> Refusal | None:
-    rule = policy.parameters.get(route.endpoint, ParameterRule())
+    rule = policy.parameters.get(route.endpoint, _NO_RULE)
     for name, value in rule.fixed.items():
         if form.get(name, value) != value:
             return refuse(Code.PARAMETER_NOT_ALLOWED, param=name)

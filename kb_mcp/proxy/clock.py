@@ -70,7 +70,8 @@ class StoreClock:
         Where this host's clock is known to be wild it is Stripe's: a send that is dated wrongly
         would be voided, or forgotten by recovery's look back, once the clock is right again.
         """
-        wild_ms = self.skew_ms if self.skewed else 0
+        skew_ms = self.skew_ms
+        wild_ms = skew_ms if abs(skew_ms) > SKEW_MAX_MS else 0
         return max(self._host_ms() - wild_ms, high_water)
 
     def turning(self, high_water: int) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Final, TypeVar, overload
-from urllib.parse import unquote_to_bytes, urlencode
+from urllib.parse import quote_plus, unquote_to_bytes
 
 from typing_extensions import override
 
@@ -29,6 +30,7 @@ _CONTENT_TYPE = re.compile(
 )
 
 D = TypeVar("D")
+_name = lru_cache(maxsize=1024)(quote_plus)  # values differ, names hardly ever do
 
 
 class Form(Mapping[str, str]):
@@ -83,11 +85,11 @@ class Form(Mapping[str, str]):
 
     def encode(self) -> bytes:
         """Write the form anew, in order: what goes upstream."""
-        return urlencode(list(self.items())).encode("ascii")
+        return _encoded(self._values.items())
 
     def canonical(self) -> bytes:
         """Write the form sorted by name: equal for equal forms, whatever their order."""
-        return urlencode(sorted(self.items())).encode("ascii")
+        return _encoded(sorted(self._values.items()))
 
 
 EMPTY: Final = Form()
@@ -104,6 +106,10 @@ def parse_form(body: bytes, content_type: str | None, query: bytes, method: str)
     if body:
         return refuse(Code.BODY_INVALID, reason="only a POST takes a body")
     return _parse(query)
+
+
+def _encoded(pairs: Iterable[tuple[str, str]]) -> bytes:
+    return "&".join(f"{_name(name)}={quote_plus(value)}" for name, value in pairs).encode("ascii")
 
 
 def _parse(octets: bytes) -> Form | Refusal:

@@ -85,8 +85,13 @@ def prove(answer: UpstreamAnswer, route: Route) -> Proof:
     return _prove_answered(answer, route)
 
 
-def prove_object(body: Mapping[str, Any], route: Route) -> Made | None:
-    """Return what an object that Stripe shows (in an answer or a list) proves, if it is one."""
+def prove_object(
+    body: Mapping[str, Any], route: Route, written: bytes | None = None
+) -> Made | None:
+    """Return what an object that Stripe shows (in an answer or a list) proves, if it is one.
+
+    `written` is the object as Stripe wrote it, where it came alone.
+    """
     object_id, status = body.get("id"), body.get("status", "")
     if not isinstance(object_id, str) or not isinstance(status, str):
         return None
@@ -102,7 +107,7 @@ def prove_object(body: Mapping[str, Any], route: Route) -> Made | None:
         stripe_status=status,
         verdict=verdict,
         status=200,
-        body=json.dumps(body, separators=(",", ":")).encode(),
+        body=json.dumps(body, separators=(",", ":")).encode() if written is None else written,
         total=_whole(body.get("amount")),
         moved=_whole(body.get(route.lifecycle.moved or "")),
     )
@@ -135,10 +140,10 @@ def _prove_answered(answer: Answered, route: Route) -> Proof:
     if parsed is None:
         return Nothing("unreadable", answer.status)
     if 200 <= answer.status < 300:
-        made = prove_object(parsed, route)
+        made = prove_object(parsed, route, answer.body)
         if made is None:
             return Nothing("unreadable", answer.status)
-        return replace(made, status=answer.status, body=answer.body)
+        return replace(made, status=answer.status)
     return _prove_error(answer, parsed)
 
 

@@ -37,6 +37,7 @@ PERIOD_FIELD: Final = "metadata[billing_period]"
 REFERENCE_FIELD: Final = "metadata[reference]"
 # Stripe's own limit on the header; printable, so that it can go into a header again.
 _KEY = re.compile(r"[ -~]{1,255}")
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 _OBJECT_ID = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
 _PAYMENT_FIELDS = ("payment_method", "source")
 _DESTINATION_FIELDS = ("destination", "destination[account]", "transfer_data[destination]")
@@ -137,7 +138,7 @@ def fingerprint(reading: Reading) -> str:
         reading.period.label if reading.period else None,
         reading.reference,
     )
-    return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode("ascii")).hexdigest()
+    return hashlib.sha256(_COMPACT.encode(parts).encode("ascii")).hexdigest()
 
 
 def _read_key(form: Form, header: str | None) -> tuple[str | None, str | None, bool] | Refusal:

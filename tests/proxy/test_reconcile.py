@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger import Operation, OperationId, State
 from kb_mcp.proxy.reconcile import Wanted, reconcile

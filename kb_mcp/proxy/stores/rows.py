@@ -120,13 +120,7 @@ def attempt_of(row: Row, unseal: Seal) -> Attempt:
 
 def key_with_lineage(row: Row) -> tuple[VaultKey, Lineage]:
     """Return the vault key and its lineage in a row that joins the two."""
-    return _key_with_lineage(tuple(dict(row).items()))
-
-
-@lru_cache(maxsize=1024)
-def _key_with_lineage(columns: tuple[tuple[str, Any], ...]) -> tuple[VaultKey, Lineage]:
-    # Every request reads its key anew, and nearly always the same columns.
-    plain = dict(columns)
+    plain = dict(row)
     frozen_at, reason = plain.pop("lineage_frozen_at"), plain.pop("lineage_frozen_reason")
     key = VaultKey(**plain)
     return key, Lineage(key.lineage_id, frozen_at, reason)

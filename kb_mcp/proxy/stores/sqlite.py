@@ -41,6 +41,7 @@ T = TypeVar("T")
 BUSY_TIMEOUT_MS = 10_000
 HIGH_WATER_STEP_MS = 1_000
 _STATEMENT_CACHE = 256
+KEYS_KEPT = 1_024
 _AUDIT_INSERT = (
     f"INSERT INTO audit ({', '.join(AUDIT_COLUMNS)}) "  # noqa: S608 column names are ours
     f"VALUES ({', '.join('?' for _ in AUDIT_COLUMNS)})"
@@ -76,6 +77,7 @@ class SqliteLedger:
         self._high_water = 0  # what this process has seen
         self._marked = 0  # what the store holds, as this transaction read it
         self._doubted = False  # a commit ended in an error, and the store is not read again yet
+        self._keys: dict[KeyId, tuple[tuple[Any, ...], tuple[VaultKey, Lineage]]] = {}
         self._reader = connect(path)
         self._writer = connect(path)
         self._loader = Loader(self._writer, self._queries, sealer.unseal, owner)
@@ -111,7 +113,7 @@ class SqliteLedger:
             row = self._reader.execute(self._queries["key_with_lineage"], (key_id,)).fetchone()
         except sqlite3.Error as error:
             raise LedgerUnavailableError(str(error)) from error
-        return None if row is None else key_with_lineage(row)
+        return None if row is None else self._known(row)
 
     async def close(self) -> None:
         """Run what still waits, export the heads, and end the writer."""
@@ -130,6 +132,16 @@ class SqliteLedger:
     def _rest(self) -> None:
         if not self._doubted:
             self._heads.export(self._journal.head, force=True)
+
+    def _known(self, row: sqlite3.Row) -> tuple[VaultKey, Lineage]:
+        # Each request reads its key twice, and nearly always the very same columns.
+        columns = tuple(row)
+        seen = self._keys.get(row["id"])
+        if seen is None or seen[0] != columns:
+            if len(self._keys) >= KEYS_KEPT:
+                self._keys.clear()
+            seen = self._keys[row["id"]] = (columns, key_with_lineage(row))
+        return seen[1]
 
     def _flush(self, batch: list[Item]) -> None:
         """Run a batch in one transaction; every item ends with its result or its error."""
