@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from stage.contenders import Contender, kb_mcp, no_proxy, pass_through
-from stage.machine import cores, fdatasync_us
+from stage.machine import commit_us, cores, fdatasync_us
 from stage.options import Options, needs, parse
 from stage.report import Report
 from stage.runs import Runs
@@ -24,6 +24,9 @@ from stage.upstream import upstream
 TABLE, SUM, PROGRAM, KB = "One client", "sum: floor", "pass-through, 2 fdatasync", "kb-mcp"
 RAW = "raw pass-through"
 DISK = "2 fdatasync of 4 KiB"
+# As they come in a charge: with work in between, and of the pages that a transaction changes.
+RESTED, COMMITS = f"{DISK}, 5 ms apart", "2 commits of SQLite, 20 pages, 5 ms apart"
+PAUSE_S, PAGES = 0.005, 20
 ADDED = "added_p50_ms"
 
 
@@ -46,6 +49,10 @@ def run(options: Options, report: Report, folder: Path) -> None:
         for number in range(options.rounds):
             report.progress(f"round {number + 1} of {options.rounds}")
             report.sample(TABLE, DISK, **{ADDED: 2 * fdatasync_us(folder) / 1000})
+            rested = 2 * fdatasync_us(folder, 100, PAUSE_S) / 1000
+            report.sample(TABLE, RESTED, **{ADDED: rested})
+            commits = 2 * commit_us(folder, PAGES, 100, PAUSE_S) / 1000
+            report.sample(TABLE, COMMITS, **{ADDED: commits})
             base = _p50_ms(runs, direct, seconds)
             turn = number % len(others)
             for contender in others[turn:] + others[:turn]:

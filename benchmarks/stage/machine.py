@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -61,10 +62,11 @@ def facts() -> dict[str, str]:
     }
 
 
-def fdatasync_us(folder: Path | None = None, times: int = 200) -> float:
+def fdatasync_us(folder: Path | None = None, times: int = 200, pause_s: float = 0) -> float:
     """Return the median time of a durable write of 4 KiB where temporary files are, in µs.
 
     The file is there already, as SQLite's log is after its first round: nothing but data is synced.
+    Between two writes `pause_s` passes: a disk that has rested takes longer than one in full swing.
     """
     took = []
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -72,9 +74,29 @@ def fdatasync_us(folder: Path | None = None, times: int = 200) -> float:
         file.flush()
         os.fsync(file.fileno())
         for number in range(times):
+            time.sleep(pause_s)
             begun = time.perf_counter()
             os.pwrite(file.fileno(), b"x" * _PAGE, _PAGE * number)
             os.fdatasync(file.fileno())
+            took.append((time.perf_counter() - begun) * 1e6)
+    return statistics.median(took)
+
+
+def commit_us(folder: Path, pages: int, times: int = 100, pause_s: float = 0) -> float:
+    """Return the median time of a durable commit of so many pages by SQLite itself, in µs."""
+    took = []
+    with closing(sqlite3.connect(folder / "commits.db", isolation_level=None)) as store:
+        store.execute("PRAGMA journal_mode = WAL")
+        store.execute("PRAGMA synchronous = FULL")
+        store.execute("CREATE TABLE IF NOT EXISTS pages (id INTEGER PRIMARY KEY, filled BLOB)")
+        rows = [(number, bytes(_PAGE // 2 + 100)) for number in range(pages)]  # one to a page
+        store.executemany("INSERT OR REPLACE INTO pages VALUES (?, ?)", rows)
+        for _ in range(times):
+            store.execute("BEGIN IMMEDIATE")
+            store.executemany("INSERT OR REPLACE INTO pages VALUES (?, ?)", rows)
+            time.sleep(pause_s)
+            begun = time.perf_counter()
+            store.execute("COMMIT")
             took.append((time.perf_counter() - begun) * 1e6)
     return statistics.median(took)
 
