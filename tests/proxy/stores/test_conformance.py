@@ -31,6 +31,7 @@ from kb_mcp.proxy.ledger import (
 from kb_mcp.proxy.ops.audit_ops import verify_audit
 from kb_mcp.proxy.sealing import SealBrokenError
 from kb_mcp.proxy.standing import Standing
+from kb_mcp.proxy.stores.rows import differing
 from kb_mcp.wiring.store import Store
 from tests.proxy.stores.conftest import Open, Run
 
@@ -101,6 +102,37 @@ def test_what_one_process_committed_another_reads_back_whole(open_one: Open, run
     assert (found.keys, found.lineages) == ({KEY.id: KEY}, {LINEAGE: Lineage(LINEAGE, 4, "why")})
     assert (found.approvals, found.object_owners) == ({"ap_1": approval}, {"ch_1": wanted.id})
     assert (found.unresolved, found.outstanding_approvals) == ({LINEAGE: 1}, {LINEAGE: 1})
+
+
+def test_every_column_of_a_row_that_was_loaded_can_change(open_one: Open, run: Run) -> None:
+    one, two = open_one(), open_one()
+    before, sent = operation(answer=b"first", answer_status=200), attempt()
+    run(write(one, Changes(operations=(before,), attempts=(sent,), keys=(KEY,),
+                           lineages=(Lineage(LINEAGE), Lineage(LineageId("lin_2"))))))  # fmt: skip
+    changed = operation(
+        name="other", generation=1, named_by=NamedBy.BODY, route="POST /v1/refunds",
+        customer="cus_2", amount=1, currency="eur", period="2026-12", period_start="2026-12-01",
+        period_end="2026-12-31", reference="r", fingerprint="g", upstream_name="l",
+        caller_key="c", state=State.UNKNOWN, final=False, held=1, reserved_at=2,
+        first_arrival_at=3, attempt=2, lease_owner="me", lease_token=4, lease_until=5,
+        key_id=KeyId("key_2"), lineage_id=LineageId("lin_2"), object_id="ch_9",
+        stripe_status="pending", code="x", answer_status=402, answer=b"second", reopened=True,
+        waived=True, overshoot=True, voided_at=6, empty_listings=1, next_read_at=7,
+        approval_id="ap_9", created_at=8, updated_at=9,
+    )  # fmt: skip
+    assert set(differing(before, changed)) == set(changed.__struct_fields__) - {"id"}
+    again = attempt(
+        upstream_key="l_1", path="/v1/refunds", stripe_version="2026-10-28.endive", body=b"b",
+        first_sent_at=3, last_sent_at=4, sends=2, open_sends=2, status=500, object_id="ch_9",
+        outcome=AttemptOutcome.VOIDED, key_id=KeyId("key_2"),
+    )  # fmt: skip
+    assert set(differing(sent, again)) == set(again.__struct_fields__) - {"operation_id", "number"}
+    refs = Refs(operations=frozenset({before.id}))
+    # What is handed over as it was leaves nothing to write.
+    run(write(one, Changes(operations=(before,), attempts=(sent,)), refs))
+    run(write(one, Changes(operations=(changed,), attempts=(again,)), refs))
+    found = run(read(two, refs))
+    assert (found.operations, found.attempts) == ({before.id: changed}, {(before.id, 1): again})
 
 
 def test_steps_that_wait_together_see_each_other_in_their_order(open_one: Open, run: Run) -> None:
