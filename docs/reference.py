@@ -200,8 +200,10 @@ def _walk(path: str, command: click.Command) -> Iterator[tuple[str, click.Comman
     if not isinstance(command, click.Group):
         yield path, command
         return
-    for name in sorted(command.commands):
-        yield from _walk(f"{path} {name}", command.commands[name])
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        if found := command.get_command(context, name):
+            yield from _walk(f"{path} {name}", found)
 
 
 def _help(command: click.Command) -> Iterator[str]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 
+from kb_mcp.agent.address import check_address
 from kb_mcp.agent.catalogue import (
     ChargeApi,
     ChargeArguments,
@@ -36,7 +38,6 @@ from kb_mcp.agent.status import (
     not_found,
     not_readable,
 )
-from kb_mcp.agent.transport import open_client
 from kb_mcp.agent.wording import UNAVAILABLE
 from kb_mcp.environment import SettingsError
 from kb_mcp.idempotency import idempotency_key
@@ -77,8 +78,11 @@ class Billing:
         Raises: AddressError, when `proxy_url` would send a vault key in the clear.
         """
         if sdk is None:
-            http = open_client(proxy_url, transport=transport, allow_http=allow_http)
-            sdk = ProxySdk(proxy_url.rstrip("/"), http)
+            if transport is None:
+                check_address(proxy_url, allow_http=allow_http)
+            sdk = ProxySdk(
+                proxy_url.rstrip("/"), partial(_open, proxy_url, transport, allow_http=allow_http)
+            )
         self._sdk = sdk
         self._proxy_url = proxy_url
         self._charge_api: ChargeApi = charge_api
@@ -215,6 +219,15 @@ class Billing:
             if newer is not None:
                 return ask(newer)
         return answer
+
+
+def _open(
+    proxy_url: str, transport: httpx.BaseTransport | None, *, allow_http: bool
+) -> httpx.Client:
+    # Late: a server that only lists its tools needs no httpx.
+    from kb_mcp.agent.transport import open_client
+
+    return open_client(proxy_url, transport=transport, allow_http=allow_http)
 
 
 def _next(tokens: Iterator[str]) -> str | None:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote
 
-import httpx
-
 from kb_mcp.agent.keys import is_live
 from kb_mcp.agent.outcomes import ProxyUnavailableError, Reply, as_map
 from kb_mcp.agent.wording import UNAVAILABLE
 
 if TYPE_CHECKING:
+    import httpx
     import stripe
     from stripe import RequestOptions
 
@@ -54,16 +53,19 @@ class ProxySdk:
     Every method raises ProxyUnavailableError when nothing was sent.
     """
 
-    def __init__(self, proxy_url: str, http: httpx.Client) -> None:
-        """Send to `proxy_url` (no trailing slash) through `http`."""
+    def __init__(self, proxy_url: str, open_http: Callable[[], httpx.Client]) -> None:
+        """Send to `proxy_url` (no trailing slash) through what `open_http` opens at first need."""
         self._proxy_url = proxy_url
-        self._http = http
+        self._open_http = open_http
         self._lock = threading.Lock()
+        self._opened: httpx.Client | None = None
         self._made: tuple[stripe.StripeClient, ProxyHTTPClient] | None = None
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        with self._lock:
+            if self._opened is not None:
+                self._opened.close()
 
     def create(
         self, token: str, api: ChargeApi, params: Mapping[str, Any], key: str, headers: Headers
@@ -129,11 +131,13 @@ class ProxySdk:
     def _get(
         self, token: str, path: str, query: Mapping[str, str], headers: Headers
     ) -> Reply | Lost:
+        import httpx
+
         pairs = "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
         url = f"{self._proxy_url}{path}{'?' if pairs else ''}{pairs}"
         sent = {"Authorization": f"Bearer {token}", **headers}
         try:
-            response = self._http.get(url, headers=sent)
+            response = self._http().get(url, headers=sent)
             document = as_map(json.loads(response.content))
         except httpx.HTTPError as error:
             raise ProxyUnavailableError(UNAVAILABLE) from error
@@ -174,18 +178,28 @@ class ProxySdk:
             livemode=is_live(token),
         )
 
+    def _http(self) -> httpx.Client:
+        with self._lock:
+            if self._opened is None:
+                try:
+                    self._opened = self._open_http()
+                except OSError as error:  # no descriptor left, no certificates: nothing was sent
+                    raise ProxyUnavailableError(UNAVAILABLE) from error
+            return self._opened
+
     def _client(self) -> tuple[stripe.StripeClient, ProxyHTTPClient]:
+        opened = self._http()
         with self._lock:
             if self._made is None:
-                self._made = self._make_client()
+                self._made = self._make_client(opened)
             return self._made
 
-    def _make_client(self) -> tuple[stripe.StripeClient, ProxyHTTPClient]:
+    def _make_client(self, opened: httpx.Client) -> tuple[stripe.StripeClient, ProxyHTTPClient]:
         import stripe
 
         from kb_mcp.agent.stripe_http import ProxyHTTPClient
 
-        http = ProxyHTTPClient(self._http)
+        http = ProxyHTTPClient(opened)
         client = stripe.StripeClient(
             # Every call brings its own key in its options: one client serves all of them.
             "vk_none",

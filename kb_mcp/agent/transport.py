@@ -1,21 +1,24 @@
 """How wing A reaches the proxy: one httpx client, over the network or into this process.
 
-Floor: wing A, at the bottom. Nothing of the environment changes where a vault key goes: no
-proxies, no .netrc, no redirects; plain http only to loopback unless it is allowed.
+Floor: wing A, above address. Importing it imports httpx, so that billing does it late. Nothing of
+the environment changes where a vault key goes: no proxies, no .netrc, no redirects; plain http
+only to loopback unless it is allowed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import ipaddress
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import httpx
 from typing_extensions import override
+
+from kb_mcp.agent.address import AddressError, check_address
+
+__all__ = ["AddressError", "AsgiTransport", "check_address", "open_client", "start_loop"]
 
 Scope = MutableMapping[str, Any]  # ASGI's own type: values differ by key
 Message = MutableMapping[str, Any]  # as Scope
@@ -27,10 +30,6 @@ CONNECT_TIMEOUT_S: Final = 5
 # Above the proxy's own wait for Stripe (25 s) and for another caller (10 s).
 ANSWER_TIMEOUT_S: Final = 60
 MAX_CONNECTIONS: Final = 100
-
-
-class AddressError(ValueError):
-    """The proxy's address would send a vault key in the clear, or is none."""
 
 
 def open_client(
@@ -49,24 +48,6 @@ def open_client(
         timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
     )
-
-
-def check_address(proxy_url: str, *, allow_http: bool = False) -> None:
-    """Check that a vault key may be sent to `proxy_url`.
-
-    Raises: AddressError.
-    """
-    try:
-        parts = urlsplit(proxy_url)
-        host = parts.hostname or ""
-    except ValueError:
-        host = ""
-        parts = urlsplit("")
-    plain = parts.query == "" and parts.fragment == "" and parts.username is None
-    if parts.scheme not in {"http", "https"} or not host or not plain:
-        raise AddressError("The proxy's address must look like http://127.0.0.1:8787.")
-    if parts.scheme == "http" and not allow_http and not _is_loopback(host):
-        raise AddressError("The proxy's address must be https beyond this machine.")
 
 
 class AsgiTransport(httpx.BaseTransport):
@@ -158,12 +139,3 @@ def start_loop() -> tuple[asyncio.AbstractEventLoop, Callable[[], None]]:
         loop.close()
 
     return loop, stop
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

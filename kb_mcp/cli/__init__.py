@@ -1,43 +1,48 @@
 """The command line: `kb-mcp` and `python -m kb_mcp`.
 
-Floor: above wiring. One small module a group of commands; what costs time to import is imported
-by the command that needs it, so that `--help` answers at once.
+Floor: above wiring. One small module a group of commands, imported by the command that is asked
+for; what costs time to import, by the function that needs it, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import click
 
-from kb_mcp.cli.approvals import approvals
-from kb_mcp.cli.audit import audit
-from kb_mcp.cli.doctor import doctor
-from kb_mcp.cli.export import export
-from kb_mcp.cli.failures import Commands
-from kb_mcp.cli.keys import keys
-from kb_mcp.cli.migrate import migrate
-from kb_mcp.cli.operations import operations
-from kb_mcp.cli.operators import operators
-from kb_mcp.cli.reconcile import adopt, reconcile, recover
-from kb_mcp.cli.serve import demo, mcp, sandbox, up
-from kb_mcp.cli.settings_cmd import settings
-from kb_mcp.cli.spend import spend
+from kb_mcp.cli.late import LateCommands
 
 __all__ = ["main"]
 
+_MODULES = {
+    "approvals": "approvals",
+    "audit": "audit",
+    "doctor": "doctor",
+    "export": "export",
+    "keys": "keys",
+    "migrate": "migrate",
+    "operations": "operations",
+    "operators": "operators",
+    "reconcile": "adopt reconcile recover",
+    "serve": "demo mcp sandbox up",
+    "settings_cmd": "settings",
+    "spend": "spend",
+}
+_HOMES = {
+    command: f"kb_mcp.cli.{module}"
+    for module, commands in _MODULES.items()
+    for command in commands.split()
+}
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(
+    cls=LateCommands,
+    homes=MappingProxyType(_HOMES),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="kb-mcp", message="kb-mcp %(version)s")
 def main() -> None:
     """Charge through Stripe exactly once, within caps, from AI agents.
 
     Example: kb-mcp up
     """
-
-
-for _command in (
-    *(up, mcp, sandbox, demo),
-    *(keys, approvals, operators, settings),
-    *(spend, operations, audit),
-    *(recover, reconcile, adopt, doctor, migrate, export),
-):
-    main.add_command(_command)

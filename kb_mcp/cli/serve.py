@@ -70,10 +70,14 @@ def mcp() -> None:
 
     Example: KEYBRAKE_VAULT_KEY_BILLING=vk_test_… kb-mcp mcp
     """
-    from kb_mcp.settings import load_settings
-    from kb_mcp.wiring.serve import serve_mcp_stdio
+    from kb_mcp.wiring.starting import uncollected
 
-    serve_mcp_stdio(load_settings())
+    with uncollected():
+        from kb_mcp.settings import load_settings
+        from kb_mcp.wiring.stdio import ready_mcp_stdio
+
+        serve = ready_mcp_stdio(load_settings())
+    serve()
 
 
 @click.command()

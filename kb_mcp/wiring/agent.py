@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
 from kb_mcp.agent.keys import KeySource
-from kb_mcp.agent.transport import AsgiTransport, start_loop
 from kb_mcp.settings import Secret, Settings, SettingsError
-from kb_mcp.wiring.hosts import App
 from kb_mcp.wiring.machine import new_id
 
 if TYPE_CHECKING:
     from kb_mcp.agent.doors.mcp import HttpDoor
+    from kb_mcp.wiring.hosts import App
     from kb_mcp.wiring.proxy import Proxy
 
 # An address that leads nowhere: requests to it go to the app in this process.
@@ -46,6 +45,8 @@ def connect_billing(settings: Settings) -> Billing:
         raise SettingsError(
             "KEYBRAKE_PROXY_URL", "is not set, on Lambda", "Set it, or KEYBRAKE_EMBEDDED=1."
         )
+    from kb_mcp.agent.transport import AsgiTransport
+
     app, loop = _embed(settings)
     return Billing(
         keys,
@@ -77,6 +78,7 @@ def mcp_door(settings: Settings, app: App, loop: asyncio.AbstractEventLoop) -> H
     """Return the MCP door of the agents' listener, in front of the proxy `app` on `loop`."""
     # `mcp` takes 0.7 s to import: only those who use it pay for it.
     from kb_mcp.agent.doors.mcp import http_app
+    from kb_mcp.agent.transport import AsgiTransport
 
     base = Billing(
         {},
@@ -95,6 +97,8 @@ def _embed(settings: Settings) -> tuple[App, asyncio.AbstractEventLoop]:
         from kb_mcp.wiring.proxy import build_proxy
     except ModuleNotFoundError as missing:
         raise _no_proxy_here(settings) from missing
+
+    from kb_mcp.agent.transport import start_loop
 
     loop, stop_loop = start_loop()
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.agent import connect_billing
 from kb_mcp.wiring.alerts import ALERTS_EVERY_MS, build_alerts
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.first_run import FirstRun, admin_token, client_configuration, first_run
@@ -94,17 +93,6 @@ async def serve_worker(settings: Settings, descriptor: int) -> None:
     orphaned.add_done_callback(lambda _: stop.set())
     await _run(settings, proxy, {"agents": socket.socket(fileno=descriptor)}, None, stop, print)
     orphaned.cancel()
-
-
-def serve_mcp_stdio(settings: Settings) -> None:
-    """Serve MCP over stdin and stdout until stdin ends.
-
-    Raises: SettingsError, StoreError, BindingError, SchemaError, AddressError.
-    """
-    from kb_mcp.agent.doors.mcp import create_server, serve_stdio
-
-    billing = connect_billing(settings)
-    asyncio.run(serve_stdio(create_server(lambda _: billing)))
 
 
 def _stop_on_signals() -> asyncio.Event:

@@ -8,7 +8,8 @@ Source: modelcontextprotocol.io/specification (2025-11-25 and 2026-07-28).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -44,8 +45,9 @@ from kb_mcp.agent.calls import (
     NotOffered,
     call_tool,
 )
-from kb_mcp.agent.catalogue import TOOLS, select_tools
+from kb_mcp.agent.catalogue import TOOLS, ToolName, select_tools
 from kb_mcp.agent.export.mcp import mcp_tools
+from kb_mcp.agent.export.schemas import arguments_schema
 from kb_mcp.traces import PARENT, STATE, Trace, read_trace
 
 Request = ServerRequestContext[Any, Any]  # the SDK's own parameters: lifespan and HTTP request
@@ -71,7 +73,8 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
     async def list_tools(
         request: Request, _params: PaginatedRequestParams | None
     ) -> ListToolsResult:
-        return ListToolsResult(tools=_offered(billing_for(request)))
+        biller = billing_for(request)
+        return ListToolsResult(tools=[*_offered(biller.tools, biller.allow_reference)])
 
     async def call(request: Request, params: CallToolRequestParams) -> CallToolResult:
         biller, context = billing_for(request), _context(request)
@@ -82,9 +85,6 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
         )
         return _result(answer)
 
-    schemas = {
-        tool["name"]: tool["inputSchema"] for tool in mcp_tools(tuple(TOOLS.values()))["tools"]
-    }
     return Server(
         NAME,
         version=_version(),
@@ -96,7 +96,7 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
         on_list_resource_templates=_no_templates,
         on_read_resource=_no_such_resource,
         on_list_prompts=_no_prompts,
-        get_tool_input_schema=schemas.get,
+        get_tool_input_schema=lambda name: _input_schemas().get(name),
         # What is listed depends on the key that asks.
         cache_hints={"tools/list": CacheHint(ttl_ms=LIST_TTL_MS, scope="private")},
     )
@@ -124,9 +124,16 @@ async def _no_prompts(_: Request, _params: PaginatedRequestParams | None) -> Lis
     return ListPromptsResult(prompts=[])
 
 
-def _offered(biller: Biller) -> list[Tool]:
-    tools = select_tools(biller.tools, allow_reference=biller.allow_reference)
-    return [Tool.model_validate(tool) for tool in mcp_tools(tools)["tools"]]
+# The catalogue does not change while a process runs, and pydantic takes its time over schemas.
+@cache
+def _offered(names: frozenset[ToolName], allow_reference: bool) -> tuple[Tool, ...]:  # noqa: FBT001 part of the cache's key
+    tools = select_tools(names, allow_reference=allow_reference)
+    return tuple(Tool.model_validate(tool) for tool in mcp_tools(tools)["tools"])
+
+
+@cache
+def _input_schemas() -> Mapping[str, Mapping[str, Any]]:
+    return {tool.name: arguments_schema(tool, full=True) for tool in TOOLS.values()}
 
 
 def _result(answer: Answer) -> CallToolResult:
