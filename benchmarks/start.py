@@ -11,6 +11,7 @@ beside uvicorn with a bare MCP server.
 
 from __future__ import annotations
 
+import compileall
 import itertools
 import json
 import os
@@ -31,6 +32,7 @@ from stage.report import Report
 from stage.runs import CLIENTS, Runs
 from stage.upstream import Upstream, upstream
 
+import kb_mcp as package
 from kb_mcp.demo.events import Bill, charge_event
 
 STDIO, LAMBDA, MEMORY = "MCP over stdio", "Cold Lambda", "Resident memory"
@@ -151,6 +153,8 @@ def run(options: Options, report: Report, folder: Path) -> None:
     """Measure starts in rounds, then memory."""
     core, load_core = cores()
     usable = os.sched_getaffinity(0)
+    # As pip leaves whatever it installs, and so the SDK too; a checkout may not be compiled.
+    compileall.compile_dir(Path(package.__file__).parent, quiet=1)
     with ExitStack() as stack:
         up = stack.enter_context(upstream(folder, load_core))
         runs = Runs(up)

@@ -33,6 +33,21 @@ def handler(
 
     `billing` replaces what the environment says, `settings` the environment itself.
     """
+    if settings is None and billing is None and _CONNECTION.is_new():
+        from kb_mcp.wiring.starting import uncollected
+
+        # The first event of an environment imports what a charge needs: httpx, the Stripe SDK.
+        with uncollected():
+            return _answer(event, context, None, None)
+    return _answer(event, context, settings, billing)
+
+
+def _answer(
+    event: Mapping[str, Any] | None,
+    context: object,
+    settings: Settings | None,
+    billing: Biller | None,
+) -> dict[str, Any]:
     event = event if isinstance(event, Mapping) else {}
     caller = _caller(settings) if billing is None else caller_of(billing)
     if is_action_group_event(event):
@@ -46,6 +61,13 @@ class _Connection:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._billing: Biller | None = None
+        self._new = True
+
+    def is_new(self) -> bool:
+        """Say True the first time, and False from then on."""
+        with self._lock:
+            was, self._new = self._new, False
+            return was
 
     def billing(self) -> Biller:
         with self._lock:

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 def uncollected() -> Iterator[None]:
     """Import and build without the collector, and keep what is there from its later rounds.
 
-    For a process of our own that serves from then on. Importing makes much that stays and nearly
-    no garbage; going through all of it two hundred times was a tenth of a start.
+    Once in a process, and for one that serves from then on. Importing makes much that stays and
+    nearly no garbage; going through all of it two hundred times was a tenth of a start.
     """
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if collects:
+            gc.enable()
