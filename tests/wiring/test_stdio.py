@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
-HELLO = [
+HELLO: list[dict[str, Any]] = [
     {
         "jsonrpc": "2.0",
         "id": 1,
@@ -41,20 +42,31 @@ CODE = (
 )
 
 
+def ask(process: subprocess.Popen[str], message: dict[str, Any]) -> Any:
+    """Send one message; a request is answered before the next one, as clients do it."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(message) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline()) if "id" in message else None
+
+
 def test_a_server_that_lists_its_tools_has_imported_no_more_than_it_needs() -> None:
     inherited = {name: value for name, value in os.environ.items() if "KEYBRAKE" not in name}  # noqa: TID251 - for a child process
 
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-c", CODE],
-        input="".join(json.dumps(message) + "\n" for message in HELLO),
         env=inherited | KEYS,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=True,
-    )
+    ) as process:
+        answers = [ask(process, message) for message in HELLO]
+        _, told = process.communicate()
 
-    listed = json.loads(done.stdout.splitlines()[-1])["result"]["tools"]
+    listed = answers[-1]["result"]["tools"]
     assert [tool["name"] for tool in listed] == ["charge", "charge_status"]
-    imported = set(done.stderr.split())
+    imported = set(told.split())
     assert "mcp.server" in imported
     assert imported & set(NEEDLESS) == set()
