@@ -5,20 +5,14 @@ Floor: wiring. The only place that asks the operating system for time or chance.
 
 from __future__ import annotations
 
-import gc
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 
 ID_BYTES = 12
 PAGE_BYTES = 4096
-# The writer's thread computes while the event loop asks for the lock some ten times a request:
-# at CPython's own 5 ms a turn, a busy process would answer nobody for seconds.
-LOCK_TURN_S = 0.0005
-GARBAGE_AFTER = 50_000
 
 
 def host_ms() -> int:
@@ -30,17 +24,6 @@ def boottime_ms() -> int:
     """Return a clock that never goes back and counts suspended time, where there is one."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime_ns(clock) // 1_000_000
-
-
-def ready_to_serve() -> None:
-    """Set the interpreter up for a server: short turns of its lock, few walks for garbage.
-
-    What is loaded by now stays for good, and is not walked again.
-    """
-    sys.setswitchinterval(LOCK_TURN_S)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GARBAGE_AFTER)
 
 
 def new_id(prefix: str) -> str:

@@ -20,8 +20,9 @@ from kb_mcp.wiring.first_run import FirstRun, admin_token, client_configuration,
 from kb_mcp.wiring.hosts import HostGuard
 from kb_mcp.wiring.listener import listen
 from kb_mcp.wiring.logs import LogFormat
-from kb_mcp.wiring.machine import boottime_ms, new_id, ready_to_serve
+from kb_mcp.wiring.machine import boottime_ms, new_id
 from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
+from kb_mcp.wiring.starting import ready_to_serve
 from kb_mcp.wiring.verification import verifier
 from kb_mcp.wiring.workers import Workers, answer_first, workers_on
 

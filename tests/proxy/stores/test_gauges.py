@@ -31,7 +31,7 @@ def key(name: str, **changed: object) -> VaultKey:
     made = replace(
         KEY, id=KeyId(name), lineage_id=LineageId(name), policy=json.dumps({"caps": caps})
     )
-    return replace(made, **changed)  # type: ignore[arg-type] # values are checked by the test
+    return replace(made, **changed)
 
 
 def window(name: str, kind: str, held: int, start: str = DAY, currency: str = "usd") -> Window:
