@@ -9,22 +9,25 @@ from tests.faults.checks import ViolationError
 from tests.faults.story import run_seed
 
 SEEDS = 1_000
-# Where a bug was found last, tried first: the search stops at the first hit.
+# Where a bug was found last, tried first: the search stops at the first hit. The first thousand
+# seeds have all of them but one, which is found about once in 1,500.
 FOUND_AT = {
-    "recovery voids without its lease": 468,
-    "a voided operation frees its guards at once": 34,
-    "a send begins before the commit": 38,
-    "a later no releases while an earlier send is open": 40,
-    "a late yes does not beat a void": 53,
-    "another customer is given the answer": 65,
-    "recovery voids before grace": 69,
-    "guards are read without their lock": 98,
-    "an old key is sent again after stripe forgot it": 176,
-    "the key is not checked in the transaction": 270,
+    "an absence counts from when it is told not read": 1478,
+    "a decline counts for any attempt": 443,
     "a later attempt skips the guards": 447,
-    "recovery matches the operation not the attempt": 626,
-    "a decline counts for any attempt": 626,
-    "a key in use by our own send is held for foreign": 636,
+    "a later no releases while an earlier send is open": 6,
+    "a late yes does not beat a void": 53,
+    "a key in use by our own send is held for foreign": 183,
+    "a send begins before the commit": 17,
+    "a voided operation frees its guards at once": 34,
+    "an old key is sent again after stripe forgot it": 176,
+    "another customer is given the answer": 65,
+    "guards are read without their lock": 98,
+    "recovery matches the operation not the attempt": 210,
+    "recovery trusts an incomplete walk": 113,
+    "recovery voids before grace": 6,
+    "recovery voids without its lease": 128,
+    "the key is not checked in the transaction": 270,
 }
 
 
