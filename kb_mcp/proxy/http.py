@@ -27,7 +27,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 BODY_MAX_BYTES = 64 * 1024
 BODY_WITHIN_S = 10
 IN_FLIGHT_MAX = 1_000
-_HEALTH = frozenset({"/healthz", "/readyz"})
+_HEALTH = frozenset({b"/healthz", b"/readyz"})
 _FULL = refused(refuse(Code.OVERLOADED))
 _log = logging.getLogger("kb_mcp.proxy")
 
@@ -47,19 +47,19 @@ class ProxyApp:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             return
-        if self.in_flight >= IN_FLIGHT_MAX and scope["path"] not in _HEALTH:
-            # Before anything is read: turning away must cost next to nothing.
-            self.desk.noise.count(Code.OVERLOADED)
-            await _write(send, self.desk.new_id("req"), _FULL)
+        if self.in_flight >= IN_FLIGHT_MAX and _raw_path(scope) not in _HEALTH:
+            await self._turn_away(send)
             return
         request = self._request(scope)
-        if scope["path"] in _HEALTH:
+        if request.raw_path in _HEALTH:
             await _write(send, request.request_id, await self.own.health(request))
             return
         self.in_flight += 1
         try:
-            await self.turns.mine()
-            await _write(send, request.request_id, await self._serve(request, receive))
+            if await self.turns.mine():
+                await _write(send, request.request_id, await self._serve(request, receive))
+            else:
+                await self._turn_away(send)
         finally:
             self.in_flight -= 1
             if self.in_flight == 0:
@@ -79,6 +79,11 @@ class ProxyApp:
             # What is still open stays reserved; recovery finds out what became of it.
             return
 
+    async def _turn_away(self, send: Send) -> None:
+        """Answer before anything is read: it must cost next to nothing."""
+        self.desk.noise.count(Code.OVERLOADED)
+        await _write(send, self.desk.new_id("req"), _FULL)
+
     async def _serve(self, request: Request, receive: Receive) -> Reply:
         if self.draining:
             return refused(refuse(Code.DRAINING))
@@ -97,7 +102,7 @@ class ProxyApp:
     def _request(self, scope: Scope) -> Request:
         return Request(
             method=scope["method"],
-            raw_path=scope.get("raw_path") or scope["path"].encode(),
+            raw_path=_raw_path(scope),
             query=scope["query_string"],
             headers=tuple(
                 (name.decode("latin-1").lower(), value.decode("latin-1"))
@@ -106,6 +111,11 @@ class ProxyApp:
             body=b"",
             request_id=self.desk.new_id("req"),
         )
+
+
+def _raw_path(scope: Scope) -> bytes:
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    return raw
 
 
 async def _read_body(request: Request, receive: Receive) -> bytes | Refusal:

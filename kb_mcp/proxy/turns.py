@@ -13,28 +13,36 @@ from collections.abc import Callable
 ROOM = 64
 BEGIN_AT_ONCE = 16
 LOOK_AGAIN_S = 0.002
+# A client that is told so comes back; one that waits longer has gone, and would be charged unseen.
+WAIT_MAX_MS = 20_000
 
 
 class Turns:
     """Who waits to begin, first come first served; where there is room, nobody waits."""
 
-    def __init__(self, queued: Callable[[], int]) -> None:
+    def __init__(self, queued: Callable[[], int], wait_max_ms: int = WAIT_MAX_MS) -> None:
         """Let requests begin while `queued()`, the steps that wait for the ledger, are few."""
         self._queued = queued
+        self._wait_max_ms = wait_max_ms
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._begun = 0  # in this pass of the loop: what they ask of the ledger is not queued yet
 
-    async def mine(self) -> None:
-        """Return when it is the caller's turn."""
+    async def mine(self) -> bool:
+        """Return True when it is the caller's turn, or False once it has waited too long."""
         loop = asyncio.get_running_loop()
         if not self._waiting and self._room() > 0:
             self._begin(loop)
-            return
+            return True
         turn = loop.create_future()
         self._waiting.append(turn)
         if len(self._waiting) == 1:
             loop.call_later(LOOK_AGAIN_S, self._look, loop)
-        await turn
+        try:
+            async with asyncio.timeout(self._wait_max_ms / 1000):
+                await turn
+        except TimeoutError:
+            return False
+        return True
 
     def _room(self) -> int:
         return ROOM - self._begun - self._queued()
@@ -51,7 +59,7 @@ class Turns:
         room = min(self._room(), BEGIN_AT_ONCE)
         while self._waiting and room > 0:
             turn = self._waiting.popleft()
-            if not turn.done():  # or its client has gone
+            if not turn.done():  # or nobody waits for it any more
                 turn.set_result(None)
                 self._begin(loop)
                 room -= 1

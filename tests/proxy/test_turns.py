@@ -8,7 +8,7 @@ from kb_mcp.proxy.turns import BEGIN_AT_ONCE, ROOM, Turns
 async def begin(
     turns: Turns, begun: list[int], number: int, first: asyncio.Event | None = None
 ) -> None:
-    await turns.mine()
+    assert await turns.mine()
     begun.append(number)
     if first is not None:
         first.set()
@@ -85,5 +85,17 @@ def test_a_client_that_went_away_takes_nobody_s_turn() -> None:
         queued[0] = ROOM - 2
         await asyncio.gather(*tasks, return_exceptions=True)
         assert begun == [0, 2]
+
+    asyncio.run(story())
+
+
+def test_who_has_waited_too_long_is_told_so_and_keeps_nobody_waiting() -> None:
+    async def story() -> None:
+        queued = [ROOM]
+        turns = Turns(lambda: queued[0], wait_max_ms=0)
+        assert not await turns.mine()
+        queued[0] = 0
+        while not await turns.mine():
+            pass  # until it is noticed that nobody waits there any more
 
     asyncio.run(story())
