@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -29,6 +30,7 @@ Note = Callable[[str], None]
 FILES_WANTED: Final = 8_192
 # Of the files a process may open, these are left to the store, the upstream and the sandbox.
 FILES_KEPT: Final = 200
+ACCEPTED_AT_ONCE: Final = 16
 _TARGET = re.compile(rb"/[!\"$-~]*")  # origin form; no fragment, nothing that is not ASCII
 
 
@@ -81,6 +83,14 @@ def listen(
         timeout_graceful_shutdown=5,
     )
     return Listener(config)
+
+
+def accepting(sock: socket.socket) -> list[socket.socket]:
+    """Return `sock` several times over: libuv takes one connection a socket in a turn of its loop.
+
+    Source: libuv 1.45, "don't accept() connections in a loop".
+    """
+    return [sock, *(sock.dup() for _ in range(ACCEPTED_AT_ONCE - 1))]
 
 
 def room(wanted: int) -> int:

@@ -18,7 +18,7 @@ from kb_mcp.wiring.alerts import ALERTS_EVERY_MS, build_alerts
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.first_run import FirstRun, admin_token, client_configuration, first_run
 from kb_mcp.wiring.hosts import HostGuard
-from kb_mcp.wiring.listener import listen
+from kb_mcp.wiring.listener import accepting, listen
 from kb_mcp.wiring.logs import LogFormat
 from kb_mcp.wiring.machine import boottime_ms, new_id
 from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
@@ -29,7 +29,6 @@ from kb_mcp.wiring.workers import Workers, answer_first, workers_on
 DRAIN_S = 40
 STARTED_POLL_S = 0.005
 BACKLOG = 1_024
-DOORS = 16
 Say = Callable[[str], None]
 
 
@@ -138,7 +137,7 @@ async def _run(
     await proxy.start()
     ready_to_serve()
     running = [
-        asyncio.create_task(server.serve(sockets=_doors(sockets[name])))
+        asyncio.create_task(server.serve(sockets=accepting(sockets[name])))
         for name, server in servers.items()
     ]
     while not all(server.started for server in servers.values()):  # noqa: ASYNC110 uvicorn has no event
@@ -159,14 +158,6 @@ async def _run(
     await asyncio.gather(*running)
     await agents.close()
     await proxy.stop(0)
-
-
-def _doors(sock: socket.socket) -> list[socket.socket]:
-    """Return `sock` several times over: libuv takes one connection a socket in a turn of its loop.
-
-    Source: libuv 1.45, "don't accept() connections in a loop".
-    """
-    return [sock, *(sock.dup() for _ in range(DOORS - 1))]
 
 
 @contextlib.asynccontextmanager
