@@ -33,7 +33,7 @@ def handler(
 
     `billing` replaces what the environment says, `settings` the environment itself.
     """
-    if settings is None and billing is None and _CONNECTION.is_new():
+    if settings is None and billing is None and _CONNECTION.begins():
         from kb_mcp.wiring.starting import uncollected
 
         # The first event of an environment imports what a charge needs: httpx, the Stripe SDK.
@@ -63,7 +63,7 @@ class _Connection:
         self._billing: Biller | None = None
         self._new = True
 
-    def is_new(self) -> bool:
+    def begins(self) -> bool:
         """Say True the first time, and False from then on."""
         with self._lock:
             was, self._new = self._new, False

@@ -17,9 +17,7 @@ from typing import Any, Final
 import httpx
 from typing_extensions import override
 
-from kb_mcp.agent.address import AddressError, check_address
-
-__all__ = ["AddressError", "AsgiTransport", "check_address", "open_client", "start_loop"]
+from kb_mcp.agent.address import check_address
 
 Scope = MutableMapping[str, Any]  # ASGI's own type: values differ by key
 Message = MutableMapping[str, Any]  # as Scope

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 GENESIS: Final = bytes(hashlib.sha256().digest_size)
 _VERSION = 1
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Spreadsheets take a cell that begins so for a formula, also after blanks.
 _FORMULA_STARTS = ("=", "+", "-", "@", "|")
@@ -188,4 +189,3 @@ def csv_cell(value: str) -> str:
 
 
 _COLUMNS = AuditRow.__struct_fields__
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -30,7 +30,7 @@ _CONTENT_TYPE = re.compile(
 )
 
 D = TypeVar("D")
-_name = lru_cache(maxsize=1024)(quote_plus)  # values differ, names hardly ever do
+_quoted = lru_cache(maxsize=1024)(quote_plus)  # for names: values differ, they hardly ever do
 
 
 class Form(Mapping[str, str]):
@@ -109,7 +109,7 @@ def parse_form(body: bytes, content_type: str | None, query: bytes, method: str)
 
 
 def _encoded(pairs: Iterable[tuple[str, str]]) -> bytes:
-    return "&".join(f"{_name(name)}={quote_plus(value)}" for name, value in pairs).encode("ascii")
+    return "&".join(f"{_quoted(name)}={quote_plus(value)}" for name, value in pairs).encode("ascii")
 
 
 def _parse(octets: bytes) -> Form | Refusal:

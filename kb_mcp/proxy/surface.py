@@ -37,10 +37,11 @@ PERIOD_FIELD: Final = "metadata[billing_period]"
 REFERENCE_FIELD: Final = "metadata[reference]"
 # Stripe's own limit on the header; printable, so that it can go into a header again.
 _KEY = re.compile(r"[ -~]{1,255}")
-_COMPACT = json.JSONEncoder(separators=(",", ":"))
 _OBJECT_ID = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
 _PAYMENT_FIELDS = ("payment_method", "source")
 _DESTINATION_FIELDS = ("destination", "destination[account]", "transfer_data[destination]")
+# As every fingerprint in a store was written.
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 class Reading(Struct, frozen=True, kw_only=True):
