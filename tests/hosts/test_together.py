@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 
 from tests.hosts.conftest import StartHost
+from tests.postgres import Database
 from tests.processes import Town, charge
 
 CALLERS = 60
@@ -91,6 +92,20 @@ def test_a_revoked_key_is_refused_by_every_host(here: Town, start_host: StartHos
     codes = {answer.json()["error"]["code"] for answer in answers}
     assert ([a.status_code for a in answers], codes) == ([401, 401], {"vault_key_revoked"})
     assert len(here.charges()) == 1
+
+
+def test_a_key_is_revoked_though_the_servers_clock_was_set_back_a_day(
+    here: Town, database: Database, start_host: StartHost
+) -> None:
+    issued = json.loads(here.command("keys", "issue", "--role", "billing", "--json").stdout)
+    host = start_host(HOSTS[0])
+    # So it reads to everybody who comes now: the store has seen a day that is still to come.
+    database.query(
+        "UPDATE facts SET value = (value::bigint + 86400000)::text WHERE name = 'high_water_ms'"
+    )
+    here.command("keys", "revoke", issued["id"])
+    refused = charge(host.url, issued["token"], period="2026-11")
+    assert refused.json()["error"]["code"] == "vault_key_revoked"
 
 
 def test_a_host_whose_clock_is_a_day_ahead_gains_nothing(

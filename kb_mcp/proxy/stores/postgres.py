@@ -247,6 +247,7 @@ class PostgresLedger:
         )
         if abs(standing.now - turn.now) > SINCE_MARGIN_MS:
             # The store's clock was set: the refs of the time that we took it for may lack rows.
+            self._high_water = high_water
             raise _AgainError
         self._loader.fill(connection, standing, loaded, merged(refs))
         before = dict(standing.operations)
