@@ -22,7 +22,7 @@ from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.hosts import HostGuard
 from kb_mcp.wiring.machine import host_ms, new_id, random_bytes
 from kb_mcp.wiring.proxy import Proxy, build_proxy
-from tests.months import lately
+from tests.months import lately, to_next_day_s
 
 T = TypeVar("T")
 PERIOD = "metadata[billing_period]"
@@ -135,6 +135,10 @@ class House:
     def turn_clock(self, seconds: int) -> None:
         """Advance the sandbox's clock, which the proxy follows."""
         self.stripe.post("/_sandbox/clock", json={"advance_seconds": seconds})
+
+    def begin_day(self) -> None:
+        """Turn the clock to an hour past midnight: the hours from then on are of one day."""
+        self.turn_clock(to_next_day_s())
 
     def charges(self) -> list[dict[str, Any]]:
         """Return the charges that succeeded, from the sandbox's own list."""

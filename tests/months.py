@@ -1,8 +1,9 @@
-"""The months that tests bill: written as if it were November 2026, and moved to where now is.
+"""When tests are: no test depends on the month, the day or the hour at which it runs.
 
-A policy refuses periods more than a year back. What is sent through a real clock is therefore moved
-by the months that have passed since the tests were written, so that `2026-11` is this month for
-good, and `2026-10` the last one.
+The months they bill are written as if it were November 2026, and moved to where now is. A policy
+refuses periods more than a year back. What is sent through a real clock is therefore moved by the
+months that have passed since the tests were written, so that `2026-11` is this month for good, and
+`2026-10` the last one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from datetime import UTC, datetime
 
 from kb_mcp.wiring.machine import host_ms
 
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
 WRITTEN_IN = 2026 * 12 + 11 - 1
 _MONTH = re.compile(r"\b(20\d\d)-(0[1-9]|1[0-2])\b")
 
@@ -26,6 +29,11 @@ def lately(period: str) -> str:
         return f"{year}-{month + 1:02}"
 
     return _MONTH.sub(moved, period)
+
+
+def to_next_day_s() -> int:
+    """Return how far a sandbox's clock is turned for a day of which 23 hours are left."""
+    return (DAY_MS - host_ms() % DAY_MS + HOUR_MS) // 1000
 
 
 def spelled(period: str) -> str:

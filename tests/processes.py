@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from tests.months import lately
+from tests.months import lately, to_next_day_s
 
 SANDBOX_KEY = "rk_test_sandbox"
 _URL = re.compile(r"http://(?:127\.0\.0\.1|0\.0\.0\.0):\d+")
@@ -119,6 +119,10 @@ class Town:
         """Advance the sandbox's clock."""
         body = {"advance_seconds": seconds}
         httpx.post(f"{self.sandbox.url}/_sandbox/clock", json=body, trust_env=False)
+
+    def begin_day(self) -> None:
+        """Turn the clock to an hour past midnight: the hours from then on are of one day."""
+        self.turn_clock(to_next_day_s())
 
     def close(self) -> None:
         """End whatever still runs."""

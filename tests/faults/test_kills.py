@@ -48,6 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("place")
     with gate() as entry, town(folder, KEYBRAKE_STRIPE_API_BASE=entry.url) as here:
         entry.target = here.sandbox.url
+        here.begin_day()  # grace passes several times below, and the day's windows are compared
         with nursery(folder, here.environ()) as forks:
             yield Place(here, entry, forks, here.issue())
 

@@ -156,6 +156,7 @@ def test_a_charge_that_turns_up_after_its_void_is_recorded_and_freezes_the_key(
     tmp_path: Path,
 ) -> None:
     with House(tmp_path) as house:
+        house.begin_day()
         key = house.issue(daily={"usd": 2900})
         house.fault("drop_before")
         assert bill(house, key) == (504, "outcome_unknown")

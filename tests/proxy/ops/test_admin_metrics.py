@@ -142,6 +142,7 @@ def test_of_too_many_keys_the_fullest_have_series_and_are_chosen_now_and_then(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "KEYS_MAX", 2)
+    desk.house.begin_day()
     idle, half, full = (desk.house.issue(daily={"usd": cap}) for cap in (9_000, 8_000, 5_000))
     desk.house.charge(half, customer="cus_H1")
     desk.house.charge(full, customer="cus_F1")
