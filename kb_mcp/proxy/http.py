@@ -47,7 +47,7 @@ class ProxyApp:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             return
-        if self.in_flight >= IN_FLIGHT_MAX and _raw_path(scope) not in _HEALTH:
+        if self.free() <= 0 and _raw_path(scope) not in _HEALTH:
             await self._turn_away(send)
             return
         request = self._request(scope)
@@ -64,6 +64,10 @@ class ProxyApp:
             self.in_flight -= 1
             if self.in_flight == 0:
                 self.idle.set()
+
+    def free(self) -> int:
+        """Return how many requests more may wait; whoever comes then is turned away."""
+        return IN_FLIGHT_MAX - self.in_flight
 
     async def drain(self, within_s: int) -> None:
         """Refuse new requests, and wait for those under way and their conclusions."""

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 ROOM = 64
-BEGIN_AT_ONCE = 16
+BEGIN_AT_ONCE = 8
 LOOK_AGAIN_S = 0.002
 # A client that is told so comes back; one that waits longer has gone, and would be charged unseen.
 WAIT_MAX_MS = 20_000

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -22,15 +23,19 @@ import uvicorn
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from kb_mcp.proxy.messages import refused
+from kb_mcp.proxy.messages import Reply, refused
 from kb_mcp.proxy.refusals import Code, Refusal, refuse
+from kb_mcp.wiring.shedding import Gate, stays_after
 
 Note = Callable[[str], None]
+NewId = Callable[[str], str]
 
 FILES_WANTED: Final = 8_192
-# Of the files a process may open, these are left to the store, the upstream and the sandbox.
-FILES_KEPT: Final = 200
-ACCEPTED_AT_ONCE: Final = 16
+ACCEPTED_AT_ONCE: Final = 64
+# Of the files a process may open, these are left to the store, the upstream, the sandbox and the
+# copies of the listeners' sockets.
+FILES_KEPT: Final = 200 + 2 * ACCEPTED_AT_ONCE
+_FULL = refused(refuse(Code.OVERLOADED))
 _TARGET = re.compile(rb"/[!\"$-~]*")  # origin form; no fragment, nothing that is not ASCII
 
 
@@ -59,15 +64,26 @@ class Listener(uvicorn.Server):
         yield
 
 
+def unbounded() -> int:
+    """Say that an application has room for every request."""
+    return sys.maxsize
+
+
 def listen(
-    app: Any, *, note: Note, new_id: Callable[[str], str], limits: Limits | None = None
+    app: Any,
+    *,
+    note: Note,
+    new_id: NewId,
+    free: Callable[[], int] = unbounded,
+    limits: Limits | None = None,
 ) -> Listener:
     """Return a server for `app`; `note` counts what is refused before a key is known.
 
-    `new_id` makes the Request-Id of answers that never reach `app`.
+    `new_id` makes the Request-Id of answers that never reach `app`, `free` says how many requests
+    more it takes.
     """
     held = limits or Limits(connections=room(Limits().connections))
-    protocol = partial(Conversation, limits=held, note=note, new_id=new_id)
+    protocol = partial(Conversation, limits=held, note=note, new_id=new_id, gate=Gate(free))
     config = uvicorn.Config(
         app,
         # uvicorn only ever calls it.
@@ -154,11 +170,12 @@ class Conversation(HttpToolsProtocol):
         *,
         limits: Limits,
         note: Note,
-        new_id: Callable[[str], str],
+        new_id: NewId,
+        gate: Gate,
     ) -> None:
         """Begin; uvicorn gives the first four arguments."""
         super().__init__(config, server_state, app_state, _loop)
-        self._limits, self._note, self._new_id = limits, note, new_id
+        self._limits, self._note, self._new_id, self._gate = limits, note, new_id, gate
         self._stage = Stage.IDLE
         self._head_bytes = self._unread_bytes = 0
         self._fault: Refusal | None = None
@@ -187,6 +204,8 @@ class Conversation(HttpToolsProtocol):
             self._drop(data)
             return
         if self._stage is Stage.IDLE:
+            if self._gate.shut() and self._turned_away(data):
+                return
             self._stage, self._head_bytes = Stage.HEAD, 0
             self._expect(self._limits.head_within_ms)
         if self._stage is Stage.HEAD:
@@ -228,6 +247,7 @@ class Conversation(HttpToolsProtocol):
         fault = head_fault(self.url, self.headers, self.parser.get_http_version())
         if fault is not None:
             self._stop(fault)
+        self._gate.enter(self.loop)
         super().on_headers_complete()
         # As it came: uvicorn's URL parser takes liberties.
         path, _, query = self.url.partition(b"?")
@@ -316,20 +336,40 @@ class Conversation(HttpToolsProtocol):
             if begun:
                 self.transport.abort()
                 return
-        self.transport.write(self._written(refusal))
+        self._part(refused(refusal))
+
+    def _turned_away(self, data: bytes) -> bool:
+        """Answer `data` unread, where that can be: whoever reads no answers gets none of these."""
+        stays = None if self.flow.write_paused else stays_after(data)
+        if stays is None:
+            return False
+        self._expect(None)
+        self._note(Code.OVERLOADED)
+        if stays:
+            self.transport.write(self._written(_FULL, "keep-alive"))
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:
+            self._over = True
+            self._part(_FULL)
+        return True
+
+    def _part(self, reply: Reply) -> None:
+        """Send the last answer of this connection, and close when it can have been read."""
+        self.transport.write(self._written(reply, "close"))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         after = self._limits.linger_ms / 1000
         self._leaving = self.loop.call_later(after, self.transport.abort)
 
-    def _written(self, refusal: Refusal) -> bytes:
-        reply = refused(refusal)
+    def _written(self, reply: Reply, connection: str) -> bytes:
         headers = {
             "Content-Type": "application/json",
             "Content-Length": str(len(reply.body)),
             "Request-Id": self._new_id("req"),
             "Cache-Control": "no-store",
-            "Connection": "close",
+            "Connection": connection,
             **reply.headers,
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

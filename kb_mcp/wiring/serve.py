@@ -18,7 +18,7 @@ from kb_mcp.wiring.alerts import ALERTS_EVERY_MS, build_alerts
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.first_run import FirstRun, admin_token, client_configuration, first_run
 from kb_mcp.wiring.hosts import HostGuard
-from kb_mcp.wiring.listener import accepting, listen
+from kb_mcp.wiring.listener import accepting, listen, unbounded
 from kb_mcp.wiring.logs import LogFormat
 from kb_mcp.wiring.machine import boottime_ms, new_id
 from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
@@ -132,7 +132,11 @@ async def _run(
     apps: dict[str, Any] = {"agents": HostGuard(agents, settings.allowed_hosts, count)}
     if "operators" in sockets:
         apps["operators"] = _operators_app(settings, proxy, workers or Workers())
-    servers = {name: listen(app, note=count, new_id=new_id) for name, app in apps.items()}
+    free = {"agents": proxy.app.free}
+    servers = {
+        name: listen(app, note=count, new_id=new_id, free=free.get(name, unbounded))
+        for name, app in apps.items()
+    }
     alerts = None if urls is None else build_alerts(settings, proxy.store)
     await proxy.start()
     ready_to_serve()

@@ -13,7 +13,7 @@ import pytest
 
 from kb_mcp.agent.transport import start_loop
 from kb_mcp.proxy.refusals import Code, Refusal
-from kb_mcp.wiring.listener import Limits, head_fault, listen, room
+from kb_mcp.wiring.listener import Limits, head_fault, listen, room, unbounded
 from kb_mcp.wiring.serve import bind
 from tests.attacks.wire import Wire, ask
 
@@ -43,7 +43,9 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 @contextmanager
-def listening(app: App, limits: Limits) -> Iterator[tuple[tuple[str, int], Counter[str]]]:
+def listening(
+    app: App, limits: Limits | None = None, free: Callable[[], int] = unbounded
+) -> Iterator[tuple[tuple[str, int], Counter[str]]]:
     noted: Counter[str] = Counter()
 
     def note(code: str) -> None:
@@ -51,7 +53,7 @@ def listening(app: App, limits: Limits) -> Iterator[tuple[tuple[str, int], Count
 
     loop, stop_loop = start_loop()
     sock = bind("127.0.0.1", 0)
-    server = listen(app, note=note, new_id=lambda kind: f"{kind}_1", limits=limits)
+    server = listen(app, note=note, new_id=lambda kind: f"{kind}_1", free=free, limits=limits)
     serving = asyncio.run_coroutine_threadsafe(server.serve(sockets=[sock]), loop)
     sock.listen()  # from here on a connection waits for the server instead of being refused
     try:
