@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from kb_mcp.cli.failures import failure_of, found_something
 from kb_mcp.cli.opening import Desk, on_desk
 from kb_mcp.cli.output import json_option, print_json
-
-if TYPE_CHECKING:
-    from kb_mcp.proxy.ops.invariants import Facts
 
 EXPIRES_SOON_MS = 7 * 86_400_000
 READS_AGAIN = 3
@@ -113,12 +110,10 @@ async def _adopted(desk: Desk) -> tuple[bool, str]:
 
 
 async def _invariants(desk: Desk) -> tuple[bool, str]:
-    from kb_mcp.proxy.ops.invariants import violations
-
     found: set[str] | None = None
     for _ in range(READS_AGAIN):
         # A serving process writes between two of our reads; what is really wrong stays so.
-        again = set(violations(await _facts(desk)))
+        again = await _violations(desk)
         found = again if found is None else found & again
         if not found:
             return True, "hold"
@@ -127,26 +122,26 @@ async def _invariants(desk: Desk) -> tuple[bool, str]:
     return False, "; ".join(shown[:VIOLATIONS_SHOWN]) + more
 
 
-async def _facts(desk: Desk) -> Facts:
+async def _violations(desk: Desk) -> set[str]:
     from kb_mcp.proxy.admission import policy_of
-    from kb_mcp.proxy.ops.invariants import Facts
+    from kb_mcp.proxy.ops.invariants import Sums, of_caps, of_operation, of_sums, unaudited
+    from kb_mcp.proxy.records import every_operation
 
-    records = desk.store.records
+    records, whole = desk.store.records, not desk.office.archived()
+    sums = Sums()
+    told: set[str] = set()
+    async for operation, attempts in every_operation(records):
+        sums.add(operation)
+        told.update(of_operation(operation, attempts))
+        if whole and attempts and not any(records.audit(operation=operation.id, limit=1)):
+            told.add(unaudited(operation))
     policies: dict[Any, list[Any]] = {}
     for key, _ in await records.keys():
         policies.setdefault(key.lineage_id, []).append(policy_of(key.policy))
     windows = await records.windows()
-    operations = await records.operations()
-    audited = None
-    if not desk.office.archived():
-        audited = frozenset(row["operation_id"] for row in records.audit() if row["operation_id"])
-    return Facts(
-        operations=operations,
-        windows=windows,
-        policies=policies,
-        ceilings=desk.store.settings.ceilings,
-        audited=audited,
-    )
+    told.update(of_sums(sums, windows))
+    told.update(of_caps(sums, windows, policies, desk.store.settings.ceilings))
+    return told
 
 
 async def _audit(desk: Desk) -> tuple[bool, str]:

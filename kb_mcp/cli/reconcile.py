@@ -6,7 +6,7 @@ Floor: the commands. None of them posts to Stripe.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,14 +18,12 @@ from kb_mcp.cli.output import json_option, print_json, print_list
 from kb_mcp.cli.progress import Advance, progress
 
 if TYPE_CHECKING:
-    from kb_mcp.proxy.ledger import KeyId, Operation
+    from kb_mcp.proxy.ledger import KeyId
     from kb_mcp.proxy.reconcile import Reconciliation
 
 # A charge may be listed under an earlier second than its reservation: clocks differ.
 MARGIN_MS = 3_600_000
 LOOK_BACK_MS = 25 * 3_600_000
-# Operations that are held at a time: a ledger may hold millions.
-PAGE = 1_000
 CHARGE_COLUMNS = ("charge_id", "status", "amount", "currency", "customer_id", "description",
                   "created_at", "marked")  # fmt: skip
 OPERATION_COLUMNS = ("id", "state", "amount", "currency", "customer_id", "billing_period",
@@ -129,6 +127,7 @@ async def _compare(desk: Desk, since_ms: int, *, shown: bool) -> Reconciliation:
     from kb_mcp.proxy.ops.stripe_reads import Unread
     from kb_mcp.proxy.reconcile import Wanted
     from kb_mcp.proxy.reconcile import reconcile as compare
+    from kb_mcp.proxy.records import every_operation
 
     with progress("Reading charges", shown=shown) as advance:
         charges = await desk.reads.walk(
@@ -137,18 +136,9 @@ async def _compare(desk: Desk, since_ms: int, *, shown: bool) -> Reconciliation:
     if isinstance(charges, Unread):
         raise Failure(f"the list of charges cannot be read: {charges.why}", "Nothing was changed.")
     wanted = Wanted.by(charges, since_ms)
-    operations = [each async for each in _operations(desk) if wanted.holds(each)]
+    ledger = every_operation(desk.store.records)
+    operations = [each async for each, _ in ledger if wanted.holds(each)]
     return compare(operations, charges, since_ms)
-
-
-async def _operations(desk: Desk) -> AsyncIterator[Operation]:
-    """Yield every operation, newest first, a page at a time."""
-    read = desk.store.records.operations
-    page = await read(limit=PAGE)
-    while page:
-        for operation, _ in page:
-            yield operation
-        page = await read(limit=PAGE, after=page[-1][0].id)
 
 
 async def _missing(desk: Desk, outcome: Reconciliation, advance: Advance) -> list[dict[str, Any]]:

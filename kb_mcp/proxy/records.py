@@ -6,7 +6,7 @@ RFC 3339 UTC (contract: Records).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from kb_mcp.proxy.ledger import Attempt, KeyId, Lineage, Operation, VaultKey, Window
@@ -14,6 +14,7 @@ from kb_mcp.proxy.policy import CapRules, Policy
 from kb_mcp.proxy.windows import rfc3339
 
 Record = dict[str, Any]
+PAGE = 1_000  # operations held at a time: a ledger may hold millions
 
 
 class Records(Protocol):
@@ -41,6 +42,18 @@ class Records(Protocol):
     async def ping(self) -> bool:
         """Say whether the store answers."""
         ...
+
+
+async def every_operation(records: Records) -> AsyncIterator[tuple[Operation, list[Attempt]]]:
+    """Yield every operation with its attempts, newest first: a page at a time, of any ledger.
+
+    Raises: LedgerUnavailableError.
+    """
+    page = await records.operations(limit=PAGE)
+    while page:
+        for each in page:
+            yield each
+        page = await records.operations(limit=PAGE, after=page[-1][0].id)
 
 
 def operation_record(operation: Operation, attempts: Iterable[Attempt]) -> Record:

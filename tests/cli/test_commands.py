@@ -10,6 +10,7 @@ import click
 import pytest
 
 from kb_mcp.cli import main
+from kb_mcp.proxy import records
 from tests.cli.machine import Machine
 from tests.months import lately
 
@@ -182,6 +183,20 @@ def test_the_doctor_finds_what_is_wrong(
     found = machine.json("doctor", code=0 if check is None else 1)
     wrong = {each["name"] for each in found["checks"] if not each["ok"]}
     assert wrong == set() if check is None else check in wrong
+
+
+def test_the_doctor_looks_at_every_operation_however_many_are_held_at_a_time(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = machine.token()
+    for month in ("2026-09", "2026-10", "2026-11"):
+        machine.charge(token, month)
+    monkeypatch.setattr(records, "PAGE", 1)
+    assert machine.json("doctor")["ok"] is True
+    machine.tamper("UPDATE operations SET object_id = NULL")
+    (check,) = [each for each in machine.json("doctor", code=1)["checks"] if not each["ok"]]
+    assert check["name"] == "invariants"
+    assert check["detail"].count("without an object") == 3
 
 
 def test_the_doctor_tells_wrong_settings_and_a_wrong_store(machine: Machine) -> None:

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import pytest
 
+from kb_mcp.proxy import records
 from tests.cli.machine import CUSTOMER, Machine
 from tests.months import lately, spelled
 
@@ -138,8 +138,7 @@ def test_what_is_found_does_not_depend_on_the_size_of_a_page(
         f"UPDATE operations SET object_id = 'ch_gone' WHERE period = '{lately('2026-09')}'",
     )
     whole = machine.json("reconcile", *SINCE, code=1)
-    # The module: what the package holds under this name is the command.
-    monkeypatch.setattr(import_module("kb_mcp.cli.reconcile"), "PAGE", 1)
+    monkeypatch.setattr(records, "PAGE", 1)
     assert machine.json("reconcile", *SINCE, code=1) == whole
     assert len(whole["missing_operations"]) == len(whole["missing_charges"]) == 1
     assert {each["field"] for each in whole["differing"]} == {"amount", "charge_id"}

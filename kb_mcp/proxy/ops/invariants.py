@@ -32,7 +32,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     were archived and nothing can be said.
     """
 
-    operations: Sequence[tuple[Operation, list[Attempt]]]
+    operations: Iterable[tuple[Operation, list[Attempt]]]
     windows: Sequence[Window]
     policies: Mapping[LineageId, Sequence[Policy]]
     ceilings: Mapping[str, int]
@@ -41,27 +41,55 @@ class Facts(Struct, frozen=True, kw_only=True):
 
 def violations(facts: Facts) -> list[str]:
     """Return every violated invariant, one sentence each."""
-    return [
-        *_of_operations(facts),
-        *_of_sums(facts),
-        *_of_caps(facts),
-        *_of_audit(facts),
-    ]
-
-
-def _of_operations(facts: Facts) -> Iterator[str]:
+    sums = Sums()
+    told: list[str] = []
     for operation, attempts in facts.operations:
-        succeeded = [
-            each
-            for each in attempts
-            if each.outcome is AttemptOutcome.SUCCEEDED and not operation.continued_by(each)
-        ]
-        if len(succeeded) > 1:
-            yield f"operation {operation.id} has {len(succeeded)} succeeded attempts"
-        if operation.state is S.SUCCEEDED and operation.object_id is None:
-            yield f"operation {operation.id} succeeded without an object at Stripe"
-        if not _holds_what_it_should(operation):
-            yield f"operation {operation.id} is {operation.state} and holds {operation.held}"
+        sums.add(operation)
+        told += of_operation(operation, attempts)
+        if facts.audited is not None and attempts and operation.id not in facts.audited:
+            told.append(unaudited(operation))
+    told += of_sums(sums, facts.windows)
+    told += of_caps(sums, facts.windows, facts.policies, facts.ceilings)
+    return told
+
+
+class Sums:
+    """What operations come to in each window; they are added one by one, and need not be kept."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.reserved: Counter[WindowKey] = Counter()
+        self.settled: Counter[WindowKey] = Counter()
+        # A charge that turned up late, or was adopted, may go over its caps: it is flagged.
+        self.late: Counter[WindowKey] = Counter()
+
+    def add(self, operation: Operation) -> None:
+        """Add one operation."""
+        reserved = operation.state in HOLDING or not operation.final
+        for key in windows_of(operation).money():
+            (self.reserved if reserved else self.settled)[key] += operation.held
+            if operation.overshoot:
+                self.late[key] += operation.held
+
+
+def of_operation(operation: Operation, attempts: Iterable[Attempt]) -> Iterator[str]:
+    """Yield what does not hold in one operation and its attempts."""
+    succeeded = [
+        each
+        for each in attempts
+        if each.outcome is AttemptOutcome.SUCCEEDED and not operation.continued_by(each)
+    ]
+    if len(succeeded) > 1:
+        yield f"operation {operation.id} has {len(succeeded)} succeeded attempts"
+    if operation.state is S.SUCCEEDED and operation.object_id is None:
+        yield f"operation {operation.id} succeeded without an object at Stripe"
+    if not _holds_what_it_should(operation):
+        yield f"operation {operation.id} is {operation.state} and holds {operation.held}"
+
+
+def unaudited(operation: Operation) -> str:
+    """Return the sentence about an operation that was sent and that the audit does not know."""
+    return f"operation {operation.id} has no decision in the audit"
 
 
 def _holds_what_it_should(operation: Operation) -> bool:
@@ -75,60 +103,47 @@ def _holds_what_it_should(operation: Operation) -> bool:
     return 0 <= operation.held <= operation.amount or operation.overshoot
 
 
-def _of_sums(facts: Facts) -> Iterator[str]:
-    reserved: Counter[WindowKey] = Counter()
-    settled: Counter[WindowKey] = Counter()
-    for operation, _ in facts.operations:
-        into = reserved if operation.state in HOLDING or not operation.final else settled
-        for key in windows_of(operation).money():
-            into[key] += operation.held
-    known = {window.key: window for window in facts.windows if window.key.currency}
-    for key in sorted({*known, *reserved, *settled}, key=_named):
+def of_sums(sums: Sums, windows: Iterable[Window]) -> Iterator[str]:
+    """Yield the windows that say something else than their operations."""
+    known = {window.key: window for window in windows if window.key.currency}
+    for key in sorted({*known, *sums.reserved, *sums.settled}, key=_named):
         window = known.get(key) or Window(key)
-        if window.reserved != reserved[key]:
-            yield f"{_named(key)} says reserved {window.reserved}, its operations {reserved[key]}"
-        if window.settled != settled[key]:
-            yield f"{_named(key)} says settled {window.settled}, its operations {settled[key]}"
+        reserved, settled = sums.reserved[key], sums.settled[key]
+        if window.reserved != reserved:
+            yield f"{_named(key)} says reserved {window.reserved}, its operations {reserved}"
+        if window.settled != settled:
+            yield f"{_named(key)} says settled {window.settled}, its operations {settled}"
 
 
-def _of_caps(facts: Facts) -> Iterator[str]:
-    # A charge that turned up late, or was adopted, may go over: it is flagged, and left out here.
-    late: Counter[WindowKey] = Counter()
-    for operation, _ in facts.operations:
-        if operation.overshoot:
-            late.update(dict.fromkeys(windows_of(operation).money(), operation.held))
-    for window in facts.windows:
-        cap = _cap_of(facts, window.key)
-        held = window.reserved + window.settled - late[window.key]
+def of_caps(
+    sums: Sums,
+    windows: Iterable[Window],
+    policies: Mapping[LineageId, Sequence[Policy]],
+    ceilings: Mapping[str, int],
+) -> Iterator[str]:
+    """Yield the windows that hold more than any key's policy, or a ceiling, let them."""
+    for window in windows:
+        cap = _cap_of(window.key, policies, ceilings)
+        held = window.reserved + window.settled - sums.late[window.key]
         if cap is not None and held > cap:
             yield f"{_named(window.key)} holds {held}, its cap is {cap}"
 
 
-def _cap_of(facts: Facts, key: WindowKey) -> int | None:
+def _cap_of(
+    key: WindowKey, policies: Mapping[LineageId, Sequence[Policy]], ceilings: Mapping[str, int]
+) -> int | None:
     """Return the widest cap that any key may have been held to, or None."""
     if key.scope == "account":
-        return facts.ceilings.get(key.currency) if key.window == "day" else None
+        return ceilings.get(key.currency) if key.window == "day" else None
     if key.scope != "key" or not key.currency:
         return None
-    policies = facts.policies.get(LineageId(key.scope_id), ())
     tables = [
-        policy.caps.daily if key.window == "day" else policy.caps.monthly for policy in policies
+        policy.caps.daily if key.window == "day" else policy.caps.monthly
+        for policy in policies.get(LineageId(key.scope_id), ())
     ]
     caps = [table.get(key.currency) for table in tables]
     known = [cap for cap in caps if cap is not None]
     return max(known) if caps and len(known) == len(caps) else None
-
-
-def _of_audit(facts: Facts) -> Iterator[str]:
-    if facts.audited is None:
-        return
-    for operation in _sent(facts.operations):
-        if operation.id not in facts.audited:
-            yield f"operation {operation.id} has no decision in the audit"
-
-
-def _sent(operations: Iterable[tuple[Operation, list[Attempt]]]) -> Iterator[Operation]:
-    return (operation for operation, attempts in operations if attempts)
 
 
 def _named(key: WindowKey) -> str:
