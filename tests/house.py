@@ -20,7 +20,7 @@ from kb_mcp.sandbox.app import create_sandbox
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.hosts import HostGuard
-from kb_mcp.wiring.machine import host_ms, new_id, random_bytes
+from kb_mcp.wiring.machine import host_ms, random_bytes, random_name
 from kb_mcp.wiring.proxy import Proxy, build_proxy
 from tests.months import lately, to_next_day_s
 
@@ -47,9 +47,7 @@ class House:
         self.environ = {"KEYBRAKE_DATABASE_URL": f"sqlite:///{folder}/ledger.db"}
         self.environ |= self.store | environ
         self.settings = load_settings(self.environ)
-        self.sandbox = create_sandbox(
-            folder / "sandbox.db", clock=host_ms, new_id=lambda: new_id("")[1:]
-        )
+        self.sandbox = create_sandbox(folder / "sandbox.db", clock=host_ms, new_id=random_name)
         self.loop, self._stop_loop = start_loop()
         self.stripe = httpx.Client(
             transport=AsgiTransport(self.sandbox, self.loop), base_url="http://sandbox"

@@ -94,10 +94,10 @@ def sandbox(*, host: str, port: int, state: Path | None) -> None:
 
     from kb_mcp.sandbox.app import create_sandbox
     from kb_mcp.sandbox.server import serve
-    from kb_mcp.wiring.machine import host_ms, new_id
+    from kb_mcp.wiring.machine import host_ms, random_name
 
     try:
-        app = create_sandbox(state, clock=host_ms, new_id=lambda: new_id("")[1:])
+        app = create_sandbox(state, clock=host_ms, new_id=random_name)
     except sqlite3.Error as error:
         raise Failure(f"cannot use {state}: {error}", "Name another file.") from None
     try:

@@ -11,7 +11,8 @@ import socket
 import threading
 import time
 
-ID_BYTES = 12
+ID_BYTES = 7
+NAME_BYTES = 12
 PAGE_BYTES = 4096
 
 
@@ -27,8 +28,17 @@ def boottime_ms() -> int:
 
 
 def new_id(prefix: str) -> str:
-    """Return a random id, `prefix_` and 24 hex characters."""
-    return f"{prefix}_{_chance.take(ID_BYTES).hex()}"
+    """Return a new id: `prefix_` and 24 hex characters, the time (ms) in 11 and chance in 13.
+
+    What is made at one time lies together in every index by id: among millions of rows a random
+    place is one page more to read and to write. As UUIDs of version 7 do (RFC 9562, 5.7).
+    """
+    return f"{prefix}_{host_ms():011x}{_chance.take(ID_BYTES).hex()[:13]}"
+
+
+def random_name() -> str:
+    """Return 24 random hex characters, for ids of somebody else's kind."""
+    return _chance.take(NAME_BYTES).hex()
 
 
 def random_bytes(count: int) -> bytes:

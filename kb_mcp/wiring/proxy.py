@@ -35,7 +35,7 @@ from kb_mcp.proxy.sending import Answered, Upstream, UpstreamAnswer, UpstreamReq
 from kb_mcp.proxy.turns import Turns
 from kb_mcp.proxy.upstream import InProcessUpstream, StripeUpstream
 from kb_mcp.settings import SANDBOX_KEY, Settings
-from kb_mcp.wiring.machine import boottime_ms, host_ms, new_id
+from kb_mcp.wiring.machine import boottime_ms, host_ms, new_id, random_name
 from kb_mcp.wiring.moved import Moves
 from kb_mcp.wiring.sandboxed import FollowedClock
 from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
@@ -213,7 +213,7 @@ def build_sandbox(settings: Settings) -> Any:
 
     file = sandbox_file(settings)
     try:
-        return create_sandbox(file, clock=host_ms, new_id=lambda: new_id("")[1:])
+        return create_sandbox(file, clock=host_ms, new_id=random_name)
     except sqlite3.Error as error:
         raise StoreError(f"cannot use the sandbox's file {file}: {error}") from error
 

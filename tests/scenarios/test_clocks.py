@@ -10,7 +10,7 @@ import pytest
 
 from kb_mcp.sandbox.app import create_sandbox
 from kb_mcp.sandbox.server import start_in_thread
-from kb_mcp.wiring.machine import host_ms, new_id
+from kb_mcp.wiring.machine import host_ms, random_name
 from tests.house import House, error_of
 from tests.scenarios.acts import broken_invariants, day_windows, follow, turn_to_midnight
 
@@ -26,7 +26,7 @@ class Elsewhere:
         self.sandbox = create_sandbox(
             folder / "elsewhere.db",
             clock=lambda: host_ms() + self.ahead_ms,
-            new_id=lambda: new_id("")[1:],
+            new_id=random_name,
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.sandbox.app import create_sandbox
 from kb_mcp.sandbox.server import start_in_thread
-from kb_mcp.wiring.machine import host_ms, new_id
+from kb_mcp.wiring.machine import host_ms, random_name
 from tests.cli.machine import Machine
 from tests.house import House
 
@@ -53,7 +53,7 @@ def test_nor_is_it_served(tmp_path: Path, name: str) -> None:
 
 
 def test_a_key_of_another_stripe_account_is_refused_at_the_start(tmp_path: Path) -> None:
-    sandbox = create_sandbox(tmp_path / "s.db", clock=host_ms, new_id=lambda: new_id("")[1:])
+    sandbox = create_sandbox(tmp_path / "s.db", clock=host_ms, new_id=random_name)
     with start_in_thread(sandbox) as url:
         environ = {"KEYBRAKE_STRIPE_KEY": "rk_test_Abc", "KEYBRAKE_STRIPE_API_BASE": url}
         with House(tmp_path, **environ) as house:
