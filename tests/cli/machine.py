@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from kb_mcp.cli import main
 from kb_mcp.settings import Settings, load_settings
 from kb_mcp.wiring.proxy import build_proxy, build_sandbox
-from tests.months import lately
+from tests.months import lately, to_next_day_s
 
 STRIPE_KEY = {"authorization": "Bearer rk_test_sandbox"}
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -87,6 +87,10 @@ class Machine:
     def advance(self, seconds: int) -> None:
         """Turn the sandbox's clock, which the store follows."""
         self.steer("clock", {"advance_seconds": seconds})
+
+    def begin_day(self) -> None:
+        """Turn the clock to an hour past midnight: the hours from then on are of one day."""
+        self.advance(to_next_day_s())
 
     def fault(self, kind: str, times: int = 1) -> None:
         """Have the next charges fail."""

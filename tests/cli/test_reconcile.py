@@ -98,6 +98,7 @@ def test_an_adopted_charge_without_a_period_is_suspected(machine: Machine) -> No
 
 
 def test_a_restored_store_sends_again_once_the_gap_is_adopted(machine: Machine) -> None:
+    machine.begin_day()
     token = machine.token("--daily-cap", "100.00usd")
     saved = machine.saved()
     charge_id = machine.charge(token, "2026-11").json()["id"]
