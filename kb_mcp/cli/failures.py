@@ -15,6 +15,7 @@ import click
 from typing_extensions import override
 
 from kb_mcp.environment import SettingsError
+from kb_mcp.wiring.starting import collect_seldom
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 # By name, so that this table imports none of the modules that raise them.
@@ -73,6 +74,7 @@ class Commands(click.Group):
         """Run a command line; ends the process unless `standalone_mode` is false."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        collect_seldom()
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except click.exceptions.NoArgsIsHelpError as error:

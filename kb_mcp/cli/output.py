@@ -22,7 +22,10 @@ json_option = click.option(
 
 def print_json(document: object) -> None:
     """Print one JSON document."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    import msgspec
+
+    # Of ten thousand keys json.dumps, which indents in Python, takes a third of a second.
+    click.echo(msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2))
 
 
 def print_list(

@@ -16,7 +16,7 @@ from kb_mcp.cli.options import past_ms
 from kb_mcp.cli.output import json_option, print_list
 
 if TYPE_CHECKING:
-    from kb_mcp.proxy.ledger import Window
+    from datetime import date
 
 COLUMNS = ("key_id", "scope", "window", "window_start", "currency", "cap", "settled", "reserved",
            "left")  # fmt: skip
@@ -36,29 +36,29 @@ def spend(*, key_id: str | None, day: str | None, as_json: bool) -> None:
 
 
 async def _spend(books: Books, key_id: str | None, day: str | None) -> list[dict[str, Any]]:
-    from kb_mcp.proxy.admission import policy_of
-    from kb_mcp.proxy.records import spend_records
+    from kb_mcp.proxy.ops.spend import spend_of_every_key
     from kb_mcp.proxy.windows import day_of
 
     now = books.now()
     date = day_of(now if day is None else past_ms(day, now))
-    today, month = date.isoformat(), date.replace(day=1).isoformat()
-    keys = [key for key, _ in await books.store.records.keys() if key_id in {None, key.id}]
-    if key_id is not None and not keys:
+    if key_id is not None:
+        return await _spend_of(books, key_id, date)
+    rows = await spend_of_every_key(books.store.records, date, rotated=True)
+    return [*await _account(books, date.isoformat()), *rows]
+
+
+async def _spend_of(books: Books, key_id: str, day: date) -> list[dict[str, Any]]:
+    from kb_mcp.proxy.admission import policy_of
+    from kb_mcp.proxy.records import spend_records
+
+    keys = [key for key, _ in await books.store.records.keys() if key.id == key_id]
+    if not keys:
         raise Failure(f"there is no vault key {key_id}", "`kb-mcp keys list` shows every key.")
-    only = keys[0].lineage_id if key_id is not None else None
-    windows = await books.store.records.windows(scope="key", scope_id=only, starts=(today, month))
-    # On the first of a month both begin on one day: the kind tells them apart.
-    starts = {"day": today, "month": month}
-    current: dict[str, list[Window]] = {}
-    for window in windows:
-        if window.key.start == starts[window.key.window]:
-            current.setdefault(window.key.scope_id, []).append(window)
-    rows: list[dict[str, Any]] = []
-    for key in keys:
-        mine = current.get(key.lineage_id, [])
-        rows += spend_records(key.id, policy_of(key.policy).caps, mine, today, month)
-    return rows if key_id is not None else [*await _account(books, today), *rows]
+    starts = (day.isoformat(), day.replace(day=1).isoformat())
+    windows = await books.store.records.windows(
+        scope="key", scope_id=keys[0].lineage_id, starts=starts
+    )
+    return spend_records(keys[0].id, policy_of(keys[0].policy).caps, windows, *starts)
 
 
 async def _account(books: Books, today: str) -> list[dict[str, Any]]:

@@ -128,44 +128,35 @@ def spend_records(
         ("day", today, limits.daily),
         ("month", month, limits.monthly),
     ):
-        currencies = sorted(set(caps) | {currency for kind, currency in held if kind == name})
-        rows += [
-            _spend_record(key_id, name, start, currency, caps, held.get((name, currency)))
-            for currency in currencies
-        ]
+        currencies = {*caps, *(currency for kind, currency in held if kind == name)}
+        for currency in sorted(currencies):
+            window = held.get((name, currency))
+            spent = (0, 0) if window is None else (window.reserved, window.settled)
+            cap = caps.get(currency)
+            rows.append(spend_record(key_id, "key", name, start, currency, cap, *spent))
     return rows
 
 
 def account_record(window: Window, ceilings: Mapping[str, int]) -> Record:
     """Return the spend of the whole account on one day."""
-    cap = ceilings.get(window.key.currency)
-    return _row(
-        None, "account", window.key.window, window.key.start, window.key.currency, cap, window
+    key = window.key
+    cap = ceilings.get(key.currency)
+    return spend_record(
+        None, "account", key.window, key.start, key.currency, cap, window.reserved, window.settled
     )
 
 
-def _spend_record(
-    key_id: KeyId,
-    name: str,
-    start: str,
-    currency: str,
-    caps: Mapping[str, int],
-    window: Window | None,
-) -> Record:
-    return _row(key_id, "key", name, start, currency, caps.get(currency), window)
-
-
-def _row(
+def spend_record(  # noqa: PLR0913, PLR0917 a column each, for tens of thousands of rows
     key_id: str | None,
     scope: str,
     name: str,
     start: str,
     currency: str,
     cap: int | None,
-    window: Window | None,
+    reserved: int,
+    settled: int,
 ) -> Record:
-    settled = 0 if window is None else window.settled
-    reserved = 0 if window is None else window.reserved
+    """Return what is held in the window `name` that begins at `start`, against its cap."""
     return {
         "key_id": key_id,
         "scope": scope,

@@ -41,4 +41,9 @@ def ready_to_serve() -> None:
     sys.setswitchinterval(LOCK_TURN_S)
     gc.collect()
     gc.freeze()
+    collect_seldom()
+
+
+def collect_seldom() -> None:
+    """Walk for garbage once in GARBAGE_AFTER new objects: ten thousand rows are none of it."""
     gc.set_threshold(GARBAGE_AFTER)

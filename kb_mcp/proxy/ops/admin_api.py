@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -300,4 +301,6 @@ def undecided(decided: NotDecided) -> InputError:
 
 
 def _list(data: list[Record]) -> Response:
-    return JSONResponse({"object": "list", "data": data})
+    # A list may be of ten thousand keys: msgspec takes a tenth of the time for it.
+    body = msgspec.json.encode({"object": "list", "data": data})
+    return Response(body, media_type="application/json")

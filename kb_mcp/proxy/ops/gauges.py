@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kb_mcp.proxy.ledger import KeyId, Window
 from kb_mcp.proxy.policy import CapRules
@@ -20,6 +20,19 @@ class KeyCounts:
     status: str
     rotated: bool
     count: int
+
+
+class KeyWindow(NamedTuple):
+    """What caps a key in its running `window` and what is held there, as reserved and settled.
+
+    Both by currency, in minor units. A `rotated` key has a successor in its lineage.
+    """
+
+    key_id: KeyId
+    rotated: bool
+    window: str
+    caps: Mapping[str, int]
+    held: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +72,10 @@ class GaugeRecords(Protocol):
         self, ids: Sequence[KeyId], day: str, month: str, now: int
     ) -> list[KeySpend]:
         """Return the caps of these keys, and their windows of `day` and `month` that hold money."""
+        ...
+
+    async def windows_of_keys(self, day: str, month: str) -> list[KeyWindow]:
+        """Return the window of `day` and that of `month` of every key, oldest key first."""
         ...
 
     def newest_row(self) -> Any:

@@ -26,6 +26,7 @@ from kb_mcp.proxy.ledger import (
 )
 from kb_mcp.proxy.ops.approvals import approval_record
 from kb_mcp.proxy.ops.gauges import GaugeRecords
+from kb_mcp.proxy.ops.spend import spend_of_every_key
 from kb_mcp.proxy.records import (
     Record,
     Records,
@@ -145,17 +146,21 @@ class Views:
         A rotated key shares its windows with its successor, so only the newest key of a lineage
         stands for them unless `key_id` asks for one.
         """
+        if key_id is None:
+            rows = await spend_of_every_key(self.records, day, rotated=False)
+            return [*await self.account_spend(day), *rows]
         starts = (day.isoformat(), day.replace(day=1).isoformat())
         held: dict[str, list[Window]] = {}
         for window in await self.records.windows(scope="key", starts=starts):
             held.setdefault(window.key.scope_id, []).append(window)
-        rows = [] if key_id else await self.account_spend(day)
-        for key, _ in await self.records.keys():
-            if key.id != key_id if key_id else key.rotated_to is not None:
-                continue
-            mine = held.get(key.lineage_id, [])
-            rows += spend_records(key.id, policy_of(key.policy).caps, mine, *starts)
-        return rows
+        return [
+            row
+            for key, _ in await self.records.keys()
+            if key.id == key_id
+            for row in spend_records(
+                key.id, policy_of(key.policy).caps, held.get(key.lineage_id, []), *starts
+            )
+        ]
 
     async def account_spend(self, day: date) -> list[Record]:
         """Return what all keys together hold on `day`, by currency, against the ceiling."""

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from kb_mcp.proxy.ledger import KeyId, LineageId, Window, WindowKey
-from kb_mcp.proxy.ops.gauges import AuditCounts, KeyCounts, KeySpend
+from kb_mcp.proxy.ops.gauges import AuditCounts, KeyCounts, KeySpend, KeyWindow
 from kb_mcp.proxy.policy import CapRules
 from kb_mcp.proxy.stores.rows import Row
 
@@ -56,6 +56,21 @@ class Gauges(ABC):
                 key = WindowKey("key", lineage, row["window"], row["start"], row["currency"])
                 spend.windows.append(Window(key, reserved=row["reserved"], settled=row["settled"]))
         return list(found.values())
+
+    async def windows_of_keys(self, day: str, month: str) -> list[KeyWindow]:
+        """Return the window of `day` and that of `month` of every key, oldest key first."""
+        found: list[KeyWindow] = []
+        last: tuple[str, str] | None = None
+        for row in await self._asked("windows_of_keys", day=day, month=month):
+            key_id, window, currency = row["id"], row["window"], row["currency"]
+            if (key_id, window) != last:
+                last = (key_id, window)
+                caps = _caps(row["caps"] or "{}")
+                limits = caps.daily if window == "day" else caps.monthly
+                found.append(KeyWindow(key_id, bool(row["rotated"]), window, limits, {}))
+            if currency is not None:
+                found[-1].held[currency] = (row["reserved"], row["settled"])
+        return found
 
     @abstractmethod
     def newest_row(self) -> Any:

@@ -172,6 +172,17 @@ SELECT k.id, k.lineage_id, k.policy::json #>> '{caps}' AS caps, k.revoked_at, k.
        AND w.start = s.start AND w.currency <> ''
  WHERE k.id = ANY(%(ids)s::text[])
 
+-- name: windows_of_keys
+SELECT k.id, k.policy::json #>> '{caps}' AS caps, k.rotated_to IS NOT NULL AS rotated,
+       s."window", w.currency, w.reserved, w.settled
+  FROM keys k
+       CROSS JOIN (VALUES ('day', %(day)s::text), ('month', %(month)s::text))
+       AS s ("window", start)
+       LEFT JOIN windows w
+    ON w.scope = 'key' AND w.scope_id = k.lineage_id AND w."window" = s."window"
+       AND w.start = s.start AND w.currency <> ''
+ ORDER BY k.created_at, k.id, s."window"
+
 -- name: newest_row
 SELECT time || '|' || node || '|' || lpad(seq::text, 12, '0') AS row FROM audit
  ORDER BY time COLLATE "C" DESC, node COLLATE "C" DESC, seq DESC LIMIT 1

@@ -135,6 +135,17 @@ SELECT k.id, k.lineage_id, k.policy -> '$.caps' AS caps, k.revoked_at, k.expires
     ON w.scope = 'key' AND w.scope_id = k.lineage_id AND w.window = s.window
        AND w.start = s.start AND w.currency > ''
 
+-- name: windows_of_keys
+-- By the table itself: windows_by_start would look there once more for what is held.
+WITH spans AS (SELECT 'day' AS window, :day AS start UNION ALL SELECT 'month', :month)
+SELECT k.id, k.policy -> '$.caps' AS caps, k.rotated_to IS NOT NULL AS rotated,
+       s.window, w.currency, w.reserved, w.settled
+  FROM keys AS k CROSS JOIN spans AS s
+       LEFT JOIN windows AS w INDEXED BY sqlite_autoindex_windows_1
+    ON w.scope = 'key' AND w.scope_id = k.lineage_id AND w.window = s.window
+       AND w.start = s.start AND w.currency > ''
+ ORDER BY k.created_at, k.id, s.window
+
 -- name: newest_row
 SELECT max(rowid) AS row FROM audit
 
