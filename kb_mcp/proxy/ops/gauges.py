@@ -65,7 +65,10 @@ class GaugeRecords(Protocol):
         ...
 
     async def fullest_keys(self, day: str, month: str, now: int, most: int) -> list[KeyId]:
-        """Return the keys that stand for their lineages, those nearest to a cap first."""
+        """Return the keys that stand for their lineages, those nearest to a cap first.
+
+        Then come those that hold money under no cap, then those that hold none.
+        """
         ...
 
     async def spend_of_keys(

@@ -1,4 +1,4 @@
-"""Gauges: what a scrape wants to know, counted and chosen by the store itself.
+"""Gauges: what a scrape or a page wants to know, counted and chosen by the store itself.
 
 Floor: a store. The same for every store: the named queries give the same columns, and each store
 asks them in its own way.
@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from kb_mcp.proxy.ledger import KeyId, LineageId, Window, WindowKey
+from kb_mcp.proxy.ledger import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
 from kb_mcp.proxy.ops.gauges import AuditCounts, KeyCounts, KeySpend, KeyWindow
 from kb_mcp.proxy.policy import CapRules
-from kb_mcp.proxy.stores.rows import Row
+from kb_mcp.proxy.stores.rows import Row, key_with_lineage
 
 
 class Gauges(ABC):
@@ -38,9 +38,34 @@ class Gauges(ABC):
         return [KeyCounts(row["status"], bool(row["rotated"]), row["count"]) for row in rows]
 
     async def fullest_keys(self, day: str, month: str, now: int, most: int) -> list[KeyId]:
-        """Return the keys that stand for their lineages, those nearest to a cap first."""
+        """Return the keys that stand for their lineages, those nearest to a cap first.
+
+        Then come those that hold money under no cap, then those that hold none.
+        """
         rows = await self._asked("fullest_keys", day=day, month=month, now=now, most=most)
         return [KeyId(row["id"]) for row in rows]
+
+    async def keys_by_id(self, ids: Sequence[str]) -> list[tuple[VaultKey, Lineage]]:
+        """Return these keys, as far as there are such, with their lineages, oldest first."""
+        return [key_with_lineage(row) for row in await self._asked("keys_by_id", **self._ids(ids))]
+
+    async def key_page(
+        self,
+        now: int,
+        most: int,
+        *,
+        text: str | None = None,
+        status: str | None = None,
+        after: str | None = None,
+    ) -> list[tuple[VaultKey, Lineage]]:
+        """Return at most `most` keys with their lineages, newest first.
+
+        `text` is an id, or part of a label, agent or role, its ASCII letters in either case;
+        `status` is one of KEY_STATUSES at `now` (ms); `after` is the id of the key before the page.
+        """
+        wanted = {"text": text, "status": status, "after": after}
+        rows = await self._asked("key_page", now=now, most=most, **wanted)
+        return [key_with_lineage(row) for row in rows]
 
     async def spend_of_keys(
         self, ids: Sequence[KeyId], day: str, month: str, now: int

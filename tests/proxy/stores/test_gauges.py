@@ -1,4 +1,4 @@
-"""What a scrape asks the stores, held over SQLite and PostgreSQL alike."""
+"""What a scrape and a page ask the stores, held over SQLite and PostgreSQL alike."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from kb_mcp.proxy.ledger import (
     WindowKey,
 )
 from kb_mcp.proxy.ops.gauges import KeyCounts
+from kb_mcp.proxy.ops.views import KEY_STATUSES
+from kb_mcp.wiring.store import Store
 from tests.proxy.stores.conftest import Open, Run
 from tests.proxy.stores.test_conformance import KEY, operation, write
 
@@ -74,6 +76,96 @@ def test_the_fullest_keys_come_first_whatever_their_amounts_are(open_one: Open, 
     found = run(store.records.fullest_keys(DAY, MONTH, NOW, 10))
     assert found == ["month", "day", "large", "free", "idle", "ended"]
     assert run(store.records.fullest_keys(DAY, MONTH, NOW, 2)) == ["month", "day"]
+
+
+def test_keys_that_hold_money_under_no_cap_come_before_those_that_hold_none(
+    open_one: Open, run: Run
+) -> None:
+    store = open_one()
+    keys = (
+        key("a-idle"),
+        key("b-voided"),
+        key("y-free", policy="{}"),
+        key("z-ended", revoked_at=1),
+    )
+    windows = (
+        window("b-voided", "day", 0),
+        window("y-free", "day", 5),
+        window("z-ended", "day", 10),
+    )
+    lineages = tuple(Lineage(each.lineage_id) for each in keys)
+    run(write(store, Changes(keys=keys, lineages=lineages, windows=windows)))
+    found = run(store.records.fullest_keys(DAY, MONTH, NOW, 3))
+    assert found == ["z-ended", "y-free", "a-idle"]
+
+
+def paged(store: Store, run: Run, most: int = 10, **wanted: str) -> list[str]:
+    return [each.id for each, _ in run(store.records.key_page(NOW, most, **wanted))]
+
+
+def issued(store: Store, run: Run, *keys: VaultKey, frozen: str = "") -> None:
+    lineages = tuple(
+        Lineage(each.lineage_id, 5 if each.id == frozen else None, "declines") for each in keys
+    )
+    run(write(store, Changes(keys=keys, lineages=lineages)))
+
+
+def test_keys_are_turned_over_a_page_at_a_time_newest_first(open_one: Open, run: Run) -> None:
+    store = open_one()
+    ages = {"old": 1, "b": 2, "a": 2, "c": 2, "new": 3}
+    issued(store, run, *(key(name, created_at=at) for name, at in ages.items()))
+    assert paged(store, run) == ["new", "c", "b", "a", "old"]
+    seen, after = list[str](), dict[str, str]()
+    while found := paged(store, run, 2, **after):
+        seen, after = seen + found, {"after": found[-1]}
+    assert seen == ["new", "c", "b", "a", "old"]
+    assert paged(store, run, after="unheard-of") == []
+
+
+def test_keys_are_found_by_their_id_and_by_parts_of_what_they_are_called(
+    open_one: Open, run: Run
+) -> None:
+    store = open_one()
+    keys = (
+        key("k1", label="Night 100%", agent=None, role="billing"),
+        key("k2", label=None, agent="nightly_owl", role="billing"),
+        key("k3", label="day", agent="lark", role="NIGHT-shift"),
+        key("k4", label=None, agent=None, role="support"),
+    )  # fmt: skip
+    issued(store, run, *keys)
+    found = {
+        text: set(paged(store, run, text=text))
+        for text in ("k1", "k", "nIGHT", "0%", "%", "_", "billing", "none")
+    }
+    assert found == {
+        "k1": {"k1"}, "k": {"k3"}, "nIGHT": {"k1", "k2", "k3"}, "0%": {"k1"}, "%": {"k1"},
+        "_": {"k2"}, "billing": {"k1", "k2"}, "none": set(),
+    }  # fmt: skip
+
+
+def test_keys_are_found_by_their_status_as_they_are_counted(open_one: Open, run: Run) -> None:
+    store = open_one()
+    keys = (
+        key("active", expires_at=NOW + 1), key("frozen"), key("expired", expires_at=NOW),
+        key("revoked", revoked_at=1, expires_at=1),
+    )  # fmt: skip
+    issued(store, run, *keys, frozen="frozen")
+    for status in KEY_STATUSES:
+        assert paged(store, run, status=status) == [status]
+    assert paged(store, run, status="unheard-of") == []
+    assert paged(store, run, status="frozen", text="active") == []
+    ((_, lineage),) = run(store.records.key_page(NOW, 1, status="frozen"))
+    assert (lineage.frozen_at, lineage.frozen_reason) == (5, "declines")
+
+
+def test_keys_are_read_by_their_ids_and_no_others(open_one: Open, run: Run) -> None:
+    store = open_one()
+    keys = (key("b", created_at=2), key("a", created_at=1), key("c", created_at=3))
+    issued(store, run, *keys)
+    found = run(store.records.keys_by_id(["b", "a", "b", "unheard-of"]))
+    assert [each for each, _ in found] == [keys[1], keys[0]]
+    assert [lineage.id for _, lineage in found] == ["a", "b"]
+    assert run(store.records.keys_by_id([])) == []
 
 
 def test_the_spend_of_keys_is_that_of_the_running_windows(open_one: Open, run: Run) -> None:

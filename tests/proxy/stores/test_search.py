@@ -131,3 +131,14 @@ def test_no_search_walks_a_whole_table(tmp_path: Path, name: str) -> None:
         (asked,) = said
         plan = [row["detail"] for row in connection.execute(f"EXPLAIN QUERY PLAN {asked}")]
         assert all(step.startswith(("SEARCH", "USE TEMP")) for step in plan), plan
+
+
+def test_a_page_of_one_key_reads_that_key_and_its_windows_alone(tmp_path: Path) -> None:
+    named = load_queries("sqlite")
+    asked = {"ids": "[]", "day": "", "month": ""}
+    with House(tmp_path), sqlite3.connect(tmp_path / "ledger.db") as store:
+        for name in ("keys_by_id", "spend_of_keys"):
+            plan = [row[3] for row in store.execute(f"EXPLAIN QUERY PLAN {named[name]}", asked)]
+            walked = [step for step in plan if step.startswith("SCAN")]
+            assert not [step for step in walked if step.split()[1] in {"k", "l", "w"}], plan
+    store.close()

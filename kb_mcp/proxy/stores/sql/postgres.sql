@@ -146,20 +146,51 @@ SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= %(
  GROUP BY 1, 2
 
 -- name: fullest_keys
--- By thousandths of a cap that are held, the fuller of day and month.
+-- By thousandths of a cap that are held, the fuller of day and month. Without a cap that is nothing,
+-- and a key that holds nothing at all comes after those.
 SELECT k.id
   FROM keys k LEFT JOIN LATERAL (
-       SELECT max(1000::numeric * (w.reserved + w.settled)
-                  / nullif((k.policy::json #>> ARRAY['caps', s.caps, w.currency])::bigint, 0)) AS share
+       SELECT max(coalesce(1000::numeric * (w.reserved + w.settled)
+                  / nullif((k.policy::json #>> ARRAY['caps', s.caps, w.currency])::bigint, 0), 0))
+              AS share
          FROM (VALUES ('day', %(day)s::text, 'daily'), ('month', %(month)s::text, 'monthly'))
               AS s ("window", start, caps)
          JOIN windows w
            ON w.scope = 'key' AND w.scope_id = k.lineage_id AND w."window" = s."window"
-              AND w.start = s.start AND w.currency <> '') AS held ON true
+              AND w.start = s.start AND w.currency <> '' AND w.reserved + w.settled > 0
+       ) AS held ON true
  WHERE k.rotated_to IS NULL
- ORDER BY trunc(coalesce(held.share, 0)) DESC,
+ ORDER BY trunc(coalesce(held.share, -1)) DESC,
        k.revoked_at IS NULL AND coalesce(k.expires_at > %(now)s, true) DESC, k.id COLLATE "C"
  LIMIT %(most)s
+
+-- name: keys_by_id
+SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason
+  FROM keys k JOIN lineages l ON l.id = k.lineage_id
+ WHERE k.id = ANY(%(ids)s::text[]) ORDER BY k.created_at, k.id COLLATE "C"
+
+-- name: key_page
+-- Ids are sorted, not whole keys: their policies are long. Letters are matched in either case where
+-- they are ASCII, as SQLite does it.
+WITH page AS MATERIALIZED (
+    SELECT k.id FROM keys k JOIN lineages l ON l.id = k.lineage_id
+     WHERE (%(after)s::text IS NULL
+            OR (k.created_at, k.id COLLATE "C")
+               < ((SELECT created_at FROM keys WHERE id = %(after)s::text), %(after)s::text))
+       AND (%(text)s::text IS NULL OR k.id = %(text)s::text
+            OR strpos(lower(k.label COLLATE "C"), lower(%(text)s::text COLLATE "C")) > 0
+            OR strpos(lower(k.agent COLLATE "C"), lower(%(text)s::text COLLATE "C")) > 0
+            OR strpos(lower(k.role COLLATE "C"), lower(%(text)s::text COLLATE "C")) > 0)
+       AND (%(status)s::text IS NULL
+            OR %(status)s::text = CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked'
+                                       WHEN k.expires_at <= %(now)s THEN 'expired'
+                                       WHEN l.frozen_at IS NOT NULL THEN 'frozen'
+                                       ELSE 'active' END)
+     ORDER BY k.created_at DESC, k.id COLLATE "C" DESC LIMIT %(most)s
+)
+SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason
+  FROM page JOIN keys k ON k.id = page.id JOIN lineages l ON l.id = k.lineage_id
+ ORDER BY k.created_at DESC, k.id COLLATE "C" DESC
 
 -- name: spend_of_keys
 SELECT k.id, k.lineage_id, k.policy::json #>> '{caps}' AS caps, k.revoked_at, k.expires_at,

@@ -108,23 +108,50 @@ SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= :n
 
 -- name: fullest_keys
 -- By thousandths of a cap that are held, the fuller of day and month: two looks into an index for
--- each key. Materialized, or the order would look again.
+-- each key. Without a cap that is nothing, and a key that holds nothing at all comes after those.
+-- Materialized, or the order would look again.
 WITH held AS MATERIALIZED (
     SELECT k.id, k.revoked_at IS NULL AND coalesce(k.expires_at > :now, 1) AS serves,
-           (SELECT max(1000 * (w.reserved + w.settled)
-                       / (k.policy ->> ('$.caps.daily.' || w.currency)))
+           (SELECT max(coalesce(1000 * (w.reserved + w.settled)
+                                / (k.policy ->> ('$.caps.daily.' || w.currency)), 0))
               FROM windows AS w INDEXED BY windows_by_start
              WHERE w.start = :day AND w.scope = 'key' AND w.scope_id = k.lineage_id
-               AND w.window = 'day' AND w.currency > '') AS of_day,
-           (SELECT max(1000 * (w.reserved + w.settled)
-                       / (k.policy ->> ('$.caps.monthly.' || w.currency)))
+               AND w.window = 'day' AND w.currency > '' AND w.reserved + w.settled > 0) AS of_day,
+           (SELECT max(coalesce(1000 * (w.reserved + w.settled)
+                                / (k.policy ->> ('$.caps.monthly.' || w.currency)), 0))
               FROM windows AS w INDEXED BY windows_by_start
              WHERE w.start = :month AND w.scope = 'key' AND w.scope_id = k.lineage_id
-               AND w.window = 'month' AND w.currency > '') AS of_month
+               AND w.window = 'month' AND w.currency > '' AND w.reserved + w.settled > 0) AS of_month
       FROM keys AS k WHERE k.rotated_to IS NULL
 )
 SELECT id FROM held
- ORDER BY max(coalesce(of_day, 0), coalesce(of_month, 0)) DESC, serves DESC, id LIMIT :most
+ ORDER BY max(coalesce(of_day, -1), coalesce(of_month, -1)) DESC, serves DESC, id LIMIT :most
+
+-- name: keys_by_id
+SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason
+  FROM keys AS k JOIN lineages AS l ON l.id = k.lineage_id
+ WHERE k.id IN (SELECT value FROM json_each(:ids)) ORDER BY k.created_at, k.id
+
+-- name: key_page
+-- Ids are sorted, not whole keys: their policies are long. A freeze is looked up only where a
+-- status is asked for.
+WITH page AS MATERIALIZED (
+    SELECT k.id FROM keys AS k
+     WHERE (:after IS NULL
+            OR (k.created_at, k.id) < (SELECT created_at, id FROM keys WHERE id = :after))
+       AND (:text IS NULL OR k.id = :text OR instr(lower(k.label), lower(:text))
+            OR instr(lower(k.agent), lower(:text)) OR instr(lower(k.role), lower(:text)))
+       AND (:status IS NULL
+            OR :status = CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked'
+                              WHEN k.expires_at <= :now THEN 'expired'
+                              WHEN (SELECT l.frozen_at FROM lineages AS l
+                                     WHERE l.id = k.lineage_id) IS NOT NULL THEN 'frozen'
+                              ELSE 'active' END)
+     ORDER BY k.created_at DESC, k.id DESC LIMIT :most
+)
+SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason
+  FROM page CROSS JOIN keys AS k ON k.id = page.id JOIN lineages AS l ON l.id = k.lineage_id
+ ORDER BY k.created_at DESC, k.id DESC
 
 -- name: spend_of_keys
 WITH spans AS (SELECT 'day' AS window, :day AS start UNION ALL SELECT 'month', :month)
