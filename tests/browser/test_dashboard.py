@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from kb_mcp.proxy.ops import pages as key_pages
 from tests.browser.conftest import Office
 from tests.house import Issued, error_of
 from tests.proxy.ops.desk import asking_above
@@ -226,8 +228,14 @@ def busy(office: Office) -> str:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_every_page_is_readable_by_everyone(
-    office: Office, chromium: Any, tmp_path: Any, scheme: str, size: str
+    office: Office,
+    chromium: Any,
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    size: str,
 ) -> None:
+    monkeypatch.setattr(key_pages, "KEYS_MAX", 1)
     operation = busy(office)
     key = office.house.operations()[0].key_id
     width, height = SIZES[size]
@@ -236,13 +244,23 @@ def test_every_page_is_readable_by_everyone(
     )
     page = context.new_page()
     page.goto(f"{office.url}/login")
-    pages = ["/", "/keys", f"/keys/{key}", "/operations", f"/operations/{operation}", "/audit"]
+    newest = office.desk.api("GET", "/keys").json()["data"][-1]["id"]
+    searched = ["/keys?q=bill&status=active", f"/keys?after={newest}", "/keys?q=nothing"]
+    pages = [
+        "/",
+        "/keys",
+        *searched,
+        f"/keys/{key}",
+        "/operations",
+        f"/operations/{operation}",
+        "/audit",
+    ]
     try:
         found = serious(page, "/login")
         office.enter(page)
         for path in pages:
             page.goto(office.url + path)
-            shot = tmp_path / f"{scheme}-{size}{path.replace('/', '-')}.png"
+            shot = tmp_path / f"{scheme}-{size}{re.sub('[^a-z_]', '-', path)}.png"
             page.screenshot(path=str(shot), full_page=True)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path
             found += serious(page, path)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kb_mcp.proxy.ops import pages
 from kb_mcp.proxy.ops.sessions import IDLE_MS
 from tests.browser.conftest import Office
 from tests.house import error_of
@@ -120,6 +121,36 @@ def test_a_bill_is_found_by_everything_it_is_known_by(office: Office, page: Any)
     for row in office.house.audit(operation=operation.id):
         page.get_by_text(row["id"]).first.wait_for()
     assert {each["id"] for each in office.house.charges()} == {made, other.json()["id"]}
+
+
+def test_a_key_among_many_is_found_by_turning_pages_or_by_its_label_and_revoked(
+    office: Office, page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "KEYS_MAX", 2)
+    bodies = [{"role": "billing", "label": f"worker {number}"} for number in range(5)]
+    made = [office.desk.api("POST", "/keys", json=body).json()["id"] for body in bodies]
+    office.enter(page, "/keys")
+    page.get_by_text("5 in all: 5 active.").wait_for()
+    seen = set[str]()
+    older = page.get_by_role("link", name="Older keys")
+    for _ in range(3):
+        seen |= set(page.locator("tbody th a").all_inner_texts())
+        if older.count():
+            older.click()
+    assert seen == set(made)
+    page.get_by_role("link", name="Newest keys").click()
+    page.get_by_label("Find").fill("WORKER 2")
+    page.get_by_role("button", name="Search").click()
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name=made[2]))
+    row.get_by_text("Revoke…").click()
+    assert page.locator("tbody tr").count() == 1
+    row.get_by_role("button", name="Revoke worker 2 now").click()
+    page.get_by_text("Revoked. Sends under way").wait_for()
+    page.goto(f"{office.url}/keys")
+    page.get_by_label("Status").select_option("revoked")
+    page.get_by_role("button", name="Search").click()
+    page.get_by_role("link", name=made[2]).wait_for()
+    assert page.locator("tbody tr").count() == 1
 
 
 def test_a_frozen_key_is_thawed_with_a_reason(office: Office, page: Any) -> None:

@@ -21,6 +21,7 @@ from kb_mcp.proxy.ops.access import Access
 from kb_mcp.proxy.ops.actions import Actions
 from kb_mcp.proxy.ops.admin_api import AdminApi
 from kb_mcp.proxy.ops.admin_input import InputError
+from kb_mcp.proxy.ops.bars import Bars
 from kb_mcp.proxy.ops.dashboard import Dashboard
 from kb_mcp.proxy.ops.history import History
 from kb_mcp.proxy.ops.keys import NoSuchKeyError
@@ -90,7 +91,7 @@ def create_admin(  # noqa: PLR0913 an application is built from many parts
         access=access,
         sessions=sessions,
         noted=Throttle(now_ms),
-        pages=Pages(views, History(views), lent.verifying),
+        pages=Pages(views, History(views), Bars(views), lent.verifying),
         actions=Actions(views, random_bytes, lent.acts, lent.verifying),
         live=Live(views, sessions, lent.stopping),
     )

@@ -115,7 +115,10 @@ class AdminApi:
         """Answer with spend against cap."""
         query = read_query(request, ("key", "day"))
         day = read_day(query, self.views.now_ms())
-        return _list(await self.views.spend(day, query.get("key")))
+        key_id = query.get("key")
+        if key_id is None:
+            return _list(await self.views.spend(day))
+        return _list(await self.views.spend_of(day, key_id))
 
     async def list_audit(self, request: Request, _operator: str) -> Response:
         """Answer with matching audit rows, newest first."""

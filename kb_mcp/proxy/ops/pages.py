@@ -5,17 +5,20 @@ Floor: wing B, below the dashboard, above views. Every list is bounded.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kb_mcp.proxy.audit import clean_text
 from kb_mcp.proxy.ledger import State
 from kb_mcp.proxy.ops.admin_api import unknown_key
-from kb_mcp.proxy.ops.admin_input import InputError, read_limit, read_query
+from kb_mcp.proxy.ops.admin_input import TEXT_MAX, InputError, read_limit, read_query
+from kb_mcp.proxy.ops.bars import Bars
 from kb_mcp.proxy.ops.history import History
 from kb_mcp.proxy.ops.key_forms import FormError
 from kb_mcp.proxy.ops.plots import Plot, plot, spend_plots
@@ -31,8 +34,7 @@ from kb_mcp.proxy.windows import day_of, rfc3339
 NEEDS_MAX = 50
 TAIL_MAX = 30
 REFUSALS_MAX = 20
-# More bars than this are for nobody to read; the keys page has them all.
-BARS_MAX = 100
+KEYS_MAX = 100
 # Refusals are looked for among this many newest rows: the audit may hold millions.
 LOOK_BACK_MAX = 300
 TIMELINE_MAX = 200
@@ -57,6 +59,7 @@ class Pages:
 
     views: Views
     history: History
+    bars: Bars
     verifying: Verifying | None = None
 
     def table(self) -> dict[str, Callable[[Visit], Awaitable[Response]]]:
@@ -72,24 +75,22 @@ class Pages:
 
     async def overview(self, visit: Visit) -> Response:
         """Show spend, what needs a person, refusals and the audit's tail."""
-        keys = await self._keys()
         rows = self.views.audit(LOOK_BACK_MAX)
-        spend = await self.views.spend(day_of(self.views.now_ms()))
-        labels = {key["id"]: key["label"] or key["agent"] or key["id"] for key in keys}
-        dead = {key["id"] for key in keys if key["status"] in {"revoked", "expired"}}
+        shown = await self.bars.today()
+        frozen = await self.views.key_page(NEEDS_MAX, status="frozen")
         unknown = await self.views.operations(NEEDS_MAX, state=State.UNKNOWN.value)
         self.history.catch_up()
-        worth = [row for row in spend if _worth(row, dead)]
         return self._page(
             visit,
             "overview.html",
             "overview",
-            bars=[bar(row) for row in _fullest(worth)],
-            bars_left_out=max(len(worth) - BARS_MAX, 0),
-            labels=labels,
+            bars=shown.bars,
+            labels=shown.labels,
+            keys_in_all=None if shown.whole else sum((await self.views.key_counts()).values()),
             unknown=unknown,
             approvals=await self.views.approvals(NEEDS_MAX, "pending"),
-            frozen=[key for key in keys if key["status"] == "frozen"],
+            frozen=frozen,
+            more_frozen=len(frozen) == NEEDS_MAX,
             refusals=[row for row in rows if row["decision"] == "refuse"][:REFUSALS_MAX],
             tail=rows[:TAIL_MAX],
             plots=await self._plots(),
@@ -99,13 +100,32 @@ class Pages:
         )
 
     async def keys(self, visit: Visit, wrong: FormError | None = None) -> Response:
-        """Show every key, and the forms for a new one; `wrong` is a form that was not taken."""
+        """Show a page of keys, newest first, and the forms for a new one.
+
+        They are searched by what they are called and by status; `wrong` is a form that was not
+        taken. Raises: InputError, LedgerUnavailableError.
+        """
+        query = read_query(visit.request, ("q", "status", "after"))
+        cleaned = {name: clean_text(value, TEXT_MAX).strip() for name, value in query.items()}
+        query = {name: value for name, value in cleaned.items() if value}
+        found = await self.views.key_page(
+            KEYS_MAX + 1,
+            text=query.get("q"),
+            status=query.get("status"),
+            after=query.get("after"),
+        )
+        more = {**query, "after": found[KEYS_MAX - 1]["id"]} if len(found) > KEYS_MAX else None
+        newest = {name: value for name, value in query.items() if name != "after"}
         return self._page(
             visit,
             "keys.html",
             "keys",
             status=200 if wrong is None else wrong.status,
-            keys=await self._keys(),
+            query=query,
+            counts=await self.views.key_counts(),
+            keys=found[:KEYS_MAX],
+            newest=_keys_path(newest) if "after" in query else None,
+            older=None if more is None else _keys_path(more),
             roles=list(ROLES),
             wrong=wrong,
             form={} if wrong is None else wrong.form,
@@ -124,7 +144,7 @@ class Pages:
             "keys",
             key={**found, "status": key_status(found, rfc3339(self.views.now_ms()))},
             words=describe(load_policy(found["policy"])),
-            bars=[bar(row) for row in await self.views.spend(today, key_id)],
+            bars=[bar(row) for row in await self.views.spend_of(today, key_id)],
             labels={},
             rows=self.views.audit(TAIL_MAX, key=key_id),
         )
@@ -203,22 +223,6 @@ class Pages:
             **values,
         )
 
-    async def _keys(self) -> list[Record]:
-        now = rfc3339(self.views.now_ms())
-        return [{**key, "status": key_status(key, now)} for key in await self.views.keys()]
 
-
-def _fullest(rows: list[Record]) -> list[Record]:
-    """Return the rows to show: all, or of very many those that have used most of their cap."""
-    if len(rows) <= BARS_MAX:
-        return rows
-    return sorted(rows, key=_used, reverse=True)[:BARS_MAX]
-
-
-def _used(row: Record) -> tuple[bool, int, int]:
-    spent = row["settled"] + row["reserved"]
-    return row["scope"] == "account", spent * 1000 // row["cap"] if row["cap"] else 0, spent
-
-
-def _worth(row: Record, dead: set[str]) -> bool:
-    return row["key_id"] not in dead or bool(row["settled"] or row["reserved"])
+def _keys_path(query: Mapping[str, str]) -> str:
+    return f"/keys?{urlencode(query)}" if query else "/keys"

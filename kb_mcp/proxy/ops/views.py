@@ -16,6 +16,7 @@ from kb_mcp.proxy.admission import policy_of
 from kb_mcp.proxy.ledger import (
     Approval,
     Attempt,
+    KeyId,
     Ledger,
     Lineage,
     Operation,
@@ -36,6 +37,7 @@ from kb_mcp.proxy.records import (
     spend_records,
 )
 from kb_mcp.proxy.vault import Mode
+from kb_mcp.proxy.windows import rfc3339
 
 AUDIT_COLUMNS = (
     "id time node kind decision code key_id role agent_id session_id method path operation_id "
@@ -57,6 +59,26 @@ class OperatorRecords(Records, GaugeRecords, Protocol):
 
     async def approvals(self) -> Sequence[Approval]:
         """Return every approval, newest first."""
+        ...
+
+    async def keys_by_id(self, ids: Sequence[str]) -> Sequence[tuple[VaultKey, Lineage]]:
+        """Return these keys, as far as there are such, with their lineages, oldest first."""
+        ...
+
+    async def key_page(
+        self,
+        now: int,
+        most: int,
+        *,
+        text: str | None = None,
+        status: str | None = None,
+        after: str | None = None,
+    ) -> Sequence[tuple[VaultKey, Lineage]]:
+        """Return at most `most` keys with their lineages, newest first.
+
+        `text` is an id, or part of a label, agent or role, its ASCII letters in either case;
+        `status` is one of KEY_STATUSES at `now` (ms); `after` is the id of the key before the page.
+        """
         ...
 
     def audit(
@@ -85,10 +107,25 @@ class Views:
 
     async def key(self, key_id: str) -> Record | None:
         """Return one vault key, or None."""
-        for key, lineage in await self.records.keys():
-            if key.id == key_id:
-                return _key(key, lineage)
-        return None
+        found = await self.records.keys_by_id([key_id]) if key_id.isprintable() else ()
+        return _key(*found[0]) if found else None
+
+    async def key_page(self, most: int, **wanted: str | None) -> list[Record]:
+        """Return at most `most` keys with their `status`, newest first.
+
+        `wanted` narrows them by text and status, and goes on after a key, as the store's does.
+        """
+        now = self.now_ms()
+        found = await self.records.key_page(now, most, **wanted)
+        records = [_key(*each) for each in found]
+        return [{**key, "status": key_status(key, rfc3339(now))} for key in records]
+
+    async def key_counts(self) -> dict[str, int]:
+        """Return how many keys there are by status, rotated ones too."""
+        counts = dict.fromkeys(KEY_STATUSES, 0)
+        for each in await self.records.key_counts(self.now_ms()):
+            counts[each.status] += each.count
+        return counts
 
     async def operations(self, limit: int, **filters: str | None) -> list[Record]:
         """Return matching operations, newest first."""
@@ -161,6 +198,15 @@ class Views:
                 key.id, policy_of(key.policy).caps, held.get(key.lineage_id, []), *starts
             )
         ]
+
+    async def spend_of(self, day: date, key_id: str) -> list[Record]:
+        """Return spend against cap on `day` and in its month of one key, rotated or not."""
+        starts = (day.isoformat(), day.replace(day=1).isoformat())
+        if not key_id.isprintable():
+            return []
+        found = await self.records.spend_of_keys([KeyId(key_id)], *starts, self.now_ms())
+        rows = [spend_records(key.key_id, key.caps, key.windows, *starts) for key in found]
+        return [row for each in rows for row in each]
 
     async def account_spend(self, day: date) -> list[Record]:
         """Return what all keys together hold on `day`, by currency, against the ceiling."""
