@@ -147,22 +147,26 @@ SELECT CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= %(
 
 -- name: fullest_keys
 -- By thousandths of a cap that are held, the fuller of day and month. Without a cap that is nothing,
--- and a key that holds nothing at all comes after those.
-SELECT k.id
-  FROM keys k LEFT JOIN LATERAL (
-       SELECT max(coalesce(1000::numeric * (w.reserved + w.settled)
-                  / nullif((k.policy::json #>> ARRAY['caps', s.caps, w.currency])::bigint, 0), 0))
-              AS share
-         FROM (VALUES ('day', %(day)s::text, 'daily'), ('month', %(month)s::text, 'monthly'))
-              AS s ("window", start, caps)
-         JOIN windows w
-           ON w.scope = 'key' AND w.scope_id = k.lineage_id AND w."window" = s."window"
-              AND w.start = s.start AND w.currency <> '' AND w.reserved + w.settled > 0
-       ) AS held ON true
- WHERE k.rotated_to IS NULL
- ORDER BY trunc(coalesce(held.share, -1)) DESC,
-       k.revoked_at IS NULL AND coalesce(k.expires_at > %(now)s, true) DESC, k.id COLLATE "C"
- LIMIT %(most)s
+-- and a key that holds nothing at all comes after those. Materialized, so that each policy is read
+-- once, and the windows of both days in one go.
+WITH standing AS MATERIALIZED (
+    SELECT id, lineage_id, policy::json -> 'caps' AS caps,
+           revoked_at IS NULL AND coalesce(expires_at > %(now)s, true) AS serves
+      FROM keys WHERE rotated_to IS NULL
+), held AS MATERIALIZED (
+    SELECT w.scope_id, w.currency, s.caps, w.reserved + w.settled AS amount
+      FROM (VALUES ('day', %(day)s::text, 'daily'), ('month', %(month)s::text, 'monthly'))
+           AS s ("window", start, caps)
+      JOIN windows w
+        ON w.scope = 'key' AND w."window" = s."window" AND w.start = s.start
+           AND w.currency <> '' AND w.reserved + w.settled > 0
+), shares AS (
+    SELECT k.id, max(coalesce(1000::numeric * h.amount
+                     / nullif((k.caps #>> ARRAY[h.caps, h.currency])::bigint, 0), 0)) AS share
+      FROM standing k JOIN held h ON h.scope_id = k.lineage_id GROUP BY k.id
+)
+SELECT k.id FROM standing k LEFT JOIN shares s ON s.id = k.id
+ ORDER BY trunc(coalesce(s.share, -1)) DESC, k.serves DESC, k.id COLLATE "C" LIMIT %(most)s
 
 -- name: keys_by_id
 SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason
