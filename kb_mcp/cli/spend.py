@@ -48,17 +48,14 @@ async def _spend(books: Books, key_id: str | None, day: str | None) -> list[dict
 
 
 async def _spend_of(books: Books, key_id: str, day: date) -> list[dict[str, Any]]:
-    from kb_mcp.proxy.admission import policy_of
+    from kb_mcp.proxy.ledger import KeyId
     from kb_mcp.proxy.records import spend_records
 
-    keys = [key for key, _ in await books.store.records.keys() if key.id == key_id]
-    if not keys:
-        raise Failure(f"there is no vault key {key_id}", "`kb-mcp keys list` shows every key.")
     starts = (day.isoformat(), day.replace(day=1).isoformat())
-    windows = await books.store.records.windows(
-        scope="key", scope_id=keys[0].lineage_id, starts=starts
-    )
-    return spend_records(keys[0].id, policy_of(keys[0].policy).caps, windows, *starts)
+    found = await books.store.records.spend_of_keys([KeyId(key_id)], *starts, books.now())
+    if not found:
+        raise Failure(f"there is no vault key {key_id}", "`kb-mcp keys list` shows every key.")
+    return spend_records(found[0].key_id, found[0].caps, found[0].windows, *starts)
 
 
 async def _account(books: Books, today: str) -> list[dict[str, Any]]:

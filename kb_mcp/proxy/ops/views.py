@@ -177,27 +177,14 @@ class Views:
                 held.setdefault(window.key.currency, {})[window.key.start] = amount
         return held
 
-    async def spend(self, day: date, key_id: str | None = None) -> list[Record]:
+    async def spend(self, day: date) -> list[Record]:
         """Return spend against cap on `day` and in its month: the account's, then each key's.
 
         A rotated key shares its windows with its successor, so only the newest key of a lineage
-        stands for them unless `key_id` asks for one.
+        stands for them.
         """
-        if key_id is None:
-            rows = await spend_of_every_key(self.records, day, rotated=False)
-            return [*await self.account_spend(day), *rows]
-        starts = (day.isoformat(), day.replace(day=1).isoformat())
-        held: dict[str, list[Window]] = {}
-        for window in await self.records.windows(scope="key", starts=starts):
-            held.setdefault(window.key.scope_id, []).append(window)
-        return [
-            row
-            for key, _ in await self.records.keys()
-            if key.id == key_id
-            for row in spend_records(
-                key.id, policy_of(key.policy).caps, held.get(key.lineage_id, []), *starts
-            )
-        ]
+        rows = await spend_of_every_key(self.records, day, rotated=False)
+        return [*await self.account_spend(day), *rows]
 
     async def spend_of(self, day: date, key_id: str) -> list[Record]:
         """Return spend against cap on `day` and in its month of one key, rotated or not."""
