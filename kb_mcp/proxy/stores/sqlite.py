@@ -40,6 +40,10 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
 HIGH_WATER_STEP_MS = 1_000
+# A charge writes some twenty pages, many of them again for the next one: the fewer checkpoints, the
+# fewer copies of each. The index of the WAL holds as many in its first block.
+CHECKPOINT_PAGES = 4_000
+CACHE_KIB = 8_000  # of the writer: the upper pages of every index, and the newest of the lower
 _STATEMENT_CACHE = 256
 KEYS_KEPT = 1_024
 _AUDIT_INSERT = (
@@ -80,6 +84,7 @@ class SqliteLedger:
         self._keys: dict[KeyId, tuple[tuple[Any, ...], tuple[VaultKey, Lineage]]] = {}
         self._reader = connect(path)
         self._writer = connect(path)
+        self._writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._loader = Loader(self._writer, self._queries, sealer.unseal, owner)
         self._closed = False
         self._batches = self._begin()
@@ -235,6 +240,7 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     except (OSError, sqlite3.Error) as error:
         raise LedgerUnavailableError(f"cannot open the ledger {path}: {error}") from error
     return connection
