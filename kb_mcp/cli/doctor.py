@@ -124,24 +124,20 @@ async def _invariants(desk: Desk) -> tuple[bool, str]:
 
 async def _violations(desk: Desk) -> set[str]:
     from kb_mcp.proxy.admission import policy_of
-    from kb_mcp.proxy.ops.invariants import Sums, of_caps, of_operation, of_sums, unaudited
+    from kb_mcp.proxy.ops.invariants import Examination
     from kb_mcp.proxy.records import every_operation
 
-    records, whole = desk.store.records, not desk.office.archived()
-    sums = Sums()
-    told: set[str] = set()
+    records, archived = desk.store.records, bool(desk.office.archived())
+    examination = Examination()
     async for operation, attempts in every_operation(records):
-        sums.add(operation)
-        told.update(of_operation(operation, attempts))
-        if whole and attempts and not any(records.audit(operation=operation.id, limit=1)):
-            told.add(unaudited(operation))
+        # Where old segments were archived nothing can be said.
+        audited = archived or any(records.audit(operation=operation.id, limit=1))
+        examination.look(operation, attempts, audited=audited)
     policies: dict[Any, list[Any]] = {}
     for key, _ in await records.keys():
         policies.setdefault(key.lineage_id, []).append(policy_of(key.policy))
     windows = await records.windows()
-    told.update(of_sums(sums, windows))
-    told.update(of_caps(sums, windows, policies, desk.store.settings.ceilings))
-    return told
+    return set(examination.end(windows, policies, desk.store.settings.ceilings))
 
 
 async def _audit(desk: Desk) -> tuple[bool, str]:

@@ -70,6 +70,13 @@ def test_an_archived_audit_goes_on_verifying(machine: Machine) -> None:
     machine.run("audit", "verify", code=1)
 
 
+def test_the_doctor_misses_no_decision_that_was_archived(machine: Machine) -> None:
+    machine.charge(machine.token("--daily-cap", "100.00usd"), "2026-11")
+    to = str(machine.folder / "old.jsonl")
+    machine.json("audit", "archive", "--before", "2100-01-01", "--to", to)
+    assert machine.json("doctor")["ok"] is True
+
+
 def test_nothing_is_archived_from_a_broken_audit_or_into_an_old_file(machine: Machine) -> None:
     machine.charge(machine.token(), "2026-11")
     file = machine.folder / "old.jsonl"

@@ -16,7 +16,7 @@ from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
 from kb_mcp.agent.transport import AsgiTransport
 from kb_mcp.proxy.ledger import Attempt
-from kb_mcp.proxy.ops.invariants import Facts, violations
+from kb_mcp.proxy.ops.invariants import Examination
 from kb_mcp.proxy.policy import Policy
 from kb_mcp.proxy.roles import built_in
 from kb_mcp.settings import load_settings
@@ -93,15 +93,11 @@ def day_windows(house: House, scope: str = "key") -> dict[str, tuple[int, int]]:
 def broken_invariants(house: House) -> list[str]:
     """Return what does not hold in the ledger, policies left out."""
     records = house.proxy.store.records
-    audited = frozenset(row["operation_id"] for row in house.audit() if row["operation_id"])
-    facts = Facts(
-        operations=house.run(records.operations()),
-        windows=house.run(records.windows()),
-        policies={},
-        ceilings={},
-        audited=audited,
-    )
-    return violations(facts)
+    audited = {row["operation_id"] for row in house.audit()}
+    examination = Examination()
+    for operation, attempts in house.run(records.operations()):
+        examination.look(operation, attempts, audited=operation.id in audited)
+    return examination.end(house.run(records.windows()), {}, {})
 
 
 def hasten(house: House, times: int) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from msgspec import Struct
-
 from kb_mcp.proxy.ledger import (
     HOLDING,
     Attempt,
@@ -25,55 +23,61 @@ from kb_mcp.proxy.policy import Policy
 from kb_mcp.proxy.windows import windows_of
 
 
-class Facts(Struct, frozen=True, kw_only=True):
-    """What is checked. `policies` are those of each lineage's keys; `ceilings` the account's.
+class Examination:
+    """Looks at operations one by one, and at the windows last; it keeps sums and what is wrong.
 
-    `audited` holds the operations that have a decision in the audit, None where old segments
-    were archived and nothing can be said.
+    Each violated invariant is one sentence.
     """
 
-    operations: Iterable[tuple[Operation, list[Attempt]]]
-    windows: Sequence[Window]
-    policies: Mapping[LineageId, Sequence[Policy]]
-    ceilings: Mapping[str, int]
-    audited: frozenset[str] | None
-
-
-def violations(facts: Facts) -> list[str]:
-    """Return every violated invariant, one sentence each."""
-    sums = Sums()
-    told: list[str] = []
-    for operation, attempts in facts.operations:
-        sums.add(operation)
-        told += of_operation(operation, attempts)
-        if facts.audited is not None and attempts and operation.id not in facts.audited:
-            told.append(unaudited(operation))
-    told += of_sums(sums, facts.windows)
-    told += of_caps(sums, facts.windows, facts.policies, facts.ceilings)
-    return told
-
-
-class Sums:
-    """What operations come to in each window; they are added one by one, and need not be kept."""
-
     def __init__(self) -> None:
-        """Begin with none."""
-        self.reserved: Counter[WindowKey] = Counter()
-        self.settled: Counter[WindowKey] = Counter()
+        """Begin with nothing seen."""
+        self.violations: list[str] = []
+        self._reserved: Counter[WindowKey] = Counter()
+        self._settled: Counter[WindowKey] = Counter()
         # A charge that turned up late, or was adopted, may go over its caps: it is flagged.
-        self.late: Counter[WindowKey] = Counter()
+        self._late: Counter[WindowKey] = Counter()
 
-    def add(self, operation: Operation) -> None:
-        """Add one operation."""
+    def look(self, operation: Operation, attempts: Sequence[Attempt], *, audited: bool) -> None:
+        """Take one operation; `audited` says whether the audit has a decision about it."""
+        self.violations += _of_operation(operation, attempts)
+        if attempts and not audited:
+            self.violations.append(f"operation {operation.id} has no decision in the audit")
         reserved = operation.state in HOLDING or not operation.final
         for key in windows_of(operation).money():
-            (self.reserved if reserved else self.settled)[key] += operation.held
+            (self._reserved if reserved else self._settled)[key] += operation.held
             if operation.overshoot:
-                self.late[key] += operation.held
+                self._late[key] += operation.held
+
+    def end(
+        self,
+        windows: Sequence[Window],
+        policies: Mapping[LineageId, Sequence[Policy]],
+        ceilings: Mapping[str, int],
+    ) -> list[str]:
+        """Return all violations, once every operation was looked at.
+
+        `policies` are those of each lineage's keys, `ceilings` the account's.
+        """
+        self.violations += self._of_sums(windows)
+        for window in windows:
+            cap = _cap_of(window.key, policies, ceilings)
+            held = window.reserved + window.settled - self._late[window.key]
+            if cap is not None and held > cap:
+                self.violations.append(f"{_named(window.key)} holds {held}, its cap is {cap}")
+        return self.violations
+
+    def _of_sums(self, windows: Sequence[Window]) -> Iterator[str]:
+        known = {window.key: window for window in windows if window.key.currency}
+        for key in sorted({*known, *self._reserved, *self._settled}, key=_named):
+            window = known.get(key) or Window(key)
+            reserved, settled = self._reserved[key], self._settled[key]
+            if window.reserved != reserved:
+                yield f"{_named(key)} says reserved {window.reserved}, its operations {reserved}"
+            if window.settled != settled:
+                yield f"{_named(key)} says settled {window.settled}, its operations {settled}"
 
 
-def of_operation(operation: Operation, attempts: Iterable[Attempt]) -> Iterator[str]:
-    """Yield what does not hold in one operation and its attempts."""
+def _of_operation(operation: Operation, attempts: Iterable[Attempt]) -> Iterator[str]:
     succeeded = [
         each
         for each in attempts
@@ -87,11 +91,6 @@ def of_operation(operation: Operation, attempts: Iterable[Attempt]) -> Iterator[
         yield f"operation {operation.id} is {operation.state} and holds {operation.held}"
 
 
-def unaudited(operation: Operation) -> str:
-    """Return the sentence about an operation that was sent and that the audit does not know."""
-    return f"operation {operation.id} has no decision in the audit"
-
-
 def _holds_what_it_should(operation: Operation) -> bool:
     if operation.state in HOLDING:
         return operation.held == operation.amount
@@ -101,32 +100,6 @@ def _holds_what_it_should(operation: Operation) -> bool:
     if not operation.final:
         return operation.held >= operation.amount
     return 0 <= operation.held <= operation.amount or operation.overshoot
-
-
-def of_sums(sums: Sums, windows: Iterable[Window]) -> Iterator[str]:
-    """Yield the windows that say something else than their operations."""
-    known = {window.key: window for window in windows if window.key.currency}
-    for key in sorted({*known, *sums.reserved, *sums.settled}, key=_named):
-        window = known.get(key) or Window(key)
-        reserved, settled = sums.reserved[key], sums.settled[key]
-        if window.reserved != reserved:
-            yield f"{_named(key)} says reserved {window.reserved}, its operations {reserved}"
-        if window.settled != settled:
-            yield f"{_named(key)} says settled {window.settled}, its operations {settled}"
-
-
-def of_caps(
-    sums: Sums,
-    windows: Iterable[Window],
-    policies: Mapping[LineageId, Sequence[Policy]],
-    ceilings: Mapping[str, int],
-) -> Iterator[str]:
-    """Yield the windows that hold more than any key's policy, or a ceiling, let them."""
-    for window in windows:
-        cap = _cap_of(window.key, policies, ceilings)
-        held = window.reserved + window.settled - sums.late[window.key]
-        if cap is not None and held > cap:
-            yield f"{_named(window.key)} holds {held}, its cap is {cap}"
 
 
 def _cap_of(

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
+from msgspec import Struct
 from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger import (
@@ -15,8 +18,8 @@ from kb_mcp.proxy.ledger import (
     Window,
     WindowKey,
 )
-from kb_mcp.proxy.ops.invariants import Facts, violations
-from kb_mcp.proxy.policy import CapRules
+from kb_mcp.proxy.ops.invariants import Examination
+from kb_mcp.proxy.policy import CapRules, Policy
 from kb_mcp.proxy.roles import built_in
 
 LINEAGE = LineageId("k1")
@@ -62,12 +65,31 @@ WINDOWS = tuple(
     )
 )
 POLICY = built_in("billing").model_copy(update={"caps": CapRules(daily={"usd": 3000})})
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """A small ledger."""
+
+    operations: Sequence[tuple[Operation, list[Attempt]]]
+    windows: Sequence[Window]
+    policies: Mapping[LineageId, Sequence[Policy]]
+    ceilings: Mapping[str, int]
+    audited: bool
+
+
+def violations(facts: Facts) -> list[str]:
+    examination = Examination()
+    for operation, attempts in facts.operations:
+        examination.look(operation, attempts, audited=facts.audited)
+    return examination.end(facts.windows, facts.policies, facts.ceilings)
+
+
 SOUND = Facts(
     operations=[(OPERATION, [ATTEMPT])],
     windows=WINDOWS,
     policies={LINEAGE: [POLICY]},
     ceilings={"usd": 2900},
-    audited=frozenset({"op_1"}),
+    audited=True,
 )
 
 
@@ -79,7 +101,7 @@ def test_a_sound_ledger_violates_nothing() -> None:
     ("broken", "told"),
     [
         (replace(SOUND, ceilings={"usd": 2899}), "account day"),
-        (replace(SOUND, audited=frozenset()), "no decision in the audit"),
+        (replace(SOUND, audited=False), "no decision in the audit"),
         (replace(SOUND, windows=WINDOWS[1:]), "says settled 0"),
         (
             replace(SOUND, windows=[replace(each, reserved=1) for each in WINDOWS]),
@@ -109,5 +131,9 @@ def test_a_late_charge_may_go_over_its_cap() -> None:
     assert violations(over) == []
 
 
-def test_after_archiving_the_audit_is_not_asked() -> None:
-    assert violations(replace(SOUND, audited=None)) == []
+def test_what_was_never_sent_needs_no_decision_in_the_audit() -> None:
+    unsent = replace(OPERATION, state=State.VOIDED, held=0)
+    windows = [replace(each, settled=0) for each in WINDOWS]
+    assert (
+        violations(replace(SOUND, operations=[(unsent, [])], windows=windows, audited=False)) == []
+    )

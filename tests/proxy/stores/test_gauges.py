@@ -99,6 +99,29 @@ def test_keys_that_hold_money_under_no_cap_come_before_those_that_hold_none(
     assert found == ["z-ended", "y-free", "a-idle"]
 
 
+def test_every_key_has_its_window_of_the_day_and_of_the_month(open_one: Open, run: Run) -> None:
+    store, day = open_one(), "2026-11-26"
+    newer = key("newer", created_at=2)
+    older = key("older", created_at=1, lineage_id=newer.lineage_id, rotated_to=newer.id)
+    windows = (
+        window("newer", "day", 5, day),
+        window("newer", "month", 7, currency="eur"),
+        window("newer", "day", 9),  # of another day, which began with the month
+        replace(window("newer", "day", 0, day, currency=""), sends=2),
+    )
+    lineages = (Lineage(newer.lineage_id),)
+    run(write(store, Changes(keys=(older, newer), lineages=lineages, windows=windows)))
+    found = run(store.records.windows_of_keys(day, MONTH))
+    assert [tuple(each) for each in found] == [
+        row
+        for name, rotated in (("older", True), ("newer", False))
+        for row in (
+            (name, rotated, "day", {"usd": 1_000}, {"usd": (3, 2)}),
+            (name, rotated, "month", {"usd": 10_000}, {"eur": (4, 3)}),
+        )
+    ]
+
+
 def paged(store: Store, run: Run, most: int = 10, **wanted: str) -> list[str]:
     return [each.id for each, _ in run(store.records.key_page(NOW, most, **wanted))]
 
