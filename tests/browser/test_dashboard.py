@@ -30,12 +30,13 @@ def test_a_login_sets_a_cookie_that_no_script_and_no_other_site_can_use(
 
 
 def test_two_clicks_revoke_a_key_while_its_agent_is_charging(office: Office, page: Any) -> None:
-    key, done = office.house.issue(), Event()
+    key, begun, done = office.house.issue(), Event(), Event()
     answers: list[Any] = []
 
     def agent() -> None:
         for number in range(2_000):
             answers.append(office.house.charge(key, customer=f"cus_N{number}", period="2026-11"))
+            begun.set()
             if answers[-1].status_code == 401:
                 done.set()
                 return
@@ -43,6 +44,7 @@ def test_two_clicks_revoke_a_key_while_its_agent_is_charging(office: Office, pag
     office.enter(page, "/keys")
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(agent)
+        assert begun.wait(60)
         row = page.get_by_role("row").filter(has=page.get_by_role("link", name=key.id))
         row.get_by_text("Revoke…").click()
         row.get_by_role("button", name="Revoke").click()

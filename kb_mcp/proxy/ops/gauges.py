@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from kb_mcp.proxy.ledger import KeyId, Window
+from kb_mcp.proxy.ledger import KeyId, LineageId, Window
 from kb_mcp.proxy.policy import CapRules
+
+Held = dict[str, tuple[int, int]]
+"""Reserved and settled in minor units, by currency."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +25,13 @@ class KeyCounts:
     count: int
 
 
-class KeyWindow(NamedTuple):
-    """What caps a key in its running `window` and what is held there, as reserved and settled.
-
-    Both by currency, in minor units. A `rotated` key has a successor in its lineage.
-    """
+class KeyCaps(NamedTuple):
+    """What caps a key. A `rotated` key has a successor in its lineage."""
 
     key_id: KeyId
+    lineage_id: LineageId
+    caps: CapRules
     rotated: bool
-    window: str
-    caps: Mapping[str, int]
-    held: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +76,12 @@ class GaugeRecords(Protocol):
         """Return the caps of these keys, and their windows of `day` and `month` that hold money."""
         ...
 
-    async def windows_of_keys(self, day: str, month: str) -> list[KeyWindow]:
-        """Return the window of `day` and that of `month` of every key, oldest key first."""
+    async def caps_of_keys(self) -> list[KeyCaps]:
+        """Return what caps every key, oldest key first."""
+        ...
+
+    async def held_of_keys(self, day: str, month: str) -> dict[tuple[LineageId, str], Held]:
+        """Return what keys hold in their windows of `day` and `month`, by lineage and window."""
         ...
 
     def newest_row(self) -> Any:

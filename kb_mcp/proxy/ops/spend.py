@@ -18,13 +18,16 @@ async def spend_of_every_key(records: GaugeRecords, day: date, *, rotated: bool)
 
     Raises: LedgerUnavailableError.
     """
-    starts = {"day": day.isoformat(), "month": day.replace(day=1).isoformat()}
-    return [
-        spend_record(
-            each.key_id, "key", each.window, starts[each.window], currency,
-            each.caps.get(currency), *each.held.get(currency, (0, 0)),
-        )
-        for each in await records.windows_of_keys(starts["day"], starts["month"])
-        if rotated or not each.rotated
-        for currency in sorted({*each.caps, *each.held})
-    ]  # fmt: skip
+    today, month = day.isoformat(), day.replace(day=1).isoformat()
+    keys = await records.caps_of_keys()
+    held = await records.held_of_keys(today, month)
+    rows = []
+    for key_id, lineage_id, caps, has_successor in keys:
+        if has_successor and not rotated:
+            continue
+        for window, start, limits in (("day", today, caps.daily), ("month", month, caps.monthly)):
+            spent = held.get((lineage_id, window), {})
+            for currency in sorted(limits.keys() | spent.keys()):
+                cap, there = limits.get(currency), spent.get(currency, (0, 0))
+                rows.append(spend_record(key_id, "key", window, start, currency, cap, *there))
+    return rows

@@ -7,12 +7,12 @@ asks them in its own way.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from kb_mcp.proxy.ledger import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
-from kb_mcp.proxy.ops.gauges import AuditCounts, KeyCounts, KeySpend, KeyWindow
+from kb_mcp.proxy.ops.gauges import AuditCounts, Held, KeyCaps, KeyCounts, KeySpend
 from kb_mcp.proxy.policy import CapRules
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage
 
@@ -23,6 +23,10 @@ class Gauges(ABC):
     @abstractmethod
     async def _asked(self, name: str, **values: Any) -> Sequence[Row]:
         """Return the rows of the named query."""
+
+    @abstractmethod
+    async def _plain(self, name: str, **values: Any) -> Iterable[Iterable[Any]]:
+        """Return the rows of the named query as plain columns: names cost, in ten thousand rows."""
 
     @abstractmethod
     def _after(self, row: Any) -> Mapping[str, Any]:
@@ -82,19 +86,19 @@ class Gauges(ABC):
                 spend.windows.append(Window(key, reserved=row["reserved"], settled=row["settled"]))
         return list(found.values())
 
-    async def windows_of_keys(self, day: str, month: str) -> list[KeyWindow]:
-        """Return the window of `day` and that of `month` of every key, oldest key first."""
-        found: list[KeyWindow] = []
-        last: tuple[str, str] | None = None
-        for row in await self._asked("windows_of_keys", day=day, month=month):
-            key_id, window, currency = row["id"], row["window"], row["currency"]
-            if (key_id, window) != last:
-                last = (key_id, window)
-                caps = _caps(row["caps"] or "{}")
-                limits = caps.daily if window == "day" else caps.monthly
-                found.append(KeyWindow(key_id, bool(row["rotated"]), window, limits, {}))
-            if currency is not None:
-                found[-1].held[currency] = (row["reserved"], row["settled"])
+    async def caps_of_keys(self) -> list[KeyCaps]:
+        """Return what caps every key, oldest key first."""
+        return [
+            KeyCaps(KeyId(key_id), lineage_id, _caps(caps or "{}"), bool(rotated))
+            for key_id, lineage_id, caps, rotated in await self._plain("caps_of_keys")
+        ]
+
+    async def held_of_keys(self, day: str, month: str) -> dict[tuple[LineageId, str], Held]:
+        """Return what keys hold in their windows of `day` and `month`, by lineage and window."""
+        found: dict[tuple[LineageId, str], Held] = {}
+        for row in await self._plain("held_of_keys", day=day, month=month):
+            lineage_id, window, currency, reserved, settled = row
+            found.setdefault((lineage_id, window), {})[currency] = (reserved, settled)
         return found
 
     @abstractmethod

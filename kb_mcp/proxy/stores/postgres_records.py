@@ -33,10 +33,18 @@ from kb_mcp.proxy.stores.queries import load_queries, state_clauses
 from kb_mcp.proxy.stores.rows import attempt_of, key_with_lineage, operation_of
 
 STREAM_ROWS = 500
+# Attempts know whose an object is, but where the request did not tell an amount.
+_OF_OBJECT = """
+    id IN (WITH wanted (object) AS (SELECT %s::text)
+        SELECT o.id FROM wanted JOIN attempts a ON a.object_id = wanted.object
+               JOIN operations o ON o.id = a.operation_id AND o.object_id = wanted.object
+        UNION ALL
+        SELECT o.id FROM wanted JOIN operations o ON o.object_id = wanted.object
+         WHERE o.amount = 0 AND o.object_id IS NOT NULL)"""
 _OPERATION_FILTERS = {
     "customer_id": "customer = %s",
     "billing_period": "period = %s",
-    "charge_id": "object_id = %s",
+    "charge_id": _OF_OBJECT,
     "operation_id": "id = %s",
     "lineage_id": "lineage_id = %s",
     # Spelled so that the planner looks into an index by the age of that operation.
@@ -182,6 +190,10 @@ class PostgresRecords(Gauges):
     @override
     async def _asked(self, name: str, **values: Any) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self._rows, self._queries[name], values)
+
+    @override
+    async def _plain(self, name: str, **values: Any) -> list[tuple[Any, ...]]:
+        return [tuple(row.values()) for row in await self._asked(name, **values)]
 
     @override
     def _after(self, row: Any) -> Mapping[str, Any]:

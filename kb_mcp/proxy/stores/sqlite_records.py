@@ -31,10 +31,18 @@ from kb_mcp.proxy.stores.queries import load_queries, state_clauses
 from kb_mcp.proxy.stores.rows import attempt_of, operation_of
 from kb_mcp.proxy.stores.sqlite import connect
 
+# Attempts know whose an object is, but where the request did not tell an amount.
+_OF_OBJECT = """
+    id IN (WITH wanted (object) AS (SELECT ?)
+        SELECT o.id FROM wanted CROSS JOIN attempts AS a ON a.object_id = wanted.object
+               CROSS JOIN operations AS o ON o.id = a.operation_id AND o.object_id = wanted.object
+        UNION ALL
+        SELECT o.id FROM wanted CROSS JOIN operations AS o ON o.object_id = wanted.object
+         WHERE o.amount = 0 AND o.object_id IS NOT NULL)"""
 _OPERATION_FILTERS = {
     "customer_id": "customer = ?",
     "billing_period": "period = ?",
-    "charge_id": "object_id = ?",
+    "charge_id": _OF_OBJECT,
     "operation_id": "id = ?",
     "lineage_id": "lineage_id = ?",
     "after": "(created_at, rowid) < (SELECT created_at, rowid FROM operations WHERE id = ?)",
@@ -86,9 +94,7 @@ class SqliteRecords(Gauges):
 
     async def due(self, now: int, limit: int) -> list[OperationId]:
         """Return the operations that recovery should look at, oldest first."""
-        rows = self._connection.execute(
-            self._queries["to_recover"], {"now": now, "limit": limit}
-        ).fetchall()
+        rows = await self._asked("to_recover", now=now, limit=limit)
         return [OperationId(row["id"]) for row in rows]
 
     async def answered_before(self, before: int, limit: int) -> list[OperationId]:
@@ -101,8 +107,6 @@ class SqliteRecords(Gauges):
     ) -> list[Window]:
         """Return windows, by whose they are and by their first day."""
         clauses, values = [], []
-        # SQLite would rather walk every window of a scope than take the few days asked for.
-        index = "INDEXED BY windows_by_start" if scope_id is None and starts else ""
         for column, value in (("scope_id", scope_id), ("scope", scope)):
             if value is not None:
                 clauses.append(f"{column} = ?")
@@ -113,7 +117,7 @@ class SqliteRecords(Gauges):
         where = f"WHERE {' AND '.join(clauses)}" if clauses else ""
         return [
             Window(WindowKey(*tuple(row)[:5]), *tuple(row)[5:])
-            for row in self._rows(f"SELECT * FROM windows {index} {where}", *values)  # noqa: S608 our own
+            for row in self._rows(f"SELECT * FROM windows {where}", *values)  # noqa: S608 our own
         ]
 
     async def keys(self) -> list[tuple[VaultKey, Lineage]]:
@@ -181,6 +185,10 @@ class SqliteRecords(Gauges):
     @override
     async def _asked(self, name: str, **values: Any) -> list[sqlite3.Row]:
         return self._all(self._queries[name], values)
+
+    @override
+    async def _plain(self, name: str, **values: Any) -> list[sqlite3.Row]:
+        return await self._asked(name, **values)
 
     @override
     def _after(self, row: Any) -> Mapping[str, Any]:

@@ -108,9 +108,11 @@ UPDATE flushes SET token = %s WHERE node = %s
 
 -- name: to_recover
 -- What recovery looks at: held and nobody's, or due to be read again.
-SELECT id FROM operations
- WHERE next_read_at <= %(now)s
-    OR (state = 'reserved' AND next_read_at IS NULL)
+SELECT id FROM (
+    SELECT id, updated_at FROM operations WHERE next_read_at <= %(now)s
+    UNION ALL
+    SELECT id, updated_at FROM operations
+     WHERE state = 'reserved' AND state <> 'succeeded' AND next_read_at IS NULL) AS due
  ORDER BY updated_at LIMIT %(limit)s
 
 -- name: answered_before
@@ -207,16 +209,15 @@ SELECT k.id, k.lineage_id, k.policy::json #>> '{caps}' AS caps, k.revoked_at, k.
        AND w.start = s.start AND w.currency <> ''
  WHERE k.id = ANY(%(ids)s::text[])
 
--- name: windows_of_keys
-SELECT k.id, k.policy::json #>> '{caps}' AS caps, k.rotated_to IS NOT NULL AS rotated,
-       s."window", w.currency, w.reserved, w.settled
-  FROM keys k
-       CROSS JOIN (VALUES ('day', %(day)s::text), ('month', %(month)s::text))
-       AS s ("window", start)
-       LEFT JOIN windows w
-    ON w.scope = 'key' AND w.scope_id = k.lineage_id AND w."window" = s."window"
-       AND w.start = s.start AND w.currency <> ''
- ORDER BY k.created_at, k.id, s."window"
+-- name: caps_of_keys
+SELECT k.id, k.lineage_id, k.policy::json #>> '{caps}' AS caps, k.rotated_to IS NOT NULL AS rotated
+  FROM keys k ORDER BY k.created_at, k.id COLLATE "C"
+
+-- name: held_of_keys
+SELECT w.scope_id, w."window", w.currency, w.reserved, w.settled
+  FROM (VALUES ('day', %(day)s::text), ('month', %(month)s::text)) AS s ("window", start)
+  JOIN windows w
+    ON w.start = s.start AND w.scope = 'key' AND w."window" = s."window" AND w.currency <> ''
 
 -- name: newest_row
 SELECT time || '|' || node || '|' || lpad(seq::text, 12, '0') AS row FROM audit

@@ -56,11 +56,9 @@ SELECT k.* FROM json_each(?) AS wanted CROSS JOIN keys AS k ON k.id = wanted.val
 SELECT a.* FROM json_each(?) AS wanted CROSS JOIN approvals AS a ON a.id = wanted.value
 
 -- name: lineages
--- SQLite takes an index with a condition only where that condition stands in the query.
 SELECT wanted.value AS id, l.id IS NOT NULL AS known, l.frozen_at, l.frozen_reason,
        (SELECT count(*) FROM operations AS o
-         WHERE o.lineage_id = wanted.value AND o.state = 'unknown'
-           AND o.state IN ('reserved', 'unknown')) AS unresolved,
+         WHERE o.lineage_id = wanted.value AND o.state = 'unknown') AS unresolved,
        (SELECT count(*) FROM approvals AS a
          WHERE a.lineage_id = wanted.value AND a.state = 'pending') AS outstanding
   FROM json_each(?) AS wanted LEFT JOIN lineages AS l ON l.id = wanted.value
@@ -70,10 +68,13 @@ SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_
   FROM keys AS k JOIN lineages AS l ON l.id = k.lineage_id WHERE k.id = ?
 
 -- name: to_recover
--- What recovery looks at: held and nobody's, or due to be read again.
-SELECT id FROM operations
- WHERE (state IN ('reserved', 'unknown') OR next_read_at IS NOT NULL)
-   AND (next_read_at <= :now OR (state = 'reserved' AND next_read_at IS NULL))
+-- What recovery looks at: held and nobody's, or due to be read again. SQLite takes an index with a
+-- condition only where that condition stands in the query.
+SELECT id FROM (
+    SELECT id, updated_at FROM operations WHERE next_read_at <= :now
+    UNION ALL
+    SELECT id, updated_at FROM operations
+     WHERE state = 'reserved' AND state <> 'succeeded' AND next_read_at IS NULL)
  ORDER BY updated_at LIMIT :limit
 
 -- name: answered_before
@@ -94,7 +95,6 @@ SELECT seq, hash FROM audit WHERE node = ? ORDER BY seq DESC LIMIT 1
 SELECT position, hash FROM nodes ORDER BY position DESC LIMIT 1
 
 -- name: open_operations
--- SQLite takes an index with a condition only where that condition stands in the query.
 SELECT state, count(*) AS count FROM operations
  WHERE state <> 'succeeded' AND state IN ('reserved', 'unknown', 'awaiting_approval')
  GROUP BY state
@@ -114,12 +114,12 @@ WITH held AS MATERIALIZED (
     SELECT k.id, k.revoked_at IS NULL AND coalesce(k.expires_at > :now, 1) AS serves,
            (SELECT max(coalesce(1000 * (w.reserved + w.settled)
                                 / (k.policy ->> ('$.caps.daily.' || w.currency)), 0))
-              FROM windows AS w INDEXED BY windows_by_start
+              FROM windows AS w
              WHERE w.start = :day AND w.scope = 'key' AND w.scope_id = k.lineage_id
                AND w.window = 'day' AND w.currency > '' AND w.reserved + w.settled > 0) AS of_day,
            (SELECT max(coalesce(1000 * (w.reserved + w.settled)
                                 / (k.policy ->> ('$.caps.monthly.' || w.currency)), 0))
-              FROM windows AS w INDEXED BY windows_by_start
+              FROM windows AS w
              WHERE w.start = :month AND w.scope = 'key' AND w.scope_id = k.lineage_id
                AND w.window = 'month' AND w.currency > '' AND w.reserved + w.settled > 0) AS of_month
       FROM keys AS k WHERE k.rotated_to IS NULL
@@ -162,16 +162,15 @@ SELECT k.id, k.lineage_id, k.policy -> '$.caps' AS caps, k.revoked_at, k.expires
     ON w.scope = 'key' AND w.scope_id = k.lineage_id AND w.window = s.window
        AND w.start = s.start AND w.currency > ''
 
--- name: windows_of_keys
--- By the table itself: windows_by_start would look there once more for what is held.
+-- name: caps_of_keys
+SELECT k.id, k.lineage_id, k.policy -> '$.caps' AS caps, k.rotated_to IS NOT NULL AS rotated
+  FROM keys AS k ORDER BY k.created_at, k.id
+
+-- name: held_of_keys
 WITH spans AS (SELECT 'day' AS window, :day AS start UNION ALL SELECT 'month', :month)
-SELECT k.id, k.policy -> '$.caps' AS caps, k.rotated_to IS NOT NULL AS rotated,
-       s.window, w.currency, w.reserved, w.settled
-  FROM keys AS k CROSS JOIN spans AS s
-       LEFT JOIN windows AS w INDEXED BY sqlite_autoindex_windows_1
-    ON w.scope = 'key' AND w.scope_id = k.lineage_id AND w.window = s.window
-       AND w.start = s.start AND w.currency > ''
- ORDER BY k.created_at, k.id, s.window
+SELECT w.scope_id, w.window, w.currency, w.reserved, w.settled
+  FROM spans AS s CROSS JOIN windows AS w
+    ON w.start = s.start AND w.scope = 'key' AND w.window = s.window AND w.currency > ''
 
 -- name: newest_row
 SELECT max(rowid) AS row FROM audit
