@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
+from msgspec.json import Encoder as JsonEncoder
 from msgspec.structs import asdict
 
 from kb_mcp.proxy.scrub import mask_secrets
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 GENESIS: Final = bytes(hashlib.sha256().digest_size)
 _VERSION = 1
+_SORTED = JsonEncoder(order="sorted")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Spreadsheets take a cell that begins so for a formula, also after blanks.
@@ -32,7 +34,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "|")
 _BLANK_STARTS = ("\t", "\r", "\n")
 
 
-class AuditRow(Struct, frozen=True, kw_only=True):
+class AuditRow(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="v", tag=_VERSION):
     """One row of one process's chain; `time` in milliseconds UTC, `seq` counts from 1."""
 
     node: str
@@ -106,8 +108,11 @@ def canonical(row: AuditRow) -> bytes:
 
     Leaving out nulls lets a later version add columns without breaking old chains.
     """
-    values = {name: value for name, value in asdict(row).items() if value is not None}
-    return _CANONICAL.encode({"v": _VERSION, **values}).encode("ascii")
+    written = _SORTED.encode(row)
+    if written.isascii() and b"\\" not in written and b"\x7f" not in written:
+        return written
+    # Where something is to be escaped, the two writers spell it differently.
+    return _CANONICAL.encode(json.loads(written)).encode("ascii")
 
 
 def row_hash(chain_key: bytes, previous: bytes, row: AuditRow) -> str:
@@ -117,7 +122,7 @@ def row_hash(chain_key: bytes, previous: bytes, row: AuditRow) -> str:
     """
     if len(previous) != len(GENESIS):
         raise ValueError("previous must be a raw digest of 32 bytes")
-    return hmac.new(chain_key, previous + canonical(row), hashlib.sha256).hexdigest()
+    return hmac.digest(chain_key, previous + canonical(row), "sha256").hex()
 
 
 def verify_chain(

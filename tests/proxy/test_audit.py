@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from kb_mcp.proxy.audit import (
     GENESIS,
@@ -141,6 +141,20 @@ def test_the_canonical_bytes_are_sorted_json_without_nulls() -> None:
     row = audit_row(AuditDraft(kind="read", note="é"), node="n", seq=1, time=2)
     assert canonical(row) == b'{"kind":"read","node":"n","note":"\\u00e9","seq":1,"time":2,"v":1}'
     assert row.id == "n:1"
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.text('\\"/\x00\x1f\x7f\x80é\n')
+
+
+@given(TEXTS, TEXTS, st.none() | TEXTS, st.none() | st.integers(0, 2**53))
+def test_the_canonical_bytes_are_those_of_the_standard_library(
+    path: str, note: str, agent: str | None, amount: int | None
+) -> None:
+    draft = AuditDraft(kind="read", path=path, note=note, agent_id=agent, amount=amount)
+    row = audit_row(draft, node="n", seq=1, time=2)
+    there = {name: value for name, value in asdict(row).items() if value is not None}
+    plain = json.dumps({"v": 1, **there}, sort_keys=True, separators=(",", ":"))
+    assert canonical(row) == plain.encode("ascii")
 
 
 def test_a_draft_lands_in_its_row_whole() -> None:

@@ -83,7 +83,7 @@ def test_a_commit_that_errs_and_is_on_the_disk_stops_neither_chain_nor_charge(
 def test_what_nobody_foresaw_fails_alone_and_the_writer_goes_on(tmp_path: Path) -> None:
     with House(tmp_path) as house:
         key = house.issue()
-        broken = AuditDraft(kind="admin", note=cast("str", {"no", "text"}))
+        broken = AuditDraft(kind="admin", note=cast("str", object()))
         with pytest.raises(TypeError):
             house.run(
                 house.proxy.store.ledger.transact(

@@ -24,8 +24,9 @@ App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
 def trace_of(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
     """Return the trace context in raw headers, or nothing where it is absent or not well formed."""
-    trace = read_trace({name: _only(headers, name) for name in (PARENT, STATE)})
-    return {} if trace is None else trace.headers()
+    parent = _only(headers, PARENT)
+    trace = parent and read_trace({PARENT: parent, STATE: _only(headers, STATE)})
+    return trace.headers() if trace else {}
 
 
 def no_span(_name: str, trace: Mapping[str, str]) -> AbstractContextManager[Mapping[str, str]]:
