@@ -7,6 +7,7 @@ Floor: above the records, below the deciders. Pure. A store fills it, deciders r
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 
 from kb_mcp.proxy.ledger import (
     Approval,
@@ -48,16 +49,12 @@ class Standing:
     outstanding_approvals: dict[LineageId, int] = field(default_factory=dict)
     object_owners: dict[str, OperationId] = field(default_factory=dict)
     dirty: Dirty = field(default_factory=lambda: Dirty())  # noqa: PLW0108 defined below
+    _found: Found = field(default_factory=lambda: Found())  # noqa: PLW0108 defined below
 
     def newest(self, name: str) -> Operation | None:
         """Return the newest generation of the operation called `name`."""
-        found: Operation | None = None
-        for operation in self.operations.values():
-            if operation.name == name and (
-                found is None or operation.generation > found.generation
-            ):
-                found = operation
-        return found
+        named = [self.operations[each] for each in self._index().named.get(name, ())]
+        return max(named, key=lambda each: each.generation, default=None)
 
     def period_peers(self, customer: str, period: str, reference: str | None) -> list[Operation]:
         """Return the live operations that bill `period` to `customer` under `reference`."""
@@ -110,6 +107,7 @@ class Standing:
         for operation in changes.operations:
             self._count_unresolved(operation)
             self.operations[operation.id] = operation
+            self._found.add(operation)
         for approval in changes.approvals:
             self._count_outstanding(approval)
         for attempt in changes.attempts:
@@ -140,11 +138,35 @@ class Standing:
 
     def _heads(self, customer: str) -> list[Operation]:
         """Return the live operations of `customer`, of each name the newest generation."""
-        # A batch holds the bills of many customers, and hardly ever two of one.
-        names = {each.name for each in self.operations.values() if each.customer == customer}
+        billed = [self.operations[each] for each in self._index().billed.get(customer, ())]
+        names = {each.name for each in billed if each.customer == customer}
         # An older generation of a name no longer guards: the newest speaks for the bill.
         heads = [head for name in sorted(names) if (head := self.newest(name)) is not None]
         return [head for head in heads if head.live and head.customer == customer]
+
+    def _index(self) -> Found:
+        # A store puts in what it loads without telling; it takes nothing out.
+        for operation in islice(self.operations.values(), self._found.count, None):
+            self._found.add(operation)
+        self._found.count = len(self.operations)
+        return self._found
+
+
+@dataclass(slots=True)
+class Found:
+    """The ids of operations by name and by customer: a batch holds many, and asks for few.
+
+    What was once said of an operation stays here: whoever looks must look at the operation too.
+    """
+
+    named: dict[str, dict[OperationId, None]] = field(default_factory=dict)
+    billed: dict[str | None, dict[OperationId, None]] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, operation: Operation) -> None:
+        """Find `operation` from now on."""
+        self.named.setdefault(operation.name, {})[operation.id] = None
+        self.billed.setdefault(operation.customer, {})[operation.id] = None
 
 
 @dataclass(slots=True)
