@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from msgspec import Struct
 
 CELL_MAX = 200
 
@@ -29,7 +32,11 @@ def print_json(document: object) -> None:
 
 
 def print_list(
-    records: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str
+    records: Sequence[Mapping[str, Any] | Struct],
+    columns: Sequence[str],
+    *,
+    as_json: bool,
+    empty: str,
 ) -> None:
     """Print records: an array of objects, or a table of `columns`; `empty` says there are none."""
     if as_json:
@@ -37,7 +44,7 @@ def print_list(
     elif not records:
         click.echo(empty)
     else:
-        rows = [[cell(record.get(name)) for name in columns] for record in records]
+        rows = [[cell(_field(record, name)) for name in columns] for record in records]
         _print_table([name.replace("_", " ") for name in columns], rows)
 
 
@@ -67,6 +74,10 @@ def cell(value: object) -> str:
         return "yes" if value else "no"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return clean_text(text, CELL_MAX)
+
+
+def _field(record: Mapping[str, Any] | Struct, name: str) -> object:
+    return record.get(name) if isinstance(record, Mapping) else getattr(record, name)
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

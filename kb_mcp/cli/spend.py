@@ -5,7 +5,7 @@ Floor: the commands.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +17,8 @@ from kb_mcp.cli.output import json_option, print_list
 
 if TYPE_CHECKING:
     from datetime import date
+
+    from kb_mcp.proxy.records import Spend
 
 COLUMNS = ("key_id", "scope", "window", "window_start", "currency", "cap", "settled", "reserved",
            "left")  # fmt: skip
@@ -35,7 +37,7 @@ def spend(*, key_id: str | None, day: str | None, as_json: bool) -> None:
     print_list(records, COLUMNS, as_json=as_json, empty="No caps, and nothing spent.")
 
 
-async def _spend(books: Books, key_id: str | None, day: str | None) -> list[dict[str, Any]]:
+async def _spend(books: Books, key_id: str | None, day: str | None) -> list[Spend]:
     from kb_mcp.proxy.ops.spend import spend_of_every_key
     from kb_mcp.proxy.windows import day_of
 
@@ -47,7 +49,7 @@ async def _spend(books: Books, key_id: str | None, day: str | None) -> list[dict
     return [*await _account(books, date.isoformat()), *rows]
 
 
-async def _spend_of(books: Books, key_id: str, day: date) -> list[dict[str, Any]]:
+async def _spend_of(books: Books, key_id: str, day: date) -> list[Spend]:
     from kb_mcp.proxy.ledger import KeyId
     from kb_mcp.proxy.records import spend_records
 
@@ -58,9 +60,9 @@ async def _spend_of(books: Books, key_id: str, day: date) -> list[dict[str, Any]
     return spend_records(found[0].key_id, found[0].caps, found[0].windows, *starts)
 
 
-async def _account(books: Books, today: str) -> list[dict[str, Any]]:
+async def _account(books: Books, today: str) -> list[Spend]:
     from kb_mcp.proxy.ledger import Window, WindowKey
-    from kb_mcp.proxy.records import account_record
+    from kb_mcp.proxy.records import account_spend
 
     ceilings = books.store.settings.ceilings
     found = await books.store.records.windows(scope="account", starts=(today,))
@@ -68,4 +70,4 @@ async def _account(books: Books, today: str) -> list[dict[str, Any]]:
     for currency in ceilings:
         key = WindowKey("account", "", "day", today, currency)
         windows.setdefault(currency, Window(key))
-    return [account_record(windows[currency], ceilings) for currency in sorted(windows)]
+    return [account_spend(windows[currency], ceilings) for currency in sorted(windows)]

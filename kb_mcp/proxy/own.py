@@ -6,10 +6,11 @@ readiness.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
+
+import msgspec
 
 from kb_mcp.periods import PeriodError, parse_period
 from kb_mcp.proxy.admission import Admitted, admit
@@ -54,7 +55,7 @@ class Own:
         ready = store and upstream
         body = {"status": "ok" if ready else "unavailable", "store": store,
                 "upstream": upstream}  # fmt: skip
-        return Reply(200 if ready else 503, json.dumps(body).encode())
+        return Reply(200 if ready else 503, msgspec.json.encode(body))
 
     async def serve(self, request: Request) -> Reply:
         """Answer a request to `/keybrake/…`. Raises: LedgerUnavailableError."""
@@ -134,4 +135,4 @@ class Own:
 
 
 def _json(body: object) -> Reply:
-    return Reply(200, json.dumps(body, separators=(",", ":")).encode())
+    return Reply(200, msgspec.json.encode(body))

@@ -9,12 +9,31 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 from kb_mcp.proxy.ledger import Attempt, KeyId, Lineage, Operation, VaultKey, Window
 from kb_mcp.proxy.policy import CapRules, Policy
 from kb_mcp.proxy.windows import rfc3339
 
 Record = dict[str, Any]
 PAGE = 1_000  # operations held at a time: a ledger may hold millions
+
+
+class Spend(Struct, frozen=True, gc=False):
+    """What is held in a window against its cap, in minor units; `window_start` is its first day.
+
+    A struct and no record: there are two for each of tens of thousands of keys.
+    """
+
+    key_id: str | None
+    scope: str
+    window: str
+    window_start: str
+    currency: str
+    cap: int | None
+    settled: int
+    reserved: int
+    left: int | None
 
 
 class Records(Protocol):
@@ -111,9 +130,24 @@ def key_record(key: VaultKey, lineage: Lineage, policy: Policy) -> Record:
     }
 
 
+def spend(  # noqa: PLR0913, PLR0917 a column each
+    key_id: str | None,
+    scope: str,
+    window: str,
+    start: str,
+    currency: str,
+    cap: int | None,
+    reserved: int,
+    settled: int,
+) -> Spend:
+    """Return what is held in the window that begins at `start`, against its cap."""
+    left = None if cap is None else max(cap - settled - reserved, 0)
+    return Spend(key_id, scope, window, start, currency, cap, settled, reserved, left)
+
+
 def spend_records(
     key_id: KeyId, limits: CapRules, windows: Iterable[Window], today: str, month: str
-) -> list[Record]:
+) -> list[Spend]:
     """Return the spend of a key's lineage, a row for each window, with the caps that hold it."""
     starts = {"day": today, "month": month}
     held = {
@@ -123,7 +157,7 @@ def spend_records(
         and window.key.currency
         and window.key.start == starts[window.key.window]
     }
-    rows = []
+    rows: list[Spend] = []
     for name, start, caps in (
         ("day", today, limits.daily),
         ("month", month, limits.monthly),
@@ -133,38 +167,14 @@ def spend_records(
             window = held.get((name, currency))
             spent = (0, 0) if window is None else (window.reserved, window.settled)
             cap = caps.get(currency)
-            rows.append(spend_record(key_id, "key", name, start, currency, cap, *spent))
+            rows.append(spend(key_id, "key", name, start, currency, cap, *spent))
     return rows
 
 
-def account_record(window: Window, ceilings: Mapping[str, int]) -> Record:
+def account_spend(window: Window, ceilings: Mapping[str, int]) -> Spend:
     """Return the spend of the whole account on one day."""
     key = window.key
     cap = ceilings.get(key.currency)
-    return spend_record(
+    return spend(
         None, "account", key.window, key.start, key.currency, cap, window.reserved, window.settled
     )
-
-
-def spend_record(  # noqa: PLR0913, PLR0917 a column each, for tens of thousands of rows
-    key_id: str | None,
-    scope: str,
-    name: str,
-    start: str,
-    currency: str,
-    cap: int | None,
-    reserved: int,
-    settled: int,
-) -> Record:
-    """Return what is held in the window `name` that begins at `start`, against its cap."""
-    return {
-        "key_id": key_id,
-        "scope": scope,
-        "window": name,
-        "window_start": start,
-        "currency": currency,
-        "cap": cap,
-        "settled": settled,
-        "reserved": reserved,
-        "left": None if cap is None else max(cap - settled - reserved, 0),
-    }

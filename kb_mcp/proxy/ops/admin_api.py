@@ -6,7 +6,7 @@ Floor: wing B, beside the dashboard. Reads are `views`, actions are `ops.keys` a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -39,7 +39,7 @@ from kb_mcp.proxy.ops.keys import issue_key, revoke_key, rotate_key, unfreeze_ke
 from kb_mcp.proxy.ops.operations_ops import By, Done, NotDone, reset_declines
 from kb_mcp.proxy.ops.stripe_acts import Resolution, StripeActs
 from kb_mcp.proxy.ops.views import Views
-from kb_mcp.proxy.records import Record
+from kb_mcp.proxy.records import Record, Spend
 from kb_mcp.proxy.vault import Minted
 
 REVOKE_WAIT_S = 5
@@ -303,7 +303,7 @@ def undecided(decided: NotDecided) -> InputError:
     return InputError(409, "approval_not_pending", message)
 
 
-def _list(data: list[Record]) -> Response:
+def _list(data: Sequence[Record | Spend]) -> Response:
     # A list may be of ten thousand keys: msgspec takes a tenth of the time for it.
     body = msgspec.json.encode({"object": "list", "data": data})
     return Response(body, media_type="application/json")

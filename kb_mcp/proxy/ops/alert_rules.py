@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.ops.audit_ops import Break
-from kb_mcp.proxy.records import Record
+from kb_mcp.proxy.records import Record, Spend
 
 CAP_STEPS = (100, 80)
 RECONCILE_DIFFERENCE = "reconcile_difference"
@@ -53,7 +53,7 @@ class Sight:
     are one alert.
     """
 
-    spend: Sequence[Record]
+    spend: Sequence[Spend]
     keys: Sequence[Record]
     unknown: Sequence[Record]
     reconciled: Sequence[Record]
@@ -74,22 +74,22 @@ def alerts_of(sight: Sight) -> list[Alert]:
     ]
 
 
-def _caps(spend: Iterable[Record]) -> Iterator[Alert]:
+def _caps(spend: Iterable[Spend]) -> Iterator[Alert]:
     for row in spend:
-        cap, used = row["cap"], row["settled"] + row["reserved"]
+        cap, used = row.cap or 0, row.settled + row.reserved
         reached = next((step for step in CAP_STEPS if cap and used * 100 >= cap * step), None)
         if reached is None:
             continue
-        whose = f"key {row['key_id']}" if row["key_id"] else "the whole account"
-        shown, of = (format_money(Money(each, row["currency"])) for each in (used, cap))
+        whose = f"key {row.key_id}" if row.key_id else "the whole account"
+        shown, of = (format_money(Money(each, row.currency)) for each in (used, cap))
         yield Alert(
-            id=f"cap_{reached}:{row['key_id'] or 'account'}:{row['window']}:"
-            f"{row['window_start']}:{row['currency']}",
+            id=f"cap_{reached}:{row.key_id or 'account'}:{row.window}:"
+            f"{row.window_start}:{row.currency}",
             kind=Kind.CAP_100 if reached == 100 else Kind.CAP_80,
-            text=f"{shown} of {of} of the {row['window']}'s cap of {whose} are used.",
-            key_id=row["key_id"],
+            text=f"{shown} of {of} of the {row.window}'s cap of {whose} are used.",
+            key_id=row.key_id,
             amount=used,
-            currency=row["currency"],
+            currency=row.currency,
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from kb_mcp.proxy.ledger import KeyId, VaultKey
 from kb_mcp.proxy.ops.render import bar
 from kb_mcp.proxy.ops.views import Views
-from kb_mcp.proxy.records import Record, spend_records
+from kb_mcp.proxy.records import Record, Spend, spend_records
 from kb_mcp.proxy.windows import day_of
 
 # More bars than this are for nobody to read; the keys page leads to the others.
@@ -54,7 +54,7 @@ class Bars:
         for key in keys:
             each = spend[key.id]
             found = spend_records(key.id, each.caps, each.windows, *starts)
-            rows += [row for row in found if each.serves or row["settled"] or row["reserved"]]
+            rows += [row for row in found if each.serves or row.settled or row.reserved]
         whole = len(chosen) < BARS_MAX and len(rows) <= BARS_MAX
         return Shown(
             [bar(row) for row in _fullest(rows)], {key.id: label_of(key) for key in keys}, whole
@@ -72,13 +72,13 @@ def label_of(key: VaultKey) -> str:
     return key.label or key.agent or key.id
 
 
-def _fullest(rows: list[Record]) -> list[Record]:
+def _fullest(rows: list[Spend]) -> list[Spend]:
     """Return the rows to show: all, or of very many those that have used most of their cap."""
     if len(rows) <= BARS_MAX:
         return rows
     return sorted(rows, key=_used, reverse=True)[:BARS_MAX]
 
 
-def _used(row: Record) -> tuple[bool, int, int]:
-    spent = row["settled"] + row["reserved"]
-    return row["scope"] == "account", spent * 1000 // row["cap"] if row["cap"] else 0, spent
+def _used(row: Spend) -> tuple[bool, int, int]:
+    spent = row.settled + row.reserved
+    return row.scope == "account", spent * 1000 // row.cap if row.cap else 0, spent

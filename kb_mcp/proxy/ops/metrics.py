@@ -20,7 +20,7 @@ from kb_mcp.proxy.ops.exposition import CONTENT_TYPE, Sample, family, histograms
 from kb_mcp.proxy.ops.gauges import KeyCounts
 from kb_mcp.proxy.ops.meters import Meters, Reading
 from kb_mcp.proxy.ops.views import KEY_STATUSES, Views
-from kb_mcp.proxy.records import Record, spend_records
+from kb_mcp.proxy.records import Spend, spend_records
 from kb_mcp.proxy.windows import day_of
 
 # What a scrape counts at most: it shares its event loop with charges under way.
@@ -105,7 +105,7 @@ class Metrics:
         counts = await self.views.records.open_operations()
         return [(labels({"state": state}), counts.get(state, 0)) for state in OPEN_STATES]
 
-    async def _spend(self, now: int, standing: int) -> list[Record]:
+    async def _spend(self, now: int, standing: int) -> list[Spend]:
         """Return the account's spend, and that of keys that serve or hold something."""
         day = day_of(now)
         starts = (day.isoformat(), day.replace(day=1).isoformat())
@@ -152,22 +152,23 @@ def _measured(readings: Readings) -> Iterator[Iterator[str]]:
     yield histograms("send_duration_ms", "Milliseconds of a send to Stripe, by its end.", sends)
 
 
-def _held(spend: Iterable[tuple[str, Record]]) -> Iterator[Sample]:
+def _held(spend: Iterable[tuple[str, Spend]]) -> Iterator[Sample]:
     for inside, row in spend:
         for part in ("settled", "reserved"):
-            yield f'{inside},part="{part}"', row[part]
+            yield f'{inside},part="{part}"', getattr(row, part)
 
 
-def _of(spend: Iterable[tuple[str, Record]], name: str) -> Iterator[Sample]:
-    return ((inside, row[name]) for inside, row in spend if row[name] is not None)
+def _of(spend: Iterable[tuple[str, Spend]], name: str) -> Iterator[Sample]:
+    values = ((inside, getattr(row, name)) for inside, row in spend)
+    return ((inside, value) for inside, value in values if value is not None)
 
 
-def _window(row: Record) -> str:
+def _window(row: Spend) -> str:
     return labels(
         {
-            "scope": row["scope"],
-            "key": row["key_id"] or "",
-            "window": row["window"],
-            "currency": row["currency"],
+            "scope": row.scope,
+            "key": row.key_id or "",
+            "window": row.window,
+            "currency": row.currency,
         }
     )

@@ -11,11 +11,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+from msgspec.structs import asdict
 from starlette.responses import HTMLResponse, Response
 
 from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.audit import clean_text
-from kb_mcp.proxy.records import Record
+from kb_mcp.proxy.records import Record, Spend
 
 BAR_WIDTH = 1000
 TEXT_MAX = 500
@@ -39,15 +40,15 @@ def static(name: str) -> Response:
     return Response(text, media_type=STATIC[name], headers=headers)
 
 
-def bar(row: Record) -> Record:
-    """Return a spend record with the widths of its bar, out of BAR_WIDTH."""
-    cap = row["cap"]
+def bar(row: Spend) -> Record:
+    """Return a row of spend with the widths of its bar, out of BAR_WIDTH."""
+    cap, shown = row.cap, asdict(row)
     if not cap:
-        return {**row, "settled_width": 0, "reserved_width": 0, "percent": None}
-    settled = min(row["settled"] * BAR_WIDTH // cap, BAR_WIDTH)
-    reserved = min(row["reserved"] * BAR_WIDTH // cap, BAR_WIDTH - settled)
-    percent = (row["settled"] + row["reserved"]) * 100 // cap
-    return {**row, "settled_width": settled, "reserved_width": reserved, "percent": percent}
+        return {**shown, "settled_width": 0, "reserved_width": 0, "percent": None}
+    settled = min(row.settled * BAR_WIDTH // cap, BAR_WIDTH)
+    reserved = min(row.reserved * BAR_WIDTH // cap, BAR_WIDTH - settled)
+    percent = (row.settled + row.reserved) * 100 // cap
+    return {**shown, "settled_width": settled, "reserved_width": reserved, "percent": percent}
 
 
 @cache

@@ -8,10 +8,10 @@ from __future__ import annotations
 from datetime import date
 
 from kb_mcp.proxy.ops.gauges import GaugeRecords
-from kb_mcp.proxy.records import Record, spend_record
+from kb_mcp.proxy.records import Spend, spend
 
 
-async def spend_of_every_key(records: GaugeRecords, day: date, *, rotated: bool) -> list[Record]:
+async def spend_of_every_key(records: GaugeRecords, day: date, *, rotated: bool) -> list[Spend]:
     """Return the spend of every key on `day` and in its month, oldest key first.
 
     A rotated key shares its windows with its successor; with `rotated` both have rows for them.
@@ -26,8 +26,8 @@ async def spend_of_every_key(records: GaugeRecords, day: date, *, rotated: bool)
         if has_successor and not rotated:
             continue
         for window, start, limits in (("day", today, caps.daily), ("month", month, caps.monthly)):
-            spent = held.get((lineage_id, window), {})
-            for currency in sorted(limits.keys() | spent.keys()):
-                cap, there = limits.get(currency), spent.get(currency, (0, 0))
-                rows.append(spend_record(key_id, "key", window, start, currency, cap, *there))
+            here = held.get((lineage_id, window), {})
+            for currency in sorted(limits.keys() | here.keys()):
+                cap, there = limits.get(currency), here.get(currency, (0, 0))
+                rows.append(spend(key_id, "key", window, start, currency, cap, *there))
     return rows

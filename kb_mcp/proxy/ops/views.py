@@ -31,7 +31,8 @@ from kb_mcp.proxy.ops.spend import spend_of_every_key
 from kb_mcp.proxy.records import (
     Record,
     Records,
-    account_record,
+    Spend,
+    account_spend,
     key_record,
     operation_record,
     spend_records,
@@ -177,7 +178,7 @@ class Views:
                 held.setdefault(window.key.currency, {})[window.key.start] = amount
         return held
 
-    async def spend(self, day: date) -> list[Record]:
+    async def spend(self, day: date) -> list[Spend]:
         """Return spend against cap on `day` and in its month: the account's, then each key's.
 
         A rotated key shares its windows with its successor, so only the newest key of a lineage
@@ -186,7 +187,7 @@ class Views:
         rows = await spend_of_every_key(self.records, day, rotated=False)
         return [*await self.account_spend(day), *rows]
 
-    async def spend_of(self, day: date, key_id: str) -> list[Record]:
+    async def spend_of(self, day: date, key_id: str) -> list[Spend]:
         """Return spend against cap on `day` and in its month of one key, rotated or not."""
         starts = (day.isoformat(), day.replace(day=1).isoformat())
         if not key_id.isprintable():
@@ -195,7 +196,7 @@ class Views:
         rows = [spend_records(key.key_id, key.caps, key.windows, *starts) for key in found]
         return [row for each in rows for row in each]
 
-    async def account_spend(self, day: date) -> list[Record]:
+    async def account_spend(self, day: date) -> list[Spend]:
         """Return what all keys together hold on `day`, by currency, against the ceiling."""
         start = day.isoformat()
         ceilings = self.ledger.settings.ceilings
@@ -205,7 +206,7 @@ class Views:
         }
         currencies = sorted(ceilings.keys() | held.keys())
         empty = {name: Window(WindowKey("account", "", "day", start, name)) for name in currencies}
-        return [account_record({**empty, **held}[name], ceilings) for name in currencies]
+        return [account_spend({**empty, **held}[name], ceilings) for name in currencies]
 
     def audit(self, limit: int, **filters: str | None) -> list[Record]:
         """Return matching audit rows, newest first."""
