@@ -27,7 +27,7 @@ async def spend_of_every_key(records: GaugeRecords, day: date, *, rotated: bool)
             continue
         for window, start, limits in (("day", today, caps.daily), ("month", month, caps.monthly)):
             here = held.get((lineage_id, window), {})
-            for currency in sorted(limits.keys() | here.keys()):
+            for currency in sorted(limits.keys() | here):
                 cap, there = limits.get(currency), here.get(currency, (0, 0))
                 rows.append(spend(key_id, "key", window, start, currency, cap, *there))
     return rows
