@@ -181,6 +181,11 @@ class Conversation(HttpToolsProtocol):
         self._fault: Refusal | None = None
         self._over = False
         self._arrival: asyncio.TimerHandle | None = None
+        self._within = {
+            Stage.IDLE: None, Stage.HEAD: limits.head_within_ms, Stage.BODY: limits.body_within_ms
+        }  # fmt: skip
+        self._timed: Stage | None = None  # what `_arrival` is for; at first, whatever comes
+        self._turned_away_at = -float(limits.idle_ms)
         self._leaving: asyncio.TimerHandle | None = None
 
     @override
@@ -199,7 +204,6 @@ class Conversation(HttpToolsProtocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
         if self._over or self._answering():
             self._drop(data)
             return
@@ -207,7 +211,7 @@ class Conversation(HttpToolsProtocol):
             if self._gate.shut() and self._turned_away(data):
                 return
             self._stage, self._head_bytes = Stage.HEAD, 0
-            self._expect(self._limits.head_within_ms)
+        self._unset_keepalive_if_required()
         if self._stage is Stage.HEAD:
             self._head_bytes += len(data)
         elif self.cycle.response_complete:
@@ -219,6 +223,8 @@ class Conversation(HttpToolsProtocol):
                 self._end(self._fault or refuse(Code.BODY_INVALID, reason="it is not valid HTTP"))
         if self._stage is Stage.HEAD and self._head_bytes > self._limits.head_bytes:
             self._end(refuse(Code.BODY_TOO_LARGE))
+        if not self._over:
+            self._time()
 
     @override
     def on_message_begin(self) -> None:
@@ -254,13 +260,11 @@ class Conversation(HttpToolsProtocol):
         self.scope["raw_path"], self.scope["query_string"] = path, query
         self._stage = Stage.BODY
         self._unread_bytes = 0
-        self._expect(self._limits.body_within_ms)
 
     @override
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._stage = Stage.IDLE
-        self._expect(None)
 
     @override
     def pause_writing(self) -> None:
@@ -279,6 +283,10 @@ class Conversation(HttpToolsProtocol):
 
     @override
     def timeout_keep_alive_handler(self) -> None:
+        left_s = self._turned_away_at + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._keep_alive_for(left_s)
+            return
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         super().timeout_keep_alive_handler()
@@ -291,6 +299,12 @@ class Conversation(HttpToolsProtocol):
     def _stop(self, fault: Refusal) -> None:
         self._fault = fault
         raise UntakenError
+
+    def _time(self) -> None:
+        """Bound how long what is being read may take, unless that is done: most comes whole."""
+        if self._timed is not self._stage:
+            self._timed = self._stage
+            self._expect(self._within[self._stage])
 
     def _expect(self, within_ms: int | None) -> None:
         """Let what is being read arrive `within_ms` from now, or take as long as it likes."""
@@ -343,17 +357,23 @@ class Conversation(HttpToolsProtocol):
         stays = None if self.flow.write_paused else stays_after(data)
         if stays is None:
             return False
-        self._expect(None)
+        self._time()
         self._note(Code.OVERLOADED)
         if stays:
             self.transport.write(self._written(_FULL, "keep-alive"))
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            # The timer of a connection that was idle goes on, and looks at this when it ends.
+            self._turned_away_at = self.loop.time()
+            if self.timeout_keep_alive_task is None:
+                self._keep_alive_for(self.timeout_keep_alive)
         else:
             self._over = True
             self._part(_FULL)
         return True
+
+    def _keep_alive_for(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
 
     def _part(self, reply: Reply) -> None:
         """Send the last answer of this connection, and close when it can have been read."""

@@ -66,8 +66,9 @@ class _Ends:
 def stays_after(data: bytes) -> bool | None:
     """Return whether who sent `data` keeps the connection; None unless it is one whole request."""
     lowered = data.lower()
-    if any(word in lowered for word in _FRAMED):
-        return None
+    for word in _FRAMED:
+        if word in lowered:
+            return None
     ends = _Ends()
     try:
         ends.parser.feed_data(data)

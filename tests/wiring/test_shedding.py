@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
+from kb_mcp.wiring.listener import Conversation, Limits
 from kb_mcp.wiring.shedding import Gate, stays_after
 from tests.attacks.wire import Wire, ask
 from tests.wiring.test_listener import answer, listening
@@ -113,3 +117,71 @@ def test_a_request_in_two_pieces_is_judged_by_the_application() -> None:
         told = wire.answer()
         assert told is not None
         assert (told.status, noted) in [(200, {}), (503, {"overloaded": 1})]  # or it came as one
+
+
+@dataclass(eq=False)
+class Timer:
+    when: float
+    what: Callable[[], None]
+    timers: list[Timer]
+
+    def cancel(self) -> None:
+        self.timers.remove(self)
+
+
+class Idle:
+    """The loop and the transport of one connection, with a clock that stands until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[Timer] = []
+        self.written: list[bytes] = []
+        self.closed = False
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, after_s: float, what: Callable[[], None]) -> Timer:
+        self.timers.append(Timer(self.now + after_s, what, self.timers))
+        return self.timers[-1]
+
+    def pass_to(self, now: float) -> None:
+        self.now = now
+        for timer in [each for each in self.timers if each.when <= now]:
+            timer.cancel()
+            timer.what()
+
+    def get_extra_info(self, _name: str) -> None:
+        return None
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_connection_is_idle_from_when_it_was_last_turned_away() -> None:
+    idle = Idle()
+    limits = Limits(idle_ms=75_000)
+    config = uvicorn.Config(never, http="httptools", lifespan="off", log_config=None)
+    config.timeout_keep_alive = limits.idle_ms // 1000
+    talk = Conversation(
+        config, ServerState(), {}, cast("Any", idle),
+        limits=limits, note=lambda _: None, new_id=lambda kind: f"{kind}_1", gate=Gate(lambda: 0),
+    )  # fmt: skip
+    talk.connection_made(cast("Any", idle))
+    for now in (1.0, 40.0, 70.0):
+        idle.pass_to(now)
+        talk.data_received(CHARGE)
+    assert (len(idle.written), len(idle.timers)) == (3, 1)
+    idle.pass_to(76.0)
+    assert (idle.closed, [each.when for each in idle.timers]) == (False, [145.0])
+    idle.pass_to(145.0)
+    assert (idle.closed, idle.timers) == (True, [])
