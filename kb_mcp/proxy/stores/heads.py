@@ -7,7 +7,9 @@ reach its exported heads: it must send nothing until it is reconciled (ledger.md
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from kb_mcp.proxy.owners import gone_owners
 
 EXPORT_EVERY_MS = 200
 _RETIRED = "retired.json"
+_LOCK = "retiring"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Heads:
         record: dict[str, Any] = {"node": self._node, "seq": head[0], "hash": head[1]}
         record |= {"owner": self._owner} | self._times()
         try:
-            _replace(self._folder / f"{self._node}.json", record)
+            write_whole(self._folder / f"{self._node}.json", record)
         except OSError:
             # A full disk must not stop a conclusion; the next export tries again.
             return
@@ -82,7 +85,17 @@ class Heads:
         ]
 
     def retire(self) -> None:
-        """Fold the files of processes that are gone into one, so that they do not pile up."""
+        """Fold the files of processes that are gone into one, so that they do not pile up.
+
+        Where another process is at it, it does so for both.
+        """
+        if not self._folder.is_dir():
+            return
+        with _alone(self._folder / _LOCK) as alone:
+            if alone:
+                self._fold()
+
+    def _fold(self) -> None:
         files = [file for file in self._files() if file.name != _RETIRED]
         records = {file: _read(file) for file in files}
         owners = {str(record.get("owner", "")) for record in records.values()}
@@ -97,7 +110,7 @@ class Heads:
                 for each in over.values()
             }
         )
-        _replace(self._folder / _RETIRED, retired)
+        write_whole(self._folder / _RETIRED, retired)
         for file in over:
             file.unlink(missing_ok=True)
 
@@ -116,13 +129,13 @@ class Heads:
 
     def _known(self) -> Iterable[Behind]:
         for file in self._files():
-            record = _read(file)
-            if file.name == _RETIRED:
-                for node, (seq, digest, *times) in record.items():
-                    yield Behind(Head(node, int(seq), str(digest)), *times)
-            elif record:
+            record = {} if file.name == _RETIRED else _read(file)
+            if record:
                 head = Head(str(record["node"]), int(record["seq"]), str(record["hash"]))
                 yield Behind(head, record.get("began"), record.get("at"))
+        # The last, so that what another process is folding just now is found in one of the two.
+        for node, (seq, digest, *times) in _read(self._folder / _RETIRED).items():
+            yield Behind(Head(node, int(seq), str(digest)), *times)
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("*.json")) if self._folder.is_dir() else []
@@ -136,8 +149,29 @@ def _read(file: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _replace(file: Path, record: dict[str, Any]) -> None:
+def write_whole(file: Path, record: dict[str, Any]) -> None:
+    """Write `record` to `file` so that a reader sees all of it, or of what was there before.
+
+    Raises: OSError.
+    """
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = file.with_suffix(".new")
+    beside = file.with_suffix(f".{os.getpid()}.new")  # other processes may write it, too
     beside.write_text(json.dumps(record))
     beside.replace(file)
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[bool]:
+    """Yield whether no other process is inside, for as long as this one is."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where nobody is known to be gone, either
+        yield False
+        return
+    with file.open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from kb_mcp.proxy.stores.heads import Heads
+from kb_mcp.proxy.stores.heads import Heads, write_whole
 from kb_mcp.proxy.stores.postgres_fence import Server
 
 _SEEN = "server"
@@ -43,11 +43,8 @@ class PostgresHeads(Heads):
 
     def remember(self, server: Server) -> None:
         """Remember `server`; every charge of ours was found in it, or it is the first."""
-        self._seen.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         record = {"system_identifier": server.system_identifier, "timeline": server.timeline}
-        beside = self._seen.with_suffix(".new")
-        beside.write_text(json.dumps(record))
-        beside.replace(self._seen)
+        write_whole(self._seen, record)
 
     @override
     def forget(self) -> None:
