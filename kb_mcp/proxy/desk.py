@@ -44,7 +44,7 @@ from kb_mcp.proxy.windows import day_of
 
 BodyReader = Callable[[], Awaitable[bytes | Refusal]]
 _ID_MAX = 128
-# What a request moves that does not tell its amount; XXX is ISO 4217's "no currency".
+# What a request moves that does not tell its amount, in ISO 4217's code for no currency.
 UNTOLD = Money(0, "xxx")
 _NOT_ITS_OWN = refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")
 

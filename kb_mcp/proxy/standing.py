@@ -104,10 +104,12 @@ class Standing:
     def apply(self, changes: Changes) -> None:
         """Make `changes` visible to the next step, and remember them for the store."""
         self.dirty.note(changes, self)
+        found = self._index()
         for operation in changes.operations:
             self._count_unresolved(operation)
             self.operations[operation.id] = operation
-            self._found.add(operation)
+            found.add(operation)
+        found.count = len(self.operations)
         for approval in changes.approvals:
             self._count_outstanding(approval)
         for attempt in changes.attempts:
@@ -145,11 +147,13 @@ class Standing:
         return [head for head in heads if head.live and head.customer == customer]
 
     def _index(self) -> Found:
-        # A store puts in what it loads without telling; it takes nothing out.
-        for operation in islice(self.operations.values(), self._found.count, None):
-            self._found.add(operation)
-        self._found.count = len(self.operations)
-        return self._found
+        found = self._found
+        if found.count < len(self.operations):
+            # A store puts in what it loads without telling; it takes nothing out.
+            for operation in islice(self.operations.values(), found.count, None):
+                found.add(operation)
+            found.count = len(self.operations)
+        return found
 
 
 @dataclass(slots=True)
@@ -157,6 +161,7 @@ class Found:
     """The ids of operations by name and by customer: a batch holds many, and asks for few.
 
     What was once said of an operation stays here: whoever looks must look at the operation too.
+    `count` of them, the first that were loaded, are here.
     """
 
     named: dict[str, dict[OperationId, None]] = field(default_factory=dict)

@@ -7,7 +7,6 @@ reach its exported heads: it must send nothing until it is reconciled (ledger.md
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ class Heads:
         record: dict[str, Any] = {"node": self._node, "seq": head[0], "hash": head[1]}
         record |= {"owner": self._owner} | self._times()
         try:
-            write_whole(self._folder / f"{self._node}.json", record)
+            self._write(self._folder / f"{self._node}.json", record)
         except OSError:
             # A full disk must not stop a conclusion; the next export tries again.
             return
@@ -110,7 +109,7 @@ class Heads:
                 for each in over.values()
             }
         )
-        write_whole(self._folder / _RETIRED, retired)
+        self._write(self._folder / _RETIRED, retired)
         for file in over:
             file.unlink(missing_ok=True)
 
@@ -137,6 +136,13 @@ class Heads:
         for node, (seq, digest, *times) in _read(self._folder / _RETIRED).items():
             yield Behind(Head(node, int(seq), str(digest)), *times)
 
+    def _write(self, file: Path, record: dict[str, Any]) -> None:
+        """Write `file` so that a reader sees all of it, or all of what was there before."""
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        beside = file.with_name(f"{file.name}.{self._node}.new")  # others may write it, too
+        beside.write_text(json.dumps(record))
+        beside.replace(file)
+
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("*.json")) if self._folder.is_dir() else []
 
@@ -147,17 +153,6 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def write_whole(file: Path, record: dict[str, Any]) -> None:
-    """Write `record` to `file` so that a reader sees all of it, or of what was there before.
-
-    Raises: OSError.
-    """
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = file.with_suffix(f".{os.getpid()}.new")  # other processes may write it, too
-    beside.write_text(json.dumps(record))
-    beside.replace(file)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from kb_mcp.proxy.stores.heads import Heads, write_whole
+from kb_mcp.proxy.stores.heads import Heads
 from kb_mcp.proxy.stores.postgres_fence import Server
 
 _SEEN = "server"
@@ -44,7 +44,7 @@ class PostgresHeads(Heads):
     def remember(self, server: Server) -> None:
         """Remember `server`; every charge of ours was found in it, or it is the first."""
         record = {"system_identifier": server.system_identifier, "timeline": server.timeline}
-        write_whole(self._seen, record)
+        self._write(self._seen, record)
 
     @override
     def forget(self) -> None:

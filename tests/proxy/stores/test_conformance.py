@@ -271,6 +271,22 @@ def test_a_revocation_is_seen_by_every_process_at_once(open_one: Open, run: Run)
     assert run(two.ledger.find_key(KeyId("nobody"))) is None
 
 
+def test_an_operation_is_found_by_its_object_though_no_attempt_of_it_owns_that(
+    open_one: Open, run: Run
+) -> None:
+    store = open_one()
+    untold = operation(1, amount=0, held=0, object_id="in_1")
+    superseded = operation(2, object_id="ch_new")
+    tried = (attempt(1, object_id=None), attempt(2, object_id="ch_old"))
+    run(write(store, Changes(operations=(untold, superseded), attempts=tried)))
+
+    def found(charge_id: str) -> list[str]:
+        return [each.id for each, _ in run(store.records.operations(charge_id=charge_id))]
+
+    assert found("in_1") == ["op_1"]
+    assert found("ch_old") == []  # it turned up, and is not what the operation came to
+
+
 def test_every_process_has_a_chain_of_its_own_and_all_verify(open_one: Open, run: Run) -> None:
     stores = [open_one(), open_one()]
 
