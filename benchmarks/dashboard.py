@@ -26,10 +26,10 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kb_mcp.proxy.ops.admin import create_admin
-from kb_mcp.proxy.windows import rfc3339
+from kb_mcp.operators.app import create_admin
+from kb_mcp.proxy.ledger.windows import rfc3339
+from kb_mcp.serving.machine import host_ms
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.machine import host_ms
 from kb_mcp.wiring.store import Store, open_store
 from tests.postgres import have_postgres, make_database, postgres
 

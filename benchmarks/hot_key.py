@@ -21,10 +21,10 @@ from urllib.parse import parse_qsl, urlencode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kb_mcp.proxy.ops.keys import Wanted, issue_key
-from kb_mcp.proxy.roles import built_in
+from kb_mcp.operators.actions.keys import Wanted, issue_key
+from kb_mcp.proxy.access.roles import built_in
+from kb_mcp.serving.machine import random_bytes
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.machine import random_bytes
 from kb_mcp.wiring.proxy import Proxy, build_proxy
 from tests.postgres import have_postgres, make_database, postgres
 

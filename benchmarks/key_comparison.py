@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from itertools import combinations
 
-from kb_mcp.proxy.vault import matches, mint
+from kb_mcp.proxy.access.tokens import matches, mint
 
 POOL = 400
 ROUNDS = 6

@@ -19,12 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kb_mcp.proxy.ledger import KeyId
-from kb_mcp.proxy.ops.keys import revoke_key
-from kb_mcp.proxy.vault import parse_token
+from kb_mcp.operators.actions.keys import revoke_key
+from kb_mcp.proxy.access.tokens import parse_token
+from kb_mcp.proxy.ledger.records import KeyId
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.store import Store, open_store
-from tests.processes import Town, charge, town
+from tests.proxy_processes import Town, charge, town
 
 CALLERS = 4
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
-from kb_mcp.proxy import upstream
+from kb_mcp.proxy.stripe import client as upstream
 
 CHARGE: Final = (
     b"amount=2900&currency=usd&customer=cus_Abc123&description=Subscription+2026-06"

@@ -34,7 +34,7 @@ def handler(
     `billing` replaces what the environment says, `settings` the environment itself.
     """
     if settings is None and billing is None and _CONNECTION.begins():
-        from kb_mcp.wiring.starting import uncollected
+        from kb_mcp.serving.process_setup import uncollected
 
         # The first event of an environment imports what a charge needs: httpx, the Stripe SDK.
         with uncollected():

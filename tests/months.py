@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-from kb_mcp.wiring.machine import host_ms
+from kb_mcp.serving.machine import host_ms
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS

@@ -21,8 +21,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from kb_mcp.proxy.stores.postgres_line import connector
-from kb_mcp.proxy.stores.postgres_schema import migrate
+from kb_mcp.proxy.stores.postgres.connection import connector
+from kb_mcp.proxy.stores.postgres.schema import migrate
 
 OWNER, PROXY, PASSWORD = "keybrake_owner", "keybrake_proxy", "for-tests-only"
 MASTER_KEY = "only-for-tests-0123456789-0123456789"

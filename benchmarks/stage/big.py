@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from secrets import token_bytes
 from typing import Any
 
-from kb_mcp.proxy.audit import GENESIS, canonical, derive_key, node_hash, read_row, row_hash
-from kb_mcp.proxy.sealing import Sealer
-from kb_mcp.proxy.windows import day_of, rfc3339
-from kb_mcp.wiring.machine import host_ms
+from kb_mcp.proxy.audit.chain import GENESIS, canonical, derive_key, node_hash, read_row, row_hash
+from kb_mcp.proxy.ledger.windows import day_of, rfc3339
+from kb_mcp.proxy.stores.sealing import Sealer
+from kb_mcp.serving.machine import host_ms
 from stage.house import MASTER_KEY, House
 
 SPAN_MS = 80 * 86_400_000

@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from pyreqwest.client import Client
 
-from kb_mcp.proxy.upstream import open_client
+from kb_mcp.proxy.stripe.client import open_client
 
 CONFIG = "uvicorn, uvloop, httptools, raw ASGI; pyreqwest, HTTP/1.1, 256 connections at most"
 _TIMEOUT_MS = 25_000

@@ -6,7 +6,7 @@
 --
 -- The owner migrates and archives, and is used for nothing else. The proxy's role is what serving
 -- processes and commands use: it adds to the audit and can neither alter nor delete what is there.
--- What it may do exactly stands in kb_mcp/proxy/stores/sql/grants.postgres.sql.
+-- What it may do exactly stands in kb_mcp/proxy/stores/postgres/grants.sql.
 
 \getenv owner_password KEYBRAKE_OWNER_PASSWORD
 \getenv proxy_password KEYBRAKE_PROXY_PASSWORD

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import click
 
 from kb_mcp.cli.failures import Failure
-from kb_mcp.cli.opening import OPERATOR, Books, with_books
+from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
 from kb_mcp.cli.output import json_option, print_list, print_record
 
 COLUMNS = ("id", "state", "customer_id", "billing_period", "amount", "currency", "key_id",
@@ -35,15 +35,15 @@ def list_(*, state: str | None, as_json: bool) -> None:
     Example: kb-mcp approvals list --state pending
     """
 
-    async def work(books: Books) -> list[dict[str, Any]]:
-        now = books.now()
+    async def work(opened: OpenStore) -> list[dict[str, Any]]:
+        now = opened.now()
         found = [
-            await _record(books, approval, now)
-            for approval in await books.store.records.approvals()
+            await _record(opened, approval, now)
+            for approval in await opened.store.records.approvals()
         ]
         return [record for record in found if state in {None, record["state"]}]
 
-    print_list(with_books(work), COLUMNS, as_json=as_json, empty="Nothing waits for approval.")
+    print_list(with_store(work), COLUMNS, as_json=as_json, empty="Nothing waits for approval.")
 
 
 @approvals.command()
@@ -69,23 +69,23 @@ def deny(*, approval_id: str, as_json: bool) -> None:
 
 
 def _decide(approval_id: str, verdict: Literal["approved", "denied"]) -> dict[str, Any]:
-    async def work(books: Books) -> dict[str, Any]:
-        from kb_mcp.proxy.ops.approvals import NotDecided, decide_approval
+    async def work(opened: OpenStore) -> dict[str, Any]:
+        from kb_mcp.operators.actions.approvals import NotDecided, decide_approval
 
-        outcome = await decide_approval(books.store.ledger, approval_id, verdict, OPERATOR)
+        outcome = await decide_approval(opened.store.ledger, approval_id, verdict, OPERATOR)
         if isinstance(outcome, NotDecided):
             if outcome.why == "missing":
                 hint = "`kb-mcp approvals list` shows them."
                 raise Failure(f"there is no approval {approval_id}", hint)
             by = f" by {outcome.decided_by}" if outcome.decided_by else ""
             raise Failure(f"approval {approval_id} is {outcome.why} already{by}")
-        return await _record(books, outcome.approval, books.now())
+        return await _record(opened, outcome.approval, opened.now())
 
-    return with_books(work)
+    return with_store(work)
 
 
-async def _record(books: Books, approval: Any, now: int) -> dict[str, Any]:
-    from kb_mcp.proxy.ops.approvals import approval_record
+async def _record(opened: OpenStore, approval: Any, now: int) -> dict[str, Any]:
+    from kb_mcp.operators.reports.approvals import approval_record
 
-    found = await books.store.records.operations(operation_id=approval.operation_id)
+    found = await opened.store.records.operations(operation_id=approval.operation_id)
     return approval_record(approval, found[0][0] if found else None, now)

@@ -16,14 +16,14 @@ import click
 
 from kb_mcp.cli.completion import codes, key_ids
 from kb_mcp.cli.failures import Failure, found_something, say_failure
-from kb_mcp.cli.opening import OPERATOR, Books, with_books
+from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
 from kb_mcp.cli.options import past_ms
 from kb_mcp.cli.output import cell, json_option, print_json, print_list
 from kb_mcp.cli.progress import Advance, CountedAudit, counted, progress
 
 if TYPE_CHECKING:
-    from kb_mcp.proxy.audit import Head
-    from kb_mcp.proxy.ops.audit_ops import Verification
+    from kb_mcp.proxy.audit.chain import Head
+    from kb_mcp.proxy.audit.verification import Verification
 
 COLUMNS = ("time", "kind", "decision", "code", "key_id", "method", "path", "customer_id", "amount",
            "currency", "operation_id", "object_id", "note")  # fmt: skip
@@ -57,16 +57,16 @@ def list_(
     Example: kb-mcp audit list --customer cus_Abc123 --limit 50
     """
 
-    async def work(books: Books) -> list[dict[str, Any]]:
-        from kb_mcp.proxy.ops.audit_ops import audit_record
+    async def work(opened: OpenStore) -> list[dict[str, Any]]:
+        from kb_mcp.proxy.audit.verification import audit_record
 
-        wanted = filters | _between(books, since, until)
+        wanted = filters | _between(opened, since, until)
         newest = limit is not None
-        rows = books.store.records.audit(limit=limit, newest_first=newest, **wanted)
+        rows = opened.store.records.audit(limit=limit, newest_first=newest, **wanted)
         found = [audit_record(row) for row in rows]
         return found[::-1] if newest else found
 
-    print_list(with_books(work), COLUMNS, as_json=as_json, empty="No audit rows.")
+    print_list(with_store(work), COLUMNS, as_json=as_json, empty="No audit rows.")
 
 
 @audit.command()
@@ -77,8 +77,8 @@ def tail(*, as_json: bool) -> None:
     Example: kb-mcp audit tail
     """
 
-    async def work(books: Books) -> None:
-        records = books.store.records
+    async def work(opened: OpenStore) -> None:
+        records = opened.store.records
         last = 0
         first = list(records.audit(limit=TAIL_FIRST, newest_first=True))
         for row in reversed(first):
@@ -90,7 +90,7 @@ def tail(*, as_json: bool) -> None:
                 _print_row(row, as_json=as_json)
             await asyncio.sleep(TAIL_EVERY_S)
 
-    with_books(work)
+    with_store(work)
 
 
 @audit.command("export")
@@ -103,18 +103,18 @@ def export_(*, form: str, since: str | None) -> None:
     Example: kb-mcp audit export --format csv --since 2026-06-01 > june.csv
     """
 
-    async def work(books: Books) -> None:
-        from kb_mcp.proxy.ops.audit_ops import export_lines
+    async def work(opened: OpenStore) -> None:
+        from kb_mcp.proxy.audit.verification import export_lines
 
-        records = books.store.records
+        records = opened.store.records
         total = records.audit_size() if since is None else None
         # A bar between the lines of a terminal would spoil both.
         with progress("Exporting", shown=not sys.stdout.isatty()) as advance:
-            rows = counted(records.audit(**_between(books, since, None)), advance, total)
+            rows = counted(records.audit(**_between(opened, since, None)), advance, total)
             for line in export_lines(rows, form):
                 click.echo(line)
 
-    with_books(work)
+    with_store(work)
 
 
 @audit.command()
@@ -127,10 +127,10 @@ def verify(*, as_json: bool) -> None:
     Example: kb-mcp audit verify
     """
 
-    async def work(books: Books) -> Verification:
-        return verified(books, shown=not as_json)[0]
+    async def work(opened: OpenStore) -> Verification:
+        return verified(opened, shown=not as_json)[0]
 
-    outcome = with_books(work)
+    outcome = with_store(work)
     broken = [
         {"node": each.node, "row": each.row, "reason": each.reason} for each in outcome.breaks
     ]
@@ -159,30 +159,30 @@ def archive(*, before: str, file: Path, as_json: bool) -> None:
     Example: kb-mcp audit archive --before 90d --to audit-2026-q2.jsonl
     """
 
-    async def work(books: Books) -> dict[str, Any]:
-        from kb_mcp.proxy.ops.audit_ops import segment_end
-        from kb_mcp.proxy.windows import rfc3339
+    async def work(opened: OpenStore) -> dict[str, Any]:
+        from kb_mcp.proxy.audit.verification import segment_end
+        from kb_mcp.proxy.ledger.windows import rfc3339
 
-        outcome, heads = verified(books, shown=not as_json)
+        outcome, heads = verified(opened, shown=not as_json)
         if outcome.breaks:
             first = outcome.breaks[0]
             why = f"the audit of {first.node} breaks at row {first.row}: {first.reason}"
             raise Failure(f"nothing was archived: {why}", "`kb-mcp audit verify` says more.")
-        moment = rfc3339(past_ms(before, books.now()))
-        chain = books.store.records.chain
+        moment = rfc3339(past_ms(before, opened.now()))
+        chain = opened.store.records.chain
         found = {
             node: segment_end(chain(node), moment, heads.get(node), end)
             for node, end in outcome.ends.items()
         }
         ends = {node: end for node, end in found.items() if end is not None}
         with progress("Archiving", shown=not as_json) as advance:
-            written = _write_segments(books, ends, file, advance) if ends else 0
+            written = _write_segments(opened, ends, file, advance) if ends else 0
         if written:
-            await _note_archive(books, written, file)
-            books.office.drop_segments(ends)
+            await _note_archive(opened, written, file)
+            opened.store_admin.drop_segments(ends)
         return {"rows": written, "chains": len(ends), "file": str(file) if written else None}
 
-    result = with_books(work)
+    result = with_store(work)
     if as_json:
         print_json(result)
     elif result["rows"]:
@@ -191,40 +191,42 @@ def archive(*, before: str, file: Path, as_json: bool) -> None:
         click.echo("Nothing is that old.")
 
 
-def _between(books: Books, since: str | None, until: str | None) -> dict[str, Any]:
-    from kb_mcp.proxy.windows import rfc3339
+def _between(opened: OpenStore, since: str | None, until: str | None) -> dict[str, Any]:
+    from kb_mcp.proxy.ledger.windows import rfc3339
 
     given = {"since": since, "until": until}
-    now = books.now()
+    now = opened.now()
     return {name: rfc3339(past_ms(text, now)) for name, text in given.items() if text is not None}
 
 
-def verified(books: Books, *, shown: bool) -> tuple[Verification, Mapping[str, Head]]:
+def verified(opened: OpenStore, *, shown: bool) -> tuple[Verification, Mapping[str, Head]]:
     """Verify the whole audit; return the outcome and the exported heads it was held against.
 
     `shown` draws how far it has come, on a terminal.
     """
-    from kb_mcp.proxy.ops.audit_ops import verify_audit
+    from kb_mcp.proxy.audit.verification import verify_audit
 
     # The heads first: the chains only grow meanwhile.
-    exported = books.store.heads.check(lambda _node, _seq: None)
+    exported = opened.store.heads.check(lambda _node, _seq: None)
     heads = {behind.head.node: behind.head for behind in exported}
-    store = books.store
+    store = opened.store
     with progress("Verifying", shown=shown) as advance:
         reader = CountedAudit(store.records, advance, store.records.audit_size())
-        outcome = verify_audit(reader, store.chain_key, heads, books.office.archived())
+        outcome = verify_audit(reader, store.chain_key, heads, opened.store_admin.archived())
     return outcome, heads
 
 
-def _write_segments(books: Books, ends: Mapping[str, Head], file: Path, advance: Advance) -> int:
+def _write_segments(
+    opened: OpenStore, ends: Mapping[str, Head], file: Path, advance: Advance
+) -> int:
     """Write the rows up to each end to a new file, and see it on the disk. Raises: Failure."""
-    from kb_mcp.proxy.ops.audit_ops import export_lines
+    from kb_mcp.proxy.audit.verification import export_lines
 
     count = 0
     try:
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            rows = counted(_segments(books, ends), advance, None)
+            rows = counted(_segments(opened, ends), advance, None)
             for line in export_lines(rows, "jsonl"):
                 stream.write(f"{line}\n")
                 count += 1
@@ -239,26 +241,26 @@ def _write_segments(books: Books, ends: Mapping[str, Head], file: Path, advance:
     return count
 
 
-def _segments(books: Books, ends: Mapping[str, Head]) -> Iterator[dict[str, Any]]:
+def _segments(opened: OpenStore, ends: Mapping[str, Head]) -> Iterator[dict[str, Any]]:
     for node, end in ends.items():
-        for row in books.store.records.chain(node):
+        for row in opened.store.records.chain(node):
             if row["seq"] > end.seq:
                 break
             yield row
 
 
-async def _note_archive(books: Books, rows: int, file: Path) -> None:
-    from kb_mcp.proxy.ledger import AuditDraft
-    from kb_mcp.proxy.ops.operations_ops import note
+async def _note_archive(opened: OpenStore, rows: int, file: Path) -> None:
+    from kb_mcp.operators.actions.operations import note
+    from kb_mcp.proxy.ledger.records import AuditDraft
 
     row = AuditDraft(
         kind="admin", decision="archive", agent_id=OPERATOR, note=f"{rows} rows to {file.name}"
     )
-    await note(books.store.ledger, row)
+    await note(opened.store.ledger, row)
 
 
 def _print_row(row: dict[str, Any], *, as_json: bool) -> None:
-    from kb_mcp.proxy.ops.audit_ops import export_lines
+    from kb_mcp.proxy.audit.verification import export_lines
 
     if as_json:
         click.echo(next(export_lines([row], "jsonl")))

@@ -16,7 +16,7 @@ def roles(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Offer the built-in roles, each with what it may do."""
-    from kb_mcp.proxy.roles import ROLES, describe
+    from kb_mcp.proxy.access.roles import ROLES, describe
 
     return [
         CompletionItem(name, help=describe(policy)[0])
@@ -29,7 +29,7 @@ def codes(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Offer the codes of our refusals."""
-    from kb_mcp.proxy.refusal_rules import Code
+    from kb_mcp.proxy.errors.refusal_codes import Code
 
     return [CompletionItem(code.value) for code in Code if code.value.startswith(incomplete)]
 
@@ -39,9 +39,9 @@ def key_ids(
 ) -> list[CompletionItem]:
     """Offer the keys of an embedded store, the newest first, each with its role and label."""
     from kb_mcp.environment import SettingsError
-    from kb_mcp.proxy.audit import clean_text
+    from kb_mcp.proxy.audit.chain import clean_text
     from kb_mcp.settings import load_settings
-    from kb_mcp.wiring.peeking import keys_in
+    from kb_mcp.wiring.completion import keys_in
 
     try:
         found = keys_in(load_settings())

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from kb_mcp.cli.failures import failure_of, found_something
-from kb_mcp.cli.opening import Desk, on_desk
+from kb_mcp.cli.opening import OpenProxy, on_proxy
 from kb_mcp.cli.output import json_option, print_json
 
 EXPIRES_SOON_MS = 7 * 86_400_000
@@ -54,7 +54,7 @@ def _examine() -> list[Check]:
     shown = f"upstream {settings.upstream_mode}"
     checks = [_check("settings", ok=True, detail=shown)]
     try:
-        return checks + asyncio.run(on_desk(settings, _examine_store))
+        return checks + asyncio.run(on_proxy(settings, _examine_store))
     except Exception as error:
         failure = failure_of(error)
         if failure is None:
@@ -62,8 +62,8 @@ def _examine() -> list[Check]:
         return [*checks, _check("store", ok=False, detail=failure.message)]
 
 
-async def _examine_store(desk: Desk) -> list[Check]:
-    steps: tuple[tuple[str, Callable[[Desk], Awaitable[tuple[bool, str]]]], ...] = (
+async def _examine_store(opened: OpenProxy) -> list[Check]:
+    steps: tuple[tuple[str, Callable[[OpenProxy], Awaitable[tuple[bool, str]]]], ...] = (
         ("store", _store),
         ("account", _account),
         ("heads", _heads),
@@ -76,23 +76,23 @@ async def _examine_store(desk: Desk) -> list[Check]:
     )
     checks = []
     for name, step in steps:
-        ok, detail = await step(desk)
+        ok, detail = await step(opened)
         checks.append(_check(name, ok=ok, detail=detail))
     return checks
 
 
-async def _store(desk: Desk) -> tuple[bool, str]:
-    reachable = await desk.store.records.ping()
-    return reachable, f"reachable, schema {desk.office.schema()}"
+async def _store(opened: OpenProxy) -> tuple[bool, str]:
+    reachable = await opened.store.records.ping()
+    return reachable, f"reachable, schema {opened.store_admin.schema()}"
 
 
-async def _account(desk: Desk) -> tuple[bool, str]:
-    bound = desk.store.settings
+async def _account(opened: OpenProxy) -> tuple[bool, str]:
+    bound = opened.store.settings
     return True, f"bound to account {bound.account!r} in {bound.mode} mode"
 
 
-async def _heads(desk: Desk) -> tuple[bool, str]:
-    behind = desk.store.behind
+async def _heads(opened: OpenProxy) -> tuple[bool, str]:
+    behind = opened.store.behind
     if not behind:
         return True, "the store reaches every exported head"
     first = behind[0].head
@@ -102,18 +102,18 @@ async def _heads(desk: Desk) -> tuple[bool, str]:
     )
 
 
-async def _adopted(desk: Desk) -> tuple[bool, str]:
-    since = desk.office.facts().get("adopted_since")
+async def _adopted(opened: OpenProxy) -> tuple[bool, str]:
+    since = opened.store_admin.facts().get("adopted_since")
     if since is not None:
         return True, f"charges since {since} were adopted"
     return True, "not adopted: what was charged before kb-mcp came may be billed again"
 
 
-async def _invariants(desk: Desk) -> tuple[bool, str]:
+async def _invariants(opened: OpenProxy) -> tuple[bool, str]:
     found: set[str] | None = None
     for _ in range(READS_AGAIN):
         # A serving process writes between two of our reads; what is really wrong stays so.
-        again = await _violations(desk)
+        again = await _violations(opened)
         found = again if found is None else found & again
         if not found:
             return True, "hold"
@@ -122,12 +122,12 @@ async def _invariants(desk: Desk) -> tuple[bool, str]:
     return False, "; ".join(shown[:VIOLATIONS_SHOWN]) + more
 
 
-async def _violations(desk: Desk) -> set[str]:
-    from kb_mcp.proxy.admission import policy_of
-    from kb_mcp.proxy.ops.invariants import Examination
-    from kb_mcp.proxy.records import every_operation
+async def _violations(opened: OpenProxy) -> set[str]:
+    from kb_mcp.operators.reports.invariants import Examination
+    from kb_mcp.proxy.access.authenticate import policy_of
+    from kb_mcp.proxy.edge.records import every_operation
 
-    records, archived = desk.store.records, bool(desk.office.archived())
+    records, archived = opened.store.records, bool(opened.store_admin.archived())
     examination = Examination()
     async for operation, attempts in every_operation(records):
         # Where old segments were archived nothing can be said.
@@ -137,23 +137,23 @@ async def _violations(desk: Desk) -> set[str]:
     for key, _ in await records.keys():
         policies.setdefault(key.lineage_id, []).append(policy_of(key.policy))
     windows = await records.windows()
-    return set(examination.end(windows, policies, desk.store.settings.ceilings))
+    return set(examination.end(windows, policies, opened.store.settings.ceilings))
 
 
-async def _audit(desk: Desk) -> tuple[bool, str]:
+async def _audit(opened: OpenProxy) -> tuple[bool, str]:
     from kb_mcp.cli.audit import verified
 
-    outcome, _ = verified(desk, shown=False)
+    outcome, _ = verified(opened, shown=False)
     if outcome.breaks:
         first = outcome.breaks[0]
         return False, f"the audit of {first.node} breaks at row {first.row}: {first.reason}"
     return True, f"{outcome.rows} rows in {len(outcome.ends)} chains verify"
 
 
-async def _upstream(desk: Desk) -> tuple[bool, str]:
-    from kb_mcp.proxy.ops.stripe_reads import Unread
+async def _upstream(opened: OpenProxy) -> tuple[bool, str]:
+    from kb_mcp.proxy.stripe.reader import Unread
 
-    key, mode = desk.settings.stripe_key, desk.settings.upstream_mode
+    key, mode = opened.settings.stripe_key, opened.settings.upstream_mode
     if mode == "sandbox":
         what = "SANDBOX, no real money moves"
     else:
@@ -163,25 +163,25 @@ async def _upstream(desk: Desk) -> tuple[bool, str]:
         )
         if not restricted:
             return False, f"{what}: make a restricted one (rk_…)"
-    seen = await desk.reads.get("/v1/charges?limit=1")
+    seen = await opened.reads.get("/v1/charges?limit=1")
     if isinstance(seen, Unread):
         return False, f"{what}; {seen.why}"
     return True, f"{what}; answers"
 
 
-async def _clock(desk: Desk) -> tuple[bool, str]:
-    skew_ms = desk.store.clock.skew_ms
-    if desk.store.clock.skewed:
+async def _clock(opened: OpenProxy) -> tuple[bool, str]:
+    skew_ms = opened.store.clock.skew_ms
+    if opened.store.clock.skewed:
         seconds = skew_ms // 1000
         return False, f"{seconds} s apart from Stripe's: nothing is voided or sent again meanwhile"
     return True, f"within {abs(skew_ms) // 1000 + 1} s of Stripe's"
 
 
-async def _keys(desk: Desk) -> tuple[bool, str]:
-    now = desk.now()
-    wanted = "live" if desk.settings.upstream_mode == "live" else "test"
+async def _keys(opened: OpenProxy) -> tuple[bool, str]:
+    now = opened.now()
+    wanted = "live" if opened.settings.upstream_mode == "live" else "test"
     problems, serving = [], 0
-    for key, lineage in await desk.store.records.keys():
+    for key, lineage in await opened.store.records.keys():
         expired = key.expires_at is not None and key.expires_at <= now
         if key.revoked_at is not None or expired:
             continue

@@ -15,7 +15,7 @@ import click
 from typing_extensions import override
 
 from kb_mcp.environment import SettingsError
-from kb_mcp.wiring.starting import collect_seldom
+from kb_mcp.serving.process_setup import collect_seldom
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 # By name, so that this table imports none of the modules that raise them.

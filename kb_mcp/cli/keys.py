@@ -14,15 +14,15 @@ import click
 
 from kb_mcp.cli.completion import key_ids, roles
 from kb_mcp.cli.failures import WRONG, Failure, say_failure
-from kb_mcp.cli.opening import OPERATOR, Books, with_books
+from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
 from kb_mcp.cli.options import CAP, cap_table, duration_ms, future_ms
 from kb_mcp.cli.output import json_option, print_json, print_list, print_record
 
 if TYPE_CHECKING:
     from kb_mcp.money import Money
-    from kb_mcp.proxy.ledger import KeyId, Lineage, VaultKey
-    from kb_mcp.proxy.policy import Policy
-    from kb_mcp.proxy.vault import Minted
+    from kb_mcp.proxy.access.policy import Policy
+    from kb_mcp.proxy.access.tokens import Minted
+    from kb_mcp.proxy.ledger.records import KeyId, Lineage, VaultKey
 
 F = TypeVar("F", bound=Callable[..., Any])
 # A revocation waits this long for sends under way; a send ends within the upstream timeout.
@@ -84,20 +84,20 @@ def issue(  # noqa: PLR0913 an option each
     }
     policy = _policy(role, policy_file, changes)
 
-    async def work(books: Books) -> tuple[VaultKey, Minted]:
-        from kb_mcp.proxy.ops.keys import Wanted, issue_key
-        from kb_mcp.wiring.machine import random_bytes
+    async def work(opened: OpenStore) -> tuple[VaultKey, Minted]:
+        from kb_mcp.operators.actions.keys import Wanted, issue_key
+        from kb_mcp.serving.machine import random_bytes
 
         wanted = Wanted(
             policy=policy,
-            mode="live" if books.settings.upstream_mode == "live" else "test",
+            mode="live" if opened.settings.upstream_mode == "live" else "test",
             label=_cleaned(label),
             agent=_cleaned(agent),
-            expires_at=_expiry(expires, policy, books.now()),
+            expires_at=_expiry(expires, policy, opened.now()),
         )
-        return await issue_key(books.store.ledger, wanted, random_bytes, OPERATOR)
+        return await issue_key(opened.store.ledger, wanted, random_bytes, OPERATOR)
 
-    key, minted = with_books(work)
+    key, minted = with_store(work)
     _print_minted(key, minted, policy, as_json=as_json)
 
 
@@ -109,12 +109,12 @@ def list_(*, as_json: bool) -> None:
     Example: kb-mcp keys list --json
     """
 
-    async def work(books: Books) -> list[dict[str, Any]]:
-        now = books.now()
-        return [_record(*each, now) for each in await books.store.records.keys()]
+    async def work(opened: OpenStore) -> list[dict[str, Any]]:
+        now = opened.now()
+        return [_record(*each, now) for each in await opened.store.records.keys()]
 
     empty = "No keys yet: kb-mcp keys issue --role billing"
-    print_list(with_books(work), COLUMNS, as_json=as_json, empty=empty)
+    print_list(with_store(work), COLUMNS, as_json=as_json, empty=empty)
 
 
 @keys.command()
@@ -126,14 +126,14 @@ def show(*, key_id: str, as_json: bool) -> None:
     Example: kb-mcp keys show abc123def456
     """
 
-    async def work(books: Books) -> tuple[dict[str, Any], list[str]]:
-        from kb_mcp.proxy.admission import policy_of
-        from kb_mcp.proxy.roles import describe
+    async def work(opened: OpenStore) -> tuple[dict[str, Any], list[str]]:
+        from kb_mcp.proxy.access.authenticate import policy_of
+        from kb_mcp.proxy.access.roles import describe
 
-        key, lineage = await _find(books, key_id)
-        return _record(key, lineage, books.now()), describe(policy_of(key.policy))
+        key, lineage = await _find(opened, key_id)
+        return _record(key, lineage, opened.now()), describe(policy_of(key.policy))
 
-    record, words = with_books(work)
+    record, words = with_store(work)
     if as_json:
         print_json(record)
         return
@@ -152,18 +152,18 @@ def revoke(*, key_id: str, reason: str | None, as_json: bool) -> None:
     Example: kb-mcp keys revoke abc123def456 --reason "laptop lost"
     """
 
-    async def work(books: Books) -> dict[str, Any]:
-        from kb_mcp.proxy.ops.keys import revoke_key
+    async def work(opened: OpenStore) -> dict[str, Any]:
+        from kb_mcp.operators.actions.keys import revoke_key
 
-        key, lineage = await _find(books, key_id)
-        store = books.store
+        key, lineage = await _find(opened, key_id)
+        store = opened.store
         done = await revoke_key(
             store.ledger, store.records, key.id, _cleaned(reason), OPERATOR, REVOKE_WAIT_S
         )
-        record = _record(done.key, lineage, books.now())
+        record = _record(done.key, lineage, opened.now())
         return record | {"under_way": done.under_way, "still_under_way": done.still_under_way}
 
-    record = with_books(work)
+    record = with_store(work)
     if as_json:
         print_json(record)
     else:
@@ -186,16 +186,16 @@ def unfreeze(*, key_id: str, reason: str, as_json: bool) -> None:
     Example: kb-mcp keys unfreeze abc123def456 --reason "cards were expired, checked"
     """
 
-    async def work(books: Books) -> dict[str, Any]:
-        from kb_mcp.proxy.ops.keys import unfreeze_key
+    async def work(opened: OpenStore) -> dict[str, Any]:
+        from kb_mcp.operators.actions.keys import unfreeze_key
 
-        key, lineage = await _find(books, key_id)
+        key, lineage = await _find(opened, key_id)
         if lineage.frozen_at is None:
             raise Failure(f"key {key_id} is not frozen")
-        thawed = await unfreeze_key(books.store.ledger, key.id, _cleaned(reason) or "", OPERATOR)
-        return _record(key, thawed, books.now())
+        thawed = await unfreeze_key(opened.store.ledger, key.id, _cleaned(reason) or "", OPERATOR)
+        return _record(key, thawed, opened.now())
 
-    record = with_books(work)
+    record = with_store(work)
     if as_json:
         print_json(record)
     else:
@@ -214,29 +214,29 @@ def rotate(*, key_id: str, overlap: str, as_json: bool) -> None:
     """
     overlap_ms = duration_ms(overlap)
 
-    async def work(books: Books) -> tuple[VaultKey, Minted]:
-        from kb_mcp.proxy.ops.keys import rotate_key
-        from kb_mcp.wiring.machine import random_bytes
+    async def work(opened: OpenStore) -> tuple[VaultKey, Minted]:
+        from kb_mcp.operators.actions.keys import rotate_key
+        from kb_mcp.serving.machine import random_bytes
 
-        key, _ = await _find(books, key_id)
+        key, _ = await _find(opened, key_id)
         if key.revoked_at is not None:
             raise Failure(f"key {key_id} is revoked", "Issue a new one: kb-mcp keys issue")
         if key.rotated_to is not None:
             raise Failure(
                 f"key {key_id} was rotated to {key.rotated_to}", "Rotate that one instead."
             )
-        return await rotate_key(books.store.ledger, key.id, overlap_ms, random_bytes, OPERATOR)
+        return await rotate_key(opened.store.ledger, key.id, overlap_ms, random_bytes, OPERATOR)
 
-    from kb_mcp.proxy.admission import policy_of
+    from kb_mcp.proxy.access.authenticate import policy_of
 
-    key, minted = with_books(work)
+    key, minted = with_store(work)
     _print_minted(key, minted, policy_of(key.policy), as_json=as_json, replaces=key_id)
 
 
 def _policy(role: str | None, file: Path | None, changes: dict[str, Any]) -> Policy:
     """Return the policy that was asked for, checked as a whole. Raises: Failure, UsageError."""
-    from kb_mcp.proxy.policy_files import PolicyError, dump_policy, load_policy, parse_policy
-    from kb_mcp.proxy.roles import built_in
+    from kb_mcp.proxy.access.policy_files import PolicyError, dump_policy, load_policy, parse_policy
+    from kb_mcp.proxy.access.roles import built_in
 
     if (role is None) == (file is None):
         raise click.UsageError("give either --role or --policy")
@@ -275,19 +275,19 @@ def _expiry(text: str | None, policy: Policy, now: int) -> int | None:
     return min(ends, default=None)
 
 
-async def _find(books: Books, key_id: str) -> tuple[VaultKey, Lineage]:
-    from kb_mcp.proxy.ledger import KeyId
-    from kb_mcp.proxy.ops.keys import NoSuchKeyError
+async def _find(opened: OpenStore, key_id: str) -> tuple[VaultKey, Lineage]:
+    from kb_mcp.operators.actions.keys import NoSuchKeyError
+    from kb_mcp.proxy.ledger.records import KeyId
 
-    found = await books.store.ledger.find_key(KeyId(key_id))
+    found = await opened.store.ledger.find_key(KeyId(key_id))
     if found is None:
         raise NoSuchKeyError(f"there is no vault key {key_id}")
     return found
 
 
 def _record(key: VaultKey, lineage: Lineage, now: int) -> dict[str, Any]:
-    from kb_mcp.proxy.admission import policy_of
-    from kb_mcp.proxy.records import key_record
+    from kb_mcp.proxy.access.authenticate import policy_of
+    from kb_mcp.proxy.edge.records import key_record
 
     record = key_record(key, lineage, policy_of(key.policy))
     return record | {"state": _state(key, lineage, now)}
@@ -309,9 +309,9 @@ def _print_minted(
     as_json: bool,
     replaces: KeyId | str | None = None,
 ) -> None:
-    from kb_mcp.proxy.ledger import Lineage
-    from kb_mcp.proxy.records import key_record
-    from kb_mcp.proxy.roles import describe
+    from kb_mcp.proxy.access.roles import describe
+    from kb_mcp.proxy.edge.records import key_record
+    from kb_mcp.proxy.ledger.records import Lineage
 
     record = key_record(key, Lineage(key.lineage_id), policy)
     if as_json:
@@ -327,6 +327,6 @@ def _print_minted(
 
 
 def _cleaned(text: str | None) -> str | None:
-    from kb_mcp.proxy.audit import clean_text
+    from kb_mcp.proxy.audit.chain import clean_text
 
     return None if text is None else clean_text(text, 200)

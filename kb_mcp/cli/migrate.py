@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kb_mcp.cli.failures import Failure
-from kb_mcp.cli.opening import Books, with_books
+from kb_mcp.cli.opening import OpenStore, with_store
 from kb_mcp.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def migrate(*, source: str | None, grant_to: str | None) -> None:
     if settings.database_path is not None:
         if source or grant_to:
             raise click.UsageError("--from and --grant-to are for a PostgreSQL store")
-        number = with_books(_schema, lenient=True)
+        number = with_store(_schema, lenient=True)
     else:
         from kb_mcp.wiring.store import store_path
 
@@ -46,8 +46,8 @@ def migrate(*, source: str | None, grant_to: str | None) -> None:
         _copy(settings, source)
 
 
-async def _schema(books: Books) -> int:
-    return books.office.schema()
+async def _schema(opened: OpenStore) -> int:
+    return opened.store_admin.schema()
 
 
 def _copy(settings: Settings, source: str) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from kb_mcp.proxy.ops.office import Office
-    from kb_mcp.proxy.ops.stripe_reads import StripeReads
+    from kb_mcp.proxy.store_admin import StoreAdmin
+    from kb_mcp.proxy.stripe.reader import StripeReads
     from kb_mcp.settings import Settings
     from kb_mcp.wiring.proxy import Proxy
     from kb_mcp.wiring.store import Store
@@ -23,27 +23,27 @@ OPERATOR = "cli"
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
+class OpenStore:
     """The open store, and beside it what no decision touches: facts and operators."""
 
     settings: Settings
     store: Store
-    office: Office
+    store_admin: StoreAdmin
 
     def now(self) -> int:
         """Return the store's time in ms UTC, which never runs behind its high-water mark."""
-        return self.store.clock.now(int(self.office.facts().get("high_water_ms", "0")))
+        return self.store.clock.now(int(self.store_admin.facts().get("high_water_ms", "0")))
 
 
 @dataclass(frozen=True, slots=True)
-class Desk(Books):
+class OpenProxy(OpenStore):
     """The books, and the way to Stripe."""
 
     proxy: Proxy
     reads: StripeReads
 
 
-def with_books(work: Callable[[Books], Awaitable[T]], *, lenient: bool = False) -> T:
+def with_store(work: Callable[[OpenStore], Awaitable[T]], *, lenient: bool = False) -> T:
     """Run `work` on the open store.
 
     `lenient` opens a store whose ceiling or times differ from this process's environment: so
@@ -52,52 +52,52 @@ def with_books(work: Callable[[Books], Awaitable[T]], *, lenient: bool = False) 
     from kb_mcp.settings import load_settings
 
     settings = load_settings()
-    return asyncio.run(_on_books(settings, work, lenient=lenient))
+    return asyncio.run(_on_store(settings, work, lenient=lenient))
 
 
-def with_desk(work: Callable[[Desk], Awaitable[T]]) -> T:
+def with_proxy(work: Callable[[OpenProxy], Awaitable[T]]) -> T:
     """Run `work` on the open store with a way to Stripe; nothing is served meanwhile.
 
     Raises: SettingsError, StoreError, BindingError, EgressError.
     """
     from kb_mcp.settings import load_settings
 
-    return asyncio.run(on_desk(load_settings(), work))
+    return asyncio.run(on_proxy(load_settings(), work))
 
 
-async def on_desk(settings: Settings, work: Callable[[Desk], Awaitable[T]]) -> T:
-    """Run `work` as `with_desk` does, on the running loop."""
-    from kb_mcp.proxy.ops.stripe_reads import StripeReads
-    from kb_mcp.wiring.machine import boottime_ms
+async def on_proxy(settings: Settings, work: Callable[[OpenProxy], Awaitable[T]]) -> T:
+    """Run `work` as `with_proxy` does, on the running loop."""
+    from kb_mcp.proxy.stripe.reader import StripeReads
+    from kb_mcp.serving.machine import boottime_ms
     from kb_mcp.wiring.proxy import build_proxy, build_sandbox
 
     sandbox = build_sandbox(settings) if settings.upstream_base is None else None
     proxy = build_proxy(settings, sandbox)
-    office = proxy.store.open_office()
+    store_admin = proxy.store.open_office()
     reads = StripeReads(proxy.upstream, proxy.store.clock, boottime_ms)
     try:
         # The sandbox's clock may have been turned: the store follows it.
-        await proxy.app.desk.follow()
-        return await work(Desk(settings, proxy.store, office, proxy, reads))
+        await proxy.app.pipeline.follow()
+        return await work(OpenProxy(settings, proxy.store, store_admin, proxy, reads))
     finally:
         await proxy.stop(0)
-        office.close()
+        store_admin.close()
         if sandbox is not None:
             sandbox.close()
 
 
-async def _on_books(
-    settings: Settings, work: Callable[[Books], Awaitable[T]], *, lenient: bool
+async def _on_store(
+    settings: Settings, work: Callable[[OpenStore], Awaitable[T]], *, lenient: bool
 ) -> T:
     from kb_mcp.wiring.store import open_store
 
     store = _open_leniently(settings) if lenient else open_store(settings)
-    office = store.open_office()
+    store_admin = store.open_office()
     try:
-        return await work(Books(settings, store, office))
+        return await work(OpenStore(settings, store, store_admin))
     finally:
         await store.close()
-        office.close()
+        store_admin.close()
 
 
 def _open_leniently(settings: Settings) -> Store:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kb_mcp.cli.failures import Failure
-from kb_mcp.cli.opening import OPERATOR, Books, Desk, with_books, with_desk
+from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, with_proxy, with_store
 from kb_mcp.cli.output import json_option, print_json, print_list, print_record
 
 if TYPE_CHECKING:
-    from kb_mcp.proxy.ledger import Attempt, Operation
-    from kb_mcp.proxy.ops.operations_ops import By, Done, NotDone
-    from kb_mcp.proxy.proofs import Made
+    from kb_mcp.operators.actions.operations import By, Done, NotDone
+    from kb_mcp.proxy.ledger.records import Attempt, Operation
+    from kb_mcp.proxy.stripe.evidence import Made
 
 STATES = ("reserved", "unknown", "awaiting_approval", "succeeded", "failed", "voided")
 COLUMNS = ("id", "state", "customer_id", "billing_period", "amount", "currency", "charge_id",
@@ -50,15 +50,15 @@ def list_(
     Example: kb-mcp operations list --customer cus_Abc123 --limit 20
     """
 
-    async def work(books: Books) -> list[dict[str, Any]]:
-        from kb_mcp.proxy.records import operation_record
+    async def work(opened: OpenStore) -> list[dict[str, Any]]:
+        from kb_mcp.proxy.edge.records import operation_record
 
         wanted = {"state": state, "customer_id": customer, "billing_period": _label(period)}
         filters = {name: value for name, value in wanted.items() if value is not None}
-        found = await books.store.records.operations(limit=limit, **filters)
+        found = await opened.store.records.operations(limit=limit, **filters)
         return [operation_record(*each) for each in found]
 
-    print_list(with_books(work), COLUMNS, as_json=as_json, empty="No operations.")
+    print_list(with_store(work), COLUMNS, as_json=as_json, empty="No operations.")
 
 
 @operations.command()
@@ -90,21 +90,21 @@ def resolve(
     if void and not reason:
         raise click.UsageError("--void needs --reason: how you know that nothing happened")
 
-    async def succeed(desk: Desk, operation: Operation) -> Done | NotDone:
-        from kb_mcp.proxy.ops.operations_ops import settle_by_object
+    async def succeed(opened: OpenProxy, operation: Operation) -> Done | NotDone:
+        from kb_mcp.operators.actions.operations import settle_by_object
 
-        made = await _made(desk, operation, object_id or "")
-        limit = await _daily_declines(desk, operation)
-        ledger = desk.store.ledger
+        made = await _made(opened, operation, object_id or "")
+        limit = await _daily_declines(opened, operation)
+        ledger = opened.store.ledger
         return await settle_by_object(ledger, operation, made, _by(reason), limit)
 
-    async def refute(desk: Desk, operation: Operation) -> Done | NotDone:
-        from kb_mcp.proxy.ledger import State
-        from kb_mcp.proxy.ops.operations_ops import NotDone, void_by_operator
+    async def refute(opened: OpenProxy, operation: Operation) -> Done | NotDone:
+        from kb_mcp.operators.actions.operations import NotDone, void_by_operator
+        from kb_mcp.proxy.ledger.records import State
 
         if operation.state is State.UNKNOWN:
             # Stripe is asked first: a charge that it shows beats anybody's word.
-            read = await desk.proxy.recovery.resolve_one(operation.id)
+            read = await opened.proxy.recovery.resolve_one(operation.id)
             if read is not None and read.state is State.SUCCEEDED:
                 return NotDone(
                     f"Stripe shows {read.object_id}: operation {operation.id} has succeeded",
@@ -112,7 +112,7 @@ def resolve(
                 )
         elif operation.state is State.VOIDED:
             return NotDone(f"operation {operation.id} is voided already")
-        return await void_by_operator(desk.store.ledger, operation, _by(reason))
+        return await void_by_operator(opened.store.ledger, operation, _by(reason))
 
     _act_at_stripe(operation_id, refute if void else succeed, as_json=as_json)
 
@@ -130,11 +130,11 @@ def reopen(*, operation_id: str, reason: str, as_json: bool) -> None:
     Example: kb-mcp operations reopen op_0123456789abcdef01234567 --reason "wrong card"
     """
 
-    async def act(desk: Desk, operation: Operation) -> Done | NotDone:
-        from kb_mcp.proxy.ops.operations_ops import reopen as reopen_operation
+    async def act(opened: OpenProxy, operation: Operation) -> Done | NotDone:
+        from kb_mcp.operators.actions.operations import reopen as reopen_operation
 
-        refunded = operation.object_id is not None and await _refunded(desk, operation)
-        ledger = desk.store.ledger
+        refunded = operation.object_id is not None and await _refunded(opened, operation)
+        ledger = opened.store.ledger
         return await reopen_operation(ledger, operation, _by(reason), refunded=refunded)
 
     _act_at_stripe(operation_id, act, as_json=as_json)
@@ -149,10 +149,10 @@ def reset(*, operation_id: str, as_json: bool) -> None:
     Example: kb-mcp operations reset op_0123456789abcdef01234567
     """
 
-    async def act(books: Books, operation: Operation) -> Done:
-        from kb_mcp.proxy.ops.operations_ops import Done, reset_declines
+    async def act(opened: OpenStore, operation: Operation) -> Done:
+        from kb_mcp.operators.actions.operations import Done, reset_declines
 
-        declines = await reset_declines(books.store.ledger, operation, _by(None))
+        declines = await reset_declines(opened.store.ledger, operation, _by(None))
         click.echo(f"Forgot {declines} declines of this bill.", err=True)
         return Done(operation)
 
@@ -168,9 +168,9 @@ def cancel(*, operation_id: str, as_json: bool) -> None:
     Example: kb-mcp operations cancel op_0123456789abcdef01234567
     """
 
-    async def act(desk: Desk, operation: Operation) -> Done | NotDone:
-        from kb_mcp.proxy.ledger import State
-        from kb_mcp.proxy.ops.operations_ops import Done, NotDone
+    async def act(opened: OpenProxy, operation: Operation) -> Done | NotDone:
+        from kb_mcp.operators.actions.operations import Done, NotDone
+        from kb_mcp.proxy.ledger.records import State
 
         if operation.route != INTENTS:
             hint = "Refund it at Stripe, then `kb-mcp operations reopen`."
@@ -178,8 +178,8 @@ def cancel(*, operation_id: str, as_json: bool) -> None:
         if operation.state is not State.SUCCEEDED or operation.final or not operation.object_id:
             why = f"operation {operation.id} is {operation.state.value}: nothing to cancel"
             return NotDone(why, "Only intents that are not final yet can be cancelled.")
-        await _cancel_intent(desk, operation)
-        after = await desk.proxy.recovery.resolve_one(operation.id)
+        await _cancel_intent(opened, operation)
+        after = await opened.proxy.recovery.resolve_one(operation.id)
         if after is None or after.state is State.SUCCEEDED:
             return NotDone(f"{operation.object_id} was not cancelled; it may have gone through")
         return Done(after)
@@ -196,15 +196,15 @@ def forget(*, customer: str, as_json: bool) -> None:
     Example: kb-mcp operations forget --customer cus_Abc123
     """
 
-    async def work(books: Books) -> dict[str, Any]:
-        from kb_mcp.proxy.ops.operations_ops import forget_answers, forgettable
+    async def work(opened: OpenStore) -> dict[str, Any]:
+        from kb_mcp.operators.actions.operations import forget_answers, forgettable
 
-        found = await books.store.records.operations(customer_id=customer)
+        found = await opened.store.records.operations(customer_id=customer)
         erasable = [operation for operation, _ in found if forgettable(operation)]
-        erased = await forget_answers(books.store.ledger, erasable, _by(None))
+        erased = await forget_answers(opened.store.ledger, erasable, _by(None))
         return {"customer_id": customer, "erased": erased, "operations": len(found)}
 
-    result = with_books(work)
+    result = with_store(work)
     if as_json:
         print_json(result)
     else:
@@ -213,61 +213,61 @@ def forget(*, customer: str, as_json: bool) -> None:
         )
 
 
-async def _nothing(books: Books, operation: Operation) -> Done:
-    from kb_mcp.proxy.ops.operations_ops import Done
+async def _nothing(opened: OpenStore, operation: Operation) -> Done:
+    from kb_mcp.operators.actions.operations import Done
 
-    del books
+    del opened
     return Done(operation)
 
 
 def _act(
     operation_id: str,
-    act: Callable[[Books, Operation], Awaitable[Done | NotDone]] = _nothing,
+    act: Callable[[OpenStore, Operation], Awaitable[Done | NotDone]] = _nothing,
     *,
     as_json: bool,
 ) -> None:
-    record = with_books(lambda books: _acted(books, operation_id, act))
+    record = with_store(lambda opened: _acted(opened, operation_id, act))
     print_record(record, as_json=as_json)
 
 
 def _act_at_stripe(
     operation_id: str,
-    act: Callable[[Desk, Operation], Awaitable[Done | NotDone]],
+    act: Callable[[OpenProxy, Operation], Awaitable[Done | NotDone]],
     *,
     as_json: bool,
 ) -> None:
-    record = with_desk(lambda desk: _acted(desk, operation_id, act))
+    record = with_proxy(lambda opened: _acted(opened, operation_id, act))
     print_record(record, as_json=as_json)
 
 
-async def _acted(books: Any, operation_id: str, act: Any) -> dict[str, Any]:
+async def _acted(opened: Any, operation_id: str, act: Any) -> dict[str, Any]:
     """Find the operation, do `act`, and return its record as it is then. Raises: Failure."""
-    from kb_mcp.proxy.ops.operations_ops import NotDone
-    from kb_mcp.proxy.records import operation_record
+    from kb_mcp.operators.actions.operations import NotDone
+    from kb_mcp.proxy.edge.records import operation_record
 
-    operation, _ = await _find(books, operation_id)
-    outcome = await act(books, operation)
+    operation, _ = await _find(opened, operation_id)
+    outcome = await act(opened, operation)
     if isinstance(outcome, NotDone):
         raise Failure(outcome.why, outcome.hint)
-    return operation_record(*await _find(books, operation_id))
+    return operation_record(*await _find(opened, operation_id))
 
 
-async def _find(books: Books, operation_id: str) -> tuple[Operation, list[Attempt]]:
-    found = await books.store.records.operations(operation_id=operation_id)
+async def _find(opened: OpenStore, operation_id: str) -> tuple[Operation, list[Attempt]]:
+    found = await opened.store.records.operations(operation_id=operation_id)
     if not found:
         hint = "`kb-mcp operations list` shows every operation."
         raise Failure(f"there is no operation {operation_id}", hint)
     return found[0]
 
 
-async def _made(desk: Desk, operation: Operation, object_id: str) -> Made:
+async def _made(opened: OpenProxy, operation: Operation, object_id: str) -> Made:
     """Read the object an operator names, and check that it can be this operation's."""
-    from kb_mcp.proxy.ops.operations_ops import mismatch
-    from kb_mcp.proxy.proofs import prove_object
-    from kb_mcp.proxy.routes import ENDPOINTS
+    from kb_mcp.operators.actions.operations import mismatch
+    from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
+    from kb_mcp.proxy.stripe.evidence import prove_object
 
     route = ENDPOINTS[operation.route]
-    item = await _read(desk, f"{route.template}/{object_id}", object_id)
+    item = await _read(opened, f"{route.template}/{object_id}", object_id)
     made = prove_object(item, route)
     different = mismatch(item, operation)
     if made is None or different is not None:
@@ -277,22 +277,22 @@ async def _made(desk: Desk, operation: Operation, object_id: str) -> Made:
     return made
 
 
-async def _refunded(desk: Desk, operation: Operation) -> bool:
+async def _refunded(opened: OpenProxy, operation: Operation) -> bool:
     """Say whether Stripe shows the whole charge of `operation` as refunded."""
     path = f"/v1/charges/{operation.object_id}"
     if operation.route == INTENTS:
         path = f"/v1/payment_intents/{operation.object_id}?expand[]=latest_charge"
-    item = await _read(desk, path, operation.object_id or "")
+    item = await _read(opened, path, operation.object_id or "")
     charge = item.get("latest_charge") if operation.route == INTENTS else item
     return isinstance(charge, Mapping) and charge.get("refunded") is True
 
 
-async def _read(desk: Desk, path: str, object_id: str) -> Mapping[str, Any]:
-    from kb_mcp.proxy.ops.stripe_reads import Missing, Unread
+async def _read(opened: OpenProxy, path: str, object_id: str) -> Mapping[str, Any]:
+    from kb_mcp.proxy.stripe.reader import Missing, Unread
 
     if not _OBJECT_ID.fullmatch(object_id):
         raise click.BadParameter(f"{object_id!r} is no id of an object at Stripe")
-    seen = await desk.reads.get(path)
+    seen = await opened.reads.get(path)
     if isinstance(seen, Missing):
         raise Failure(f"Stripe has no {object_id}", "Check the id, and the mode of the key.")
     if isinstance(seen, Unread):
@@ -300,13 +300,13 @@ async def _read(desk: Desk, path: str, object_id: str) -> Mapping[str, Any]:
     return seen.body
 
 
-async def _cancel_intent(desk: Desk, operation: Operation) -> None:
+async def _cancel_intent(opened: OpenProxy, operation: Operation) -> None:
     """Post the cancellation: it can release money, never move it. Its audit row comes first."""
-    from kb_mcp.proxy.ops.operations_ops import note
-    from kb_mcp.proxy.sending import Answered, UpstreamRequest
-    from kb_mcp.wiring.machine import boottime_ms
+    from kb_mcp.operators.actions.operations import note
+    from kb_mcp.proxy.stripe.sends import Answered, UpstreamRequest
+    from kb_mcp.serving.machine import boottime_ms
 
-    await note(desk.store.ledger, _by(None).row("cancel", operation))
+    await note(opened.store.ledger, _by(None).row("cancel", operation))
     request = UpstreamRequest(
         method="POST",
         path=f"/v1/payment_intents/{operation.object_id}/cancel",
@@ -314,20 +314,20 @@ async def _cancel_intent(desk: Desk, operation: Operation) -> None:
         stripe_version=None,
         idempotency_key=f"{operation.upstream_name}-cancel",
     )
-    answer = await desk.proxy.upstream.send(request, deadline_ms=boottime_ms() + 10_000)
+    answer = await opened.proxy.upstream.send(request, deadline_ms=boottime_ms() + 10_000)
     if not isinstance(answer, Answered) or answer.status >= 500:
         raise Failure("Stripe did not answer the cancellation", "Run the command again.")
 
 
-async def _daily_declines(desk: Desk, operation: Operation) -> int:
-    from kb_mcp.proxy.admission import policy_of
+async def _daily_declines(opened: OpenProxy, operation: Operation) -> int:
+    from kb_mcp.proxy.access.authenticate import policy_of
 
-    found = await desk.store.ledger.find_key(operation.key_id)
+    found = await opened.store.ledger.find_key(operation.key_id)
     return 20 if found is None else policy_of(found[0].policy).daily_declines
 
 
 def _by(reason: str | None) -> By:
-    from kb_mcp.proxy.ops.operations_ops import By
+    from kb_mcp.operators.actions.operations import By
 
     return By(OPERATOR, reason)
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from kb_mcp.cli.failures import Failure
-from kb_mcp.cli.opening import OPERATOR, Books, with_books
+from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
 from kb_mcp.cli.output import json_option, print_json, print_list
 
 TOKEN_BYTES = 24
@@ -39,20 +39,20 @@ def add(*, name: str, as_json: bool) -> None:
     if not _NAME.fullmatch(name) or name in TAKEN:
         raise click.BadParameter(f"{name!r} is no name: up to 32 of a-z 0-9 . _ -, not reserved")
 
-    async def work(books: Books) -> str:
-        from kb_mcp.proxy.ops.office import Operator
-        from kb_mcp.proxy.vault import hash_token
-        from kb_mcp.wiring.machine import random_bytes
+    async def work(opened: OpenStore) -> str:
+        from kb_mcp.proxy.access.tokens import hash_token
+        from kb_mcp.proxy.store_admin import Operator
+        from kb_mcp.serving.machine import random_bytes
 
-        if name in books.office.operator_hashes():
+        if name in opened.store_admin.operator_hashes():
             raise Failure(f"there is an operator {name} already", "Remove it first.")
-        await _note(books, "operator_add", name)
+        await _note(opened, "operator_add", name)
         token = f"kbo_{random_bytes(TOKEN_BYTES).hex()}"
-        if not books.office.add_operator(Operator(name, hash_token(token), books.now())):
+        if not opened.store_admin.add_operator(Operator(name, hash_token(token), opened.now())):
             raise Failure(f"there is an operator {name} already", "Remove it first.")
         return token
 
-    token = with_books(work)
+    token = with_store(work)
     if as_json:
         print_json({"name": name, "token": token})
     else:
@@ -67,16 +67,16 @@ def list_(*, as_json: bool) -> None:
     Example: kb-mcp operators list
     """
 
-    async def work(books: Books) -> list[dict[str, Any]]:
-        from kb_mcp.proxy.windows import rfc3339
+    async def work(opened: OpenStore) -> list[dict[str, Any]]:
+        from kb_mcp.proxy.ledger.windows import rfc3339
 
         return [
             {"name": each.name, "created_at": rfc3339(each.created_at)}
-            for each in books.office.operators()
+            for each in opened.store_admin.operators()
         ]
 
     empty = "None but the holder of KEYBRAKE_ADMIN_TOKEN."
-    print_list(with_books(work), ("name", "created_at"), as_json=as_json, empty=empty)
+    print_list(with_store(work), ("name", "created_at"), as_json=as_json, empty=empty)
 
 
 @operators.command()
@@ -87,19 +87,19 @@ def remove(*, name: str) -> None:
     Example: kb-mcp operators remove maria
     """
 
-    async def work(books: Books) -> None:
-        if name not in books.office.operator_hashes():
+    async def work(opened: OpenStore) -> None:
+        if name not in opened.store_admin.operator_hashes():
             raise Failure(f"there is no operator {name}", "`kb-mcp operators list` shows them.")
-        await _note(books, "operator_remove", name)
-        books.office.remove_operator(name)
+        await _note(opened, "operator_remove", name)
+        opened.store_admin.remove_operator(name)
 
-    with_books(work)
+    with_store(work)
     click.echo(f"Removed {name}.")
 
 
-async def _note(books: Books, decision: str, name: str) -> None:
-    from kb_mcp.proxy.ledger import AuditDraft
-    from kb_mcp.proxy.ops.operations_ops import note
+async def _note(opened: OpenStore, decision: str, name: str) -> None:
+    from kb_mcp.operators.actions.operations import note
+    from kb_mcp.proxy.ledger.records import AuditDraft
 
     row = AuditDraft(kind="admin", decision=decision, agent_id=OPERATOR, note=name)
-    await note(books.store.ledger, row)
+    await note(opened.store.ledger, row)

@@ -66,7 +66,7 @@ def print_record(record: Mapping[str, Any], *, as_json: bool) -> None:
 
 def cell(value: object) -> str:
     """Write a value for people; nothing in it moves a cursor or breaks a line."""
-    from kb_mcp.proxy.audit import clean_text
+    from kb_mcp.proxy.audit.chain import clean_text
 
     if value is None:
         return "-"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from kb_mcp.proxy.ops.audit_ops import AuditReader
+    from kb_mcp.proxy.audit.verification import AuditReader
 
 T = TypeVar("T")
 # Drawing is told of each so many rows: a bar must not slow down what it shows.

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kb_mcp.cli.failures import Failure, found_something
-from kb_mcp.cli.opening import OPERATOR, Desk, with_desk
+from kb_mcp.cli.opening import OPERATOR, OpenProxy, with_proxy
 from kb_mcp.cli.options import past_ms
 from kb_mcp.cli.output import json_option, print_json, print_list
 from kb_mcp.cli.progress import Advance, progress
 
 if TYPE_CHECKING:
-    from kb_mcp.proxy.ledger import KeyId
-    from kb_mcp.proxy.reconcile import Reconciliation
+    from kb_mcp.operators.reports.reconcile import Reconciliation
+    from kb_mcp.proxy.ledger.records import KeyId
 
 # A charge may be listed under an earlier second than its reservation: clocks differ.
 MARGIN_MS = 3_600_000
@@ -42,15 +42,15 @@ def recover(*, as_json: bool) -> None:
     Example: kb-mcp recover
     """
 
-    async def work(desk: Desk) -> list[dict[str, Any]]:
+    async def work(opened: OpenProxy) -> list[dict[str, Any]]:
         with progress("Looking up", shown=not as_json) as advance:
-            done = await desk.proxy.recovery.run(advance)
+            done = await opened.proxy.recovery.run(advance)
         return [
             {"operation_id": operation_id, "state": state.value}
             for operation_id, state in done.states.items()
         ]
 
-    records = with_desk(work)
+    records = with_proxy(work)
     print_list(records, ("operation_id", "state"), as_json=as_json, empty="Nothing was due.")
 
 
@@ -63,13 +63,13 @@ def reconcile(*, since: str, as_json: bool) -> None:
     Example: kb-mcp reconcile --since 2026-06-01
     """
 
-    async def work(desk: Desk) -> dict[str, list[dict[str, Any]]]:
-        from kb_mcp.proxy.reconcile import charge_record
+    async def work(opened: OpenProxy) -> dict[str, list[dict[str, Any]]]:
+        from kb_mcp.operators.reports.reconcile import charge_record
 
-        since_ms = past_ms(since, desk.now())
-        outcome = await _compare(desk, since_ms, shown=not as_json)
+        since_ms = past_ms(since, opened.now())
+        outcome = await _compare(opened, since_ms, shown=not as_json)
         with progress("Asking for what was not listed", shown=not as_json) as advance:
-            missing = await _missing(desk, outcome, advance)
+            missing = await _missing(opened, outcome, advance)
         found = {
             "missing_operations": [
                 charge_record(charge)
@@ -80,10 +80,10 @@ def reconcile(*, since: str, as_json: bool) -> None:
             "differing": list(outcome.differing),
         }
         if any(found.values()):
-            await _note_difference(desk, found)
+            await _note_difference(opened, found)
         return found
 
-    result = with_desk(work)
+    result = with_proxy(work)
     if as_json:
         print_json(result)
     else:
@@ -108,50 +108,52 @@ def adopt(*, since: str, period_from: str, apply: bool, as_json: bool) -> None:
         hint = "description, metadata:NAME or none"
         raise click.BadParameter(f"{period_from!r} is not {hint}", param_hint="--period-from")
 
-    async def work(desk: Desk) -> list[dict[str, Any]]:
-        since_ms = past_ms(since, desk.now())
+    async def work(opened: OpenProxy) -> list[dict[str, Any]]:
+        since_ms = past_ms(since, opened.now())
         shown = not as_json
-        records = await _adopt(desk, since_ms, period_from, apply=apply, shown=shown)
+        records = await _adopt(opened, since_ms, period_from, apply=apply, shown=shown)
         if apply:
-            await _close_gap(desk, since_ms, shown=shown)
+            await _close_gap(opened, since_ms, shown=shown)
         return records
 
-    records = with_desk(work)
+    records = with_proxy(work)
     empty = "Nothing to adopt: the ledger has every charge."
     print_list(records, ADOPT_COLUMNS, as_json=as_json, empty=empty)
     if records and not apply:
         click.echo("Nothing was changed. Run it again with --apply to adopt these.", err=True)
 
 
-async def _compare(desk: Desk, since_ms: int, *, shown: bool) -> Reconciliation:
-    from kb_mcp.proxy.ops.stripe_reads import Unread
-    from kb_mcp.proxy.reconcile import Wanted
-    from kb_mcp.proxy.reconcile import reconcile as compare
-    from kb_mcp.proxy.records import every_operation
+async def _compare(opened: OpenProxy, since_ms: int, *, shown: bool) -> Reconciliation:
+    from kb_mcp.operators.reports.reconcile import Wanted
+    from kb_mcp.operators.reports.reconcile import reconcile as compare
+    from kb_mcp.proxy.edge.records import every_operation
+    from kb_mcp.proxy.stripe.reader import Unread
 
     with progress("Reading charges", shown=shown) as advance:
-        charges = await desk.reads.walk(
+        charges = await opened.reads.walk(
             "/v1/charges", since_ms - MARGIN_MS, lambda done: advance(done, None)
         )
     if isinstance(charges, Unread):
         raise Failure(f"the list of charges cannot be read: {charges.why}", "Nothing was changed.")
     wanted = Wanted.by(charges, since_ms)
-    ledger = every_operation(desk.store.records)
+    ledger = every_operation(opened.store.records)
     operations = [each async for each, _ in ledger if wanted.holds(each)]
     return compare(operations, charges, since_ms)
 
 
-async def _missing(desk: Desk, outcome: Reconciliation, advance: Advance) -> list[dict[str, Any]]:
+async def _missing(
+    opened: OpenProxy, outcome: Reconciliation, advance: Advance
+) -> list[dict[str, Any]]:
     """Ask Stripe by name for each object that its list did not show."""
-    from kb_mcp.proxy.ops.stripe_reads import Found, Unread
-    from kb_mcp.proxy.records import operation_record
-    from kb_mcp.proxy.routes import ENDPOINTS
+    from kb_mcp.proxy.edge.records import operation_record
+    from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
+    from kb_mcp.proxy.stripe.reader import Found, Unread
 
     missing = []
     for done, operation in enumerate(outcome.unlisted):
         advance(done, len(outcome.unlisted))
         path = f"{ENDPOINTS[operation.route].template}/{operation.object_id}"
-        seen = await desk.reads.get(path)
+        seen = await opened.reads.get(path)
         if isinstance(seen, Unread):
             raise Failure(f"{operation.object_id} cannot be read: {seen.why}")
         if not isinstance(seen, Found):
@@ -160,46 +162,46 @@ async def _missing(desk: Desk, outcome: Reconciliation, advance: Advance) -> lis
 
 
 async def _adopt(
-    desk: Desk, since_ms: int, period_from: str, *, apply: bool, shown: bool
+    opened: OpenProxy, since_ms: int, period_from: str, *, apply: bool, shown: bool
 ) -> list[dict[str, Any]]:
-    outcome = await _compare(desk, since_ms, shown=shown)
-    keys = await desk.store.records.keys()
+    outcome = await _compare(opened, since_ms, shown=shown)
+    keys = await opened.store.records.keys()
     lineages: dict[str, KeyId] = {key.lineage_id: key.id for key, _ in keys}
     records: list[dict[str, Any]] = []
     with progress("Adopting", shown=shown) as advance:
         # Stripe lists the newest first, and the newest of a bill is to speak for it.
         for charge in reversed(outcome.unknown_charges):
             advance(len(records), len(outcome.unknown_charges))
-            records.append(await _adopt_one(desk, charge, lineages, period_from, apply=apply))
+            records.append(await _adopt_one(opened, charge, lineages, period_from, apply=apply))
     return records
 
 
 async def _adopt_one(
-    desk: Desk,
+    opened: OpenProxy,
     charge: Mapping[str, Any],
     lineages: Mapping[str, KeyId],
     period_from: str,
     *,
     apply: bool,
 ) -> dict[str, Any]:
-    from kb_mcp.proxy.ops.adopt import Adopted, Left, operation_of, period_of
-    from kb_mcp.proxy.ops.adopt import adopt as adopt_one
+    from kb_mcp.operators.actions.adopt import Adopted, Left, operation_of, period_of
+    from kb_mcp.operators.actions.adopt import adopt as adopt_one
 
-    now = desk.now()
+    now = opened.now()
     period = period_of(charge, period_from)
     operation, attempt = operation_of(charge, period, lineages, now, _fresh_id())
-    young = now - operation.reserved_at < desk.store.settings.recovery_grace_ms
+    young = now - operation.reserved_at < opened.store.settings.recovery_grace_ms
     result: Adopted | Left = Adopted(operation)
     if young and operation.lineage_id in lineages:
         # Ours, and so new that the process that sent it may be about to conclude it.
         result = Left("made within the recovery grace: run this again later")
     elif apply:
-        result = await adopt_one(desk.store.ledger, operation, attempt, OPERATOR)
+        result = await adopt_one(opened.store.ledger, operation, attempt, OPERATOR)
     return _adopted_record(charge, operation, result, apply=apply)
 
 
 def _fresh_id() -> Any:
-    from kb_mcp.wiring.machine import new_id
+    from kb_mcp.serving.machine import new_id
 
     return new_id("op")
 
@@ -207,8 +209,8 @@ def _fresh_id() -> Any:
 def _adopted_record(
     charge: Mapping[str, Any], operation: Any, result: Any, *, apply: bool
 ) -> dict[str, Any]:
-    from kb_mcp.proxy.ops.adopt import Adopted
-    from kb_mcp.proxy.reconcile import charge_record
+    from kb_mcp.operators.actions.adopt import Adopted
+    from kb_mcp.operators.reports.reconcile import charge_record
 
     taken = isinstance(result, Adopted)
     return charge_record(charge) | {
@@ -220,51 +222,53 @@ def _adopted_record(
     }
 
 
-async def _close_gap(desk: Desk, since_ms: int, *, shown: bool) -> None:
+async def _close_gap(opened: OpenProxy, since_ms: int, *, shown: bool) -> None:
     """Remember the adoption; a store that had lost records may send again if nothing is left out.
 
     Every marked charge since the last record before the gap, less 25 h, must be in the ledger.
     """
-    from kb_mcp.proxy.ledger import AuditDraft
-    from kb_mcp.proxy.ops.operations_ops import note
-    from kb_mcp.proxy.windows import rfc3339
+    from kb_mcp.operators.actions.operations import note
+    from kb_mcp.proxy.ledger.records import AuditDraft
+    from kb_mcp.proxy.ledger.windows import rfc3339
 
-    desk.office.set_facts({"adopted_since": rfc3339(since_ms), "adopted_at": rfc3339(desk.now())})
-    if not desk.store.behind:
+    opened.store_admin.set_facts(
+        {"adopted_since": rfc3339(since_ms), "adopted_at": rfc3339(opened.now())}
+    )
+    if not opened.store.behind:
         return
-    needed = _needed_since(desk)
+    needed = _needed_since(opened)
     if since_ms > needed:
         hint = f"Run `kb-mcp adopt --since {rfc3339(needed)} --apply`, and it may send again."
         raise Failure("the store has lost records, and this does not reach back far enough", hint)
-    outcome = await _compare(desk, since_ms, shown=shown)
+    outcome = await _compare(opened, since_ms, shown=shown)
     if any(
         "keybrake_operation" in (each.get("metadata") or {}) for each in outcome.unknown_charges
     ):
         raise Failure("charges of ours are still not in the ledger: nothing is sent yet")
-    _demand_settled(desk)
-    lost = ", ".join(f"{behind.head.node}:{behind.head.seq}" for behind in desk.store.behind)
+    _demand_settled(opened)
+    lost = ", ".join(f"{behind.head.node}:{behind.head.seq}" for behind in opened.store.behind)
     row = AuditDraft(kind="admin", decision="gap_closed", agent_id=OPERATOR, note=lost[:200])
-    await note(desk.store.ledger, row)
-    desk.store.heads.forget()
+    await note(opened.store.ledger, row)
+    opened.store.heads.forget()
     click.echo("The store may send again. Start the serving processes anew.", err=True)
 
 
-def _demand_settled(desk: Desk) -> None:
+def _demand_settled(opened: OpenProxy) -> None:
     """Wait out the grace: what was being sent when the store was lost may only now be made.
 
     Raises: Failure.
     """
-    last = max((behind.at_ms or 0 for behind in desk.store.behind), default=0)
-    left_ms = last + desk.store.settings.recovery_grace_ms - desk.now()
+    last = max((behind.at_ms or 0 for behind in opened.store.behind), default=0)
+    left_ms = last + opened.store.settings.recovery_grace_ms - opened.now()
     if left_ms > 0:
         hint = f"Run this again in {left_ms // 1000 + 1} seconds."
         raise Failure("what was lost is younger than the recovery grace: nothing is sent yet", hint)
 
 
-def _needed_since(desk: Desk) -> int:
+def _needed_since(opened: OpenProxy) -> int:
     """Return from when on charges may be missing (ms UTC)."""
-    audit, moments = desk.store.records.audit, []
-    for behind in desk.store.behind:
+    audit, moments = opened.store.records.audit, []
+    for behind in opened.store.behind:
         rows = list(audit(node=behind.head.node, limit=1, newest_first=True))
         if not rows and behind.began_ms is not None:
             # All that this process wrote is gone: it began after the copy was taken.
@@ -276,11 +280,11 @@ def _needed_since(desk: Desk) -> int:
     return min(moments, default=0)
 
 
-async def _note_difference(desk: Desk, found: Mapping[str, list[dict[str, Any]]]) -> None:
+async def _note_difference(opened: OpenProxy, found: Mapping[str, list[dict[str, Any]]]) -> None:
     """Leave a row that the serving process alerts of."""
-    from kb_mcp.proxy.ledger import AuditDraft
-    from kb_mcp.proxy.ops.alert_rules import RECONCILE_DIFFERENCE
-    from kb_mcp.proxy.ops.operations_ops import note
+    from kb_mcp.operators.actions.operations import note
+    from kb_mcp.operators.alerts.rules import RECONCILE_DIFFERENCE
+    from kb_mcp.proxy.ledger.records import AuditDraft
 
     counts = ", ".join(f"{len(each)} {name.replace('_', ' ')}" for name, each in found.items())
     row = AuditDraft(
@@ -290,7 +294,7 @@ async def _note_difference(desk: Desk, found: Mapping[str, list[dict[str, Any]]]
         agent_id=OPERATOR,
         note=counts,
     )
-    await note(desk.store.ledger, row)
+    await note(opened.store.ledger, row)
 
 
 def _print_comparison(result: dict[str, list[dict[str, Any]]]) -> None:

@@ -44,8 +44,8 @@ def up(  # noqa: PLR0913 one argument for each option
 
     Example: kb-mcp up --port 8787
     """
+    from kb_mcp.serving.logs import configure_logs
     from kb_mcp.settings import load_settings
-    from kb_mcp.wiring.logs import configure_logs
     from kb_mcp.wiring.serve import Addresses, run, serve_up, serve_worker
 
     configure_logs(log_format)
@@ -70,7 +70,7 @@ def mcp() -> None:
 
     Example: KEYBRAKE_VAULT_KEY_BILLING=vk_test_… kb-mcp mcp
     """
-    from kb_mcp.wiring.starting import uncollected
+    from kb_mcp.serving.process_setup import uncollected
 
     with uncollected():
         from kb_mcp.settings import load_settings
@@ -94,7 +94,7 @@ def sandbox(*, host: str, port: int, state: Path | None) -> None:
 
     from kb_mcp.sandbox.app import create_sandbox
     from kb_mcp.sandbox.server import serve
-    from kb_mcp.wiring.machine import host_ms, random_name
+    from kb_mcp.serving.machine import host_ms, random_name
 
     try:
         app = create_sandbox(state, clock=host_ms, new_id=random_name)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from kb_mcp.cli.failures import WRONG, Failure
-from kb_mcp.cli.opening import OPERATOR, Books, with_books
+from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
 from kb_mcp.cli.options import cap_table
 from kb_mcp.cli.output import json_option, print_record
 from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX
@@ -37,10 +37,10 @@ def show(*, as_json: bool) -> None:
     Example: kb-mcp settings show --json
     """
 
-    async def work(books: Books) -> dict[str, Any]:
-        return _record(books.office.facts())
+    async def work(opened: OpenStore) -> dict[str, Any]:
+        return _record(opened.store_admin.facts())
 
-    print_record(with_books(work, lenient=True), as_json=as_json)
+    print_record(with_store(work, lenient=True), as_json=as_json)
 
 
 @settings.command("set")
@@ -54,21 +54,21 @@ def set_(*, name: str, value: str, as_json: bool) -> None:
     """
     facts = _facts(name, value)
 
-    async def work(books: Books) -> dict[str, Any]:
-        from kb_mcp.proxy.ledger import AuditDraft
-        from kb_mcp.proxy.ops.operations_ops import note
+    async def work(opened: OpenStore) -> dict[str, Any]:
+        from kb_mcp.operators.actions.operations import note
+        from kb_mcp.proxy.ledger.records import AuditDraft
 
-        before = books.office.facts()
+        before = opened.store_admin.facts()
         _check_times(before | facts)
         (fact,) = facts
         change = f"{name}: {before.get(fact)} -> {facts[fact]}"
         # The audit row commits first: no change is without one.
         row = AuditDraft(kind="admin", decision="settings_set", agent_id=OPERATOR, note=change)
-        await note(books.store.ledger, row)
-        books.office.set_facts(facts)
-        return _record(books.office.facts())
+        await note(opened.store.ledger, row)
+        opened.store_admin.set_facts(facts)
+        return _record(opened.store_admin.facts())
 
-    record = with_books(work, lenient=True)
+    record = with_store(work, lenient=True)
     print_record(record, as_json=as_json)
     click.echo("Processes that are serving take it up when they start again.", err=True)
 

@@ -11,14 +11,14 @@ import click
 
 from kb_mcp.cli.completion import key_ids
 from kb_mcp.cli.failures import Failure
-from kb_mcp.cli.opening import Books, with_books
+from kb_mcp.cli.opening import OpenStore, with_store
 from kb_mcp.cli.options import past_ms
 from kb_mcp.cli.output import json_option, print_list
 
 if TYPE_CHECKING:
     from datetime import date
 
-    from kb_mcp.proxy.records import Spend
+    from kb_mcp.proxy.edge.records import Spend
 
 COLUMNS = ("key_id", "scope", "window", "window_start", "currency", "cap", "settled", "reserved",
            "left")  # fmt: skip
@@ -33,39 +33,39 @@ def spend(*, key_id: str | None, day: str | None, as_json: bool) -> None:
 
     Example: kb-mcp spend --day 2026-06-15
     """
-    records = with_books(lambda books: _spend(books, key_id, day))
+    records = with_store(lambda opened: _spend(opened, key_id, day))
     print_list(records, COLUMNS, as_json=as_json, empty="No caps, and nothing spent.")
 
 
-async def _spend(books: Books, key_id: str | None, day: str | None) -> list[Spend]:
-    from kb_mcp.proxy.ops.spend import spend_of_every_key
-    from kb_mcp.proxy.windows import day_of
+async def _spend(opened: OpenStore, key_id: str | None, day: str | None) -> list[Spend]:
+    from kb_mcp.operators.reports.spend import spend_of_every_key
+    from kb_mcp.proxy.ledger.windows import day_of
 
-    now = books.now()
+    now = opened.now()
     date = day_of(now if day is None else past_ms(day, now))
     if key_id is not None:
-        return await _spend_of(books, key_id, date)
-    rows = await spend_of_every_key(books.store.records, date, rotated=True)
-    return [*await _account(books, date.isoformat()), *rows]
+        return await _spend_of(opened, key_id, date)
+    rows = await spend_of_every_key(opened.store.records, date, rotated=True)
+    return [*await _account(opened, date.isoformat()), *rows]
 
 
-async def _spend_of(books: Books, key_id: str, day: date) -> list[Spend]:
-    from kb_mcp.proxy.ledger import KeyId
-    from kb_mcp.proxy.records import spend_records
+async def _spend_of(opened: OpenStore, key_id: str, day: date) -> list[Spend]:
+    from kb_mcp.proxy.edge.records import spend_records
+    from kb_mcp.proxy.ledger.records import KeyId
 
     starts = (day.isoformat(), day.replace(day=1).isoformat())
-    found = await books.store.records.spend_of_keys([KeyId(key_id)], *starts, books.now())
+    found = await opened.store.records.spend_of_keys([KeyId(key_id)], *starts, opened.now())
     if not found:
         raise Failure(f"there is no vault key {key_id}", "`kb-mcp keys list` shows every key.")
     return spend_records(found[0].key_id, found[0].caps, found[0].windows, *starts)
 
 
-async def _account(books: Books, today: str) -> list[Spend]:
-    from kb_mcp.proxy.ledger import Window, WindowKey
-    from kb_mcp.proxy.records import account_spend
+async def _account(opened: OpenStore, today: str) -> list[Spend]:
+    from kb_mcp.proxy.edge.records import account_spend
+    from kb_mcp.proxy.ledger.records import Window, WindowKey
 
-    ceilings = books.store.settings.ceilings
-    found = await books.store.records.windows(scope="account", starts=(today,))
+    ceilings = opened.store.settings.ceilings
+    found = await opened.store.records.windows(scope="account", starts=(today,))
     windows = {window.key.currency: window for window in found if window.key.currency}
     for currency in ceilings:
         key = WindowKey("account", "", "day", today, currency)

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
 
-from kb_mcp.proxy.ledger import Attempt, AttemptOutcome, Operation
-from kb_mcp.proxy.messages import Reply, refused
-from kb_mcp.proxy.proofs import Declined, Made, NeverBegan, Nothing, Proof, Rejected
-from kb_mcp.proxy.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.routes import ENDPOINTS
-from kb_mcp.proxy.scrub import scrub_error, strip_client_secret
-from kb_mcp.proxy.sending import Answered, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
+from kb_mcp.proxy.errors.scrub import scrub_error, strip_client_secret
+from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Operation
+from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
+from kb_mcp.proxy.stripe.evidence import Declined, Made, NeverBegan, Nothing, Proof, Rejected
+from kb_mcp.proxy.stripe.messages import Reply, refused
+from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamAnswer, UpstreamRequest
 
 # Why nothing left us, to the refusal that says so; anything else is an unreachable Stripe.
 _NEVER_SENT = {

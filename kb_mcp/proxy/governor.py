@@ -14,32 +14,26 @@ from typing import Any, assert_never
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.abandoned import Abandoned
-from kb_mcp.proxy.admission import Admitted, spent
+from kb_mcp.proxy.access.authenticate import Admitted, spent
 from kb_mcp.proxy.answers import Answers
-from kb_mcp.proxy.clock import StoreClock
-from kb_mcp.proxy.conclude import Ending, conclude
-from kb_mcp.proxy.decide import decide
-from kb_mcp.proxy.decisions import Decision, Join, Look, Proceed, Refuse, Replay
-from kb_mcp.proxy.intent import Intent
-from kb_mcp.proxy.joins import Joins
-from kb_mcp.proxy.ledger import (
-    Attempt,
-    Changes,
-    Ledger,
-    LedgerUnavailableError,
-    Operation,
-    OperationId,
-    Refs,
-)
-from kb_mcp.proxy.messages import Reply, refused
-from kb_mcp.proxy.naming import tally_of
-from kb_mcp.proxy.proofs import Made, Proof, prove
-from kb_mcp.proxy.refusals import Code, refuse
-from kb_mcp.proxy.scrub import scrub_error
-from kb_mcp.proxy.sending import Answered, NotSent, Upstream, UpstreamAnswer, UpstreamRequest
-from kb_mcp.proxy.standing import Standing
-from kb_mcp.proxy.windows import windows_at, windows_of
+from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
+from kb_mcp.proxy.errors.refusals import Code, refuse
+from kb_mcp.proxy.errors.scrub import scrub_error
+from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
+from kb_mcp.proxy.ledger.records import Attempt, Changes, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.windows import windows_at, windows_of
+from kb_mcp.proxy.rules.command import Command
+from kb_mcp.proxy.rules.conclude import conclude
+from kb_mcp.proxy.rules.decide import decide
+from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, Refuse, Replay
+from kb_mcp.proxy.rules.ending import Ending
+from kb_mcp.proxy.rules.operation_names import tally_of
+from kb_mcp.proxy.stripe.evidence import Made, Proof, prove
+from kb_mcp.proxy.stripe.messages import Reply, refused
+from kb_mcp.proxy.stripe.sends import Answered, NotSent, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.waiters import Waiters
 
 JOIN_WAIT_MS = 10_000
 SEND_WITHIN_MS = 5_000
@@ -57,16 +51,16 @@ class Governor:
     upstream: Upstream
     clock: StoreClock
     answers: Answers
-    joins: Joins
+    waiters: Waiters
     boottime_ms: Callable[[], int]
     upstream_key: str
-    abandoned: Abandoned
+    abandoned: AbandonedIntents
     look: Callable[[OperationId], Awaitable[Operation | None]]
     tasks: set[asyncio.Task[Any]]
     behind: bool = False
 
-    async def govern(self, admitted: Admitted, intent: Intent) -> Reply:
-        """Carry out `intent` at most once and answer as Stripe would.
+    async def govern(self, admitted: Admitted, command: Command) -> Reply:
+        """Carry out `command` at most once and answer as Stripe would.
 
         Raises: LedgerUnavailableError, with nothing sent.
         """
@@ -75,7 +69,7 @@ class Governor:
         give_up_at = self.boottime_ms() + JOIN_WAIT_MS
         looked = False
         while True:
-            decision = await self.ledger.transact(intent.refs, _decider(intent))
+            decision = await self.ledger.transact(command.refs, _decider(command))
             match decision:
                 case Refuse(refusal=refusal, operation=operation):
                     return refused(
@@ -84,14 +78,14 @@ class Governor:
                 case Replay(operation=operation):
                     return await self.answers.replay(operation)
                 case Proceed():
-                    return await self._detached(self._lead(admitted, intent, decision))
+                    return await self._detached(self._lead(admitted, command, decision))
                 case Join(operation=operation):
                     left_ms = give_up_at - self.boottime_ms()
                     if left_ms <= 0:
                         facts = {"operation": operation.id}
                         return refused(refuse(Code.IDEMPOTENCY_KEY_IN_USE, facts=facts))
-                    await self.joins.wait(operation.id, left_ms)
-                    intent = replace(intent, joined=True)
+                    await self.waiters.wait(operation.id, left_ms)
+                    command = replace(command, joined=True)
                 case Look(operation=operation):
                     if looked:
                         facts = {"operation": operation.id}
@@ -101,21 +95,21 @@ class Governor:
                 case _:
                     assert_never(decision)
 
-    async def _lead(self, admitted: Admitted, intent: Intent, go: Proceed) -> Reply:
+    async def _lead(self, admitted: Admitted, command: Command, go: Proceed) -> Reply:
         """Send what was reserved and conclude by what the answer proves."""
         begun = self.boottime_ms()
         answer = await self._send(admitted, go)
         if isinstance(answer, Answered):
             self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
             answer = self._scrubbed(answer)
-        proof = prove(answer, intent.reading.route)
+        proof = prove(answer, command.reading.route)
         try:
-            operation, attempt = await self._conclude(intent, go, proof, answer)
+            operation, attempt = await self._conclude(command, go, proof, answer)
         except LedgerUnavailableError:
             # Stripe has answered, the ledger has not: the reservation stays, recovery will read.
             return refused(refuse(Code.OUTCOME_UNKNOWN, facts={"operation": go.operation.id}))
         finally:
-            self.joins.wake(go.operation.id)
+            self.waiters.wake(go.operation.id)
         return self.answers.first(operation, attempt, proof, answer)
 
     async def _send(self, admitted: Admitted, go: Proceed) -> UpstreamAnswer:
@@ -140,9 +134,9 @@ class Governor:
         return await self.upstream.send(request, deadline_ms=deadline_ms)
 
     async def _conclude(
-        self, intent: Intent, go: Proceed, proof: Proof, answer: UpstreamAnswer
+        self, command: Command, go: Proceed, proof: Proof, answer: UpstreamAnswer
     ) -> tuple[Operation, Attempt]:
-        request = intent.request
+        request = command.request
         if isinstance(answer, Answered):
             request = replace(request, request_id=answer.headers.get("request-id"))
         ending = Ending(
@@ -150,12 +144,12 @@ class Governor:
             attempt=go.attempt.number,
             token=go.operation.lease_token,
             proof=proof,
-            daily_declines=intent.policy.daily_declines,
+            daily_declines=command.policy.daily_declines,
             request=request,
         )
 
-        def step(standing: Standing) -> tuple[tuple[Operation, Attempt], Changes]:
-            operation, changes = conclude(standing, ending)
+        def step(snapshot: Snapshot) -> tuple[tuple[Operation, Attempt], Changes]:
+            operation, changes = conclude(snapshot, ending)
             return (operation, changes.attempts[0] if changes.attempts else go.attempt), changes
 
         return await self.ledger.transact(lambda now: ending_refs(go.operation, proof, now), step)
@@ -185,9 +179,9 @@ def ending_refs(operation: Operation, proof: Proof, now: int) -> Refs:
     )
 
 
-def _decider(intent: Intent) -> Callable[[Standing], tuple[Decision, Changes]]:
-    def step(standing: Standing) -> tuple[Decision, Changes]:
-        decision = decide(standing, intent)
+def _decider(command: Command) -> Callable[[Snapshot], tuple[Decision, Changes]]:
+    def step(snapshot: Snapshot) -> tuple[Decision, Changes]:
+        decision = decide(snapshot, command)
         return decision, decision.changes
 
     return step

@@ -1,97 +1,93 @@
-"""Reads: requests that move no money, passed to Stripe and answered as it answered.
+"""Gauges as the store hands them over: counts, and the windows of some keys.
 
-Floor: below the desk. What goes upstream is rebuilt from the parsed request; the answer is checked
-against the customers a key may touch before it is forwarded.
+Floor: wing B, beside the records. Pure.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
-from msgspec.structs import replace
+from kb_mcp.proxy.access.policy import CapRules
+from kb_mcp.proxy.ledger.records import KeyId, LineageId, Window
 
-from kb_mcp.proxy.admission import Admitted
-from kb_mcp.proxy.clock import StoreClock
-from kb_mcp.proxy.ledger import AuditDraft, Changes, Ledger, Refs
-from kb_mcp.proxy.messages import Reply, refused
-from kb_mcp.proxy.refusals import Code, Refusal, refuse
-from kb_mcp.proxy.scrub import scrub_error, strip_client_secret
-from kb_mcp.proxy.sending import Answered, Lost, NotSent, Upstream, UpstreamRequest
-from kb_mcp.proxy.surface import Reading
-from kb_mcp.proxy.visibility import check_answer
-
-READ_WITHIN_MS = 5_000
+Held = dict[str, tuple[int, int]]
+"""Reserved and settled in minor units, by currency."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reads:
-    """Forwards reads. `boottime_ms` counts suspended time."""
+@dataclass(frozen=True, slots=True)
+class KeyCounts:
+    """How many keys have one of KEY_STATUSES; `rotated` ones have a successor."""
 
-    ledger: Ledger
-    upstream: Upstream
-    clock: StoreClock
-    upstream_key: str
-    boottime_ms: Callable[[], int]
+    status: str
+    rotated: bool
+    count: int
 
-    async def read(
-        self, admitted: Admitted, reading: Reading, version: str | None, base: AuditDraft
-    ) -> Reply:
-        """Answer a read, and leave its audit row before the answer goes out."""
-        started = self.boottime_ms()
-        query = reading.form.encode().decode()
-        path = f"{reading.path}?{query}" if query else reading.path
-        answer = await self._fetch(path, version)
-        shown = self._shown(admitted, answer)
-        row = replace(
-            base,
-            kind="read",
-            code=shown.code.value if isinstance(shown, Refusal) else None,
-            decision="forward" if isinstance(answer, Answered) else "failed",
-            stripe_status=answer.status if isinstance(answer, Answered) else None,
-            object_id=reading.object_id,
-            customer_id=reading.customer,
-            duration_ms=self.boottime_ms() - started,
-        )
-        await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
-        return refused(shown) if isinstance(shown, Refusal) else shown
 
-    async def customer_metadata(self, customer: str) -> dict[str, str] | None:
-        """Return the metadata of `customer` as Stripe has it, or None where it cannot be had."""
-        answer = await self._fetch(f"/v1/customers/{customer}")
-        if not isinstance(answer, Answered) or answer.status != 200:
-            return None
-        try:
-            metadata = json.loads(answer.body).get("metadata")
-        except (ValueError, AttributeError):
-            return None
-        return metadata if isinstance(metadata, dict) else None
+class KeyCaps(NamedTuple):
+    """What caps a key. A `rotated` key has a successor in its lineage."""
 
-    async def _fetch(self, path: str, version: str | None = None) -> Answered | NotSent | Lost:
-        request = UpstreamRequest(
-            method="GET", path=path, body=None, stripe_version=version, idempotency_key=None
-        )
-        begun = self.boottime_ms()
-        answer = await self.upstream.send(request, deadline_ms=begun + READ_WITHIN_MS)
-        if isinstance(answer, Answered):
-            self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
-        return answer
+    key_id: KeyId
+    lineage_id: LineageId
+    caps: CapRules
+    rotated: bool
 
-    def _shown(self, admitted: Admitted, answer: Answered | NotSent | Lost) -> Reply | Refusal:
-        if not isinstance(answer, Answered):
-            # A read that got no answer changed nothing: it may simply be asked again.
-            return refuse(Code.UPSTREAM_UNREACHABLE)
-        headers = {
-            name: answer.headers[name]
-            for name in ("request-id", "stripe-version")
-            if name in answer.headers
-        }
-        if answer.status in {401, 403}:
-            return refuse(Code.UPSTREAM_REJECTED_KEY)
-        if answer.status >= 400:
-            return Reply(answer.status, scrub_error(answer.body, self.upstream_key), headers)
-        hidden = check_answer(admitted.policy, answer.body)
-        if hidden is not None:
-            return hidden
-        return Reply(answer.status, strip_client_secret(answer.body), headers)
+
+@dataclass(frozen=True, slots=True)
+class KeySpend:
+    """What caps a key, what its lineage holds in the running windows, and whether it serves."""
+
+    key_id: KeyId
+    caps: CapRules
+    serves: bool
+    windows: list[Window]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditCounts:
+    """Rows by kind, decision and code, and the place of the last that was counted."""
+
+    counts: Mapping[tuple[str, str, str], int]
+    last_row: Any
+
+
+class GaugeRecords(Protocol):
+    """The reads of a scrape. Raises: LedgerUnavailableError."""
+
+    async def open_operations(self) -> dict[str, int]:
+        """Return how many operations without an end there are, by state."""
+        ...
+
+    async def key_counts(self, now: int) -> list[KeyCounts]:
+        """Return how many keys there are at `now` (ms), by what they may do."""
+        ...
+
+    async def fullest_keys(self, day: str, month: str, now: int, most: int) -> list[KeyId]:
+        """Return the keys that stand for their lineages, those nearest to a cap first.
+
+        Then come those that hold money under no cap, then those that hold none.
+        """
+        ...
+
+    async def spend_of_keys(
+        self, ids: Sequence[KeyId], day: str, month: str, now: int
+    ) -> list[KeySpend]:
+        """Return the caps of these keys, and their windows of `day` and `month` that hold money."""
+        ...
+
+    async def caps_of_keys(self) -> list[KeyCaps]:
+        """Return what caps every key, oldest key first."""
+        ...
+
+    async def held_of_keys(self, day: str, month: str) -> dict[tuple[LineageId, str], Held]:
+        """Return what keys hold in their windows of `day` and `month`, by lineage and window."""
+        ...
+
+    def newest_row(self) -> Any:
+        """Return the place of the row that was written last, as the filter `after_row` takes it."""
+        ...
+
+    async def audit_counts(self, after_row: Any, most: int) -> AuditCounts:
+        """Count at most `most` audit rows after that one, and say which was the last."""
+        ...

@@ -12,16 +12,25 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlencode
 
-from kb_mcp.proxy.admission import policy_of
-from kb_mcp.proxy.clock import StoreClock
+from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.governor import ending_refs
-from kb_mcp.proxy.joins import Joins
-from kb_mcp.proxy.ledger import Attempt, KeyId, Ledger, Operation, OperationId, Refs
-from kb_mcp.proxy.ledger import State as S
-from kb_mcp.proxy.proofs import Nothing, prove_object
-from kb_mcp.proxy.resolve import Absent, Finding, Found, Unreadable, match_attempt, resolve, take
-from kb_mcp.proxy.routes import ENDPOINTS, Route
-from kb_mcp.proxy.sending import Answered, Upstream, UpstreamRequest
+from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.port import Ledger
+from kb_mcp.proxy.ledger.records import Attempt, KeyId, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.rules.resolve import (
+    Absent,
+    Finding,
+    Found,
+    Unreadable,
+    match_attempt,
+    resolve,
+    take,
+)
+from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
+from kb_mcp.proxy.stripe.evidence import Nothing, prove_object
+from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamRequest
+from kb_mcp.proxy.waiters import Waiters
 
 READ_WITHIN_MS = 10_000
 BATCH = 100
@@ -54,7 +63,7 @@ class Recovery:
     due: Due
     upstream: Upstream
     clock: StoreClock
-    joins: Joins
+    waiters: Waiters
     owner: str
     boottime_ms: Callable[[], int]
 
@@ -76,7 +85,7 @@ class Recovery:
         """Lease, read and resolve one operation; None where somebody else is at it."""
         refs = Refs(operations=frozenset({operation_id}))
         taken = await self.ledger.transact(
-            lambda _: refs, lambda standing: take(standing, operation_id, self.owner)
+            lambda _: refs, lambda snapshot: take(snapshot, operation_id, self.owner)
         )
         if taken is None:
             return None
@@ -86,9 +95,9 @@ class Recovery:
         limit = await self._daily_declines(leased.key_id)
         after = await self.ledger.transact(
             lambda now: ending_refs(leased, proof, now),
-            lambda standing: resolve(standing, leased, finding, limit),
+            lambda snapshot: resolve(snapshot, leased, finding, limit),
         )
-        self.joins.wake(operation_id)
+        self.waiters.wake(operation_id)
         return after
 
     async def _read(self, operation: Operation, attempts: list[Attempt]) -> Finding:

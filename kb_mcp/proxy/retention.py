@@ -11,9 +11,10 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.ledger import Changes, Ledger, OperationId, Refs
-from kb_mcp.proxy.ledger import State as S
-from kb_mcp.proxy.standing import Standing
+from kb_mcp.proxy.ledger.port import Ledger
+from kb_mcp.proxy.ledger.records import Changes, OperationId, Refs
+from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 
 RETAIN_MS = 90 * 86_400_000
 BATCH = 200
@@ -40,10 +41,10 @@ class Retention:
         if not old:
             return 0
 
-        def step(standing: Standing) -> tuple[int, Changes]:
+        def step(snapshot: Snapshot) -> tuple[int, Changes]:
             dropped = tuple(
                 replace(operation, answer=None)
-                for operation in standing.operations.values()
+                for operation in snapshot.operations.values()
                 if operation.id in old and operation.state is S.SUCCEEDED and operation.final
             )
             return len(dropped), Changes(operations=dropped)

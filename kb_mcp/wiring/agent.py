@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
 from kb_mcp.agent.keys import KeySource
+from kb_mcp.serving.machine import new_id
 from kb_mcp.settings import Secret, Settings, SettingsError
-from kb_mcp.wiring.machine import new_id
 
 if TYPE_CHECKING:
     from kb_mcp.agent.doors.mcp import HttpDoor
-    from kb_mcp.wiring.hosts import App
+    from kb_mcp.serving.host_check import App
     from kb_mcp.wiring.proxy import Proxy
 
 # An address that leads nowhere: requests to it go to the app in this process.
@@ -93,7 +93,7 @@ def mcp_door(settings: Settings, app: App, loop: asyncio.AbstractEventLoop) -> H
 def _embed(settings: Settings) -> tuple[App, asyncio.AbstractEventLoop]:
     """Build and start a proxy on a loop of its own; it is stopped when the process ends."""
     try:
-        from kb_mcp.proxy.ops.tracing import Traced
+        from kb_mcp.serving.tracing import Traced
         from kb_mcp.wiring.proxy import build_proxy
     except ModuleNotFoundError as missing:
         raise _no_proxy_here(settings) from missing

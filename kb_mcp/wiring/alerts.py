@@ -21,16 +21,16 @@ from urllib.parse import urlsplit
 import httpx
 
 from kb_mcp.environment import SettingsError
-from kb_mcp.proxy.ops.alert_files import (
+from kb_mcp.operators.alerts.files import (
     AlertFile,
     AlertFileError,
     CommandTarget,
     WebhookTarget,
     load_alert_file,
 )
-from kb_mcp.proxy.ops.alert_rules import Kind
-from kb_mcp.proxy.ops.alerts import Alerts, Sender
-from kb_mcp.proxy.ops.views import Views
+from kb_mcp.operators.alerts.queue import Alerts, Sender
+from kb_mcp.operators.alerts.rules import Kind
+from kb_mcp.operators.reports.views import Views
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.store import Store
 from kb_mcp.wiring.verification import verifier

@@ -9,10 +9,10 @@ import asyncio
 from collections.abc import MutableMapping
 from typing import Any
 
-from kb_mcp.proxy.ops.tracing import Traced
+from kb_mcp.serving.host_check import App, HostGuard
+from kb_mcp.serving.tracing import Traced
 from kb_mcp.settings import Settings, load_settings
 from kb_mcp.wiring.agent import mcp_door
-from kb_mcp.wiring.hosts import App, HostGuard
 from kb_mcp.wiring.proxy import Proxy, build_proxy
 
 Scope = MutableMapping[str, Any]

@@ -12,23 +12,23 @@ from dataclasses import dataclass
 
 import psycopg
 
-from kb_mcp.proxy.audit import derive_key
-from kb_mcp.proxy.ops.audit_ops import verify_audit
-from kb_mcp.proxy.ops.office import archived_in
-from kb_mcp.proxy.sealing import Sealer
+from kb_mcp.proxy.audit.chain import derive_key
+from kb_mcp.proxy.audit.heads import Heads
+from kb_mcp.proxy.audit.verification import verify_audit
+from kb_mcp.proxy.store_admin import archived_in
 from kb_mcp.proxy.stores.binding import bound_by
 from kb_mcp.proxy.stores.copying import CopyError, copy_rows
-from kb_mcp.proxy.stores.heads import Heads
-from kb_mcp.proxy.stores.postgres_line import Watchdog, connector, told
-from kb_mcp.proxy.stores.postgres_pool import Pool
-from kb_mcp.proxy.stores.postgres_records import PostgresRecords
-from kb_mcp.proxy.stores.postgres_schema import read_facts
-from kb_mcp.proxy.stores.sqlite import connect
-from kb_mcp.proxy.stores.sqlite_records import SqliteRecords
-from kb_mcp.proxy.stores.sqlite_schema import migrate
-from kb_mcp.proxy.stores.sqlite_schema import read_facts as read_sqlite_facts
+from kb_mcp.proxy.stores.postgres.connection import Watchdog, connector, told
+from kb_mcp.proxy.stores.postgres.pool import Pool
+from kb_mcp.proxy.stores.postgres.reads import PostgresRecords
+from kb_mcp.proxy.stores.postgres.schema import read_facts
+from kb_mcp.proxy.stores.sealing import Sealer
+from kb_mcp.proxy.stores.sqlite.ledger import connect
+from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
+from kb_mcp.proxy.stores.sqlite.schema import migrate
+from kb_mcp.proxy.stores.sqlite.schema import read_facts as read_sqlite_facts
+from kb_mcp.serving.machine import boottime_ms, random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.machine import boottime_ms, random_bytes
 from kb_mcp.wiring.store import (
     StoreError,
     explicit_settings,

@@ -11,12 +11,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from kb_mcp.proxy.ops.keys import Wanted, issue_key
-from kb_mcp.proxy.policy import CapRules, Policy
-from kb_mcp.proxy.roles import built_in
-from kb_mcp.proxy.vault import Mode
+from kb_mcp.operators.actions.keys import Wanted, issue_key
+from kb_mcp.proxy.access.policy import CapRules, Policy
+from kb_mcp.proxy.access.roles import built_in
+from kb_mcp.proxy.access.tokens import Mode
+from kb_mcp.serving.machine import random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.machine import random_bytes
 from kb_mcp.wiring.store import Store, store_path, write_once
 
 FIRST_DAILY_CAP = {"usd": 1_000_000}  # minor units: $10,000 a day

@@ -15,17 +15,13 @@ import platformdirs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from kb_mcp.proxy.audit import derive_key
-from kb_mcp.proxy.clock import StoreClock
-from kb_mcp.proxy.ledger import StoreSettings
-from kb_mcp.proxy.owners import this_process
-from kb_mcp.proxy.sealing import Sealer
-from kb_mcp.proxy.stores.journal import Journal
-from kb_mcp.proxy.stores.postgres import PostgresLedger, Reach
-from kb_mcp.proxy.stores.postgres_fence import FencedLine, Server, server_of
-from kb_mcp.proxy.stores.postgres_heads import PostgresHeads
-from kb_mcp.proxy.stores.postgres_keys import KeyReader
-from kb_mcp.proxy.stores.postgres_line import (
+from kb_mcp.proxy.audit.chain import derive_key
+from kb_mcp.proxy.audit.journal import Journal
+from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.lease_owners import this_process
+from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.stores.postgres.admin import PostgresAdmin
+from kb_mcp.proxy.stores.postgres.connection import (
     Connect,
     Connection,
     StoreTime,
@@ -33,10 +29,13 @@ from kb_mcp.proxy.stores.postgres_line import (
     connector,
     told,
 )
-from kb_mcp.proxy.stores.postgres_office import PostgresOffice
-from kb_mcp.proxy.stores.postgres_pool import Pool
-from kb_mcp.proxy.stores.postgres_records import PostgresRecords
-from kb_mcp.proxy.stores.postgres_schema import (
+from kb_mcp.proxy.stores.postgres.fence import FencedLine, Server, server_of
+from kb_mcp.proxy.stores.postgres.heads import PostgresHeads
+from kb_mcp.proxy.stores.postgres.keys import KeyReader
+from kb_mcp.proxy.stores.postgres.ledger import PostgresLedger, Reach
+from kb_mcp.proxy.stores.postgres.pool import Pool
+from kb_mcp.proxy.stores.postgres.reads import PostgresRecords
+from kb_mcp.proxy.stores.postgres.schema import (
     bind,
     bind_account,
     check_schema,
@@ -45,8 +44,9 @@ from kb_mcp.proxy.stores.postgres_schema import (
     register_node,
 )
 from kb_mcp.proxy.stores.queries import load_queries
+from kb_mcp.proxy.stores.sealing import Sealer
+from kb_mcp.serving.machine import boottime_ms, process_name, random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.machine import boottime_ms, process_name, random_bytes
 from kb_mcp.wiring.store import Store, StoreError, explicit_settings, wanted_settings
 
 
@@ -181,7 +181,7 @@ def _open(
         node=node,
         behind=behind,
         bind_id=lambda account_id: _bind_id(parts.connect, account_id),
-        open_office=lambda: PostgresOffice(Pool(connector(parts.url), parts.watchdog)),
+        open_office=lambda: PostgresAdmin(Pool(connector(parts.url), parts.watchdog)),
         base_ms=parts.time.now_ms,
         # The file with the first keys is the first host's alone: others are given keys.
         claim_first_run=lambda: _claim_first_run(parts.connect, node),

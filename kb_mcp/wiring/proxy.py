@@ -14,32 +14,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kb_mcp.proxy.abandoned import Abandoned
+from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
-from kb_mcp.proxy.desk import Desk
+from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
+from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
+from kb_mcp.proxy.edge.app import ProxyApp
+from kb_mcp.proxy.edge.health import Readiness
+from kb_mcp.proxy.edge.key_api import KeyApi
+from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
+from kb_mcp.proxy.edge.pipeline import RequestPipeline
+from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.governor import SEND_WITHIN_MS, Governor
-from kb_mcp.proxy.http import ProxyApp
-from kb_mcp.proxy.joins import Joins
-from kb_mcp.proxy.ledger import LedgerUnavailableError
-from kb_mcp.proxy.noise import Noise
-from kb_mcp.proxy.ops.meters import MeteredLedger, MeteredUpstream, Meters
-from kb_mcp.proxy.ops.stripe_reads import StripeReads
-from kb_mcp.proxy.ops.tracing import Span, TracedUpstream, no_span
-from kb_mcp.proxy.own import Own
-from kb_mcp.proxy.rates import Rates
-from kb_mcp.proxy.readiness import Readiness
-from kb_mcp.proxy.reads import READ_WITHIN_MS, Reads
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.retention import Retention
-from kb_mcp.proxy.sending import Answered, Upstream, UpstreamAnswer, UpstreamRequest
-from kb_mcp.proxy.turns import Turns
-from kb_mcp.proxy.upstream import InProcessUpstream, StripeUpstream
+from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
+from kb_mcp.proxy.stripe.reader import StripeReads
+from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.waiters import Waiters
+from kb_mcp.serving.machine import boottime_ms, host_ms, new_id, random_name
+from kb_mcp.serving.telemetry import chosen_span
+from kb_mcp.serving.tracing import Span, TracedUpstream, no_span
 from kb_mcp.settings import SANDBOX_KEY, Settings
-from kb_mcp.wiring.machine import boottime_ms, host_ms, new_id, random_name
-from kb_mcp.wiring.moved import Moves
+from kb_mcp.wiring.failover_check import Moves
 from kb_mcp.wiring.sandboxed import FollowedClock
 from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
-from kb_mcp.wiring.telemetry import chosen_span
 
 # A lease outlives its send, so that no other caller takes over while it may still conclude.
 LEASE_SLACK_MS = 5_000
@@ -86,7 +86,7 @@ class Proxy:
             timer.cancel()
         await asyncio.gather(*self.timers, return_exceptions=True)
         try:
-            await self.app.desk.noise.flush(self.store.ledger)
+            await self.app.pipeline.refusal_counts.flush(self.store.ledger)
         except LedgerUnavailableError:
             _log.warning("the last noise counts could not be written")
         await self.store.close()
@@ -108,14 +108,14 @@ class Proxy:
             self.store.bind_account(account_id, self.settings.account_label)
 
     async def _recover(self) -> None:
-        await self.app.desk.follow()
+        await self.app.pipeline.follow()
         if self.moves is not None:
             await self.moves.check()
         await self.recovery.run()
         await self.retention.run(self.store.clock.now(0))
 
     async def _write_noise(self) -> None:
-        await self.app.desk.noise.flush(self.store.ledger)
+        await self.app.pipeline.refusal_counts.flush(self.store.ledger)
 
 
 def account_of(answer: UpstreamAnswer) -> str | None:
@@ -144,7 +144,7 @@ def build_proxy(
     store = open_store(settings, lambda: followed.offset_ms)
     followed.measure_from(store.base_ms)
     key = _upstream_key(settings)
-    joins = Joins()
+    waiters = Waiters()
     follow = _follower(settings, followed)
     meters = Meters(queued=lambda: store.ledger.waiting, batches=lambda: store.ledger.sizes)
     recovery = Recovery(
@@ -152,7 +152,7 @@ def build_proxy(
         due=store.records,
         upstream=upstream,
         clock=store.clock,
-        joins=joins,
+        waiters=waiters,
         owner=store.owner,
         boottime_ms=boottime_ms,
     )
@@ -166,16 +166,16 @@ def build_proxy(
             boottime_ms=boottime_ms,
             read_within_ms=READ_WITHIN_MS,
         ),
-        joins=joins,
-        abandoned=Abandoned(upstream),
+        waiters=waiters,
+        abandoned=AbandonedIntents(upstream),
         look=recovery.resolve_one,
         boottime_ms=boottime_ms,
         upstream_key=key,
         tasks=set(),
         behind=bool(store.behind),
     )
-    desk = _desk(store, governor, upstream, key, follow)
-    app = ProxyApp(desk, _own(store, desk, upstream), Turns(meters.queued))
+    pipeline = _desk(store, governor, upstream, key, follow)
+    app = ProxyApp(pipeline, _own(store, pipeline, upstream), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
         app=app,
@@ -229,8 +229,8 @@ def _desk(
     upstream: Upstream,
     key: str,
     follow: Callable[[], Awaitable[None]],
-) -> Desk:
-    return Desk(
+) -> RequestPipeline:
+    return RequestPipeline(
         ledger=store.ledger,
         governor=governor,
         reads=Reads(
@@ -241,7 +241,7 @@ def _desk(
             boottime_ms=boottime_ms,
         ),
         rates=Rates(),
-        noise=Noise(),
+        refusal_counts=RefusalCounts(),
         now_ms=lambda: store.clock.now(0),
         monotonic_ms=boottime_ms,
         new_id=new_id,
@@ -268,16 +268,16 @@ def _lease_ms(store: Store) -> int:
     return SEND_WITHIN_MS + store.settings.upstream_timeout_ms + LEASE_SLACK_MS
 
 
-def _own(store: Store, desk: Desk, upstream: Upstream) -> Own:
-    return Own(
+def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream) -> KeyApi:
+    return KeyApi(
         ledger=store.ledger,
         records=store.records,
-        noise=desk.noise,
-        now_ms=desk.now_ms,
-        rate=desk.rate,
+        refusal_counts=pipeline.refusal_counts,
+        now_ms=pipeline.now_ms,
+        rate=pipeline.rate,
         readiness=Readiness(upstream, boottime_ms),
         behind=bool(store.behind),
-        follow=desk.follow,
+        follow=pipeline.follow,
     )
 
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 
-from kb_mcp.proxy.sending import Answered, Upstream, UpstreamRequest
+from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamRequest
 
 _CLOCK_WITHIN_MS = 2_000
 

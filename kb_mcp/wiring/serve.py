@@ -13,18 +13,18 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from kb_mcp.serving.host_check import HostGuard
+from kb_mcp.serving.listener import accepting, listen, unbounded
+from kb_mcp.serving.logs import LogFormat
+from kb_mcp.serving.machine import boottime_ms, new_id
+from kb_mcp.serving.process_setup import ready_to_serve
+from kb_mcp.serving.workers import Workers, answer_first, workers_on
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.alerts import ALERTS_EVERY_MS, build_alerts
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.first_run import FirstRun, admin_token, client_configuration, first_run
-from kb_mcp.wiring.hosts import HostGuard
-from kb_mcp.wiring.listener import accepting, listen, unbounded
-from kb_mcp.wiring.logs import LogFormat
-from kb_mcp.wiring.machine import boottime_ms, new_id
 from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
-from kb_mcp.wiring.starting import ready_to_serve
 from kb_mcp.wiring.verification import verifier
-from kb_mcp.wiring.workers import Workers, answer_first, workers_on
 
 DRAIN_S = 40
 STARTED_POLL_S = 0.005
@@ -128,7 +128,7 @@ async def _run(
 ) -> None:
     """Serve on `sockets` until `stop`; `urls` is None in a worker, which announces nothing."""
     agents = Agents(settings, proxy)
-    count = proxy.app.desk.noise.count
+    count = proxy.app.pipeline.refusal_counts.count
     apps: dict[str, Any] = {"agents": HostGuard(agents, settings.allowed_hosts, count)}
     if "operators" in sockets:
         apps["operators"] = _operators_app(settings, proxy, workers or Workers())
@@ -176,13 +176,13 @@ async def _sandbox(app: Any, port: int) -> AsyncIterator[str]:
 
 
 def _operators_app(settings: Settings, proxy: Proxy, workers: Workers) -> Any:
-    from kb_mcp.proxy.ops.admin import Bench, create_admin
-    from kb_mcp.proxy.ops.stripe_acts import StripeActs
-    from kb_mcp.proxy.ops.stripe_reads import StripeReads
-    from kb_mcp.proxy.ops.verifying import Verifying
+    from kb_mcp.operators.actions.resolve import StripeActs
+    from kb_mcp.operators.app import Bench, create_admin
+    from kb_mcp.operators.reports.audit_state import Verifying
+    from kb_mcp.proxy.stripe.reader import StripeReads
 
     store = proxy.store
-    office = store.open_office()
+    store_admin = store.open_office()
     reads = StripeReads(proxy.upstream, store.clock, boottime_ms)
 
     def now_ms() -> int:
@@ -194,7 +194,7 @@ def _operators_app(settings: Settings, proxy: Proxy, workers: Workers) -> Any:
         token=lambda: admin_token(settings),
         now_ms=now_ms,
         public_url=settings.public_url,
-        operators=office.operator_hashes,
+        operators=store_admin.operator_hashes,
         bench=Bench(
             acts=StripeActs(store.ledger, reads, proxy.recovery.resolve_one),
             verifying=Verifying(verifier(settings, store), now_ms),
@@ -203,7 +203,7 @@ def _operators_app(settings: Settings, proxy: Proxy, workers: Workers) -> Any:
             stopping=lambda: proxy.app.draining,
         ),
     )
-    return HostGuard(admin, settings.allowed_hosts, proxy.app.desk.noise.count)
+    return HostGuard(admin, settings.allowed_hosts, proxy.app.pipeline.refusal_counts.count)
 
 
 def _announce(

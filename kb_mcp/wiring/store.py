@@ -13,29 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kb_mcp.proxy.audit import derive_key
-from kb_mcp.proxy.clock import StoreClock
-from kb_mcp.proxy.ledger import Ledger, LedgerUnavailableError, StoreSettings
-from kb_mcp.proxy.ops.audit_ops import AuditReader
-from kb_mcp.proxy.ops.office import Office, SqliteOffice
-from kb_mcp.proxy.ops.views import OperatorRecords
-from kb_mcp.proxy.owners import this_process
+from kb_mcp.operators.reports.views import OperatorRecords
+from kb_mcp.proxy.audit.chain import derive_key
+from kb_mcp.proxy.audit.heads import Behind, Heads
+from kb_mcp.proxy.audit.journal import Journal
+from kb_mcp.proxy.audit.verification import AuditReader
+from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.lease_owners import this_process
+from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
+from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.recovery import Due
 from kb_mcp.proxy.retention import Aged
-from kb_mcp.proxy.sealing import Sealer
-from kb_mcp.proxy.stores.heads import Behind, Heads
-from kb_mcp.proxy.stores.journal import Journal
-from kb_mcp.proxy.stores.sqlite import SqliteLedger, connect
-from kb_mcp.proxy.stores.sqlite_records import SqliteRecords
-from kb_mcp.proxy.stores.sqlite_schema import (
+from kb_mcp.proxy.store_admin import StoreAdmin
+from kb_mcp.proxy.stores.sealing import Sealer
+from kb_mcp.proxy.stores.sqlite.admin import SqliteAdmin
+from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
+from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
+from kb_mcp.proxy.stores.sqlite.schema import (
     BindingError,
     bind,
     bind_account,
     migrate,
 )
+from kb_mcp.serving.machine import boottime_ms, host_ms, process_name, random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.machine import boottime_ms, host_ms, process_name, random_bytes
-from kb_mcp.wiring.moved import Watch
+from kb_mcp.wiring.failover_check import Watch
 
 MASTER_KEY_BYTES = 32
 
@@ -89,7 +91,7 @@ class Store:
     node: str
     behind: list[Behind]
     bind_id: Callable[[str], None]
-    open_office: Callable[[], Office]
+    open_office: Callable[[], StoreAdmin]
     base_ms: Callable[[], int]  # the clock that the store's time is told by
     claim_first_run: Callable[[], bool]  # whether this process is the one that issues first keys
     watch: Watch | None = None
@@ -166,7 +168,7 @@ def _open_sqlite(settings: Settings, path: Path, clock_offset: Callable[[], int]
         node=node,
         behind=behind,
         bind_id=lambda account_id: _bind_id(path, account_id),
-        open_office=lambda: SqliteOffice(path),
+        open_office=lambda: SqliteAdmin(path),
         base_ms=host_ms,
         claim_first_run=lambda: True,
     )

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from kb_mcp.proxy.ops.audit_ops import AuditReader, Verification, verify_audit
-from kb_mcp.proxy.sealing import Sealer
-from kb_mcp.proxy.stores.sqlite_records import SqliteRecords
+from kb_mcp.proxy.audit.verification import AuditReader, Verification, verify_audit
+from kb_mcp.proxy.stores.sealing import Sealer
+from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
+from kb_mcp.serving.machine import random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.machine import random_bytes
 from kb_mcp.wiring.store import Store
 
 
@@ -24,14 +24,14 @@ def verifier(settings: Settings, store: Store) -> Callable[[], Verification]:
         exported = store.heads.check(lambda _node, _seq: None)
         heads = {behind.head.node: behind.head for behind in exported}
         with ExitStack() as stack:
-            office = store.open_office()
-            stack.callback(office.close)
+            store_admin = store.open_office()
+            stack.callback(store_admin.close)
             reader: AuditReader = store.records
             if settings.database_path is not None:
                 # Nothing is unsealed here, so that any key will do.
                 own = SqliteRecords(store.path, Sealer(bytes(32), random_bytes))
                 stack.callback(own.close)
                 reader = own
-            return verify_audit(reader, store.chain_key, heads, office.archived())
+            return verify_audit(reader, store.chain_key, heads, store_admin.archived())
 
     return verify

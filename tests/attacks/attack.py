@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Literal
 from urllib.parse import quote_plus
 
-from kb_mcp.proxy.policy import Policy
-from tests.attacks.fort import Fort, Issued
+from kb_mcp.proxy.access.policy import Policy
+from tests.attacks.attacked_proxy import AttackedProxy, Issued
 from tests.attacks.wire import Answer, ask
 
 Trace = Literal["row", "noise"]
@@ -99,42 +99,44 @@ def bill(**changes: str | None) -> dict[str, str]:
     return {**{k: v for k, v in BILL.items() if k not in dropped}, **named}
 
 
-def prove(fort: Fort, attack: Attack) -> Answer:
+def prove(attacked: AttackedProxy, attack: Attack) -> Answer:
     """Launch `attack` and check that it came to what it says."""
-    key = fort.issue(attack.policy, attack.key)
-    before = fort.reached()
-    answer = ask(fort.agents, octets(fort, attack, key), closes=attack.closes)
-    after = fort.reached()
+    key = attacked.issue(attack.policy, attack.key)
+    before = attacked.reached()
+    answer = ask(attacked.agents, octets(attacked, attack, key), closes=attack.closes)
+    after = attacked.reached()
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers.keys() & {"location", "server", "x-powered-by"} == set()
     assert answer.headers["request-id"].startswith("req_")
     if attack.code is None:
         assert answer.status in attack.accepted, answer.body
         assert after[0] - before[0] == attack.sent
-        assert any(row["stripe_status"] for row in fort.rows(key))
+        assert any(row["stripe_status"] for row in attacked.rows(key))
         return answer
     assert (answer.status, answer.code) == (attack.status, attack.code)
     assert after == before, "it reached the sandbox"
     if attack.leaves == "noise":
-        fort.expected.update(filter(None, (attack.code, attack.also)))
+        attacked.expected.update(filter(None, (attack.code, attack.also)))
         # What was wrong with a body may also have been found by whoever was reading it.
-        assert {row["code"] for row in fort.rows(key)} <= {attack.code if attack.closes else None}
+        assert {row["code"] for row in attacked.rows(key)} <= {
+            attack.code if attack.closes else None
+        }
     else:
-        assert [row["code"] for row in fort.rows(key)] == [attack.code]
+        assert [row["code"] for row in attacked.rows(key)] == [attack.code]
     return answer
 
 
-def octets(fort: Fort, attack: Attack, key: Issued) -> bytes:
+def octets(attacked: AttackedProxy, attack: Attack, key: Issued) -> bytes:
     """Return the request as it goes over the wire."""
-    number = fort.next()
+    number = attacked.next()
     words = {
         "{customer}": f"cus_A{number}",
         "{n}": str(number),
-        "{month}": f"{fort.now:%Y-%m}",
-        "{month_long}": f"{fort.now:%B %Y}",
-        "{last_month}": f"{fort.now.replace(day=1) - timedelta(days=1):%Y-%m}",
+        "{month}": f"{attacked.now:%Y-%m}",
+        "{month_long}": f"{attacked.now:%B %Y}",
+        "{last_month}": f"{attacked.now.replace(day=1) - timedelta(days=1):%Y-%m}",
         "{token}": key.token,
-        "{host}": f"{fort.agents[0]}:{fort.agents[1]}",
+        "{host}": f"{attacked.agents[0]}:{attacked.agents[1]}",
     }
 
     def filled(text: str) -> bytes:

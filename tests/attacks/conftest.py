@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.fort import Fort, standing_fort
+from tests.attacks.attacked_proxy import AttackedProxy, standing_fort
 
 
 @pytest.fixture(scope="module")
-def fort(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fort]:
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttackedProxy]:
     folder: Path = tmp_path_factory.mktemp("fort")
-    with standing_fort(folder) as standing:
-        yield standing
+    with standing_fort(folder) as snapshot:
+        yield snapshot

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.attacks.attack import Attack, prove
+from tests.attacks.attacked_proxy import AttackedProxy
 from tests.attacks.catalogue import ATTACKS
-from tests.attacks.fort import Fort
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.id)
-def test_what_was_not_granted_is_refused_and_what_was_is_sent(fort: Fort, attack: Attack) -> None:
-    prove(fort, attack)
+def test_what_was_not_granted_is_refused_and_what_was_is_sent(
+    attacked: AttackedProxy, attack: Attack
+) -> None:
+    prove(attacked, attack)

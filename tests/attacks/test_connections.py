@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from tests.attacks.attack import BILL, Attack, octets
-from tests.attacks.fort import Fort, Issued
+from tests.attacks.attacked_proxy import AttackedProxy, Issued
 from tests.attacks.wire import Answer, Wire
 
 FAMILY = "connections"
@@ -23,9 +23,11 @@ def _head(key: Issued, more: bytes, path: bytes = b"/v1/charges") -> bytes:
     return line + key.token.encode() + b"\r\n" + _FORM + more + b"\r\n"
 
 
-def _bill(fort: Fort, key: Issued, **headers: str) -> bytes:
+def _bill(attacked: AttackedProxy, key: Issued, **headers: str) -> bytes:
     lines = tuple(f"{name}: {value}" for name, value in headers.items())
-    return octets(fort, Attack(family=FAMILY, name="", code=None, headers=lines, form=BILL), key)
+    return octets(
+        attacked, Attack(family=FAMILY, name="", code=None, headers=lines, form=BILL), key
+    )
 
 
 def _trickle(wire: Wire, octet: bytes) -> None:
@@ -63,12 +65,12 @@ _SLOW: dict[str, tuple[Callable[[Issued], bytes], bytes | None, str | None, bool
 
 
 @pytest.fixture(scope="module")
-def slow(fort: Fort) -> Iterator[dict[str, tuple[Issued, Future[Answer | None]]]]:
+def slow(attacked: AttackedProxy) -> Iterator[dict[str, tuple[Issued, Future[Answer | None]]]]:
     """Let all slow clients be slow at the same time."""
 
     def dawdle(key: Issued, name: str) -> Answer | None:
         first, trickled, _, _ = _SLOW[name]
-        with Wire(fort.agents) as wire:
+        with Wire(attacked.agents) as wire:
             wire.send(first(key))
             if trickled is not None:
                 _trickle(wire, trickled)
@@ -77,101 +79,101 @@ def slow(fort: Fort) -> Iterator[dict[str, tuple[Issued, Future[Answer | None]]]
             return answer
 
     with ThreadPoolExecutor(len(_SLOW)) as pool:
-        keys = {name: fort.issue() for name in _SLOW}
+        keys = {name: attacked.issue() for name in _SLOW}
         yield {name: (key, pool.submit(dawdle, key, name)) for name, key in keys.items()}
 
 
 @pytest.mark.parametrize("name", _SLOW)
 def test_a_slow_client_is_let_go(
-    fort: Fort, slow: dict[str, tuple[Issued, Future[Answer | None]]], name: str
+    attacked: AttackedProxy, slow: dict[str, tuple[Issued, Future[Answer | None]]], name: str
 ) -> None:
-    before = fort.reached()
+    before = attacked.reached()
     _, _, code, on_record = _SLOW[name]
     key, future = slow[name]
     answer = future.result(60)
     assert (None if answer is None else answer.code) == code
-    assert fort.reached() == before
+    assert attacked.reached() == before
     if on_record:
-        assert [row["code"] for row in fort.rows(key)] == [code]
+        assert [row["code"] for row in attacked.rows(key)] == [code]
     elif code is not None:
-        fort.expected[code] += 1
+        attacked.expected[code] += 1
 
 
 @pytest.mark.parametrize("count", [2, 10])
-def test_requests_behind_a_request_are_not_read(fort: Fort, count: int) -> None:
-    key = fort.issue()
-    requests, charges = fort.reached()
-    with Wire(fort.agents) as wire:
-        wire.send(b"".join(_bill(fort, key) for _ in range(count)))
+def test_requests_behind_a_request_are_not_read(attacked: AttackedProxy, count: int) -> None:
+    key = attacked.issue()
+    requests, charges = attacked.reached()
+    with Wire(attacked.agents) as wire:
+        wire.send(b"".join(_bill(attacked, key) for _ in range(count)))
         answer = wire.answer()
         assert answer is not None
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert wire.rest() == b""
-    assert fort.reached() == (requests + 1, charges + 1)
+    assert attacked.reached() == (requests + 1, charges + 1)
 
 
-def test_garbage_behind_a_request_does_not_answer_for_it(fort: Fort) -> None:
-    key = fort.issue()
-    charges = fort.reached()[1]
-    with Wire(fort.agents) as wire:
-        wire.send(_bill(fort, key) + b"\x00garbage\r\n\r\n")
+def test_garbage_behind_a_request_does_not_answer_for_it(attacked: AttackedProxy) -> None:
+    key = attacked.issue()
+    charges = attacked.reached()[1]
+    with Wire(attacked.agents) as wire:
+        wire.send(_bill(attacked, key) + b"\x00garbage\r\n\r\n")
         answer = wire.answer()
         assert answer is not None
         assert answer.status == 200
         assert wire.rest() == b""
-    assert fort.reached()[1] == charges + 1
+    assert attacked.reached()[1] == charges + 1
 
 
-def test_a_request_sent_while_another_is_under_way_is_not_read(fort: Fort) -> None:
-    key = fort.issue()
-    charges = fort.reached()[1]
+def test_a_request_sent_while_another_is_under_way_is_not_read(attacked: AttackedProxy) -> None:
+    key = attacked.issue()
+    charges = attacked.reached()[1]
     fault = {"match": "POST /v1/charges", "kind": "delay", "seconds": 1}
-    assert fort.stripe.post("/_sandbox/faults", json=[fault]).status_code == 200
-    with Wire(fort.agents) as wire:
-        wire.send(_bill(fort, key))
-        wire.send(_bill(fort, key))
+    assert attacked.stripe.post("/_sandbox/faults", json=[fault]).status_code == 200
+    with Wire(attacked.agents) as wire:
+        wire.send(_bill(attacked, key))
+        wire.send(_bill(attacked, key))
         answer = wire.answer()
         assert answer is not None
         assert answer.status == 200
         assert wire.rest() == b""
-    assert fort.reached()[1] == charges + 1
+    assert attacked.reached()[1] == charges + 1
 
 
-def test_a_body_cut_short_charges_nothing(fort: Fort) -> None:
-    key = fort.issue()
-    before = fort.reached()
-    with Wire(fort.agents) as wire:
-        wire.send(_bill(fort, key)[:-10])
+def test_a_body_cut_short_charges_nothing(attacked: AttackedProxy) -> None:
+    key = attacked.issue()
+    before = attacked.reached()
+    with Wire(attacked.agents) as wire:
+        wire.send(_bill(attacked, key)[:-10])
         wire.socket.shutdown(socket.SHUT_WR)
         assert wire.answer() is None
     # Another request of the key is answered behind it, so that the row is there.
-    assert _ask(fort, key, b"GET /v1/charges/ch_1 HTTP/1.1").code == "vault_key_not_authorized"
-    codes = {row["code"] for row in fort.rows(key)}
+    assert _ask(attacked, key, b"GET /v1/charges/ch_1 HTTP/1.1").code == "vault_key_not_authorized"
+    codes = {row["code"] for row in attacked.rows(key)}
     assert codes == {"body_invalid", "vault_key_not_authorized"}
-    assert fort.reached() == before
+    assert attacked.reached() == before
 
 
-def test_who_hangs_up_after_a_charge_finds_it_made_once(fort: Fort) -> None:
-    key = fort.issue()
-    charges = fort.reached()[1]
+def test_who_hangs_up_after_a_charge_finds_it_made_once(attacked: AttackedProxy) -> None:
+    key = attacked.issue()
+    charges = attacked.reached()[1]
     fault = {"match": "POST /v1/charges", "kind": "delay", "seconds": 1}
-    assert fort.stripe.post("/_sandbox/faults", json=[fault]).status_code == 200
-    request = _bill(fort, key)
-    with Wire(fort.agents) as wire:
+    assert attacked.stripe.post("/_sandbox/faults", json=[fault]).status_code == 200
+    request = _bill(attacked, key)
+    with Wire(attacked.agents) as wire:
         wire.send(request)
-    with Wire(fort.agents) as wire:
+    with Wire(attacked.agents) as wire:
         wire.send(request)
         answer = wire.answer()
     assert answer is not None
     assert answer.status == 200
-    assert fort.reached()[1] == charges + 1
+    assert attacked.reached()[1] == charges + 1
 
 
 @pytest.mark.parametrize("size", [65_537, 1_000_000, 50_000_000])
-def test_a_large_body_is_refused_before_it_is_read(fort: Fort, size: int) -> None:
-    key = fort.issue()
-    before = fort.reached()
-    with Wire(fort.agents) as wire:
+def test_a_large_body_is_refused_before_it_is_read(attacked: AttackedProxy, size: int) -> None:
+    key = attacked.issue()
+    before = attacked.reached()
+    with Wire(attacked.agents) as wire:
         wire.send(_head(key, b"Content-Length: %d\r\n" % size))
         answer = wire.answer()
         assert answer is not None
@@ -179,45 +181,45 @@ def test_a_large_body_is_refused_before_it_is_read(fort: Fort, size: int) -> Non
         wire.send(b"a" * min(size, 4_000_000))
         if size > 1_048_576:
             assert wire.rest() == b""
-    assert [row["code"] for row in fort.rows(key)] == ["body_too_large"]
-    assert fort.reached() == before
+    assert [row["code"] for row in attacked.rows(key)] == ["body_too_large"]
+    assert attacked.reached() == before
 
 
-def test_a_large_chunked_body_is_refused_while_it_is_read(fort: Fort) -> None:
-    key = fort.issue()
-    before = fort.reached()
-    with Wire(fort.agents) as wire:
+def test_a_large_chunked_body_is_refused_while_it_is_read(attacked: AttackedProxy) -> None:
+    key = attacked.issue()
+    before = attacked.reached()
+    with Wire(attacked.agents) as wire:
         wire.send(_head(key, b"Transfer-Encoding: chunked\r\n"))
         wire.send((b"4000\r\n" + b"a" * 0x4000 + b"\r\n") * 6)
         answer = wire.answer()
     assert answer is not None
     assert (answer.status, answer.code) == (413, "body_too_large")
-    assert [row["code"] for row in fort.rows(key)] == ["body_too_large"]
-    assert fort.reached() == before
+    assert [row["code"] for row in attacked.rows(key)] == ["body_too_large"]
+    assert attacked.reached() == before
 
 
-def test_who_asks_to_continue_is_told_so_only_with_a_key(fort: Fort) -> None:
-    with Wire(fort.agents) as wire:
+def test_who_asks_to_continue_is_told_so_only_with_a_key(attacked: AttackedProxy) -> None:
+    with Wire(attacked.agents) as wire:
         wire.send(_LINE + b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n")
         answer = wire.answer()
     assert answer is not None
     assert (answer.status, answer.code) == (401, "vault_key_missing")
-    fort.expected["vault_key_missing"] += 1
-    key = fort.issue()
-    charges = fort.reached()[1]
-    head, _, body = _bill(fort, key, Expect="100-continue").partition(b"\r\n\r\n")
-    with Wire(fort.agents) as wire:
+    attacked.expected["vault_key_missing"] += 1
+    key = attacked.issue()
+    charges = attacked.reached()[1]
+    head, _, body = _bill(attacked, key, Expect="100-continue").partition(b"\r\n\r\n")
+    with Wire(attacked.agents) as wire:
         wire.send(head + b"\r\n\r\n")
         assert wire.socket.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 100"
         wire.send(body)
         answer = wire.answer()
     assert answer is not None
     assert answer.status == 200
-    assert fort.reached()[1] == charges + 1
+    assert attacked.reached()[1] == charges + 1
 
 
-def _ask(fort: Fort, key: Issued, line: bytes) -> Answer:
-    with Wire(fort.agents) as wire:
+def _ask(attacked: AttackedProxy, key: Issued, line: bytes) -> Answer:
+    with Wire(attacked.agents) as wire:
         head = line + b"\r\nHost: localhost\r\nAuthorization: Bearer "
         wire.send(head + key.token.encode() + b"\r\n\r\n")
         answer = wire.answer()

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kb_mcp.proxy.ledger import KeyId
-from kb_mcp.proxy.ops.keys import rotate_key
-from kb_mcp.proxy.policy import CapRules, Policy
-from kb_mcp.proxy.roles import built_in
-from kb_mcp.wiring.machine import random_bytes
+from kb_mcp.operators.actions.keys import rotate_key
+from kb_mcp.proxy.access.policy import CapRules, Policy
+from kb_mcp.proxy.access.roles import built_in
+from kb_mcp.proxy.ledger.records import KeyId
+from kb_mcp.serving.machine import random_bytes
 from tests.attacks.attack import STATUS, Attack, bill, octets
-from tests.attacks.fort import Fort, Issued
+from tests.attacks.attacked_proxy import AttackedProxy, Issued
 from tests.attacks.wire import Answer, ask
 
 FAMILY = "evasion"
@@ -93,24 +93,24 @@ EVASIONS = (
 )  # fmt: skip
 
 
-def _charge(fort: Fort, key: Issued, number: int, form: Mapping[str, str | None],
+def _charge(attacked: AttackedProxy, key: Issued, number: int, form: Mapping[str, str | None],
             header: str | None = None) -> Answer:  # fmt: skip
     changes = {"customer": f"cus_E{number}", **form}
     lines = (f"Idempotency-Key: {header}",) if header else ()
     attack = Attack(family=FAMILY, name="", code=None, form=bill(**changes), headers=lines)
-    return ask(fort.agents, octets(fort, attack, key))
+    return ask(attacked.agents, octets(attacked, attack, key))
 
 
 @pytest.mark.parametrize("evasion", EVASIONS, ids=lambda evasion: evasion.name)
-def test_the_same_money_is_not_taken_twice(fort: Fort, evasion: Evasion) -> None:
-    key, number = fort.issue(evasion.policy), fort.next()
-    requests, charges = fort.reached()
+def test_the_same_money_is_not_taken_twice(attacked: AttackedProxy, evasion: Evasion) -> None:
+    key, number = attacked.issue(evasion.policy), attacked.next()
+    requests, charges = attacked.reached()
     header = evasion.header if evasion.code == "idempotency_key_reused" else None
-    first = _charge(fort, key, number, evasion.first, header)
+    first = _charge(attacked, key, number, evasion.first, header)
     assert first.status == 200
-    then = _charge(fort, key, number, evasion.then, evasion.header)
-    assert fort.reached() == (requests + 1, charges + 1)
-    codes = [row["code"] for row in fort.rows(key) if row["code"]]
+    then = _charge(attacked, key, number, evasion.then, evasion.header)
+    assert attacked.reached() == (requests + 1, charges + 1)
+    codes = [row["code"] for row in attacked.rows(key) if row["code"]]
     if evasion.code is None:
         assert then.json()["id"] == first.json()["id"]
         assert then.headers["idempotent-replayed"] == "true"
@@ -118,29 +118,29 @@ def test_the_same_money_is_not_taken_twice(fort: Fort, evasion: Evasion) -> None
     else:
         assert (then.status, then.code) == (STATUS.get(evasion.code, 403), evasion.code)
         if evasion.code == "rate_limited":
-            fort.expected["rate_limited"] += 1
+            attacked.expected["rate_limited"] += 1
         else:
             assert codes == [evasion.code]
 
 
-def test_forty_at_once_stay_below_a_cap_of_five(fort: Fort) -> None:
-    key = fort.issue(_capped(daily={"usd": 500}))
-    numbers = [fort.next() for _ in range(40)]
-    charges = fort.reached()[1]
+def test_forty_at_once_stay_below_a_cap_of_five(attacked: AttackedProxy) -> None:
+    key = attacked.issue(_capped(daily={"usd": 500}))
+    numbers = [attacked.next() for _ in range(40)]
+    charges = attacked.reached()[1]
     with ThreadPoolExecutor(20) as pool:
         answers = list(
-            pool.map(lambda number: _charge(fort, key, number, {"amount": "100"}), numbers)
+            pool.map(lambda number: _charge(attacked, key, number, {"amount": "100"}), numbers)
         )
     assert sorted(answer.status for answer in answers) == [200] * 5 + [403] * 35
-    assert fort.reached()[1] == charges + 5
+    assert attacked.reached()[1] == charges + 5
 
 
-def test_a_rotated_key_has_no_second_cap(fort: Fort) -> None:
-    key = fort.issue(_capped(daily={"usd": 5_000}))
-    charges = fort.reached()[1]
-    assert _charge(fort, key, fort.next(), {}).status == 200
-    rotation = rotate_key(fort.store.ledger, KeyId(key.id), 60_000, random_bytes, "test")
-    successor, minted = fort.run(rotation)
-    refused = _charge(fort, Issued(successor.id, minted.token), fort.next(), {})
+def test_a_rotated_key_has_no_second_cap(attacked: AttackedProxy) -> None:
+    key = attacked.issue(_capped(daily={"usd": 5_000}))
+    charges = attacked.reached()[1]
+    assert _charge(attacked, key, attacked.next(), {}).status == 200
+    rotation = rotate_key(attacked.store.ledger, KeyId(key.id), 60_000, random_bytes, "test")
+    successor, minted = attacked.run(rotation)
+    refused = _charge(attacked, Issued(successor.id, minted.token), attacked.next(), {})
     assert (refused.status, refused.code) == (403, "spend_cap_exceeded")
-    assert fort.reached()[1] == charges + 1
+    assert attacked.reached()[1] == charges + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.attacks.fort import Fort
+from tests.attacks.attacked_proxy import AttackedProxy
 from tests.attacks.wire import Answer, ask
 
 FAMILY = "listeners"
@@ -17,71 +17,79 @@ _OPERATORS_PATHS = """
 _AGENTS_PATHS = "/v1/charges /stripe/v1/charges /mcp /keybrake/v1/key /_sandbox/state".split()
 
 
-def admin_token(fort: Fort) -> str:
+def admin_token(attacked: AttackedProxy) -> str:
     """Return the operators' token of the first run."""
-    lines = (fort.folder / "ledger.env").read_text().splitlines()
+    lines = (attacked.folder / "ledger.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines)["KEYBRAKE_ADMIN_TOKEN"]
 
 
-def _get(fort: Fort, path: str, token: str | None, *, operators: bool = False) -> Answer:
-    address = fort.operators if operators else fort.agents
+def _get(
+    attacked: AttackedProxy, path: str, token: str | None, *, operators: bool = False
+) -> Answer:
+    address = attacked.operators if operators else attacked.agents
     bearer = f"Authorization: Bearer {token}\r\n" if token else ""
     head = f"GET {path} HTTP/1.1\r\nHost: {address[0]}:{address[1]}\r\n{bearer}\r\n"
     return ask(address, head.encode())
 
 
 @pytest.mark.parametrize("path", _OPERATORS_PATHS)
-def test_an_operators_token_is_no_key_on_the_agents_address(fort: Fort, path: str) -> None:
-    before = fort.reached()
-    answer = _get(fort, path, admin_token(fort))
+def test_an_operators_token_is_no_key_on_the_agents_address(
+    attacked: AttackedProxy, path: str
+) -> None:
+    before = attacked.reached()
+    answer = _get(attacked, path, admin_token(attacked))
     assert (answer.status, answer.code) == (401, "vault_key_unknown")
-    fort.expected["vault_key_unknown"] += 1
-    assert fort.reached() == before
+    attacked.expected["vault_key_unknown"] += 1
+    assert attacked.reached() == before
 
 
 @pytest.mark.parametrize("path", _OPERATORS_PATHS)
 def test_a_vault_key_finds_nothing_of_the_operators_on_the_agents_address(
-    fort: Fort, path: str
+    attacked: AttackedProxy, path: str
 ) -> None:
-    key = fort.issue()
-    before = fort.reached()
-    answer = _get(fort, path, key.token)
+    key = attacked.issue()
+    before = attacked.reached()
+    answer = _get(attacked, path, key.token)
     assert (answer.status, answer.code) in {(404, "path_unknown"), (400, "path_invalid")}
-    assert [row["code"] for row in fort.rows(key)] == [answer.code]
-    assert fort.reached() == before
+    assert [row["code"] for row in attacked.rows(key)] == [answer.code]
+    assert attacked.reached() == before
 
 
 @pytest.mark.parametrize("path", [*_AGENTS_PATHS, "/admin/v1/keys", "/admin/v1/audit"])
-def test_a_vault_key_is_no_operators_token(fort: Fort, path: str) -> None:
-    key = fort.issue()
-    before = fort.reached()
-    answer = _get(fort, path, key.token, operators=True)
+def test_a_vault_key_is_no_operators_token(attacked: AttackedProxy, path: str) -> None:
+    key = attacked.issue()
+    before = attacked.reached()
+    answer = _get(attacked, path, key.token, operators=True)
     assert answer.status in {401, 404}
     assert key.token not in answer.body.decode()
-    assert fort.reached() == before
-    assert fort.rows(key) == []
+    assert attacked.reached() == before
+    assert attacked.rows(key) == []
 
 
 @pytest.mark.parametrize("path", _AGENTS_PATHS)
-def test_nothing_of_the_agents_is_on_the_operators_address(fort: Fort, path: str) -> None:
-    before = fort.reached()
-    assert _get(fort, path, admin_token(fort), operators=True).status == 404
-    assert fort.reached() == before
+def test_nothing_of_the_agents_is_on_the_operators_address(
+    attacked: AttackedProxy, path: str
+) -> None:
+    before = attacked.reached()
+    assert _get(attacked, path, admin_token(attacked), operators=True).status == 404
+    assert attacked.reached() == before
 
 
-def test_the_operators_own_token_opens_their_address(fort: Fort) -> None:
-    assert _get(fort, "/admin/v1/keys", admin_token(fort), operators=True).status == 200
+def test_the_operators_own_token_opens_their_address(attacked: AttackedProxy) -> None:
+    assert _get(attacked, "/admin/v1/keys", admin_token(attacked), operators=True).status == 200
 
 
-def test_an_unknown_host_finds_no_operators_listener(fort: Fort) -> None:
-    bearer = f"Authorization: Bearer {admin_token(fort)}"
+def test_an_unknown_host_finds_no_operators_listener(attacked: AttackedProxy) -> None:
+    bearer = f"Authorization: Bearer {admin_token(attacked)}"
     head = f"GET /admin/v1/keys HTTP/1.1\r\nHost: evil.example\r\n{bearer}\r\n\r\n"
-    answer = ask(fort.operators, head.encode())
+    answer = ask(attacked.operators, head.encode())
     assert (answer.status, answer.code) == (421, "host_unknown")
-    fort.expected["host_unknown"] += 1
+    attacked.expected["host_unknown"] += 1
 
 
-def test_garbage_is_answered_in_stripes_shape_on_the_operators_address_too(fort: Fort) -> None:
-    answer = ask(fort.operators, b"\x16\x03\x01\r\n\r\n", closes=True)
+def test_garbage_is_answered_in_stripes_shape_on_the_operators_address_too(
+    attacked: AttackedProxy,
+) -> None:
+    answer = ask(attacked.operators, b"\x16\x03\x01\r\n\r\n", closes=True)
     assert (answer.status, answer.code) == (400, "body_invalid")
-    fort.expected["body_invalid"] += 1
+    attacked.expected["body_invalid"] += 1

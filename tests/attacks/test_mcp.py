@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.attacks.fort import Fort, Issued
+from tests.attacks.attacked_proxy import AttackedProxy, Issued
 from tests.attacks.wire import Answer, ask
 
 FAMILY = "MCP"
@@ -84,36 +84,36 @@ CALLS = (
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
-def test_what_was_not_granted_is_refused_over_mcp(fort: Fort, call: Call) -> None:
-    key = fort.issue(call.role, call.key)
-    before = fort.reached()
-    answer = _launch(fort, call, key)
+def test_what_was_not_granted_is_refused_over_mcp(attacked: AttackedProxy, call: Call) -> None:
+    key = attacked.issue(call.role, call.key)
+    before = attacked.reached()
+    answer = _launch(attacked, call, key)
     assert answer.status == call.status, answer.body
     assert call.says in answer.body.decode()
     assert "ch_" not in answer.body.decode()
-    assert fort.reached() == before
+    assert attacked.reached() == before
     # The key's own look-up may be on record, and a refusal; nothing that Stripe answered.
-    assert [row for row in fort.rows(key) if row["stripe_status"]] == []
+    assert [row for row in attacked.rows(key) if row["stripe_status"]] == []
     if call.counted is not None:
-        fort.expected[call.counted] += 1
+        attacked.expected[call.counted] += 1
 
 
-def test_a_charge_with_a_key_of_its_own_is_made_over_mcp(fort: Fort) -> None:
-    key = fort.issue("billing-with-status")
-    requests, charges = fort.reached()
-    answer = _launch(fort, Call(name="accepted", status=200, message=charge()), key)
+def test_a_charge_with_a_key_of_its_own_is_made_over_mcp(attacked: AttackedProxy) -> None:
+    key = attacked.issue("billing-with-status")
+    requests, charges = attacked.reached()
+    answer = _launch(attacked, Call(name="accepted", status=200, message=charge()), key)
     assert answer.status == 200
     assert '"succeeded"' in answer.body.decode().replace("\\", "")
-    assert fort.reached()[1] == charges + 1
-    assert any(row["stripe_status"] == 200 for row in fort.rows(key))
-    assert fort.reached()[0] > requests
+    assert attacked.reached()[1] == charges + 1
+    assert any(row["stripe_status"] == 200 for row in attacked.rows(key))
+    assert attacked.reached()[0] > requests
 
 
-def _launch(fort: Fort, call: Call, key: Issued) -> Answer:
+def _launch(attacked: AttackedProxy, call: Call, key: Issued) -> Answer:
     message = call.message if call.message is not None else _message("tools/list", {})
     text = call.body.decode() if call.body is not None else json.dumps(message)
-    number = str(fort.next())
-    text = text.replace("{n}", number).replace("{month}", f"{fort.now:%Y-%m}")
+    number = str(attacked.next())
+    text = text.replace("{n}", number).replace("{month}", f"{attacked.now:%Y-%m}")
     lines = [
         f"{call.method} {call.target} HTTP/1.1",
         f"Host: {call.host}",
@@ -126,6 +126,7 @@ def _launch(fort: Fort, call: Call, key: Issued) -> Answer:
     ]
     head = "\r\n".join([*lines, "", ""]).replace("{token}", key.token)
     return ask(
-        fort.agents,
-        head.replace("{host}", f"{fort.agents[0]}:{fort.agents[1]}").encode() + text.encode(),
+        attacked.agents,
+        head.replace("{host}", f"{attacked.agents[0]}:{attacked.agents[1]}").encode()
+        + text.encode(),
     )

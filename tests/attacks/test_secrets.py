@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.attacks.attack import BILL, Attack, octets
-from tests.attacks.fort import Address, Fort, Issued, standing_fort
+from tests.attacks.attacked_proxy import Address, AttackedProxy, Issued, standing_fort
 from tests.attacks.wire import ask
 
 STRIPE_KEY = "rk_test_CanaryCanaryCanary4242"
@@ -47,9 +47,9 @@ def sandbox() -> Iterator[str]:
             process.terminate()
 
 
-def _ask(fort: Fort, key: Issued, seen: list[bytes], **attack: object) -> None:
+def _ask(attacked: AttackedProxy, key: Issued, seen: list[bytes], **attack: object) -> None:
     fields = {"family": "secrets", "name": "", "code": None, **attack}
-    answer = ask(fort.agents, octets(fort, Attack(**fields), key))  # type: ignore[arg-type]  # a table's row
+    answer = ask(attacked.agents, octets(attacked, Attack(**fields), key))  # type: ignore[arg-type]  # a table's row
     seen += [answer.body, str(answer.headers).encode()]
 
 
@@ -59,35 +59,39 @@ def _admin(address: Address, path: str, token: str) -> bytes:
     return answer.body + str(answer.headers).encode()
 
 
-def _everything(fort: Fort, seen: list[bytes]) -> list[Issued]:
+def _everything(attacked: AttackedProxy, seen: list[bytes]) -> list[Issued]:
     """Charge, read, fail, be refused, be malformed, and look from the operators' side."""
-    billing, audit, revoked = fort.issue(), fort.issue("audit"), fort.issue(kind="revoked")
-    intents = fort.issue("billing-payment-intents")
+    billing, audit, revoked = (
+        attacked.issue(),
+        attacked.issue("audit"),
+        attacked.issue(kind="revoked"),
+    )
+    intents = attacked.issue("billing-payment-intents")
     for fault in ("401", "403", "drop_after", "500_before", "402", "429"):
         rule = {"match": "POST /v1/charges", "kind": fault}
-        assert fort.stripe.post("/_sandbox/faults", json=[rule]).status_code == 200
-        _ask(fort, billing, seen)
-    _ask(fort, billing, seen)
-    _ask(fort, billing, seen, headers=(f"Idempotency-Key: {billing.token}",))
-    _ask(fort, billing, seen, headers=(f"Keybrake-Agent: {STRIPE_KEY}-not",))
-    _ask(fort, billing, seen, target=f"/v1/charges/{billing.token}")
-    _ask(fort, billing, seen, target=f"/v1/charges?key={billing.token}")
-    _ask(fort, billing, seen, form={**BILL, billing.token: "x"})
-    _ask(fort, audit, seen, method="GET", target="/v1/charges/ch_1", form={})
-    _ask(fort, revoked, seen)
-    _ask(fort, billing, seen, raw=b"GET /{token} HTTP/9\r\n\r\n")
-    _ask(fort, billing, seen, method="GET", target="/keybrake/v1/key", form={})
+        assert attacked.stripe.post("/_sandbox/faults", json=[rule]).status_code == 200
+        _ask(attacked, billing, seen)
+    _ask(attacked, billing, seen)
+    _ask(attacked, billing, seen, headers=(f"Idempotency-Key: {billing.token}",))
+    _ask(attacked, billing, seen, headers=(f"Keybrake-Agent: {STRIPE_KEY}-not",))
+    _ask(attacked, billing, seen, target=f"/v1/charges/{billing.token}")
+    _ask(attacked, billing, seen, target=f"/v1/charges?key={billing.token}")
+    _ask(attacked, billing, seen, form={**BILL, billing.token: "x"})
+    _ask(attacked, audit, seen, method="GET", target="/v1/charges/ch_1", form={})
+    _ask(attacked, revoked, seen)
+    _ask(attacked, billing, seen, raw=b"GET /{token} HTTP/9\r\n\r\n")
+    _ask(attacked, billing, seen, method="GET", target="/keybrake/v1/key", form={})
     card = {"payment_method": "pm_card_visa", "confirm": "true"}
-    _ask(fort, intents, seen, target="/v1/payment_intents", form={**BILL, **card})
+    _ask(attacked, intents, seen, target="/v1/payment_intents", form={**BILL, **card})
     for path in ("/admin/v1/keys", "/admin/v1/audit", "/admin/v1/operations", "/admin/v1/spend",
                  "/metrics", "/", "/nowhere"):  # fmt: skip
-        seen.append(_admin(fort.operators, path, ADMIN_TOKEN))
-        seen.append(_admin(fort.operators, path, billing.token))
+        seen.append(_admin(attacked.operators, path, ADMIN_TOKEN))
+        seen.append(_admin(attacked.operators, path, billing.token))
     return [billing, audit, revoked, intents]
 
 
-def _commands(fort: Fort) -> Iterator[bytes]:
-    environ = {"PATH": os.environ["PATH"], "HOME": str(fort.folder), **fort.environ}  # noqa: TID251 - a child's
+def _commands(attacked: AttackedProxy) -> Iterator[bytes]:
+    environ = {"PATH": os.environ["PATH"], "HOME": str(attacked.folder), **attacked.environ}  # noqa: TID251 - a child's
     for command in _COMMANDS:
         run = [sys.executable, "-m", "kb_mcp", *command.split()]
         done = subprocess.run(run, env=environ, capture_output=True, check=False, timeout=60)
@@ -119,14 +123,14 @@ def test_no_secret_is_in_anything_that_was_ever_written(tmp_path: Path) -> None:
         KEYBRAKE_STRIPE_API_BASE=base,
         KEYBRAKE_MASTER_KEY=MASTER_KEY,
         KEYBRAKE_ADMIN_TOKEN=ADMIN_TOKEN,
-    ) as fort:  # fmt: skip
-        keys = _everything(fort, seen)
-        said = list(_commands(fort))
+    ) as attacked:  # fmt: skip
+        keys = _everything(attacked, seen)
+        said = list(_commands(attacked))
         files = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        assert fort.end() == 0
+        assert attacked.end() == 0
         files |= {f"{path.name} at the end": path.read_bytes() for path in tmp_path.rglob("*")
                   if path.is_file()}  # fmt: skip
-        printed = "".join(fort.said).encode()
+        printed = "".join(attacked.said).encode()
     tokens = (tmp_path / "ledger.env").read_text()
     secrets = {f"vault key {number}": key.token for number, key in enumerate(keys)} | {
         "Stripe key": STRIPE_KEY,

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.wiring.hosts import HostGuard
-from kb_mcp.wiring.listener import listen
-from kb_mcp.wiring.machine import new_id
+from kb_mcp.serving.host_check import HostGuard
+from kb_mcp.serving.listener import listen
+from kb_mcp.serving.machine import new_id
 from kb_mcp.wiring.serve import bind
-from tests.house import House
-from tests.proxy.ops.desk import TOKEN, Desk
+from tests.in_process_proxy import InProcessProxy
+from tests.operators.operators_app import TOKEN, OperatorsApp
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = [
@@ -32,11 +32,11 @@ FLAGS = [
 
 
 @dataclass
-class Office:
+class StoreAdmin:
     """An operators' listener on a port of its own, and the house behind it."""
 
-    house: House
-    desk: Desk
+    in_process: InProcessProxy
+    operators_app: OperatorsApp
     url: str
     faults: list[str] = field(default_factory=list)  # what the browser complained of
 
@@ -64,32 +64,32 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def office(tmp_path: Path) -> Iterator[Office]:
-    with House(tmp_path) as house:
-        desk = Desk(house)
+def store_admin(tmp_path: Path) -> Iterator[StoreAdmin]:
+    with InProcessProxy(tmp_path) as in_process:
+        operators_app = OperatorsApp(in_process)
         sock = bind("127.0.0.1", 0)
-        guard = HostGuard(desk.app, house.settings.allowed_hosts)
+        guard = HostGuard(operators_app.app, in_process.settings.allowed_hosts)
         server = listen(guard, note=lambda _: None, new_id=new_id)
-        running = asyncio.run_coroutine_threadsafe(server.serve(sockets=[sock]), house.loop)
-        yield Office(house, desk, f"http://127.0.0.1:{sock.getsockname()[1]}")
-        desk.stopping = True
+        running = asyncio.run_coroutine_threadsafe(server.serve(sockets=[sock]), in_process.loop)
+        yield StoreAdmin(in_process, operators_app, f"http://127.0.0.1:{sock.getsockname()[1]}")
+        operators_app.stopping = True
         server.should_exit = True
         running.result(30)
 
 
 @pytest.fixture
-def page(chromium: Any, office: Office) -> Iterator[Any]:
+def page(chromium: Any, store_admin: StoreAdmin) -> Iterator[Any]:
     context = chromium.new_context()
     made = context.new_page()
     made.set_default_timeout(20_000)
-    made.on("pageerror", lambda error: office.faults.append(str(error)))
-    made.on("console", lambda said: _note(office, said.type, said.text))
+    made.on("pageerror", lambda error: store_admin.faults.append(str(error)))
+    made.on("console", lambda said: _note(store_admin, said.type, said.text))
     yield made
     context.close()
-    assert office.faults == []
+    assert store_admin.faults == []
 
 
-def _note(office: Office, kind: str, text: str) -> None:
+def _note(store_admin: StoreAdmin, kind: str, text: str) -> None:
     # An answer that refuses is for the test to judge.
     if kind == "error" and "responded with a status" not in text:
-        office.faults.append(text)
+        store_admin.faults.append(text)

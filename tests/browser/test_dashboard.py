@@ -10,38 +10,42 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from kb_mcp.proxy.ops import pages as key_pages
-from tests.browser.conftest import Office
-from tests.house import Issued, error_of
-from tests.proxy.ops.desk import asking_above
+from kb_mcp.operators.dashboard import pages as key_pages
+from tests.browser.conftest import StoreAdmin
+from tests.in_process_proxy import Issued, error_of
+from tests.operators.operators_app import asking_above
 
 CANARY = "<script>window.canary=1</script>\"'><img src=x onerror=window.canary=1>"
 SIZES = {"desk": (1280, 900), "phone": (390, 844)}
 
 
 def test_a_login_sets_a_cookie_that_no_script_and_no_other_site_can_use(
-    office: Office, page: Any
+    store_admin: StoreAdmin, page: Any
 ) -> None:
-    office.enter(page)
+    store_admin.enter(page)
     (cookie,) = [each for each in page.context.cookies() if each["name"] == "keybrake_session"]
     assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
     assert page.evaluate("document.cookie") == ""
-    assert office.desk.admin_rows() == [("login", "admin")]
+    assert store_admin.operators_app.admin_rows() == [("login", "admin")]
 
 
-def test_two_clicks_revoke_a_key_while_its_agent_is_charging(office: Office, page: Any) -> None:
-    key, begun, done = office.house.issue(), Event(), Event()
+def test_two_clicks_revoke_a_key_while_its_agent_is_charging(
+    store_admin: StoreAdmin, page: Any
+) -> None:
+    key, begun, done = store_admin.in_process.issue(), Event(), Event()
     answers: list[Any] = []
 
     def agent() -> None:
         for number in range(2_000):
-            answers.append(office.house.charge(key, customer=f"cus_N{number}", period="2026-11"))
+            answers.append(
+                store_admin.in_process.charge(key, customer=f"cus_N{number}", period="2026-11")
+            )
             begun.set()
             if answers[-1].status_code == 401:
                 done.set()
                 return
 
-    office.enter(page, "/keys")
+    store_admin.enter(page, "/keys")
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(agent)
         assert begun.wait(60)
@@ -52,30 +56,32 @@ def test_two_clicks_revoke_a_key_while_its_agent_is_charging(office: Office, pag
         running.result(60)
     assert done.is_set()
     assert error_of(answers[-1]) == "vault_key_revoked"
-    rows = office.house.audit()
+    rows = store_admin.in_process.audit()
     (revoked,) = [place for place, row in enumerate(rows) if row["decision"] == "revoke"]
     assert rows[revoked]["agent_id"] == "admin"
     assert [row for row in rows[revoked:] if row["decision"] == "proceed"] == []
     made = [answer.json()["id"] for answer in answers if answer.status_code == 200]
     assert len(made) > 0
-    assert {each["id"] for each in office.house.charges()} == set(made)
+    assert {each["id"] for each in store_admin.in_process.charges()} == set(made)
 
 
-def test_an_approval_given_in_the_browser_is_used_once(office: Office, page: Any) -> None:
-    key = asking_above(office.house, 1000)
-    assert error_of(office.house.charge(key, period="2026-11")) == "approval_required"
-    office.enter(page)
+def test_an_approval_given_in_the_browser_is_used_once(store_admin: StoreAdmin, page: Any) -> None:
+    key = asking_above(store_admin.in_process, 1000)
+    assert error_of(store_admin.in_process.charge(key, period="2026-11")) == "approval_required"
+    store_admin.enter(page)
     page.get_by_role("button", name="Approve 29.00 USD for cus_A1").click()
     page.get_by_text("This bill was approved by you.").wait_for()
-    assert office.house.charges() == []
-    assert office.house.charge(key, period="2026-11").status_code == 200
-    assert error_of(office.house.charge(key, period="2026-10")) == "approval_required"
-    assert len(office.house.charges()) == 1
-    assert ("approve", "admin") in office.desk.admin_rows()
+    assert store_admin.in_process.charges() == []
+    assert store_admin.in_process.charge(key, period="2026-11").status_code == 200
+    assert error_of(store_admin.in_process.charge(key, period="2026-10")) == "approval_required"
+    assert len(store_admin.in_process.charges()) == 1
+    assert ("approve", "admin") in store_admin.operators_app.admin_rows()
 
 
-def test_a_key_issued_in_the_browser_charges_within_its_cap(office: Office, page: Any) -> None:
-    office.enter(page, "/keys")
+def test_a_key_issued_in_the_browser_charges_within_its_cap(
+    store_admin: StoreAdmin, page: Any
+) -> None:
+    store_admin.enter(page, "/keys")
     page.locator("#label").fill("nightly")
     page.get_by_label("Daily cap").fill("30.00usd")
     page.get_by_role("button", name="Issue key", exact=True).click()
@@ -83,25 +89,25 @@ def test_a_key_issued_in_the_browser_charges_within_its_cap(office: Office, page
     page.reload()
     assert page.locator("#token").count() == 0
     key = Issued(page.url.rsplit("/", 1)[1], token)
-    assert office.house.charge(key, period="2026-11").status_code == 200
-    over = office.house.charge(key, customer="cus_B2", period="2026-11")
+    assert store_admin.in_process.charge(key, period="2026-11").status_code == 200
+    over = store_admin.in_process.charge(key, customer="cus_B2", period="2026-11")
     assert error_of(over) == "spend_cap_exceeded"
-    assert len(office.house.charges()) == 1
+    assert len(store_admin.in_process.charges()) == 1
     page.get_by_text("Rotate…").click()
     page.get_by_role("button", name="Rotate").click()
     rotated = Issued("", page.locator("#token").inner_text())
     assert rotated.token != token
-    over = office.house.charge(rotated, customer="cus_B2", period="2026-11")
+    over = store_admin.in_process.charge(rotated, customer="cus_B2", period="2026-11")
     assert error_of(over) == "spend_cap_exceeded"
 
 
 def test_a_policy_file_is_chosen_mended_where_the_form_says_so_and_issued(
-    office: Office, page: Any, tmp_path: Any
+    store_admin: StoreAdmin, page: Any, tmp_path: Any
 ) -> None:
     file = tmp_path / "night.toml"
     policy = 'version = 1\nrole = "night"\nallow = ["POST /v1/charges"]\ncolour = "<b>red</b>"\n'
     file.write_text(policy + "caps.daily.usd = 3000\n")
-    office.enter(page, "/keys")
+    store_admin.enter(page, "/keys")
     page.get_by_text("From a policy file…").click()
     page.get_by_label("Policy file").set_input_files(file)
     page.get_by_role("button", name="Issue key from policy").click()
@@ -113,23 +119,23 @@ def test_a_policy_file_is_chosen_mended_where_the_form_says_so_and_issued(
     page.reload()
     assert page.locator("#token").count() == 0
     key = Issued("", token)
-    assert office.house.charge(key).status_code == 200
-    assert error_of(office.house.charge(key, customer="cus_B2")) == "spend_cap_exceeded"
-    assert len(office.house.charges()) == 1
-    assert office.desk.admin_rows() == [("login", "admin"), ("issue", "admin")]
+    assert store_admin.in_process.charge(key).status_code == 200
+    assert error_of(store_admin.in_process.charge(key, customer="cus_B2")) == "spend_cap_exceeded"
+    assert len(store_admin.in_process.charges()) == 1
+    assert store_admin.operators_app.admin_rows() == [("login", "admin"), ("issue", "admin")]
 
 
 def test_the_tail_follows_without_a_reload_and_shows_text_as_text(
-    office: Office, page: Any
+    store_admin: StoreAdmin, page: Any
 ) -> None:
-    key = office.house.issue()
-    office.enter(page)
+    key = store_admin.in_process.issue()
+    store_admin.enter(page)
     page.get_by_text("Following").wait_for()
-    office.house.charge(key, period="2026-11")
+    store_admin.in_process.charge(key, period="2026-11")
     tail = page.locator("[data-tail]")
     tail.get_by_text("cus_A1").first.wait_for()
     headers = {"Authorization": f"Bearer {key.token}", "Keybrake-Agent": "<b>canary</b>"}
-    office.house.client.post("/v1/charges", data={"customer": "nobody"}, headers=headers)
+    store_admin.in_process.client.post("/v1/charges", data={"customer": "nobody"}, headers=headers)
     tail.get_by_text("<b>canary</b>").first.wait_for()
     assert tail.locator("b").count() == 0
     page.get_by_role("button", name="Pause").click()
@@ -137,46 +143,46 @@ def test_the_tail_follows_without_a_reload_and_shows_text_as_text(
 
 
 def test_an_unknown_operation_is_settled_with_the_charge_that_was_found(
-    office: Office, page: Any
+    store_admin: StoreAdmin, page: Any
 ) -> None:
-    key = office.house.issue()
-    office.house.fault("drop_after")
-    assert office.house.charge(key, period="2026-11").status_code == 504
-    (made,) = office.house.charges()
-    (operation,) = office.house.operations()
-    office.enter(page, f"/operations/{operation.id}")
+    key = store_admin.in_process.issue()
+    store_admin.in_process.fault("drop_after")
+    assert store_admin.in_process.charge(key, period="2026-11").status_code == 504
+    (made,) = store_admin.in_process.charges()
+    (operation,) = store_admin.in_process.operations()
+    store_admin.enter(page, f"/operations/{operation.id}")
     page.get_by_text("It was charged…").click()
     page.get_by_label("The charge that was found").fill(made["id"])
     page.get_by_role("button", name="Settle with this charge").click()
     page.get_by_text("Resolved by you.").wait_for()
-    again = office.house.charge(key, period="2026-11")
+    again = store_admin.in_process.charge(key, period="2026-11")
     assert (again.status_code, again.json()["id"]) == (200, made["id"])
-    assert len(office.house.charges()) == 1
-    assert ("resolve_succeeded", "admin") in office.desk.admin_rows()
+    assert len(store_admin.in_process.charges()) == 1
+    assert ("resolve_succeeded", "admin") in store_admin.operators_app.admin_rows()
 
 
-def test_a_verification_is_shown(office: Office, page: Any) -> None:
-    office.house.charge(office.house.issue(), period="2026-11")
-    office.enter(page, "/audit")
+def test_a_verification_is_shown(store_admin: StoreAdmin, page: Any) -> None:
+    store_admin.in_process.charge(store_admin.in_process.issue(), period="2026-11")
+    store_admin.enter(page, "/audit")
     page.get_by_role("button", name="Verify now").click()
     page.get_by_text("every chain holds, over").wait_for()
-    assert ("verify", "admin") in office.desk.admin_rows()
+    assert ("verify", "admin") in store_admin.operators_app.admin_rows()
 
 
-def test_a_form_of_another_page_does_nothing(office: Office, page: Any) -> None:
-    key = office.house.issue()
-    office.enter(page)
+def test_a_form_of_another_page_does_nothing(store_admin: StoreAdmin, page: Any) -> None:
+    key = store_admin.in_process.issue()
+    store_admin.enter(page)
     page.goto("data:text/html,<form method=post></form>")
     page.evaluate(
         """(url) => { const f = document.forms[0]; f.action = url; f.submit(); }""",
-        f"{office.url}/keys/{key.id}/revoke",
+        f"{store_admin.url}/keys/{key.id}/revoke",
     )
     page.wait_for_load_state()
-    assert ("revoke", "admin") not in office.desk.admin_rows()
-    assert office.house.charge(key, period="2026-11").status_code == 200
+    assert ("revoke", "admin") not in store_admin.operators_app.admin_rows()
+    assert store_admin.in_process.charge(key, period="2026-11").status_code == 200
 
 
-def test_no_other_page_can_frame_it(office: Office, page: Any) -> None:
+def test_no_other_page_can_frame_it(store_admin: StoreAdmin, page: Any) -> None:
     page.goto("data:text/html,<p>another site</p>")
     page.evaluate(
         """(url) => new Promise((done) => {
@@ -184,53 +190,53 @@ def test_no_other_page_can_frame_it(office: Office, page: Any) -> None:
             frame.onload = done; frame.src = url; document.body.append(frame);
             setTimeout(done, 3000);
         })""",
-        f"{office.url}/login",
+        f"{store_admin.url}/login",
     )
     inner = [each for each in page.frames if each != page.main_frame]
     assert [each.url for each in inner] == ["chrome-error://chromewebdata/"]
-    office.faults.clear()
+    store_admin.faults.clear()
 
 
 @pytest.mark.parametrize("path", ["/", "/keys", "/operations", "/audit"])
-def test_stored_text_never_runs(office: Office, page: Any, path: str) -> None:
+def test_stored_text_never_runs(store_admin: StoreAdmin, page: Any, path: str) -> None:
     body = {"role": "billing", "label": CANARY[:128], "agent": CANARY[:128]}
-    issued = office.desk.api("POST", "/keys", json=body).json()
+    issued = store_admin.operators_app.api("POST", "/keys", json=body).json()
     key = Issued(issued["id"], issued["token"])
-    office.house.charge(key, period="2026-11", description=CANARY)
-    office.house.charge(key, customer=CANARY, key_header=CANARY)
-    office.enter(page, path)
+    store_admin.in_process.charge(key, period="2026-11", description=CANARY)
+    store_admin.in_process.charge(key, customer=CANARY, key_header=CANARY)
+    store_admin.enter(page, path)
     for shown in (path, f"/keys/{key.id}", f"{path}?customer={CANARY}"):
-        page.goto(office.url + shown)
+        page.goto(store_admin.url + shown)
         assert page.evaluate("window.canary") is None
-    assert office.faults == []
+    assert store_admin.faults == []
     refused = page.evaluate(
         """() => { const s = document.createElement('script');
         s.textContent = 'window.canary = 1'; document.body.append(s); return window.canary; }"""
     )
     assert refused is None
-    assert "Content Security Policy" in office.faults.pop()
+    assert "Content Security Policy" in store_admin.faults.pop()
 
 
-def busy(office: Office) -> str:
+def busy(store_admin: StoreAdmin) -> str:
     """Fill the house with something of everything, and return an operation."""
-    house = office.house
-    key = house.issue(daily={"usd": 20_000}, monthly={"usd": 60_000})
-    other, asking = house.issue(daily={"usd": 3000}), asking_above(house, 1000)
+    in_process = store_admin.in_process
+    key = in_process.issue(daily={"usd": 20_000}, monthly={"usd": 60_000})
+    other, asking = in_process.issue(daily={"usd": 3000}), asking_above(in_process, 1000)
     for number in range(6):
-        house.charge(key, customer=f"cus_N{number}", period="2026-11", amount=2900)
-    house.charge(other, period="2026-11", amount=2900)
+        in_process.charge(key, customer=f"cus_N{number}", period="2026-11", amount=2900)
+    in_process.charge(other, period="2026-11", amount=2900)
     for number in range(4):
-        house.charge(other, customer=f"cus_M{number}", period="2026-11", amount=2900)
-    house.charge(asking, customer="cus_Big", period="2026-11", amount=25_000)
-    house.fault("drop_after")
-    house.charge(key, customer="cus_Lost", period="2026-11", amount=1900)
-    return str(house.operations(customer_id="cus_Lost")[0].id)
+        in_process.charge(other, customer=f"cus_M{number}", period="2026-11", amount=2900)
+    in_process.charge(asking, customer="cus_Big", period="2026-11", amount=25_000)
+    in_process.fault("drop_after")
+    in_process.charge(key, customer="cus_Lost", period="2026-11", amount=1900)
+    return str(in_process.operations(customer_id="cus_Lost")[0].id)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_every_page_is_readable_by_everyone(
-    office: Office,
+    store_admin: StoreAdmin,
     chromium: Any,
     tmp_path: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -238,15 +244,15 @@ def test_every_page_is_readable_by_everyone(
     size: str,
 ) -> None:
     monkeypatch.setattr(key_pages, "KEYS_MAX", 1)
-    operation = busy(office)
-    key = office.house.operations()[0].key_id
+    operation = busy(store_admin)
+    key = store_admin.in_process.operations()[0].key_id
     width, height = SIZES[size]
     context = chromium.new_context(
         color_scheme=scheme, viewport={"width": width, "height": height}, bypass_csp=True
     )
     page = context.new_page()
-    page.goto(f"{office.url}/login")
-    newest = office.desk.api("GET", "/keys").json()["data"][-1]["id"]
+    page.goto(f"{store_admin.url}/login")
+    newest = store_admin.operators_app.api("GET", "/keys").json()["data"][-1]["id"]
     searched = ["/keys?q=bill&status=active", f"/keys?after={newest}", "/keys?q=nothing"]
     pages = [
         "/",
@@ -259,9 +265,9 @@ def test_every_page_is_readable_by_everyone(
     ]
     try:
         found = serious(page, "/login")
-        office.enter(page)
+        store_admin.enter(page)
         for path in pages:
-            page.goto(office.url + path)
+            page.goto(store_admin.url + path)
             shot = tmp_path / f"{scheme}-{size}{re.sub('[^a-z_]', '-', path)}.png"
             page.screenshot(path=str(shot), full_page=True)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path

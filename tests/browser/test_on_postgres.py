@@ -25,7 +25,7 @@ from tests.browser.test_people import (  # noqa: F401 collected here once more
     test_two_operators_decide_one_bill_and_the_first_verdict_stands,
     test_two_operators_settle_one_operation_and_it_is_settled_once,
 )
-from tests.house import House
+from tests.in_process_proxy import InProcessProxy
 from tests.postgres import Database, database, server  # noqa: F401 fixtures are found by name
 
 pytestmark = pytest.mark.slow
@@ -33,4 +33,4 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def on_postgres(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811 the fixture above
-    monkeypatch.setattr(House, "store", database.environ)
+    monkeypatch.setattr(InProcessProxy, "store", database.environ)

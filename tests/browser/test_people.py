@@ -7,86 +7,92 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.proxy.ops import pages
-from kb_mcp.proxy.ops.sessions import IDLE_MS
-from tests.browser.conftest import Office
-from tests.house import error_of
-from tests.proxy.ops.desk import OTHER_TOKEN, asking_above
+from kb_mcp.operators.dashboard import pages
+from kb_mcp.operators.sign_in.sessions import IDLE_MS
+from tests.browser.conftest import StoreAdmin
+from tests.in_process_proxy import error_of
+from tests.operators.operators_app import OTHER_TOKEN, asking_above
 
 
 @pytest.fixture
-def mira(chromium: Any, office: Office) -> Iterator[Any]:
+def mira(chromium: Any, store_admin: StoreAdmin) -> Iterator[Any]:
     """A second operator, before a browser of her own."""
     context = chromium.new_context()
     made = context.new_page()
     made.set_default_timeout(20_000)
-    office.enter(made, token=OTHER_TOKEN)
+    store_admin.enter(made, token=OTHER_TOKEN)
     yield made
     context.close()
 
 
-def decided(office: Office) -> list[tuple[str, str | None]]:
-    return [row for row in office.desk.admin_rows() if row[0] not in {"login", "logout", "issue"}]
+def decided(store_admin: StoreAdmin) -> list[tuple[str, str | None]]:
+    return [
+        row
+        for row in store_admin.operators_app.admin_rows()
+        if row[0] not in {"login", "logout", "issue"}
+    ]
 
 
 def test_two_operators_decide_one_bill_and_the_first_verdict_stands(
-    office: Office, page: Any, mira: Any
+    store_admin: StoreAdmin, page: Any, mira: Any
 ) -> None:
-    key = asking_above(office.house, 1000)
-    assert error_of(office.house.charge(key)) == "approval_required"
-    office.enter(page)
+    key = asking_above(store_admin.in_process, 1000)
+    assert error_of(store_admin.in_process.charge(key)) == "approval_required"
+    store_admin.enter(page)
     mira.reload()
     mira.get_by_role("button", name="Deny 29.00 USD for cus_A1").click()
     mira.get_by_text("This bill was denied by you.").wait_for()
     page.get_by_role("button", name="Approve 29.00 USD for cus_A1").click()
     page.get_by_text("not pending any more").wait_for()
-    assert office.house.charge(key).status_code == 403
-    assert office.house.charges() == []
-    assert decided(office) == [("deny", "mira")]
+    assert store_admin.in_process.charge(key).status_code == 403
+    assert store_admin.in_process.charges() == []
+    assert decided(store_admin) == [("deny", "mira")]
 
 
 def test_two_operators_settle_one_operation_and_it_is_settled_once(
-    office: Office, page: Any, mira: Any
+    store_admin: StoreAdmin, page: Any, mira: Any
 ) -> None:
-    key = office.house.issue()
-    office.house.fault("drop_after")
-    office.house.charge(key)
-    (made,), (operation,) = office.house.charges(), office.house.operations()
-    office.enter(page)
+    key = store_admin.in_process.issue()
+    store_admin.in_process.fault("drop_after")
+    store_admin.in_process.charge(key)
+    (made,), (operation,) = store_admin.in_process.charges(), store_admin.in_process.operations()
+    store_admin.enter(page)
     for each in (page, mira):
-        each.goto(f"{office.url}/operations/{operation.id}")
+        each.goto(f"{store_admin.url}/operations/{operation.id}")
         each.get_by_text("It was charged…").click()
         each.get_by_label("The charge that was found").fill(made["id"])
     page.get_by_role("button", name="Settle with this charge").click()
     page.get_by_text("Resolved by you.").wait_for()
     mira.get_by_role("button", name="Settle with this charge").click()
     mira.get_by_role("heading", name="That was not done").wait_for()
-    assert decided(office) == [("resolve_succeeded", "admin")]
-    assert len(office.house.charges()) == 1
-    (after,) = office.house.operations()
+    assert decided(store_admin) == [("resolve_succeeded", "admin")]
+    assert len(store_admin.in_process.charges()) == 1
+    (after,) = store_admin.in_process.operations()
     assert (after.state, after.object_id) == ("succeeded", made["id"])
 
 
-def test_a_session_that_ran_out_before_the_click_does_nothing(office: Office, page: Any) -> None:
-    key = office.house.issue()
-    office.enter(page, f"/keys/{key.id}")
+def test_a_session_that_ran_out_before_the_click_does_nothing(
+    store_admin: StoreAdmin, page: Any
+) -> None:
+    key = store_admin.in_process.issue()
+    store_admin.enter(page, f"/keys/{key.id}")
     page.get_by_text("Revoke…").click()
-    office.desk.later_ms += IDLE_MS
+    store_admin.operators_app.later_ms += IDLE_MS
     page.get_by_role("button", name=f"Revoke {key.id} now").click()
     page.get_by_text("Your session is over. Log in again.").wait_for()
     assert page.context.cookies() == [] or "keybrake_session" not in {
         each["name"] for each in page.context.cookies()
     }
-    assert decided(office) == []
-    assert office.house.charge(key).status_code == 200
-    assert len(office.house.charges()) == 1
+    assert decided(store_admin) == []
+    assert store_admin.in_process.charge(key).status_code == 200
+    assert len(store_admin.in_process.charges()) == 1
 
 
 def test_a_name_that_was_bound_to_this_machine_afterwards_gets_nothing(
-    office: Office, page: Any
+    store_admin: StoreAdmin, page: Any
 ) -> None:
-    office.enter(page)
-    rebound = office.url.replace("127.0.0.1", "rebound.example")
+    store_admin.enter(page)
+    rebound = store_admin.url.replace("127.0.0.1", "rebound.example")
     for path in ("/", "/login", "/metrics", "/admin/v1/keys"):
         answer = page.goto(rebound + path)
         assert answer.status == 421, path
@@ -94,42 +100,46 @@ def test_a_name_that_was_bound_to_this_machine_afterwards_gets_nothing(
         assert page.locator("form").count() == 0
 
 
-def test_a_bill_is_found_by_everything_it_is_known_by(office: Office, page: Any) -> None:
-    key = office.house.issue()
-    other = office.house.charge(key, customer="cus_Other", amount=100)
+def test_a_bill_is_found_by_everything_it_is_known_by(store_admin: StoreAdmin, page: Any) -> None:
+    key = store_admin.in_process.issue()
+    other = store_admin.in_process.charge(key, customer="cus_Other", amount=100)
     headers = {
         "Authorization": f"Bearer {key.token}",
         "Keybrake-Agent": "owl",
         "Keybrake-Session": "night-1",
     }
     form = {"customer": "cus_Owl", "amount": "700", "currency": "usd", "description": "Oil"}
-    made = office.house.client.post("/v1/charges", data=form, headers=headers).json()["id"]
-    (operation,) = office.house.operations(customer_id="cus_Owl")
-    office.enter(page, "/operations")
+    made = store_admin.in_process.client.post("/v1/charges", data=form, headers=headers).json()[
+        "id"
+    ]
+    (operation,) = store_admin.in_process.operations(customer_id="cus_Owl")
+    store_admin.enter(page, "/operations")
     for label, value in (
         ("Customer", "cus_Owl"),
         ("Charge id", made),
         ("Agent", "owl"),
         ("Session", "night-1"),
     ):
-        page.goto(f"{office.url}/operations")
+        page.goto(f"{store_admin.url}/operations")
         page.get_by_label(label, exact=True).fill(value)
         page.get_by_role("button", name="Search").click()
         page.get_by_role("link", name=operation.id).wait_for()
         assert page.get_by_text("cus_Other").count() == 0, label
     page.get_by_role("link", name=operation.id).click()
-    for row in office.house.audit(operation=operation.id):
+    for row in store_admin.in_process.audit(operation=operation.id):
         page.get_by_text(row["id"]).first.wait_for()
-    assert {each["id"] for each in office.house.charges()} == {made, other.json()["id"]}
+    assert {each["id"] for each in store_admin.in_process.charges()} == {made, other.json()["id"]}
 
 
 def test_a_key_among_many_is_found_by_turning_pages_or_by_its_label_and_revoked(
-    office: Office, page: Any, monkeypatch: pytest.MonkeyPatch
+    store_admin: StoreAdmin, page: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "KEYS_MAX", 2)
     bodies = [{"role": "billing", "label": f"worker {number}"} for number in range(5)]
-    made = [office.desk.api("POST", "/keys", json=body).json()["id"] for body in bodies]
-    office.enter(page, "/keys")
+    made = [
+        store_admin.operators_app.api("POST", "/keys", json=body).json()["id"] for body in bodies
+    ]
+    store_admin.enter(page, "/keys")
     page.get_by_text("5 in all: 5 active.").wait_for()
     seen = set[str]()
     older = page.get_by_role("link", name="Older keys")
@@ -146,76 +156,80 @@ def test_a_key_among_many_is_found_by_turning_pages_or_by_its_label_and_revoked(
     assert page.locator("tbody tr").count() == 1
     row.get_by_role("button", name="Revoke worker 2 now").click()
     page.get_by_text("Revoked. Sends under way").wait_for()
-    page.goto(f"{office.url}/keys")
+    page.goto(f"{store_admin.url}/keys")
     page.get_by_label("Status").select_option("revoked")
     page.get_by_role("button", name="Search").click()
     page.get_by_role("link", name=made[2]).wait_for()
     assert page.locator("tbody tr").count() == 1
 
 
-def test_a_frozen_key_is_thawed_with_a_reason(office: Office, page: Any) -> None:
-    key = office.house.issue()
-    office.house.fault("402", times=20)
+def test_a_frozen_key_is_thawed_with_a_reason(store_admin: StoreAdmin, page: Any) -> None:
+    key = store_admin.in_process.issue()
+    store_admin.in_process.fault("402", times=20)
     for number in range(20):
-        office.house.charge(key, customer=f"cus_N{number}")
-    assert error_of(office.house.charge(key)) == "vault_key_frozen"
-    office.enter(page, f"/keys/{key.id}")
+        store_admin.in_process.charge(key, customer=f"cus_N{number}")
+    assert error_of(store_admin.in_process.charge(key)) == "vault_key_frozen"
+    store_admin.enter(page, f"/keys/{key.id}")
     page.get_by_text("Unfreeze…").click()
     page.get_by_label("Reason", exact=True).fill("cards were expired <b>checked</b>")
     page.get_by_role("button", name=f"Unfreeze {key.id}").click()
     page.get_by_text("Thawed.").wait_for()
-    assert office.house.charge(key).status_code == 200
-    assert len(office.house.charges()) == 1
-    assert decided(office) == [("unfreeze", "admin")]
+    assert store_admin.in_process.charge(key).status_code == 200
+    assert len(store_admin.in_process.charges()) == 1
+    assert decided(store_admin) == [("unfreeze", "admin")]
 
 
 def test_a_bill_that_never_reached_stripe_is_voided_and_charged_once(
-    office: Office, page: Any
+    store_admin: StoreAdmin, page: Any
 ) -> None:
-    key = office.house.issue()
-    office.house.fault("drop_before")
-    assert office.house.charge(key).status_code == 504
-    office.house.turn_clock(3600)
-    office.house.run(office.house.proxy.app.desk.follow())
-    (operation,) = office.house.operations()
-    office.enter(page, f"/operations/{operation.id}")
+    key = store_admin.in_process.issue()
+    store_admin.in_process.fault("drop_before")
+    assert store_admin.in_process.charge(key).status_code == 504
+    store_admin.in_process.turn_clock(3600)
+    store_admin.in_process.run(store_admin.in_process.proxy.app.pipeline.follow())
+    (operation,) = store_admin.in_process.operations()
+    store_admin.enter(page, f"/operations/{operation.id}")
     page.get_by_text("It was not charged…").click()
     page.get_by_label("How you know").fill("Stripe shows nothing")
     page.get_by_role("button", name=f"Void {operation.id}").click()
     page.get_by_text("Resolved by you.").wait_for()
-    assert office.house.charges() == []
-    assert office.house.charge(key).status_code == 200
-    assert len(office.house.charges()) == 1
-    assert decided(office) == [("resolve_void", "admin")]
+    assert store_admin.in_process.charges() == []
+    assert store_admin.in_process.charge(key).status_code == 200
+    assert len(store_admin.in_process.charges()) == 1
+    assert decided(store_admin) == [("resolve_void", "admin")]
 
 
-def test_a_refunded_bill_is_reopened_and_charged_once_more(office: Office, page: Any) -> None:
-    key = office.house.issue()
-    first = office.house.charge(key, key_header="bill-1").json()["id"]
+def test_a_refunded_bill_is_reopened_and_charged_once_more(
+    store_admin: StoreAdmin, page: Any
+) -> None:
+    key = store_admin.in_process.issue()
+    first = store_admin.in_process.charge(key, key_header="bill-1").json()["id"]
     stripe = {"Authorization": "Bearer rk_test_sandbox"}
-    office.house.stripe.post("/v1/refunds", data={"charge": first}, headers=stripe)
-    assert office.house.charge(key, key_header="bill-1").json()["id"] == first
-    (operation,) = office.house.operations()
-    office.enter(page, f"/operations/{operation.id}")
+    store_admin.in_process.stripe.post("/v1/refunds", data={"charge": first}, headers=stripe)
+    assert store_admin.in_process.charge(key, key_header="bill-1").json()["id"] == first
+    (operation,) = store_admin.in_process.operations()
+    store_admin.enter(page, f"/operations/{operation.id}")
     page.get_by_text("Reopen…").click()
     page.get_by_label("Why this bill").fill("refunded by mistake")
     page.get_by_role("button", name=f"Reopen {operation.id}").click()
     page.get_by_text("Reopened").first.wait_for()
-    again = [office.house.charge(key, key_header="bill-1").json()["id"] for _ in range(2)]
+    again = [store_admin.in_process.charge(key, key_header="bill-1").json()["id"] for _ in range(2)]
     assert again[0] == again[1] != first
-    assert {each["id"] for each in office.house.charges()} == {first, again[0]}
-    assert decided(office) == [("reopen", "admin")]
+    assert {each["id"] for each in store_admin.in_process.charges()} == {first, again[0]}
+    assert decided(store_admin) == [("reopen", "admin")]
 
 
-def test_the_declines_of_a_bill_are_forgotten(office: Office, page: Any) -> None:
-    key = office.house.issue()
-    office.house.fault("402")
-    assert office.house.charge(key).status_code == 402
-    assert office.house.charge(key).status_code == 402  # the decline, once more, and nothing sent
-    (operation,) = office.house.operations()
-    office.enter(page, f"/operations/{operation.id}")
+def test_the_declines_of_a_bill_are_forgotten(store_admin: StoreAdmin, page: Any) -> None:
+    key = store_admin.in_process.issue()
+    store_admin.in_process.fault("402")
+    assert store_admin.in_process.charge(key).status_code == 402
+    assert (
+        store_admin.in_process.charge(key).status_code == 402
+    )  # the decline, once more, and nothing sent
+    (operation,) = store_admin.in_process.operations()
+    store_admin.enter(page, f"/operations/{operation.id}")
     page.get_by_role("button", name="Forget its declines").click()
     page.get_by_text("Forgot 1 declines.").wait_for()
-    assert office.house.charge(key).status_code == 200
-    assert len(office.house.charges()) == 1
-    assert [name for _, name in decided(office)] == ["admin"]
+    assert store_admin.in_process.charge(key).status_code == 200
+    assert len(store_admin.in_process.charges()) == 1
+    assert [name for _, name in decided(store_admin)] == ["admin"]

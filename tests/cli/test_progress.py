@@ -11,10 +11,10 @@ import sys
 import pytest
 
 from kb_mcp.cli.progress import counted
-from kb_mcp.proxy.audit import derive_key
-from kb_mcp.proxy.ledger import AuditDraft
-from kb_mcp.proxy.stores.journal import AUDIT_COLUMNS, Journal
-from kb_mcp.proxy.stores.sqlite_schema import register_node
+from kb_mcp.proxy.audit.chain import derive_key
+from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS, Journal
+from kb_mcp.proxy.ledger.records import AuditDraft
+from kb_mcp.proxy.stores.sqlite.schema import register_node
 from tests.cli.machine import Machine
 
 ROWS = 30_000

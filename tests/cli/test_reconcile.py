@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.proxy import records
+from kb_mcp.proxy.edge import records
 from tests.cli.machine import CUSTOMER, Machine
 from tests.months import lately, spelled
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import pytest
 
 from tests.clients.installs import InstallError, npm_folder, python_of
-from tests.processes import Town, town
+from tests.proxy_processes import ProxyProcesses, cluster
 
 
 @dataclass(frozen=True)
 class Served:
     """A running town, and a key for each of the tools."""
 
-    town: Town
+    cluster: ProxyProcesses
     url: str
     billing: str
     audit: str
@@ -25,7 +25,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with town(tmp_path_factory.mktemp("town")) as place:
+    with cluster(tmp_path_factory.mktemp("town")) as place:
         proxy = place.start_proxy()
         audit = place.issue("--role", "audit")
         both = place.issue("--role", "billing-with-status")

@@ -31,7 +31,7 @@ NOT_THROUGH_AN_SDK = {
     "parameter_duplicate": "SDKs write each name once; tests/attacks",
     "body_invalid": "SDKs write forms; tests/attacks",
     "path_invalid": "SDKs write plain paths; tests/attacks",
-    "amount_not_metered": "a test of the surface's table; tests/proxy/test_surface.py",
+    "amount_not_metered": "a test of the surface's table; tests/proxy/stripe/test_interpret.py",
     "ledger_unavailable": "a store that is gone; answered as draining is, 503",
     "ledger_behind": "a store that was restored; answered as draining is, 503",
     "overloaded": "a thousand waiting requests; tests/scenarios/test_crowds.py has it",

@@ -27,7 +27,7 @@ def bill(block: Block) -> dict[str, object]:
 
 
 def charged(served: Served, customer: str) -> list[str]:
-    return [each["id"] for each in served.town.charges() if each["customer"] == customer]
+    return [each["id"] for each in served.cluster.charges() if each["customer"] == customer]
 
 
 def settings(served: Served) -> dict[str, str]:
@@ -140,7 +140,7 @@ def test_commands_do_what_they_are_there_for(block: Block, served: Served) -> No
     for line in block.text.splitlines():
         program, *arguments = shlex.split(line)
         assert program == "kb-mcp"
-        assert served.town.command(*arguments).stdout
+        assert served.cluster.command(*arguments).stdout
 
 
 def test_the_server_for_agentcore_runtime_answers_as_the_platform_asks(served: Served) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.clients.installs import environ, npm_script
-from tests.processes import town
+from tests.proxy_processes import cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -49,7 +49,7 @@ NO_FIXTURE = re.compile(
 @pytest.fixture(scope="module")
 def keyed_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve the agents' listener with a key in every request: the suite can send none."""
-    with town(tmp_path_factory.mktemp("town")) as place:
+    with cluster(tmp_path_factory.mktemp("town")) as place:
         key = place.issue("--role", "billing-with-status")
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.clients.keyed"],

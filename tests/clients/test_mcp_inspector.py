@@ -81,7 +81,7 @@ def test_a_charge_is_called_and_a_bad_one_is_a_tool_error(
 
     assert code == 0, told
     made = json.loads(told)["result"]["structuredContent"]["charge_id"]
-    assert [c["id"] for c in served.town.charges() if c["customer"] == customer] == [made]
+    assert [c["id"] for c in served.cluster.charges() if c["customer"] == customer] == [made]
     assert refused == 5
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.proxy.refusals import Code
+from kb_mcp.proxy.errors.refusals import Code
 from tests.clients.conftest import Served
 from tests.clients.refused import CASES, CLASSES, NOT_THROUGH_AN_SDK, Case
 from tests.clients.stripe_sdks import Call, Outcome, Sdk, node_sdk, python_sdk
-from tests.processes import town
+from tests.proxy_processes import cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -56,7 +56,7 @@ def key_of(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Callable
         file = folder / "policy.json"
         policy = {"version": 1, "role": "test", "allow": ["POST /v1/charges"], **case.policy}
         file.write_text(json.dumps(policy), encoding="utf-8")
-        return served.town.issue("--policy", str(file))
+        return served.cluster.issue("--policy", str(file))
 
     return key
 
@@ -84,7 +84,7 @@ def test_a_refusal_is_raised_as_its_class(
     params = {} if case.raw else bill(customer, **case.params)
     calls = [Call(key, bill(customer, **each), case.options) for each in case.before]
     if case.fault:
-        served.town.fault(case.fault)
+        served.cluster.fault(case.fault)
 
     *_, outcome = sdk(served.url, *calls, Call(key, params, case.options, raw=case.raw))
 
@@ -94,7 +94,7 @@ def test_a_refusal_is_raised_as_its_class(
 
 @pytest.mark.parametrize("why", ["unknown", "revoked", "expired"])
 def test_a_bad_key_is_an_authentication_error(why: str, both: Sdk, tmp_path: Path) -> None:
-    with town(tmp_path) as place:
+    with cluster(tmp_path) as place:
         proxy = place.start_proxy()
         issue = ("--role", "billing", "--expires", "1h", "--json")
         issued = json.loads(place.command("keys", "issue", *issue).stdout)
@@ -114,7 +114,7 @@ def test_a_bad_key_is_an_authentication_error(why: str, both: Sdk, tmp_path: Pat
 
 
 def test_an_unreachable_stripe_is_an_api_error(both: Sdk, tmp_path: Path) -> None:
-    with town(tmp_path) as place:
+    with cluster(tmp_path) as place:
         proxy, key = place.start_proxy(), place.issue()
         place.sandbox.kill()
         outcomes = both(proxy.url, Call(key, bill("cus_Far")))
@@ -123,7 +123,7 @@ def test_an_unreachable_stripe_is_an_api_error(both: Sdk, tmp_path: Path) -> Non
 
 
 def test_a_bill_that_is_being_sent_and_a_drain_are_api_errors(both: Sdk, tmp_path: Path) -> None:
-    with town(tmp_path) as place:
+    with cluster(tmp_path) as place:
         proxy, key = place.start_proxy(), place.issue()
         place.fault("delay", seconds=15)  # beyond the ten seconds that a second caller waits
         call = Call(key, bill("cus_Slow"))

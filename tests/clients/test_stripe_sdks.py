@@ -23,7 +23,7 @@ def bill(customer: str, **more: Any) -> dict[str, Any]:
 
 
 def charged(served: Served, customer: str) -> list[str]:
-    return [each["id"] for each in served.town.charges() if each["customer"] == customer]
+    return [each["id"] for each in served.cluster.charges() if each["customer"] == customer]
 
 
 def sync_client(base: str, key: str, params: Any) -> str:

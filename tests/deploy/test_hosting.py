@@ -13,8 +13,8 @@ import pytest
 import yaml  # type: ignore[import-untyped] # PyYAML ships no types
 from cfnlint.api import ManualArgs, lint
 
-from kb_mcp.proxy.stores.postgres_line import connector
-from kb_mcp.proxy.stores.postgres_schema import check_schema, migrate
+from kb_mcp.proxy.stores.postgres.connection import connector
+from kb_mcp.proxy.stores.postgres.schema import check_schema, migrate
 from tests.postgres import binary, postgres, unprivileged
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import town
+from tests.proxy_processes import cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 UNZIPPED_MAX = 250 * 1024 * 1024  # Lambda's own bound
@@ -53,7 +53,7 @@ def test_it_holds_wing_a_and_no_server(unzipped: Path) -> None:
 def test_it_charges_once_on_a_clean_python(unzipped: Path, tmp_path: Path) -> None:
     parameters = [{"name": n, "type": "string", "value": v} for n, v in BILL.items()]
     event = {"actionGroup": "billing", "function": "charge", "parameters": parameters}
-    with town(tmp_path) as place:
+    with cluster(tmp_path) as place:
         proxy = place.start_proxy()
         environ = {
             "AWS_LAMBDA_FUNCTION_NAME": "billing",

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.wiring.machine import host_ms
-from tests.processes import Town, town
+from kb_mcp.serving.machine import host_ms
+from tests.proxy_processes import ProxyProcesses, cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[Town]:
-    with town(tmp_path) as built:
+def here(tmp_path: Path) -> Iterator[ProxyProcesses]:
+    with cluster(tmp_path) as built:
         yield built
 
 
@@ -34,7 +34,7 @@ def snippet(file: str, kind: str, word: str) -> str:
     return str(found)
 
 
-def test_the_first_charge_by_curl_is_made_once(here: Town) -> None:
+def test_the_first_charge_by_curl_is_made_once(here: ProxyProcesses) -> None:
     if shutil.which("curl") is None:
         pytest.skip("no curl on this machine")
     body = snippet("docs/index.md", "sh", "curl")
@@ -56,7 +56,7 @@ def test_the_first_charge_by_curl_is_made_once(here: Town) -> None:
     assert len(here.charges()) == 1
 
 
-def test_the_stripe_sdk_as_the_readme_shows_it_charges_once(here: Town) -> None:
+def test_the_stripe_sdk_as_the_readme_shows_it_charges_once(here: ProxyProcesses) -> None:
     import stripe
 
     body = snippet("README.md", "python", "StripeClient")

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.proxy.ops.alert_files import load_alert_file
-from kb_mcp.proxy.policy_files import load_policy
+from kb_mcp.operators.alerts.files import load_alert_file
+from kb_mcp.proxy.access.policy_files import load_policy
 from kb_mcp.settings import _KNOWN as KNOWN
 from tests.cli.machine import CUSTOMER, Machine
 
@@ -241,12 +241,12 @@ def test_datasettes_metadata_fits_the_schema_and_its_queries_run(tmp_path: Path)
 
 
 def test_the_dashboard_for_grafana_asks_for_metrics_that_there_are(tmp_path: Path) -> None:
-    from tests.house import House
-    from tests.proxy.ops.desk import Desk
+    from tests.in_process_proxy import InProcessProxy
+    from tests.operators.operators_app import OperatorsApp
 
-    with House(tmp_path) as house:
-        house.charge(house.issue(daily={"usd": 5000}), period="2026-11")
-        scraped = Desk(house).visitor().get("/metrics").text
+    with InProcessProxy(tmp_path) as in_process:
+        in_process.charge(in_process.issue(daily={"usd": 5000}), period="2026-11")
+        scraped = OperatorsApp(in_process).visitor().get("/metrics").text
     there = set(re.findall(r"^# TYPE (keybrake_\w+)", scraped, re.MULTILINE))
     text = (ROOT / "deploy/grafana/kb-mcp.json").read_text(encoding="utf-8")
     asked = set(re.findall(r"keybrake_\w+", text)) | set(

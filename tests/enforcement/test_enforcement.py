@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.processes import Running, Town, town
+from tests.proxy_processes import ProxyProcesses, Running, cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -33,18 +33,18 @@ BREAKS = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
-    with town(tmp_path_factory.mktemp("town")) as made:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxyProcesses]:
+    with cluster(tmp_path_factory.mktemp("town")) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def proxy(place: Town) -> Running:
+def proxy(place: ProxyProcesses) -> Running:
     return place.start_proxy()
 
 
 @pytest.fixture(scope="module")
-def keys(place: Town) -> dict[str, str]:
+def keys(place: ProxyProcesses) -> dict[str, str]:
     options = {
         "billing": ("--role", "billing", *CAPS),
         "audit": ("--role", "audit", "--expires", "30d"),
@@ -73,13 +73,13 @@ def enforce(proxy: Running, billing: str, audit: str, folder: Path, **more: str)
     return done.returncode, done.stdout
 
 
-def charges_seen(place: Town) -> list[str]:
+def charges_seen(place: ProxyProcesses) -> list[str]:
     state = httpx.get(f"{place.sandbox.url}/_sandbox/state", trust_env=False).json()
     return [each["path"] for each in state["requests"] if each["method"] == "POST"]
 
 
 def test_a_good_deployment_passes(
-    place: Town, proxy: Running, keys: dict[str, str], tmp_path: Path
+    place: ProxyProcesses, proxy: Running, keys: dict[str, str], tmp_path: Path
 ) -> None:
     code, told = enforce(proxy, keys["billing"], keys["audit"], tmp_path)
 
@@ -91,7 +91,7 @@ def test_a_good_deployment_passes(
 
 @pytest.mark.parametrize("what", BREAKS)
 def test_a_bad_deployment_fails_at_its_check_and_still_moves_nothing(
-    what: str, place: Town, proxy: Running, keys: dict[str, str], tmp_path: Path
+    what: str, place: ProxyProcesses, proxy: Running, keys: dict[str, str], tmp_path: Path
 ) -> None:
     billing, audit, more = keys["billing"], keys["audit"], {}
     match what:

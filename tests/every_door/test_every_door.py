@@ -16,7 +16,7 @@ import pytest
 
 from kb_mcp import idempotency_key
 from tests.clients.installs import environ, node
-from tests.processes import Town, town
+from tests.proxy_processes import ProxyProcesses, cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -90,7 +90,7 @@ def opened(door: str, npm: str, url: str, key: str) -> Iterator[Charge]:
         stdout.close()
 
 
-def left_behind(place: Town) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def left_behind(place: ProxyProcesses) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the operations, and the facts of the audit that are about them."""
     operations = json.loads(place.command("operations", "list", "--json").stdout)
     audit = json.loads(place.command("audit", "list", "--json").stdout)
@@ -113,7 +113,7 @@ def by_door(
     """Charge through each door on a machine of its own, twice; return what is left of it."""
 
     def use(door: str) -> tuple[Any, Any, Any, Any]:
-        with town(tmp_path_factory.mktemp(door)) as place:
+        with cluster(tmp_path_factory.mktemp(door)) as place:
             proxy, key = place.start_proxy(), place.issue()
             with opened(door, npm, proxy.url, key) as charge:
                 first, again = charge(), charge()
@@ -148,7 +148,7 @@ def test_every_door_leaves_the_same_operation_and_audit(door: str, by_door: dict
 
 
 def test_all_doors_at_once_make_one_charge(npm: str, tmp_path: Path) -> None:
-    with town(tmp_path) as place, ExitStack() as stack:
+    with cluster(tmp_path) as place, ExitStack() as stack:
         proxy, key = place.start_proxy(), place.issue()
         doors = [stack.enter_context(opened(door, npm, proxy.url, key)) for door in DOORS]
         # The first send is under way until the others have come: they join it.

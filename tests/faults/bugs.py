@@ -12,9 +12,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy import conclude, decide, desk, governor, recovery, reserve, resolve
-from kb_mcp.proxy.decisions import Proceed
-from kb_mcp.proxy.ledger import (
+from kb_mcp.proxy import governor, recovery
+from kb_mcp.proxy.audit.journal import Journal
+from kb_mcp.proxy.edge import pipeline
+from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Attempt,
     AttemptOutcome,
@@ -23,115 +24,116 @@ from kb_mcp.proxy.ledger import (
     OperationId,
     State,
 )
-from kb_mcp.proxy.proofs import NeverBegan
-from kb_mcp.proxy.resolve import Absent, Unreadable
-from kb_mcp.proxy.standing import Standing
-from kb_mcp.proxy.stores.journal import Journal
-from kb_mcp.proxy.stores.sqlite import SqliteLedger
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.rules import conclude, decide, reserve, resolve
+from kb_mcp.proxy.rules.decisions import Proceed
+from kb_mcp.proxy.rules.resolve import Absent, Unreadable
+from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger
+from kb_mcp.proxy.stripe.evidence import NeverBegan
 from tests.faults.planting import part, swapped
-from tests.faults.world import World
+from tests.faults.simulation import Simulation
 
-BUGS: dict[str, Callable[[World], AbstractContextManager[None]]] = {}
+BUGS: dict[str, Callable[[Simulation], AbstractContextManager[None]]] = {}
 
 
-def bug(plant: Callable[[World], Iterator[None]]) -> Callable[[World], Iterator[None]]:
+def bug(plant: Callable[[Simulation], Iterator[None]]) -> Callable[[Simulation], Iterator[None]]:
     """Enter `plant` under the sentence that its name spells."""
     BUGS[plant.__name__.replace("_", " ")] = contextmanager(plant)
     return plant
 
 
 @bug
-def a_later_no_releases_while_an_earlier_send_is_open(_: World) -> Iterator[None]:
+def a_later_no_releases_while_an_earlier_send_is_open(_: Simulation) -> Iterator[None]:
     right = part(conclude, "_negative")
 
-    def wrong(standing: Standing, operation: Operation, attempt: Attempt, *rest: Any) -> Any:
-        return right(standing, operation, replace(attempt, open_sends=1), *rest)
+    def wrong(snapshot: Snapshot, operation: Operation, attempt: Attempt, *rest: Any) -> Any:
+        return right(snapshot, operation, replace(attempt, open_sends=1), *rest)
 
     with swapped(conclude, "_negative", wrong):
         yield
 
 
 @bug
-def a_timeout_releases(_: World) -> Iterator[None]:
+def a_timeout_releases(_: Simulation) -> Iterator[None]:
     def wrong(
-        standing: Standing, operation: Operation, attempt: Attempt, proof: Any, ending: Any
+        snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Any, ending: Any
     ) -> Any:
         lost = NeverBegan("timeout")
         alone = replace(attempt, open_sends=1)
-        return part(conclude, "_negative")(standing, operation, alone, lost, ending)
+        return part(conclude, "_negative")(snapshot, operation, alone, lost, ending)
 
     with swapped(conclude, "_unproven", wrong):
         yield
 
 
 @bug
-def caps_are_checked_outside_the_transaction(world: World) -> Iterator[None]:
+def caps_are_checked_outside_the_transaction(simulation: Simulation) -> Iterator[None]:
     seen: dict[OperationId, Any] = {}
     right = part(reserve, "check_caps")
 
-    def wrong(standing: Standing, intent: Any, raised: Any = None) -> Any:
-        return right(dataclasses.replace(standing, windows=seen[intent.fresh_id]), intent, raised)
+    def wrong(snapshot: Snapshot, command: Any, raised: Any = None) -> Any:
+        return right(dataclasses.replace(snapshot, windows=seen[command.fresh_id]), command, raised)
 
     with (
-        _remembered(seen, lambda: dict(world.mirror.windows)),
+        _remembered(seen, lambda: dict(simulation.mirror.windows)),
         swapped(reserve, "check_caps", wrong),
     ):
         yield
 
 
 @bug
-def guards_are_read_without_their_lock(world: World) -> Iterator[None]:
+def guards_are_read_without_their_lock(simulation: Simulation) -> Iterator[None]:
     seen: dict[OperationId, Any] = {}
     right = part(reserve, "find_conflict")
 
-    def wrong(standing: Standing, intent: Any) -> Any:
-        return right(dataclasses.replace(standing, operations=seen[intent.fresh_id]), intent)
+    def wrong(snapshot: Snapshot, command: Any) -> Any:
+        return right(dataclasses.replace(snapshot, operations=seen[command.fresh_id]), command)
 
     with (
-        _remembered(seen, lambda: dict(world.mirror.operations)),
+        _remembered(seen, lambda: dict(simulation.mirror.operations)),
         swapped(reserve, "find_conflict", wrong),
     ):
         yield
 
 
 @bug
-def a_later_attempt_skips_the_guards(_: World) -> Iterator[None]:
+def a_later_attempt_skips_the_guards(_: Simulation) -> Iterator[None]:
     right = part(reserve, "find_conflict")
 
-    def wrong(standing: Standing, intent: Any) -> Any:
-        return None if standing.newest(intent.name) is not None else right(standing, intent)
+    def wrong(snapshot: Snapshot, command: Any) -> Any:
+        return None if snapshot.newest(command.name) is not None else right(snapshot, command)
 
     with swapped(reserve, "find_conflict", wrong):
         yield
 
 
 @bug
-def a_voided_operation_frees_its_guards_at_once(_: World) -> Iterator[None]:
+def a_voided_operation_frees_its_guards_at_once(_: Simulation) -> Iterator[None]:
     live = property(lambda self: self.state in HOLDING or self.state is State.SUCCEEDED)
     with swapped(Operation, "live", live):
         yield
 
 
 @bug
-def recovery_voids_without_its_lease(_: World) -> Iterator[None]:
+def recovery_voids_without_its_lease(_: Simulation) -> Iterator[None]:
     seen: dict[OperationId, int] = {}
     right_take, right = part(recovery, "take"), part(recovery, "resolve")
 
-    def take(standing: Standing, operation_id: OperationId, owner: str) -> Any:
-        taken, changes = right_take(standing, operation_id, owner)
+    def take(snapshot: Snapshot, operation_id: OperationId, owner: str) -> Any:
+        taken, changes = right_take(snapshot, operation_id, owner)
         if taken is not None:
             seen[operation_id] = max(each.last_sent_at for each in taken[1])
         return taken, changes
 
-    def wrong(standing: Standing, leased: Operation, *rest: Any) -> Any:
-        token = standing.operations[leased.id].lease_token
-        return right(standing, replace(leased, lease_token=token), *rest)
+    def wrong(snapshot: Snapshot, leased: Operation, *rest: Any) -> Any:
+        token = snapshot.operations[leased.id].lease_token
+        return right(snapshot, replace(leased, lease_token=token), *rest)
 
-    def as_read(standing: Standing, operation: Operation, _read_at: int) -> bool:
+    def as_read(snapshot: Snapshot, operation: Operation, _read_at: int) -> bool:
         if operation.state is State.VOIDED:
             return True
         sent_at = seen[operation.id]
-        over = standing.now > sent_at + standing.settings.recovery_grace_ms
+        over = snapshot.now > sent_at + snapshot.settings.recovery_grace_ms
         return operation.state in HOLDING and over
 
     with (
@@ -143,21 +145,21 @@ def recovery_voids_without_its_lease(_: World) -> Iterator[None]:
 
 
 @bug
-def recovery_voids_before_grace(_: World) -> Iterator[None]:
+def recovery_voids_before_grace(_: Simulation) -> Iterator[None]:
     with swapped(resolve, "_proves_absence", lambda *_: True):
         yield
 
 
 @bug
-def an_absence_counts_from_when_it_is_told_not_read(_: World) -> Iterator[None]:
+def an_absence_counts_from_when_it_is_told_not_read(_: Simulation) -> Iterator[None]:
     right = part(resolve, "_proves_absence")
-    told = lambda standing, operation, _: right(standing, operation, standing.now)  # noqa: E731 as short as the bug
+    told = lambda snapshot, operation, _: right(snapshot, operation, snapshot.now)  # noqa: E731 as short as the bug
     with swapped(resolve, "_proves_absence", told):
         yield
 
 
 @bug
-def recovery_trusts_an_incomplete_walk(_: World) -> Iterator[None]:
+def recovery_trusts_an_incomplete_walk(_: Simulation) -> Iterator[None]:
     right = part(recovery.Recovery, "_walk")
 
     async def wrong(self: Any, *rest: Any) -> Any:
@@ -169,7 +171,7 @@ def recovery_trusts_an_incomplete_walk(_: World) -> Iterator[None]:
 
 
 @bug
-def recovery_matches_the_operation_not_the_attempt(_: World) -> Iterator[None]:
+def recovery_matches_the_operation_not_the_attempt(_: Simulation) -> Iterator[None]:
     def wrong(item: Any, operation: Operation, attempts: list[Attempt]) -> int | None:
         mine = item["metadata"].get("keybrake_operation") == operation.id
         return operation.attempt if mine else None
@@ -179,27 +181,30 @@ def recovery_matches_the_operation_not_the_attempt(_: World) -> Iterator[None]:
 
 
 @bug
-def an_unknown_outcome_gets_a_new_upstream_key(_: World) -> Iterator[None]:
-    def wrong(standing: Standing, intent: Any, operation: Operation, _attempt: Attempt) -> Any:
-        return part(reserve, "_send_new")(standing, intent, operation)
+def an_unknown_outcome_gets_a_new_upstream_key(_: Simulation) -> Iterator[None]:
+    def wrong(snapshot: Snapshot, command: Any, operation: Operation, _attempt: Attempt) -> Any:
+        return part(reserve, "_send_new")(snapshot, command, operation)
 
     with swapped(decide, "send_again", wrong):
         yield
 
 
 @bug
-def an_old_key_is_sent_again_after_stripe_forgot_it(_: World) -> Iterator[None]:
+def an_old_key_is_sent_again_after_stripe_forgot_it(_: Simulation) -> Iterator[None]:
     with swapped(reserve, "RESEND_WITHIN_MS", 72 * 3_600_000):
         yield
 
 
 @bug
-def a_resend_writes_the_body_anew(_: World) -> Iterator[None]:
+def a_resend_writes_the_body_anew(_: Simulation) -> Iterator[None]:
     right = part(decide, "send_again")
 
-    def wrong(standing: Standing, intent: Any, operation: Operation, attempt: Attempt) -> Any:
+    def wrong(snapshot: Snapshot, command: Any, operation: Operation, attempt: Attempt) -> Any:
         return right(
-            standing, intent, operation, replace(attempt, body=attempt.body + b"&description=again")
+            snapshot,
+            command,
+            operation,
+            replace(attempt, body=attempt.body + b"&description=again"),
         )
 
     with swapped(decide, "send_again", wrong):
@@ -207,115 +212,115 @@ def a_resend_writes_the_body_anew(_: World) -> Iterator[None]:
 
 
 @bug
-def a_conclusion_does_not_compare_before_it_sets(_: World) -> Iterator[None]:
+def a_conclusion_does_not_compare_before_it_sets(_: Simulation) -> Iterator[None]:
     right = part(conclude, "_made")
 
-    def wrong(standing: Standing, operation: Operation, *rest: Any) -> Any:
+    def wrong(snapshot: Snapshot, operation: Operation, *rest: Any) -> Any:
         # As read when it was sent, not as it is now.
-        return right(standing, replace(operation, state=State.RESERVED), *rest)
+        return right(snapshot, replace(operation, state=State.RESERVED), *rest)
 
     with swapped(conclude, "_made", wrong):
         yield
 
 
 @bug
-def a_late_yes_does_not_beat_a_void(_: World) -> Iterator[None]:
+def a_late_yes_does_not_beat_a_void(_: Simulation) -> Iterator[None]:
     right = part(conclude, "_made")
 
-    def wrong(standing: Standing, operation: Operation, *rest: Any) -> Any:
+    def wrong(snapshot: Snapshot, operation: Operation, *rest: Any) -> Any:
         if operation.state is State.VOIDED:
             return Changes()
-        return right(standing, operation, *rest)
+        return right(snapshot, operation, *rest)
 
     with swapped(conclude, "_made", wrong):
         yield
 
 
 @bug
-def a_decline_does_not_release(_: World) -> Iterator[None]:
+def a_decline_does_not_release(_: Simulation) -> Iterator[None]:
     with swapped(conclude, "_given_back", lambda *_: ()):
         yield
 
 
 @bug
-def a_decline_counts_for_any_attempt(_: World) -> Iterator[None]:
+def a_decline_counts_for_any_attempt(_: Simulation) -> Iterator[None]:
     right = part(conclude, "_declined")
 
-    def wrong(standing: Standing, operation: Operation, attempt: Attempt, *rest: Any) -> Any:
-        return right(standing, operation, replace(attempt, outcome=AttemptOutcome.OPEN), *rest)
+    def wrong(snapshot: Snapshot, operation: Operation, attempt: Attempt, *rest: Any) -> Any:
+        return right(snapshot, operation, replace(attempt, outcome=AttemptOutcome.OPEN), *rest)
 
     with swapped(conclude, "_declined", wrong), _every_attempt_matches():
         yield
 
 
 @bug
-def the_window_is_taken_when_it_is_settled(_: World) -> Iterator[None]:
+def the_window_is_taken_when_it_is_settled(_: Simulation) -> Iterator[None]:
     right = part(conclude, "settle")
 
-    def wrong(standing: Standing, operation: Operation, amount: int, *, held: bool) -> Any:
-        return right(standing, replace(operation, reserved_at=standing.now), amount, held=held)
+    def wrong(snapshot: Snapshot, operation: Operation, amount: int, *, held: bool) -> Any:
+        return right(snapshot, replace(operation, reserved_at=snapshot.now), amount, held=held)
 
     with swapped(conclude, "settle", wrong):
         yield
 
 
 @bug
-def the_key_is_not_checked_in_the_transaction(_: World) -> Iterator[None]:
+def the_key_is_not_checked_in_the_transaction(_: Simulation) -> Iterator[None]:
     with swapped(decide, "key_refusal", lambda *_: None):
         yield
 
 
 @bug
-def the_reference_is_ignored(_: World) -> Iterator[None]:
-    right = part(desk, "name_of")
+def the_reference_is_ignored(_: Simulation) -> Iterator[None]:
+    right = part(pipeline, "name_of")
     with (
-        swapped(desk, "name_of", lambda p, reading: right(p, replace(reading, reference=None))),
-        swapped(desk, "fingerprint", _without("reference")),
+        swapped(pipeline, "name_of", lambda p, reading: right(p, replace(reading, reference=None))),
+        swapped(pipeline, "fingerprint", _without("reference")),
     ):
         yield
 
 
 @bug
-def another_customer_is_given_the_answer(_: World) -> Iterator[None]:
-    right = part(desk, "name_of")
+def another_customer_is_given_the_answer(_: Simulation) -> Iterator[None]:
+    right = part(pipeline, "name_of")
 
     def wrong(policy: Any, reading: Any) -> Any:
         somebody = None if reading.explicit_key is None else "cus_A"
         return right(policy, replace(reading, customer=somebody or reading.customer))
 
     with (
-        swapped(desk, "name_of", wrong),
+        swapped(pipeline, "name_of", wrong),
         swapped(decide, "_may_see", lambda *_: True),
-        swapped(desk, "fingerprint", _without("customer")),
+        swapped(pipeline, "fingerprint", _without("customer")),
     ):
         yield
 
 
 @bug
-def the_amount_is_left_out_of_the_fingerprint(_: World) -> Iterator[None]:
-    with swapped(desk, "fingerprint", _without("money")):
+def the_amount_is_left_out_of_the_fingerprint(_: Simulation) -> Iterator[None]:
+    with swapped(pipeline, "fingerprint", _without("money")):
         yield
 
 
 @bug
-def the_decision_is_not_in_the_audit_before_the_send(_: World) -> Iterator[None]:
+def the_decision_is_not_in_the_audit_before_the_send(_: Simulation) -> Iterator[None]:
     right = part(decide, "_audited")
 
-    def wrong(standing: Standing, intent: Any, decision: Any) -> Any:
-        return decision if isinstance(decision, Proceed) else right(standing, intent, decision)
+    def wrong(snapshot: Snapshot, command: Any, decision: Any) -> Any:
+        return decision if isinstance(decision, Proceed) else right(snapshot, command, decision)
 
     with swapped(decide, "_audited", wrong):
         yield
 
 
 @bug
-def the_chain_goes_on_after_a_rollback(_: World) -> Iterator[None]:
+def the_chain_goes_on_after_a_rollback(_: Simulation) -> Iterator[None]:
     with swapped(Journal, "rewind", lambda *_: None):
         yield
 
 
 @bug
-def a_send_begins_before_the_commit(_: World) -> Iterator[None]:
+def a_send_begins_before_the_commit(_: Simulation) -> Iterator[None]:
     right = part(SqliteLedger, "_flush")
 
     def wrong(self: Any, batch: Any) -> None:
@@ -329,20 +334,20 @@ def a_send_begins_before_the_commit(_: World) -> Iterator[None]:
 
 
 @bug
-def the_high_water_mark_is_not_kept(_: World) -> Iterator[None]:
+def the_high_water_mark_is_not_kept(_: Simulation) -> Iterator[None]:
     with swapped(SqliteLedger, "_standing", _standing_without_mark):
         yield
 
 
 @bug
-def a_key_in_use_by_our_own_send_is_held_for_foreign(_: World) -> Iterator[None]:
+def a_key_in_use_by_our_own_send_is_held_for_foreign(_: Simulation) -> Iterator[None]:
     right = part(conclude, "_unproven")
 
     def wrong(
-        standing: Standing, operation: Operation, attempt: Attempt, proof: Any, ending: Any
+        snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Any, ending: Any
     ) -> Any:
         alone = replace(attempt, open_sends=1)
-        changes = right(standing, operation, alone, proof, ending)
+        changes = right(snapshot, operation, alone, proof, ending)
         noted = (replace(attempt, status=proof.status),)
         return replace(changes, attempts=noted)
 
@@ -350,12 +355,12 @@ def a_key_in_use_by_our_own_send_is_held_for_foreign(_: World) -> Iterator[None]
         yield
 
 
-def _standing_without_mark(self: Any, loader: Any) -> Standing:
-    return Standing(now=self._clock.now(0), settings=self._settings, skewed=False, turning=False)
+def _standing_without_mark(self: Any, loader: Any) -> Snapshot:
+    return Snapshot(now=self._clock.now(0), settings=self._settings, skewed=False, turning=False)
 
 
 def _without(name: str) -> Callable[[Any], str]:
-    right = part(desk, "fingerprint")
+    right = part(pipeline, "fingerprint")
     return lambda reading: right(replace(reading, **{name: None}))
 
 
@@ -374,9 +379,9 @@ def _remembered(seen: dict[OperationId, Any], look: Callable[[], Any]) -> Iterat
     """Let every intent remember what was committed when it arrived."""
     right = governor.Governor.govern
 
-    async def wrong(self: Any, admitted: Any, intent: Any) -> Any:
-        seen[intent.fresh_id] = look()
-        return await right(self, admitted, intent)
+    async def wrong(self: Any, admitted: Any, command: Any) -> Any:
+        seen[command.fresh_id] = look()
+        return await right(self, admitted, command)
 
     with swapped(governor.Governor, "govern", wrong):
         yield

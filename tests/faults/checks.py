@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from kb_mcp.proxy.ledger import LineageId, Operation, OperationId, State, Window, WindowKey
-from kb_mcp.proxy.standing import Standing
+from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId, State, Window, WindowKey
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from kb_mcp.proxy.policy import Policy
+    from kb_mcp.proxy.access.policy import Policy
     from tests.faults.stripe import Charge
 
 HELD = {State.RESERVED, State.UNKNOWN}
@@ -51,11 +51,11 @@ class Mirror:
     high_water: int = 0
     broken: list[str] = field(default_factory=list)
 
-    def note_commit(self, standing: Standing) -> Iterator[str]:
+    def note_commit(self, snapshot: Snapshot) -> Iterator[str]:
         """Take over what a transaction committed, check it, and say it in words."""
-        dirty = standing.dirty
+        dirty = snapshot.dirty
         for operation_id in dirty.operations:
-            operation = standing.operations[operation_id]
+            operation = snapshot.operations[operation_id]
             self.operations[operation_id] = operation
             yield (
                 f"{operation.id[-6:]} {operation.customer} {operation.amount}{operation.currency} "
@@ -63,15 +63,15 @@ class Mirror:
                 f"token {operation.lease_token} {operation.code or ''}"
             )
         for key in dirty.windows:
-            self.windows[key] = standing.windows[key]
+            self.windows[key] = snapshot.windows[key]
         for operation_id, number in dirty.attempts:
-            attempt = standing.attempts[operation_id, number]
+            attempt = snapshot.attempts[operation_id, number]
             self.owner_of_key[attempt.upstream_key] = (operation_id, number)
         for row in dirty.audit:
             if row.kind == "decision":
                 yield f"{row.decision} {row.code or ''} for {(row.operation_id or 'none')[-6:]}"
             self._note_audit(row)
-        self._check_time(standing)
+        self._check_time(snapshot)
         self._check_caps(dirty.windows)
         self._check_guards(dirty.operations)
 
@@ -96,11 +96,11 @@ class Mirror:
         if row.kind == "admin" and row.decision == "revoke":
             self.revoked.add(row.key_id)
 
-    def _check_time(self, standing: Standing) -> None:
-        if standing.now < self.high_water - MARK_STEP_MS and not standing.skewed:
-            self.broken.append(f"time ran back by {self.high_water - standing.now} ms")
-        if not standing.skewed:
-            self.high_water = max(self.high_water, standing.now)
+    def _check_time(self, snapshot: Snapshot) -> None:
+        if snapshot.now < self.high_water - MARK_STEP_MS and not snapshot.skewed:
+            self.broken.append(f"time ran back by {self.high_water - snapshot.now} ms")
+        if not snapshot.skewed:
+            self.high_water = max(self.high_water, snapshot.now)
 
     def _check_caps(self, keys: Iterable[WindowKey]) -> None:
         for key in keys:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.faults.simulation import Simulation
 from tests.faults.stripe import FATES, HOUR, LOSING, MINUTE, SECOND
-from tests.faults.world import World
 
 PERIOD, REFERENCE = "metadata[billing_period]", "metadata[reference]"
 AMOUNTS = (2900, 2900, 3000)
@@ -74,8 +74,8 @@ STUBBORN = Mood(
 MOODS = (MIXED, STORM, SLOW, STUBBORN)
 
 
-def draw_bill(world: World, mood: Mood) -> tuple[dict[str, str], dict[str, str]]:
-    chance = world.chance
+def draw_bill(simulation: Simulation, mood: Mood) -> tuple[dict[str, str], dict[str, str]]:
+    chance = simulation.chance
     form = {
         "amount": str(chance.choice(AMOUNTS)),
         "currency": chance.choice(("usd", "usd", "usd", "eur")),
@@ -93,15 +93,15 @@ def draw_bill(world: World, mood: Mood) -> tuple[dict[str, str], dict[str, str]]
     elif kind == "explicit":
         headers["idempotency-key"] = chance.choice(("november", "invoice-7"))
     if kind in {"content", "body"} and chance.random() < 0.5:
-        headers["idempotency-key"] = _sdk_key(world)
+        headers["idempotency-key"] = _sdk_key(simulation)
     return form, headers
 
 
 def drift(
-    world: World, mood: Mood, form: dict[str, str], headers: dict[str, str]
+    simulation: Simulation, mood: Mood, form: dict[str, str], headers: dict[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return what a confused caller sends next: the bill with something else about it."""
-    chance = world.chance
+    chance = simulation.chance
     form, headers = dict(form), dict(headers)
     what = chance.choice(("amount", "currency", "period", "customer", "reference", "key", "name"))
     if what == "amount":
@@ -115,12 +115,12 @@ def drift(
     elif what == "reference" and PERIOD in form:
         form[REFERENCE] = chance.choice(("second", "third"))
     elif what == "key":
-        headers["idempotency-key"] = _sdk_key(world)
+        headers["idempotency-key"] = _sdk_key(simulation)
     elif what == "name":
-        return draw_bill(world, mood)
+        return draw_bill(simulation, mood)
     return form, headers
 
 
-def _sdk_key(world: World) -> str:
-    digits = world.chance.randbytes(16).hex()
+def _sdk_key(simulation: Simulation) -> str:
+    digits = simulation.chance.randbytes(16).hex()
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"

@@ -14,21 +14,21 @@ from typing import Any, TypeVar
 
 from typing_extensions import override
 
-from kb_mcp.proxy.abandoned import Abandoned
+from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
-from kb_mcp.proxy.clock import StoreClock
-from kb_mcp.proxy.desk import Desk
+from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
+from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
+from kb_mcp.proxy.edge.pipeline import RequestPipeline
+from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.governor import SEND_WITHIN_MS, Governor
-from kb_mcp.proxy.joins import Joins
-from kb_mcp.proxy.ledger import StoreSettings
-from kb_mcp.proxy.messages import Reply, Request
-from kb_mcp.proxy.noise import Noise
-from kb_mcp.proxy.rates import Rates
-from kb_mcp.proxy.reads import READ_WITHIN_MS, Reads
+from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.recovery import Recovery
-from kb_mcp.proxy.sealing import Sealer
-from kb_mcp.proxy.sending import NotSent, Upstream, UpstreamAnswer, UpstreamRequest
-from kb_mcp.proxy.stores.sqlite_records import SqliteRecords
+from kb_mcp.proxy.stores.sealing import Sealer
+from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
+from kb_mcp.proxy.stripe.messages import Reply, Request
+from kb_mcp.proxy.stripe.sends import NotSent, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.waiters import Waiters
 from tests.faults.loop import SimulatedLoop
 from tests.faults.store import SEAL_KEY, Plan, SimulatedLedger
 from tests.faults.stripe import TIMEOUT_MS, SimulatedStripe
@@ -67,7 +67,7 @@ class Process:
     tasks: set[asyncio.Task[Any]] = field(default_factory=lambda: InOrder())  # noqa: PLW0108 defined below
     ledger: SimulatedLedger = field(init=False)
     records: SqliteRecords = field(init=False)
-    desk: Desk = field(init=False)
+    pipeline: RequestPipeline = field(init=False)
     recovery: Recovery = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class Process:
         # As a process that serves has asked Stripe for something before its first charge.
         clock.observe(place.stripe.date())
         upstream = Way(self)
-        joins = OrderedJoins()
+        waiters = OrderedJoins()
         self.ledger = SimulatedLedger(
             place.path,
             settings=place.settings,
@@ -96,7 +96,7 @@ class Process:
             due=self.records,
             upstream=upstream,
             clock=clock,
-            joins=joins,
+            waiters=waiters,
             owner=self.owner,
             boottime_ms=boottime_ms,
         )
@@ -110,14 +110,14 @@ class Process:
                 boottime_ms=boottime_ms,
                 read_within_ms=READ_WITHIN_MS,
             ),
-            joins=joins,
+            waiters=waiters,
             boottime_ms=boottime_ms,
             upstream_key=UPSTREAM_KEY,
-            abandoned=Abandoned(upstream),
+            abandoned=AbandonedIntents(upstream),
             look=self.recovery.resolve_one,
             tasks=InOrder(),
         )
-        self.desk = Desk(
+        self.pipeline = RequestPipeline(
             ledger=self.ledger,
             governor=governor,
             reads=Reads(
@@ -128,7 +128,7 @@ class Process:
                 boottime_ms=boottime_ms,
             ),
             rates=Rates(),
-            noise=Noise(),
+            refusal_counts=RefusalCounts(),
             now_ms=lambda: clock.now(0),
             monotonic_ms=boottime_ms,
             new_id=lambda prefix: f"{prefix}_{place.chance.randbytes(6).hex()}",
@@ -148,12 +148,12 @@ class Process:
         async def body() -> bytes:
             return request.body
 
-        return await self.desk.serve(request, body)
+        return await self.pipeline.serve(request, body)
 
     def end(self) -> list[str]:
         """End without a goodbye, and say where in the product its tasks were."""
         self.alive = False
-        tasks = [task for task in (*self.tasks, *self.desk.governor.tasks) if not task.done()]
+        tasks = [task for task in (*self.tasks, *self.pipeline.governor.tasks) if not task.done()]
         places = sorted(filter(None, (_place_of(task) for task in tasks)))
         for task in tasks:
             task.cancel()
@@ -190,8 +190,8 @@ class Way(Upstream):
         """There are no connections."""
 
 
-class OrderedJoins(Joins):
-    """`Joins` that wakes in the order of arrival, which a set of events does not promise."""
+class OrderedJoins(Waiters):
+    """`Waiters` that wakes in the order of arrival, which a set of events does not promise."""
 
     def __init__(self) -> None:
         super().__init__()

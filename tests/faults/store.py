@@ -18,24 +18,17 @@ from typing import Any, TypeVar, cast
 
 from typing_extensions import override
 
-from kb_mcp.proxy.audit import derive_key
-from kb_mcp.proxy.clock import StoreClock
-from kb_mcp.proxy.ledger import (
-    KeyId,
-    LedgerUnavailableError,
-    Lineage,
-    Refs,
-    Step,
-    StoreSettings,
-    VaultKey,
-)
-from kb_mcp.proxy.sealing import Sealer
-from kb_mcp.proxy.standing import Standing
-from kb_mcp.proxy.stores.batches import Asked
-from kb_mcp.proxy.stores.heads import Heads
-from kb_mcp.proxy.stores.journal import Journal
-from kb_mcp.proxy.stores.loading import Loader
-from kb_mcp.proxy.stores.sqlite import Item, SqliteLedger, connect
+from kb_mcp.proxy.audit.chain import derive_key
+from kb_mcp.proxy.audit.heads import Heads
+from kb_mcp.proxy.audit.journal import Journal
+from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
+from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, StoreSettings, VaultKey
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.stores.group_commit import Queued
+from kb_mcp.proxy.stores.sealing import Sealer
+from kb_mcp.proxy.stores.sqlite.ledger import Item, SqliteLedger, connect
+from kb_mcp.proxy.stores.sqlite.load import Loader
 from tests.faults.loop import SimulatedLoop
 
 T = TypeVar("T")
@@ -125,7 +118,7 @@ class SimulatedLedger(SqliteLedger):
             owner=owner,
         )
         self.alive = True
-        self.standing: Standing | None = None
+        self.snapshot: Snapshot | None = None
         self.on_death: Callable[[str], None] = lambda _: None
         self._loop, self._chance, self._plan = loop, chance, plan
         self._pile: list[Item] = []
@@ -147,7 +140,7 @@ class SimulatedLedger(SqliteLedger):
         if not self.alive:
             raise asyncio.CancelledError
         future: asyncio.Future[T] = self._loop.create_future()
-        item: Item = Asked((refs, step), cast("Any", self._loop), future)
+        item: Item = Queued((refs, step), cast("Any", self._loop), future)
         self._pile.append(item)
         self._schedule()
         return await asyncio.shield(future)
@@ -188,13 +181,13 @@ class SimulatedLedger(SqliteLedger):
         self._schedule()
 
     @override
-    def _save(self, connection: sqlite3.Connection, standing: Standing) -> None:
-        self.standing = standing
-        dirty = standing.dirty
+    def _save(self, connection: sqlite3.Connection, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        dirty = snapshot.dirty
         # Sets have no order of their own; rows must be written alike in every run of a seed.
         for name in ("windows", "tallies", "keys", "lineages"):
             setattr(dirty, name, _Sorted(getattr(dirty, name)))
-        super()._save(connection, standing)
+        super()._save(connection, snapshot)
 
 
 class _Sorted(set[Any]):

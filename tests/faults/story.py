@@ -14,19 +14,20 @@ from urllib.parse import urlencode
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.audit import Broken, read_row, verify_chain
-from kb_mcp.proxy.ledger import AuditDraft, Changes, LedgerUnavailableError, LineageId, Refs
-from kb_mcp.proxy.messages import Reply, Request
-from kb_mcp.proxy.ops.approvals import decide_approval
-from kb_mcp.proxy.ops.keys import revoke_key, unfreeze_key
-from kb_mcp.proxy.standing import Standing
+from kb_mcp.operators.actions.approvals import decide_approval
+from kb_mcp.operators.actions.keys import revoke_key, unfreeze_key
+from kb_mcp.proxy.audit.chain import Broken, read_row, verify_chain
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from kb_mcp.proxy.ledger.records import AuditDraft, Changes, LineageId, Refs
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.stripe.messages import Reply, Request
 from tests.faults.checks import Answer, check_answer, check_end
 from tests.faults.loop import StalledError
 from tests.faults.moods import MOODS, Mood, draw_bill, drift
 from tests.faults.process import CALL, Process
+from tests.faults.simulation import DAY_MS, Key, Simulation, new_world
 from tests.faults.store import CHAIN_KEY
 from tests.faults.stripe import HOUR, MINUTE, SECOND
-from tests.faults.world import DAY_MS, Key, World, new_world
 
 HOSTS = ("north", "south")
 
@@ -58,71 +59,71 @@ class Book:
 
 
 def run_seed(
-    seed: int, plant: Callable[[World], AbstractContextManager[None]] | None = None
+    seed: int, plant: Callable[[Simulation], AbstractContextManager[None]] | None = None
 ) -> Report:
     """Play `seed` to its end. `plant` puts a bug into the product while it is played.
 
     Raises: ViolationError.
     """
-    with new_world(seed) as world, plant(world) if plant else nullcontext():
+    with new_world(seed) as simulation, plant(simulation) if plant else nullcontext():
         book = Book()
         try:
-            world.loop.run_until_complete(_play(world, book))
+            simulation.loop.run_until_complete(_play(simulation, book))
         except StalledError as stalled:
-            world.fail(str(stalled))
-        _check(world, book)
+            simulation.fail(str(stalled))
+        _check(simulation, book)
         return Report(
             seed=seed,
             calls=book.calls,
-            charges=len(world.stripe.charges),
-            commits=world.commits,
-            turns=world.loop.turns,
-            crashed_at=tuple(world.crashed_at),
-            trace=tuple(world.trace),
+            charges=len(simulation.stripe.charges),
+            commits=simulation.commits,
+            turns=simulation.loop.turns,
+            crashed_at=tuple(simulation.crashed_at),
+            trace=tuple(simulation.trace),
         )
 
 
-async def _play(world: World, book: Book) -> None:
-    chance = world.chance
+async def _play(simulation: Simulation, book: Book) -> None:
+    chance = simulation.chance
     mood = chance.choices(MOODS, [each.weight for each in MOODS])[0]
-    world.pauses, world.stripe.fates = mood.pauses, mood.fates
+    simulation.pauses, simulation.stripe.fates = mood.pauses, mood.fates
     for name in HOSTS:
-        world.start(name)
+        simulation.start(name)
     work: list[Coroutine[Any, Any, None]] = [
-        _caller(world, book, mood) for _ in range(chance.randint(*mood.callers))
+        _caller(simulation, book, mood) for _ in range(chance.randint(*mood.callers))
     ]
-    work += [_recoverer(world, name, chance.randint(*mood.recoveries)) for name in HOSTS]
-    work += [_crasher(world) for _ in range(chance.choice((0, 1, 2)))]
-    work += [_clock_turner(world) for _ in range(chance.choice((0, 0, 1)))]
-    work += [_operator(world) for _ in range(chance.choice(mood.operators))]
-    await asyncio.gather(*(world.loop.create_task(each) for each in work))
-    await _rest(world)
+    work += [_recoverer(simulation, name, chance.randint(*mood.recoveries)) for name in HOSTS]
+    work += [_crasher(simulation) for _ in range(chance.choice((0, 1, 2)))]
+    work += [_clock_turner(simulation) for _ in range(chance.choice((0, 0, 1)))]
+    work += [_operator(simulation) for _ in range(chance.choice(mood.operators))]
+    await asyncio.gather(*(simulation.loop.create_task(each) for each in work))
+    await _rest(simulation)
 
 
-async def _caller(world: World, book: Book, mood: Mood) -> None:
-    chance = world.chance
-    form, headers = draw_bill(world, mood)
-    key = chance.choice(world.keys)
+async def _caller(simulation: Simulation, book: Book, mood: Mood) -> None:
+    chance = simulation.chance
+    form, headers = draw_bill(simulation, mood)
+    key = chance.choice(simulation.keys)
     for _ in range(chance.randint(1, 5)):
-        await _think(world)
-        answer = await _call(world, book, key, form, headers)
+        await _think(simulation)
+        answer = await _call(simulation, book, key, form, headers)
         settled = answer is not None and answer.status not in RETRIED
         if chance.random() < (0.5 if settled else 0.15):
-            form, headers = drift(world, mood, form, headers)
+            form, headers = drift(simulation, mood, form, headers)
         if chance.random() < 0.2:
-            key = chance.choice(world.keys)
+            key = chance.choice(simulation.keys)
 
 
 async def _call(
-    world: World, book: Book, key: Key, form: dict[str, str], headers: dict[str, str]
+    simulation: Simulation, book: Book, key: Key, form: dict[str, str], headers: dict[str, str]
 ) -> Answer | None:
     """Send one request to a living process; None where the connection broke."""
-    if not world.processes:
+    if not simulation.processes:
         return None
-    process = world.chance.choice(world.processes)
+    process = simulation.chance.choice(simulation.processes)
     book.calls += 1
     call = book.calls
-    world.log(f"call {call} at {process.owner} with {key.id}: {form} {headers or ''}")
+    simulation.log(f"call {call} at {process.owner} with {key.id}: {form} {headers or ''}")
     request = Request(
         method="POST",
         raw_path=b"/v1/charges",
@@ -136,101 +137,103 @@ async def _call(
         request_id=f"req_{call}",
     )
     CALL.set(call)
-    task = process.spawn(_served(world, process, request))
-    if world.chance.random() < 0.08:
-        world.loop.after_turns(world.chance.randrange(1, 40), task.cancel)  # the client hangs up
+    task = process.spawn(_served(simulation, process, request))
+    if simulation.chance.random() < 0.08:
+        simulation.loop.after_turns(
+            simulation.chance.randrange(1, 40), task.cancel
+        )  # the client hangs up
     await asyncio.wait({task})
     if task.cancelled():
-        world.log(f"call {call}: the connection broke")
+        simulation.log(f"call {call}: the connection broke")
         return None
     reply = task.result()
     answer = Answer.read(reply.status, reply.body)
-    world.log(f"call {call}: {answer.status} {answer.code or answer.body.get('id')}")
+    simulation.log(f"call {call}: {answer.status} {answer.code or answer.body.get('id')}")
     book.answers.append((call, form, answer))
-    wrong = check_answer(call, form, answer, world.stripe.charges)
+    wrong = check_answer(call, form, answer, simulation.stripe.charges)
     if wrong:
-        world.fail(wrong)
+        simulation.fail(wrong)
     return answer
 
 
-async def _served(world: World, process: Process, request: Request) -> Reply:
+async def _served(simulation: Simulation, process: Process, request: Request) -> Reply:
     try:
         return await process.serve(request)
     except LedgerUnavailableError:
         return Reply(503, b'{"error": {"code": "ledger_unavailable"}}')
     except Exception as error:
-        world.fail(f"a request broke its process: {error!r}")
+        simulation.fail(f"a request broke its process: {error!r}")
         raise
 
 
-async def _recoverer(world: World, host: str, passes: int) -> None:
+async def _recoverer(simulation: Simulation, host: str, passes: int) -> None:
     for _ in range(passes):
-        await _think(world)
-        process = next((each for each in world.processes if each.name == host), None)
+        await _think(simulation)
+        process = next((each for each in simulation.processes if each.name == host), None)
         if process is not None:
-            await _recover(world, process)
+            await _recover(simulation, process)
 
 
-async def _recover(world: World, process: Process) -> None:
-    world.log(f"{process.owner} recovers")
+async def _recover(simulation: Simulation, process: Process) -> None:
+    simulation.log(f"{process.owner} recovers")
     task = process.spawn(process.recovery.run())
     await asyncio.wait({task})
     if not task.cancelled() and task.exception() is None:
         states = {name[-6:]: str(state) for name, state in task.result().states.items()}
-        world.log(f"{process.owner} recovered {states or 'nothing'}")
+        simulation.log(f"{process.owner} recovered {states or 'nothing'}")
     elif not task.cancelled() and not isinstance(task.exception(), LedgerUnavailableError):
-        world.fail(f"recovery broke: {task.exception()!r}")
+        simulation.fail(f"recovery broke: {task.exception()!r}")
 
 
-async def _crasher(world: World) -> None:
+async def _crasher(simulation: Simulation) -> None:
     """End a process after some turns of the loop, wherever its tasks are then; start another."""
-    chance = world.chance
-    await _think(world)
+    chance = simulation.chance
+    await _think(simulation)
     struck = asyncio.Event()
-    world.loop.after_turns(chance.randrange(1, 60), struck.set)
+    simulation.loop.after_turns(chance.randrange(1, 60), struck.set)
     # Where nobody acts any more the turns do not go on: then time strikes.
-    waiting = world.loop.create_task(struck.wait())
+    waiting = simulation.loop.create_task(struck.wait())
     await asyncio.wait({waiting}, timeout=chance.choice((1, 30, 3000)))
     waiting.cancel()
-    if world.processes:
-        world.end(chance.choice(world.processes), "killed")
-    await world.loop.pause(chance.choice((0, 2 * SECOND, 2 * MINUTE)))
-    _restart(world)
+    if simulation.processes:
+        simulation.end(chance.choice(simulation.processes), "killed")
+    await simulation.loop.pause(chance.choice((0, 2 * SECOND, 2 * MINUTE)))
+    _restart(simulation)
 
 
-def _restart(world: World) -> None:
-    running = {process.name for process in world.processes}
+def _restart(simulation: Simulation) -> None:
+    running = {process.name for process in simulation.processes}
     for name in HOSTS:
         if name not in running:
-            world.start(name)
+            simulation.start(name)
 
 
-async def _clock_turner(world: World) -> None:
-    for _ in range(world.chance.randint(1, 2)):
-        await _think(world)
-        world.offset_ms += world.chance.choice((-1, 1)) * world.chance.choice(JUMPS)
-        world.log(f"the clock of the host is {world.offset_ms} ms off now")
+async def _clock_turner(simulation: Simulation) -> None:
+    for _ in range(simulation.chance.randint(1, 2)):
+        await _think(simulation)
+        simulation.offset_ms += simulation.chance.choice((-1, 1)) * simulation.chance.choice(JUMPS)
+        simulation.log(f"the clock of the host is {simulation.offset_ms} ms off now")
 
 
-async def _operator(world: World) -> None:
+async def _operator(simulation: Simulation) -> None:
     """Revoke, freeze, thaw and approve, as people do."""
-    chance = world.chance
+    chance = simulation.chance
     for _ in range(chance.randint(1, 3)):
-        await _think(world)
-        if not world.processes:
+        await _think(simulation)
+        if not simulation.processes:
             continue
-        process = chance.choice(world.processes)
+        process = chance.choice(simulation.processes)
         what = chance.choice(("revoke", "freeze", *("thaw",) * 3, *("approve",) * 4))
-        world.log(f"the operator at {process.owner}: {what}")
-        task = process.spawn(_operate(world, process, what))
+        simulation.log(f"the operator at {process.owner}: {what}")
+        task = process.spawn(_operate(simulation, process, what))
         await asyncio.wait({task})
         broke = None if task.cancelled() else task.exception()
         if broke is not None and not isinstance(broke, LedgerUnavailableError):
-            world.fail(f"the operator's {what} broke: {broke!r}")
+            simulation.fail(f"the operator's {what} broke: {broke!r}")
 
 
-async def _operate(world: World, process: Process, what: str) -> None:
-    key, ledger = world.chance.choice(world.keys), process.ledger
+async def _operate(simulation: Simulation, process: Process, what: str) -> None:
+    key, ledger = simulation.chance.choice(simulation.keys), process.ledger
     if what == "revoke":
         await revoke_key(ledger, process.records, key.id, "over", "ann", wait_s=1)
     elif what == "thaw":
@@ -246,10 +249,10 @@ def _lineage_refs(lineage: LineageId) -> Callable[[int], Refs]:
     return lambda _: Refs(lineages=frozenset({lineage}))
 
 
-def _freeze(lineage: LineageId) -> Callable[[Standing], tuple[None, Changes]]:
-    def step(standing: Standing) -> tuple[None, Changes]:
+def _freeze(lineage: LineageId) -> Callable[[Snapshot], tuple[None, Changes]]:
+    def step(snapshot: Snapshot) -> tuple[None, Changes]:
         frozen = replace(
-            standing.lineage(lineage), frozen_at=standing.now, frozen_reason="the operator"
+            snapshot.lineage(lineage), frozen_at=snapshot.now, frozen_reason="the operator"
         )
         row = AuditDraft(kind="admin", decision="freeze")
         return None, Changes(lineages=(frozen,), audit=(row,))
@@ -257,48 +260,50 @@ def _freeze(lineage: LineageId) -> Callable[[Standing], tuple[None, Changes]]:
     return step
 
 
-async def _think(world: World) -> None:
-    longest, weights = zip(*world.pauses, strict=True)
-    await world.loop.pause(world.chance.randrange(world.chance.choices(longest, weights)[0]))
+async def _think(simulation: Simulation) -> None:
+    longest, weights = zip(*simulation.pauses, strict=True)
+    await simulation.loop.pause(
+        simulation.chance.randrange(simulation.chance.choices(longest, weights)[0])
+    )
 
 
-async def _rest(world: World) -> None:
+async def _rest(simulation: Simulation) -> None:
     """Let everything that is under way arrive, with nothing failing any more, and recover."""
-    world.log("rest: nothing fails any more")
-    world.odds.die = world.odds.disk = 0
-    world.stripe.faulty = False
-    _restart(world)
-    world.offset_ms = 0
+    simulation.log("rest: nothing fails any more")
+    simulation.odds.die = simulation.odds.disk = 0
+    simulation.stripe.faulty = False
+    _restart(simulation)
+    simulation.offset_ms = 0
     for pause in RESTS:
-        await world.loop.pause(pause)
-        world.stripe.settle_pending()
-        for process in list(world.processes):
-            await _recover(world, process)
-        _fail_if_broken(world)
+        await simulation.loop.pause(pause)
+        simulation.stripe.settle_pending()
+        for process in list(simulation.processes):
+            await _recover(simulation, process)
+        _fail_if_broken(simulation)
 
 
-def _fail_if_broken(world: World) -> None:
-    for what in (*world.mirror.broken, *world.stripe.wrong):
-        world.fail(what)
+def _fail_if_broken(simulation: Simulation) -> None:
+    for what in (*simulation.mirror.broken, *simulation.stripe.wrong):
+        simulation.fail(what)
 
 
-def _check(world: World, book: Book) -> None:
-    _fail_if_broken(world)
+def _check(simulation: Simulation, book: Book) -> None:
+    _fail_if_broken(simulation)
     for call, form, answer in book.answers:
-        wrong = check_answer(call, form, answer, world.stripe.charges)
+        wrong = check_answer(call, form, answer, simulation.stripe.charges)
         if wrong:
-            world.fail(wrong)
-    records = world.processes[0].records
+            simulation.fail(wrong)
+    records = simulation.processes[0].records
     stored = [operation for operation, _ in _now(records.operations())]
-    if {each.id: each for each in stored} != world.mirror.operations:
-        world.fail("the store does not hold what was committed")
-    windows, stripe = _now(records.windows()), world.stripe
+    if {each.id: each for each in stored} != simulation.mirror.operations:
+        simulation.fail("the store does not hold what was committed")
+    windows, stripe = _now(records.windows()), simulation.stripe
     for wrong in check_end(stored, windows, stripe.charges, stripe.overtaken):
-        world.fail(wrong)
+        simulation.fail(wrong)
     for node in records.writers():
         chain = verify_chain((read_row(row) for row in records.chain(node)), CHAIN_KEY)
         if isinstance(chain, Broken):
-            world.fail(f"the audit of {node} is {chain.reason} at {chain.seq}")
+            simulation.fail(f"the audit of {node} is {chain.reason} at {chain.seq}")
 
 
 def _now(work: Coroutine[Any, Any, Any]) -> Any:

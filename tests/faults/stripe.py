@@ -16,7 +16,7 @@ from random import Random  # noqa: TID251 seeded by the world
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from kb_mcp.proxy.sending import Answered, Lost, NotSent, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, UpstreamAnswer, UpstreamRequest
 from tests.faults.loop import SimulatedLoop
 
 SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.months import lately
-from tests.processes import Town, charge, town
+from tests.proxy_processes import ProxyProcesses, charge, cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,7 @@ META = {
 class Embedded:
     """`kb-mcp mcp` without a proxy's address: the whole house in an agent's own process."""
 
-    def __init__(self, here: Town, token: str) -> None:
+    def __init__(self, here: ProxyProcesses, token: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kb_mcp", "mcp"],
             env=here.environ() | {"KEYBRAKE_VAULT_KEY_BILLING": token},
@@ -64,7 +64,7 @@ class Embedded:
 
 
 @contextmanager
-def embedded(here: Town, token: str) -> Iterator[Embedded]:
+def embedded(here: ProxyProcesses, token: str) -> Iterator[Embedded]:
     server = Embedded(here, token)
     try:
         yield server
@@ -74,7 +74,7 @@ def embedded(here: Town, token: str) -> Iterator[Embedded]:
         server.process.wait(30)
 
 
-def compare(here: Town, charges: int) -> None:
+def compare(here: ProxyProcesses, charges: int) -> None:
     """The sandbox's own list, the windows and the audit say the same."""
     assert len(here.charges()) == charges
     spend = json.loads(here.command("spend", "--json").stdout)
@@ -89,7 +89,7 @@ def compare(here: Town, charges: int) -> None:
 def test_sixty_callers_against_a_cap_of_five_make_exactly_five_charges(
     tmp_path: Path, processes: int
 ) -> None:
-    with town(tmp_path) as here, ThreadPoolExecutor(CALLERS) as pool:
+    with cluster(tmp_path) as here, ThreadPoolExecutor(CALLERS) as pool:
         token = here.issue(*CAP)
         proxies = list(pool.map(lambda _: here.start_proxy(), range(processes)))
 
@@ -105,7 +105,7 @@ def test_sixty_callers_against_a_cap_of_five_make_exactly_five_charges(
 
 
 def test_sixty_callers_of_one_bill_on_four_processes_get_one_charge(tmp_path: Path) -> None:
-    with town(tmp_path) as here, ThreadPoolExecutor(CALLERS) as pool:
+    with cluster(tmp_path) as here, ThreadPoolExecutor(CALLERS) as pool:
         token = here.issue(*CAP)
         proxies = list(pool.map(lambda _: here.start_proxy(), range(4)))
 
@@ -119,7 +119,7 @@ def test_sixty_callers_of_one_bill_on_four_processes_get_one_charge(tmp_path: Pa
 
 
 def test_embedded_servers_and_a_proxy_on_one_file_share_one_cap(tmp_path: Path) -> None:
-    with town(tmp_path) as here, ThreadPoolExecutor(CALLERS) as pool:
+    with cluster(tmp_path) as here, ThreadPoolExecutor(CALLERS) as pool:
         token = here.issue(*CAP)
         proxy = here.start_proxy()
         with embedded(here, token) as one, embedded(here, token) as two:

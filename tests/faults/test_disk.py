@@ -20,8 +20,8 @@ import httpx
 import pytest
 
 from tests.faults.gate import Gate, gate
-from tests.house import House, error_of
-from tests.processes import Running, Town, charge, town
+from tests.in_process_proxy import InProcessProxy, error_of
+from tests.proxy_processes import ProxyProcesses, Running, charge, cluster
 from tests.scenarios.acts import Aside, broken_invariants
 
 SMALL_KB = 1_024
@@ -60,21 +60,23 @@ def fill(folder: Path) -> Path:
 def test_a_full_disk_refuses_before_anything_is_sent(tmp_path: Path) -> None:
     with mounted(tmp_path / "small", f"size={SMALL_KB}k") as small:
         url = f"sqlite:///{small}/ledger.db"
-        with House(tmp_path, KEYBRAKE_DATABASE_URL=url) as house:
-            key = house.issue()
-            assert house.charge(key, period="2026-11").status_code == 200
+        with InProcessProxy(tmp_path, KEYBRAKE_DATABASE_URL=url) as in_process:
+            key = in_process.issue()
+            assert in_process.charge(key, period="2026-11").status_code == 200
             ballast = fill(small)
             for number in range(3):
-                refused = house.charge(key, customer=f"cus_F{number}", period="2026-11")
+                refused = in_process.charge(key, customer=f"cus_F{number}", period="2026-11")
                 assert (refused.status_code, error_of(refused)) == (503, "ledger_unavailable")
                 assert refused.headers["stripe-should-retry"] == "true"
-            assert len(house.charges()) == 1
+            assert len(in_process.charges()) == 1
             ballast.unlink()
             for number in range(3):
-                assert house.charge(key, customer=f"cus_F{number}", period="2026-11").is_success
-            assert len(house.charges()) == 4
-            assert broken_invariants(house) == []
-        with House(tmp_path, KEYBRAKE_DATABASE_URL=url) as again:
+                assert in_process.charge(
+                    key, customer=f"cus_F{number}", period="2026-11"
+                ).is_success
+            assert len(in_process.charges()) == 4
+            assert broken_invariants(in_process) == []
+        with InProcessProxy(tmp_path, KEYBRAKE_DATABASE_URL=url) as again:
             assert len(again.operations()) == 4
 
 
@@ -83,25 +85,25 @@ def test_a_disk_that_fills_while_it_is_being_charged_leaves_the_outcome_to_recov
 ) -> None:
     with mounted(tmp_path / "small", f"size={SMALL_KB}k") as small:
         url = f"sqlite:///{small}/ledger.db"
-        with House(tmp_path, KEYBRAKE_DATABASE_URL=url) as house:
-            key = house.issue()
+        with InProcessProxy(tmp_path, KEYBRAKE_DATABASE_URL=url) as in_process:
+            key = in_process.issue()
             fault = {"match": "POST /v1/charges", "kind": "delay", "seconds": 600}
-            house.stripe.post("/_sandbox/faults", json=[fault])
-            asked = Aside(lambda: house.charge(key, period="2026-11"))
-            while not house.charges():
+            in_process.stripe.post("/_sandbox/faults", json=[fault])
+            asked = Aside(lambda: in_process.charge(key, period="2026-11"))
+            while not in_process.charges():
                 pass  # the sandbox shows the charge as soon as it is made
             ballast = fill(small)
-            house.sandbox.release()
+            in_process.sandbox.release()
             # Stripe has answered and the ledger cannot: never "nothing was sent".
             assert error_of(asked.result()) == "outcome_unknown"
             assert asked.result().status_code == 504
             ballast.unlink()
-            house.turn_clock(LEASE_S)
-            house.recover()
-            made = house.charges()[0]["id"]
-            assert house.charge(key, period="2026-11").json()["id"] == made
-            assert len(house.charges()) == 1
-            assert broken_invariants(house) == []
+            in_process.turn_clock(LEASE_S)
+            in_process.recover()
+            made = in_process.charges()[0]["id"]
+            assert in_process.charge(key, period="2026-11").json()["id"] == made
+            assert len(in_process.charges()) == 1
+            assert broken_invariants(in_process) == []
 
 
 def limit_files(proxy: Running, size: int) -> None:
@@ -111,9 +113,9 @@ def limit_files(proxy: Running, size: int) -> None:
 
 
 @contextmanager
-def gated_town(folder: Path, **environ: str) -> Iterator[tuple[Town, Gate]]:
+def gated_town(folder: Path, **environ: str) -> Iterator[tuple[ProxyProcesses, Gate]]:
     """Build a town whose proxies reach the sandbox through a gate."""
-    with gate() as entry, town(folder, KEYBRAKE_STRIPE_API_BASE=entry.url, **environ) as here:
+    with gate() as entry, cluster(folder, KEYBRAKE_STRIPE_API_BASE=entry.url, **environ) as here:
         entry.target = here.sandbox.url
         yield here, entry
 
@@ -145,8 +147,8 @@ def test_a_read_only_store_is_refused_in_one_line(tmp_path: Path) -> None:
     store = tmp_path / "store"
     environ = {"KEYBRAKE_DATABASE_URL": f"sqlite:///{store}/ledger.db"}
     with mounted(store, "size=4m"):
-        with House(tmp_path, **environ) as house:
-            house.issue()
+        with InProcessProxy(tmp_path, **environ) as in_process:
+            in_process.issue()
         subprocess.run(["mount", "-o", "remount,ro", str(store)], check=True)
         for command in (["up", "--port", "0", "--admin-port", "0"], ["keys", "list"]):
             done = subprocess.run(
@@ -158,7 +160,7 @@ def test_a_read_only_store_is_refused_in_one_line(tmp_path: Path) -> None:
             assert re.match(r"Error: cannot use [^\n]*\nHint: [^\n]*\n$", done.stderr), done.stderr
 
 
-def copied(here: Town, to: Path) -> None:
+def copied(here: ProxyProcesses, to: Path) -> None:
     """Copy the store away as it lies there, WAL and all, as a snapshot does."""
     to.mkdir()
     for file in here.folder.glob("ledger.db*"):
@@ -166,7 +168,7 @@ def copied(here: Town, to: Path) -> None:
             shutil.copy2(file, to / file.name)
 
 
-def put_back(here: Town, kept: Path) -> None:
+def put_back(here: ProxyProcesses, kept: Path) -> None:
     """Put the older store back in place of the newer."""
     for suffix in ("", "-wal", "-shm"):
         (here.folder / f"ledger.db{suffix}").unlink(missing_ok=True)
@@ -178,13 +180,13 @@ def ready(proxy: Running) -> int:
     return httpx.get(f"{proxy.url}/readyz", trust_env=False).status_code
 
 
-def doctor(here: Town) -> dict[str, bool]:
+def doctor(here: ProxyProcesses) -> dict[str, bool]:
     checks = json.loads(here.command("doctor", "--json", check=False).stdout)["checks"]
     return {check["name"]: check["ok"] for check in checks}
 
 
 def test_a_restored_store_sends_nothing_until_it_has_adopted_what_it_lost(tmp_path: Path) -> None:
-    with town(tmp_path) as here:
+    with cluster(tmp_path) as here:
         token, proxy = (
             here.issue("--role", "billing", "--daily-cap", "60.00usd"),
             here.start_proxy(),
@@ -226,7 +228,7 @@ def test_a_restored_store_sends_nothing_until_it_has_adopted_what_it_lost(tmp_pa
         here.command("reconcile", "--since", "30d")
 
 
-def until_exported(here: Town) -> None:
+def until_exported(here: ProxyProcesses) -> None:
     """Wait until every row of the audit is in an exported head: an idle process does so in 1 s."""
     with sqlite3.connect(here.folder / "ledger.db") as store:
         ends = dict(store.execute("SELECT node, max(seq) FROM audit GROUP BY node").fetchall())
@@ -242,7 +244,7 @@ def _exported(file: Path, seq: int) -> bool:
 
 
 def test_a_truncated_wal_is_noticed_by_the_exported_head(tmp_path: Path) -> None:
-    with town(tmp_path) as here:
+    with cluster(tmp_path) as here:
         token, proxy = here.issue(), here.start_proxy()
         charge(proxy.url, token, period="2026-11")
         wal = here.folder / "ledger.db-wal"

@@ -20,9 +20,9 @@ import httpx
 import pytest
 import stripe
 
+from tests.faults.fork_server import Child, ForkServer, fork_server
 from tests.faults.gate import Gate, gate
-from tests.faults.nursery import Child, Nursery, nursery
-from tests.processes import Town, charge, town
+from tests.proxy_processes import ProxyProcesses, charge, cluster
 
 KILLS = int(os.environ.get("KILLS", "30"))  # noqa: TID251 how long to prove, not a setting
 BILLS = 40
@@ -37,24 +37,24 @@ Act = Callable[["Place", Child, str], None]
 class Place:
     """A town whose proxies are forked and reach the sandbox through a gate, and its one key."""
 
-    here: Town
+    here: ProxyProcesses
     entry: Gate
-    forks: Nursery
+    forks: ForkServer
     token: str
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("place")
-    with gate() as entry, town(folder, KEYBRAKE_STRIPE_API_BASE=entry.url) as here:
+    with gate() as entry, cluster(folder, KEYBRAKE_STRIPE_API_BASE=entry.url) as here:
         entry.target = here.sandbox.url
         here.begin_day()  # grace passes several times below, and the day's windows are compared
-        with nursery(folder, here.environ()) as forks:
+        with fork_server(folder, here.environ()) as forks:
             yield Place(here, entry, forks, here.issue())
 
 
 @contextmanager
-def locked(here: Town) -> Iterator[None]:
+def locked(here: ProxyProcesses) -> Iterator[None]:
     """Hold the store's write lock, so that no transaction of a proxy can begin."""
     store = sqlite3.connect(here.folder / "ledger.db", isolation_level=None)
     store.execute("BEGIN IMMEDIATE")
@@ -173,9 +173,9 @@ def test_a_sandbox_killed_after_it_executed_leaves_one_charge(place: Place) -> N
 @pytest.mark.parametrize("seed", [1, 2])
 def test_kills_under_load_never_double_or_lose_a_charge(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
-    with town(tmp_path, KEYBRAKE_UPSTREAM_TIMEOUT="5", KEYBRAKE_RECOVERY_INTERVAL="1") as here:
+    with cluster(tmp_path, KEYBRAKE_UPSTREAM_TIMEOUT="5", KEYBRAKE_RECOVERY_INTERVAL="1") as here:
         token = here.issue("--role", "billing", "--rate", "100000/min")
-        with nursery(tmp_path, here.environ()) as forks:
+        with fork_server(tmp_path, here.environ()) as forks:
             here.sandbox.kill()
             state = ("--state", str(tmp_path / "sandbox.db"), "--port")
             sandbox_port = here.sandbox.url.rpartition(":")[2]
@@ -259,11 +259,11 @@ def finish(url: str, token: str) -> None:
         assert answer.status_code == 200, answer.text
 
 
-def operations(here: Town) -> list[dict[str, Any]]:
+def operations(here: ProxyProcesses) -> list[dict[str, Any]]:
     return list(json.loads(here.command("operations", "list", "--json").stdout))
 
 
-def compare(here: Town, bills: int) -> None:
+def compare(here: ProxyProcesses, bills: int) -> None:
     """Compare the sandbox's own list with the ledger, the windows and the audit."""
     charged = here.charges()
     assert len(charged) == len({each["customer"] for each in charged}) == bills

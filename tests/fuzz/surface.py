@@ -12,10 +12,10 @@ from urllib.parse import parse_qsl
 import atheris
 
 with atheris.instrument_imports(include=["kb_mcp"]):
-    from kb_mcp.proxy.authority import authorize
-    from kb_mcp.proxy.refusals import Refusal, error_body
-    from kb_mcp.proxy.roles import built_in
-    from kb_mcp.proxy.surface import (
+    from kb_mcp.proxy.access.authorize import authorize
+    from kb_mcp.proxy.access.roles import built_in
+    from kb_mcp.proxy.errors.refusals import Refusal, error_body
+    from kb_mcp.proxy.stripe.interpret import (
         Reading,
         canonical_path,
         find_route,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.postgres import Database, database, server
-from tests.processes import Running, Town, town
+from tests.proxy_processes import ProxyProcesses, Running, cluster
 
 __all__ = ["database", "server"]
 
@@ -16,15 +16,15 @@ StartHost = Callable[..., Running]
 
 
 @pytest.fixture
-def here(tmp_path: Path, database: Database) -> Iterator[Town]:
+def here(tmp_path: Path, database: Database) -> Iterator[ProxyProcesses]:
     """Build a sandbox and the way to start hosts on the shared store."""
     environ = {"KEYBRAKE_UPSTREAM_TIMEOUT": "5", "KEYBRAKE_RECOVERY_INTERVAL": "1"}
-    with town(tmp_path, **database.environ, **environ) as built:
+    with cluster(tmp_path, **database.environ, **environ) as built:
         yield built
 
 
 @pytest.fixture
-def start_host(here: Town, tmp_path: Path) -> StartHost:
+def start_host(here: ProxyProcesses, tmp_path: Path) -> StartHost:
     """Start `up` as on a host of its own: with a name and files that no other host sees."""
 
     def start(name: str, **environ: str) -> Running:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import httpx
 
-from tests.processes import Running, Town, charge
+from tests.proxy_processes import ProxyProcesses, Running, charge
 
 BILLS = 40
 
@@ -54,7 +54,7 @@ def finish(host: Running, token: str) -> None:
         assert answer.status_code == 200, answer.text
 
 
-def compare(here: Town) -> None:
+def compare(here: ProxyProcesses) -> None:
     """Compare the sandbox's own list with the ledger, the windows and the audit."""
     charged = here.charges()
     assert len(charged) == len({each["customer"] for each in charged}) == BILLS

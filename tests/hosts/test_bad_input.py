@@ -11,9 +11,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from kb_mcp.proxy.stores import postgres_schema
 from kb_mcp.proxy.stores.binding import SchemaError
-from kb_mcp.proxy.stores.postgres_line import connector
+from kb_mcp.proxy.stores.postgres import schema as postgres_schema
+from kb_mcp.proxy.stores.postgres.connection import connector
 from tests.postgres import OWNER, PROXY, Database
 
 COMMANDS = (("up", "--port", "0", "--admin-port", "0"), ("keys", "list"))

@@ -10,23 +10,23 @@ from pathlib import Path
 import pytest
 
 from tests.postgres import MASTER_KEY, Database
-from tests.processes import Town, charge, town
+from tests.proxy_processes import ProxyProcesses, charge, cluster
 
 
 @pytest.fixture
-def embedded(tmp_path: Path, database: Database) -> Iterator[Town]:
-    with town(tmp_path, KEYBRAKE_MASTER_KEY=MASTER_KEY) as here:
+def embedded(tmp_path: Path, database: Database) -> Iterator[ProxyProcesses]:
+    with cluster(tmp_path, KEYBRAKE_MASTER_KEY=MASTER_KEY) as here:
         yield here
 
 
-def copy(here: Town, tmp_path: Path, database: Database) -> str:
+def copy(here: ProxyProcesses, tmp_path: Path, database: Database) -> str:
     here.extra |= {"KEYBRAKE_DATABASE_URL": database.owner_url}
     done = here.command("migrate", "--from", f"sqlite:///{tmp_path}/ledger.db", check=False)
     return done.stdout + done.stderr
 
 
 def test_a_copied_ledger_replays_what_was_charged_and_goes_on_counting(
-    embedded: Town, tmp_path: Path, database: Database
+    embedded: ProxyProcesses, tmp_path: Path, database: Database
 ) -> None:
     token = embedded.issue("--role", "billing", "--daily-cap", "100.00usd")
     proxy = embedded.start_proxy()
@@ -48,7 +48,7 @@ def test_a_copied_ledger_replays_what_was_charged_and_goes_on_counting(
 
 
 def test_a_ledger_is_copied_into_an_empty_store_only(
-    embedded: Town, tmp_path: Path, database: Database
+    embedded: ProxyProcesses, tmp_path: Path, database: Database
 ) -> None:
     embedded.issue()
     assert "all read back equal" in copy(embedded, tmp_path, database)
@@ -58,7 +58,7 @@ def test_a_ledger_is_copied_into_an_empty_store_only(
 
 
 def test_a_ledger_whose_audit_was_edited_is_not_copied(
-    embedded: Town, tmp_path: Path, database: Database
+    embedded: ProxyProcesses, tmp_path: Path, database: Database
 ) -> None:
     embedded.issue()
     with sqlite3.connect(tmp_path / "ledger.db") as ledger:
@@ -70,7 +70,7 @@ def test_a_ledger_whose_audit_was_edited_is_not_copied(
 
 
 def test_a_ledger_of_another_account_is_not_copied(
-    embedded: Town, tmp_path: Path, database: Database
+    embedded: ProxyProcesses, tmp_path: Path, database: Database
 ) -> None:
     embedded.issue()
     embedded.extra |= {"KEYBRAKE_ACCOUNT": "another"}
@@ -78,7 +78,7 @@ def test_a_ledger_of_another_account_is_not_copied(
 
 
 def test_a_file_that_is_not_there_is_not_made(
-    embedded: Town, tmp_path: Path, database: Database
+    embedded: ProxyProcesses, tmp_path: Path, database: Database
 ) -> None:
     embedded.extra |= {"KEYBRAKE_DATABASE_URL": database.owner_url}
     done = embedded.command("migrate", "--from", f"sqlite:///{tmp_path}/none.db", check=False)
@@ -86,7 +86,9 @@ def test_a_file_that_is_not_there_is_not_made(
     assert "there is no ledger at" in done.stderr
 
 
-def test_every_key_comes_along(embedded: Town, tmp_path: Path, database: Database) -> None:
+def test_every_key_comes_along(
+    embedded: ProxyProcesses, tmp_path: Path, database: Database
+) -> None:
     embedded.issue()
     keys = json.loads(embedded.command("keys", "list", "--json").stdout)
     copy(embedded, tmp_path, database)

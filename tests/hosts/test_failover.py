@@ -24,7 +24,7 @@ from tests.postgres import (
     make_database,
     skip_without_postgres,
 )
-from tests.processes import Town, charge, town
+from tests.proxy_processes import ProxyProcesses, charge, cluster
 
 FAILOVERS = int(os.environ.get("FAILOVERS", "1"))  # noqa: TID251 how long to prove, no setting
 
@@ -92,7 +92,7 @@ def test_a_synchronous_replica_takes_over_under_load_and_nothing_is_lost(tmp_pat
     with data_folder() as folder:
         pair = Pair(folder, synchronous=True)
         try:
-            with town(tmp_path, **environ(tmp_path, pair.url)) as here:
+            with cluster(tmp_path, **environ(tmp_path, pair.url)) as here:
                 token = here.issue("--role", "billing", "--rate", "100000/min")
                 hosts = [here.start_proxy() for _ in range(2)]
                 for _ in range(FAILOVERS):
@@ -115,13 +115,13 @@ def test_an_asynchronous_replica_that_lost_a_charge_sends_nothing_until_it_is_ad
     with data_folder() as folder:
         pair = Pair(folder, synchronous=False)
         try:
-            with town(tmp_path, **environ(tmp_path, pair.url)) as here:
+            with cluster(tmp_path, **environ(tmp_path, pair.url)) as here:
                 _lose_a_charge(here, pair)
         finally:
             pair.close()
 
 
-def _lose_a_charge(here: Town, pair: Pair) -> None:
+def _lose_a_charge(here: ProxyProcesses, pair: Pair) -> None:
     token = here.issue()
     host = here.start_proxy()
     assert charge(host.url, token, period="2026-10").status_code == 200
@@ -148,7 +148,7 @@ def test_a_commit_whose_wait_for_the_replica_was_cancelled_is_not_believed(tmp_p
     with data_folder() as folder:
         pair = Pair(folder, synchronous=True)
         try:
-            with town(tmp_path, **environ(tmp_path, pair.url)) as here:
+            with cluster(tmp_path, **environ(tmp_path, pair.url)) as here:
                 token = here.issue()
                 host = here.start_proxy()
                 assert charge(host.url, token, period="2026-10").status_code == 200

@@ -15,7 +15,7 @@ import pytest
 
 from tests.hosts.load import compare, finish, load
 from tests.postgres import Database, Postgres, make_database, postgres
-from tests.processes import Running, Town, town
+from tests.proxy_processes import ProxyProcesses, Running, cluster
 
 HOST_KILLS = int(os.environ.get("HOST_KILLS", "6"))  # noqa: TID251 how long to prove, no setting
 SERVER_KILLS = int(os.environ.get("SERVER_KILLS", "3"))  # noqa: TID251 as above
@@ -36,7 +36,7 @@ def test_kills_of_hosts_and_server_under_load_never_double_or_lose_a_charge(
 ) -> None:
     chance = random.Random(7)
     database = make_database(own_server, "killed")
-    with town(tmp_path, **_environ(tmp_path, database)) as here:
+    with cluster(tmp_path, **_environ(tmp_path, database)) as here:
         token = here.issue("--role", "billing", "--rate", "100000/min")
         hosts = [here.start_proxy() for _ in range(3)]
         plan = ["host"] * HOST_KILLS + ["server"] * SERVER_KILLS
@@ -53,7 +53,7 @@ def test_kills_of_hosts_and_server_under_load_never_double_or_lose_a_charge(
         compare(here)
 
 
-def _kill_host(here: Town, hosts: list[Running], chance: random.Random) -> None:
+def _kill_host(here: ProxyProcesses, hosts: list[Running], chance: random.Random) -> None:
     at = chance.randrange(len(hosts))
     hosts[at].kill()
     hosts[at] = here.start_proxy()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.hosts.relay import Relay
 from tests.postgres import PROXY, Database, Postgres, make_database, postgres
-from tests.processes import Running, Town, charge, town
+from tests.proxy_processes import ProxyProcesses, Running, charge, cluster
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_stalled_network_answers_503_sends_nothing_and_recovers(
 ) -> None:
     relay = Relay(database.server.port)
     url = database.server.role_url(PROXY, database.name, relay.port)
-    with town(tmp_path, **(database.environ | {"KEYBRAKE_DATABASE_URL": url})) as here:
+    with cluster(tmp_path, **(database.environ | {"KEYBRAKE_DATABASE_URL": url})) as here:
         token = here.issue()
         proxy = here.start_proxy()
         assert charge(proxy.url, token, period="2026-11").status_code == 200
@@ -52,7 +52,7 @@ def test_a_server_that_is_killed_answers_503_and_is_found_again(
     tmp_path: Path, own_server: Postgres
 ) -> None:
     database = make_database(own_server, "restarted")
-    with town(tmp_path, XDG_DATA_HOME=str(tmp_path / "data"), **database.environ) as here:
+    with cluster(tmp_path, XDG_DATA_HOME=str(tmp_path / "data"), **database.environ) as here:
         token = here.issue()
         proxy = here.start_proxy()
         assert charge(proxy.url, token, period="2026-11").status_code == 200
@@ -66,7 +66,7 @@ def test_a_server_that_is_killed_answers_503_and_is_found_again(
 
 
 def test_a_store_whose_connections_are_all_taken_answers_503(
-    here: Town, database: Database
+    here: ProxyProcesses, database: Database
 ) -> None:
     token = here.issue()
     proxy = here.start_proxy()

@@ -12,7 +12,7 @@ import httpx
 
 from tests.hosts.conftest import StartHost
 from tests.postgres import Database
-from tests.processes import Town, charge
+from tests.proxy_processes import ProxyProcesses, charge
 
 CALLERS = 60
 HOSTS = ("a", "b", "c", "d")
@@ -25,7 +25,7 @@ time.time = lambda: time.time_ns() / 1e9
 
 
 def test_sixty_callers_at_four_hosts_against_a_cap_of_five_make_five(
-    here: Town, start_host: StartHost
+    here: ProxyProcesses, start_host: StartHost
 ) -> None:
     token = here.issue("--role", "billing", "--daily-cap", "50.00usd")
     hosts = [start_host(name) for name in HOSTS]
@@ -43,7 +43,7 @@ def test_sixty_callers_at_four_hosts_against_a_cap_of_five_make_five(
 
 
 def test_one_operation_at_four_hosts_at_once_is_one_charge_and_four_equal_answers(
-    here: Town, start_host: StartHost
+    here: ProxyProcesses, start_host: StartHost
 ) -> None:
     token = here.issue()
     hosts = [start_host(name) for name in HOSTS]
@@ -58,7 +58,7 @@ def test_one_operation_at_four_hosts_at_once_is_one_charge_and_four_equal_answer
 
 
 def test_a_host_that_dies_while_sending_is_resolved_by_another(
-    here: Town, start_host: StartHost
+    here: ProxyProcesses, start_host: StartHost
 ) -> None:
     token = here.issue()
     first, second = start_host("a"), start_host("b")
@@ -83,7 +83,9 @@ def test_a_host_that_dies_while_sending_is_resolved_by_another(
     assert [each["id"] for each in here.charges()] == [answer.json()["id"]]
 
 
-def test_a_revoked_key_is_refused_by_every_host(here: Town, start_host: StartHost) -> None:
+def test_a_revoked_key_is_refused_by_every_host(
+    here: ProxyProcesses, start_host: StartHost
+) -> None:
     issued = json.loads(here.command("keys", "issue", "--role", "billing", "--json").stdout)
     hosts = [start_host(name) for name in HOSTS[:2]]
     assert charge(hosts[0].url, issued["token"], period="2026-10").status_code == 200
@@ -95,7 +97,7 @@ def test_a_revoked_key_is_refused_by_every_host(here: Town, start_host: StartHos
 
 
 def test_a_key_is_revoked_though_the_servers_clock_was_set_back_a_day(
-    here: Town, database: Database, start_host: StartHost
+    here: ProxyProcesses, database: Database, start_host: StartHost
 ) -> None:
     issued = json.loads(here.command("keys", "issue", "--role", "billing", "--json").stdout)
     host = start_host(HOSTS[0])
@@ -109,7 +111,7 @@ def test_a_key_is_revoked_though_the_servers_clock_was_set_back_a_day(
 
 
 def test_a_host_whose_clock_is_a_day_ahead_gains_nothing(
-    here: Town, start_host: StartHost, tmp_path: Path
+    here: ProxyProcesses, start_host: StartHost, tmp_path: Path
 ) -> None:
     (tmp_path / "ahead").mkdir()
     (tmp_path / "ahead" / "sitecustomize.py").write_text(AHEAD)
@@ -128,7 +130,7 @@ def test_a_host_whose_clock_is_a_day_ahead_gains_nothing(
 
 
 def test_the_first_host_issues_the_first_keys_and_the_others_none(
-    here: Town, start_host: StartHost
+    here: ProxyProcesses, start_host: StartHost
 ) -> None:
     start_host("a")
     start_host("b")

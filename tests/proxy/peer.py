@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from kb_mcp.proxy.upstream import ANSWER_MAX_BYTES
+from kb_mcp.proxy.stripe.client import ANSWER_MAX_BYTES
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 Script = Callable[["Call"], Awaitable[None]]

@@ -8,93 +8,97 @@ from typing import Any
 
 import pytest
 
-from tests.house import House, error_of
+from tests.in_process_proxy import InProcessProxy, error_of
 
 
 def test_the_same_bill_asked_for_five_times_is_charged_once(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
-        answers = [house.charge(key, period="2026-11") for _ in range(5)]
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        answers = [in_process.charge(key, period="2026-11") for _ in range(5)]
         assert [each.status_code for each in answers] == [200] * 5
         assert len({each.json()["id"] for each in answers}) == 1
         assert [each.headers.get("idempotent-replayed") for each in answers] == [None] + [
             "true"
         ] * 4
-        assert len(house.charges()) == 1
+        assert len(in_process.charges()) == 1
 
 
 def test_concurrent_callers_share_one_charge_and_one_answer(tmp_path: Path) -> None:
-    with House(tmp_path) as house, ThreadPoolExecutor(20) as pool:
-        key = house.issue()
-        answers = list(pool.map(lambda _: house.charge(key, period="2026-11"), range(20)))
+    with InProcessProxy(tmp_path) as in_process, ThreadPoolExecutor(20) as pool:
+        key = in_process.issue()
+        answers = list(pool.map(lambda _: in_process.charge(key, period="2026-11"), range(20)))
         assert {each.status_code for each in answers} == {200}
         assert len({each.json()["id"] for each in answers}) == 1
-        assert len(house.charges()) == 1
+        assert len(in_process.charges()) == 1
 
 
 def test_sixty_concurrent_charges_against_a_cap_of_five_make_exactly_five(tmp_path: Path) -> None:
-    with House(tmp_path) as house, ThreadPoolExecutor(60) as pool:
-        key = house.issue(daily={"usd": 500})
+    with InProcessProxy(tmp_path) as in_process, ThreadPoolExecutor(60) as pool:
+        key = in_process.issue(daily={"usd": 500})
 
         def ask(number: int) -> int:
-            return house.charge(
+            return in_process.charge(
                 key, customer=f"cus_C{number}", amount=100, period="2026-11"
             ).status_code
 
         statuses = list(pool.map(ask, range(60)))
         assert (statuses.count(200), statuses.count(403)) == (5, 55)
-        assert len(house.charges()) == 5
+        assert len(in_process.charges()) == 5
 
 
 @pytest.mark.parametrize("kind", ["drop_before", "drop_after"])
 def test_a_lost_answer_is_unknown_and_the_next_call_makes_no_second_charge(
     tmp_path: Path, kind: str
 ) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
-        house.fault(kind)
-        first = house.charge(key, period="2026-11")
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        in_process.fault(kind)
+        first = in_process.charge(key, period="2026-11")
         assert (first.status_code, error_of(first)) == (504, "outcome_unknown")
-        assert house.operations()[0].held == 2900
-        assert house.charge(key, period="2026-11").status_code == 200
-        assert len(house.charges()) == 1
+        assert in_process.operations()[0].held == 2900
+        assert in_process.charge(key, period="2026-11").status_code == 200
+        assert len(in_process.charges()) == 1
 
 
 def test_recovery_reads_what_became_of_a_lost_answer(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
-        house.fault("drop_after")
-        house.charge(key, period="2026-11")
-        house.recover()
-        operation = house.operations()[0]
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        in_process.fault("drop_after")
+        in_process.charge(key, period="2026-11")
+        in_process.recover()
+        operation = in_process.operations()[0]
         assert (operation.state.value, operation.object_id) == (
             "succeeded",
-            house.charges()[0]["id"],
+            in_process.charges()[0]["id"],
         )
 
 
 def test_recovery_voids_what_stripe_never_saw_only_after_grace(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue(daily={"usd": 3000})
-        house.fault("drop_before")
-        house.charge(key, period="2026-11")
-        house.recover()
-        assert house.operations()[0].state.value == "unknown"
-        house.turn_clock(700)
-        house.recover()
-        assert (house.operations()[0].state.value, house.operations()[0].held) == ("voided", 0)
-        assert (
-            error_of(house.charge(key, amount=2800, period="2026-11")) == "period_already_charged"
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue(daily={"usd": 3000})
+        in_process.fault("drop_before")
+        in_process.charge(key, period="2026-11")
+        in_process.recover()
+        assert in_process.operations()[0].state.value == "unknown"
+        in_process.turn_clock(700)
+        in_process.recover()
+        assert (in_process.operations()[0].state.value, in_process.operations()[0].held) == (
+            "voided",
+            0,
         )
-        assert house.charge(key, period="2026-11").status_code == 200
-        assert len(house.charges()) == 1
+        assert (
+            error_of(in_process.charge(key, amount=2800, period="2026-11"))
+            == "period_already_charged"
+        )
+        assert in_process.charge(key, period="2026-11").status_code == 200
+        assert len(in_process.charges()) == 1
 
 
 def test_the_cap_refuses_with_what_is_left_and_when_it_turns(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue(daily={"usd": 3000})
-        house.charge(key, period="2026-11")
-        refused = house.charge(key, customer="cus_B2", period="2026-11")
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue(daily={"usd": 3000})
+        in_process.charge(key, period="2026-11")
+        refused = in_process.charge(key, customer="cus_B2", period="2026-11")
         error = refused.json()["error"]
         assert (refused.status_code, error["code"]) == (403, "spend_cap_exceeded")
         assert (error["keybrake"]["left"], error["keybrake"]["window"]) == (100, "day")
@@ -103,10 +107,10 @@ def test_the_cap_refuses_with_what_is_left_and_when_it_turns(tmp_path: Path) -> 
 
 
 def test_a_drifted_amount_in_a_charged_period_names_the_charge(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
-        made = house.charge(key, period="2026-11").json()["id"]
-        refused = house.charge(key, amount=3000, period="2026-11").json()["error"]
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        made = in_process.charge(key, period="2026-11").json()["id"]
+        refused = in_process.charge(key, amount=3000, period="2026-11").json()["error"]
         assert (refused["code"], refused["keybrake"]["charge_id"]) == (
             "period_already_charged",
             made,
@@ -114,77 +118,78 @@ def test_a_drifted_amount_in_a_charged_period_names_the_charge(tmp_path: Path) -
 
 
 def test_a_decline_is_replayed_then_tried_again_then_exhausted(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
 
         def ask() -> tuple[int, str]:
-            answer = house.charge(key, customer="cus_Declined", period="2026-11")
+            answer = in_process.charge(key, customer="cus_Declined", period="2026-11")
             return answer.status_code, error_of(answer)
 
         assert [ask(), ask()] == [(402, "card_declined")] * 2
-        assert len(house.operations()[0:1]) == 1
-        assert house.operations()[0].attempt == 1
+        assert len(in_process.operations()[0:1]) == 1
+        assert in_process.operations()[0].attempt == 1
         for attempt in (2, 3, 4):
-            house.turn_clock(16 * 60)
+            in_process.turn_clock(16 * 60)
             assert ask() == (402, "card_declined")
-            assert house.operations()[0].attempt == attempt
-        house.turn_clock(16 * 60)
+            assert in_process.operations()[0].attempt == attempt
+        in_process.turn_clock(16 * 60)
         assert ask() == (403, "attempts_exhausted")
 
 
 def test_a_body_without_a_name_is_safe_against_runtime_retries(tmp_path: Path) -> None:
     sdk_key = "0f8fad5b-d9cb-469f-a165-70867728950e"
     other = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
-    with House(tmp_path) as house:
-        key = house.issue()
-        made = house.charge(key, key_header=sdk_key).json()["id"]
-        assert house.charge(key, key_header=other).json()["id"] == made
-        house.turn_clock(16 * 60)
-        assert error_of(house.charge(key, key_header=other)) == "duplicate_suspected"
-        assert house.charge(key, key_header=sdk_key).json()["id"] == made
-        house.turn_clock(21 * 3600)
-        assert house.charge(key, key_header=other).json()["id"] != made
-        assert len(house.charges()) == 2
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        made = in_process.charge(key, key_header=sdk_key).json()["id"]
+        assert in_process.charge(key, key_header=other).json()["id"] == made
+        in_process.turn_clock(16 * 60)
+        assert error_of(in_process.charge(key, key_header=other)) == "duplicate_suspected"
+        assert in_process.charge(key, key_header=sdk_key).json()["id"] == made
+        in_process.turn_clock(21 * 3600)
+        assert in_process.charge(key, key_header=other).json()["id"] != made
+        assert len(in_process.charges()) == 2
 
 
 def test_a_tool_and_a_legacy_handler_do_not_bill_the_same_thing_twice(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
-        made = house.charge(key, period="2026-11").json()["id"]
-        legacy = house.charge(key, key_header="order-17").json()["error"]
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        made = in_process.charge(key, period="2026-11").json()["id"]
+        legacy = in_process.charge(key, key_header="order-17").json()["error"]
         assert (legacy["code"], legacy["keybrake"]["charge_id"]) == ("duplicate_suspected", made)
-        assert len(house.charges()) == 1
+        assert len(in_process.charges()) == 1
 
 
 def test_explicit_keys_are_scoped_by_customer(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
-        first = house.charge(key, key_header="june")
-        second = house.charge(key, customer="cus_B2", key_header="june")
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        first = in_process.charge(key, key_header="june")
+        second = in_process.charge(key, customer="cus_B2", key_header="june")
         assert (first.status_code, second.status_code) == (200, 200)
         assert (
-            error_of(house.charge(key, amount=100, key_header="june")) == "idempotency_key_reused"
+            error_of(in_process.charge(key, amount=100, key_header="june"))
+            == "idempotency_key_reused"
         )
-        assert len(house.charges()) == 2
+        assert len(in_process.charges()) == 2
 
 
 def test_a_restart_between_charge_and_answer_gives_the_same_charge(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
-        house.fault("drop_after")
-        house.charge(key, period="2026-11")
-        house.restart()
-        answer = house.charge(key, period="2026-11")
-        assert (answer.status_code, answer.json()["id"]) == (200, house.charges()[0]["id"])
-        assert len(house.charges()) == 1
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        in_process.fault("drop_after")
+        in_process.charge(key, period="2026-11")
+        in_process.restart()
+        answer = in_process.charge(key, period="2026-11")
+        assert (answer.status_code, answer.json()["id"]) == (200, in_process.charges()[0]["id"])
+        assert len(in_process.charges()) == 1
 
 
 def test_every_money_request_has_a_decision_and_an_outcome_row(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
-        house.charge(key, period="2026-11")
-        operation = house.operations()[0]
-        rows = house.audit(operation=operation.id)
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        in_process.charge(key, period="2026-11")
+        operation = in_process.operations()[0]
+        rows = in_process.audit(operation=operation.id)
         assert [(row["kind"], row["decision"]) for row in rows] == [
             ("decision", "proceed"),
             ("outcome", "succeeded"),
@@ -233,63 +238,63 @@ REFUSALS: dict[str, tuple[dict[str, Any], str | None, int, str]] = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_bad_input_is_refused_with_its_code_and_reserves_nothing(tmp_path: Path, case: str) -> None:
     form, role, status, code = REFUSALS[case]
-    with House(tmp_path) as house:
+    with InProcessProxy(tmp_path) as in_process:
         if role is None:
-            answer = house.client.post("/v1/charges", data={"amount": "1"})
+            answer = in_process.client.post("/v1/charges", data={"amount": "1"})
         else:
-            answer = house.charge(house.issue(role), **form)
+            answer = in_process.charge(in_process.issue(role), **form)
         assert (answer.status_code, error_of(answer)) == (status, code)
-        assert house.operations() == []
-        assert house.stripe.get("/_sandbox/state").json()["charges"] == []
+        assert in_process.operations() == []
+        assert in_process.stripe.get("/_sandbox/state").json()["charges"] == []
 
 
 def test_a_revoked_key_does_nothing_more(tmp_path: Path) -> None:
-    from kb_mcp.proxy.ledger import KeyId
-    from kb_mcp.proxy.ops.keys import revoke_key
+    from kb_mcp.operators.actions.keys import revoke_key
+    from kb_mcp.proxy.ledger.records import KeyId
 
-    with House(tmp_path) as house:
-        key = house.issue()
-        store = house.proxy.store
-        house.run(revoke_key(store.ledger, store.records, KeyId(key.id), "test", "me", 1))
-        refused = house.charge(key, period="2026-11")
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        store = in_process.proxy.store
+        in_process.run(revoke_key(store.ledger, store.records, KeyId(key.id), "test", "me", 1))
+        refused = in_process.charge(key, period="2026-11")
         assert (refused.status_code, error_of(refused)) == (401, "vault_key_revoked")
-        assert house.charges() == []
+        assert in_process.charges() == []
 
 
 def test_a_dropped_answer_is_replayed_by_reading_the_charge(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
-        made = house.charge(key, period="2026-11").json()["id"]
-        house.turn_clock(91 * 86_400)
-        house.recover()
-        house.run(house.proxy.retention.run(house.proxy.store.clock.now(0)))
-        assert house.operations()[0].answer is None
-        replayed = house.charge(key, period="2026-11")
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        made = in_process.charge(key, period="2026-11").json()["id"]
+        in_process.turn_clock(91 * 86_400)
+        in_process.recover()
+        in_process.run(in_process.proxy.retention.run(in_process.proxy.store.clock.now(0)))
+        assert in_process.operations()[0].answer is None
+        replayed = in_process.charge(key, period="2026-11")
         assert (replayed.json()["id"], replayed.headers["idempotent-replayed"]) == (made, "true")
-        assert len(house.charges()) == 1
+        assert len(in_process.charges()) == 1
 
 
 def test_a_joined_caller_leaves_one_row_however_often_it_looks(tmp_path: Path) -> None:
-    with House(tmp_path) as house, ThreadPoolExecutor(2) as pool:
-        key = house.issue()
-        house.stripe.post(
+    with InProcessProxy(tmp_path) as in_process, ThreadPoolExecutor(2) as pool:
+        key = in_process.issue()
+        in_process.stripe.post(
             "/_sandbox/faults",
             json=[{"match": "POST /v1/charges", "kind": "delay", "times": 1, "seconds": 1}],
         )
-        answers = list(pool.map(lambda _: house.charge(key, period="2026-11"), range(2)))
+        answers = list(pool.map(lambda _: in_process.charge(key, period="2026-11"), range(2)))
         assert {each.status_code for each in answers} == {200}
-        decisions = [row["decision"] for row in house.audit() if row["kind"] == "decision"]
+        decisions = [row["decision"] for row in in_process.audit() if row["kind"] == "decision"]
         assert sorted(decisions) == ["join", "proceed", "replay"]
 
 
 def test_a_body_paid_late_in_its_window_is_not_charged_again_by_a_runtime(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
-        house.fault("402")
-        assert house.charge(key).status_code == 402
-        house.turn_clock(20 * 3600 - 60)
-        made = house.charge(key).json()["id"]
-        house.turn_clock(120)
-        assert house.charge(key).json()["id"] == made
-        house.turn_clock(15 * 60)
-        assert house.charge(key).json()["id"] != made
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        in_process.fault("402")
+        assert in_process.charge(key).status_code == 402
+        in_process.turn_clock(20 * 3600 - 60)
+        made = in_process.charge(key).json()["id"]
+        in_process.turn_clock(120)
+        assert in_process.charge(key).json()["id"] == made
+        in_process.turn_clock(15 * 60)
+        assert in_process.charge(key).json()["id"] != made

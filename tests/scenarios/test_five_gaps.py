@@ -12,7 +12,7 @@ import pytest
 from kb_mcp.agent.arguments import Invalid, read_arguments
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ChargeArguments, ToolName, find_tool
-from tests.house import House, error_of
+from tests.in_process_proxy import InProcessProxy, error_of
 from tests.months import lately, spelled
 from tests.scenarios.acts import another, billing, broken_invariants, policy
 
@@ -20,43 +20,45 @@ BILL = {"customer_id": "cus_Abc123", "amount_cents": 2900, "billing_period": lat
 
 
 def test_concurrent_invocations_of_one_bill_make_one_charge(tmp_path: Path) -> None:
-    with House(tmp_path) as house, ThreadPoolExecutor(24) as pool:
-        keys = [house.issue(), house.issue("billing-with-status")]
+    with InProcessProxy(tmp_path) as in_process, ThreadPoolExecutor(24) as pool:
+        keys = [in_process.issue(), in_process.issue("billing-with-status")]
 
         def ask(number: int) -> tuple[int, str]:
             # Each invocation has a key that its SDK made up, as a runtime's retries do.
-            answer = house.charge(
+            answer = in_process.charge(
                 keys[number % 2], period="2026-11", key_header=str(uuid.UUID(int=number, version=4))
             )
             return answer.status_code, answer.json()["id"]
 
         answers = set(pool.map(ask, range(24)))
-        assert answers == {(200, house.charges()[0]["id"])}
-        assert len(house.charges()) == 1
-        assert broken_invariants(house) == []
+        assert answers == {(200, in_process.charges()[0]["id"])}
+        assert len(in_process.charges()) == 1
+        assert broken_invariants(in_process) == []
 
 
 def test_an_amount_inflated_by_a_knowledge_base_is_no_second_bill(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue(per_charge={"usd": 10_000})
-        first = house.charge(key, amount=2900, period="2026-11")
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue(per_charge={"usd": 10_000})
+        first = in_process.charge(key, amount=2900, period="2026-11")
         for inflated in (2901, 3190, 9999):
-            refused = house.charge(key, amount=inflated, period="2026-11")
+            refused = in_process.charge(key, amount=inflated, period="2026-11")
             assert error_of(refused) == "period_already_charged"
             assert refused.json()["error"]["keybrake"]["charge_id"] == first.json()["id"]
-        refused = house.charge(key, amount=290_000, period="2026-12")
+        refused = in_process.charge(key, amount=290_000, period="2026-12")
         assert error_of(refused) == "spend_cap_exceeded"
-        assert [each["amount"] for each in house.charges()] == [2900]
+        assert [each["amount"] for each in in_process.charges()] == [2900]
 
 
 def test_inflating_a_declined_amount_does_not_buy_more_attempts(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue(policy(max_attempts=2))
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue(policy(max_attempts=2))
         for amount in (2900, 3900):
-            answer = house.charge(key, customer="cus_Declined", amount=amount, period="2026-11")
+            answer = in_process.charge(
+                key, customer="cus_Declined", amount=amount, period="2026-11"
+            )
             assert answer.status_code == 402
-            house.turn_clock(16 * 60)
-        answer = house.charge(key, customer="cus_Declined", amount=4900, period="2026-11")
+            in_process.turn_clock(16 * 60)
+        answer = in_process.charge(key, customer="cus_Declined", amount=4900, period="2026-11")
         assert (answer.status_code, error_of(answer)) == (403, "attempts_exhausted")
 
 
@@ -65,8 +67,8 @@ def test_fields_renamed_under_an_old_alias_name_the_same_bill(tmp_path: Path) ->
     assert tool is not None
     renamed = replace(tool, aliases={"customer": "customer_id", "amount": "amount_cents"})
     old = {"customer": "cus_Abc123", "amount": 2900, "billing_period": lately("2026-11")}
-    with House(tmp_path) as house:
-        mine = billing(house, house.issue())
+    with InProcessProxy(tmp_path) as in_process:
+        mine = billing(in_process, in_process.issue())
         before, after = read_arguments(renamed, old), read_arguments(tool, BILL)
         assert isinstance(before, ChargeArguments)
         assert isinstance(after, ChargeArguments)
@@ -74,12 +76,14 @@ def test_fields_renamed_under_an_old_alias_name_the_same_bill(tmp_path: Path) ->
         second = mine.charge(after, CallContext(session_id="new-alias"))
         assert (second.charge_id, second.already_charged) == (first.charge_id, True)
         # Beside them a handler of an older version, with wording and a key of its own.
-        legacy = house.charge(
-            house.issue(), customer="cus_Abc123", description=f"Subscription {spelled('2026-11')}",
+        legacy = in_process.charge(
+            in_process.issue(),
+            customer="cus_Abc123",
+            description=f"Subscription {spelled('2026-11')}",
             key_header="invoice-77",
-        )  # fmt: skip
+        )
         assert legacy.json()["id"] == first.charge_id
-        assert len(house.charges()) == 1
+        assert len(in_process.charges()) == 1
 
 
 def test_an_old_name_that_nobody_knows_any_more_is_refused_and_sends_nothing(
@@ -89,10 +93,10 @@ def test_an_old_name_that_nobody_knows_any_more_is_refused_and_sends_nothing(
     assert tool is not None
     read = read_arguments(tool, {**BILL, "amount": 2900})
     assert isinstance(read, Invalid)
-    with House(tmp_path) as house:
-        answer = house.charge(house.issue(), period="2026-11", amount_cents=2900)
+    with InProcessProxy(tmp_path) as in_process:
+        answer = in_process.charge(in_process.issue(), period="2026-11", amount_cents=2900)
         assert (answer.status_code, error_of(answer)) == (403, "parameter_not_allowed")
-        assert house.operations() == []
+        assert in_process.operations() == []
 
 
 def test_a_session_that_expired_and_was_replayed_makes_no_second_charge(tmp_path: Path) -> None:
@@ -100,22 +104,22 @@ def test_a_session_that_expired_and_was_replayed_makes_no_second_charge(tmp_path
     assert tool is not None
     arguments = read_arguments(tool, BILL)
     assert isinstance(arguments, ChargeArguments)
-    with House(tmp_path) as house:
-        mine = billing(house, house.issue())
+    with InProcessProxy(tmp_path) as in_process:
+        mine = billing(in_process, in_process.issue())
         first = mine.charge(arguments, CallContext(agent_id="biller", session_id="s-1"))
         # Past the session's life, past Stripe's memory of keys, and after a restart of ours.
         for number, seconds in enumerate((3_600, 2 * 86_400, 40 * 86_400), start=2):
-            house.turn_clock(seconds)
-            house.restart()
-            again = billing(house, house.issue()).charge(
+            in_process.turn_clock(seconds)
+            in_process.restart()
+            again = billing(in_process, in_process.issue()).charge(
                 arguments, CallContext(agent_id="biller", session_id=f"s-{number}")
             )
             assert (again.charge_id, again.already_charged) == (first.charge_id, True)
-        assert len(house.charges()) == 1
+        assert len(in_process.charges()) == 1
 
 
 def test_two_regions_on_one_store_make_one_charge(tmp_path: Path) -> None:
-    with House(tmp_path) as east:
+    with InProcessProxy(tmp_path) as east:
         key = east.issue(daily={"usd": 2900})
         east.fault("drop_after")
         assert east.charge(key, period="2026-11").status_code == 504
@@ -131,7 +135,7 @@ def test_two_regions_on_one_store_make_one_charge(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_two_regions_with_a_store_each_never_charge_twice(tmp_path: Path, lost: bool) -> None:
-    with House(tmp_path) as east:
+    with InProcessProxy(tmp_path) as east:
         made = east.charge(east.issue(), period="2026-11")
         assert made.status_code == 200
         apart = {"KEYBRAKE_DATABASE_URL": f"sqlite:///{tmp_path}/west.db"}

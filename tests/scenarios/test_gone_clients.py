@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.house import House, Issued, error_of
+from tests.in_process_proxy import InProcessProxy, Issued, error_of
 from tests.months import lately
 from tests.scenarios.acts import Aside, broken_invariants, hasten
 
@@ -19,22 +19,22 @@ BILL = {
 }
 
 
-def delay(house: House) -> None:
+def delay(in_process: InProcessProxy) -> None:
     """Let the next charge be made, and its answer held until `sandbox.release()`."""
     fault = {"match": "POST /v1/charges", "kind": "delay", "seconds": 600}
-    house.stripe.post("/_sandbox/faults", json=[fault])
+    in_process.stripe.post("/_sandbox/faults", json=[fault])
 
 
-def until_charged(house: House) -> None:
-    while not house.charges():
+def until_charged(in_process: InProcessProxy) -> None:
+    while not in_process.charges():
         pass  # the sandbox shows the charge as soon as it is made
 
 
-def under_way(house: House) -> int:
-    return len(house.proxy.app.desk.governor.tasks)
+def under_way(in_process: InProcessProxy) -> int:
+    return len(in_process.proxy.app.pipeline.governor.tasks)
 
 
-async def ask(house: House, key: Issued, sent: list[dict[str, Any]]) -> None:
+async def ask(in_process: InProcessProxy, key: Issued, sent: list[dict[str, Any]]) -> None:
     """Charge as one ASGI connection, without anything between the test and the proxy."""
     body = urlencode(BILL).encode()
     headers = {
@@ -56,66 +56,66 @@ async def ask(house: House, key: Issued, sent: list[dict[str, Any]]) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await house.proxy.app(scope, receive, send)
+    await in_process.proxy.app(scope, receive, send)
 
 
 def test_a_cancelled_caller_changes_nothing_about_the_charge(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key, sent = house.issue(), list[dict[str, Any]]()
-        delay(house)
-        caller = asyncio.run_coroutine_threadsafe(ask(house, key, sent), house.loop)
-        until_charged(house)
+    with InProcessProxy(tmp_path) as in_process:
+        key, sent = in_process.issue(), list[dict[str, Any]]()
+        delay(in_process)
+        caller = asyncio.run_coroutine_threadsafe(ask(in_process, key, sent), in_process.loop)
+        until_charged(in_process)
         caller.cancel()
-        assert (under_way(house), sent) == (1, [])
-        house.sandbox.release()
-        answer = house.charge(key, period="2026-11")
-        assert (answer.status_code, answer.json()["id"]) == (200, house.charges()[0]["id"])
+        assert (under_way(in_process), sent) == (1, [])
+        in_process.sandbox.release()
+        answer = in_process.charge(key, period="2026-11")
+        assert (answer.status_code, answer.json()["id"]) == (200, in_process.charges()[0]["id"])
         assert answer.headers["idempotent-replayed"] == "true"
-        assert len(house.charges()) == 1
-        assert broken_invariants(house) == []
+        assert len(in_process.charges()) == 1
+        assert broken_invariants(in_process) == []
 
 
 def test_a_caller_that_comes_back_while_it_is_being_sent_joins_it(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
-        delay(house)
-        first = Aside(lambda: house.charge(key, period="2026-11"))
-        until_charged(house)
-        second = Aside(lambda: house.charge(key, period="2026-11"))
-        house.sandbox.release()
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        delay(in_process)
+        first = Aside(lambda: in_process.charge(key, period="2026-11"))
+        until_charged(in_process)
+        second = Aside(lambda: in_process.charge(key, period="2026-11"))
+        in_process.sandbox.release()
         assert first.result().json()["id"] == second.result().json()["id"]
         assert "idempotent-replayed" not in first.result().headers
         assert second.result().headers["idempotent-replayed"] == "true"
 
 
 def test_a_join_is_bounded_and_says_so_in_stripes_words(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
-        delay(house)
-        first = Aside(lambda: house.charge(key, period="2026-11"))
-        until_charged(house)
-        hasten(house, times=50)  # ten seconds of waiting are 200 ms
-        joined = house.charge(key, period="2026-11")
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        delay(in_process)
+        first = Aside(lambda: in_process.charge(key, period="2026-11"))
+        until_charged(in_process)
+        hasten(in_process, times=50)  # ten seconds of waiting are 200 ms
+        joined = in_process.charge(key, period="2026-11")
         assert (joined.status_code, error_of(joined)) == (409, "idempotency_key_in_use")
         assert joined.headers["stripe-should-retry"] == "true"
-        house.sandbox.release()
+        in_process.sandbox.release()
         made = first.result().json()["id"]
-        assert house.charge(key, period="2026-11").json()["id"] == made
-        assert len(house.charges()) == 1
+        assert in_process.charge(key, period="2026-11").json()["id"] == made
+        assert len(in_process.charges()) == 1
 
 
 def test_draining_finishes_what_is_under_way_and_refuses_what_comes(tmp_path: Path) -> None:
-    with House(tmp_path) as house:
-        key = house.issue()
-        delay(house)
-        first = Aside(lambda: house.charge(key, period="2026-11"))
-        until_charged(house)
-        drained = asyncio.run_coroutine_threadsafe(house.proxy.app.drain(60), house.loop)
-        while not house.proxy.app.draining:
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        delay(in_process)
+        first = Aside(lambda: in_process.charge(key, period="2026-11"))
+        until_charged(in_process)
+        drained = asyncio.run_coroutine_threadsafe(in_process.proxy.app.drain(60), in_process.loop)
+        while not in_process.proxy.app.draining:
             pass  # it is set at once, on the loop's own thread
-        late = house.charge(key, customer="cus_B2", period="2026-11")
+        late = in_process.charge(key, customer="cus_B2", period="2026-11")
         assert (late.status_code, error_of(late)) == (503, "draining")
-        house.sandbox.release()
+        in_process.sandbox.release()
         assert first.result().status_code == 200
         drained.result(60)
-        assert len(house.charges()) == 1
+        assert len(in_process.charges()) == 1

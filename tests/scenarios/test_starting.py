@@ -11,9 +11,9 @@ import pytest
 from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.sandbox.app import create_sandbox
 from kb_mcp.sandbox.server import start_in_thread
-from kb_mcp.wiring.machine import host_ms, random_name
+from kb_mcp.serving.machine import host_ms, random_name
 from tests.cli.machine import Machine
-from tests.house import House
+from tests.in_process_proxy import InProcessProxy
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,13 @@ def test_a_key_of_another_stripe_account_is_refused_at_the_start(tmp_path: Path)
     sandbox = create_sandbox(tmp_path / "s.db", clock=host_ms, new_id=random_name)
     with start_in_thread(sandbox) as url:
         environ = {"KEYBRAKE_STRIPE_KEY": "rk_test_Abc", "KEYBRAKE_STRIPE_API_BASE": url}
-        with House(tmp_path, **environ) as house:
-            house.run(house.proxy.start())  # binds the store to the account that Stripe names
-            key = house.issue()
-            assert house.charge(key, period="2026-11").status_code == 200
+        with InProcessProxy(tmp_path, **environ) as in_process:
+            in_process.run(
+                in_process.proxy.start()
+            )  # binds the store to the account that Stripe names
+            key = in_process.issue()
+            assert in_process.charge(key, period="2026-11").status_code == 200
             with pytest.raises(BindingError, match="belongs to Stripe account"):
-                house.proxy.store.bind_account("acct_another", "test")
+                in_process.proxy.store.bind_account("acct_another", "test")
             with pytest.raises(BindingError, match="KEYBRAKE_ACCOUNT is acct_9"):
-                house.proxy.store.bind_account("acct_another", "acct_9")
+                in_process.proxy.store.bind_account("acct_another", "acct_9")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.ledger import StoreSettings
+from kb_mcp.proxy.ledger.records import StoreSettings
 
 
 class SchemaError(Exception):

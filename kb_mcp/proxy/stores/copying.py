@@ -11,10 +11,10 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS
 from kb_mcp.proxy.stores.binding import BindingError
-from kb_mcp.proxy.stores.journal import AUDIT_COLUMNS
-from kb_mcp.proxy.stores.postgres_line import Connection
-from kb_mcp.proxy.stores.postgres_saving import columns_of, insert
+from kb_mcp.proxy.stores.postgres.connection import Connection
+from kb_mcp.proxy.stores.postgres.save import columns_of, insert
 from kb_mcp.proxy.stores.rows import COLUMNS
 
 BATCH = 500

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from kb_mcp.proxy.ledger import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
-from kb_mcp.proxy.ops.gauges import AuditCounts, Held, KeyCaps, KeyCounts, KeySpend
-from kb_mcp.proxy.policy import CapRules
+from kb_mcp.proxy.access.policy import CapRules
+from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
+from kb_mcp.proxy.reads import AuditCounts, Held, KeyCaps, KeyCounts, KeySpend
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage
 
 

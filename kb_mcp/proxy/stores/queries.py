@@ -1,4 +1,4 @@
-"""Named queries from the .sql files beside this module.
+"""Named queries from the .sql files of each store.
 
 Floor: below the stores. A query begins at "-- name: x"; comment lines under it explain it.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from importlib.resources import files
 
-from kb_mcp.proxy.ledger import State
+from kb_mcp.proxy.ledger.records import State
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 _MIGRATION = re.compile(r"^(\d{4})_\w+\.(\w+)\.sql$")
@@ -17,7 +17,7 @@ _MIGRATION = re.compile(r"^(\d{4})_\w+\.(\w+)\.sql$")
 
 def load_queries(engine: str) -> Mapping[str, str]:
     """Return the named queries of `engine` ("sqlite" or "postgres")."""
-    text = (files(__package__) / "sql" / f"{engine}.sql").read_text()
+    text = (files(__package__) / engine / "queries.sql").read_text()
     parts = _NAME.split(text)[1:]
     return {
         name: _without_comments(body) for name, body in zip(parts[::2], parts[1::2], strict=True)
@@ -49,7 +49,7 @@ def state_clauses(state: str | None) -> list[str]:
 
 def load_grants() -> str:
     """Return the statements that give a serving process's role its rights in PostgreSQL."""
-    return (files(__package__) / "sql" / "grants.postgres.sql").read_text()
+    return (files(__package__) / "postgres" / "grants.sql").read_text()
 
 
 def _without_comments(body: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from kb_mcp.proxy.ledger import (
+from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
     AttemptOutcome,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kb_mcp.proxy.policy import Policy
+from kb_mcp.proxy.access.policy import Policy
 from tests.attacks.attack import Attack, bill
 
 CHARGE = "POST /v1/charges"

@@ -7,7 +7,9 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from kb_mcp.proxy.ledger import (
+from kb_mcp.proxy.audit.verification import verify_audit
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
     AttemptOutcome,
@@ -15,7 +17,6 @@ from kb_mcp.proxy.ledger import (
     Bill,
     Changes,
     KeyId,
-    LedgerUnavailableError,
     Lineage,
     LineageId,
     NamedBy,
@@ -28,10 +29,9 @@ from kb_mcp.proxy.ledger import (
     Window,
     WindowKey,
 )
-from kb_mcp.proxy.ops.audit_ops import verify_audit
-from kb_mcp.proxy.sealing import SealBrokenError
-from kb_mcp.proxy.standing import Standing
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.rows import differing
+from kb_mcp.proxy.stores.sealing import SealBrokenError
 from kb_mcp.wiring.store import Store
 from tests.proxy.stores.conftest import Open, Run
 
@@ -68,8 +68,8 @@ async def write(store: Store, changes: Changes, refs: Refs | None = None) -> Non
     await store.ledger.transact(lambda _: refs or Refs(), lambda _: (None, changes))
 
 
-async def read(store: Store, refs: Refs) -> Standing:
-    return await store.ledger.transact(lambda _: refs, lambda standing: (standing, Changes()))
+async def read(store: Store, refs: Refs) -> Snapshot:
+    return await store.ledger.transact(lambda _: refs, lambda snapshot: (snapshot, Changes()))
 
 
 def add(amount: int) -> Changes:
@@ -140,8 +140,8 @@ def test_steps_that_wait_together_see_each_other_in_their_order(open_one: Open, 
     refs = Refs(windows=frozenset({DAY}))
 
     async def together() -> list[int]:
-        def step(standing: Standing) -> tuple[int, Changes]:
-            amount = standing.window(DAY).reserved
+        def step(snapshot: Snapshot) -> tuple[int, Changes]:
+            amount = snapshot.window(DAY).reserved
             return amount, add(amount + 1)
 
         return list(await asyncio.gather(*(store.ledger.transact(lambda _: refs, step)
@@ -154,8 +154,8 @@ def test_many_processes_adding_to_one_window_lose_nothing(open_one: Open, run: R
     stores = [open_one() for _ in range(4)]
     refs = Refs(windows=frozenset({DAY}))
 
-    def step(standing: Standing) -> tuple[None, Changes]:
-        return None, add(standing.window(DAY).reserved + 1)
+    def step(snapshot: Snapshot) -> tuple[None, Changes]:
+        return None, add(snapshot.window(DAY).reserved + 1)
 
     async def everywhere() -> None:
         await asyncio.gather(*(store.ledger.transact(lambda _: refs, step)
@@ -173,8 +173,8 @@ def test_a_row_that_steps_change_without_naming_it_is_never_lost(open_one: Open,
     by_guard = Refs(bills=frozenset({Bill("cus_1", 2900, "usd", since=0)}))
     by_id = Refs(operations=frozenset({op_1}))
 
-    def step(standing: Standing) -> tuple[None, Changes]:
-        peer = standing.operations[op_1]
+    def step(snapshot: Snapshot) -> tuple[None, Changes]:
+        peer = snapshot.operations[op_1]
         return None, Changes(operations=(replace(peer, lease_token=peer.lease_token + 1),))
 
     async def again_and_again(store: Store, refs: Refs) -> None:
@@ -192,11 +192,11 @@ def test_a_step_that_raises_fails_alone_and_leaves_nothing(open_one: Open, run: 
     store = open_one()
     refs = Refs(windows=frozenset({DAY}))
 
-    def broken(_: Standing) -> tuple[None, Changes]:
+    def broken(_: Snapshot) -> tuple[None, Changes]:
         raise ZeroDivisionError
 
-    def sound(standing: Standing) -> tuple[None, Changes]:
-        return None, add(standing.window(DAY).reserved + 1)
+    def sound(snapshot: Snapshot) -> tuple[None, Changes]:
+        return None, add(snapshot.window(DAY).reserved + 1)
 
     async def together() -> list[object]:
         steps = [sound, broken, sound]
@@ -212,10 +212,10 @@ def test_what_the_schema_refuses_fails_alone(open_one: Open, run: Run) -> None:
     store = open_one()
     refs = Refs(windows=frozenset({DAY}))
 
-    def sound(standing: Standing) -> tuple[None, Changes]:
-        return None, add(standing.window(DAY).reserved + 1)
+    def sound(snapshot: Snapshot) -> tuple[None, Changes]:
+        return None, add(snapshot.window(DAY).reserved + 1)
 
-    def negative(_: Standing) -> tuple[None, Changes]:
+    def negative(_: Snapshot) -> tuple[None, Changes]:
         other = replace(DAY, start="2026-11-25")
         return None, Changes(windows=(Window(other, reserved=-1),))
 
@@ -325,7 +325,7 @@ def test_another_master_key_opens_nothing_that_was_sealed(open_one: Open, run: R
 
     outcomes = run(together())
     assert isinstance(outcomes[0], SealBrokenError)
-    assert isinstance(outcomes[1], Standing)
+    assert isinstance(outcomes[1], Snapshot)
 
 
 def test_closing_runs_what_still_waits(open_one: Open, run: Run) -> None:

@@ -6,7 +6,8 @@ import json
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.ledger import (
+from kb_mcp.operators.reports.views import KEY_STATUSES
+from kb_mcp.proxy.ledger.records import (
     AuditDraft,
     Changes,
     KeyId,
@@ -17,8 +18,7 @@ from kb_mcp.proxy.ledger import (
     Window,
     WindowKey,
 )
-from kb_mcp.proxy.ops.gauges import KeyCounts
-from kb_mcp.proxy.ops.views import KEY_STATUSES
+from kb_mcp.proxy.reads import KeyCounts
 from kb_mcp.wiring.store import Store
 from tests.proxy.stores.conftest import Open, Run
 from tests.proxy.stores.test_conformance import KEY, operation, write

@@ -15,9 +15,9 @@ import pytest
 from psycopg import errors
 from typing_extensions import override
 
-from kb_mcp.proxy.stores import postgres_line
+from kb_mcp.proxy.stores.postgres import connection as postgres_line
 from kb_mcp.wiring import postgres_store
-from tests.house import House
+from tests.in_process_proxy import InProcessProxy
 from tests.postgres import Database
 from tests.proxy.test_path_of_a_charge import *  # noqa: F403 the same tests, collected once more
 
@@ -55,7 +55,7 @@ def faulty(url: str) -> Callable[[], postgres_line.Connection]:
 
 @pytest.fixture(autouse=True)
 def on_faulty_postgres(database: Database, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(House, "store", database.environ)
+    monkeypatch.setattr(InProcessProxy, "store", database.environ)
     monkeypatch.setattr(postgres_store, "connector", faulty)
     before = FaultyConnection.failed
     yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.ledger import (
+from kb_mcp.proxy.ledger.records import (
     Bill,
     Changes,
     Lineage,
@@ -17,9 +17,9 @@ from kb_mcp.proxy.ledger import (
     Window,
     WindowKey,
 )
-from kb_mcp.proxy.standing import Standing
-from kb_mcp.proxy.stores.postgres_locks import Guard, lock, locks_changed, locks_named
-from kb_mcp.proxy.windows import windows_at
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.windows import windows_at
+from kb_mcp.proxy.stores.postgres.locks import Guard, lock, locks_changed, locks_named
 from tests.proxy.stores.test_conformance import LINEAGE, operation
 
 
@@ -32,11 +32,11 @@ def kinds(locks: set[tuple[int, str]]) -> list[Guard]:
 
 
 def changed(*, before: State | None, after: State) -> set[tuple[int, str]]:
-    standing = Standing(now=1, settings=StoreSettings("a", "test"))
+    snapshot = Snapshot(now=1, settings=StoreSettings("a", "test"))
     loaded = {} if before is None else {OperationId("op_1"): operation(state=before)}
-    standing.operations.update(loaded)
-    standing.apply(Changes(operations=(operation(state=after),)))
-    return locks_changed(standing, loaded)
+    snapshot.operations.update(loaded)
+    snapshot.apply(Changes(operations=(operation(state=after),)))
+    return locks_changed(snapshot, loaded)
 
 
 def test_a_charge_locks_from_the_widest_row_to_its_own() -> None:
@@ -79,18 +79,18 @@ def test_what_becomes_live_must_hold_the_guards_that_it_occupies() -> None:
 
 
 def test_every_changed_row_needs_the_guard_that_stands_for_it() -> None:
-    standing = Standing(now=1, settings=StoreSettings("a", "test"))
+    snapshot = Snapshot(now=1, settings=StoreSettings("a", "test"))
     account = WindowKey("account", "", "day", "2026-11-24", "usd")
     customer = replace(account, scope="customer", scope_id="cus_1")
     key = replace(account, scope="key", scope_id="lin_2")
-    standing.apply(
+    snapshot.apply(
         Changes(
             windows=(Window(account), Window(customer), Window(key)),
             tallies=(Tally("cus_1|2026-11|"),),
             lineages=(Lineage(LineageId("lin_3")),),
         )
     )
-    assert locks_changed(standing, {}) == {
+    assert locks_changed(snapshot, {}) == {
         lock(Guard.ACCOUNT_DAY, "2026-11-24", "usd"),
         lock(Guard.CUSTOMER_DAY, "cus_1", "2026-11-24", "usd"),
         lock(Guard.LINEAGE, "lin_2"),

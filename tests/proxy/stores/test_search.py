@@ -9,36 +9,37 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.proxy.ledger import Window
-from kb_mcp.proxy.stores import postgres_schema, sqlite_schema
+from kb_mcp.proxy.ledger.records import Window
 from kb_mcp.proxy.stores.binding import SchemaError
-from kb_mcp.proxy.stores.postgres_line import connector
-from kb_mcp.proxy.stores.postgres_schema import check_schema, migrate
+from kb_mcp.proxy.stores.postgres import schema as postgres_schema
+from kb_mcp.proxy.stores.postgres.connection import connector
+from kb_mcp.proxy.stores.postgres.schema import check_schema, migrate
 from kb_mcp.proxy.stores.queries import load_migrations, load_queries
+from kb_mcp.proxy.stores.sqlite import schema as sqlite_schema
 from kb_mcp.wiring.verification import verifier
-from tests.house import House
+from tests.in_process_proxy import InProcessProxy
 from tests.postgres import PROXY, Database
 
 
-def charge_as(house: House, agent: str, session: str, **form: Any) -> None:
+def charge_as(in_process: InProcessProxy, agent: str, session: str, **form: Any) -> None:
     headers = {
-        "Authorization": f"Bearer {house.issue().token}",
+        "Authorization": f"Bearer {in_process.issue().token}",
         "Keybrake-Agent": agent,
         "Keybrake-Session": session,
     }
     fields = {"customer": "cus_A1", "amount": "2900", "currency": "usd", **form}
-    assert house.client.post("/v1/charges", data=fields, headers=headers).status_code == 200
+    assert in_process.client.post("/v1/charges", data=fields, headers=headers).status_code == 200
 
 
-def check_serves(house: House) -> None:
+def check_serves(in_process: InProcessProxy) -> None:
     """Charge, search what was charged, and verify every chain."""
-    charge_as(house, "owl", "night-1", customer="cus_B2")
-    assert {row["agent_id"] for row in house.audit(session="night-1")} == {"owl"}
-    assert len(house.audit(agent="owl")) == 4
-    assert len(house.operations(state="succeeded")) == 2
-    assert house.operations(state="failed") == house.operations(state="unheard-of") == []
-    outcome = verifier(house.settings, house.proxy.store)()
-    assert (outcome.breaks, len(house.charges())) == ((), 2)
+    charge_as(in_process, "owl", "night-1", customer="cus_B2")
+    assert {row["agent_id"] for row in in_process.audit(session="night-1")} == {"owl"}
+    assert len(in_process.audit(agent="owl")) == 4
+    assert len(in_process.operations(state="succeeded")) == 2
+    assert in_process.operations(state="failed") == in_process.operations(state="unheard-of") == []
+    outcome = verifier(in_process.settings, in_process.proxy.store)()
+    assert (outcome.breaks, len(in_process.charges())) == ((), 2)
 
 
 def shape(store: Path) -> set[tuple[str, str]]:
@@ -52,8 +53,8 @@ def indexes(database: Database) -> set[Any]:
     return set(database.query("SELECT indexname, indexdef FROM pg_indexes"))
 
 
-def windows(house: House) -> list[Window]:
-    return sorted(house.run(house.proxy.store.records.windows()), key=str)
+def windows(in_process: InProcessProxy) -> list[Window]:
+    return sorted(in_process.run(in_process.proxy.store.records.windows()), key=str)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -62,19 +63,19 @@ def test_an_older_file_is_migrated_as_it_is_opened_with_all_that_is_in_it(
 ) -> None:
     (tmp_path / "new").mkdir()
     (tmp_path / "old").mkdir()
-    with House(tmp_path / "new"):
+    with InProcessProxy(tmp_path / "new"):
         newest = shape(tmp_path / "new" / "ledger.db")
     older = load_migrations("sqlite")[:version]
     monkeypatch.setattr(sqlite_schema, "load_migrations", lambda _: older)
-    with House(tmp_path / "old") as house:
-        charge_as(house, "owl", "night-0")
+    with InProcessProxy(tmp_path / "old") as in_process:
+        charge_as(in_process, "owl", "night-0")
         assert shape(tmp_path / "old" / "ledger.db") != newest
-        before = windows(house)
+        before = windows(in_process)
         monkeypatch.undo()
-        house.restart()
+        in_process.restart()
         assert shape(tmp_path / "old" / "ledger.db") == newest
-        assert windows(house) == before != []
-        check_serves(house)
+        assert windows(in_process) == before != []
+        check_serves(in_process)
 
 
 @pytest.mark.slow
@@ -89,19 +90,19 @@ def test_an_older_database_is_refused_until_its_owner_migrates_it(
     with monkeypatch.context() as earlier, connector(old.owner_url)() as owner:
         earlier.setattr(postgres_schema, "load_migrations", lambda _: older)
         migrate(owner, PROXY)
-        earlier.setattr(House, "store", old.environ)
-        with House(tmp_path) as house:
-            charge_as(house, "owl", "night-0")
-            before = windows(house)
+        earlier.setattr(InProcessProxy, "store", old.environ)
+        with InProcessProxy(tmp_path) as in_process:
+            charge_as(in_process, "owl", "night-0")
+            before = windows(in_process)
             earlier.undo()
             with connector(old.url)() as proxy, pytest.raises(SchemaError, match="has schema"):
                 check_schema(proxy)
             assert indexes(old) != newest
             assert migrate(owner) == load_migrations("postgres")[-1][0]
             assert indexes(old) == newest
-            house.restart()
-            assert windows(house) == before != []
-            check_serves(house)
+            in_process.restart()
+            assert windows(in_process) == before != []
+            check_serves(in_process)
 
 
 HOT: dict[str, Any] = {
@@ -115,7 +116,7 @@ HOT: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", HOT)
 def test_no_charge_and_no_recovery_walks_a_table(tmp_path: Path, name: str) -> None:
-    with House(tmp_path), sqlite3.connect(tmp_path / "ledger.db") as store:
+    with InProcessProxy(tmp_path), sqlite3.connect(tmp_path / "ledger.db") as store:
         plan = store.execute(f"EXPLAIN QUERY PLAN {load_queries('sqlite')[name]}", HOT[name])
         steps = [row[3] for row in plan]
     store.close()
@@ -130,17 +131,17 @@ OPERATIONS = ("customer_id", "billing_period", "charge_id", "operation_id")
 
 @pytest.mark.parametrize("name", [*AUDIT, *OPERATIONS, *("unknown", "awaiting_approval", "failed")])
 def test_no_search_walks_a_whole_table(tmp_path: Path, name: str) -> None:
-    with House(tmp_path) as house:
-        records: Any = house.proxy.store.records
+    with InProcessProxy(tmp_path) as in_process:
+        records: Any = in_process.proxy.store.records
         connection: sqlite3.Connection = records._connection  # noqa: SLF001 what the reads really ask
         said: list[str] = []
         connection.set_trace_callback(said.append)
         if name in AUDIT:
             list(records.audit(limit=30, newest_first=True, **{name: "x"}))
         elif name in OPERATIONS:
-            house.operations(limit=30, **{name: "x"})
+            in_process.operations(limit=30, **{name: "x"})
         else:
-            house.operations(limit=30, state=name)
+            in_process.operations(limit=30, state=name)
         connection.set_trace_callback(None)
         (asked,) = said
         plan = [row["detail"] for row in connection.execute(f"EXPLAIN QUERY PLAN {asked}")]
@@ -151,7 +152,7 @@ def test_no_search_walks_a_whole_table(tmp_path: Path, name: str) -> None:
 def test_a_page_of_one_key_reads_that_key_and_its_windows_alone(tmp_path: Path) -> None:
     named = load_queries("sqlite")
     asked = {"ids": "[]", "day": "", "month": ""}
-    with House(tmp_path), sqlite3.connect(tmp_path / "ledger.db") as store:
+    with InProcessProxy(tmp_path), sqlite3.connect(tmp_path / "ledger.db") as store:
         for name in ("keys_by_id", "spend_of_keys"):
             plan = [row[3] for row in store.execute(f"EXPLAIN QUERY PLAN {named[name]}", asked)]
             walked = [step for step in plan if step.startswith("SCAN")]

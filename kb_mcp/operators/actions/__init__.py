@@ -1,0 +1,1 @@
+"""What an operator can do. Each action is one audited transaction."""

@@ -1,0 +1,187 @@
+"""Vault keys: issue, rotate, revoke, unfreeze. Each is one audited transaction.
+
+Floor: wing B, above the ledger. A revocation writes the key's row, which every reservation locks:
+none commits after it, on any process (design: One charge).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from kb_mcp.proxy.access.policy import Policy
+from kb_mcp.proxy.access.policy_files import dump_policy
+from kb_mcp.proxy.access.tokens import Minted, Mode, mint
+from kb_mcp.proxy.edge.records import Records
+from kb_mcp.proxy.ledger.port import Ledger
+from kb_mcp.proxy.ledger.records import (
+    AuditDraft,
+    Changes,
+    KeyId,
+    Lineage,
+    LineageId,
+    Refs,
+    VaultKey,
+)
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+
+POLL_S = 0.05
+
+
+class NoSuchKeyError(Exception):
+    """There is no vault key with this id."""
+
+
+class KeyRevokedError(NoSuchKeyError):
+    """A revoked vault key has no successor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a new key shall be; `expires_at` in ms UTC."""
+
+    policy: Policy
+    mode: Mode
+    label: str | None = None
+    agent: str | None = None
+    expires_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """A revocation, and the sends that were under way when it committed."""
+
+    key: VaultKey
+    under_way: int
+    still_under_way: int
+
+
+async def issue_key(
+    ledger: Ledger, wanted: Wanted, random_bytes: Callable[[int], bytes], operator: str
+) -> tuple[VaultKey, Minted]:
+    """Mint and store a key; the token is in the result and nowhere else."""
+    minted = mint(wanted.mode, random_bytes)
+
+    def step(snapshot: Snapshot) -> tuple[VaultKey, Changes]:
+        key = _new_key(wanted, minted, LineageId(minted.id), snapshot.now)
+        row = _row("issue", key, operator)
+        return key, Changes(keys=(key,), lineages=(Lineage(key.lineage_id),), audit=(row,))
+
+    return await ledger.transact(lambda _: Refs(), step), minted
+
+
+async def rotate_key(
+    ledger: Ledger,
+    key_id: KeyId,
+    overlap_ms: int,
+    random_bytes: Callable[[int], bytes],
+    operator: str,
+) -> tuple[VaultKey, Minted]:
+    """Mint the successor of `key_id`: same policy and lineage, so caps and freezes go on.
+
+    The old key expires after `overlap_ms`. Raises: NoSuchKeyError, KeyRevokedError.
+    """
+
+    def step(snapshot: Snapshot) -> tuple[tuple[VaultKey, Minted], Changes]:
+        old = _key(snapshot, key_id)
+        if old.revoked_at is not None:
+            raise KeyRevokedError(f"vault key {key_id} was revoked: issue a new one")
+        minted = mint("live" if old.mode == "live" else "test", random_bytes)
+        # As long a life as the old key had been given, from now on.
+        lasts = None if old.expires_at is None else old.expires_at - old.created_at
+        successor = replace(
+            old, id=minted.id, token_hash=minted.token_hash, created_at=snapshot.now,
+            expires_at=None if lasts is None else snapshot.now + lasts,
+            revoked_at=None, revoke_reason=None, last_used_at=None, rotated_to=None,
+        )  # fmt: skip
+        ends = snapshot.now + overlap_ms
+        expires_at = ends if old.expires_at is None else min(ends, old.expires_at)
+        retired = replace(old, expires_at=expires_at, rotated_to=minted.id)
+        rows = (_row("rotate", old, operator, note=f"to {minted.id}"),)
+        return (successor, minted), Changes(keys=(retired, successor), audit=rows)
+
+    return await ledger.transact(lambda _: _refs(key_id), step)
+
+
+async def revoke_key(
+    ledger: Ledger, records: Records, key_id: KeyId, reason: str | None, operator: str, wait_s: int
+) -> Revoked:
+    """Revoke a key now, and wait at most `wait_s` for its sends under way to end.
+
+    Raises: NoSuchKeyError.
+    """
+
+    def step(snapshot: Snapshot) -> tuple[VaultKey, Changes]:
+        key = _key(snapshot, key_id)
+        if key.revoked_at is None:
+            key = replace(key, revoked_at=snapshot.now, revoke_reason=reason)
+        return key, Changes(keys=(key,), audit=(_row("revoke", key, operator, note=reason),))
+
+    key = await ledger.transact(lambda _: _refs(key_id), step)
+    under_way = left = await _under_way(records, key)
+    try:
+        async with asyncio.timeout(wait_s):
+            while left:
+                await asyncio.sleep(POLL_S)
+                left = await _under_way(records, key)
+    except TimeoutError:
+        pass
+    return Revoked(key, under_way, left)
+
+
+async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str) -> Lineage:
+    """Thaw the lineage of `key_id`, and start its count of declines anew.
+
+    Raises: NoSuchKeyError.
+    """
+
+    def step(snapshot: Snapshot) -> tuple[Lineage, Changes]:
+        key = _key(snapshot, key_id)
+        thawed = replace(snapshot.lineage(key.lineage_id), frozen_at=None, frozen_reason=None)
+        row = _row("unfreeze", key, operator, note=reason)
+        return thawed, Changes(lineages=(thawed,), audit=(row,))
+
+    return await ledger.transact(lambda _: _refs(key_id), step)
+
+
+async def _under_way(records: Records, key: VaultKey) -> int:
+    found = await records.operations(state="reserved", lineage_id=key.lineage_id)
+    return sum(operation.lease_owner is not None for operation, _ in found)
+
+
+def _key(snapshot: Snapshot, key_id: KeyId) -> VaultKey:
+    key = snapshot.keys.get(key_id)
+    if key is None:
+        raise NoSuchKeyError(f"there is no vault key {key_id}")
+    return key
+
+
+def _refs(key_id: KeyId) -> Refs:
+    return Refs(keys=frozenset({key_id}))
+
+
+def _new_key(wanted: Wanted, minted: Minted, lineage: LineageId, now: int) -> VaultKey:
+    ends = wanted.policy.expires_at
+    policy_ends = None if ends is None else int(ends.timestamp()) * 1000
+    expiries = [each for each in (wanted.expires_at, policy_ends) if each is not None]
+    return VaultKey(
+        id=minted.id,
+        lineage_id=lineage,
+        token_hash=minted.token_hash,
+        mode=wanted.mode,
+        role=wanted.policy.role,
+        label=wanted.label,
+        agent=wanted.agent,
+        policy=dump_policy(wanted.policy),
+        created_at=now,
+        expires_at=min(expiries, default=None),
+    )
+
+
+def _row(decision: str, key: VaultKey, operator: str, note: str | None = None) -> AuditDraft:
+    return AuditDraft(
+        kind="admin", decision=decision, key_id=key.id, role=key.role, agent_id=operator, note=note
+    )

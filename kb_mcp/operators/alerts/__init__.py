@@ -1,0 +1,1 @@
+"""Alerts: what is worth telling a person, and how it is told."""

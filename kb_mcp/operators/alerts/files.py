@@ -1,0 +1,85 @@
+"""The alerts file: TOML to whom to tell, and of what.
+
+Floor: wing B, below the alerts. Pure: the text arrives as an argument. Set by file
+only: no page and no API can point alerts, with their facts about money, at another address.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kb_mcp.operators.alerts.rules import Kind
+from kb_mcp.proxy.access.policy_files import policy_errors
+
+TARGETS_MAX = 16
+_SECRET_CHARACTERS_MIN = 16
+
+
+class AlertFileError(Exception):
+    """The alerts file cannot be meant; the message is one line."""
+
+
+def _check_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 reading the port is what checks it
+    except ValueError:
+        raise ValueError("it must be a URL") from None
+    if parts.scheme not in {"https", "http"} or not parts.hostname or parts.username:
+        raise ValueError("it must be an https address without a user in it")
+    return text
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class WebhookTarget(_Part):
+    """An address that is posted to. Plain http is for private addresses that are allowed."""
+
+    url: Annotated[str, AfterValidator(_check_url)]
+    secret: str | None = Field(default=None, min_length=_SECRET_CHARACTERS_MIN, repr=False)
+    secret_file: str | None = None
+    allow_private: bool = False
+    on: tuple[Kind, ...] = tuple(Kind)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> WebhookTarget:
+        if (self.secret is None) == (self.secret_file is None):
+            raise ValueError("give either secret or secret_file")
+        if self.url.startswith("http://") and not self.allow_private:
+            raise ValueError("plain http needs allow_private, for a receiver on this machine")
+        return self
+
+
+class CommandTarget(_Part):
+    """A program that is run, without a shell, with the alert as JSON on its stdin."""
+
+    run: Annotated[tuple[str, ...], Field(min_length=1)]
+    on: tuple[Kind, ...] = tuple(Kind)
+
+
+class AlertFile(_Part):
+    """The whole file. `refusals_per_minute` is what makes a burst."""
+
+    version: Literal[1]
+    refusals_per_minute: int = Field(default=30, ge=1, le=100_000)
+    verify_every_minutes: int = Field(default=60, ge=1, le=10_080)
+    webhook: Annotated[tuple[WebhookTarget, ...], Field(max_length=TARGETS_MAX)] = ()
+    command: Annotated[tuple[CommandTarget, ...], Field(max_length=TARGETS_MAX)] = ()
+
+
+def load_alert_file(text: str) -> AlertFile:
+    """Read the alerts file. Raises: AlertFileError."""
+    try:
+        data: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise AlertFileError(f"it is no TOML: {error}") from None
+    try:
+        return AlertFile.model_validate(data)
+    except ValidationError as error:
+        raise AlertFileError("; ".join(policy_errors(error))) from None

@@ -1,0 +1,187 @@
+"""Alerts: raised once, queued in the store, and sent until the receiver has taken them.
+
+Floor: wing B, above the views. An alert is raised in one transaction: its audit row, and a tally
+under its id that keeps every other process from raising it again. What was raised and not yet
+delivered is the queue: it outlives this process, and any process on the store goes on with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kb_mcp.operators.alerts.rules import RECONCILE_DIFFERENCE, Alert, Kind, Sight, alerts_of
+from kb_mcp.operators.reports.views import Views
+from kb_mcp.proxy.audit.chain import clean_text
+from kb_mcp.proxy.audit.verification import Break
+from kb_mcp.proxy.edge.records import Record
+from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs, State, Tally
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.windows import day_of, rfc3339
+
+AUDIT_KIND = "alert"
+NEWS_MS = 24 * 3_600_000
+QUEUE_MS = 3 * 24 * 3_600_000
+LOOK_BACK_ROWS = 2_000
+OPEN_MAX = 100
+QUEUE_MAX = 200
+TRIES_MAX = 12
+BACKOFF_FIRST_MS = 5_000
+BACKOFF_MAX_MS = 3_600_000
+_TEXT_MAX = 400
+_DELIVERED = 1_000_000
+_PASSED_ON = ("key_id", "operation_id", "customer_id", "amount", "currency")
+
+
+class Sender(Protocol):
+    """A way to tell somebody. `name` is the same after a restart, and holds no secret."""
+
+    @property
+    def name(self) -> str:
+        """What its deliveries are counted under."""
+        ...
+
+    @property
+    def on(self) -> frozenset[Kind]:
+        """What it wants to be told."""
+        ...
+
+    async def send(self, body: bytes) -> str | None:
+        """Deliver `body`, a JSON document; return None, or in one line why not."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Alerts:
+    """Looks, raises and delivers; one per serving process. `breaks` verifies the audit."""
+
+    views: Views
+    senders: Sequence[Sender]
+    breaks: Callable[[], Sequence[Break]]
+    burst: int
+    verify_every_ms: int
+    _verified_at: int = -1
+    _broken: Sequence[Break] = ()
+    _over: set[tuple[str, str]] = field(default_factory=set)
+    _raised: set[str] = field(default_factory=set)
+
+    async def run(self) -> None:
+        """Make one round. Raises: LedgerUnavailableError."""
+        for alert in alerts_of(await self._sight()):
+            if alert.id not in self._raised:
+                await self._raise(alert)
+                self._raised.add(alert.id)
+        for row in list(self._queue()):
+            for sender in self.senders:
+                if row["code"] in sender.on and (row["request_id"], sender.name) not in self._over:
+                    await self._deliver(row, sender)
+
+    async def _sight(self) -> Sight:
+        now = self.views.now_ms()
+        if self._verified_at < 0 or now - self._verified_at >= self.verify_every_ms:
+            # Walking the audit takes long; on a thread of its own it holds no charge up.
+            self._broken = await asyncio.to_thread(self.breaks)
+            self._verified_at = now
+        since = rfc3339(now - NEWS_MS)
+        newest = self.views.audit(LOOK_BACK_ROWS)
+        return Sight(
+            spend=await self.views.spend(day_of(now)),
+            keys=await self.views.keys(),
+            unknown=await self.views.operations(OPEN_MAX, state=State.UNKNOWN.value),
+            reconciled=self.views.audit(OPEN_MAX, code=RECONCILE_DIFFERENCE, since=since),
+            refusals=[row["time"] for row in newest if row["decision"] == "refuse"],
+            breaks=self._broken,
+            since=since,
+            burst=self.burst,
+        )
+
+    async def _raise(self, alert: Alert) -> None:
+        key = f"alert|{alert.id}"
+
+        def step(snapshot: Snapshot) -> tuple[None, Changes]:
+            if snapshot.tally(key).declines:
+                return None, Changes()
+            row = AuditDraft(
+                kind=AUDIT_KIND,
+                decision="raise",
+                code=alert.kind.value,
+                # An alert answers no request: the column names the alert instead.
+                request_id=clean_text(alert.id, _TEXT_MAX),
+                key_id=alert.key_id,
+                operation_id=alert.operation_id,
+                customer_id=alert.customer_id,
+                amount=alert.amount,
+                currency=alert.currency,
+                note=clean_text(alert.text, _TEXT_MAX),
+            )
+            tally = Tally(key, declines=1, last_declined_at=snapshot.now)
+            return None, Changes(tallies=(tally,), audit=(row,))
+
+        await self.views.ledger.transact(lambda _: Refs(tallies=frozenset({key})), step)
+
+    def _queue(self) -> Iterator[Record]:
+        since = rfc3339(self.views.now_ms() - QUEUE_MS)
+        for kind in Kind:
+            rows = self.views.audit(QUEUE_MAX, code=kind.value, since=since)
+            yield from (row for row in rows[::-1] if row["decision"] == "raise")
+
+    async def _deliver(self, row: Record, sender: Sender) -> None:
+        key = f"alert|{row['request_id']}|{sender.name}"
+        tried = await self._take(key)
+        if tried is None:
+            return
+        if tried < 0:
+            self._over.add((row["request_id"], sender.name))
+            return
+        failure = await sender.send(self._body(row))
+        over = failure is None or tried + 1 >= TRIES_MAX
+        if over:
+            await self._note(key, row, sender, failure)
+            self._over.add((row["request_id"], sender.name))
+
+    async def _take(self, key: str) -> int | None:
+        """Take one delivery: return how often it was tried; -1 it is over, None not due yet."""
+
+        def step(snapshot: Snapshot) -> tuple[int | None, Changes]:
+            tally = snapshot.tally(key)
+            if tally.declines >= TRIES_MAX:
+                return -1, Changes()
+            wait = min(BACKOFF_FIRST_MS << max(tally.declines - 1, 0), BACKOFF_MAX_MS)
+            if tally.declines and snapshot.now < tally.last_declined_at + wait:
+                return None, Changes()
+            taken = Tally(key, declines=tally.declines + 1, last_declined_at=snapshot.now)
+            return tally.declines, Changes(tallies=(taken,))
+
+        return await self.views.ledger.transact(lambda _: Refs(tallies=frozenset({key})), step)
+
+    async def _note(self, key: str, row: Record, sender: Sender, failure: str | None) -> None:
+        note = AuditDraft(
+            kind=AUDIT_KIND,
+            decision="deliver" if failure is None else "give_up",
+            request_id=row["request_id"],
+            key_id=row["key_id"],
+            operation_id=row["operation_id"],
+            note=clean_text(f"{sender.name}: {failure or 'taken'}", _TEXT_MAX),
+        )
+
+        def step(snapshot: Snapshot) -> tuple[None, Changes]:
+            over = Tally(key, declines=_DELIVERED, last_declined_at=snapshot.now)
+            return None, Changes(tallies=(over,), audit=(note,))
+
+        await self.views.ledger.transact(lambda _: Refs(tallies=frozenset({key})), step)
+
+    def _body(self, row: Record) -> bytes:
+        settings = self.views.ledger.settings
+        document = {
+            "id": row["request_id"],
+            "kind": row["code"],
+            "text": row["note"],
+            "time": row["time"],
+            "account": settings.account,
+            "mode": settings.mode,
+            **{name: row[name] for name in _PASSED_ON},
+        }
+        return json.dumps(document, separators=(",", ":")).encode("ascii")

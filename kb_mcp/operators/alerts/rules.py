@@ -1,0 +1,166 @@
+"""What operators are alerted to: ledger and audit, as they stand, to a list of alerts.
+
+Floor: wing B, beside the views. Pure. The id of an alert names what happened, not when it was
+noticed: however often the same state is looked at, by however many processes, it is one alert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kb_mcp.money import Money, format_money
+from kb_mcp.proxy.audit.verification import Break
+from kb_mcp.proxy.edge.records import Record, Spend
+
+CAP_STEPS = (100, 80)
+RECONCILE_DIFFERENCE = "reconcile_difference"
+
+
+class Kind(StrEnum):
+    """Everything that raises an alert."""
+
+    CAP_80 = "cap_80"
+    CAP_100 = "cap_100"
+    KEY_REVOKED = "key_revoked"
+    KEY_FROZEN = "key_frozen"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    CHAIN_BROKEN = "chain_broken"
+    RECONCILE_DIFFERENCE = "reconcile_differs"
+    REFUSAL_BURST = "refusal_burst"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """One thing that a person should know; `text` is one sentence, without secrets."""
+
+    id: str
+    kind: Kind
+    text: str
+    key_id: str | None = None
+    operation_id: str | None = None
+    customer_id: str | None = None
+    amount: int | None = None
+    currency: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What is looked at: records of the views. `since` (RFC 3339) bounds how old news may be.
+
+    `refusals` are times of refused requests, newest first; `burst` many within one clock minute
+    are one alert.
+    """
+
+    spend: Sequence[Spend]
+    keys: Sequence[Record]
+    unknown: Sequence[Record]
+    reconciled: Sequence[Record]
+    refusals: Sequence[str]
+    breaks: Sequence[Break]
+    since: str
+    burst: int
+
+
+def alerts_of(sight: Sight) -> list[Alert]:
+    """Return what stands to be told, each under an id that does not change."""
+    return [
+        *_caps(sight.spend),
+        *_keys(sight),
+        *_unknown(sight.unknown),
+        *_audit(sight),
+        *_bursts(sight),
+    ]
+
+
+def _caps(spend: Iterable[Spend]) -> Iterator[Alert]:
+    for row in spend:
+        cap, used = row.cap or 0, row.settled + row.reserved
+        reached = next((step for step in CAP_STEPS if cap and used * 100 >= cap * step), None)
+        if reached is None:
+            continue
+        whose = f"key {row.key_id}" if row.key_id else "the whole account"
+        shown, of = (format_money(Money(each, row.currency)) for each in (used, cap))
+        yield Alert(
+            id=f"cap_{reached}:{row.key_id or 'account'}:{row.window}:"
+            f"{row.window_start}:{row.currency}",
+            kind=Kind.CAP_100 if reached == 100 else Kind.CAP_80,
+            text=f"{shown} of {of} of the {row.window}'s cap of {whose} are used.",
+            key_id=row.key_id,
+            amount=used,
+            currency=row.currency,
+        )
+
+
+def _keys(sight: Sight) -> Iterator[Alert]:
+    for key in sight.keys:
+        revoked, frozen = key["revoked_at"], key["frozen_at"]
+        if revoked is not None and revoked >= sight.since:
+            yield Alert(
+                id=f"key_revoked:{key['id']}",
+                kind=Kind.KEY_REVOKED,
+                text=f"Vault key {key['id']} was revoked{_because(key['revoke_reason'])}.",
+                key_id=key["id"],
+            )
+        if frozen is not None and frozen >= sight.since and key["rotated_to"] is None:
+            yield Alert(
+                id=f"key_frozen:{key['lineage']}:{frozen}",
+                kind=Kind.KEY_FROZEN,
+                text=f"Vault key {key['id']} is frozen{_because(key['frozen_reason'])}.",
+                key_id=key["id"],
+            )
+
+
+def _unknown(operations: Iterable[Record]) -> Iterator[Alert]:
+    for operation in operations:
+        money = format_money(Money(operation["amount"], operation["currency"]))
+        sent = operation["attempts"][-1]["last_sent_at"] if operation["attempts"] else ""
+        yield Alert(
+            id=f"outcome_unknown:{operation['id']}:{sent}",
+            kind=Kind.OUTCOME_UNKNOWN,
+            text=f"Nobody knows yet whether {money} for {operation['customer_id']} was charged "
+            f"(operation {operation['id']}).",
+            key_id=operation["key_id"],
+            operation_id=operation["id"],
+            customer_id=operation["customer_id"],
+            amount=operation["amount"],
+            currency=operation["currency"],
+        )
+
+
+def _audit(sight: Sight) -> Iterator[Alert]:
+    for found in sight.breaks:
+        yield Alert(
+            id=f"chain_broken:{found.node}:{found.row}:{found.reason}",
+            kind=Kind.CHAIN_BROKEN,
+            text=f"The audit chain of {found.node} breaks at row {found.row}: {found.reason}.",
+        )
+    for row in sight.reconciled:
+        if row["time"] >= sight.since:
+            yield Alert(
+                id=f"reconcile_differs:{row['id']}",
+                kind=Kind.RECONCILE_DIFFERENCE,
+                text=f"Ledger and Stripe differ: {row['note']}.",
+            )
+
+
+def _bursts(sight: Sight) -> Iterator[Alert]:
+    counts: dict[str, int] = {}
+    for time in sight.refusals:
+        if time >= sight.since:
+            minute = time[:16]
+            counts[minute] = counts.get(minute, 0) + 1
+    for minute, count in counts.items():
+        if count >= sight.burst:
+            # One alert an hour: a runaway agent is refused every minute, and pages once.
+            yield Alert(
+                id=f"refusal_burst:{minute[:13]}",
+                kind=Kind.REFUSAL_BURST,
+                text=f"{count} requests or more were refused in the minute of {minute} UTC.",
+            )
+            return
+
+
+def _because(reason: str | None) -> str:
+    return f": {reason}" if reason else ""

@@ -1,0 +1,1 @@
+"""The admin API: the operators' actions and reports as JSON."""

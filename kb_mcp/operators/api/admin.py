@@ -1,0 +1,309 @@
+"""The admin API: the commands over HTTP, as JSON, for operators' programs.
+
+Floor: wing B, beside the dashboard. Reads are `views`, actions are `ops.keys` and
+`ops.approvals`: nothing is decided here, and every action is audited with the operator's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from kb_mcp.operators.actions.approvals import NotDecided, Verdict, decide_approval
+from kb_mcp.operators.actions.keys import issue_key, revoke_key, rotate_key, unfreeze_key
+from kb_mcp.operators.actions.operations import By, Done, NotDone, reset_declines
+from kb_mcp.operators.actions.resolve import Resolution, StripeActs
+from kb_mcp.operators.reports.views import Views
+from kb_mcp.operators.requests import (
+    InputError,
+    KeyBody,
+    NoBody,
+    ReasonBody,
+    ReopenBody,
+    ResolveBody,
+    RotateBody,
+    UnfreezeBody,
+    clean_reason,
+    read_day,
+    read_json,
+    read_limit,
+    read_moment,
+    read_overlap,
+    read_query,
+    read_wanted,
+)
+from kb_mcp.operators.sign_in.access import Access
+from kb_mcp.proxy.access.tokens import Minted
+from kb_mcp.proxy.edge.records import Record, Spend
+from kb_mcp.proxy.ledger.records import KeyId, Operation
+
+REVOKE_WAIT_S = 5
+PREFIX = "/admin/v1"
+Answer = Callable[[Request, str], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class AdminApi:
+    """Serves `/admin/v1`; `random_bytes(n)` yields n unpredictable bytes for new keys."""
+
+    views: Views
+    access: Access
+    random_bytes: Callable[[int], bytes]
+    acts: StripeActs | None = None
+
+    def routes(self) -> list[Route]:
+        """Return the routes, each behind an operator's token."""
+        get: dict[str, Answer] = {
+            "/keys": self.list_keys,
+            "/keys/{id}": self.show_key,
+            "/operations": self.list_operations,
+            "/operations/{id}": self.show_operation,
+            "/spend": self.list_spend,
+            "/audit": self.list_audit,
+            "/approvals": self.list_approvals,
+        }
+        post: dict[str, Answer] = {
+            "/keys": self.issue,
+            "/keys/{id}/revoke": self.revoke,
+            "/keys/{id}/unfreeze": self.unfreeze,
+            "/keys/{id}/rotate": self.rotate,
+            "/approvals/{id}/{verdict:str}": self.decide,
+            "/operations/{id}/resolve": self.resolve,
+            "/operations/{id}/reopen": self.reopen,
+            "/operations/{id}/reset": self.reset,
+        }
+        return [
+            Route(PREFIX + path, self._behind_token(answer), methods=[method])
+            for method, table in (("GET", get), ("POST", post))
+            for path, answer in table.items()
+        ]
+
+    async def list_keys(self, request: Request, _operator: str) -> Response:
+        """Answer with every key."""
+        read_query(request, ())
+        return _list(await self.views.keys())
+
+    async def show_key(self, request: Request, _operator: str) -> Response:
+        """Answer with one key."""
+        return JSONResponse(await self._key(request))
+
+    async def list_operations(self, request: Request, _operator: str) -> Response:
+        """Answer with matching operations, newest first."""
+        query = read_query(request, ("state", "customer", "period", "charge", "limit"))
+        found = await self.views.operations(
+            read_limit(query),
+            state=query.get("state"),
+            customer_id=query.get("customer"),
+            billing_period=query.get("period"),
+            charge_id=query.get("charge"),
+        )
+        return _list(found)
+
+    async def show_operation(self, request: Request, _operator: str) -> Response:
+        """Answer with one operation."""
+        found = await self.views.operation(request.path_params["id"])
+        if found is None:
+            raise InputError(404, "operation_unknown", "There is no operation with this id.")
+        return JSONResponse(found)
+
+    async def list_spend(self, request: Request, _operator: str) -> Response:
+        """Answer with spend against cap."""
+        query = read_query(request, ("key", "day"))
+        day = read_day(query, self.views.now_ms())
+        key_id = query.get("key")
+        if key_id is None:
+            return _list(await self.views.spend(day))
+        return _list(await self.views.spend_of(day, key_id))
+
+    async def list_audit(self, request: Request, _operator: str) -> Response:
+        """Answer with matching audit rows, newest first."""
+        names = ("key", "customer", "code", "operation", "agent", "session")
+        query = read_query(request, (*names, "since", "until", "limit"))
+        filters = {name: query.get(name) for name in names}
+        span = {name: read_moment(query, name) for name in ("since", "until")}
+        return _list(self.views.audit(read_limit(query), **filters, **span))
+
+    async def list_approvals(self, request: Request, _operator: str) -> Response:
+        """Answer with approvals, newest first."""
+        query = read_query(request, ("state", "limit"))
+        return _list(await self.views.approvals(read_limit(query), query.get("state")))
+
+    async def issue(self, request: Request, operator: str) -> Response:
+        """Issue a key; the answer alone holds its token."""
+        body = await read_json(request, KeyBody)
+        wanted = read_wanted(body, self.views.mode, self.views.now_ms())
+        key, minted = await issue_key(self.views.ledger, wanted, self.random_bytes, operator)
+        return await self._minted(key.id, minted)
+
+    async def revoke(self, request: Request, operator: str) -> Response:
+        """Revoke a key, and say how many of its sends were under way."""
+        await self._key(request)
+        body = await read_json(request, ReasonBody)
+        revoked = await revoke_key(
+            self.views.ledger,
+            self.views.records,
+            KeyId(request.path_params["id"]),
+            clean_reason(body.reason),
+            operator,
+            REVOKE_WAIT_S,
+        )
+        counts = {
+            "under_way": revoked.under_way,
+            "still_under_way": revoked.still_under_way,
+        }
+        return JSONResponse({**await self._key(request), **counts})
+
+    async def unfreeze(self, request: Request, operator: str) -> Response:
+        """Thaw a key."""
+        await self._key(request)
+        reason = clean_reason((await read_json(request, UnfreezeBody)).reason)
+        if reason is None:
+            raise InputError(400, "parameter_invalid", "Say why the key is thawed.", "reason")
+        await unfreeze_key(self.views.ledger, KeyId(request.path_params["id"]), reason, operator)
+        return JSONResponse(await self._key(request))
+
+    async def rotate(self, request: Request, operator: str) -> Response:
+        """Mint a successor; the answer alone holds its token."""
+        check_rotatable(await self._key(request))
+        body = await read_json(request, RotateBody)
+        _, minted = await rotate_key(
+            self.views.ledger,
+            KeyId(request.path_params["id"]),
+            read_overlap(body.overlap),
+            self.random_bytes,
+            operator,
+        )
+        return await self._minted(minted.id, minted)
+
+    async def decide(self, request: Request, operator: str) -> Response:
+        """Approve or deny."""
+        verdicts: dict[str, Verdict] = {"approve": "approved", "deny": "denied"}
+        verdict = verdicts.get(request.path_params["verdict"])
+        if verdict is None:
+            raise InputError(404, "path_unknown", "There is nothing at this path.")
+        await read_json(request, NoBody)
+        decided = await decide_approval(
+            self.views.ledger, request.path_params["id"], verdict, operator
+        )
+        if isinstance(decided, NotDecided):
+            raise undecided(decided)
+        found = await self.views.approvals(1, approval_id=decided.approval.id)
+        return JSONResponse(found[0])
+
+    async def resolve(self, request: Request, operator: str) -> Response:
+        """Say what became of an unknown operation."""
+        acts, operation = await self._at_stripe(request)
+        said = read_resolution(await read_json(request, ResolveBody))
+        return await self._done(await acts.resolve(operation, said, operator))
+
+    async def reopen(self, request: Request, operator: str) -> Response:
+        """Let a refunded bill be billed once more."""
+        acts, operation = await self._at_stripe(request)
+        reason = clean_reason((await read_json(request, ReopenBody)).reason)
+        if reason is None:
+            raise unreasoned()
+        return await self._done(await acts.reopen(operation, By(operator, reason)))
+
+    async def reset(self, request: Request, operator: str) -> Response:
+        """Start the count of declines of a bill anew."""
+        operation = await find_operation(self.views, request)
+        await read_json(request, NoBody)
+        declines = await reset_declines(self.views.ledger, operation, By(operator))
+        return JSONResponse({"id": operation.id, "declines_forgotten": declines})
+
+    async def _at_stripe(self, request: Request) -> tuple[StripeActs, Operation]:
+        return lent(self.acts), await find_operation(self.views, request)
+
+    async def _done(self, outcome: Done | NotDone) -> Response:
+        if isinstance(outcome, NotDone):
+            raise not_done(outcome)
+        return JSONResponse(await self.views.operation(outcome.operation.id))
+
+    async def _key(self, request: Request) -> Record:
+        found = await self.views.key(request.path_params["id"])
+        if found is None:
+            raise unknown_key()
+        return found
+
+    async def _minted(self, key_id: str, minted: Minted) -> Response:
+        record = await self.views.key(key_id)
+        return JSONResponse({**(record or {}), "token": minted.token}, 201)
+
+    def _behind_token(self, answer: Answer) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            return await answer(request, self.access.bearer(request))
+
+        return endpoint
+
+
+async def find_operation(views: Views, request: Request) -> Operation:
+    """Return the operation a path names. Raises: InputError."""
+    found = await views.raw_operation(request.path_params["id"])
+    if found is None:
+        raise InputError(404, "operation_unknown", "There is no operation with this id.")
+    return found
+
+
+def lent(acts: StripeActs | None) -> StripeActs:
+    """Return the way to Stripe. Raises: InputError, where this listener has none."""
+    if acts is None:
+        message = "This listener has no way to Stripe. Use the command line."
+        raise InputError(503, "stripe_unavailable", message)
+    return acts
+
+
+def read_resolution(body: ResolveBody) -> Resolution:
+    """Return what is said of an unknown operation. Raises: InputError."""
+    reason, object_id = clean_reason(body.reason), clean_reason(body.succeeded)
+    if (object_id is None) != body.void:
+        message = "Give either the object that was made, or void with a reason."
+        raise InputError(400, "parameter_invalid", message, "succeeded")
+    if body.void and reason is None:
+        raise unreasoned()
+    return Resolution(object_id, reason)
+
+
+def unreasoned() -> InputError:
+    """Return the error for an act that needs a reason."""
+    return InputError(400, "parameter_invalid", "Say why.", "reason")
+
+
+def not_done(outcome: NotDone) -> InputError:
+    """Return the error for an act that changed nothing."""
+    message = ". ".join(filter(None, [outcome.why, outcome.hint]))
+    return InputError(409, "operation_state", message[:1].upper() + message[1:])
+
+
+def unknown_key() -> InputError:
+    """Return the error for a key that is not there."""
+    return InputError(404, "key_unknown", "There is no vault key with this id.")
+
+
+def check_rotatable(key: Record) -> None:
+    """Check that a successor may follow `key`. Raises: InputError."""
+    if key["revoked_at"] is not None:
+        message = "This key was revoked: issue a new one, so that nothing of it comes back."
+        raise InputError(409, "key_revoked", message)
+    if key["rotated_to"] is not None:
+        message = f"This key was rotated already; rotate its successor {key['rotated_to']}."
+        raise InputError(409, "key_rotated", message)
+
+
+def undecided(decided: NotDecided) -> InputError:
+    """Return the error for an approval that could not be decided."""
+    if decided.why == "missing":
+        return InputError(404, "approval_unknown", "There is no approval with this id.")
+    by = f" by {decided.decided_by}" if decided.decided_by else ""
+    message = f"This approval is not pending any more: it is {decided.why}{by}."
+    return InputError(409, "approval_not_pending", message)
+
+
+def _list(data: Sequence[Record | Spend]) -> Response:
+    # A list may be of ten thousand keys: msgspec takes a tenth of the time for it.
+    body = msgspec.json.encode({"object": "list", "data": data})
+    return Response(body, media_type="application/json")

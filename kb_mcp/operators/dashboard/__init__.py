@@ -1,0 +1,1 @@
+"""The dashboard: the operators' actions and reports as pages."""

@@ -1,0 +1,91 @@
+"""Rendering: templates to pages, with every text escaped and cleaned on its way out.
+
+Floor: wing B, below the dashboard. Templates hold no rule; numbers arrive as integers.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from msgspec.structs import asdict
+from starlette.responses import HTMLResponse, Response
+
+from kb_mcp.money import Money, format_money
+from kb_mcp.proxy.audit.chain import clean_text
+from kb_mcp.proxy.edge.records import Record, Spend
+
+BAR_WIDTH = 1000
+TEXT_MAX = 500
+STATIC = {
+    "dashboard.css": "text/css",
+    "dashboard.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+_STATIC_MAX_AGE_S = 300
+
+
+def page(template: str, status: int = 200, **values: Any) -> Response:
+    """Render a page."""
+    return HTMLResponse(_environment().get_template(template).render(**values), status)
+
+
+def static(name: str) -> Response:
+    """Return a file that pages refer to; `name` is one of STATIC."""
+    text = (files(__package__) / "templates" / name).read_text()
+    headers = {"cache-control": f"private, max-age={_STATIC_MAX_AGE_S}"}
+    return Response(text, media_type=STATIC[name], headers=headers)
+
+
+def bar(row: Spend) -> Record:
+    """Return a row of spend with the widths of its bar, out of BAR_WIDTH."""
+    cap, shown = row.cap, asdict(row)
+    if not cap:
+        return {**shown, "settled_width": 0, "reserved_width": 0, "percent": None}
+    settled = min(row.settled * BAR_WIDTH // cap, BAR_WIDTH)
+    reserved = min(row.reserved * BAR_WIDTH // cap, BAR_WIDTH - settled)
+    percent = (row.settled + row.reserved) * 100 // cap
+    return {**shown, "settled_width": settled, "reserved_width": reserved, "percent": percent}
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader(__package__ or "", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Escaped, but not cleaned: cleaning masks keys, and a new key's token is shown once.
+    environment.filters["own"] = escape
+    environment.filters["typed"] = _typed
+    environment.filters["money"] = _money
+    environment.filters["moment"] = _moment
+    return environment
+
+
+def _shown(value: object) -> object:
+    # What clients and Stripe wrote is cleaned again here, whatever was done when it was stored.
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return clean_text(value, TEXT_MAX)
+    return value
+
+
+def _typed(text: str) -> Markup:
+    # What an operator typed into a long field goes back into it whole, but for what cannot be seen.
+    return escape("".join(each for each in text if each.isprintable() or each in "\n\t"))
+
+
+def _money(amount: int | None, currency: str | None) -> str | None:
+    return None if amount is None else format_money(Money(amount, currency or ""))
+
+
+def _moment(text: str | None) -> str | None:
+    return None if text is None else f"{text[:10]} {text[11:19]} UTC"

@@ -1,0 +1,174 @@
+"""Metrics in Prometheus's text form, read from the store at each scrape.
+
+Floor: wing B, beside the admin API. Labels are ids and codes of ours, never a client's text or a
+secret. The store counts and chooses; a scrape reads no more than it shows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from kb_mcp.operators.metrics.exposition import CONTENT_TYPE, Sample, family, histograms, labels
+from kb_mcp.operators.reports.views import KEY_STATUSES, Views
+from kb_mcp.operators.sign_in.access import Access
+from kb_mcp.proxy.edge.records import Spend, spend_records
+from kb_mcp.proxy.ledger.records import KeyId, State
+from kb_mcp.proxy.ledger.windows import day_of
+from kb_mcp.proxy.meters import Meters, Reading
+from kb_mcp.proxy.reads import KeyCounts
+
+# What a scrape counts at most: it shares its event loop with charges under way.
+ROWS_MAX = 50_000
+# More keys than this have no series of their own: they would be too many for a scraper, too.
+KEYS_MAX = 1_000
+# Where there are more, which they are is decided anew so often: it takes a look at every key, and
+# series that come and go cost a scraper more than those that stay.
+CHOSEN_FOR_MS = 300_000
+OPEN_STATES = (State.RESERVED, State.UNKNOWN, State.AWAITING_APPROVAL)
+Readings = Mapping[str, Reading]
+# The process that serves operators, beside its workers 1, 2, 3…
+FIRST = "0"
+
+
+async def no_workers() -> Readings:
+    """Return what the workers of a process measured that has none."""
+    return {}
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Counts audit rows since this process began to be scraped; reads the rest from the store.
+
+    What a process measures itself stands under its own `worker`; `workers` asks the others.
+    """
+
+    views: Views
+    access: Access
+    meters: Meters | None = None
+    workers: Callable[[], Awaitable[Readings]] = no_workers
+    _counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    _last_row: Any = None
+    _chosen: Sequence[KeyId] = ()
+    _chosen_until: int = 0
+
+    async def serve(self, request: Request) -> Response:
+        """Answer a scrape from this machine, or one with an operator's token.
+
+        Raises: InputError, LedgerUnavailableError.
+        """
+        if not self.access.local(request):
+            self.access.bearer(request)
+        return Response(await self._text(), headers={"content-type": CONTENT_TYPE})
+
+    def begin(self) -> None:
+        """Count audit rows from here on. Raises: LedgerUnavailableError."""
+        self._last_row = self.views.records.newest_row()
+
+    async def _text(self) -> str:
+        await self._count_audit()
+        now = self.views.now_ms()
+        keys = await self.views.records.key_counts(now)
+        snapshot = sum(each.count for each in keys if not each.rotated)
+        spend = [(_window(row), row) for row in await self._spend(now, snapshot)]
+        left_out = max(snapshot - KEYS_MAX, 0)
+        families = (
+            family("info", "gauge", "What this store is bound to.", self._info()),
+            family("operations", "gauge", "Operations without an end.", await self._open()),
+            family("vault_keys", "gauge", "Vault keys by what they may do.", _statuses(keys)),
+            family("vault_keys_left_out", "gauge", "Keys without series.", [("", left_out)]),
+            family("spend_minor_units", "gauge", "Held in the running window.", _held(spend)),
+            family("cap_minor_units", "gauge", "What the window may hold.", _of(spend, "cap")),
+            family("cap_left_minor_units", "gauge", "What is left of it.", _of(spend, "left")),
+            family("audit_rows_total", "counter", "Audit rows since start.", self._audited()),
+        )
+        own = {} if self.meters is None else {FIRST: self.meters.read()}
+        measured = _measured(own | dict(await self.workers())) if own else ()
+        return "".join(line for family in (*families, *measured) for line in family)
+
+    async def _count_audit(self) -> None:
+        if self._last_row is None:
+            self.begin()
+        found = await self.views.records.audit_counts(self._last_row, ROWS_MAX)
+        self._counts.update(found.counts)
+        self._last_row = found.last_row
+
+    def _info(self) -> Iterator[Sample]:
+        yield labels({"mode": self.views.ledger.settings.mode}), 1
+
+    async def _open(self) -> list[Sample]:
+        counts = await self.views.records.open_operations()
+        return [(labels({"state": state}), counts.get(state, 0)) for state in OPEN_STATES]
+
+    async def _spend(self, now: int, snapshot: int) -> list[Spend]:
+        """Return the account's spend, and that of keys that serve or hold something."""
+        day = day_of(now)
+        starts = (day.isoformat(), day.replace(day=1).isoformat())
+        records = self.views.records
+        if snapshot <= KEYS_MAX or not self._chosen or now >= self._chosen_until:
+            self._chosen = await records.fullest_keys(*starts, now, KEYS_MAX)
+            self._chosen_until = now + CHOSEN_FOR_MS
+        rows = await self.views.account_spend(day)
+        for each in await records.spend_of_keys(self._chosen, *starts, now):
+            if each.serves or each.windows:
+                rows += spend_records(each.key_id, each.caps, each.windows, *starts)
+        return rows
+
+    def _audited(self) -> Iterator[Sample]:
+        for (kind, decision, code), count in sorted(self._counts.items()):
+            yield labels({"kind": kind, "decision": decision, "code": code}), count
+
+
+def _statuses(keys: Iterable[KeyCounts]) -> Iterator[Sample]:
+    counts = Counter[str]()
+    for each in keys:
+        counts[each.status] += each.count
+    return ((labels({"status": status}), counts[status]) for status in KEY_STATUSES)
+
+
+def _measured(readings: Readings) -> Iterator[Iterator[str]]:
+    each = [(labels({"worker": worker}), reading) for worker, reading in readings.items()]
+    yield family("processes", "gauge", "Processes that answered this scrape.", [("", len(each))])
+    flight = [(inside, at.in_flight) for inside, at in each]
+    yield family("requests_in_flight", "gauge", "Requests of agents under way.", flight)
+    waiting = [(inside, at.waiting) for inside, at in each]
+    yield family("ledger_waiting", "gauge", "Transactions that wait for their commit.", waiting)
+    queued = [(inside, at.queued) for inside, at in each]
+    yield family("ledger_queue", "gauge", "Those that no batch has taken yet.", queued)
+    text = "Milliseconds of a ledger transaction, until it is durable."
+    yield histograms("ledger_duration_ms", text, [(inside, at.ledger) for inside, at in each])
+    text = "Transactions that were committed together."
+    yield histograms("ledger_batch_size", text, [(inside, at.batches) for inside, at in each])
+    sends = [
+        (f"{inside},{labels({'ending': ending})}", sent)
+        for inside, at in each
+        for ending, sent in at.sends.items()
+    ]
+    yield histograms("send_duration_ms", "Milliseconds of a send to Stripe, by its end.", sends)
+
+
+def _held(spend: Iterable[tuple[str, Spend]]) -> Iterator[Sample]:
+    for inside, row in spend:
+        for part in ("settled", "reserved"):
+            yield f'{inside},part="{part}"', getattr(row, part)
+
+
+def _of(spend: Iterable[tuple[str, Spend]], name: str) -> Iterator[Sample]:
+    values = ((inside, getattr(row, name)) for inside, row in spend)
+    return ((inside, value) for inside, value in values if value is not None)
+
+
+def _window(row: Spend) -> str:
+    return labels(
+        {
+            "scope": row.scope,
+            "key": row.key_id or "",
+            "window": row.window,
+            "currency": row.currency,
+        }
+    )

@@ -1,0 +1,1 @@
+"""Reports: what an operator looks at."""

@@ -1,0 +1,124 @@
+"""Invariants: what must hold between operations, attempts, windows and audit at any moment.
+
+Floor: wing B, above the records. Pure. They are those of design.md, "One charge"; that each
+succeeded operation has its object at Stripe is reconcile's to ask.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from kb_mcp.proxy.access.policy import Policy
+from kb_mcp.proxy.ledger.records import (
+    HOLDING,
+    Attempt,
+    AttemptOutcome,
+    LineageId,
+    Operation,
+    Window,
+    WindowKey,
+)
+from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.windows import windows_of
+
+
+class Examination:
+    """Looks at operations one by one, and at the windows last; it keeps sums and what is wrong.
+
+    Each violated invariant is one sentence.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing seen."""
+        self.violations: list[str] = []
+        self._reserved: Counter[WindowKey] = Counter()
+        self._settled: Counter[WindowKey] = Counter()
+        # A charge that turned up late, or was adopted, may go over its caps: it is flagged.
+        self._late: Counter[WindowKey] = Counter()
+
+    def look(self, operation: Operation, attempts: Sequence[Attempt], *, audited: bool) -> None:
+        """Take one operation; `audited` says whether the audit has a decision about it."""
+        self.violations += _of_operation(operation, attempts)
+        if attempts and not audited:
+            self.violations.append(f"operation {operation.id} has no decision in the audit")
+        reserved = operation.state in HOLDING or not operation.final
+        for key in windows_of(operation).money():
+            (self._reserved if reserved else self._settled)[key] += operation.held
+            if operation.overshoot:
+                self._late[key] += operation.held
+
+    def end(
+        self,
+        windows: Sequence[Window],
+        policies: Mapping[LineageId, Sequence[Policy]],
+        ceilings: Mapping[str, int],
+    ) -> list[str]:
+        """Return all violations, once every operation was looked at.
+
+        `policies` are those of each lineage's keys, `ceilings` the account's.
+        """
+        self.violations += self._of_sums(windows)
+        for window in windows:
+            cap = _cap_of(window.key, policies, ceilings)
+            held = window.reserved + window.settled - self._late[window.key]
+            if cap is not None and held > cap:
+                self.violations.append(f"{_named(window.key)} holds {held}, its cap is {cap}")
+        return self.violations
+
+    def _of_sums(self, windows: Sequence[Window]) -> Iterator[str]:
+        known = {window.key: window for window in windows if window.key.currency}
+        for key in sorted({*known, *self._reserved, *self._settled}, key=_named):
+            window = known.get(key) or Window(key)
+            reserved, settled = self._reserved[key], self._settled[key]
+            if window.reserved != reserved:
+                yield f"{_named(key)} says reserved {window.reserved}, its operations {reserved}"
+            if window.settled != settled:
+                yield f"{_named(key)} says settled {window.settled}, its operations {settled}"
+
+
+def _of_operation(operation: Operation, attempts: Iterable[Attempt]) -> Iterator[str]:
+    succeeded = [
+        each
+        for each in attempts
+        if each.outcome is AttemptOutcome.SUCCEEDED and not operation.continued_by(each)
+    ]
+    if len(succeeded) > 1:
+        yield f"operation {operation.id} has {len(succeeded)} succeeded attempts"
+    if operation.state is S.SUCCEEDED and operation.object_id is None:
+        yield f"operation {operation.id} succeeded without an object at Stripe"
+    if not _holds_what_it_should(operation):
+        yield f"operation {operation.id} is {operation.state} and holds {operation.held}"
+
+
+def _holds_what_it_should(operation: Operation) -> bool:
+    if operation.state in HOLDING:
+        return operation.held == operation.amount
+    if operation.state is not S.SUCCEEDED:
+        return operation.held == 0
+    # A raise under way holds more than there is yet; of an authorisation a part may be captured.
+    if not operation.final:
+        return operation.held >= operation.amount
+    return 0 <= operation.held <= operation.amount or operation.overshoot
+
+
+def _cap_of(
+    key: WindowKey, policies: Mapping[LineageId, Sequence[Policy]], ceilings: Mapping[str, int]
+) -> int | None:
+    """Return the widest cap that any key may have been held to, or None."""
+    if key.scope == "account":
+        return ceilings.get(key.currency) if key.window == "day" else None
+    if key.scope != "key" or not key.currency:
+        return None
+    tables = [
+        policy.caps.daily if key.window == "day" else policy.caps.monthly
+        for policy in policies.get(LineageId(key.scope_id), ())
+    ]
+    caps = [table.get(key.currency) for table in tables]
+    known = [cap for cap in caps if cap is not None]
+    return max(known) if caps and len(known) == len(caps) else None
+
+
+def _named(key: WindowKey) -> str:
+    owner = f"{key.scope} {key.scope_id}".strip()
+    return f"window {owner} {key.window} {key.start} {key.currency}"

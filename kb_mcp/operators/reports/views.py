@@ -1,0 +1,246 @@
+"""What operators see: lists out of the store's records, bounded, for the API and the pages.
+
+Floor: wing B, below the admin API and the dashboard, above records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Protocol
+
+from typing_extensions import override
+
+from kb_mcp.operators.reports.approvals import approval_record
+from kb_mcp.operators.reports.spend import spend_of_every_key
+from kb_mcp.proxy.access.authenticate import policy_of
+from kb_mcp.proxy.access.tokens import Mode
+from kb_mcp.proxy.edge.records import (
+    Record,
+    Records,
+    Spend,
+    account_spend,
+    key_record,
+    operation_record,
+    spend_records,
+)
+from kb_mcp.proxy.ledger.port import Ledger
+from kb_mcp.proxy.ledger.records import (
+    Approval,
+    Attempt,
+    KeyId,
+    Lineage,
+    Operation,
+    OperationId,
+    VaultKey,
+    Window,
+    WindowKey,
+)
+from kb_mcp.proxy.ledger.windows import rfc3339
+from kb_mcp.proxy.reads import GaugeRecords
+
+AUDIT_COLUMNS = (
+    "id time node kind decision code key_id role agent_id session_id method path operation_id "
+    "attempt amount currency stripe_status request_id object_id duration_ms customer_id note hash"
+).split()
+AGENT_ROWS_MAX = 1_000
+KEY_STATUSES = ("active", "frozen", "expired", "revoked")
+
+
+class OperatorRecords(Records, GaugeRecords, Protocol):
+    """The reads of a store that only operators make."""
+
+    @override
+    async def operations(
+        self, *, limit: int | None = None, ids: Sequence[str] | None = None, **filters: str
+    ) -> Sequence[tuple[Operation, list[Attempt]]]:
+        """Return matching operations, of `ids` if given, newest first."""
+        ...
+
+    async def approvals(self) -> Sequence[Approval]:
+        """Return every approval, newest first."""
+        ...
+
+    async def keys_by_id(self, ids: Sequence[str]) -> Sequence[tuple[VaultKey, Lineage]]:
+        """Return these keys, as far as there are such, with their lineages, oldest first."""
+        ...
+
+    async def key_page(
+        self,
+        now: int,
+        most: int,
+        *,
+        text: str | None = None,
+        status: str | None = None,
+        after: str | None = None,
+    ) -> Sequence[tuple[VaultKey, Lineage]]:
+        """Return at most `most` keys with their lineages, newest first.
+
+        `text` is an id, or part of a label, agent or role, its ASCII letters in either case;
+        `status` is one of KEY_STATUSES at `now` (ms); `after` is the id of the key before the page.
+        """
+        ...
+
+    def audit(
+        self, *, limit: int | None = None, newest_first: bool = False, **filters: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yield matching audit rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """Reads for people; money in minor units, times RFC 3339. Raises: LedgerUnavailableError."""
+
+    ledger: Ledger
+    records: OperatorRecords
+    now_ms: Callable[[], int]
+
+    @property
+    def mode(self) -> Mode:
+        """The mode of the keys that this store issues."""
+        return "live" if self.ledger.settings.mode == "live" else "test"
+
+    async def keys(self) -> list[Record]:
+        """Return every vault key, oldest first."""
+        return [_key(*found) for found in await self.records.keys()]
+
+    async def key(self, key_id: str) -> Record | None:
+        """Return one vault key, or None."""
+        found = await self.records.keys_by_id([key_id]) if key_id.isprintable() else ()
+        return _key(*found[0]) if found else None
+
+    async def key_page(self, most: int, **wanted: str | None) -> list[Record]:
+        """Return at most `most` keys with their `status`, newest first.
+
+        `wanted` narrows them by text and status, and goes on after a key, as the store's does.
+        """
+        now = self.now_ms()
+        found = await self.records.key_page(now, most, **wanted)
+        records = [_key(*each) for each in found]
+        return [{**key, "status": key_status(key, rfc3339(now))} for key in records]
+
+    async def key_counts(self) -> dict[str, int]:
+        """Return how many keys there are by status, rotated ones too."""
+        counts = dict.fromkeys(KEY_STATUSES, 0)
+        for each in await self.records.key_counts(self.now_ms()):
+            counts[each.status] += each.count
+        return counts
+
+    async def operations(self, limit: int, **filters: str | None) -> list[Record]:
+        """Return matching operations, newest first."""
+        given = {name: value for name, value in filters.items() if value}
+        found = await self.records.operations(limit=limit, **given)
+        return [operation_record(*each) for each in found]
+
+    async def operation(self, operation_id: str) -> Record | None:
+        """Return one operation, or None."""
+        found = await self.operations(1, operation_id=operation_id)
+        return found[0] if found else None
+
+    async def operations_by(
+        self,
+        agent: str | None,
+        session: str | None,
+        limit: int,
+        filters: Mapping[str, str | None],
+    ) -> list[Record]:
+        """Return operations that an agent or a session asked for, the latest asked first.
+
+        They are found by way of the newest AGENT_ROWS_MAX audit rows of that agent or session.
+        """
+        rows = self.audit(
+            AGENT_ROWS_MAX, agent=agent, session=session, customer=filters.get("customer_id")
+        )
+        ids = list(dict.fromkeys(row["operation_id"] for row in rows if row["operation_id"]))
+        given = {name: value for name, value in filters.items() if value}
+        found: list[Record] = []
+        for start in range(0, len(ids), limit):
+            some = ids[start : start + limit]
+            matching = await self.records.operations(limit=None, ids=some, **given)
+            records = {each[0].id: operation_record(*each) for each in matching}
+            found += [records[OperationId(each)] for each in some if each in records]
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    async def raw_operation(self, operation_id: str) -> Operation | None:
+        """Return one operation as the ledger holds it, for an act on it."""
+        return await self._operation(OperationId(operation_id))
+
+    async def spent_by_day(self, days: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Return what all keys together hold in each of `days`, by currency and day."""
+        held: dict[str, dict[str, int]] = {}
+        for window in await self.records.windows(scope="account", starts=days):
+            if window.key.currency and window.key.window == "day":
+                amount = window.settled + window.reserved
+                held.setdefault(window.key.currency, {})[window.key.start] = amount
+        return held
+
+    async def spend(self, day: date) -> list[Spend]:
+        """Return spend against cap on `day` and in its month: the account's, then each key's.
+
+        A rotated key shares its windows with its successor, so only the newest key of a lineage
+        stands for them.
+        """
+        rows = await spend_of_every_key(self.records, day, rotated=False)
+        return [*await self.account_spend(day), *rows]
+
+    async def spend_of(self, day: date, key_id: str) -> list[Spend]:
+        """Return spend against cap on `day` and in its month of one key, rotated or not."""
+        starts = (day.isoformat(), day.replace(day=1).isoformat())
+        if not key_id.isprintable():
+            return []
+        found = await self.records.spend_of_keys([KeyId(key_id)], *starts, self.now_ms())
+        rows = [spend_records(key.key_id, key.caps, key.windows, *starts) for key in found]
+        return [row for each in rows for row in each]
+
+    async def account_spend(self, day: date) -> list[Spend]:
+        """Return what all keys together hold on `day`, by currency, against the ceiling."""
+        start = day.isoformat()
+        ceilings = self.ledger.settings.ceilings
+        held = {
+            window.key.currency: window
+            for window in await self.records.windows(scope="account", starts=(start,))
+        }
+        currencies = sorted(ceilings.keys() | held.keys())
+        empty = {name: Window(WindowKey("account", "", "day", start, name)) for name in currencies}
+        return [account_spend({**empty, **held}[name], ceilings) for name in currencies]
+
+    def audit(self, limit: int, **filters: str | None) -> list[Record]:
+        """Return matching audit rows, newest first."""
+        rows = self.records.audit(limit=limit, newest_first=True, **filters)
+        return [{name: row[name] for name in AUDIT_COLUMNS} for row in rows]
+
+    async def approvals(
+        self, limit: int, state: str | None = None, approval_id: str | None = None
+    ) -> list[Record]:
+        """Return approvals with the bills they are about, newest first."""
+        now = self.now_ms()
+        found: list[Record] = []
+        for approval in await self.records.approvals():
+            if len(found) >= limit:
+                break
+            shown = approval_record(approval, None, now)["state"]
+            if state in {None, shown} and approval_id in {None, approval.id}:
+                operation = await self._operation(approval.operation_id)
+                found.append(approval_record(approval, operation, now))
+        return found
+
+    async def _operation(self, operation_id: OperationId) -> Operation | None:
+        found = await self.records.operations(operation_id=operation_id, limit=1)
+        return found[0][0] if found else None
+
+
+def key_status(key: Record, now: str) -> str:
+    """Say what a key may do at `now` (RFC 3339): one of KEY_STATUSES."""
+    if key["revoked_at"] is not None:
+        return "revoked"
+    if key["expires_at"] is not None and key["expires_at"] <= now:
+        return "expired"
+    return "active" if key["frozen_at"] is None else "frozen"
+
+
+def _key(key: VaultKey, lineage: Lineage) -> Record:
+    return key_record(key, lineage, policy_of(key.policy))

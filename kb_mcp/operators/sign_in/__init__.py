@@ -1,0 +1,1 @@
+"""Who may use the operators' listener: tokens, passwords of sessions, sessions."""

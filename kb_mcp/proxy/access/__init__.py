@@ -1,0 +1,1 @@
+"""Access: who is asking, and what a policy lets them do."""

@@ -1,0 +1,239 @@
+"""Whether a policy grants a request: allowlist, headers, parameters, values, in this order.
+
+Floor: wing B, above policy and surface. Pure. What is not granted is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from kb_mcp.periods import Period, within_window
+from kb_mcp.proxy.access.policy import CustomerRules, ParameterRule, Policy
+from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
+from kb_mcp.proxy.stripe.endpoints import Moves, Route, object_ids
+from kb_mcp.proxy.stripe.interpret import KEY_FIELD, REFERENCE_FIELD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import date
+
+    from kb_mcp.proxy.stripe.forms import Form
+
+# A store is bound to one account, and a method is what the request line says.
+REFUSED_HEADERS: Final = frozenset(
+    {
+        "stripe-account",
+        "stripe-context",
+        "x-http-method",
+        "x-http-method-override",
+        "x-method-override",
+    }
+)
+_BILL = ("amount", "currency", "customer", "description", "metadata[*]", "receipt_email")
+_WORDING = ("statement_descriptor", "statement_descriptor_suffix")
+_PAGE = ("limit", "starting_after", "ending_before")
+_CREATED = ("created", "created[gt]", "created[gte]", "created[lt]", "created[lte]")
+DEFAULT_PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "POST /v1/charges": (*_BILL, *_WORDING),
+        "POST /v1/payment_intents": (
+            *_BILL,
+            *_WORDING,
+            "payment_method",
+            "payment_method_types[]",
+            "automatic_payment_methods[enabled]",
+            "automatic_payment_methods[allow_redirects]",
+            "off_session",
+            "confirm",
+            "error_on_requires_action",
+        ),
+        "POST /v1/charges/*": ("description", "metadata[*]", "receipt_email"),
+        "POST /v1/charges/*/capture": ("amount", "receipt_email", *_WORDING),
+        "POST /v1/payment_intents/*": (
+            "amount",
+            "description",
+            "metadata[*]",
+            "payment_method",
+            "receipt_email",
+            *_WORDING,
+        ),
+        "POST /v1/payment_intents/*/cancel": ("cancellation_reason",),
+        "POST /v1/payment_intents/*/capture": ("amount_to_capture", "metadata[*]", *_WORDING),
+        "POST /v1/payment_intents/*/confirm": (
+            "error_on_requires_action",
+            "off_session",
+            "payment_method",
+            "receipt_email",
+        ),
+        "POST /v1/payment_intents/*/increment_authorization": (
+            "amount",
+            "description",
+            "metadata[*]",
+            *_WORDING[:1],
+        ),
+        "GET /v1/charges": ("customer", *_CREATED, *_PAGE),
+        "GET /v1/payment_intents": ("customer", *_CREATED, *_PAGE),
+        "GET /v1/refunds": ("charge", "payment_intent", *_CREATED, *_PAGE),
+        "GET /v1/customers/*/payment_methods": ("type", *_PAGE),
+        "POST /v1/payouts": ("amount", "currency", "description", "metadata[*]", *_WORDING[:1]),
+        "POST /v1/topups": ("amount", "currency", "description", "metadata[*]", *_WORDING[:1]),
+    }
+)
+"""What an endpoint may carry unless a policy says otherwise; without an entry, nothing."""
+
+_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:\.[a-z]+)?")
+# `x[*]` is any one key of a map, `x[]` any item of a list: the form numbers them.
+_WILDCARDS = {"[*]": r"\[[^\[\]]+\]", "[]": r"\[[0-9]+\]"}
+_MARK = "metadata[keybrake_"
+_NO_RULE = ParameterRule()
+# Kinds of object that belong to the account, not to a customer.
+_NOBODYS = frozenset({"account", "balance", "price", "product"})
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_MINUTE_MS = 60_000
+_DAY_MINUTES = 1440
+# 1970-01-01 was a Thursday.
+_EPOCH_WEEKDAY = 3
+
+
+def authorize(
+    policy: Policy, route: Route, path: str, headers: Mapping[str, str], form: Form
+) -> Refusal | None:
+    """Return why `policy` does not grant this request, or None where it does.
+
+    `headers` have lower-case names. A customer that only a metadata rule could admit passes here:
+    `needs_customer` says when the look-up must follow before anything is sent.
+    """
+    return (
+        _check_allowlist(policy, route)
+        or _check_headers(policy, headers)
+        or _check_parameters(policy, route, form)
+        or _check_values(policy, route, path, form)
+    )
+
+
+def check_period(policy: Policy, period: Period | None, today: date) -> Refusal | None:
+    """Return why `period` may not be billed `today` (UTC), or None where it may."""
+    window = policy.period_window
+    if period is None or within_window(period, today, window.back, window.ahead):
+        return None
+    facts: dict[str, Fact] = {"back_months": window.back, "ahead_months": window.ahead}
+    return refuse(Code.PERIOD_OUT_OF_WINDOW, facts=facts, period=period.label)
+
+
+def check_hours(policy: Policy, now_ms: int) -> Refusal | None:
+    """Return why the key does not serve now (milliseconds UTC), or None where it does."""
+    hours = policy.hours
+    if hours is None:
+        return None
+    days, minute = divmod(now_ms // _MINUTE_MS, _DAY_MINUTES)
+    day = _DAYS[(days + _EPOCH_WEEKDAY) % len(_DAYS)]
+    # Both are HH:MM, so that their order as text is their order in time.
+    clock = f"{minute // 60:02}:{minute % 60:02}"
+    if day in hours.days and hours.start <= clock < hours.end:
+        return None
+    return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="it does not serve at this hour")
+
+
+def needs_customer(policy: Policy, customer: str | None) -> bool:
+    """Say whether the customer's metadata must be looked up to know if the key may touch it."""
+    rules = policy.customers
+    return bool(rules.metadata) and not _listed(rules, customer)
+
+
+def may_touch(
+    policy: Policy, customer: str | None, metadata: Mapping[str, str] | None = None
+) -> bool:
+    """Say whether the key may touch `customer`, whose metadata is given where it is known."""
+    rules = policy.customers
+    if rules.any or _listed(rules, customer):
+        return True
+    if customer is None or metadata is None or not rules.metadata:
+        return False
+    return all(metadata.get(name) == value for name, value in rules.metadata.items())
+
+
+def _check_allowlist(policy: Policy, route: Route) -> Refusal | None:
+    if route.endpoint in policy.allow:
+        return None
+    reason = f"{route.endpoint} is not on its allowlist"
+    return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
+
+
+def _check_headers(policy: Policy, headers: Mapping[str, str]) -> Refusal | None:
+    for name in headers:
+        if name in REFUSED_HEADERS and name not in policy.headers.dropped:
+            return refuse(Code.HEADER_NOT_ALLOWED, param=name)
+    version = headers.get("stripe-version")
+    if version is not None and not _VERSION.fullmatch(version):
+        return refuse(Code.HEADER_NOT_ALLOWED, param="Stripe-Version")
+    return None
+
+
+def _check_parameters(policy: Policy, route: Route, form: Form) -> Refusal | None:
+    rule = policy.parameters.get(route.endpoint, _NO_RULE)
+    granted = (
+        *DEFAULT_PARAMETERS.get(route.endpoint, ()),
+        *rule.allowed,
+        *rule.required,
+        *rule.fixed,
+    )
+    for name in form:
+        if not _granted(policy, route, name, granted) or _fits_any(name, rule.forbidden):
+            return refuse(Code.PARAMETER_NOT_ALLOWED, param=name)
+    for wanted in rule.required:
+        if not any(_fits_any(name, (wanted,)) for name in form):
+            return refuse(Code.PARAMETER_MISSING, param=wanted)
+    return None
+
+
+def _granted(policy: Policy, route: Route, name: str, granted: Iterable[str]) -> bool:
+    if name.lower().startswith(_MARK):
+        return False
+    if name == REFERENCE_FIELD:
+        return policy.allow_reference
+    # The key names a bill and never goes upstream: surface lifts it out.
+    return (name == KEY_FIELD and route.moves is not Moves.READS) or _fits_any(name, granted)
+
+
+def _fits_any(name: str, patterns: Iterable[str]) -> bool:
+    return _expression(tuple(patterns)).fullmatch(name) is not None
+
+
+@lru_cache(maxsize=1024)
+def _expression(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """Return one expression for all of `patterns`; none of them fits nothing."""
+    return re.compile("|".join(f"(?:{_source(each)})" for each in patterns) or r"(?!)")
+
+
+def _source(pattern: str) -> str:
+    parts = re.split(r"(\[\*\]|\[\])", pattern)
+    return "".join(_WILDCARDS.get(part) or re.escape(part) for part in parts)
+
+
+def _check_values(policy: Policy, route: Route, path: str, form: Form) -> Refusal | None:
+    rule = policy.parameters.get(route.endpoint, _NO_RULE)
+    for name, value in rule.fixed.items():
+        if form.get(name, value) != value:
+            return refuse(Code.PARAMETER_NOT_ALLOWED, param=name)
+    rules = policy.customers
+    if rules.any or rules.metadata or route.object_type in _NOBODYS:
+        return None
+    named = [name for name in object_ids(route, path) if name.startswith("cus_")]
+    named += [form["customer"]] if "customer" in form else []
+    # One object tells whose it is in its answer, which is checked before it is forwarded. A list,
+    # a search or a write without a customer could be anybody's.
+    shown = route.moves is Moves.READS and route.template.endswith("/*")
+    # A step goes on with an object whose operation says whose it is: the pipeline asks the ledger.
+    shown = shown or route.belongs_to is not None
+    if (named or shown) and all(_listed(rules, customer) for customer in named):
+        return None
+    return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")
+
+
+def _listed(rules: CustomerRules, customer: str | None) -> bool:
+    if customer is None:
+        return False
+    return customer in rules.ids or (rules.prefix is not None and customer.startswith(rules.prefix))

@@ -1,0 +1,143 @@
+"""Roles: the built-in policies, and any policy in plain words.
+
+Floor: wing B, above policy. Pure.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from kb_mcp.money import Money, format_money
+from kb_mcp.proxy.access.policy import ParameterRule, Policy, format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+CHARGE: Final = "POST /v1/charges"
+READ_CHARGE: Final = "GET /v1/charges/*"
+INTENT: Final = "POST /v1/payment_intents"
+READ_INTENT: Final = "GET /v1/payment_intents/*"
+# The tools charge a customer's default payment method, which has to be looked up.
+FIND_CARD: Final = ("GET /v1/customers/*", "GET /v1/customers/*/payment_methods")
+AUDIT_RATE: Final = 1200
+
+# Without a customer a bill has no period guard and no cap per customer.
+_BILL = ParameterRule(required=("amount", "currency", "customer"))
+
+ROLES: Final[Mapping[str, Policy]] = MappingProxyType(
+    {
+        policy.role: policy
+        for policy in (
+            Policy(role="billing", allow=(CHARGE,), parameters={CHARGE: _BILL}),
+            Policy(role="audit", allow=(READ_CHARGE,), rate=AUDIT_RATE),
+            Policy(
+                role="billing-with-status",
+                allow=(CHARGE, READ_CHARGE),
+                parameters={CHARGE: _BILL},
+            ),
+            Policy(
+                role="billing-payment-intents",
+                allow=(INTENT, *FIND_CARD),
+                parameters={INTENT: _BILL},
+            ),
+            Policy(role="audit-payment-intents", allow=(READ_INTENT,), rate=AUDIT_RATE),
+            Policy(
+                role="billing-payment-intents-with-status",
+                allow=(INTENT, READ_INTENT, *FIND_CARD),
+                parameters={INTENT: _BILL},
+            ),
+        )
+    }
+)
+
+
+def built_in(role: str) -> Policy:
+    """Return the built-in policy of `role`.
+
+    Raises: KeyError when there is none; the message lists those there are.
+    """
+    if role not in ROLES:
+        raise KeyError(f"no built-in role {role!r}; there are {', '.join(ROLES)}")
+    return ROLES[role]
+
+
+def describe(policy: Policy) -> list[str]:
+    """Say in plain words what a key with `policy` can do, one sentence a line."""
+    return [
+        f"Role {policy.role}. It may send: {', '.join(policy.allow)}. Everything else is refused.",
+        *_describe_parameters(policy),
+        *_describe_caps(policy),
+        *_describe_customers(policy),
+        *_describe_limits(policy),
+        *_describe_naming(policy),
+    ]
+
+
+def _describe_parameters(policy: Policy) -> Iterator[str]:
+    for endpoint, rule in policy.parameters.items():
+        if rule.allowed:
+            yield f"{endpoint} may also carry {', '.join(rule.allowed)}."
+        if rule.required:
+            yield f"{endpoint} must carry {', '.join(rule.required)}."
+        for name, value in rule.fixed.items():
+            yield f"{endpoint} may carry {name} only as {value}."
+        if rule.forbidden:
+            yield f"{endpoint} must not carry {', '.join(rule.forbidden)}."
+    if policy.headers.dropped:
+        yield f"These headers are ignored: {', '.join(policy.headers.dropped)}."
+    if policy.headers.stripe_version:
+        yield f"Requests go to Stripe as version {policy.headers.stripe_version}."
+
+
+def _describe_caps(policy: Policy) -> Iterator[str]:
+    words = ("a charge", "a day", "a month", "a customer and day")
+    for per, table in zip(words, policy.caps.tables(), strict=True):
+        if table:
+            yield f"At most {_amounts(table)} {per}."
+    if not any(policy.caps.tables()):
+        yield "No spend cap of its own: only the account's ceiling, if there is one, limits it."
+    if policy.daily_charges is not None:
+        yield f"At most {policy.daily_charges} charges a day."
+    for currency, amount in policy.approval_above.items():
+        yield f"Above {format_money(Money(amount, currency))} an operator must approve."
+
+
+def _describe_customers(policy: Policy) -> Iterator[str]:
+    rules = policy.customers
+    if rules.ids:
+        yield f"Only for the customers {', '.join(rules.ids)}."
+    if rules.prefix:
+        yield f"Only for customers whose id begins with {rules.prefix}."
+    for name, value in rules.metadata.items():
+        yield f"Only for customers whose metadata has {name} as {value}."
+
+
+def _describe_limits(policy: Policy) -> Iterator[str]:
+    yield f"At most {policy.rate} requests a minute."
+    if policy.hours is not None:
+        days = ", ".join(policy.hours.days)
+        yield f"It serves from {policy.hours.start} to {policy.hours.end} UTC on {days}."
+    yield f"It freezes after {policy.daily_declines} declines in a day."
+    if policy.expires_at is not None:
+        yield f"It expires at {policy.expires_at.isoformat()}."
+
+
+def _describe_naming(policy: Policy) -> Iterator[str]:
+    window = policy.period_window
+    yield f"Periods from {window.back} months back to {window.ahead} months ahead may be billed."
+    match policy.idempotency:
+        case "content":
+            yield "What a bill says names it: the same bill is never charged twice."
+        case "strict":
+            yield "Bills that do not name customer, amount, currency and period are refused."
+        case "caller":
+            yield "Bills are named by the caller's idempotency key alone: a new key charges again."
+    if policy.allow_reference:
+        yield "A reference may make a second bill in one period."
+    wait, attempts = format_duration(policy.decline_retry_after_ms), policy.max_attempts
+    yield f"A declined bill is tried again after {wait} at the earliest, {attempts} times in all."
+
+
+def _amounts(table: Mapping[str, int]) -> str:
+    return " or ".join(format_money(Money(amount, currency)) for currency, amount in table.items())

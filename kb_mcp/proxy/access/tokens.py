@@ -1,0 +1,88 @@
+"""Vault keys: how a token looks, what is stored of it, how the two are compared.
+
+Floor: wing B, above the records. Pure: randomness arrives as an argument. A token is
+`vk_test_<id>_<secret><checksum>`; the checksum lets scanners tell a token from noise, and spares
+the store a look-up for every typo.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+from kb_mcp.proxy.ledger.records import KeyId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Mode = Literal["test", "live"]
+
+ID_LENGTH: Final = 12
+SECRET_LENGTH: Final = 40  # 200 bits in base 32
+CHECKSUM_LENGTH: Final = 7
+_CHECKSUM_OCTETS: Final = 5
+_ID_BYTES = 8
+_SECRET_BYTES = 25
+
+_TOKEN = re.compile(
+    rf"vk_(test|live)_([a-z2-7]{{{ID_LENGTH}}})_[a-z2-7]{{{SECRET_LENGTH + CHECKSUM_LENGTH}}}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """A new key: `token` is shown once, `token_hash` is what the store keeps."""
+
+    id: KeyId
+    token: str = field(repr=False)
+    token_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class VaultToken:
+    """A well-formed token as a client sent it; whether it is known, the store decides."""
+
+    id: KeyId
+    mode: Mode
+    token_hash: str
+
+
+def mint(mode: Mode, random_bytes: Callable[[int], bytes]) -> Minted:
+    """Make a new vault key of `mode`; `random_bytes(n)` yields n unpredictable bytes."""
+    key_id = _base32(random_bytes(_ID_BYTES))[:ID_LENGTH]
+    body = f"vk_{mode}_{key_id}_{_base32(random_bytes(_SECRET_BYTES))}"
+    token = body + _checksum(body)
+    return Minted(KeyId(key_id), token, hash_token(token))
+
+
+def parse_token(text: str) -> VaultToken | None:
+    """Read a token, or return None where form or checksum are wrong."""
+    match = _TOKEN.fullmatch(text)
+    if match is None or _checksum(text[:-CHECKSUM_LENGTH]) != text[-CHECKSUM_LENGTH:]:
+        return None
+    mode: Mode = "live" if match[1] == "live" else "test"
+    return VaultToken(KeyId(match[2]), mode, hash_token(text))
+
+
+def hash_token(token: str) -> str:
+    """Hash a token for the store: SHA-256 in hex. 200 random bits need no slow hash."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def matches(token: str, stored_hash: str) -> bool:
+    """Compare a token with a stored hash, in time that tells nothing of either."""
+    return hmac.compare_digest(hash_token(token).encode(), stored_hash.encode())
+
+
+def _checksum(body: str) -> str:
+    digest = hashlib.sha256(b"keybrake:checksum:1\0" + body.encode()).digest()
+    # Five octets are eight characters, and no more of them are shown.
+    return _base32(digest[:_CHECKSUM_OCTETS])[:CHECKSUM_LENGTH]
+
+
+def _base32(octets: bytes) -> str:
+    return base64.b32encode(octets).decode("ascii").rstrip("=").lower()

@@ -1,0 +1,1 @@
+"""The audit: hash chain, journal, exported heads, verification."""

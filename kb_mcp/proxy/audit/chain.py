@@ -1,0 +1,196 @@
+"""The audit as a chain: what a row says, how it is sealed, how a break is found.
+
+Floor: wing B, above the records. Pure. Each writing process has a chain of its own, keyed outside
+the store: who can write the store but lacks the key can't make an edited chain verify.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
+from msgspec.json import Encoder as JsonEncoder
+from msgspec.structs import asdict
+
+from kb_mcp.proxy.errors.scrub import mask_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from kb_mcp.proxy.ledger.records import AuditDraft
+
+GENESIS: Final = bytes(hashlib.sha256().digest_size)
+_VERSION = 1
+_SORTED = JsonEncoder(order="sorted")
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Spreadsheets take a cell that begins so for a formula, also after blanks.
+_FORMULA_STARTS = ("=", "+", "-", "@", "|")
+_BLANK_STARTS = ("\t", "\r", "\n")
+
+
+class AuditRow(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="v", tag=_VERSION):
+    """One row of one process's chain; `time` in milliseconds UTC, `seq` counts from 1."""
+
+    node: str
+    seq: int
+    time: int
+    kind: str
+    decision: str | None = None
+    code: str | None = None
+    key_id: str | None = None
+    role: str | None = None
+    agent_id: str | None = None
+    session_id: str | None = None
+    method: str | None = None
+    path: str | None = None
+    operation_id: str | None = None
+    attempt: int | None = None
+    amount: int | None = None
+    currency: str | None = None
+    stripe_status: int | None = None
+    request_id: str | None = None
+    object_id: str | None = None
+    duration_ms: int | None = None
+    note: str | None = None
+    customer_id: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The row's name in listings: its node and its place in that node's chain."""
+        return f"{self.node}:{self.seq}"
+
+
+class Head(Struct, frozen=True):
+    """The end of a chain: the last `seq` and its hash in hex; exported outside the store."""
+
+    node: str
+    seq: int
+    hash: str
+
+
+class Break(StrEnum):
+    """How a chain can fail to verify."""
+
+    OUT_OF_ORDER = "out_of_order"  # a row is missing, doubled, moved, or of another node
+    EDITED = "edited"  # the row, or the one before it, is not what was sealed
+    TAIL_CUT = "tail_cut"  # rows up to the exported head are missing
+    HEAD_DIFFERS = "head_differs"  # the chain was rewritten since its head was exported
+
+
+class Verified(Struct, frozen=True):
+    """A chain that holds, and its end (None when it is empty)."""
+
+    rows: int
+    head: Head | None
+
+
+class Broken(Struct, frozen=True):
+    """The first row, by `seq`, at which a chain does not hold."""
+
+    node: str
+    seq: int
+    reason: Break
+
+
+def audit_row(draft: AuditDraft, *, node: str, seq: int, time: int) -> AuditRow:
+    """Place `draft` in the chain of `node`."""
+    return AuditRow(node=node, seq=seq, time=time, **asdict(draft))
+
+
+def canonical(row: AuditRow) -> bytes:
+    """Write `row` as the bytes that are sealed: ASCII JSON, keys sorted, nulls left out.
+
+    Leaving out nulls lets a later version add columns without breaking old chains.
+    """
+    written = _SORTED.encode(row)
+    if written.isascii() and b"\\" not in written and b"\x7f" not in written:
+        return written
+    # Where something is to be escaped, the two writers spell it differently.
+    return _CANONICAL.encode(json.loads(written)).encode("ascii")
+
+
+def row_hash(chain_key: bytes, previous: bytes, row: AuditRow) -> str:
+    """Seal `row` after the row whose raw hash is `previous` (GENESIS for the first), in hex.
+
+    Raises: ValueError when `previous` is not a raw SHA-256 digest.
+    """
+    if len(previous) != len(GENESIS):
+        raise ValueError("previous must be a raw digest of 32 bytes")
+    return hmac.digest(chain_key, previous + canonical(row), "sha256").hex()
+
+
+def verify_chain(
+    rows: Iterable[tuple[AuditRow, str]],
+    chain_key: bytes,
+    head: Head | None = None,
+    after: Head | None = None,
+) -> Verified | Broken:
+    """Verify one node's rows, each with its stored hash, in the order of `seq`.
+
+    `head` is the last exported end, which the chain must still pass through; `after` is the end
+    of the segment that was archived before the first row.
+    """
+    last = after
+    count = 0
+    for row, stored in rows:
+        expected = 1 if last is None else last.seq + 1
+        if row.seq != expected or (last is not None and row.node != last.node):
+            return Broken(row.node, expected, Break.OUT_OF_ORDER)
+        previous = GENESIS if last is None else bytes.fromhex(last.hash)
+        if not hmac.compare_digest(row_hash(chain_key, previous, row).encode(), stored.encode()):
+            return Broken(row.node, row.seq, Break.EDITED)
+        last = Head(row.node, row.seq, stored)
+        count += 1
+        if head is not None and row.seq == head.seq and last != head:
+            return Broken(row.node, row.seq, Break.HEAD_DIFFERS)
+    reached = 0 if last is None else last.seq
+    if head is not None and reached < head.seq:
+        return Broken(head.node, reached + 1, Break.TAIL_CUT)
+    return Verified(count, last)
+
+
+def node_hash(chain_key: bytes, previous: str, node: str, started_at: str) -> str:
+    """Return the hash that chains a node to the one registered before it."""
+    message = f"{previous}\x00{node}\x00{started_at}".encode()
+    return hmac.new(chain_key, message, hashlib.sha256).hexdigest()
+
+
+def read_row(columns: Mapping[str, Any]) -> tuple[AuditRow, str]:
+    """Return the row and the stored hash in the columns of the `audit` table.
+
+    Raises: KeyError, TypeError, ValueError for what a journal never writes.
+    """
+    time_ms = (datetime.fromisoformat(columns["time"]) - _EPOCH) // timedelta(milliseconds=1)
+    plain = {name: columns[name] for name in _COLUMNS if name != "time"}
+    return AuditRow(time=time_ms, **plain), str(columns["hash"])
+
+
+def derive_key(master: bytes, purpose: str) -> bytes:
+    """Derive a 32-byte key for one purpose from the master key (HKDF-SHA256, RFC 5869)."""
+    pseudorandom = hmac.new(b"keybrake:derive:1", master, hashlib.sha256).digest()
+    return hmac.new(pseudorandom, purpose.encode() + b"\x01", hashlib.sha256).digest()
+
+
+def clean_text(text: str, limit: int) -> str:
+    """Take what does not print out of `text`, and bound it to `limit` characters.
+
+    Gone are controls, terminal escapes, bidi overrides, line separators, unassigned characters,
+    and keys that a client put where none belong.
+    """
+    # Cut before the walk, so that a huge text costs no more than its limit.
+    return mask_secrets("".join(filter(str.isprintable, text[: limit * 4])))[:limit]
+
+
+def csv_cell(value: str) -> str:
+    """Neutralise a cell that a spreadsheet would run as a formula."""
+    risky = value.startswith(_BLANK_STARTS) or value.lstrip().startswith(_FORMULA_STARTS)
+    return f"'{value}" if risky else value
+
+
+_COLUMNS = AuditRow.__struct_fields__

@@ -1,0 +1,172 @@
+"""Exported heads: how far each process's audit chain had come, kept outside the store.
+
+Floor: inside the stores. A store that was restored from an older copy, or lost its tail, does not
+reach its exported heads: it must send nothing until it is reconciled (ledger.md: Recovery).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kb_mcp.proxy.audit.chain import Head
+from kb_mcp.proxy.ledger.lease_owners import gone_owners
+
+EXPORT_EVERY_MS = 200
+_RETIRED = "retired.json"
+_LOCK = "retiring"
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A head that the store does not reach: the row that should be there and is not.
+
+    `began_ms` and `at_ms` tell when its process wrote its first row and this one, by the store's
+    clock; None where the file does not say.
+    """
+
+    head: Head
+    began_ms: int | None = None
+    at_ms: int | None = None
+
+
+class Heads:
+    """The heads of one store, a file per writing process in `folder`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        node: str,
+        owner: str,
+        monotonic_ms: Callable[[], int],
+        now_ms: Callable[[], int] | None = None,
+    ) -> None:
+        """Export as `node`; `owner` tells later processes whether this one is gone.
+
+        `now_ms` is the store's clock, so that a lost head tells from when on rows are missing.
+        """
+        self._folder = folder
+        self._node = node
+        self._owner = owner
+        self._monotonic_ms = monotonic_ms
+        self._now_ms = now_ms
+        self._began_ms: int | None = None
+        self._exported_at = -EXPORT_EVERY_MS
+        self._exported_seq = 0
+
+    def export(self, head: tuple[int, str], *, force: bool = False) -> None:
+        """Write `head` (number and hash), at most every EXPORT_EVERY_MS unless forced."""
+        now = self._monotonic_ms()
+        if head[0] in {0, self._exported_seq}:
+            return
+        if not force and now < self._exported_at + EXPORT_EVERY_MS:
+            return
+        self._exported_at = now
+        record: dict[str, Any] = {"node": self._node, "seq": head[0], "hash": head[1]}
+        record |= {"owner": self._owner} | self._times()
+        try:
+            self._write(self._folder / f"{self._node}.json", record)
+        except OSError:
+            # A full disk must not stop a conclusion; the next export tries again.
+            return
+        self._exported_seq = head[0]
+
+    def check(self, hash_at: Callable[[str, int], str | None]) -> list[Behind]:
+        """Return the heads that the store does not reach; `hash_at(node, seq)` reads the store."""
+        return [
+            known
+            for known in self._known()
+            if hash_at(known.head.node, known.head.seq) != known.head.hash
+        ]
+
+    def retire(self) -> None:
+        """Fold the files of processes that are gone into one, so that they do not pile up.
+
+        Where another process is at it, it does so for both.
+        """
+        if not self._folder.is_dir():
+            return
+        with _alone(self._folder / _LOCK) as alone:
+            if alone:
+                self._fold()
+
+    def _fold(self) -> None:
+        files = [file for file in self._files() if file.name != _RETIRED]
+        records = {file: _read(file) for file in files}
+        owners = {str(record.get("owner", "")) for record in records.values()}
+        gone = gone_owners(owners, self._owner)
+        over = {file: record for file, record in records.items() if record.get("owner") in gone}
+        if not over:
+            return
+        retired = _read(self._folder / _RETIRED)
+        retired.update(
+            {
+                str(each["node"]): [each["seq"], each["hash"], each.get("began"), each.get("at")]
+                for each in over.values()
+            }
+        )
+        self._write(self._folder / _RETIRED, retired)
+        for file in over:
+            file.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Drop every exported head: an operator has reconciled the store and begins anew."""
+        for file in self._files():
+            file.unlink(missing_ok=True)
+
+    def _times(self) -> dict[str, int | None]:
+        if self._now_ms is None:
+            return {}
+        now = self._now_ms()
+        # The first head is exported before anything of that first transaction is answered or sent.
+        self._began_ms = now if self._began_ms is None else self._began_ms
+        return {"began": self._began_ms, "at": now}
+
+    def _known(self) -> Iterable[Behind]:
+        for file in self._files():
+            record = {} if file.name == _RETIRED else _read(file)
+            if record:
+                head = Head(str(record["node"]), int(record["seq"]), str(record["hash"]))
+                yield Behind(head, record.get("began"), record.get("at"))
+        # The last, so that what another process is folding just now is found in one of the two.
+        for node, (seq, digest, *times) in _read(self._folder / _RETIRED).items():
+            yield Behind(Head(node, int(seq), str(digest)), *times)
+
+    def _write(self, file: Path, record: dict[str, Any]) -> None:
+        """Write `file` so that a reader sees all of it, or all of what was there before."""
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        beside = file.with_name(f"{file.name}.{self._node}.new")  # others may write it, too
+        beside.write_text(json.dumps(record))
+        beside.replace(file)
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("*.json")) if self._folder.is_dir() else []
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[bool]:
+    """Yield whether no other process is inside, for as long as this one is."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where nobody is known to be gone, either
+        yield False
+        return
+    with file.open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

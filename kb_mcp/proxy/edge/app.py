@@ -1,0 +1,163 @@
+"""The Stripe surface over HTTP: raw ASGI in, Stripe-shaped answers out.
+
+Floor: the top of wing B. No rule about money stands here: it reads a request within its limits,
+hands it to the pipeline, and writes the reply. Every answer is JSON with a Request-Id; nothing
+redirects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
+from kb_mcp.proxy.edge.key_api import KeyApi
+from kb_mcp.proxy.edge.pipeline import RequestPipeline
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from kb_mcp.proxy.stripe.messages import Reply, Request, refused
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+BODY_MAX_BYTES = 64 * 1024
+BODY_WITHIN_S = 10
+IN_FLIGHT_MAX = 1_000
+_HEALTH = frozenset({b"/healthz", b"/readyz"})
+_FULL = refused(refuse(Code.OVERLOADED))
+_log = logging.getLogger("kb_mcp.proxy")
+
+
+@dataclass(slots=True)
+class ProxyApp:
+    """The ASGI application of the agents' listener, without `/mcp`. `begin_drain` ends it."""
+
+    pipeline: RequestPipeline
+    own: KeyApi
+    turns: AdmissionQueue
+    draining: bool = False
+    in_flight: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            return
+        if self.free() <= 0 and _raw_path(scope) not in _HEALTH:
+            await self._turn_away(send)
+            return
+        request = self._request(scope)
+        if request.raw_path in _HEALTH:
+            await _write(send, request.request_id, await self.own.health(request))
+            return
+        self.in_flight += 1
+        try:
+            if await self.turns.acquire():
+                await _write(send, request.request_id, await self._serve(request, receive))
+            else:
+                await self._turn_away(send)
+        finally:
+            self.in_flight -= 1
+            if self.in_flight == 0:
+                self.idle.set()
+
+    def free(self) -> int:
+        """Return how many requests more may wait; whoever comes then is turned away."""
+        return IN_FLIGHT_MAX - self.in_flight
+
+    async def drain(self, within_s: int) -> None:
+        """Refuse new requests, and wait for those under way and their conclusions."""
+        self.draining = True
+        try:
+            async with asyncio.timeout(within_s):
+                while self.in_flight or self.pipeline.governor.tasks:
+                    self.idle.clear()
+                    if self.in_flight:
+                        await self.idle.wait()
+                    await asyncio.gather(*self.pipeline.governor.tasks, return_exceptions=True)
+        except TimeoutError:
+            # What is still open stays reserved; recovery finds out what became of it.
+            return
+
+    async def _turn_away(self, send: Send) -> None:
+        """Answer before anything is read: it must cost next to nothing."""
+        self.pipeline.refusal_counts.count(Code.OVERLOADED)
+        await _write(send, self.pipeline.new_id("req"), _FULL)
+
+    async def _serve(self, request: Request, receive: Receive) -> Reply:
+        if self.draining:
+            return refused(refuse(Code.DRAINING))
+        try:
+            if request.raw_path.startswith(b"/keybrake/"):
+                return await self.own.serve(request)
+            return await self.pipeline.serve(request, lambda: _read_body(request, receive))
+        except LedgerUnavailableError:
+            _log.exception("the ledger is unavailable")
+            return refused(refuse(Code.LEDGER_UNAVAILABLE))
+        except Exception:  # noqa: BLE001 nothing may leave without an answer in Stripe's shape
+            # A fault of ours: whatever was reserved stays reserved, and nothing is told away.
+            _log.exception("unexpected fault")
+            return refused(refuse(Code.OUTCOME_UNKNOWN))
+
+    def _request(self, scope: Scope) -> Request:
+        return Request(
+            method=scope["method"],
+            raw_path=_raw_path(scope),
+            query=scope["query_string"],
+            headers=tuple(
+                (name.decode("latin-1").lower(), value.decode("latin-1"))
+                for name, value in scope["headers"]
+            ),
+            body=b"",
+            request_id=self.pipeline.new_id("req"),
+        )
+
+
+def _raw_path(scope: Scope) -> bytes:
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    return raw
+
+
+async def _read_body(request: Request, receive: Receive) -> bytes | Refusal:
+    declared = request.header("content-length") or ""
+    # Digits beyond those of the limit are not worth reading as a number.
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > BODY_MAX_BYTES:
+        return refuse(Code.BODY_TOO_LARGE)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return refuse(Code.BODY_INVALID, reason="the connection ended before the body")
+                body += message.get("body", b"")
+                if len(body) > BODY_MAX_BYTES:
+                    return refuse(Code.BODY_TOO_LARGE)
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        return refuse(Code.BODY_INVALID, reason="the body did not arrive in time")
+
+
+async def _write(send: Send, request_id: str, reply: Reply) -> None:
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(reply.body)),
+        "request-id": request_id,
+        "cache-control": "no-store",
+    } | {name.lower(): value for name, value in reply.headers.items()}
+    await send(
+        {
+            "type": "http.response.start",
+            "status": reply.status,
+            "headers": [
+                (name.encode("latin-1"), value.encode("latin-1", "replace"))
+                for name, value in headers.items()
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": reply.body})

@@ -1,0 +1,139 @@
+"""The proxy's own paths on the agents' listener: health, the key itself, its operations.
+
+Floor: below http, above admission and records. Reads the ledger only; never Stripe, but for
+readiness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from kb_mcp.periods import PeriodError, parse_period
+from kb_mcp.proxy.access.authenticate import Admitted, admit
+from kb_mcp.proxy.access.authorize import may_touch
+from kb_mcp.proxy.audit.chain import clean_text
+from kb_mcp.proxy.edge.health import Readiness
+from kb_mcp.proxy.edge.records import Records, key_record, operation_record, spend_records
+from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
+from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
+from kb_mcp.proxy.ledger.windows import day_of
+from kb_mcp.proxy.stripe.messages import Reply, Request, refused
+
+_KEY = b"/keybrake/v1/key"
+_OPERATIONS = b"/keybrake/v1/operations"
+_MATCHES_MAX = 100
+_READS_BILLS = ("GET /v1/charges", "GET /v1/payment_intents")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyApi:
+    """Serves `/keybrake/v1/*`, `/healthz` and `/readyz`."""
+
+    ledger: Ledger
+    records: Records
+    refusal_counts: RefusalCounts
+    now_ms: Callable[[], int]
+    rate: Callable[[Admitted], Refusal | None]
+    readiness: Readiness
+    follow: Callable[[], Awaitable[None]]
+    behind: bool = False
+
+    async def health(self, request: Request) -> Reply:
+        """Say whether the process is alive, and for `/readyz` whether it could charge."""
+        if request.raw_path == b"/healthz":
+            return _json({"status": "ok"})
+        try:
+            store = await self.records.ping() and not self.behind
+        except LedgerUnavailableError:
+            store = False
+        upstream = await self.readiness.reachable()
+        ready = store and upstream
+        body = {"status": "ok" if ready else "unavailable", "store": store,
+                "upstream": upstream}  # fmt: skip
+        return Reply(200 if ready else 503, msgspec.json.encode(body))
+
+    async def serve(self, request: Request) -> Reply:
+        """Answer a request to `/keybrake/…`. Raises: LedgerUnavailableError."""
+        await self.follow()
+        admitted = await admit(self.ledger, request, self.now_ms)
+        if isinstance(admitted, Refusal):
+            self.refusal_counts.count(admitted.code)
+            return refused(admitted)
+        over = self.rate(admitted)
+        if over is not None:
+            self.refusal_counts.count(over.code)
+            return refused(over)
+        answer = await self._answer(admitted, request)
+        await self._note(admitted, request, answer)
+        return refused(answer) if isinstance(answer, Refusal) else answer
+
+    async def _answer(self, admitted: Admitted, request: Request) -> Reply | Refusal:
+        if request.raw_path not in {_KEY, _OPERATIONS}:
+            return refuse(Code.PATH_UNKNOWN)
+        if request.method != "GET":
+            return refuse(Code.METHOD_NOT_ALLOWED)
+        if request.raw_path == _KEY:
+            return await self._key(admitted)
+        return await self._operations(admitted, request)
+
+    async def _key(self, admitted: Admitted) -> Reply | Refusal:
+        found = await self.ledger.find_key(admitted.key.id)
+        if found is None:
+            return refuse(Code.VAULT_KEY_UNKNOWN)
+        today = day_of(self.now_ms())
+        day, month = today.isoformat(), today.replace(day=1).isoformat()
+        windows = await self.records.windows(
+            scope="key", scope_id=admitted.key.lineage_id, starts=(day, month)
+        )
+        record = key_record(*found, admitted.policy)
+        record["spend"] = spend_records(admitted.key.id, admitted.policy.caps, windows, day, month)
+        return _json(record)
+
+    async def _operations(self, admitted: Admitted, request: Request) -> Reply | Refusal:
+        if not any(entry.startswith(_READS_BILLS) for entry in admitted.policy.allow):
+            reason = "it may not read charges"
+            return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
+        query = dict(parse_qsl(request.query.decode("ascii", "replace")))
+        filters = {
+            name: query[name]
+            for name in ("customer_id", "billing_period", "charge_id")
+            if name in query
+        }
+        if not ({"customer_id", "billing_period"} <= filters.keys() or "charge_id" in filters):
+            return refuse(Code.PARAMETER_MISSING, param="customer_id")
+        if "billing_period" in filters:
+            try:
+                filters["billing_period"] = parse_period(filters["billing_period"]).label
+            except PeriodError as error:
+                return refuse(Code.PARAMETER_INVALID, param="billing_period", reason=str(error))
+        found = await self.records.operations(**filters, limit=_MATCHES_MAX)
+        data = [
+            operation_record(operation, attempts)
+            for operation, attempts in found
+            if may_touch(admitted.policy, operation.customer)
+        ]
+        return _json({"object": "list", "data": data})
+
+    async def _note(self, admitted: Admitted, request: Request, answer: Reply | Refusal) -> None:
+        row = AuditDraft(
+            kind="read",
+            decision="own",
+            key_id=admitted.key.id,
+            role=admitted.key.role,
+            method=clean_text(request.method, 16),
+            path=clean_text(request.raw_path.decode("ascii", "replace"), 128),
+            request_id=request.request_id,
+            stripe_status=None,
+            code=answer.code.value if isinstance(answer, Refusal) else None,
+        )
+        await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
+
+
+def _json(body: object) -> Reply:
+    return Reply(200, msgspec.json.encode(body))

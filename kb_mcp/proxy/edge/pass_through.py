@@ -1,0 +1,98 @@
+"""Reads: requests that move no money, passed to Stripe and answered as it answered.
+
+Floor: below the pipeline. What goes upstream is rebuilt from the parsed request; the answer is
+checked against the customers a key may touch before it is forwarded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from kb_mcp.proxy.access.authenticate import Admitted
+from kb_mcp.proxy.access.visibility import check_answer
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.errors.scrub import scrub_error, strip_client_secret
+from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.port import Ledger
+from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
+from kb_mcp.proxy.stripe.interpret import Reading
+from kb_mcp.proxy.stripe.messages import Reply, refused
+from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, Upstream, UpstreamRequest
+
+READ_WITHIN_MS = 5_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reads:
+    """Forwards reads. `boottime_ms` counts suspended time."""
+
+    ledger: Ledger
+    upstream: Upstream
+    clock: StoreClock
+    upstream_key: str
+    boottime_ms: Callable[[], int]
+
+    async def read(
+        self, admitted: Admitted, reading: Reading, version: str | None, base: AuditDraft
+    ) -> Reply:
+        """Answer a read, and leave its audit row before the answer goes out."""
+        started = self.boottime_ms()
+        query = reading.form.encode().decode()
+        path = f"{reading.path}?{query}" if query else reading.path
+        answer = await self._fetch(path, version)
+        shown = self._shown(admitted, answer)
+        row = replace(
+            base,
+            kind="read",
+            code=shown.code.value if isinstance(shown, Refusal) else None,
+            decision="forward" if isinstance(answer, Answered) else "failed",
+            stripe_status=answer.status if isinstance(answer, Answered) else None,
+            object_id=reading.object_id,
+            customer_id=reading.customer,
+            duration_ms=self.boottime_ms() - started,
+        )
+        await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
+        return refused(shown) if isinstance(shown, Refusal) else shown
+
+    async def customer_metadata(self, customer: str) -> dict[str, str] | None:
+        """Return the metadata of `customer` as Stripe has it, or None where it cannot be had."""
+        answer = await self._fetch(f"/v1/customers/{customer}")
+        if not isinstance(answer, Answered) or answer.status != 200:
+            return None
+        try:
+            metadata = json.loads(answer.body).get("metadata")
+        except (ValueError, AttributeError):
+            return None
+        return metadata if isinstance(metadata, dict) else None
+
+    async def _fetch(self, path: str, version: str | None = None) -> Answered | NotSent | Lost:
+        request = UpstreamRequest(
+            method="GET", path=path, body=None, stripe_version=version, idempotency_key=None
+        )
+        begun = self.boottime_ms()
+        answer = await self.upstream.send(request, deadline_ms=begun + READ_WITHIN_MS)
+        if isinstance(answer, Answered):
+            self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
+        return answer
+
+    def _shown(self, admitted: Admitted, answer: Answered | NotSent | Lost) -> Reply | Refusal:
+        if not isinstance(answer, Answered):
+            # A read that got no answer changed nothing: it may simply be asked again.
+            return refuse(Code.UPSTREAM_UNREACHABLE)
+        headers = {
+            name: answer.headers[name]
+            for name in ("request-id", "stripe-version")
+            if name in answer.headers
+        }
+        if answer.status in {401, 403}:
+            return refuse(Code.UPSTREAM_REJECTED_KEY)
+        if answer.status >= 400:
+            return Reply(answer.status, scrub_error(answer.body, self.upstream_key), headers)
+        hidden = check_answer(admitted.policy, answer.body)
+        if hidden is not None:
+            return hidden
+        return Reply(answer.status, strip_client_secret(answer.body), headers)

@@ -1,0 +1,239 @@
+"""The pipeline: from a request to a command, a read, or a refusal; in the contract's order.
+
+Floor: below http, above the governor. key (401) -> size, path, method, body form -> allowlist,
+headers, parameters, values -> rate (429) -> the operation, which is the governor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from kb_mcp.money import Money
+from kb_mcp.proxy.access.authenticate import Admitted, admit
+from kb_mcp.proxy.access.authorize import (
+    authorize,
+    check_hours,
+    check_period,
+    may_touch,
+    needs_customer,
+)
+from kb_mcp.proxy.access.rate_limit import Rates
+from kb_mcp.proxy.audit.chain import clean_text
+from kb_mcp.proxy.edge.pass_through import Reads
+from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.governor import Governor
+from kb_mcp.proxy.ledger.port import Ledger
+from kb_mcp.proxy.ledger.records import AuditDraft, Changes, KeyId, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.windows import day_of
+from kb_mcp.proxy.rules.command import Command
+from kb_mcp.proxy.rules.follow_ups.find import as_step, find_made, step_fingerprint
+from kb_mcp.proxy.rules.operation_names import Name, caller_mark, name_of
+from kb_mcp.proxy.stripe.endpoints import Moves
+from kb_mcp.proxy.stripe.interpret import (
+    Reading,
+    canonical_path,
+    find_route,
+    fingerprint,
+    parse_form,
+    read_request,
+)
+from kb_mcp.proxy.stripe.messages import Reply, Request, refused
+
+BodyReader = Callable[[], Awaitable[bytes | Refusal]]
+_ID_MAX = 128
+# What a request moves that does not tell its amount, in ISO 4217's code for no currency.
+UNTOLD = Money(0, "xxx")
+_NOT_ITS_OWN = refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestPipeline:
+    """Receives every request on the Stripe surface. `new_id` makes random ids.
+
+    `follow` asks the sandbox for its time before anything depends on it; without a sandbox it
+    does nothing.
+    """
+
+    ledger: Ledger
+    governor: Governor
+    reads: Reads
+    rates: Rates
+    refusal_counts: RefusalCounts
+    now_ms: Callable[[], int]
+    monotonic_ms: Callable[[], int]
+    new_id: Callable[[str], str]
+    owner: str
+    lease_ms: int
+    follow: Callable[[], Awaitable[None]]
+
+    async def serve(self, request: Request, read_body: BodyReader) -> Reply:
+        """Answer one request. Raises: LedgerUnavailableError, with nothing sent."""
+        await self.follow()
+        admitted = await admit(self.ledger, request, self.now_ms)
+        if isinstance(admitted, Refusal):
+            self.refusal_counts.count(admitted.code)
+            return refused(admitted)
+        body = await read_body()
+        reading = (
+            body
+            if isinstance(body, Refusal)
+            else self._understand(admitted, request.with_body(body))
+        )
+        over = self.rate(admitted)
+        if isinstance(reading, Refusal):
+            return await self._refuse(admitted, request, reading, counted=over is not None)
+        if over is not None:
+            self.refusal_counts.count(over.code)
+            return refused(over)
+        if reading.route.moves is Moves.READS:
+            version = _version(admitted, request)
+            base = self.audit_base(admitted, request)
+            return await self.reads.read(admitted, reading, version, base)
+        made = await find_made(self.ledger, reading)
+        if made is not None:
+            command = await self._continue(admitted, request, reading, made)
+        else:
+            touched = await self._touch(admitted, reading)
+            command = touched or self._intend(admitted, request, reading)
+        if isinstance(command, Refusal):
+            return await self._refuse(admitted, request, command)
+        return await self.governor.govern(admitted, command)
+
+    def audit_base(self, admitted: Admitted, request: Request) -> AuditDraft:
+        """Return the audit facts that every row of `request` shares; client text is cleaned."""
+        path = request.raw_path.decode("ascii", "replace")
+        agent = request.header("keybrake-agent") or admitted.key.agent
+        session = request.header("keybrake-session")
+        return AuditDraft(
+            kind="decision",
+            key_id=admitted.key.id,
+            role=admitted.key.role,
+            agent_id=None if agent is None else clean_text(agent, _ID_MAX),
+            session_id=None if session is None else clean_text(session, _ID_MAX),
+            method=clean_text(request.method, 16),
+            path=clean_text(path, _ID_MAX),
+            request_id=request.request_id,
+        )
+
+    def _understand(self, admitted: Admitted, request: Request) -> Reading | Refusal:
+        path = canonical_path(request.raw_path)
+        if isinstance(path, Refusal):
+            return path
+        route = find_route(request.method, path)
+        if isinstance(route, Refusal):
+            return route
+        repeated = request.repeated()
+        if repeated is not None:
+            return refuse(Code.PARAMETER_DUPLICATE, param=repeated)
+        form = parse_form(
+            request.body, request.header("content-type"), request.query, request.method
+        )
+        if isinstance(form, Refusal):
+            return form
+        policy, now = admitted.policy, self.now_ms()
+        refusal = check_hours(policy, now) or authorize(
+            policy, route, path, dict(request.headers), form
+        )
+        if refusal is not None:
+            return refusal
+        reading = read_request(request.method, path, form, request.header("idempotency-key"))
+        if isinstance(reading, Refusal):
+            return reading
+        return check_period(policy, reading.period, day_of(now)) or reading
+
+    def rate(self, admitted: Admitted) -> Refusal | None:
+        """Take one request of the key's rate, or say that there is none left."""
+        wait = self.rates.retry_after(
+            admitted.key.lineage_id, admitted.policy.rate, self.monotonic_ms()
+        )
+        return None if wait is None else refuse(Code.RATE_LIMITED, facts={"retry_after": wait})
+
+    async def _touch(self, admitted: Admitted, reading: Reading) -> Refusal | None:
+        """Look the customer up where only its metadata says whether the key may touch it."""
+        customer = reading.customer
+        if not needs_customer(admitted.policy, customer):
+            # Whose object a step goes on with, its path does not say.
+            step = reading.route.belongs_to is not None
+            return _NOT_ITS_OWN if step and not may_touch(admitted.policy, customer) else None
+        metadata = None if customer is None else await self.reads.customer_metadata(customer)
+        if may_touch(admitted.policy, customer, metadata):
+            return None
+        return _NOT_ITS_OWN
+
+    async def _continue(
+        self, admitted: Admitted, request: Request, reading: Reading, made: Operation
+    ) -> Command | Refusal:
+        """Return the command of a step on the object that `made` has made."""
+        step = as_step(reading, made)
+        if isinstance(step, Refusal):
+            return step
+        name = Name(made.name, made.named_by, made.upstream_name)
+        touched = await self._touch(admitted, step)
+        if touched is not None or step.money is None:
+            return touched or refuse(Code.AMOUNT_NOT_METERED)
+        command = self._command(admitted, request, step, step.money, name)
+        return replace(command, fingerprint=step_fingerprint(step, made), continues=made)
+
+    def _intend(self, admitted: Admitted, request: Request, reading: Reading) -> Command | Refusal:
+        money = reading.money
+        if money is None:
+            if admitted.policy.capped or self.ledger.settings.ceilings:
+                # Caps cannot hold what the request does not tell, whatever the allowlist grants.
+                return refuse(Code.AMOUNT_NOT_METERED)
+            money = UNTOLD
+        name = name_of(admitted.policy, reading)
+        if not isinstance(name, Name):
+            return name
+        return self._command(admitted, request, reading, money, name)
+
+    def _command(
+        self, admitted: Admitted, request: Request, reading: Reading, money: Money, name: Name
+    ) -> Command:
+        return Command(
+            reading=reading,
+            money=money,
+            policy=admitted.policy,
+            key_id=KeyId(admitted.key.id),
+            lineage_id=admitted.key.lineage_id,
+            name=name.text,
+            named_by=name.named_by,
+            upstream_name=name.upstream_name,
+            fingerprint=fingerprint(_as_named(request, reading)),
+            stripe_version=_version(admitted, request),
+            caller_key=caller_mark(reading.sent_key),
+            fresh_id=OperationId(self.new_id("op")),
+            fresh_approval_id=self.new_id("apr"),
+            owner=self.owner,
+            lease_ms=self.lease_ms,
+            request=self.audit_base(admitted, request),
+        )
+
+    async def _refuse(
+        self, admitted: Admitted, request: Request, refusal: Refusal, *, counted: bool = False
+    ) -> Reply:
+        if counted:
+            # Over the rate, a refusal is counted: a stolen key must not fill the disk.
+            self.refusal_counts.count(refusal.code)
+            return refused(refusal)
+        base = self.audit_base(admitted, request)
+        row = replace(
+            base, kind="refusal", decision="refuse", code=refusal.code.value, note=refusal.param
+        )
+        await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
+        return refused(refusal)
+
+
+def _version(admitted: Admitted, request: Request) -> str | None:
+    """Return the API version to ask for: the policy's pin, else what the client's SDK wants."""
+    return admitted.policy.headers.stripe_version or request.header("stripe-version")
+
+
+def _as_named(request: Request, reading: Reading) -> Reading:
+    """Leave out of the fingerprint what the tool looked up: a new card is not another bill."""
+    if request.header("keybrake-looked-up") != "payment_method":
+        return reading
+    return replace(reading, payment_method=None)

@@ -1,0 +1,180 @@
+"""Records for people: what `--json`, the admin API and `/keybrake/v1` show.
+
+Floor: wing B, beside the deciders. Pure. Money is integer minor units beside `currency`, times are
+RFC 3339 UTC (contract: Records).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from kb_mcp.proxy.access.policy import CapRules, Policy
+from kb_mcp.proxy.ledger.records import Attempt, KeyId, Lineage, Operation, VaultKey, Window
+from kb_mcp.proxy.ledger.windows import rfc3339
+
+Record = dict[str, Any]
+PAGE = 1_000  # operations held at a time: a ledger may hold millions
+
+
+class Spend(Struct, frozen=True, gc=False):
+    """What is held in a window against its cap, in minor units; `window_start` is its first day.
+
+    A struct and no record: there are two for each of tens of thousands of keys.
+    """
+
+    key_id: str | None
+    scope: str
+    window: str
+    window_start: str
+    currency: str
+    cap: int | None
+    settled: int
+    reserved: int
+    left: int | None
+
+
+class Records(Protocol):
+    """Reads of a store, outside any decision. Raises: LedgerUnavailableError."""
+
+    async def operations(
+        self, *, limit: int | None = None, **filters: str
+    ) -> Sequence[tuple[Operation, list[Attempt]]]:
+        """Return matching operations, newest first, each with its attempts.
+
+        The filter `after` is the id of one that came last on the page before.
+        """
+        ...
+
+    async def windows(
+        self, *, scope_id: str | None = None, starts: Sequence[str] = (), scope: str | None = None
+    ) -> Sequence[Window]:
+        """Return windows, by whose they are and by their first day."""
+        ...
+
+    async def keys(self) -> Sequence[tuple[VaultKey, Lineage]]:
+        """Return every key with its lineage, oldest first."""
+        ...
+
+    async def ping(self) -> bool:
+        """Say whether the store answers."""
+        ...
+
+
+async def every_operation(records: Records) -> AsyncIterator[tuple[Operation, list[Attempt]]]:
+    """Yield every operation with its attempts, newest first: a page at a time, of any ledger.
+
+    Raises: LedgerUnavailableError.
+    """
+    page = await records.operations(limit=PAGE)
+    while page:
+        for each in page:
+            yield each
+        page = await records.operations(limit=PAGE, after=page[-1][0].id)
+
+
+def operation_record(operation: Operation, attempts: Iterable[Attempt]) -> Record:
+    """Return an operation as the contract writes it."""
+    return {
+        "id": operation.id,
+        "state": operation.state.value,
+        "final": operation.final,
+        "amount": operation.amount,
+        "currency": operation.currency,
+        "customer_id": operation.customer,
+        "billing_period": operation.period,
+        "reference": operation.reference,
+        "charge_id": operation.object_id,
+        "stripe_status": operation.stripe_status,
+        "idempotency_key": operation.upstream_name,
+        "attempts": [attempt_record(attempt) for attempt in attempts],
+        "key_id": operation.key_id,
+        "code": operation.code,
+        "overshoot": operation.overshoot,
+        "created_at": rfc3339(operation.created_at),
+        "updated_at": rfc3339(operation.updated_at),
+    }
+
+
+def attempt_record(attempt: Attempt) -> Record:
+    """Return an attempt as the contract writes it."""
+    return {
+        "upstream_key": attempt.upstream_key,
+        "first_sent_at": rfc3339(attempt.first_sent_at),
+        "last_sent_at": rfc3339(attempt.last_sent_at),
+        "status": attempt.outcome.value,
+        "object_id": attempt.object_id,
+    }
+
+
+def key_record(key: VaultKey, lineage: Lineage, policy: Policy) -> Record:
+    """Return a vault key without its token."""
+    return {
+        "id": key.id,
+        "role": key.role,
+        "mode": key.mode,
+        "label": key.label,
+        "agent": key.agent,
+        "policy": policy.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "created_at": rfc3339(key.created_at),
+        "expires_at": None if key.expires_at is None else rfc3339(key.expires_at),
+        "revoked_at": None if key.revoked_at is None else rfc3339(key.revoked_at),
+        "revoke_reason": key.revoke_reason,
+        "frozen_at": None if lineage.frozen_at is None else rfc3339(lineage.frozen_at),
+        "frozen_reason": lineage.frozen_reason,
+        "rotated_to": key.rotated_to,
+        "last_used_at": None if key.last_used_at is None else rfc3339(key.last_used_at),
+        "lineage": key.lineage_id,
+    }
+
+
+def spend(  # noqa: PLR0913, PLR0917 a column each
+    key_id: str | None,
+    scope: str,
+    window: str,
+    start: str,
+    currency: str,
+    cap: int | None,
+    reserved: int,
+    settled: int,
+) -> Spend:
+    """Return what is held in the window that begins at `start`, against its cap."""
+    left = None if cap is None else max(cap - settled - reserved, 0)
+    return Spend(key_id, scope, window, start, currency, cap, settled, reserved, left)
+
+
+def spend_records(
+    key_id: KeyId, limits: CapRules, windows: Iterable[Window], today: str, month: str
+) -> list[Spend]:
+    """Return the spend of a key's lineage, a row for each window, with the caps that hold it."""
+    starts = {"day": today, "month": month}
+    held = {
+        (window.key.window, window.key.currency): window
+        for window in windows
+        if window.key.scope == "key"
+        and window.key.currency
+        and window.key.start == starts[window.key.window]
+    }
+    rows: list[Spend] = []
+    for name, start, caps in (
+        ("day", today, limits.daily),
+        ("month", month, limits.monthly),
+    ):
+        currencies = {*caps, *(currency for kind, currency in held if kind == name)}
+        for currency in sorted(currencies):
+            window = held.get((name, currency))
+            spent = (0, 0) if window is None else (window.reserved, window.settled)
+            cap = caps.get(currency)
+            rows.append(spend(key_id, "key", name, start, currency, cap, *spent))
+    return rows
+
+
+def account_spend(window: Window, ceilings: Mapping[str, int]) -> Spend:
+    """Return the spend of the whole account on one day."""
+    key = window.key
+    cap = ceilings.get(key.currency)
+    return spend(
+        None, "account", key.window, key.start, key.currency, cap, window.reserved, window.settled
+    )

@@ -1,0 +1,1 @@
+"""Refusals: the closed list, and how they are written in Stripe's error shape."""

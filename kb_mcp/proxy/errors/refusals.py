@@ -1,0 +1,113 @@
+"""Our own noes as values, and how they are written in Stripe's error shape.
+
+Floor: wing B, above the table of codes and sentences (refusal_rules). Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct, field
+
+from kb_mcp.money import Money, format_money
+from kb_mcp.proxy.errors.refusal_codes import RULES, Code
+from kb_mcp.proxy.errors.scrub import mask_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["RULES", "Code", "Fact", "Refusal", "error_body", "quoted", "refuse"]
+
+Fact = str | int | bool | None | tuple[str, ...]
+NO_FACTS: Final[Mapping[str, Fact]] = MappingProxyType({})
+QUOTE_LIMIT: Final = 64
+
+
+class Refusal(Struct, frozen=True):
+    """A no of ours. `facts` are what a program may act on; amounts in minor units."""
+
+    code: Code
+    message: str
+    param: str | None = None
+    facts: Mapping[str, Fact] = field(default_factory=lambda: NO_FACTS)
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return RULES[self.code].status
+
+    @property
+    def type(self) -> str:
+        """The `type` of Stripe's error shape."""
+        return RULES[self.code].type
+
+    @property
+    def should_retry(self) -> str:
+        """What `Stripe-Should-Retry` says: "true" only where nothing was or will be sent twice."""
+        return RULES[self.code].should_retry
+
+
+def refuse(
+    code: Code,
+    *,
+    param: str | None = None,
+    facts: Mapping[str, Fact] | None = None,
+    **fields: object,
+) -> Refusal:
+    """Make the refusal `code`, its one sentence filled from `fields`, else from `facts`.
+
+    Integers called cap, left or amount are written as money where a currency stands beside
+    them; `charge` is the fact charge_id where nothing else is said. Text is bounded and escaped
+    here, so callers may hand over what a client sent.
+    Raises: KeyError when the sentence of `code` needs a field that neither holds.
+    """
+    values: dict[str, object] = {**(facts or {}), **fields}
+    if param is not None:
+        param = quoted(param)
+        values["param"] = param
+    sentence = RULES[code].sentence
+    if param is None and "{param}" in sentence:
+        values["param"] = "A parameter"
+    values["reason"] = values.get("reason") or "it was not granted"
+    values.setdefault("charge", values.get("charge_id") or "its outcome is not known yet")
+    shown = {name: _shown(name, value, values) for name, value in values.items()}
+    return Refusal(code, sentence.format_map(shown), param, MappingProxyType(dict(facts or {})))
+
+
+def error_body(refusal: Refusal) -> bytes:
+    """Write `refusal` in Stripe's error shape, as ASCII JSON."""
+    error: dict[str, object] = {
+        "type": refusal.type,
+        "code": refusal.code.value,
+        "message": refusal.message,
+    }
+    if refusal.param is not None:
+        error["param"] = refusal.param
+    error["keybrake"] = dict(refusal.facts)
+    return json.dumps({"error": error}, separators=(",", ":")).encode("ascii")
+
+
+def quoted(text: str, limit: int = QUOTE_LIMIT) -> str:
+    """Bound and escape text from a client: printable ASCII, at most about `limit` characters.
+
+    Keys that a client put where none belong are masked: errors end up in logs and in models.
+    """
+    text = mask_secrets(text)
+    cut = text[:limit]
+    shown = "".join(
+        character if " " <= character <= "~" else f"\\u{{{ord(character):x}}}" for character in cut
+    )
+    return f"{shown}..." if len(text) > limit else shown
+
+
+_AMOUNTS = frozenset({"cap", "left", "amount"})
+
+
+def _shown(name: str, value: object, values: Mapping[str, object]) -> str:
+    currency = values.get("currency")
+    if name in _AMOUNTS and type(value) is int and isinstance(currency, str):
+        return format_money(Money(value, currency))
+    # Sentences of ours that arrive as a reason are longer than anything a client may say.
+    return quoted(str(value), QUOTE_LIMIT * 4)

@@ -1,0 +1,1 @@
+"""The ledger: records, the snapshot of a decision, time, and the port that stores implement."""

@@ -1,0 +1,49 @@
+"""The port that stores implement: how a decision reaches the ledger.
+
+Floor: above the records and the snapshot. No IO of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from kb_mcp.proxy.ledger.records import Changes, KeyId, Lineage, Refs, StoreSettings, VaultKey
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+
+T = TypeVar("T")
+
+Step = Callable[[Snapshot], tuple[T, Changes]]
+
+
+class LedgerUnavailableError(Exception):
+    """The store cannot be reached, or refused to commit: nothing of the transaction happened."""
+
+
+class CommitUnknownError(LedgerUnavailableError):
+    """The store broke while committing: the transaction may or may not have happened."""
+
+
+class Ledger(Protocol):
+    """A store of the ledger. All methods raise `LedgerUnavailableError` when it cannot serve."""
+
+    @property
+    def settings(self) -> StoreSettings:
+        """What the store is bound to and what all its processes agree on."""
+        ...
+
+    async def transact(self, refs: Callable[[int], Refs], step: Step[T]) -> T:
+        """Load and lock `refs(now)`, run the pure `step`, persist its changes, return its result.
+
+        Concurrent calls are taken together: one transaction, in arrival order, each step seeing
+        the changes of those before it. Returns once the commit is durable.
+        """
+        ...
+
+    async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
+        """Return the key and its lineage as committed right now, or None."""
+        ...
+
+    async def close(self) -> None:
+        """Run what still waits, then close."""
+        ...

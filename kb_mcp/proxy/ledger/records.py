@@ -1,0 +1,291 @@
+"""What the ledger remembers, and how a decision reaches it.
+
+Floor: the records of wing B. Pure: no IO, clock or randomness. Amounts are integer minor
+units, times are milliseconds since 1970 UTC by the store's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import NewType
+
+from msgspec import Struct, field
+
+OperationId = NewType("OperationId", str)
+KeyId = NewType("KeyId", str)
+LineageId = NewType("LineageId", str)
+
+
+class State(StrEnum):
+    """The states of an operation; what each proves stands in docs/exactly-once.md."""
+
+    RESERVED = "reserved"
+    UNKNOWN = "unknown"
+    AWAITING_APPROVAL = "awaiting_approval"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    VOIDED = "voided"
+
+
+class NamedBy(StrEnum):
+    """Which rule named an operation."""
+
+    CONTENT = "content"
+    EXPLICIT = "explicit"
+    BODY = "body"
+    CALLER = "caller"
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """One intended billing act in one Stripe account.
+
+    `held` is what it counts for in its windows: the amount while reserved, unknown or succeeded
+    (more while a raise is under way, less where only a part was captured), else zero. `reserved_at`
+    fixes those windows, for good; a raise on a later day moves all of it there. `lease_token`
+    fences: only the holder of the newest token may conclude with a no. `reopened` lets a refunded
+    bill be billed once more, `waived` lets one other bill pass that looks like this one.
+    """
+
+    id: OperationId
+    name: str
+    generation: int = 0
+    named_by: NamedBy
+    route: str
+    customer: str | None
+    amount: int
+    currency: str
+    period: str | None
+    period_start: str | None = None
+    period_end: str | None = None
+    reference: str | None
+    fingerprint: str
+    upstream_name: str
+    caller_key: str | None = None
+    state: State
+    final: bool = True
+    held: int = 0
+    reserved_at: int = 0
+    first_arrival_at: int
+    attempt: int = 0
+    lease_owner: str | None = None
+    lease_token: int = 0
+    lease_until: int = 0
+    key_id: KeyId
+    lineage_id: LineageId
+    object_id: str | None = None
+    stripe_status: str | None = None
+    code: str | None = None
+    answer_status: int | None = None
+    answer: bytes | None = None
+    reopened: bool = False
+    waived: bool = False
+    overshoot: bool = False
+    voided_at: int | None = None
+    empty_listings: int = 0
+    next_read_at: int | None = None
+    approval_id: str | None = None
+    created_at: int
+    updated_at: int
+
+    @property
+    def live(self) -> bool:
+        """Say whether this operation occupies its guard rows."""
+        if self.state is State.VOIDED:
+            return self.empty_listings < LISTINGS_THAT_FREE
+        return self.state in HOLDING or self.state is State.SUCCEEDED
+
+    def continued_by(self, attempt: Attempt) -> bool:
+        """Say whether `attempt` goes on with this operation's object, rather than makes it."""
+        return "*" not in self.route and self.route.split(" ")[1] != attempt.path
+
+
+HOLDING = frozenset({State.RESERVED, State.UNKNOWN})
+# A voided operation is listed after grace, after 1 h and after 25 h; the last frees its guards.
+LISTINGS_THAT_FREE = 3
+
+
+class AttemptOutcome(StrEnum):
+    """What is known about one upstream key."""
+
+    OPEN = "open"
+    SUCCEEDED = "succeeded"
+    DECLINED = "declined"
+    REJECTED = "rejected"
+    NOT_SENT = "not_sent"
+    VOIDED = "voided"
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One upstream (Stripe) idempotency key of an operation, with the request it stands for.
+
+    Most make the operation's object; a step (`Operation.continued_by`) goes on with it.
+
+    `body` is sent byte for byte every time. `open_sends` counts the sends whose own outcome is
+    not known: while one is open, a no to a later one proves nothing.
+    """
+
+    operation_id: OperationId
+    number: int
+    upstream_key: str
+    path: str
+    stripe_version: str | None
+    body: bytes
+    first_sent_at: int
+    last_sent_at: int
+    sends: int = 1
+    open_sends: int = 1
+    status: int | None = None
+    object_id: str | None = None
+    outcome: AttemptOutcome = AttemptOutcome.OPEN
+    key_id: KeyId
+
+
+class WindowKey(Struct, frozen=True, cache_hash=True):
+    """Names a window: whose, day or month, its first day (UTC), and the currency ("" counts)."""
+
+    scope: str
+    scope_id: str
+    window: str
+    start: str
+    currency: str
+
+
+class Window(Struct, frozen=True):
+    """What a window holds: money in minor units, or sends and declines where currency is ""."""
+
+    key: WindowKey
+    reserved: int = 0
+    settled: int = 0
+    sends: int = 0
+    declines: int = 0
+
+
+class Tally(Struct, frozen=True):
+    """Declines of one (customer, period, reference), whatever the amount: drift resets nothing."""
+
+    key: str
+    declines: int = 0
+    last_declined_at: int = 0
+    last_operation: OperationId | None = None
+
+
+class VaultKey(Struct, frozen=True, kw_only=True):
+    """A vault key as the store knows it: the hash of its token, never the token."""
+
+    id: KeyId
+    lineage_id: LineageId
+    token_hash: str
+    mode: str
+    role: str
+    label: str | None
+    agent: str | None
+    policy: str
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None = None
+    revoke_reason: str | None = None
+    last_used_at: int | None = None
+    rotated_to: KeyId | None = None
+
+
+class Lineage(Struct, frozen=True):
+    """What rotated keys share: one freeze, one set of caps."""
+
+    id: LineageId
+    frozen_at: int | None = None
+    frozen_reason: str | None = None
+
+
+class Approval(Struct, frozen=True, kw_only=True):
+    """An operator's leave for one fingerprint of one operation by one key lineage; used once."""
+
+    id: str
+    operation_id: OperationId
+    lineage_id: LineageId
+    fingerprint: str
+    state: str  # pending | approved | denied | used
+    expires_at: int
+    created_at: int
+    decided_by: str | None = None
+    decided_at: int | None = None
+
+
+class AuditDraft(Struct, frozen=True, kw_only=True):
+    """What a request or an operator did; the store adds time, node, sequence and hash."""
+
+    kind: str  # decision | outcome | read | refusal | recovery | admin | noise | node
+    decision: str | None = None
+    code: str | None = None
+    key_id: str | None = None
+    role: str | None = None
+    agent_id: str | None = None
+    session_id: str | None = None
+    method: str | None = None
+    path: str | None = None
+    operation_id: str | None = None
+    attempt: int | None = None
+    amount: int | None = None
+    currency: str | None = None
+    stripe_status: int | None = None
+    request_id: str | None = None
+    object_id: str | None = None
+    duration_ms: int | None = None
+    note: str | None = None
+    customer_id: str | None = None
+
+
+class Changes(Struct, frozen=True, kw_only=True):
+    """The rows a decision leaves behind, as whole images, and its audit rows."""
+
+    operations: tuple[Operation, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    windows: tuple[Window, ...] = ()
+    tallies: tuple[Tally, ...] = ()
+    keys: tuple[VaultKey, ...] = ()
+    lineages: tuple[Lineage, ...] = ()
+    approvals: tuple[Approval, ...] = ()
+    audit: tuple[AuditDraft, ...] = ()
+
+
+class Refs(Struct, frozen=True, kw_only=True):
+    """The rows a step depends on: made if absent, locked in one global order, then loaded.
+
+    `periods` are (customer, period, reference); `bills` are (customer, amount, currency, oldest
+    arrival that still matters, period start, period end): ledger.md, "Rows and locks".
+    """
+
+    keys: frozenset[KeyId] = frozenset()
+    lineages: frozenset[LineageId] = frozenset()
+    names: frozenset[str] = frozenset()
+    operations: frozenset[OperationId] = frozenset()
+    objects: frozenset[str] = frozenset()
+    periods: frozenset[tuple[str, str, str]] = frozenset()
+    bills: frozenset[Bill] = frozenset()
+    windows: frozenset[WindowKey] = frozenset()
+    tallies: frozenset[str] = frozenset()
+    approvals: frozenset[str] = frozenset()
+
+
+class Bill(Struct, frozen=True):
+    """(customer, amount, currency): the guard of bills that carry no period, and of overlaps.
+
+    `since` bounds how far back arrivals matter; `start` and `end` are the period's own days.
+    """
+
+    customer: str
+    amount: int
+    currency: str
+    since: int
+    start: str | None = None
+    end: str | None = None
+
+
+class StoreSettings(Struct, frozen=True):
+    """What all processes on one store must agree on."""
+
+    account: str
+    mode: str
+    ceilings: Mapping[str, int] = field(default_factory=dict)
+    upstream_timeout_ms: int = 25_000
+    recovery_grace_ms: int = 600_000

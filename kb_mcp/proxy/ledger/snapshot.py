@@ -1,0 +1,206 @@
+"""What the ledger knows that a decision needs: the rows of one transaction, in memory.
+
+Floor: above the records, below the deciders. Pure. A store fills it, deciders read it, and
+`apply` makes the next intent of a batch see what the ones before it did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import islice
+
+from kb_mcp.proxy.ledger.records import (
+    Approval,
+    Attempt,
+    AuditDraft,
+    Bill,
+    Changes,
+    KeyId,
+    Lineage,
+    LineageId,
+    Operation,
+    OperationId,
+    StoreSettings,
+    Tally,
+    VaultKey,
+    Window,
+    WindowKey,
+)
+from kb_mcp.proxy.ledger.records import State as S
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The loaded rows, and which of them a batch has changed (`dirty`)."""
+
+    now: int
+    settings: StoreSettings
+    skewed: bool = False
+    turning: bool = False
+    gone_owners: frozenset[str] = frozenset()
+    keys: dict[KeyId, VaultKey] = field(default_factory=dict)
+    lineages: dict[LineageId, Lineage] = field(default_factory=dict)
+    operations: dict[OperationId, Operation] = field(default_factory=dict)
+    attempts: dict[tuple[OperationId, int], Attempt] = field(default_factory=dict)
+    windows: dict[WindowKey, Window] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    approvals: dict[str, Approval] = field(default_factory=dict)
+    unresolved: dict[LineageId, int] = field(default_factory=dict)
+    outstanding_approvals: dict[LineageId, int] = field(default_factory=dict)
+    object_owners: dict[str, OperationId] = field(default_factory=dict)
+    dirty: Dirty = field(default_factory=lambda: Dirty())  # noqa: PLW0108 defined below
+    _found: Found = field(default_factory=lambda: Found())  # noqa: PLW0108 defined below
+
+    def newest(self, name: str) -> Operation | None:
+        """Return the newest generation of the operation called `name`."""
+        named = [self.operations[each] for each in self._index().named.get(name, ())]
+        return max(named, key=lambda each: each.generation, default=None)
+
+    def period_peers(self, customer: str, period: str, reference: str | None) -> list[Operation]:
+        """Return the live operations that bill `period` to `customer` under `reference`."""
+        return [
+            operation
+            for operation in self._heads(customer)
+            if operation.period == period and (operation.reference or "") == (reference or "")
+        ]
+
+    def bill_peers(self, bill: Bill) -> list[Operation]:
+        """Return the live operations of the same customer, amount and currency."""
+        return [
+            operation
+            for operation in self._heads(bill.customer)
+            if operation.amount == bill.amount and operation.currency == bill.currency
+        ]
+
+    def attempt(self, operation: Operation) -> Attempt | None:
+        """Return the current attempt of `operation`."""
+        return self.attempts.get((operation.id, operation.attempt))
+
+    def attempts_of(self, operation: Operation) -> list[Attempt]:
+        """Return every attempt of `operation`, oldest first."""
+        return [self.attempts[key] for key in sorted(self.attempts) if key[0] == operation.id]
+
+    def window(self, key: WindowKey) -> Window:
+        """Return the window called `key`, empty where it has no row yet."""
+        return self.windows.get(key) or Window(key)
+
+    def tally(self, key: str) -> Tally:
+        """Return the tally called `key`, at zero where it has no row yet."""
+        return self.tallies.get(key) or Tally(key)
+
+    def lineage(self, key: LineageId) -> Lineage:
+        """Return the lineage `key`."""
+        return self.lineages.get(key) or Lineage(key)
+
+    def leased(self, operation: Operation) -> bool:
+        """Say whether somebody who may still be alive is sending `operation`."""
+        owner = operation.lease_owner
+        return (
+            owner is not None
+            and owner not in self.gone_owners
+            and (self.now < operation.lease_until)
+        )
+
+    def apply(self, changes: Changes) -> None:
+        """Make `changes` visible to the next step, and remember them for the store."""
+        self.dirty.note(changes, self)
+        found = self._index()
+        for operation in changes.operations:
+            self._count_unresolved(operation)
+            self.operations[operation.id] = operation
+            found.add(operation)
+        found.count = len(self.operations)
+        for approval in changes.approvals:
+            self._count_outstanding(approval)
+        for attempt in changes.attempts:
+            self.attempts[attempt.operation_id, attempt.number] = attempt
+            if attempt.object_id is not None:
+                self.object_owners.setdefault(attempt.object_id, attempt.operation_id)
+        self.windows.update((window.key, window) for window in changes.windows)
+        self.tallies.update((tally.key, tally) for tally in changes.tallies)
+        self.keys.update((key.id, key) for key in changes.keys)
+        self.lineages.update((lineage.id, lineage) for lineage in changes.lineages)
+        self.approvals.update((approval.id, approval) for approval in changes.approvals)
+
+    def _count_unresolved(self, new: Operation) -> None:
+        old = self.operations.get(new.id)
+        before = old is not None and old.state is S.UNKNOWN
+        after = new.state is S.UNKNOWN
+        if before != after:
+            change = 1 if after else -1
+            self.unresolved[new.lineage_id] = self.unresolved.get(new.lineage_id, 0) + change
+
+    def _count_outstanding(self, new: Approval) -> None:
+        old = self.approvals.get(new.id)
+        before = old is not None and old.state == "pending"
+        after = new.state == "pending"
+        if before != after:
+            count = self.outstanding_approvals.get(new.lineage_id, 0)
+            self.outstanding_approvals[new.lineage_id] = count + (1 if after else -1)
+
+    def _heads(self, customer: str) -> list[Operation]:
+        """Return the live operations of `customer`, of each name the newest generation."""
+        billed = [self.operations[each] for each in self._index().billed.get(customer, ())]
+        names = {each.name for each in billed if each.customer == customer}
+        # An older generation of a name no longer guards: the newest speaks for the bill.
+        heads = [head for name in sorted(names) if (head := self.newest(name)) is not None]
+        return [head for head in heads if head.live and head.customer == customer]
+
+    def _index(self) -> Found:
+        found = self._found
+        if found.count < len(self.operations):
+            # A store puts in what it loads without telling; it takes nothing out.
+            for operation in islice(self.operations.values(), found.count, None):
+                found.add(operation)
+            found.count = len(self.operations)
+        return found
+
+
+@dataclass(slots=True)
+class Found:
+    """The ids of operations by name and by customer: a batch holds many, and asks for few.
+
+    What was once said of an operation stays here: whoever looks must look at the operation too.
+    `count` of them, the first that were loaded, are here.
+    """
+
+    named: dict[str, dict[OperationId, None]] = field(default_factory=dict)
+    billed: dict[str | None, dict[OperationId, None]] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, operation: Operation) -> None:
+        """Find `operation` from now on."""
+        self.named.setdefault(operation.name, {})[operation.id] = None
+        self.billed.setdefault(operation.customer, {})[operation.id] = None
+
+
+@dataclass(slots=True)
+class Dirty:
+    """The rows to persist, last image each, and the audit rows in order.
+
+    Operations and attempts, which are wide, keep what was loaded of them, None where they are new:
+    a store need not write again what is the same.
+    """
+
+    operations: dict[OperationId, Operation | None] = field(default_factory=dict)
+    attempts: dict[tuple[OperationId, int], Attempt | None] = field(default_factory=dict)
+    windows: set[WindowKey] = field(default_factory=set)
+    tallies: set[str] = field(default_factory=set)
+    keys: set[KeyId] = field(default_factory=set)
+    lineages: set[LineageId] = field(default_factory=set)
+    approvals: set[str] = field(default_factory=set)
+    audit: list[AuditDraft] = field(default_factory=list)
+
+    def note(self, changes: Changes, snapshot: Snapshot) -> None:
+        """Remember the rows that `changes` will touch in `snapshot`."""
+        for operation in changes.operations:
+            self.operations.setdefault(operation.id, snapshot.operations.get(operation.id))
+        for attempt in changes.attempts:
+            name = (attempt.operation_id, attempt.number)
+            self.attempts.setdefault(name, snapshot.attempts.get(name))
+        self.windows.update(window.key for window in changes.windows)
+        self.tallies.update(tally.key for tally in changes.tallies)
+        self.keys.update(key.id for key in changes.keys)
+        self.lineages.update(lineage.id for lineage in changes.lineages)
+        self.approvals.update(approval.id for approval in changes.approvals)
+        self.audit.extend(changes.audit)

@@ -1,0 +1,145 @@
+"""Windows of time and what they hold: UTC days and calendar months, in integer milliseconds.
+
+Floor: beside the records. Pure. A reservation counts in the windows of the moment at which it
+was made, for good (design: Money).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from kb_mcp.proxy.ledger.records import LineageId, Operation, Window, WindowKey
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.ledger.snapshot import Snapshot
+
+DAY_MS = 86_400_000
+_EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
+
+
+class OperationWindows(Struct, frozen=True):
+    """The windows one operation counts in, in lock order; `counts` holds sends and declines."""
+
+    account_day: WindowKey
+    key_day: WindowKey
+    key_month: WindowKey
+    counts: WindowKey
+    customer_day: WindowKey | None
+
+    def all(self) -> tuple[WindowKey, ...]:
+        """Return every window, money first, in the order in which stores lock them."""
+        base = (self.account_day, self.key_day, self.key_month, self.counts)
+        return base if self.customer_day is None else (*base, self.customer_day)
+
+    def money(self) -> tuple[WindowKey, ...]:
+        """Return the windows that hold money."""
+        return tuple(key for key in self.all() if key.currency)
+
+
+def day_of(at_ms: int) -> date:
+    """Return the UTC day of `at_ms`."""
+    return date.fromordinal(_EPOCH_ORDINAL + at_ms // DAY_MS)
+
+
+def windows_at(
+    at_ms: int, lineage: LineageId, customer: str | None, currency: str
+) -> OperationWindows:
+    """Return the windows in which a reservation made at `at_ms` counts."""
+    return _windows(day_of(at_ms), lineage, customer, currency)
+
+
+@lru_cache(maxsize=4096)
+def _windows(
+    day: date, lineage: LineageId, customer: str | None, currency: str
+) -> OperationWindows:
+    today = day.isoformat()
+    month = day.replace(day=1).isoformat()
+    return OperationWindows(
+        account_day=WindowKey("account", "", "day", today, currency),
+        key_day=WindowKey("key", lineage, "day", today, currency),
+        key_month=WindowKey("key", lineage, "month", month, currency),
+        counts=WindowKey("key", lineage, "day", today, ""),
+        customer_day=(
+            None if customer is None else WindowKey("customer", customer, "day", today, currency)
+        ),
+    )
+
+
+def windows_of(operation: Operation) -> OperationWindows:
+    """Return the windows in which `operation` was reserved."""
+    return windows_at(
+        operation.reserved_at, operation.lineage_id, operation.customer, operation.currency
+    )
+
+
+def resets_at(window: WindowKey) -> str:
+    """Return when `window` turns, RFC 3339 UTC."""
+    start = date.fromisoformat(window.start)
+    if window.window == "day":
+        end = date.fromordinal(start.toordinal() + 1)
+    else:
+        end = start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
+    return f"{end.isoformat()}T00:00:00Z"
+
+
+@lru_cache(maxsize=64)
+def rfc3339(at_ms: int) -> str:
+    """Return `at_ms` as RFC 3339 UTC with milliseconds."""
+    whole = datetime.fromtimestamp(at_ms // 1000, UTC)
+    return f"{whole:%Y-%m-%dT%H:%M:%S}.{at_ms % 1000:03d}Z"
+
+
+def hold(snapshot: Snapshot, operation: Operation, amount: int) -> tuple[Window, ...]:
+    """Reserve `amount` and count one send in the windows of `operation`."""
+    places = windows_of(operation)
+    changed = [
+        replace(snapshot.window(key), reserved=snapshot.window(key).reserved + amount)
+        for key in places.money()
+    ]
+    counts = snapshot.window(places.counts)
+    return (*changed, replace(counts, sends=counts.sends + 1))
+
+
+def move(snapshot: Snapshot, before: Operation, after: Operation) -> tuple[Window, ...]:
+    """Take what `before` holds out of its windows, and hold what `after` does in its own."""
+    changed: dict[WindowKey, Window] = {}
+    for operation, sign in ((before, -1), (after, 1)):
+        for key in windows_of(operation).money():
+            window = changed.get(key) or snapshot.window(key)
+            changed[key] = replace(window, reserved=window.reserved + sign * operation.held)
+    return tuple(changed.values())
+
+
+def settle(
+    snapshot: Snapshot, operation: Operation, amount: int, *, held: bool
+) -> tuple[Window, ...]:
+    """Count `amount` as spend; `held` says whether the reservation was still held, and ends."""
+    return tuple(
+        replace(
+            snapshot.window(key),
+            reserved=snapshot.window(key).reserved - (operation.held if held else 0),
+            settled=snapshot.window(key).settled + amount,
+        )
+        for key in windows_of(operation).money()
+    )
+
+
+def release(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
+    """Give the reservation of `operation` back."""
+    return tuple(
+        replace(snapshot.window(key), reserved=snapshot.window(key).reserved - operation.held)
+        for key in windows_of(operation).money()
+    )
+
+
+def hold_again(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
+    """Reserve what turned out, after all, to be under way; no further send is counted."""
+    return tuple(
+        replace(snapshot.window(key), reserved=snapshot.window(key).reserved + operation.amount)
+        for key in windows_of(operation).money()
+    )

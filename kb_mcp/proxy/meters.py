@@ -1,0 +1,173 @@
+"""Meters: how long the ledger and Stripe take in whole milliseconds, and how full batches are.
+
+Floor: wing B, put around ledger and upstream in wiring. They measure and change nothing. What one
+process measured is a `Reading`, which also goes from a worker to the process that is scraped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TypeVar
+
+from kb_mcp.proxy.ledger.port import Ledger, Step
+from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, StoreSettings, VaultKey
+from kb_mcp.proxy.stripe.sends import Answered, NotSent, Upstream, UpstreamAnswer, UpstreamRequest
+
+T = TypeVar("T")
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000)
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts of values, by the first of `bounds` that is not smaller."""
+
+    bounds: Sequence[int] = BUCKETS_MS
+    counts: list[int] = field(default_factory=list)
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
+
+    def observe(self, value: int, times: int = 1) -> None:
+        """Count a value, which was seen so many times."""
+        self.total += value * times
+        for place, bound in enumerate(self.bounds):
+            if value <= bound:
+                self.counts[place] += times
+                return
+        self.counts[-1] += times
+
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        return sum(self.counts)
+
+    def cumulative(self) -> list[tuple[str, int]]:
+        """Return how many were at most each bound, the last bound being `+Inf`."""
+        bounds = [*(str(bound) for bound in self.bounds), "+Inf"]
+        totals, total = list[int](), 0
+        for each in self.counts:
+            total += each
+            totals.append(total)
+        return list(zip(bounds, totals, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What one process has measured until now, as numbers alone."""
+
+    waiting: int
+    queued: int
+    in_flight: int
+    ledger: Histogram
+    batches: Histogram
+    sends: dict[str, Histogram]
+
+    def dump(self) -> bytes:
+        """Write it as one line."""
+        return json.dumps(asdict(self), separators=(",", ":")).encode() + b"\n"
+
+    @classmethod
+    def load(cls, line: bytes) -> Reading:
+        """Read what `dump` wrote. Raises: ValueError, KeyError, TypeError."""
+        plain = json.loads(line)
+        return cls(
+            waiting=int(plain["waiting"]),
+            queued=int(plain["queued"]),
+            in_flight=int(plain["in_flight"]),
+            ledger=Histogram(**plain["ledger"]),
+            batches=Histogram(**plain["batches"]),
+            sends={name: Histogram(**each) for name, each in plain["sends"].items()},
+        )
+
+
+@dataclass(slots=True)
+class Meters:
+    """What one process measures since it began."""
+
+    ledger: Histogram = field(default_factory=Histogram)
+    sends: dict[str, Histogram] = field(
+        default_factory=lambda: {name: Histogram() for name in ("answered", "not_sent", "lost")}
+    )
+    waiting: int = 0
+    in_flight: Callable[[], int] = lambda: 0
+    queued: Callable[[], int] = lambda: 0
+    batches: Callable[[], Sequence[int]] = tuple
+
+    def read(self) -> Reading:
+        """Return what was measured until now."""
+        batches = Histogram(BATCH_SIZES)
+        for size, times in enumerate(self.batches()):
+            if times:
+                batches.observe(size, times)
+        return Reading(
+            waiting=self.waiting,
+            queued=self.queued(),
+            in_flight=self.in_flight(),
+            ledger=self.ledger,
+            batches=batches,
+            sends=self.sends,
+        )
+
+
+class MeteredLedger:
+    """A ledger whose transactions are timed: from asking until the commit is durable."""
+
+    def __init__(self, ledger: Ledger, meters: Meters, boottime_ms: Callable[[], int]) -> None:
+        """Serve `ledger`."""
+        self._ledger = ledger
+        self._meters = meters
+        self._boottime_ms = boottime_ms
+
+    @property
+    def settings(self) -> StoreSettings:
+        """What the store is bound to."""
+        return self._ledger.settings
+
+    async def transact(self, refs: Callable[[int], Refs], step: Step[T]) -> T:
+        """Do what the ledger does, and count how long it took."""
+        begun = self._boottime_ms()
+        self._meters.waiting += 1
+        try:
+            return await self._ledger.transact(refs, step)
+        finally:
+            self._meters.waiting -= 1
+            self._meters.ledger.observe(self._boottime_ms() - begun)
+
+    async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
+        """Return the key and its lineage as committed right now, or None."""
+        return await self._ledger.find_key(key_id)
+
+    async def close(self) -> None:
+        """Close the ledger."""
+        await self._ledger.close()
+
+
+class MeteredUpstream:
+    """A way to Stripe whose sends are timed, by what became of them."""
+
+    def __init__(self, upstream: Upstream, meters: Meters, boottime_ms: Callable[[], int]) -> None:
+        """Send by `upstream`."""
+        self._upstream = upstream
+        self._meters = meters
+        self._boottime_ms = boottime_ms
+
+    async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
+        """Send once, and count how long it took."""
+        begun = self._boottime_ms()
+        answer = await self._upstream.send(request, deadline_ms=deadline_ms)
+        self._meters.sends[_ending(answer)].observe(self._boottime_ms() - begun)
+        return answer
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._upstream.aclose()
+
+
+def _ending(answer: UpstreamAnswer) -> str:
+    if isinstance(answer, Answered):
+        return "answered"
+    return "not_sent" if isinstance(answer, NotSent) else "lost"

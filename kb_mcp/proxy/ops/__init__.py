@@ -1,1 +1,0 @@
-"""What operators do: keys, settings, unclear operations, reconciling, verifying."""

@@ -1,0 +1,115 @@
+"""Caps: what a lineage, a customer and the account may still spend.
+
+Floor: above policy and standing, below decide. Pure. Every kind of cap is checked against the
+same standing, in the transaction that reserves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kb_mcp.money import Money, format_money
+from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
+from kb_mcp.proxy.ledger.windows import OperationWindows, resets_at, windows_at, windows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kb_mcp.proxy.ledger.records import Operation, WindowKey
+    from kb_mcp.proxy.ledger.snapshot import Snapshot
+    from kb_mcp.proxy.rules.command import Command
+
+
+def check_caps(
+    snapshot: Snapshot, command: Command, raised: Operation | None = None
+) -> Refusal | None:
+    """Return the first cap that `command` would break, or None.
+
+    Order: currency, per charge, sends and declines per day, key day, key month, customer day,
+    account day. `left` in the facts is what the window still admits, in minor units. What an
+    operation that is `raised` holds already is its own, and no further send is counted.
+    """
+    money = command.money
+    caps = command.policy.caps
+    for limits in (caps.per_charge, caps.daily, caps.monthly, caps.per_customer_daily):
+        if limits and money.currency not in limits:
+            return _currency_refused(money.currency, limits)
+    per_charge = caps.per_charge.get(money.currency)
+    if per_charge is not None and money.amount > per_charge:
+        return _exceeded("per charge", per_charge, per_charge, money, None)
+    windows = windows_at(snapshot.now, command.lineage_id, command.reading.customer, money.currency)
+    own: dict[WindowKey, int] = {}
+    if raised is not None:
+        own = dict.fromkeys(windows_of(raised).money(), raised.held)
+        return _check_windows(snapshot, command, windows, own)
+    return _check_counts(snapshot, command, windows) or _check_windows(
+        snapshot, command, windows, own
+    )
+
+
+def _check_counts(
+    snapshot: Snapshot, command: Command, windows: OperationWindows
+) -> Refusal | None:
+    limit = command.policy.daily_charges
+    if limit is None or snapshot.window(windows.counts).sends < limit:
+        return None
+    facts: dict[str, Fact] = {
+        "cap": limit,
+        "cap_kind": "daily_charges",
+        "window": "day",
+        "left": 0,
+        "resets_at": resets_at(windows.counts),
+    }
+    return refuse(Code.CHARGE_COUNT_EXCEEDED, facts=facts)
+
+
+def _check_windows(
+    snapshot: Snapshot, command: Command, windows: OperationWindows, own: Mapping[WindowKey, int]
+) -> Refusal | None:
+    money = command.money
+    for kind, key, limits in _limits(snapshot, command, windows):
+        limit = limits.get(money.currency)
+        if limit is None:
+            continue
+        window = snapshot.window(key)
+        left = max(limit - window.reserved - window.settled + own.get(key, 0), 0)
+        if money.amount > left:
+            return _exceeded(kind, limit, left, money, key)
+    return None
+
+
+def _limits(
+    snapshot: Snapshot, command: Command, windows: OperationWindows
+) -> Iterator[tuple[str, WindowKey, Mapping[str, int]]]:
+    caps = command.policy.caps
+    yield "per key and day", windows.key_day, caps.daily
+    yield "per key and month", windows.key_month, caps.monthly
+    if windows.customer_day is not None:
+        yield "per customer and day", windows.customer_day, caps.per_customer_daily
+    yield "account and day", windows.account_day, snapshot.settings.ceilings
+
+
+def _exceeded(kind: str, limit: int, left: int, money: Money, window: WindowKey | None) -> Refusal:
+    facts: dict[str, Fact] = {
+        "cap": limit,
+        "cap_kind": kind,
+        "window": "charge" if window is None else window.window,
+        "left": left,
+        "currency": money.currency,
+        "amount": money.amount,
+    }
+    if window is not None:
+        facts |= {"window_start": window.start, "resets_at": resets_at(window)}
+    return refuse(
+        Code.SPEND_CAP_EXCEEDED,
+        facts=facts,
+        window=kind,
+        cap=format_money(Money(limit, money.currency)),
+        left=format_money(Money(left, money.currency)),
+    )
+
+
+def _currency_refused(currency: str, limits: Mapping[str, int]) -> Refusal:
+    facts: dict[str, Fact] = {"currency": currency, "allowed": tuple(sorted(limits))}
+    return refuse(Code.CURRENCY_NOT_ALLOWED, param="currency", facts=facts)

@@ -1,0 +1,99 @@
+"""A command: a parsed, authorised request for an operation, and the rows it depends on.
+
+Floor: above surface and policy, below the deciders. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from kb_mcp.proxy.ledger.records import (
+    AuditDraft,
+    Bill,
+    KeyId,
+    LineageId,
+    NamedBy,
+    Operation,
+    OperationId,
+    Refs,
+)
+from kb_mcp.proxy.ledger.windows import windows_at, windows_of
+from kb_mcp.proxy.rules.operation_names import tally_key, tally_of
+
+if TYPE_CHECKING:
+    from kb_mcp.money import Money
+    from kb_mcp.proxy.access.policy import Policy
+    from kb_mcp.proxy.stripe.interpret import Reading
+
+
+class Command(Struct, frozen=True, kw_only=True):
+    """A parsed, authorised request for an operation; `money` is never absent here.
+
+    `fresh_id` and `fresh_approval_id` are used if this intent begins an operation or asks for an
+    approval. `lease_ms` is how long a send may take, all told. `joined` says that it waited for
+    somebody else's send before, and has its audit row of that. `continues` is the operation whose
+    object a step goes on with, as it was read before; `money` is what it comes to then.
+    """
+
+    reading: Reading
+    money: Money
+    policy: Policy
+    key_id: KeyId
+    lineage_id: LineageId
+    name: str
+    named_by: NamedBy
+    upstream_name: str
+    fingerprint: str
+    stripe_version: str | None
+    caller_key: str | None
+    fresh_id: OperationId
+    fresh_approval_id: str
+    owner: str
+    lease_ms: int
+    request: AuditDraft
+    joined: bool = False
+    continues: Operation | None = None
+
+    @property
+    def tally(self) -> str:
+        """Return the key under which declines of this bill are counted."""
+        if self.continues is not None:
+            return tally_of(self.continues)
+        return tally_key(self.reading, self.name)
+
+    def bill(self, now: int) -> Bill | None:
+        """Return the guard row of bills of the same customer, amount and currency."""
+        reading = self.reading
+        if reading.customer is None:
+            return None
+        period = reading.period
+        return Bill(
+            customer=reading.customer,
+            amount=self.money.amount,
+            currency=self.money.currency,
+            since=now - self.policy.duplicate_window_ms,
+            start=None if period is None else period.start.isoformat(),
+            end=None if period is None else period.end.isoformat(),
+        )
+
+    def refs(self, now: int) -> Refs:
+        """Return the rows that deciding on this intent depends on, at the store's `now`."""
+        reading = self.reading
+        periods: frozenset[tuple[str, str, str]] = frozenset()
+        if reading.customer is not None and reading.period is not None:
+            periods = frozenset({(reading.customer, reading.period.label, reading.reference or "")})
+        bill = self.bill(now)
+        windows = windows_at(now, self.lineage_id, reading.customer, self.money.currency).all()
+        if self.continues is not None:
+            windows = (*windows, *windows_of(self.continues).all())
+        return Refs(
+            keys=frozenset({self.key_id}),
+            lineages=frozenset({self.lineage_id}),
+            names=frozenset({self.name}),
+            periods=periods,
+            bills=frozenset() if bill is None else frozenset({bill}),
+            windows=frozenset(windows),
+            tallies=frozenset({self.tally}),
+        )

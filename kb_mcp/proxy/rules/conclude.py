@@ -1,0 +1,272 @@
+"""Concluding: what becomes of an operation once something about a send is proven.
+
+Floor: above proofs and windows, below governor and recovery. Pure. The law (ledger.md: What an
+upstream answer proves):
+
+* a yes is the truth whenever it comes, even after a void or from a send that lost its lease;
+* a decline (402) settles its upstream key for every send of it;
+* any other no counts only where no other send of the attempt is open;
+* everything else leaves the reservation where it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from msgspec.structs import replace
+
+from kb_mcp.proxy.ledger.records import (
+    HOLDING,
+    Attempt,
+    AttemptOutcome,
+    AuditDraft,
+    Changes,
+    Operation,
+    Window,
+)
+from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.windows import hold_again, release, settle
+from kb_mcp.proxy.rules.declines import count_decline, freeze
+from kb_mcp.proxy.rules.ending import Ending
+from kb_mcp.proxy.rules.follow_ups.conclude import READ_AGAIN_MS, conclude_follow_up
+from kb_mcp.proxy.stripe.evidence import (
+    CANCELED,
+    Declined,
+    Made,
+    NeverBegan,
+    Nothing,
+    Rejected,
+)
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.ledger.snapshot import Snapshot
+
+FOREIGN_KEY = "key_used_outside_ledger"
+
+
+def conclude(snapshot: Snapshot, ending: Ending) -> tuple[Operation, Changes]:
+    """Return the operation after `ending`, and the rows that it changes, audit row included."""
+    operation = snapshot.operations[ending.operation_id]
+    attempt = snapshot.attempts[ending.operation_id, ending.attempt]
+    proof = ending.proof
+    if operation.continued_by(attempt) and not (
+        isinstance(proof, Made) and proof.verdict == "done"
+    ):
+        return _told(operation, conclude_follow_up(snapshot, operation, attempt, ending), ending)
+    match proof:
+        case Made(verdict="failed"):
+            decline = Declined(proof.object_id, proof.status, proof.body, proof.stripe_status)
+            changes = _declined(snapshot, operation, attempt, decline, ending)
+        case Made():
+            changes = _made(snapshot, operation, attempt, proof)
+        case Declined():
+            changes = _declined(snapshot, operation, attempt, proof, ending)
+        case Rejected() | NeverBegan():
+            changes = _negative(snapshot, operation, attempt, proof, ending)
+        case Nothing():
+            changes = _unproven(snapshot, operation, attempt, proof, ending)
+        case _:
+            assert_never(proof)
+    return _told(operation, changes, ending)
+
+
+def _told(operation: Operation, changes: Changes, ending: Ending) -> tuple[Operation, Changes]:
+    after = changes.operations[0] if changes.operations else operation
+    return after, replace(changes, audit=(*changes.audit, _outcome_row(after, ending)))
+
+
+def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Made) -> Changes:
+    # Paying an invoice twice names one object twice; only what creates money's objects owns them.
+    step = operation.continued_by(attempt)
+    owns = operation.amount > 0 and not step
+    owner = snapshot.object_owners.get(proof.object_id)
+    if owns and owner is not None and owner != operation.id:
+        # An object that concluded one operation never concludes another.
+        return _kept_unknown(snapshot, operation, "object_of_another_operation")
+    if proof.verdict == "pending" and _known_since(operation, attempt, proof.object_id):
+        return Changes()
+    closed = replace(
+        attempt, outcome=AttemptOutcome.SUCCEEDED, open_sends=0,
+        status=proof.status, object_id=proof.object_id if owns else None,
+    )  # fmt: skip
+    final = proof.verdict == "done"
+    held = operation.state in HOLDING or not operation.final
+    known = operation.state is S.SUCCEEDED and operation.final
+    # What was authorised first may be taken in part; what is made at once is taken whole.
+    taken = operation.held if known else operation.amount
+    if not operation.final and final:
+        taken = proof.moved or proof.total or operation.amount
+    late = not held and not (known and operation.object_id == proof.object_id)
+    done = replace(
+        operation,
+        state=S.SUCCEEDED,
+        final=final or known,
+        amount=proof.total or operation.amount if step else operation.amount,
+        held=taken if final or known else operation.held or operation.amount,
+        object_id=operation.object_id if known else proof.object_id,
+        stripe_status=proof.stripe_status,
+        code=None,
+        answer_status=proof.status,
+        answer=proof.body,
+        lease_owner=None,
+        overshoot=operation.overshoot or late or taken > operation.held > 0,
+        next_read_at=None if final or known else snapshot.now + READ_AGAIN_MS,
+        updated_at=snapshot.now,
+    )
+    frozen = (freeze(snapshot, operation, "a charge turned up late"),) if late else ()
+    return Changes(
+        operations=(done,),
+        attempts=(closed,),
+        windows=_counted(snapshot, operation, taken, final=final, held=held, late=late),
+        lineages=frozen,
+    )
+
+
+def _known_since(operation: Operation, attempt: Attempt, object_id: str) -> bool:
+    """Say whether the object's end is known, or a step has gone on with it.
+
+    An answer that calls it pending lay in the line then: it is older than what is known.
+    """
+    if attempt.outcome is AttemptOutcome.DECLINED:
+        return attempt.object_id == object_id
+    settled = operation.state is S.SUCCEEDED and operation.final
+    went_on = operation.attempt != attempt.number
+    return (settled or went_on) and operation.object_id == object_id
+
+
+def _counted(
+    snapshot: Snapshot, operation: Operation, taken: int, *, final: bool, held: bool, late: bool
+) -> tuple[Window, ...]:
+    """Return the windows after a yes: a final one is spend, one that may still fail stays held."""
+    if held:
+        return settle(snapshot, operation, taken, held=True) if final else ()
+    if not late:
+        return ()
+    if not final:
+        return hold_again(snapshot, operation)
+    return settle(snapshot, operation, taken, held=False)
+
+
+def _declined(
+    snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Declined, ending: Ending
+) -> Changes:
+    closed = replace(
+        attempt, outcome=AttemptOutcome.DECLINED, open_sends=0,
+        status=proof.status, object_id=proof.object_id,
+    )  # fmt: skip
+    if attempt.outcome is AttemptOutcome.DECLINED:
+        return Changes()
+    settled = operation.state is S.SUCCEEDED and operation.final
+    if settled or operation.attempt != attempt.number:
+        return Changes(attempts=(closed,))
+    failed = replace(
+        operation,
+        state=S.FAILED,
+        final=True,
+        held=0,
+        object_id=proof.object_id,
+        stripe_status="failed",
+        code=proof.code,
+        answer_status=proof.status,
+        answer=proof.body,
+        lease_owner=None,
+        next_read_at=None,
+        updated_at=snapshot.now,
+    )
+    given_back = _given_back(snapshot, operation)
+    if proof.code == CANCELED:
+        # Nobody's card said no: a cancelled intent is over, and counts for nothing.
+        return Changes(operations=(failed,), attempts=(closed,), windows=given_back)
+    counted = count_decline(snapshot, operation, ending.daily_declines)
+    return replace(
+        counted,
+        operations=(failed,),
+        attempts=(closed,),
+        windows=(*given_back, *counted.windows),
+    )
+
+
+def _negative(
+    snapshot: Snapshot,
+    operation: Operation,
+    attempt: Attempt,
+    proof: Rejected | NeverBegan,
+    ending: Ending,
+) -> Changes:
+    open_sends = max(attempt.open_sends - 1, 0)
+    outcome = AttemptOutcome.REJECTED if isinstance(proof, Rejected) else AttemptOutcome.NOT_SENT
+    current = operation.attempt == attempt.number and operation.state in HOLDING
+    mine = operation.lease_token == ending.token
+    if not current or (not mine and snapshot.leased(operation)):
+        return Changes(attempts=(replace(attempt, open_sends=open_sends),))
+    if open_sends > 0:
+        # While an earlier send is open, a later no proves nothing.
+        waiting = _kept_unknown(snapshot, operation, operation.code)
+        return replace(waiting, attempts=(replace(attempt, open_sends=open_sends),))
+    failed = replace(
+        operation,
+        state=S.FAILED,
+        held=0,
+        code=proof.code,
+        answer_status=proof.status,
+        answer=proof.body,
+        lease_owner=None,
+        next_read_at=None,
+        updated_at=snapshot.now,
+    )
+    closed = replace(attempt, outcome=outcome, open_sends=0, status=proof.status)
+    return Changes(operations=(failed,), attempts=(closed,), windows=release(snapshot, operation))
+
+
+def _unproven(
+    snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Nothing, ending: Ending
+) -> Changes:
+    noted = replace(attempt, status=proof.status)
+    if operation.state not in HOLDING or operation.lease_token != ending.token:
+        return Changes(attempts=(noted,))
+    # While an earlier send is open, a key in use (409) is in use by that send: ours, not foreign.
+    ours = proof.status == 409 and attempt.open_sends > 1
+    foreign = (proof.foreign and not ours) or operation.code == FOREIGN_KEY
+    kept = _kept_unknown(snapshot, operation, FOREIGN_KEY if foreign else "outcome_unknown")
+    return replace(kept, attempts=(noted,))
+
+
+def _kept_unknown(snapshot: Snapshot, operation: Operation, code: str | None) -> Changes:
+    if operation.state not in HOLDING:
+        return Changes()
+    unknown = replace(
+        operation, state=S.UNKNOWN, code=code or "outcome_unknown", lease_owner=None,
+        next_read_at=snapshot.now, updated_at=snapshot.now,
+    )  # fmt: skip
+    return Changes(operations=(unknown,))
+
+
+def _given_back(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
+    if operation.state in HOLDING or not operation.final:
+        return release(snapshot, operation)
+    return ()
+
+
+def _outcome_row(operation: Operation, ending: Ending) -> AuditDraft:
+    proof = ending.proof
+    code: str | None = None
+    if isinstance(proof, Rejected) and proof.ours:
+        # As the caller is told: it was our own key that Stripe refused, not the bill.
+        code = "upstream_rejected_key"
+    elif isinstance(proof, Declined | Rejected | NeverBegan):
+        code = proof.code
+    elif isinstance(proof, Nothing):
+        code = "outcome_unknown"
+    return replace(
+        ending.request,
+        kind="outcome" if ending.request.kind != "recovery" else "recovery",
+        decision=operation.state.value,
+        code=code,
+        operation_id=operation.id,
+        attempt=ending.attempt,
+        amount=operation.amount,
+        currency=operation.currency,
+        customer_id=operation.customer,
+        stripe_status=proof.status,
+        object_id=operation.object_id,
+    )

@@ -1,0 +1,269 @@
+"""The decider: what a request for an operation may do, given what the ledger knows.
+
+Floor: above guards, caps and approvals, below the governor. Pure: (snapshot, command) ->
+Proceed | Replay | Join | Look | Refuse, each with the rows it leaves behind. `fold` runs a batch in
+arrival order, each command seeing the ones before it. The rules are those of docs/exactly-once.md:
+
+state of the operation      same fingerprint                       other fingerprint
+--------------------------  -------------------------------------  ---------------------------------
+none, reopened, or the      guards, key, approval, attempts, caps  (a new operation)
+  window of a body passed     -> Proceed under a new name
+reserved/unknown, leased    Join                                   idempotency_key_reused
+reserved/unknown, free      Proceed: same key, stored bytes, 23 h  idempotency_key_reused
+  later                     outcome_unknown: only reading resolves idempotency_key_reused
+succeeded                   Replay                                 period_already_charged where the
+                                                                     period names it, else
+                                                                     idempotency_key_reused
+failed, declined            Replay until decline_retry_after, then the checks below -> a new key
+failed, not sent            the checks below -> the same key       the checks below -> a new key
+failed, rejected            the checks below -> a new key
+voided, not yet 25 h empty  the checks below -> the same key, 23 h idempotency_key_reused
+voided and free             the checks below -> a new key
+awaiting approval           approved: the checks below             another approval
+
+A step that goes on with an operation's object has a table of its own (`steps.py`); a create that is
+repeated while one is under way joins it.
+
+The checks, on every reservation: guards -> key frozen, too many unresolved -> approval ->
+attempts -> caps. A key that is unknown, revoked or expired by the store's clock is refused first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, assert_never
+
+from msgspec.structs import replace
+
+from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
+from kb_mcp.proxy.ledger.records import (
+    HOLDING,
+    Attempt,
+    AttemptOutcome,
+    Changes,
+    KeyId,
+    NamedBy,
+    Operation,
+    VaultKey,
+)
+from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, Refuse, Replay
+from kb_mcp.proxy.rules.duplicates import suspect
+from kb_mcp.proxy.rules.follow_ups.decide import decide_follow_up
+from kb_mcp.proxy.rules.reserve import (
+    new_operation,
+    recent_decline,
+    resendable,
+    reserve,
+    send_again,
+)
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.ledger.snapshot import Snapshot
+    from kb_mcp.proxy.rules.command import Command
+
+# A body repeated under another SDK-made key within this time is a runtime's retry.
+RUNTIME_RETRY_MS = 15 * 60_000
+LAST_USED_EVERY_MS = 60_000
+
+
+def fold(snapshot: Snapshot, commands: Iterable[Command]) -> list[Decision]:
+    """Decide a batch in order; each command sees the reservations and key states before it."""
+    decisions: list[Decision] = []
+    for command in commands:
+        decision = decide(snapshot, command)
+        snapshot.apply(decision.changes)
+        decisions.append(decision)
+    return decisions
+
+
+def decide(snapshot: Snapshot, command: Command) -> Decision:
+    """Decide one command, with the audit row of the decision among the changes."""
+    return _audited(snapshot, command, _decide(snapshot, command))
+
+
+def key_refusal(snapshot: Snapshot, key_id: KeyId) -> Refusal | None:
+    """Return why the key `key_id` may do nothing at all, or None."""
+    key = snapshot.keys.get(key_id)
+    if key is None:
+        return refuse(Code.VAULT_KEY_UNKNOWN)
+    if key.revoked_at is not None:
+        return refuse(Code.VAULT_KEY_REVOKED)
+    if key.expires_at is not None and key.expires_at <= snapshot.now:
+        return refuse(Code.VAULT_KEY_EXPIRED)
+    return None
+
+
+def _decide(snapshot: Snapshot, command: Command) -> Decision:
+    dead = key_refusal(snapshot, command.key_id)
+    if dead is not None:
+        return Refuse(dead)
+    if command.continues is not None:
+        return decide_follow_up(snapshot, command, command.continues)
+    operation = snapshot.newest(command.name)
+    if operation is None or _begins_anew(snapshot, command, operation):
+        return reserve(snapshot, command, new_operation(snapshot, command, operation), None)
+    if not _may_see(command, operation):
+        return Refuse(
+            refuse(
+                Code.VAULT_KEY_NOT_AUTHORIZED, reason="this bill was made through another endpoint"
+            ),
+            operation,
+        )
+    same = operation.fingerprint == command.fingerprint
+    attempt = snapshot.attempt(operation)
+    match operation.state:
+        case S.SUCCEEDED:
+            return _settled(snapshot, command, operation, same=same)
+        case S.RESERVED | S.UNKNOWN:
+            return _unsettled(snapshot, command, operation, attempt, same=same)
+        case S.VOIDED:
+            return _voided(snapshot, command, operation, attempt, same=same)
+        case S.FAILED:
+            return _failed(snapshot, command, operation, attempt, same=same)
+        case S.AWAITING_APPROVAL:
+            return reserve(snapshot, command, operation, None)
+        case _:
+            assert_never(operation.state)
+
+
+def _settled(snapshot: Snapshot, command: Command, operation: Operation, *, same: bool) -> Decision:
+    if same and not operation.final and (operation.answer_status or 0) >= 400:
+        # It had failed, and a step may have brought it to life: what was told then is no answer.
+        facts = _named(operation)
+        leased = snapshot.leased(operation)
+        return Join(operation) if leased else Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=facts))
+    if same:
+        late = _late_body(snapshot, command, operation)
+        return Replay(operation) if late is None else Refuse(late, operation)
+    if operation.named_by is NamedBy.CONTENT:
+        return Refuse(suspect(Code.PERIOD_ALREADY_CHARGED, operation), operation)
+    return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+
+
+def _unsettled(
+    snapshot: Snapshot,
+    command: Command,
+    operation: Operation,
+    attempt: Attempt | None,
+    *,
+    same: bool,
+) -> Decision:
+    if not same:
+        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+    if snapshot.leased(operation):
+        return Join(operation)
+    if attempt is None or not resendable(snapshot, attempt):
+        return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=_named(operation)), operation)
+    leased, sent = send_again(snapshot, command, operation, attempt)
+    return Proceed(leased, sent, Changes(operations=(leased,), attempts=(sent,)))
+
+
+def _voided(
+    snapshot: Snapshot,
+    command: Command,
+    operation: Operation,
+    attempt: Attempt | None,
+    *,
+    same: bool,
+) -> Decision:
+    if not operation.live:
+        return reserve(snapshot, command, operation, None)
+    if not same:
+        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+    if attempt is None or not resendable(snapshot, attempt):
+        return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=_named(operation)), operation)
+    return reserve(snapshot, command, operation, attempt)
+
+
+def _failed(
+    snapshot: Snapshot,
+    command: Command,
+    operation: Operation,
+    attempt: Attempt | None,
+    *,
+    same: bool,
+) -> Decision:
+    declined = recent_decline(snapshot, command)
+    if declined is not None and same:
+        return declined
+    if attempt is not None and attempt.outcome is AttemptOutcome.NOT_SENT and same:
+        keep = attempt if resendable(snapshot, attempt) else None
+        return reserve(snapshot, command, operation, keep)
+    return reserve(snapshot, command, operation, None)
+
+
+def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> bool:
+    """Say whether the name's newest generation is over.
+
+    That is where it was reopened after a refund, or where the window of a body has passed or an
+    operator said that the body means another bill.
+    """
+    if operation.reopened and operation.state is S.SUCCEEDED:
+        return True
+    if operation.named_by is not NamedBy.BODY or operation.state in HOLDING:
+        return False
+    if operation.waived:
+        return True
+    if operation.state is S.VOIDED and operation.live:
+        return False
+    # Paid late in the window, after declines: a runtime may still be repeating that very call.
+    over = max(
+        operation.first_arrival_at + command.policy.duplicate_window_ms,
+        operation.reserved_at + RUNTIME_RETRY_MS,
+    )
+    return snapshot.now >= over
+
+
+def _late_body(snapshot: Snapshot, command: Command, operation: Operation) -> Refusal | None:
+    """Refuse the same body under another SDK-made key once a runtime's retry is unlikely."""
+    if operation.named_by is not NamedBy.BODY or command.caller_key is None:
+        return None
+    if command.caller_key == operation.caller_key:
+        return None
+    if snapshot.now <= operation.first_arrival_at + RUNTIME_RETRY_MS:
+        return None
+    return suspect(Code.DUPLICATE_SUSPECTED, operation)
+
+
+def _may_see(command: Command, operation: Operation) -> bool:
+    """A key must be authorised for the stored operation before it may replay or join it."""
+    reading = command.reading
+    return operation.route == reading.route.endpoint and operation.customer == reading.customer
+
+
+def _named(operation: Operation) -> dict[str, Fact]:
+    return {"operation": operation.id, "charge_id": operation.object_id}
+
+
+def _audited(snapshot: Snapshot, command: Command, decision: Decision) -> Decision:
+    if isinstance(decision, Look) or (command.joined and isinstance(decision, Join)):
+        # Looking again is no new request.
+        return decision
+    operation = decision.operation
+    row = replace(
+        command.request,
+        kind="decision",
+        decision=type(decision).__name__.lower(),
+        code=decision.refusal.code.value if isinstance(decision, Refuse) else None,
+        amount=command.money.amount,
+        currency=command.money.currency,
+        customer_id=command.reading.customer,
+        operation_id=None if operation is None else operation.id,
+        attempt=None if operation is None else operation.attempt,
+        object_id=None if operation is None else operation.object_id,
+    )
+    changes = replace(
+        decision.changes,
+        keys=(*decision.changes.keys, *_used(snapshot, command)),
+        audit=(*decision.changes.audit, row),
+    )
+    return replace(decision, changes=changes)
+
+
+def _used(snapshot: Snapshot, command: Command) -> tuple[VaultKey, ...]:
+    """Note when the key was used, at most once a minute: the row is written for that alone."""
+    key = snapshot.keys.get(command.key_id)
+    if key is None or snapshot.now < (key.last_used_at or 0) + LAST_USED_EVERY_MS:
+        return ()
+    return (replace(key, last_used_at=snapshot.now),)

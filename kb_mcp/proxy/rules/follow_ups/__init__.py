@@ -1,0 +1,1 @@
+"""Follow-ups: confirm, capture, increment, update and cancel of an object that exists."""

@@ -1,0 +1,184 @@
+"""Steps: what goes on with an operation's object: confirm, capture, raise, update, cancel.
+
+Floor: above reserve, below decide. Pure. A step belongs to the operation that made the object and
+shares its one open send; after a step of which nobody knows the outcome, the object is read before
+anything else. What a step adds is reserved before it is sent (ledger.md: PaymentIntents):
+
+the operation              the step                      what follows
+-------------------------  ----------------------------  ----------------------------------------
+leased                     the one under way             Join
+                           another                       idempotency_key_in_use
+last step open, unread     any                           Look
+last step open, read       the same                      Proceed: same key, stored bytes, 23 h
+held, not final            the last, known to be done    Replay
+                           to more than is held          the checks -> the new total is held
+                           any other                     Proceed; nothing more is held
+succeeded, final           the last, known to be done    Replay
+                           to more than was charged      period_already_charged
+                           any other                     Proceed; Stripe says what is possible
+failed, holding nothing    cancel                        Proceed; nothing is held
+                           any other                     guards, the checks -> held anew
+reserved, unknown, voided  any                           outcome_unknown
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from msgspec.structs import replace
+
+from kb_mcp.proxy.errors.refusals import Code, refuse
+from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation
+from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.windows import move, windows_of
+from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, Refuse, Replay
+from kb_mcp.proxy.rules.duplicates import suspect
+from kb_mcp.proxy.rules.reserve import check, resendable, send_again, send_next, used_up
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.ledger.snapshot import Snapshot
+    from kb_mcp.proxy.rules.command import Command
+
+# An intent in one of these waits for a confirmation, though one was answered before.
+_CONFIRMABLE = frozenset({"requires_confirmation", "requires_payment_method"})
+
+
+def decide_follow_up(snapshot: Snapshot, command: Command, read: Operation) -> Decision:
+    """Decide a step on the operation that was `read` before, by its object.
+
+    Whoever finds that the operation has moved to other rows meanwhile is told to ask again.
+    """
+    operation = snapshot.operations.get(read.id)
+    if operation is None or _moved(operation, read):
+        return _refused(Code.IDEMPOTENCY_KEY_IN_USE, read)
+    step = _last_step(snapshot, operation)
+    same = step is not None and _is(step, command)
+    if snapshot.leased(operation):
+        return Join(operation) if same else _refused(Code.IDEMPOTENCY_KEY_IN_USE, operation)
+    if step is not None and not operation.final and _unread(step):
+        return Look(operation)
+    return _go_on(snapshot, command, operation, step if same else None)
+
+
+def step_body(command: Command) -> bytes:
+    """Return the body of a step: the parsed form, rebuilt; the object carries the marks."""
+    return command.reading.form.encode()
+
+
+def _go_on(
+    snapshot: Snapshot, command: Command, operation: Operation, same: Attempt | None
+) -> Decision:
+    """Decide where nobody is at it; `same` is the last step, where it is the one asked for."""
+    maybe_sent = same is not None and same.outcome is AttemptOutcome.OPEN
+    keep = same if maybe_sent and same is not None and resendable(snapshot, same) else None
+    if same is not None and keep is None and not _again(command, operation, same):
+        return Replay(operation)
+    match operation.state:
+        case S.SUCCEEDED if (command.reading.total or 0) > operation.held:
+            return _raise(snapshot, command, operation, keep)
+        case S.SUCCEEDED:
+            return _proceed(snapshot, command, operation, operation, keep)
+        case S.FAILED | S.AWAITING_APPROVAL:
+            if command.reading.path.endswith("/cancel"):
+                return _proceed(snapshot, command, operation, operation, keep)
+            return _hold_anew(snapshot, command, operation)
+        case S.RESERVED | S.UNKNOWN | S.VOIDED:
+            return _refused(Code.OUTCOME_UNKNOWN, operation)
+        case _:
+            assert_never(operation.state)
+
+
+def _last_step(snapshot: Snapshot, operation: Operation) -> Attempt | None:
+    last = snapshot.attempt(operation)
+    return last if last is not None and operation.continued_by(last) else None
+
+
+def _moved(operation: Operation, read: Operation) -> bool:
+    return operation.object_id != read.object_id or windows_of(operation) != windows_of(read)
+
+
+def _is(step: Attempt, command: Command) -> bool:
+    return step.path == command.reading.path and step.body == step_body(command)
+
+
+def _unread(step: Attempt) -> bool:
+    return step.outcome is AttemptOutcome.OPEN and step.open_sends > 0
+
+
+def _again(command: Command, operation: Operation, step: Attempt) -> bool:
+    """Say whether a step that was answered before may be meant once more."""
+    if step.outcome is not AttemptOutcome.SUCCEEDED:
+        return True
+    if operation.final or not command.reading.path.endswith("/confirm"):
+        return False
+    return operation.stripe_status in _CONFIRMABLE
+
+
+def _raise(
+    snapshot: Snapshot, command: Command, operation: Operation, keep: Attempt | None
+) -> Decision:
+    """Hold the new total before it is asked for; on a later day, all of it counts in that day."""
+    if operation.final:
+        return Refuse(suspect(Code.PERIOD_ALREADY_CHARGED, operation), operation)
+    if operation.lineage_id != command.lineage_id:
+        reason = "the bill was made by another key, and only that one may raise it"
+        return Refuse(refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason), operation)
+    checked = check(snapshot, command, operation, raised=True)
+    if not isinstance(checked, Changes):
+        return checked
+    raised = replace(operation, held=command.money.amount, reserved_at=snapshot.now)
+    return _proceed(snapshot, command, operation, raised, keep, checked)
+
+
+def _hold_anew(snapshot: Snapshot, command: Command, operation: Operation) -> Decision:
+    """Hold the amount of an intent that had failed, since a step may bring it to life again."""
+    checked = check(snapshot, command, operation)
+    if not isinstance(checked, Changes):
+        return checked
+    held = replace(
+        operation,
+        state=S.SUCCEEDED,
+        final=False,
+        held=command.money.amount,
+        reserved_at=snapshot.now,
+        key_id=command.key_id,
+        lineage_id=command.lineage_id,
+    )
+    counts = snapshot.window(windows_of(held).counts)
+    consumed = replace(checked, operations=tuple(used_up(snapshot, command)))
+    sent = (replace(counts, sends=counts.sends + 1),)
+    return _proceed(snapshot, command, operation, held, None, replace(consumed, windows=sent))
+
+
+def _refused(code: Code, operation: Operation) -> Refuse:
+    return Refuse(refuse(code, facts={"operation": operation.id}), operation)
+
+
+def _proceed(
+    snapshot: Snapshot,
+    command: Command,
+    before: Operation,
+    after: Operation,
+    keep: Attempt | None,
+    beside: Changes | None = None,
+) -> Proceed:
+    if keep is not None:
+        leased, step = send_again(snapshot, command, after, keep)
+    else:
+        key = f"{after.upstream_name}-s{after.attempt + 1}"
+        leased, step = send_next(snapshot, command, after, key, step_body(command))
+    if not after.final:
+        # Whoever sends may die: recovery then reads the object once the lease has ended.
+        leased = replace(leased, next_read_at=leased.lease_until)
+    changes = beside or Changes()
+    windows = move(snapshot, before, leased) if leased.held != before.held else ()
+    return Proceed(
+        leased,
+        step,
+        replace(
+            changes,
+            operations=(leased, *changes.operations),
+            attempts=(step,),
+            windows=(*windows, *changes.windows),
+        ),
+    )

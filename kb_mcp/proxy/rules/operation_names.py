@@ -1,0 +1,108 @@
+"""Names: what makes two requests the same operation (design: What names an operation).
+
+Floor: above surface and the shared idempotency keys, below the deciders. Pure. Content beats an
+explicit key, an explicit key beats the canonical body; a key that an SDK made up names nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from kb_mcp.idempotency import (
+    body_name,
+    caller_name,
+    explicit_name,
+    idempotency_key,
+    is_sdk_made_key,
+    occurrence_key,
+)
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.ledger.records import LineageId, NamedBy, Operation, OperationId
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.access.policy import Policy
+    from kb_mcp.proxy.stripe.interpret import Reading
+
+
+class Name(Struct, frozen=True):
+    """What an operation is called, by which rule, and the Stripe key of its first generation."""
+
+    text: str
+    named_by: NamedBy
+    upstream_name: str
+
+
+def name_of(policy: Policy, reading: Reading) -> Name | Refusal:
+    """Name the operation that `reading` intends, by the rules of `policy.idempotency`."""
+    key = reading.explicit_key
+    if policy.idempotency == "caller":
+        if reading.sent_key is None:
+            return refuse(Code.IDEMPOTENCY_KEY_REQUIRED)
+        name = caller_name(reading.route.endpoint, reading.sent_key)
+        return Name(name, NamedBy.CALLER, name)
+    derived = _derived(reading)
+    if derived is not None:
+        return Name(derived, NamedBy.CONTENT, derived)
+    if policy.idempotency == "strict":
+        return refuse(Code.IDEMPOTENCY_KEY_REQUIRED)
+    if key is not None:
+        name = explicit_name(reading.route.endpoint, reading.customer or "", key)
+        return Name(name, NamedBy.EXPLICIT, name)
+    name = body_name(reading.form.canonical(), reading.path)
+    return Name(name, NamedBy.BODY, occurrence_key(name, 1))
+
+
+def later_name(older: Operation) -> str:
+    """Return the upstream key of the generation after `older`: the next occurrence, or K-rN."""
+    if older.named_by is NamedBy.BODY and not older.reopened:
+        return occurrence_key(older.name, older.generation + 2)
+    root = older.upstream_name.split("-", 1)[0]
+    return f"{root}-r{older.generation + 1}"
+
+
+def tally_key(reading: Reading, name: str) -> str:
+    """Return under what the declines of this bill are counted: the period, whatever the amount."""
+    if reading.customer is not None and reading.period is not None:
+        return f"{reading.customer}|{reading.period.label}|{reading.reference or ''}"
+    return f"name|{name}"
+
+
+def caller_mark(key: str | None) -> str | None:
+    """Return a short mark of the key an SDK made up, enough to tell a retry from another call."""
+    if key is None or not is_sdk_made_key(key):
+        return None
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def request_body(
+    reading: Reading, operation: OperationId, upstream_key: str, lineage: LineageId
+) -> bytes:
+    """Return the body to send: the parsed form, rebuilt, with the marks that find it again."""
+    marks = {
+        "metadata[keybrake_operation]": operation,
+        "metadata[keybrake_attempt]": upstream_key,
+        "metadata[keybrake_key]": lineage,
+    }
+    return reading.form.with_(marks).encode()
+
+
+def tally_of(operation: Operation) -> str:
+    """Return under what the declines of `operation` are counted."""
+    if operation.customer is not None and operation.period is not None:
+        return f"{operation.customer}|{operation.period}|{operation.reference or ''}"
+    return f"name|{operation.name}"
+
+
+def _derived(reading: Reading) -> str | None:
+    if reading.customer is None or reading.money is None or reading.period is None:
+        return None
+    return idempotency_key(
+        reading.customer,
+        reading.money.amount,
+        reading.period.label,
+        reading.money.currency,
+        reading.reference,
+    )

@@ -1,0 +1,235 @@
+"""Reserving: the checks that stand before every reservation, and the rows it leaves.
+
+Floor: above guards, caps and approvals, below decide. Pure. First attempts, later attempts,
+after voids and after approvals all pass through `reserve` (ledger.md: Rows and locks).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from kb_mcp.proxy.errors.refusals import Code, Fact, refuse
+from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation
+from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.windows import hold
+from kb_mcp.proxy.rules.approvals import check_approval
+from kb_mcp.proxy.rules.caps import check_caps
+from kb_mcp.proxy.rules.decisions import Decision, Proceed, Refuse, Replay
+from kb_mcp.proxy.rules.duplicates import find_conflict, permits
+from kb_mcp.proxy.rules.operation_names import later_name, request_body
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.ledger.snapshot import Snapshot
+    from kb_mcp.proxy.rules.command import Command
+
+# Stripe may forget a v1 key after 24 hours (facts: Idempotency at Stripe); we stop an hour before.
+RESEND_WITHIN_MS = 23 * 3_600_000
+
+
+def reserve(
+    snapshot: Snapshot, command: Command, operation: Operation, keep: Attempt | None
+) -> Decision:
+    """Run the checks that stand before every reservation, then reserve.
+
+    `operation` may be new; `keep` is the attempt whose key and stored bytes are used again.
+    """
+    checked = check(snapshot, command, operation)
+    if not isinstance(checked, Changes):
+        return checked
+    return _proceed(snapshot, command, operation, keep, checked)
+
+
+def check(
+    snapshot: Snapshot, command: Command, operation: Operation, *, raised: bool = False
+) -> Refuse | Replay | Changes:
+    """Run every check; return the approval that is used up where all pass.
+
+    `raised` says that `operation` holds a part of what `command` comes to, and its guards, already.
+    """
+    conflict = None if raised else find_conflict(snapshot, command)
+    if conflict is not None:
+        return Refuse(conflict[0], conflict[1])
+    known = snapshot.operations.get(operation.id)
+    if snapshot.turning:
+        return Refuse(refuse(Code.LEDGER_UNAVAILABLE), known)
+    lineage = snapshot.lineage(command.lineage_id)
+    if lineage.frozen_at is not None:
+        return Refuse(
+            refuse(Code.VAULT_KEY_FROZEN, reason=lineage.frozen_reason or "an operator must look"),
+            known,
+        )
+    if snapshot.unresolved.get(command.lineage_id, 0) >= command.policy.max_unresolved:
+        return Refuse(refuse(Code.TOO_MANY_UNRESOLVED), known)
+    approval = check_approval(snapshot, command, operation)
+    if approval.refusal is not None:
+        return Refuse(approval.refusal, known, approval.changes)
+    declined = recent_decline(snapshot, command) or _exhausted(snapshot, command, known)
+    if declined is not None:
+        return declined
+    over = check_caps(snapshot, command, operation if raised else None)
+    if over is not None:
+        return Refuse(over, known)
+    return approval.changes
+
+
+def recent_decline(snapshot: Snapshot, command: Command) -> Replay | None:
+    """Return the last decline of this bill while it is too early to try again."""
+    tally = snapshot.tally(command.tally)
+    if tally.last_operation is None:
+        return None
+    declined = snapshot.operations.get(tally.last_operation)
+    retry_at = tally.last_declined_at + command.policy.decline_retry_after_ms
+    if declined is None or declined.state is not S.FAILED or snapshot.now >= retry_at:
+        return None
+    return Replay(declined)
+
+
+def _exhausted(snapshot: Snapshot, command: Command, operation: Operation | None) -> Refuse | None:
+    declines = snapshot.tally(command.tally).declines
+    if declines < command.policy.max_attempts:
+        return None
+    facts: dict[str, Fact] = {"declines": declines}
+    if operation is not None:
+        facts["operation"] = operation.id
+    return Refuse(refuse(Code.ATTEMPTS_EXHAUSTED, facts=facts), operation)
+
+
+def new_operation(snapshot: Snapshot, command: Command, older: Operation | None) -> Operation:
+    """Return the operation that `command` would begin, as the successor of `older` if given."""
+    blank = Operation(
+        id=command.fresh_id,
+        name=command.name,
+        generation=0 if older is None else older.generation + 1,
+        named_by=command.named_by,
+        route=command.reading.route.endpoint,
+        customer=command.reading.customer,
+        amount=command.money.amount,
+        currency=command.money.currency,
+        period=None,
+        reference=None,
+        fingerprint=command.fingerprint,
+        upstream_name=command.upstream_name if older is None else later_name(older),
+        caller_key=command.caller_key,
+        state=S.RESERVED,
+        first_arrival_at=snapshot.now,
+        key_id=command.key_id,
+        lineage_id=command.lineage_id,
+        created_at=snapshot.now,
+        updated_at=snapshot.now,
+    )
+    return _described(blank, command)
+
+
+def _described(operation: Operation, command: Command) -> Operation:
+    # A failed operation may take new values: what it describes is what is sent now.
+    period = command.reading.period
+    return replace(
+        operation,
+        customer=command.reading.customer,
+        amount=command.money.amount,
+        currency=command.money.currency,
+        period=None if period is None else period.label,
+        period_start=None if period is None else period.start.isoformat(),
+        period_end=None if period is None else period.end.isoformat(),
+        reference=command.reading.reference,
+        fingerprint=command.fingerprint,
+    )
+
+
+def _proceed(
+    snapshot: Snapshot,
+    command: Command,
+    operation: Operation,
+    keep: Attempt | None,
+    consumed: Changes,
+) -> Proceed:
+    reserved = replace(
+        _described(operation, command),
+        state=S.RESERVED,
+        final=True,
+        held=command.money.amount,
+        reserved_at=snapshot.now,
+        key_id=command.key_id,
+        lineage_id=command.lineage_id,
+        code=None,
+        voided_at=None,
+        empty_listings=0,
+        next_read_at=None,
+    )
+    if keep is not None:
+        leased, attempt = send_again(snapshot, command, reserved, keep)
+    else:
+        leased, attempt = _send_new(snapshot, command, reserved)
+    changes = Changes(
+        operations=(*used_up(snapshot, command), leased),
+        attempts=(attempt,),
+        windows=hold(snapshot, leased, command.money.amount),
+        approvals=consumed.approvals,
+    )
+    return Proceed(leased, attempt, changes)
+
+
+def _send_new(
+    snapshot: Snapshot, command: Command, operation: Operation
+) -> tuple[Operation, Attempt]:
+    number = operation.attempt + 1
+    key = operation.upstream_name if number == 1 else f"{operation.upstream_name}-{number}"
+    body = request_body(command.reading, operation.id, key, command.lineage_id)
+    return send_next(snapshot, command, operation, key, body)
+
+
+def send_next(
+    snapshot: Snapshot, command: Command, operation: Operation, key: str, body: bytes
+) -> tuple[Operation, Attempt]:
+    """Send the request of `command` with `body`, under a `key` of its own."""
+    attempt = Attempt(
+        operation_id=operation.id,
+        number=operation.attempt + 1,
+        upstream_key=key,
+        path=command.reading.path,
+        stripe_version=command.stripe_version,
+        body=body,
+        first_sent_at=snapshot.now,
+        last_sent_at=snapshot.now,
+        key_id=command.key_id,
+    )
+    return _lease(snapshot, command, replace(operation, attempt=attempt.number)), attempt
+
+
+def resendable(snapshot: Snapshot, attempt: Attempt) -> bool:
+    """Say whether the key of `attempt` is still good: Stripe surely remembers it."""
+    return not snapshot.skewed and snapshot.now < attempt.first_sent_at + RESEND_WITHIN_MS
+
+
+def send_again(
+    snapshot: Snapshot, command: Command, operation: Operation, attempt: Attempt
+) -> tuple[Operation, Attempt]:
+    """Send the stored request of `attempt` once more, under its own key."""
+    again = replace(
+        attempt,
+        last_sent_at=snapshot.now,
+        sends=attempt.sends + 1,
+        open_sends=attempt.open_sends + 1,
+        outcome=AttemptOutcome.OPEN,
+    )
+    return _lease(snapshot, command, operation), again
+
+
+def _lease(snapshot: Snapshot, command: Command, operation: Operation) -> Operation:
+    return replace(
+        operation,
+        lease_owner=command.owner,
+        lease_token=operation.lease_token + 1,
+        lease_until=snapshot.now + command.lease_ms,
+        updated_at=snapshot.now,
+    )
+
+
+def used_up(snapshot: Snapshot, command: Command) -> list[Operation]:
+    """Return the operations whose permit this reservation uses, without it: it holds once."""
+    return [
+        replace(peer, reopened=False, waived=False, updated_at=snapshot.now)
+        for peer in permits(snapshot, command)
+    ]

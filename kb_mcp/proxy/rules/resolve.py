@@ -1,0 +1,214 @@
+"""Resolving: what a reading of Stripe's list says about an operation nobody could conclude.
+
+Floor: above conclude, below recovery. Pure. Reading proves a yes at once; it proves a no only after
+grace, from a complete walk, with a clock that agrees with Stripe's, and never where somebody
+outside the ledger used the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec.structs import replace
+
+from kb_mcp.proxy.ledger.records import (
+    HOLDING,
+    LISTINGS_THAT_FREE,
+    Attempt,
+    AttemptOutcome,
+    AuditDraft,
+    Changes,
+    Operation,
+    OperationId,
+)
+from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.windows import release
+from kb_mcp.proxy.rules.conclude import FOREIGN_KEY, conclude
+from kb_mcp.proxy.rules.ending import Ending
+from kb_mcp.proxy.stripe.evidence import Made
+
+HOUR_MS = 3_600_000
+LEASE_MS = 120_000
+# Listings of a voided operation, counted from the void; the last one frees its guards.
+SECOND_LISTING_MS = HOUR_MS
+LAST_LISTING_MS = 25 * HOUR_MS
+_ROW = AuditDraft(kind="recovery")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Stripe shows the object of attempt `number`."""
+
+    number: int
+    proof: Made
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A complete walk found no object of any attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The walk was not complete: nothing follows."""
+
+
+Finding = Found | Absent | Unreadable
+
+
+def take(snapshot: Snapshot, operation_id: OperationId, owner: str) -> tuple[
+    tuple[Operation, list[Attempt]] | None, Changes
+]:  # fmt: skip
+    """Lease an operation for reading, or return None where somebody is at it."""
+    operation = snapshot.operations.get(operation_id)
+    if operation is None or snapshot.leased(operation) or not _needs_reading(operation):
+        return None, Changes()
+    leased = replace(
+        operation,
+        lease_owner=owner,
+        lease_token=operation.lease_token + 1,
+        lease_until=snapshot.now + LEASE_MS,
+    )
+    return (leased, snapshot.attempts_of(operation)), Changes(operations=(leased,))
+
+
+def resolve(
+    snapshot: Snapshot, leased: Operation, finding: Finding, daily_declines: int
+) -> tuple[Operation, Changes]:
+    """Return the operation after `finding`, read under the lease in `leased`."""
+    operation = snapshot.operations[leased.id]
+    if operation.lease_token != leased.lease_token:
+        # Somebody sent again meanwhile: what was read says nothing about that send.
+        return operation, Changes()
+    # A reading says what was there when it began: its result may have waited in a suspended host.
+    read_at = leased.lease_until - LEASE_MS
+    if isinstance(finding, Found):
+        ending = Ending(
+            operation_id=operation.id,
+            attempt=finding.number,
+            token=leased.lease_token,
+            proof=finding.proof,
+            daily_declines=daily_declines,
+            request=_ROW,
+            read_at=read_at,
+        )
+        after, changes = conclude(snapshot, ending)
+        if not changes.operations:
+            freed = replace(after, lease_owner=None, next_read_at=snapshot.now + HOUR_MS)
+            return freed, replace(changes, operations=(freed,))
+        return after, changes
+    if isinstance(finding, Absent) and _proves_absence(snapshot, operation, read_at):
+        return _absent(snapshot, operation, read_at)
+    return _look_again(snapshot, operation)
+
+
+def match_attempt(
+    item: Mapping[str, Any], operation: Operation, attempts: list[Attempt]
+) -> int | None:
+    """Return the number of the attempt that made the listed object `item`, or None.
+
+    The mark alone is not enough: amount, currency and customer must be the operation's.
+    """
+    metadata = item.get("metadata")
+    mark = metadata.get("keybrake_attempt") if isinstance(metadata, dict) else None
+    # An operation whose request did not tell its amount has the mark alone.
+    same = operation.amount == 0 or (
+        item.get("amount") == operation.amount
+        and item.get("currency") == operation.currency
+        and (item.get("customer") or None) == operation.customer
+    )
+    if mark is None or not same:
+        return None
+    # A declined attempt is settled: its failed object says nothing about the attempts after it.
+    return next(
+        (
+            each.number
+            for each in attempts
+            if each.upstream_key == mark and each.outcome is not AttemptOutcome.DECLINED
+        ),
+        None,
+    )
+
+
+def _needs_reading(operation: Operation) -> bool:
+    if operation.state in HOLDING:
+        return True
+    return operation.next_read_at is not None
+
+
+def _proves_absence(snapshot: Snapshot, operation: Operation, read_at: int) -> bool:
+    if operation.state is S.VOIDED:
+        return not snapshot.skewed
+    if operation.state not in HOLDING or snapshot.skewed or operation.code == FOREIGN_KEY:
+        return False
+    last_sent = max(
+        (attempt.last_sent_at for attempt in snapshot.attempts_of(operation)), default=0
+    )
+    return read_at > last_sent + snapshot.settings.recovery_grace_ms
+
+
+def _absent(snapshot: Snapshot, operation: Operation, read_at: int) -> tuple[Operation, Changes]:
+    if operation.state is S.VOIDED:
+        return _listed_empty(snapshot, operation, read_at)
+    voided = replace(
+        operation,
+        state=S.VOIDED,
+        held=0,
+        code="voided",
+        voided_at=snapshot.now,
+        empty_listings=1,
+        next_read_at=snapshot.now + SECOND_LISTING_MS,
+        lease_owner=None,
+        updated_at=snapshot.now,
+    )
+    attempt = snapshot.attempts[operation.id, operation.attempt]
+    row = replace(
+        _ROW,
+        decision="voided",
+        operation_id=operation.id,
+        attempt=operation.attempt,
+        amount=operation.amount,
+        currency=operation.currency,
+        customer_id=operation.customer,
+    )
+    return voided, Changes(
+        operations=(voided,),
+        attempts=(replace(attempt, outcome=AttemptOutcome.VOIDED),),
+        windows=release(snapshot, operation),
+        audit=(row,),
+    )
+
+
+def _listed_empty(
+    snapshot: Snapshot, operation: Operation, read_at: int
+) -> tuple[Operation, Changes]:
+    voided_at = operation.voided_at or snapshot.now
+    count = operation.empty_listings
+    due = voided_at + (SECOND_LISTING_MS if count == 1 else LAST_LISTING_MS)
+    if read_at < due:
+        return _look_again(snapshot, operation)
+    over = count + 1 >= LISTINGS_THAT_FREE
+    listed = replace(
+        operation,
+        empty_listings=count + 1,
+        next_read_at=None if over else voided_at + LAST_LISTING_MS,
+        lease_owner=None,
+        updated_at=snapshot.now,
+    )
+    return listed, Changes(operations=(listed,))
+
+
+def _look_again(snapshot: Snapshot, operation: Operation) -> tuple[Operation, Changes]:
+    state = S.UNKNOWN if operation.state in HOLDING else operation.state
+    waiting = replace(
+        operation,
+        state=state,
+        code=operation.code or ("outcome_unknown" if state is S.UNKNOWN else None),
+        lease_owner=None,
+        next_read_at=max(operation.next_read_at or 0, snapshot.now),
+        updated_at=snapshot.now,
+    )
+    return waiting, Changes(operations=(waiting,))

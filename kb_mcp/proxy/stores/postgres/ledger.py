@@ -1,0 +1,384 @@
+"""The ledger in PostgreSQL: many hosts, row locks in one order, group commit, fenced.
+
+Floor: a store; built in wiring alone. Waiting steps are taken together into one transaction: locks
+and loads in one round trip, the steps in arrival order, every changed row and the commit in a
+second one. A transaction is a closure that may run again: after a serialization failure, after a
+commit that turns out not to have happened, or when a step changed a row that was not locked.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import errors
+
+from kb_mcp.proxy.audit.heads import Heads
+from kb_mcp.proxy.audit.journal import Journal
+from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.port import CommitUnknownError, LedgerUnavailableError, Step
+from kb_mcp.proxy.ledger.records import (
+    KeyId,
+    Lineage,
+    LineageId,
+    OperationId,
+    Refs,
+    StoreSettings,
+    VaultKey,
+)
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
+from kb_mcp.proxy.stores.postgres.connection import (
+    Connection,
+    StoreTime,
+    Watchdog,
+    is_certain,
+    told,
+)
+from kb_mcp.proxy.stores.postgres.fence import FencedLine, LostCommitsError, Pending
+from kb_mcp.proxy.stores.postgres.keys import KeyReader
+from kb_mcp.proxy.stores.postgres.load import SINCE_MARGIN_MS, PostgresLoader, merged
+from kb_mcp.proxy.stores.postgres.locks import Lock, locks_changed, locks_named
+from kb_mcp.proxy.stores.postgres.save import save
+from kb_mcp.proxy.stores.queries import load_queries
+from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
+
+T = TypeVar("T")
+
+TURNS_MAX = 12
+PAUSE_MAX_MS = 40
+GIVE_UP_MS = 8_000  # no further turn begins later than this
+HIGH_WATER_STEP_MS = 1_000
+KNOWN_MAX = 50_000
+_AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, errors.ReadOnlySqlTransaction)
+# One step's row is not what the schema takes: the others must not suffer for it.
+_ONE_BY_ONE = (psycopg.IntegrityError, psycopg.DataError, SealBrokenError)
+Item = Queued[tuple[Callable[[int], Refs], Step[Any]], Any]
+
+
+class _AgainError(Exception):
+    """The transaction did not commit, and running its closure again is right."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One run of a batch: the locks it holds, and the refs they were taken for at `now`."""
+
+    now: int
+    locks: set[Lock]
+    refs: list[Refs | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How the ledger reaches its store; `jitter(n)` is chance below n."""
+
+    line: FencedLine
+    keys: KeyReader
+    watchdog: Watchdog
+    time: StoreTime
+    jitter: Callable[[int], int]
+    boottime_ms: Callable[[], int]
+
+
+class PostgresLedger:
+    """The ledger in one PostgreSQL database. `Ledger` says what its methods promise."""
+
+    def __init__(
+        self,
+        reach: Reach,
+        *,
+        settings: StoreSettings,
+        clock: StoreClock,
+        sealer: Sealer,
+        journal: Journal,
+        heads: Heads,
+        owner: str,
+    ) -> None:
+        """Serve the migrated and bound store; `owner` names this process in leases."""
+        self._reach = reach
+        self._line = reach.line
+        self._settings = settings
+        self._clock = clock
+        self._sealer = sealer
+        self._journal = journal
+        self._heads = heads
+        self._queries = load_queries("postgres")
+        self._loader = PostgresLoader(self._queries, sealer.unseal, owner, journal.node)
+        self._known: OrderedDict[OperationId, tuple[str, LineageId]] = OrderedDict()
+        self._high_water = 0  # what this process has seen
+        self._marked = 0  # what the store holds, as this transaction read it
+        self._stopped = Event()
+        self._batches = GroupCommit("ledger-writer", self._flush, self._rest)
+
+    @property
+    def settings(self) -> StoreSettings:
+        """What the store is bound to and what all its processes agree on."""
+        return self._settings
+
+    @property
+    def waiting(self) -> int:
+        """How many steps wait for the writer."""
+        return self._batches.waiting
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many transactions took together how many steps; the place is that number."""
+        return self._batches.sizes
+
+    async def transact(self, refs: Callable[[int], Refs], step: Step[T]) -> T:
+        """Run `step` in the next transaction; return its result once it is durable.
+
+        Raises: LedgerUnavailableError when nothing of it happened, CommitUnknownError when that
+        cannot be told.
+        """
+        result: T = await self._batches.ask((refs, step))
+        return result
+
+    async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
+        """Return the key and its lineage as committed right now, or None."""
+        return await self._reach.keys.find(key_id)
+
+    async def close(self) -> None:
+        """Run what still waits, export the heads, and end the threads."""
+        if self._stopped.is_set():
+            return
+        await self._batches.close()
+        self._stopped.set()
+        self._export(force=True)
+        self._line.drop()
+        await self._reach.keys.close()
+        self._reach.watchdog.close()
+
+    def _rest(self) -> None:
+        self._export(force=True)
+
+    def _export(self, *, force: bool) -> None:
+        """Export the last head that is known to be committed."""
+        pending = self._line.pending
+        self._heads.export(self._journal.head if pending is None else pending.before, force=force)
+
+    def _flush(self, batch: list[Item]) -> None:
+        extra: set[Lock] = set()
+        give_up_at = self._reach.boottime_ms() + GIVE_UP_MS
+        for turn in range(TURNS_MAX):
+            if self._reach.boottime_ms() > give_up_at:
+                break
+            if turn > 1:
+                self._stopped.wait((1 + self._reach.jitter(PAUSE_MAX_MS)) / 1000)
+            missing = self._attempt(batch, extra, turn)
+            if missing is None:
+                return
+            extra |= missing
+        _fail(batch, LedgerUnavailableError("the store did not answer in time"))
+
+    def _attempt(self, batch: list[Item], extra: set[Lock], turn: int) -> set[Lock] | None:
+        """Run the batch; return None once its items have their outcomes.
+
+        Else nothing happened, and it is to run again, with these locks too.
+        """
+        try:
+            missing = self._run(batch, extra)
+        except _AgainError:
+            return set()
+        except LedgerUnavailableError as error:
+            if isinstance(error, LostCommitsError):
+                # So that the next process on this host knows what must be there.
+                self._export(force=True)
+            _fail(batch, error)
+            return None
+        except _ONE_BY_ONE as error:
+            if len(batch) > 1:
+                for item in batch:
+                    self._flush([item])
+                return None
+            if isinstance(error, errors.UniqueViolation) and turn == 0:
+                # Another process may have written the same row; now the step will see it.
+                return set()
+            _fail(batch, _outcome(error))
+            return None
+        if missing:
+            return missing
+        self._export(force=False)
+        return None
+
+    def _run(self, batch: list[Item], extra: set[Lock]) -> set[Lock]:
+        """Run the batch once; return the locks it lacked, in which case nothing happened.
+
+        Raises: _AgainError, LedgerUnavailableError, and what makes a batch go one by one.
+        """
+        connection = self._line.open()
+        try:
+            with self._reach.watchdog.over(connection):
+                snapshot, missing = self._decide(connection, batch, extra)
+                if missing or not (snapshot.dirty.audit or _changed(snapshot)):
+                    connection.execute("ROLLBACK")
+                    return missing
+        except psycopg.Error as error:
+            # The commit was not sent: nothing happened.
+            self._undo(connection, error)
+            raise _retried(error, connection) from error
+        except BaseException:
+            self._undo(connection)
+            raise
+        self._commit(connection, snapshot)
+        return missing
+
+    def _decide(
+        self, connection: Connection, batch: list[Item], extra: set[Lock]
+    ) -> tuple[Snapshot, set[Lock]]:
+        """Lock, load, and run every step; return the locks that turned out to be missing."""
+        turn = self._prepare(batch, extra)
+        refs = [each for each in turn.refs if each is not None]
+        loaded = self._loader.lock_and_load(connection, sorted(turn.locks), refs)
+        self._reach.time.set(loaded.now_ms)
+        high_water = max(loaded.high_water_ms, self._high_water)
+        snapshot = Snapshot(
+            now=self._clock.now(high_water),
+            settings=self._settings,
+            skewed=self._clock.skewed,
+            turning=self._clock.turning(high_water),
+        )
+        if abs(snapshot.now - turn.now) > SINCE_MARGIN_MS:
+            # The store's clock was set: the refs of the time that we took it for may lack rows.
+            self._high_water = high_water
+            raise _AgainError
+        self._loader.fill(connection, snapshot, loaded, merged(refs))
+        before = dict(snapshot.operations)
+        for item, its in zip(batch, turn.refs, strict=True):
+            if its is not None:
+                _run_step(snapshot, item)
+        # A day may have begun between the estimate and the locks: then other rows were needed.
+        needed = locks_named(_refs_at(batch, turn, snapshot.now), self._known.get)
+        needed |= locks_changed(snapshot, before)
+        self._remember(snapshot)
+        self._marked = loaded.high_water_ms
+        return snapshot, needed - turn.locks
+
+    def _prepare(self, batch: list[Item], extra: set[Lock]) -> _Turn:
+        now = self._clock.now(self._high_water)
+        refs: list[Refs | None] = []
+        for item in batch:
+            item.result = item.error = None
+            try:
+                refs.append(item.what[0](now))
+            except Exception as error:  # noqa: BLE001 a broken step fails alone
+                item.error = error
+                refs.append(None)
+        named = locks_named([each for each in refs if each is not None], self._known.get)
+        return _Turn(now, named | extra, refs)
+
+    def _commit(self, connection: Connection, snapshot: Snapshot) -> None:
+        head, token = self._journal.head, self._line.token + 1
+        self._line.warnings.clear()
+        try:
+            with self._reach.watchdog.over(connection):
+                self._send(connection, snapshot, token)
+        except psycopg.Error as error:
+            if is_certain(error, connection):
+                self._journal.rewind(head)
+                self._undo(connection, error)
+                raise _retried(error, connection) from error
+            self._find_out(Pending(token, head), error)
+        except BaseException:
+            # Something of ours broke on the way: the next connection finds out how it ended.
+            self._line.pending = Pending(token, head)
+            self._line.drop()
+            raise
+        if self._line.warnings:
+            warning = self._line.warnings[0]
+            # Committed here, perhaps not on the replica: a failover may still lose it.
+            self._line.pending = Pending(token, head)
+            self._line.drop()
+            raise CommitUnknownError(f"the store committed with a warning: {warning}")
+        self._line.token = token
+        self._high_water = snapshot.now
+
+    def _send(self, connection: Connection, snapshot: Snapshot, token: int) -> None:
+        rows = [self._journal.values(draft, snapshot.now) for draft in snapshot.dirty.audit]
+        raised = snapshot.now >= self._marked + HIGH_WATER_STEP_MS and not snapshot.skewed
+        with connection.pipeline():
+            save(connection, snapshot, self._sealer.seal, rows)
+            if raised:
+                connection.execute(self._queries["raise_high_water"], (str(snapshot.now),))
+            connection.execute(self._queries["set_token"], (token, self._journal.node))
+            done = connection.execute("COMMIT")
+        if done.statusmessage != "COMMIT":
+            raise errors.SerializationFailure(f"the store answered {done.statusmessage} to COMMIT")
+
+    def _find_out(self, pending: Pending, error: psycopg.Error) -> None:
+        """Ask on a new connection whether `pending` committed; return if it did.
+
+        Raises: _AgainError if it did not, CommitUnknownError if that cannot be told.
+        """
+        self._line.pending = pending
+        self._line.drop()
+        try:
+            self._line.settle()
+        except LedgerUnavailableError as unreachable:
+            message = f"the store broke while committing ({told(error)}); {unreachable}"
+            raise CommitUnknownError(message) from error
+        if self._line.token != pending.token:
+            raise _AgainError
+
+    def _undo(self, connection: Connection, error: Exception | None = None) -> None:
+        try:
+            with self._reach.watchdog.over(connection):
+                connection.execute("ROLLBACK")
+        except psycopg.Error:
+            self._line.drop()
+        if isinstance(error, errors.ReadOnlySqlTransaction):
+            # This server was demoted: another one is the primary now.
+            self._line.drop()
+
+    def _remember(self, snapshot: Snapshot) -> None:
+        for operation in snapshot.operations.values():
+            self._known[operation.id] = (operation.name, operation.lineage_id)
+            self._known.move_to_end(operation.id)
+        while len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
+
+
+def _run_step(snapshot: Snapshot, item: Item) -> None:
+    try:
+        item.result, changes = item.what[1](snapshot)
+    except Exception as error:  # noqa: BLE001 a broken step fails alone; the batch goes on
+        item.error = error
+        return
+    snapshot.apply(changes)
+
+
+def _refs_at(batch: list[Item], turn: _Turn, now: int) -> list[Refs]:
+    pairs = zip(batch, turn.refs, strict=True)
+    return [item.what[0](now) for item, refs in pairs if refs is not None]
+
+
+def _changed(snapshot: Snapshot) -> bool:
+    dirty = snapshot.dirty
+    return bool(
+        dirty.operations or dirty.attempts or dirty.windows or dirty.tallies
+        or dirty.keys or dirty.lineages or dirty.approvals
+    )  # fmt: skip
+
+
+def _retried(error: psycopg.Error, connection: Connection) -> Exception:
+    """Return what to do about `error`, after which nothing was committed, as an exception."""
+    if isinstance(error, _ONE_BY_ONE):
+        return error
+    if isinstance(error, _AGAIN) or not is_certain(error, connection):
+        # A connection may have died while it was idle: the next one says whether we can serve.
+        return _AgainError()
+    return LedgerUnavailableError(told(error))
+
+
+def _outcome(error: Exception) -> Exception:
+    return LedgerUnavailableError(told(error)) if isinstance(error, psycopg.Error) else error
+
+
+def _fail(batch: list[Item], error: Exception) -> None:
+    for item in batch:
+        item.result, item.error = None, error

@@ -1,0 +1,103 @@
+"""Which guard rows a step must hold, by what it names and by what it changed.
+
+Floor: inside the stores, above the records. Pure. The order of `Guard` is the global lock order
+(ledger.md: Rows and locks). A lineage's guard stands for its keys, windows, counts and approvals.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import IntEnum
+
+from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId, Refs, WindowKey
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+
+Lock = tuple[int, str]
+# What never changes about an operation: its name and its lineage at the last look.
+Known = Callable[[OperationId], tuple[str, LineageId] | None]
+
+
+class Guard(IntEnum):
+    """Kinds of guard rows, in the order in which they are locked."""
+
+    ACCOUNT_DAY = 0
+    LINEAGE = 1
+    CUSTOMER_DAY = 2
+    PERIOD = 3
+    BILL = 4
+    OPERATION = 5
+    NODES = 6
+    BINDING = 7
+
+
+def lock(kind: Guard, *parts: object) -> Lock:
+    """Return the guard row of `kind` that stands for `parts`."""
+    text = "\x00".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    return int(kind), hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def locks_named(refs: Iterable[Refs], known: Known) -> set[Lock]:
+    """Return the locks that steps with `refs` are known to need before they run."""
+    wanted: set[Lock] = set()
+    for each in refs:
+        wanted.update(map(_window, each.windows))
+        wanted.update(lock(Guard.LINEAGE, lineage) for lineage in each.lineages)
+        wanted.update(lock(Guard.PERIOD, "|".join(period)) for period in each.periods)
+        wanted.update(
+            lock(Guard.BILL, bill.customer, bill.amount, bill.currency) for bill in each.bills
+        )
+        wanted.update(map(_tally, each.tallies))
+        wanted.update(lock(Guard.OPERATION, name) for name in each.names)
+        for operation_id in each.operations:
+            found = known(operation_id)
+            if found is not None:
+                wanted |= {lock(Guard.OPERATION, found[0]), lock(Guard.LINEAGE, found[1])}
+    return wanted
+
+
+def locks_changed(snapshot: Snapshot, before: Mapping[OperationId, Operation]) -> set[Lock]:
+    """Return the locks that must have been held to change what the steps changed.
+
+    `before` holds the operations as they were loaded. Whoever lacks one of these begins anew.
+    """
+    dirty = snapshot.dirty
+    wanted = set(map(_window, dirty.windows)) | set(map(_tally, dirty.tallies))
+    lineages = set(dirty.lineages)
+    lineages |= {snapshot.keys[key_id].lineage_id for key_id in dirty.keys}
+    lineages |= {snapshot.approvals[approval].lineage_id for approval in dirty.approvals}
+    touched = dirty.operations.keys() | {operation_id for operation_id, _ in dirty.attempts}
+    for operation_id in touched:
+        operation = snapshot.operations[operation_id]
+        lineages.add(operation.lineage_id)
+        wanted.add(lock(Guard.OPERATION, operation.name))
+        earlier = before.get(operation_id)
+        if operation.live and (earlier is None or not earlier.live):
+            wanted.update(_occupied(operation))
+    return wanted | {lock(Guard.LINEAGE, lineage) for lineage in lineages}
+
+
+def _occupied(operation: Operation) -> Iterator[Lock]:
+    """Yield the guards that a live operation occupies."""
+    if operation.customer is None:
+        return
+    yield lock(Guard.BILL, operation.customer, operation.amount, operation.currency)
+    if operation.period is not None:
+        period = (operation.customer, operation.period, operation.reference or "")
+        yield lock(Guard.PERIOD, "|".join(period))
+
+
+def _window(key: WindowKey) -> Lock:
+    match key.scope:
+        case "account":
+            return lock(Guard.ACCOUNT_DAY, key.start, key.currency)
+        case "customer":
+            return lock(Guard.CUSTOMER_DAY, key.scope_id, key.start, key.currency)
+        case _:
+            return lock(Guard.LINEAGE, key.scope_id)
+
+
+def _tally(key: str) -> Lock:
+    # A tally counts for a period, or else for one name (naming.tally_key).
+    name = key.removeprefix("name|")
+    return lock(Guard.PERIOD, key) if name == key else lock(Guard.OPERATION, name)

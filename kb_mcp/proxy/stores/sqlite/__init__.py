@@ -1,0 +1,1 @@
+"""The ledger in one SQLite file, which several processes of one host may share."""

@@ -1,0 +1,282 @@
+"""The ledger in SQLite: WAL, synchronous FULL, one writer thread, group commit.
+
+Floor: a store; built in wiring alone. Waiting steps are taken together into one transaction
+(BEGIN IMMEDIATE, so that no decision rests on a row that another process may still change), run
+in arrival order, and answered once the commit is on the disk. Several processes may share the
+file; each has its own audit chain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kb_mcp.proxy.audit.heads import Heads
+from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS, Journal
+from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
+from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, StoreSettings, VaultKey
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
+from kb_mcp.proxy.stores.queries import load_queries
+from kb_mcp.proxy.stores.rows import key_with_lineage
+from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
+from kb_mcp.proxy.stores.sqlite.load import Loader
+from kb_mcp.proxy.stores.sqlite.save import save
+from kb_mcp.proxy.stores.sqlite.schema import register_node
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT_MS = 10_000
+HIGH_WATER_STEP_MS = 1_000
+# A charge writes some twenty pages, many of them again for the next one: the fewer checkpoints, the
+# fewer copies of each. The index of the WAL holds as many in its first block.
+CHECKPOINT_PAGES = 4_000
+CACHE_KIB = 8_000  # of the writer: the upper pages of every index, and the newest of the lower
+_STATEMENT_CACHE = 256
+KEYS_KEPT = 1_024
+_AUDIT_INSERT = (
+    f"INSERT INTO audit ({', '.join(AUDIT_COLUMNS)}) "  # noqa: S608 column names are ours
+    f"VALUES ({', '.join('?' for _ in AUDIT_COLUMNS)})"
+)
+
+
+Item = Queued[tuple[Callable[[int], Refs], Step[Any]], Any]
+
+
+class SqliteLedger:
+    """The ledger in one SQLite file. `Ledger` says what its methods promise."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        settings: StoreSettings,
+        clock: StoreClock,
+        sealer: Sealer,
+        journal: Journal,
+        heads: Heads,
+        owner: str,
+    ) -> None:
+        """Serve the migrated and bound store at `path`; `owner` names this process in leases."""
+        self._path = path
+        self._settings = settings
+        self._clock = clock
+        self._sealer = sealer
+        self._journal = journal
+        self._heads = heads
+        self._owner = owner
+        self._queries = load_queries("sqlite")
+        self._high_water = 0  # what this process has seen
+        self._marked = 0  # what the store holds, as this transaction read it
+        self._doubted = False  # a commit ended in an error, and the store is not read again yet
+        self._keys: dict[KeyId, tuple[tuple[Any, ...], tuple[VaultKey, Lineage]]] = {}
+        self._reader = connect(path)
+        self._writer = connect(path)
+        self._writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._loader = Loader(self._writer, self._queries, sealer.unseal, owner)
+        self._closed = False
+        self._batches = self._begin()
+
+    @property
+    def settings(self) -> StoreSettings:
+        """What the store is bound to and what all its processes agree on."""
+        return self._settings
+
+    @property
+    def waiting(self) -> int:
+        """How many steps wait for the writer."""
+        return self._batches.waiting
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many transactions took together how many steps; the place is that number."""
+        return self._batches.sizes
+
+    async def transact(self, refs: Callable[[int], Refs], step: Step[T]) -> T:
+        """Run `step` in the next transaction; return its result once it is durable.
+
+        Raises: LedgerUnavailableError when the store cannot serve: nothing of it happened.
+        """
+        result: T = await self._batches.ask((refs, step))
+        return result
+
+    async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
+        """Return the key and its lineage as committed right now, or None."""
+        try:
+            row = self._reader.execute(self._queries["key_with_lineage"], (key_id,)).fetchone()
+        except sqlite3.Error as error:
+            raise LedgerUnavailableError(str(error)) from error
+        return None if row is None else self._known(row)
+
+    async def close(self) -> None:
+        """Run what still waits, export the heads, and end the writer."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._batches.close()
+        self._heads.export(self._journal.head, force=True)
+        self._writer.close()
+        self._reader.close()
+
+    def _begin(self) -> GroupCommit[Any, Any]:
+        """Start the writer: it takes together whatever waits, and exports the heads at rest."""
+        return GroupCommit("ledger-writer", self._flush, self._rest)
+
+    def _rest(self) -> None:
+        if not self._doubted:
+            self._heads.export(self._journal.head, force=True)
+
+    def _known(self, row: sqlite3.Row) -> tuple[VaultKey, Lineage]:
+        # Each request reads its key twice, and nearly always the very same columns.
+        columns = tuple(row)
+        seen = self._keys.get(row["id"])
+        if seen is None or seen[0] != columns:
+            if len(self._keys) >= KEYS_KEPT:
+                self._keys.clear()
+            seen = self._keys[row["id"]] = (columns, key_with_lineage(row))
+        return seen[1]
+
+    def _flush(self, batch: list[Item]) -> None:
+        """Run a batch in one transaction; every item ends with its result or its error."""
+        head = self._journal.head
+        try:
+            head = self._settle_doubt(head)
+            self._writer.execute("BEGIN IMMEDIATE")
+            snapshot = self._standing(self._loader)
+            self._loader.load(snapshot, _asked(batch, snapshot.now))
+            for item in batch:
+                _run_step(snapshot, item)
+            self._save(self._writer, snapshot)
+            self._writer.execute("COMMIT")
+        except BaseException as error:
+            written = self._journal.head
+            self._journal.rewind(head)
+            _roll_back(self._writer)
+            if not isinstance(error, (sqlite3.Error, SealBrokenError)):
+                raise
+            if isinstance(error, (sqlite3.IntegrityError, SealBrokenError)) and len(batch) > 1:
+                # A constraint or a broken row stopped one step; the others must not suffer for it.
+                for item in batch:
+                    self._flush([item])
+                return
+            # SQLite may say no and have it on the disk all the same: the audit's head tells.
+            self._doubted = written != head
+            sealed = isinstance(error, SealBrokenError)
+            for item in batch:
+                item.error = error if sealed else LedgerUnavailableError(str(error))
+            return
+        if not snapshot.skewed:
+            # A wild clock must not freeze the time of this process once it is right again.
+            self._high_water = snapshot.now
+        self._heads.export(self._journal.head)
+
+    def _settle_doubt(self, head: tuple[int, str]) -> tuple[int, str]:
+        """Return where this process's chain really ends, after a commit that ended in an error.
+
+        Whoever waited was told that it did not happen. If it did, nothing was sent on it, and the
+        operation is found reserved: sent again under its key, or resolved by reading.
+        """
+        if self._doubted:
+            rows = self._loader.rows("head_of_node", self._journal.node)
+            if rows:
+                head = (rows[0]["seq"], rows[0]["hash"])
+                self._journal.rewind(head)
+            self._doubted = False
+        return head
+
+    def _standing(self, loader: Loader) -> Snapshot:
+        rows = loader.rows("fact", "high_water_ms")
+        self._marked = int(rows[0]["value"]) if rows else 0
+        high_water = max(self._marked, self._high_water)
+        return Snapshot(
+            now=self._clock.now(high_water),
+            settings=self._settings,
+            skewed=self._clock.skewed,
+            turning=self._clock.turning(high_water),
+        )
+
+    def _save(self, connection: sqlite3.Connection, snapshot: Snapshot) -> None:
+        save(connection, snapshot, self._sealer.seal)
+        self._save_audit(connection, snapshot)
+        if snapshot.now >= self._marked + HIGH_WATER_STEP_MS and not snapshot.skewed:
+            connection.execute(self._queries["set_fact"], ("high_water_ms", str(snapshot.now)))
+
+    def _save_audit(self, connection: sqlite3.Connection, snapshot: Snapshot) -> None:
+        drafts, journal = snapshot.dirty.audit, self._journal
+        if drafts and journal.head[0] == 0:
+            # Whoever only reads leaves no node behind.
+            register_node(connection, journal.node, journal.chain_key, snapshot.now)
+        rows = (journal.values(draft, snapshot.now) for draft in drafts)
+        connection.executemany(_AUDIT_INSERT, rows)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the store at `path` with the settings every connection needs.
+
+    Raises: LedgerUnavailableError when the file cannot be opened.
+    """
+    try:
+        _create(path)
+        connection = sqlite3.connect(
+            path,
+            timeout=BUSY_TIMEOUT_MS // 1000,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=_STATEMENT_CACHE,
+        )
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    except (OSError, sqlite3.Error) as error:
+        raise LedgerUnavailableError(f"cannot open the ledger {path}: {error}") from error
+    return connection
+
+
+def _create(path: Path) -> None:
+    """Create the file for its owner alone; never open one that is there.
+
+    Closing any descriptor of a file drops every lock that this process holds on it, SQLite's own
+    too: another process would take itself for the last user and delete the WAL.
+    Source: sqlite.org/howtocorrupt.html, section 2.2.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _asked(batch: list[Item], now: int) -> list[Refs]:
+    """Return the rows that the steps of a batch depend on; a step that cannot say fails alone."""
+    asked: list[Refs] = []
+    for item in batch:
+        item.error = None  # of an earlier run of the same batch
+        try:
+            asked.append(item.what[0](now))
+        except Exception as error:  # noqa: BLE001 as for a broken step
+            item.error = error
+    return asked
+
+
+def _run_step(snapshot: Snapshot, item: Item) -> None:
+    if item.error is not None:
+        return
+    try:
+        item.result, changes = item.what[1](snapshot)
+    except Exception as error:  # noqa: BLE001 a broken step fails alone; the batch goes on
+        item.error = error
+        return
+    snapshot.apply(changes)
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    try:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    except sqlite3.Error:
+        # The connection is broken; SQLite rolls back by itself when it is used or closed next.
+        return

@@ -1,0 +1,295 @@
+"""Stripe over HTTP: one send, one answer, and the difference between "never" and "maybe sent".
+
+Floor: wing B; clients are built in wiring alone. Holds the only Stripe key. Nothing of the
+environment changes where the key goes: no proxies, no .netrc, no redirects, no cookies. Why
+pyreqwest, and what it proves when it fails: benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import timedelta
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from pyreqwest.client import Client, ClientBuilder
+from pyreqwest.exceptions import PoolTimeoutError, RequestError
+from pyreqwest.request import StreamRequest
+from pyreqwest.response import Response
+from typing_extensions import override
+
+from kb_mcp.proxy.stripe.sends import (
+    Answered,
+    Lost,
+    NotSent,
+    Upstream,
+    UpstreamAnswer,
+    UpstreamRequest,
+)
+from kb_mcp.settings import STRIPE_API_BASE
+
+CONNECT_TIMEOUT_MS: Final = 5_000
+POOL_TIMEOUT_MS: Final = 5_000
+POOL_IDLE_MS: Final = 30_000
+CONNECTIONS_MAX: Final = 256
+ANSWER_MAX_BYTES: Final = 4 * 1024 * 1024
+FORM_TYPE: Final = "application/x-www-form-urlencoded"
+
+PASSED_ON: Final = (
+    "request-id idempotent-replayed original-request stripe-should-retry stripe-version "
+    "retry-after date content-type"
+).split()
+"""What of Stripe's headers is of use behind the wall; everything else stays outside."""
+
+AsgiApp = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]  # ASGI's own types
+
+_log = logging.getLogger(__name__)
+
+# hyper-util's name for a failure to get a connection: name, route, TCP or TLS. It is the one
+# proof there is: pyreqwest also raises ConnectError for a connection that was reset, and
+# ConnectTimeoutError for an answer that did not come, both with the request long gone.
+# Were the words to change, these failures would count as lost: the safe side.
+_NO_CONNECTION: Final = "client error (Connect)"
+# What a URL parser would rewrite, or cut off as a fragment, is no path of ours.
+_PATH: Final = re.compile(r"/[\w\-.~:/?\[\]@!$&'()*+,;=%]*", re.ASCII)
+_BASE_URL: Final = re.compile(r"https?://(?:[\w.-]+|\[[\da-fA-F:.]+\])(?::\d{1,5})?/?", re.ASCII)
+_TEST_KEY: Final = re.compile(r"(?:rk|sk)_test_\w+", re.ASCII)
+_TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
+
+
+class EgressError(ValueError):
+    """The Stripe key would go where it must not. The message says why, and never names the key."""
+
+
+class StripeUpstream(Upstream):
+    """Stripe, or a stand-in, at one address over HTTP/1.1.
+
+    The client sends a request again on its own in one case: its idle connection was closed before
+    the first byte was written. So nothing arrives twice.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_key: str,
+        timeout_ms: int,
+        boottime_ms: Callable[[], int],
+        allow_http: bool = False,
+    ) -> None:
+        """Send to `base_url` with `api_key`; `timeout_ms` bounds a send from hand-off to answer.
+
+        Raises: EgressError.
+        """
+        check_egress(base_url, api_key, allow_http=allow_http)
+        self._base_url = base_url.rstrip("/")
+        self._api_key = api_key
+        self._boottime_ms = boottime_ms
+        self._client = open_client(timeout_ms)
+
+    @override
+    async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
+        """Send once, unless `deadline_ms` has passed."""
+        built = self._build(request)
+        if built is None:
+            return NotSent("request_invalid")
+        # A process that was stopped and goes on hours later must not send what it once meant to.
+        if self._boottime_ms() > deadline_ms:
+            return NotSent("deadline_passed")
+        try:
+            async with built as response:
+                return await _read(response)
+        except Exception as error:  # noqa: BLE001 - handed over: whatever broke, it may be sent
+            return _judge(error)
+
+    @override
+    async def aclose(self) -> None:
+        """Close the connections; what is still under way is lost."""
+        await self._client.close()
+
+    def _build(self, request: UpstreamRequest) -> StreamRequest | None:
+        if not _PATH.fullmatch(request.path):
+            return None
+        try:
+            builder = self._client.request(request.method, self._base_url + request.path)
+            for name, value in _headers_of(request, self._api_key).items():
+                builder = builder.header(name, value, is_sensitive=name == "authorization")
+            if request.body is not None:
+                builder = builder.body_bytes(request.body)
+            return builder.build_streamed()
+        except ValueError:  # a method or a header that HTTP cannot carry
+            return None
+
+
+class InProcessUpstream(Upstream):
+    """An ASGI application in this process (the sandbox) in Stripe's place."""
+
+    def __init__(self, app: AsgiApp, api_key: str, timeout_ms: int) -> None:
+        """Send to `app` with `api_key`, waiting `timeout_ms` for an answer."""
+        self._app = app
+        self._api_key = api_key
+        self._timeout_ms = timeout_ms
+
+    @override
+    async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
+        """Call the application once. The deadline does not matter: no money moves in here."""
+        if not _PATH.fullmatch(request.path):
+            return NotSent("request_invalid")
+        exchange = _Exchange(request, self._api_key)
+        try:
+            async with asyncio.timeout(self._timeout_ms / 1000):
+                await self._app(exchange.scope, exchange.receive, exchange.send)
+        except TimeoutError:
+            return Lost("timeout")
+        except ConnectionError:
+            return Lost("connection_broke")
+        except Exception:  # noqa: BLE001 - as over a network, a broken server has maybe acted
+            _log.exception("The application in Stripe's place broke.")
+            return Lost("connection_broke")
+        return exchange.answer()
+
+    @override
+    async def aclose(self) -> None:
+        """Do nothing: there are no connections."""
+
+
+def check_egress(base_url: str, api_key: str, *, allow_http: bool) -> None:
+    """Check that `api_key` may be sent to `base_url`: scheme, host and port, nothing else.
+
+    Only a key that is plainly a test key goes anywhere but to Stripe's own host, and plain http
+    stays on this machine unless `allow_http`.
+    Raises: EgressError.
+    """
+    if not _BASE_URL.fullmatch(base_url):
+        raise EgressError("The upstream address must be scheme, host and port and nothing else.")
+    if not _TEST_KEY.fullmatch(api_key) and base_url.rstrip("/") != STRIPE_API_BASE:
+        raise EgressError(f"A key that is no test key is sent to {STRIPE_API_BASE} alone.")
+    if base_url.startswith("http:") and not allow_http and not _is_loopback(base_url):
+        raise EgressError("The upstream address must be https beyond this machine.")
+
+
+def _is_loopback(base_url: str) -> bool:
+    host = urlsplit(base_url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def open_client(timeout_ms: int) -> Client:
+    """Return the connections to one address, with nothing of the environment in them."""
+    # Below the total, so that a connection that never comes is proven, and not merely timed out.
+    half_ms = timeout_ms // 2
+    return (
+        ClientBuilder()
+        .no_proxy()
+        .follow_redirects(enable=False)
+        .default_cookie_store(enable=False)
+        .referer(enable=False)
+        .gzip(enable=False)
+        .brotli(enable=False)
+        .zstd(enable=False)
+        .deflate(enable=False)
+        .http1_only()
+        .user_agent("kb-mcp")
+        .timeout(timedelta(milliseconds=timeout_ms))
+        .connect_timeout(timedelta(milliseconds=min(CONNECT_TIMEOUT_MS, half_ms)))
+        .max_connections(CONNECTIONS_MAX)
+        .pool_timeout(timedelta(milliseconds=min(POOL_TIMEOUT_MS, half_ms)))
+        .pool_idle_timeout(timedelta(milliseconds=POOL_IDLE_MS))
+        .build()
+    )
+
+
+def _headers_of(request: UpstreamRequest, api_key: str) -> dict[str, str]:
+    headers = {name: value for name, value in request.trace.items() if name in _TRACE_HEADERS}
+    headers["authorization"] = f"Bearer {api_key}"
+    if request.body is not None:
+        headers["content-type"] = FORM_TYPE
+    if request.stripe_version is not None:
+        headers["stripe-version"] = request.stripe_version
+    if request.idempotency_key is not None:
+        headers["idempotency-key"] = request.idempotency_key
+    return headers
+
+
+async def _read(response: Response) -> Answered | Lost:
+    body = bytearray()
+    while (chunk := await response.body_reader.read_chunk()) is not None:
+        body += chunk
+        if len(body) > ANSWER_MAX_BYTES:
+            return Lost("answer_too_large")
+    found = {name: _header(response, name) for name in PASSED_ON}
+    headers = {name: value for name, value in found.items() if value is not None}
+    return Answered(response.status, bytes(body), headers)
+
+
+def _header(response: Response, name: str) -> str | None:
+    try:
+        return response.get_header(name)
+    except ValueError:  # bytes that are no text: as good as absent, and no reason to lose an answer
+        return None
+
+
+def _judge(error: Exception) -> NotSent | Lost:
+    if isinstance(error, PoolTimeoutError):
+        return NotSent("pool_timeout")
+    if isinstance(error, RequestError):
+        causes = error.details["causes"] or ()
+        if any(cause["message"] == _NO_CONNECTION for cause in causes):
+            return NotSent("upstream_unreachable")
+    return Lost("timeout" if isinstance(error, TimeoutError) else "connection_broke")
+
+
+class _Exchange:
+    """One request into an ASGI application, and what came of it."""
+
+    def __init__(self, request: UpstreamRequest, api_key: str) -> None:
+        path, _, query = request.path.partition("?")
+        body = request.body or b""
+        headers = _headers_of(request, api_key) | {"content-length": str(len(body))}
+        self._unread = [{"type": "http.request", "body": body, "more_body": False}]
+        self._status = 0
+        self._headers: dict[str, str] = {}
+        self._body = bytearray()
+        self._whole = False
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": request.method,
+            "scheme": "http",
+            "path": unquote(path),
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            "client": ("127.0.0.1", 0),
+            "server": ("127.0.0.1", 80),
+        }
+
+    async def receive(self) -> dict[str, Any]:
+        if self._unread:
+            return self._unread.pop()
+        await asyncio.Event().wait()  # for ever: in here the caller does not hang up
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            named = {
+                n.decode("latin-1").lower(): v.decode("latin-1") for n, v in message["headers"]
+            }
+            self._status = message["status"]
+            self._headers = {name: named[name] for name in PASSED_ON if name in named}
+        elif message["type"] == "http.response.body":
+            self._body += message.get("body", b"")
+            self._whole = not message.get("more_body", False)
+
+    def answer(self) -> Answered | Lost:
+        if not self._whole:
+            return Lost("connection_broke")
+        return Answered(self._status, bytes(self._body), self._headers)

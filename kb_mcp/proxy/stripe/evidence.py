@@ -1,0 +1,180 @@
+"""What an answer from Stripe proves about a send, whatever else is known.
+
+Floor: above surface, below conclude. Pure: status, body and headers in, a proof out. The table is
+that of docs/exactly-once.md; whether a no counts depends on open sends, and is conclude's to say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, UpstreamAnswer
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.stripe.endpoints import Lifecycle, Route
+
+
+CANCELED = "canceled"
+
+
+class Made(Struct, frozen=True):
+    """Stripe has the object: its own status decides.
+
+    `total` is what it is for and `moved` what it took, in minor units, where it says so.
+    """
+
+    object_id: str
+    stripe_status: str
+    verdict: str  # done | pending | failed
+    status: int
+    body: bytes
+    total: int | None = None
+    moved: int | None = None
+
+
+class Declined(Struct, frozen=True):
+    """402: the key is spent on a decline, whoever sent it."""
+
+    object_id: str | None
+    status: int
+    body: bytes
+    code: str
+
+
+class Rejected(Struct, frozen=True):
+    """A 4xx that Stripe gives before it begins; `ours` means our own key was refused."""
+
+    status: int
+    body: bytes
+    code: str
+    ours: bool
+
+
+class NeverBegan(Struct, frozen=True):
+    """Nothing left us, or Stripe turned it away before the key was looked at (429, lock)."""
+
+    code: str
+    status: int | None = None
+    body: bytes = b""
+
+
+class Nothing(Struct, frozen=True):
+    """Sent, and nobody can say what happened; `foreign` means that others used the key."""
+
+    reason: str
+    status: int | None = None
+    foreign: bool = False
+
+
+Proof = Made | Declined | Rejected | NeverBegan | Nothing
+
+_REJECTIONS = frozenset({400, 401, 403, 404})
+
+
+def prove(answer: UpstreamAnswer, route: Route) -> Proof:
+    """Return what `answer` to a request on `route` proves."""
+    if isinstance(answer, NotSent):
+        return NeverBegan(answer.reason)
+    if isinstance(answer, Lost):
+        return Nothing(answer.reason)
+    return _prove_answered(answer, route)
+
+
+def prove_object(
+    body: Mapping[str, Any], route: Route, written: bytes | None = None
+) -> Made | None:
+    """Return what an object that Stripe shows (in an answer or a list) proves, if it is one.
+
+    `written` is the object as Stripe wrote it, where it came alone.
+    """
+    object_id, status = body.get("id"), body.get("status", "")
+    if not isinstance(object_id, str) or not isinstance(status, str):
+        return None
+    if body.get("object", route.object_type) != route.object_type:
+        return None
+    verdict = _verdict(route.lifecycle, body)
+    if verdict is None:
+        return None
+    if verdict == "failed" and status in route.lifecycle.done:
+        status = CANCELED
+    return Made(
+        object_id=object_id,
+        stripe_status=status,
+        verdict=verdict,
+        status=200,
+        body=json.dumps(body, separators=(",", ":")).encode() if written is None else written,
+        total=_whole(body.get("amount")),
+        moved=_whole(body.get(route.lifecycle.moved or "")),
+    )
+
+
+def _verdict(lifecycle: Lifecycle, body: Mapping[str, Any]) -> str | None:
+    """Return done, pending or failed; None for a status that Stripe did not document."""
+    status = body.get("status")
+    if not lifecycle.done:
+        return "done"
+    if status in lifecycle.failed:
+        begins, why = lifecycle.after or ("", "")
+        return "pending" if status == begins and not body.get(why) else "failed"
+    if status in lifecycle.pending:
+        return "pending"
+    if status not in lifecycle.done:
+        return None
+    if not lifecycle.unless or body.get(lifecycle.unless) is not False:
+        return "done"
+    # An authorisation that was let go of is shown as refunded, and never captured.
+    return "failed" if body.get("refunded") is True else "pending"
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _prove_answered(answer: Answered, route: Route) -> Proof:
+    parsed = _object(answer.body)
+    if parsed is None:
+        return Nothing("unreadable", answer.status)
+    if 200 <= answer.status < 300:
+        made = prove_object(parsed, route, answer.body)
+        if made is None:
+            return Nothing("unreadable", answer.status)
+        return replace(made, status=answer.status)
+    return _prove_error(answer, parsed)
+
+
+def _prove_error(answer: Answered, parsed: Mapping[str, Any]) -> Proof:
+    error = parsed.get("error")
+    if not isinstance(error, dict):
+        return Nothing("unreadable", answer.status)
+    code = error.get("code") if isinstance(error.get("code"), str) else None
+    kind = error.get("type")
+    if kind == "idempotency_error" or code == "idempotency_key_in_use":
+        return Nothing("the key is in use outside the ledger", answer.status, foreign=True)
+    if answer.status == 402:
+        return Declined(_object_of(error), 402, answer.body, code or "card_declined")
+    if answer.status == 429 or code == "lock_timeout":
+        return NeverBegan(code or "rate_limited", answer.status, answer.body)
+    if answer.status in _REJECTIONS:
+        ours = answer.status in {401, 403}
+        return Rejected(answer.status, answer.body, code or str(kind), ours)
+    return Nothing(f"status {answer.status}", answer.status)
+
+
+def _object_of(error: Mapping[str, Any]) -> str | None:
+    """Return the id of the intent or the charge that a decline left behind."""
+    intent = error.get("payment_intent")
+    named = intent.get("id") if isinstance(intent, dict) else error.get("charge")
+    return named if isinstance(named, str) else None
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None

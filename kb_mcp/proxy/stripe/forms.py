@@ -1,0 +1,178 @@
+"""Stripe's form encoding, read strictly and written anew.
+
+Floor: wing B, above refusals. Pure. Two readers that disagree about a body are a hole in the
+wall, so whatever can be read in two ways is refused, and what goes upstream is rebuilt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Final, TypeVar, overload
+from urllib.parse import quote_plus, unquote_to_bytes
+
+from typing_extensions import override
+
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+
+MAX_PARAMETERS: Final = 200
+MAX_DEPTH: Final = 4
+MAX_INDEX: Final = 99
+FORM_TYPE: Final = "application/x-www-form-urlencoded"
+
+_NAME = re.compile(r"([a-z][a-z0-9_]{0,63})((?:\[[ -Z\\^-~]{0,64}\])*)")
+_SEGMENT = re.compile(r"\[([^\[\]]*)\]")
+_INDEX = re.compile(r"0|[1-9][0-9]?")
+_BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_CONTENT_TYPE = re.compile(
+    r'application/x-www-form-urlencoded(?:[ \t]*;[ \t]*charset="?utf-8"?)?[ \t]*', re.IGNORECASE
+)
+
+D = TypeVar("D")
+_quoted = lru_cache(maxsize=1024)(quote_plus)  # for names: values differ, they hardly ever do
+
+
+class Form(Mapping[str, str]):
+    """Flat bracketed names to values, in the order sent; immutable.
+
+    List items carry an index: `expand[]` sent twice is `expand[0]` and `expand[1]`.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Iterable[tuple[str, str]] | Mapping[str, str] = ()) -> None:
+        """Take pairs or a mapping, names already flat."""
+        self._values = dict(values)
+
+    @override
+    def __getitem__(self, name: str) -> str:
+        return self._values[name]
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @override
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    @override
+    def __repr__(self) -> str:
+        # Values may be personal data, and a repr ends up in logs.
+        return f"Form({', '.join(self._values)})"
+
+    @overload
+    def get(self, name: str, /) -> str | None: ...
+    @overload
+    def get(self, name: str, default: str | D, /) -> str | D: ...
+    @override
+    def get(self, name: str, default: object = None, /) -> object:
+        """Return the value of `name`, or `default`."""
+        return self._values.get(name, default)
+
+    def without(self, *names: str) -> Form:
+        """Return the form less `names`."""
+        return Form((name, value) for name, value in self.items() if name not in names)
+
+    def with_(self, values: Mapping[str, str]) -> Form:
+        """Return the form with `values` added, or put in place of those of the same name."""
+        return Form({**self._values, **values})
+
+    def encode(self) -> bytes:
+        """Write the form anew, in order: what goes upstream."""
+        return _encoded(self._values.items())
+
+    def canonical(self) -> bytes:
+        """Write the form sorted by name: equal for equal forms, whatever their order."""
+        return _encoded(sorted(self._values.items()))
+
+
+EMPTY: Final = Form()
+
+
+def parse_form(body: bytes, content_type: str | None, query: bytes, method: str) -> Form | Refusal:
+    """Read the parameters of a request: the body of a POST, the query of anything else."""
+    if method == "POST":
+        if query:
+            return refuse(Code.BODY_INVALID, reason="a POST takes no query string")
+        if body and (content_type is None or not _CONTENT_TYPE.fullmatch(content_type)):
+            return refuse(Code.BODY_INVALID, reason=f"the content type must be {FORM_TYPE}")
+        return _parse(body)
+    if body:
+        return refuse(Code.BODY_INVALID, reason="only a POST takes a body")
+    return _parse(query)
+
+
+def _encoded(pairs: Iterable[tuple[str, str]]) -> bytes:
+    return "&".join(f"{_quoted(name)}={quote_plus(value)}" for name, value in pairs).encode("ascii")
+
+
+def _parse(octets: bytes) -> Form | Refusal:
+    if not octets:
+        return EMPTY
+    pairs: list[tuple[str, str]] = []
+    for piece in octets.split(b"&", MAX_PARAMETERS):
+        name, equals, value = piece.partition(b"=")
+        if not equals:
+            return refuse(Code.BODY_INVALID, reason="every parameter must read name=value")
+        read = _decode(name), _decode(value)
+        if read[0] is None or read[1] is None:
+            return refuse(Code.BODY_INVALID, reason="it must be percent-encoded UTF-8 without NUL")
+        pairs.append((read[0], read[1]))
+    if len(pairs) > MAX_PARAMETERS:
+        return refuse(Code.BODY_INVALID, reason=f"it has more than {MAX_PARAMETERS} parameters")
+    return _build(pairs)
+
+
+def _decode(octets: bytes) -> str | None:
+    if _BAD_PERCENT.search(octets):
+        return None
+    try:
+        text = unquote_to_bytes(octets.replace(b"+", b" ")).decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def _build(pairs: Iterable[tuple[str, str]]) -> Form | Refusal:
+    values: dict[str, str] = {}
+    # What each name or prefix turned out to be: a value, a map, a list with or without indices.
+    kinds: dict[str, str] = {}
+    for name, value in pairs:
+        segments = _segments(name)
+        if segments is None:
+            return refuse(Code.PARAMETER_UNKNOWN, param=name)
+        flat = segments[0]
+        for segment in segments[1:]:
+            kind = _kind(segment)
+            if kinds.setdefault(flat, kind) != kind:
+                return refuse(Code.PARAMETER_DUPLICATE, param=flat)
+            # Earlier items of this list are its only names: mixing kinds was refused above.
+            place = sum(1 for seen in values if seen.startswith(f"{flat}["))
+            flat += f"[{place}]" if kind == "appended" else f"[{segment}]"
+        if kinds.setdefault(flat, "value") != "value" or flat in values:
+            return refuse(Code.PARAMETER_DUPLICATE, param=flat)
+        values[flat] = value
+    return Form(values)
+
+
+def _segments(name: str) -> list[str] | None:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    segments = [match[1], *_SEGMENT.findall(match[2])]
+    # `a[][b]` does not say where one item ends and the next begins.
+    if len(segments) > MAX_DEPTH + 1 or "" in segments[:-1]:
+        return None
+    return segments
+
+
+def _kind(segment: str) -> str:
+    if segment == "":
+        return "appended"
+    return "indexed" if _INDEX.fullmatch(segment) else "map"

@@ -1,0 +1,241 @@
+"""What a Stripe request means: which money it moves, for whom, for which period.
+
+Floor: wing B, above paths, forms and routes. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Final
+
+from msgspec import Struct
+
+from kb_mcp.idempotency import CUSTOMER_ID, REFERENCE, is_sdk_made_key
+from kb_mcp.money import Money, MoneyError, check_amount, check_currency, parse_amount
+from kb_mcp.periods import Period, PeriodError, parse_period, period_from_description
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.stripe.endpoints import Moves, Route, find_route, object_ids
+from kb_mcp.proxy.stripe.forms import Form, parse_form
+from kb_mcp.proxy.stripe.paths import canonical_path
+
+__all__ = [
+    "Form",
+    "Reading",
+    "Route",
+    "canonical_path",
+    "find_route",
+    "fingerprint",
+    "parse_form",
+    "read_request",
+]
+
+KEY_HEADER: Final = "Idempotency-Key"
+KEY_FIELD: Final = "idempotency_key"
+PERIOD_FIELD: Final = "metadata[billing_period]"
+REFERENCE_FIELD: Final = "metadata[reference]"
+# Stripe's own limit on the header; printable, so that it can go into a header again.
+_KEY = re.compile(r"[ -~]{1,255}")
+_OBJECT_ID = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
+_PAYMENT_FIELDS = ("payment_method", "source")
+_DESTINATION_FIELDS = ("destination", "destination[account]", "transfer_data[destination]")
+# As every fingerprint in a store was written.
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
+
+
+class Reading(Struct, frozen=True, kw_only=True):
+    """A request understood. `form` is without `idempotency_key`, its currency in lower case.
+
+    `explicit_key` names the bill for its caller; keys that an SDK made up name nothing and are
+    only in `sent_key`, which is the header as it came, else the field of the body. `total` is what
+    the operation comes to that a step goes on with, in minor units, where the request tells it.
+    """
+
+    route: Route
+    path: str
+    form: Form
+    customer: str | None = None
+    money: Money | None = None
+    total: int | None = None
+    period: Period | None = None
+    reference: str | None = None
+    payment_method: str | None = None
+    destination: str | None = None
+    explicit_key: str | None = None
+    sent_key: str | None = None
+    key_lifted: bool = False
+
+    @property
+    def object_id(self) -> str | None:
+        """The first object id in the path."""
+        ids = object_ids(self.route, self.path)
+        return ids[0] if ids else None
+
+
+def read_request(
+    method: str, path: str, form: Form, header_key: str | None = None
+) -> Reading | Refusal:
+    """Read what a request to a canonical `path` means, and check every value that moves money.
+
+    Reads carry a customer and nothing else; writes whose amount the request does not tell carry
+    no money, whatever they say.
+    """
+    route = find_route(method, path)
+    if isinstance(route, Refusal):
+        return route
+    if route.moves is Moves.READS:
+        customer = _matched(form, ("customer",), CUSTOMER_ID, "a customer id like cus_Abc123")
+        if isinstance(customer, Refusal):
+            return customer
+        return Reading(route=route, path=path, form=form, customer=customer or _owner(route, path))
+    key = _read_key(form, header_key)
+    if isinstance(key, Refusal):
+        return key
+    bare = form.without(KEY_FIELD)
+    money = _read_money(bare, required=route.moves is Moves.METERED)
+    if isinstance(money, Refusal):
+        return money
+    parties = _read_parties(bare)
+    if isinstance(parties, Refusal):
+        return parties
+    bill = _read_bill(bare)
+    if isinstance(bill, Refusal):
+        return bill
+    total = _read_total(route, bare)
+    if isinstance(total, Refusal):
+        return total
+    customer, payment_method, destination = parties
+    period, reference = bill
+    explicit_key, sent_key, key_lifted = key
+    metered = money if route.moves is Moves.METERED else None
+    return Reading(
+        route=route,
+        path=path,
+        form=bare.with_({"currency": money.currency}) if money is not None else bare,
+        customer=customer or _owner(route, path),
+        money=metered,
+        total=total,
+        period=period,
+        reference=reference,
+        payment_method=payment_method,
+        destination=destination,
+        explicit_key=explicit_key,
+        sent_key=sent_key,
+        key_lifted=key_lifted,
+    )
+
+
+def fingerprint(reading: Reading) -> str:
+    """Hash what moves money, not its wording: equal for a retry with another description."""
+    money = reading.money
+    parts = (
+        reading.path,
+        reading.customer,
+        money.amount if money else None,
+        money.currency if money else None,
+        reading.payment_method,
+        reading.destination,
+        reading.period.label if reading.period else None,
+        reading.reference,
+    )
+    return hashlib.sha256(_COMPACT.encode(parts).encode("ascii")).hexdigest()
+
+
+def _read_key(form: Form, header: str | None) -> tuple[str | None, str | None, bool] | Refusal:
+    lifted = form.get(KEY_FIELD)
+    for param, key in ((KEY_HEADER, header), (KEY_FIELD, lifted)):
+        if key is not None and not _KEY.fullmatch(key):
+            reason = "an idempotency key is 1 to 255 printable ASCII characters."
+            return refuse(Code.PARAMETER_INVALID, param=param, reason=reason)
+    # An SDK sends a header of its own making when the caller put the key into the body.
+    named = [key for key in (header, lifted) if key is not None and not is_sdk_made_key(key)]
+    if len(set(named)) > 1:
+        reason = "it differs from the Idempotency-Key header. Send one of them, in the header."
+        return refuse(Code.PARAMETER_INVALID, param=KEY_FIELD, reason=reason)
+    sent = header if header is not None else lifted
+    return (named[0] if named else None), sent, lifted is not None
+
+
+def _read_money(form: Form, *, required: bool) -> Money | Refusal | None:
+    texts = form.get("amount"), form.get("currency")
+    for param, text in zip(("amount", "currency"), texts, strict=True):
+        if text is None and required:
+            return refuse(Code.PARAMETER_MISSING, param=param)
+    amount_text, currency = texts
+    param = "currency"
+    try:
+        if currency is not None:
+            # Stripe takes both cases; one of them must be the same bill as the other.
+            currency = currency.lower() if currency.isascii() else currency
+            check_currency(currency)
+        param = "amount"
+        amount = None if amount_text is None else parse_amount(amount_text)
+        if amount is None or currency is None:
+            return None
+        check_amount(amount, currency)
+    except MoneyError as error:
+        return refuse(Code.PARAMETER_INVALID, param=param, reason=str(error))
+    return Money(amount, currency)
+
+
+def _read_total(route: Route, form: Form) -> int | Refusal | None:
+    text = None if route.total is None else form.get(route.total)
+    try:
+        return None if text is None else parse_amount(text)
+    except MoneyError as error:
+        return refuse(Code.PARAMETER_INVALID, param=route.total, reason=str(error))
+
+
+def _read_parties(form: Form) -> tuple[str | None, str | None, str | None] | Refusal:
+    customer = _matched(form, ("customer",), CUSTOMER_ID, "a customer id like cus_Abc123")
+    if isinstance(customer, Refusal):
+        return customer
+    payment_method = _matched(form, _PAYMENT_FIELDS, _OBJECT_ID, "the id of a payment method")
+    if isinstance(payment_method, Refusal):
+        return payment_method
+    destination = _matched(form, _DESTINATION_FIELDS, _OBJECT_ID, "the id of a destination")
+    if isinstance(destination, Refusal):
+        return destination
+    return customer, payment_method, destination
+
+
+def _matched(
+    form: Form, names: tuple[str, ...], pattern: re.Pattern[str], what: str
+) -> str | Refusal | None:
+    found: str | None = None
+    for name in names:
+        value = form.get(name)
+        if value is None:
+            continue
+        if not pattern.fullmatch(value):
+            return refuse(Code.PARAMETER_INVALID, param=name, reason=f"it must be {what}.")
+        if found is not None:
+            # Two names for one thing: which of them Stripe would take is not ours to guess.
+            return refuse(Code.PARAMETER_DUPLICATE, param=name)
+        found = value
+    return found
+
+
+def _read_bill(form: Form) -> tuple[Period | None, str | None] | Refusal:
+    described = period_from_description(form.get("description", ""))
+    text = form.get(PERIOD_FIELD)
+    period = described
+    if text is not None:
+        try:
+            period = parse_period(text)
+        except PeriodError as error:
+            return refuse(Code.PARAMETER_INVALID, param=PERIOD_FIELD, reason=str(error))
+        if described is not None and described != period:
+            reason = "it disagrees with the period in the description. Make them the same."
+            return refuse(Code.PARAMETER_INVALID, param=PERIOD_FIELD, reason=reason)
+    reference = form.get(REFERENCE_FIELD)
+    if reference is not None and not REFERENCE.fullmatch(reference):
+        reason = "it must be 1 to 100 printable ASCII characters."
+        return refuse(Code.PARAMETER_INVALID, param=REFERENCE_FIELD, reason=reason)
+    return period, reference
+
+
+def _owner(route: Route, path: str) -> str | None:
+    ids = object_ids(route, path)
+    return ids[0] if ids and ids[0].startswith("cus_") else None

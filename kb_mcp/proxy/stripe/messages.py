@@ -1,0 +1,78 @@
+"""A request as it came over the wire, and a reply as it will go.
+
+Floor: below http and the governor. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from kb_mcp.proxy.errors.refusals import Refusal, error_body
+
+JSON = "application/json"
+# Two readers would each take another of two values; a second Authorization is no key at all.
+SINGLE = frozenset(
+    {
+        "content-length",
+        "content-type",
+        "host",
+        "idempotency-key",
+        "keybrake-agent",
+        "keybrake-session",
+        "stripe-version",
+        "transfer-encoding",
+    }
+)
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """One HTTP request. `raw_path` is as on the wire, without query; header names lower-case."""
+
+    method: str
+    raw_path: bytes
+    query: bytes
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    request_id: str
+
+    def header(self, name: str) -> str | None:
+        """Return the first value of the header `name` (lower-case), or None."""
+        return next((value for key, value in self.headers if key == name), None)
+
+    def repeated(self) -> str | None:
+        """Return the first header that came twice and means one thing, or None."""
+        named = [name for name, _ in self.headers if name in SINGLE]
+        return next((name for at, name in enumerate(named) if name in named[:at]), None)
+
+    def with_body(self, body: bytes) -> Request:
+        """Return this request with `body`, which is read only once the key is admitted."""
+        return replace(self, body=body)
+
+
+class Reply(Struct, frozen=True):
+    """Status, body and the headers that differ from the standard ones."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def with_headers(self, **more: str | None) -> Reply:
+        """Return this reply with `more` headers (underscores become dashes; None is left out)."""
+        named = {name.replace("_", "-"): value for name, value in more.items() if value is not None}
+        return Reply(self.status, self.body, {**self.headers, **named})
+
+
+def refused(refusal: Refusal, **headers: str | None) -> Reply:
+    """Write `refusal` in Stripe's error shape."""
+    reply = Reply(
+        refusal.status, error_body(refusal), {"Stripe-Should-Retry": refusal.should_retry}
+    )
+    retry_after = refusal.facts.get("retry_after")
+    if retry_after is not None:
+        reply = reply.with_headers(Retry_After=str(retry_after))
+    if refusal.status == 401:
+        reply = reply.with_headers(WWW_Authenticate='Bearer realm="kb-mcp"')
+    return reply.with_headers(**headers)

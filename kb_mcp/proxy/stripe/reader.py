@@ -1,0 +1,93 @@
+"""Reading Stripe for an operator: one object, or every page of a list. It never posts.
+
+Floor: wing B, above upstream. What could not be read says so; it is never taken for absence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamRequest
+
+READ_WITHIN_MS = 10_000
+PAGE = 100
+PAGES_MAX = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What Stripe shows."""
+
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Stripe says that there is no such object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Nothing is known; `why` is for a person, `status` is Stripe's where it answered."""
+
+    why: str
+    status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StripeReads:
+    """Reads over `upstream`; `boottime_ms` counts suspended time."""
+
+    upstream: Upstream
+    clock: StoreClock
+    boottime_ms: Callable[[], int]
+
+    async def get(self, path: str) -> Found | Missing | Unread:
+        """Read one object or one page; `path` holds the query."""
+        request = UpstreamRequest(
+            method="GET", path=path, body=None, stripe_version=None, idempotency_key=None
+        )
+        begun = self.boottime_ms()
+        answer = await self.upstream.send(request, deadline_ms=begun + READ_WITHIN_MS)
+        if not isinstance(answer, Answered):
+            return Unread(f"Stripe cannot be reached ({answer.reason})")
+        self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
+        if answer.status == 404:
+            return Missing()
+        if answer.status != 200:
+            return Unread(f"Stripe answered {answer.status}", answer.status)
+        try:
+            body = json.loads(answer.body)
+        except ValueError:
+            return Unread("Stripe's answer is no JSON")
+        return Found(body) if isinstance(body, dict) else Unread("Stripe's answer is no object")
+
+    async def walk(
+        self, path: str, since_ms: int, seen: Callable[[int], None] = lambda _: None
+    ) -> list[Mapping[str, Any]] | Unread:
+        """Read every page of the list at `path`, newest first, of what was made since then.
+
+        `seen` hears after each page how many there are so far.
+        """
+        query = {"limit": str(PAGE), "created[gte]": str(max(since_ms, 0) // 1000)}
+        items: list[Mapping[str, Any]] = []
+        for _ in range(PAGES_MAX):
+            page = await self.get(f"{path}?{urlencode(query)}")
+            if isinstance(page, Unread):
+                return page
+            data = page.body.get("data") if isinstance(page, Found) else None
+            if not isinstance(page, Found) or not isinstance(data, list):
+                return Unread("Stripe's answer is no list")
+            items += data
+            seen(len(items))
+            if page.body.get("has_more") is False:
+                return items
+            if not data or not isinstance(data[-1].get("id"), str):
+                return Unread("Stripe's list breaks off")
+            query["starting_after"] = data[-1]["id"]
+        return Unread("Stripe's list does not end")

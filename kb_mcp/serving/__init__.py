@@ -1,0 +1,1 @@
+"""Serving: sockets, workers, process set-up, logs."""

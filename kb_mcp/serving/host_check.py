@@ -1,0 +1,88 @@
+"""Host and Origin: which names a listener answers to (DNS rebinding).
+
+Floor: wiring, around an ASGI app. Loopback names always pass; anything else must be named in
+KEYBRAKE_ALLOWED_HOSTS, on a loopback address too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from kb_mcp.serving.machine import new_id
+
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Any, Any], Awaitable[None]]
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+# A registered name or an address, and perhaps a port: no user, no second port, no white space.
+_HOST_PORT = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_HOST = (
+    421,
+    "host_unknown",
+    "This server does not answer to that Host. Add it to KEYBRAKE_ALLOWED_HOSTS.",
+)
+_ORIGIN = (403, "origin_not_allowed", "This Origin is not allowed.")
+
+
+class HostGuard:
+    """Answers 421 to an unknown Host and 403 to an unknown Origin; hands on what is left."""
+
+    def __init__(
+        self, app: App, allowed: tuple[str, ...], note: Callable[[str], None] | None = None
+    ) -> None:
+        """Guard `app`; `allowed` are hosts with or without port, lower-case.
+
+        `note` counts the code of what is refused: nobody knows yet whose request it is.
+        """
+        self._app = app
+        self._note = note
+        self._allowed = frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Check one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        origins = [value for name, value in scope["headers"] if name == b"origin"]
+        if len(hosts) != 1 or not self._known(hosts[0].decode("latin-1")):
+            await self._refuse(send, *_HOST)
+        elif len(origins) > 1 or not all(self._known(_host_of(origin)) for origin in origins):
+            await self._refuse(send, *_ORIGIN)
+        else:
+            await self._app(scope, receive, send)
+
+    def _known(self, host: str) -> bool:
+        match = _HOST_PORT.fullmatch(host.lower())
+        if match is None:
+            return False
+        return match[1] in _LOOPBACK or match[0] in self._allowed or match[1] in self._allowed
+
+    async def _refuse(self, send: Any, status: int, code: str, message: str) -> None:
+        if self._note is not None:
+            self._note(code)
+        error = {"type": "invalid_request_error", "code": code, "message": message}
+        body = json.dumps({"error": error}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"request-id", new_id("req").encode()),
+            (b"stripe-should-retry", b"false"),
+            (b"cache-control", b"no-store"),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def _host_of(origin: bytes) -> str:
+    try:
+        parts = urlsplit(origin.decode("latin-1"))
+    except ValueError:  # no URL at all, like http://[
+        return ""
+    # An origin is scheme and host, no more.
+    plain = parts.scheme in {"http", "https"} and not (parts.path or parts.query or parts.fragment)
+    return parts.netloc if plain else ""

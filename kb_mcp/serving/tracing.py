@@ -1,0 +1,80 @@
+"""Traces: the W3C trace context of an agent's request, handed on to Stripe, and spans about it.
+
+Floor: wing B, around the application and around upstream; put there in wiring. What does not have
+the form of the standard is dropped (traces).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+from typing import Any
+
+from msgspec.structs import replace
+
+from kb_mcp.proxy.stripe.sends import Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.traces import PARENT, STATE, read_trace
+
+_current: ContextVar[Mapping[str, str]] = ContextVar("keybrake_trace")
+# Begins a span of that name under a trace, and yields the trace of what happens inside it.
+Span = Callable[[str, Mapping[str, str]], AbstractContextManager[Mapping[str, str]]]
+App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
+
+
+def trace_of(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the trace context in raw headers, or nothing where it is absent or not well formed."""
+    parent = _only(headers, PARENT)
+    trace = parent and read_trace({PARENT: parent, STATE: _only(headers, STATE)})
+    return trace.headers() if trace else {}
+
+
+def no_span(_name: str, trace: Mapping[str, str]) -> AbstractContextManager[Mapping[str, str]]:
+    """Record nothing, and hand the trace on as it came."""
+    return nullcontext(trace)
+
+
+class Traced:
+    """An application whose requests carry their trace to whatever they cause."""
+
+    def __init__(self, app: App, span: Span = no_span) -> None:
+        """Serve `app`."""
+        self._app = app
+        self._span = span
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # Clients choose their paths: a span's name holds none of it.
+        with self._span(f"agent {scope['method']}", trace_of(scope["headers"])) as trace:
+            # Tasks begun for this request copy it; the next request sets its own.
+            _current.set(trace)
+            await self._app(scope, receive, send)
+
+
+class TracedUpstream:
+    """A way to Stripe that hands on the trace of the request it serves."""
+
+    def __init__(self, upstream: Upstream, span: Span = no_span) -> None:
+        """Send by `upstream`."""
+        self._upstream = upstream
+        self._span = span
+
+    async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
+        """Send once."""
+        # The resource, like /v1/charges; whose it is stays out of the name.
+        resource = "/".join(request.path.partition("?")[0].split("/")[:3])
+        with self._span(f"stripe {request.method} {resource}", _current.get({})) as trace:
+            traced = replace(request, trace=trace) if trace else request
+            return await self._upstream.send(traced, deadline_ms=deadline_ms)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._upstream.aclose()
+
+
+def _only(headers: list[tuple[bytes, bytes]], wanted: str) -> str | None:
+    values = [value for name, value in headers if name == wanted.encode()]
+    return values[0].decode("latin-1") if len(values) == 1 else None

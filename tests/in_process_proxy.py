@@ -1,0 +1,181 @@
+"""A whole house for tests: proxy and sandbox in this process, on real files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self, TypeVar
+
+import httpx
+
+from kb_mcp.agent.transport import AsgiTransport, start_loop
+from kb_mcp.operators.actions.keys import Wanted, issue_key
+from kb_mcp.proxy.access.policy import CapRules, Policy
+from kb_mcp.proxy.access.roles import built_in
+from kb_mcp.sandbox.app import create_sandbox
+from kb_mcp.serving.host_check import HostGuard
+from kb_mcp.serving.machine import host_ms, random_bytes, random_name
+from kb_mcp.settings import load_settings
+from kb_mcp.wiring.app import Agents
+from kb_mcp.wiring.proxy import Proxy, build_proxy
+from tests.months import lately, to_next_day_s
+
+T = TypeVar("T")
+PERIOD = "metadata[billing_period]"
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A vault key for a test."""
+
+    id: str
+    token: str
+
+
+class InProcessProxy:
+    """`with InProcessProxy(folder) as in_process:` builds it; `restart` is a crash."""
+
+    # Settings of another store than the SQLite file in the house's own folder.
+    store: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, folder: Path, **environ: str) -> None:
+        self.folder = folder
+        self.environ = {"KEYBRAKE_DATABASE_URL": f"sqlite:///{folder}/ledger.db"}
+        self.environ |= self.store | environ
+        self.settings = load_settings(self.environ)
+        self.sandbox = create_sandbox(folder / "sandbox.db", clock=host_ms, new_id=random_name)
+        self.loop, self._stop_loop = start_loop()
+        self.stripe = httpx.Client(
+            transport=AsgiTransport(self.sandbox, self.loop), base_url="http://sandbox"
+        )
+        self.proxy: Proxy
+        self.agents: Agents
+        self.client: httpx.Client
+        self._open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.run(self.proxy.stop(0))
+        self.run(self.agents.close())
+        self._stop_loop()
+
+    def run(self, work: Awaitable[T]) -> T:
+        """Run a coroutine on the house's loop."""
+
+        async def awaited() -> T:
+            return await work
+
+        return asyncio.run_coroutine_threadsafe(awaited(), self.loop).result(60)
+
+    def issue(self, policy: Policy | str = "billing", **caps: dict[str, int]) -> Issued:
+        """Issue a key for a role or a policy, with caps."""
+        granted = built_in(policy) if isinstance(policy, str) else policy
+        if caps:
+            granted = granted.model_copy(update={"caps": CapRules(**caps)})
+        wanted = Wanted(policy=granted, mode="test")
+        key, minted = self.run(issue_key(self.proxy.store.ledger, wanted, random_bytes, "test"))
+        return Issued(key.id, minted.token)
+
+    def charge(self, key: Issued, /, path: str = "/v1/charges", **form: Any) -> httpx.Response:
+        """Send a charge; `period` and `key_header` are spelled out, the rest is the form."""
+        fields = {"customer": "cus_A1", "amount": 2900, "currency": "usd", **form}
+        headers = {"Authorization": f"Bearer {key.token}"}
+        if "key_header" in fields:
+            headers["Idempotency-Key"] = str(fields.pop("key_header"))
+        if fields.pop("looked_up", False):
+            headers["Keybrake-Looked-Up"] = "payment_method"
+        if "period" in fields:
+            period = fields.pop("period")
+            fields[PERIOD] = None if period is None else lately(period)
+        named = {name: str(value) for name, value in fields.items() if value is not None}
+        return self.client.post(path, data=named, headers=headers)
+
+    def charge_over_mcp(
+        self, key: Issued, meta: Mapping[str, object], **params: object
+    ) -> httpx.Response:
+        """Call the tool `charge` at `/mcp`; `meta` is what a client adds of its own."""
+        version = "2026-07-28"
+        bill = {"customer_id": "cus_A1", "amount_cents": 2900, "billing_period": lately("2026-11")}
+        named = {"io.modelcontextprotocol/protocolVersion": version, **meta}
+        asked = {"name": "charge", "arguments": bill, "_meta": named, **params}
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": asked}
+        headers = {
+            "Authorization": f"Bearer {key.token}",
+            "Accept": "application/json, text/event-stream",
+            "MCP-Protocol-Version": version,
+            "Mcp-Method": "tools/call",
+            "Mcp-Name": "charge",
+        }
+        return self.client.post("/mcp", json=call, headers=headers)
+
+    def get(self, key: Issued, path: str) -> httpx.Response:
+        """Read as `key`."""
+        return self.client.get(path, headers={"Authorization": f"Bearer {key.token}"})
+
+    def fault(self, kind: str, match: str = "POST /v1/charges", times: int = 1) -> None:
+        """Let the sandbox fail the next `times` requests."""
+        answer = self.stripe.post(
+            "/_sandbox/faults", json=[{"match": match, "kind": kind, "times": times}]
+        )
+        assert answer.status_code == 200, answer.text
+
+    def turn_clock(self, seconds: int) -> None:
+        """Advance the sandbox's clock, which the proxy follows."""
+        self.stripe.post("/_sandbox/clock", json={"advance_seconds": seconds})
+
+    def begin_day(self) -> None:
+        """Turn the clock to an hour past midnight: the hours from then on are of one day."""
+        self.turn_clock(to_next_day_s())
+
+    def charges(self) -> list[dict[str, Any]]:
+        """Return the charges that succeeded, from the sandbox's own list."""
+        listed = self.stripe.get(
+            "/v1/charges?limit=100", headers={"Authorization": "Bearer rk_test_sandbox"}
+        )
+        return [each for each in listed.json()["data"] if each["status"] == "succeeded"]
+
+    def operations(self, **filters: Any) -> list[Any]:
+        """Return the ledger's operations, newest first."""
+        return [op for op, _ in self.run(self.proxy.store.records.operations(**filters))]
+
+    def audit(self, **filters: Any) -> list[dict[str, Any]]:
+        """Return the audit's rows, oldest first."""
+        return list(self.proxy.store.records.audit(**filters))
+
+    def recover(self) -> None:
+        """Make one recovery pass, by the sandbox's time."""
+        self.run(self.proxy.app.pipeline.follow())
+        self.run(self.proxy.recovery.run())
+
+    def restart(self) -> None:
+        """Open the store anew, as after a crash: nothing of the old process is asked."""
+        self.run(self.proxy.stop(0))
+        self.run(self.agents.close())
+        self._open()
+
+    def _open(self) -> None:
+        async def build() -> Proxy:
+            return build_proxy(self.settings, self.sandbox)
+
+        self.proxy = self.run(build())
+        self.agents = Agents(self.settings, self.proxy)
+        app = HostGuard(self.agents, self.settings.allowed_hosts)
+        self.client = httpx.Client(
+            transport=AsgiTransport(app, self.loop), base_url="http://127.0.0.1", timeout=60
+        )
+
+
+def error_of(answer: httpx.Response) -> str:
+    """Return the code of an error in Stripe's shape."""
+    return str(json.loads(answer.content)["error"]["code"])

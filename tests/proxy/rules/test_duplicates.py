@@ -1,0 +1,143 @@
+"""Guards: what may already be this bill, whatever it is called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from kb_mcp.proxy.ledger.records import Operation, OperationId
+from kb_mcp.proxy.rules.duplicates import find_conflict, permits
+from kb_mcp.proxy.stripe.evidence import Proof
+from tests.proxy.rules.one_key import BILLING, HOUR, LOST, REJECTED, OneKey, declined, made, told
+
+FIRST = OperationId("op_1")
+CALLER = BILLING.model_copy(update={"idempotency": "caller"})
+
+
+def conflict(one_key: OneKey, header: str | None = None, **fields: Any) -> str | None:
+    found = find_conflict(one_key.snapshot, one_key.intend(header, **fields))
+    return None if found is None else found[0].code.value
+
+
+def change(one_key: OneKey, **fields: Any) -> Operation:
+    changed = replace(one_key.snapshot.operations[FIRST], **fields)
+    one_key.snapshot.operations[FIRST] = changed
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"period": "2026-11"}, None),  # the same name: the decider's, not the guards'
+        ({"period": "2026-11", "amount": 3000}, "period_already_charged"),
+        ({"period": "2026-11", "currency": "eur"}, "period_already_charged"),
+        ({"period": "2026-11", "customer": "cus_B2"}, None),
+        ({"period": "2026-12"}, None),
+        ({"period": "2026-12", "amount": 3000}, None),
+        ({"period": "2026-Q4"}, "duplicate_suspected"),  # it holds November
+        ({"period": "2026-Q4", "amount": 3000}, None),
+        ({}, "duplicate_suspected"),
+        ({"amount": 3000}, None),
+        ({"currency": "eur"}, None),
+    ],
+)
+def test_what_conflicts_with_a_charge_of_november(fields: dict[str, Any], code: str | None) -> None:
+    one_key = OneKey()
+    one_key.end(one_key.ask(period="2026-11"), made("ch_1"))
+    assert conflict(one_key, **fields) == code
+
+
+@pytest.mark.parametrize(
+    ("proof", "live"),
+    [(made("ch_1"), True), (LOST, True), (declined(), False), (REJECTED, False)],
+)
+def test_only_what_lives_stands_in_the_way(proof: Proof, live: bool) -> None:
+    one_key = OneKey()
+    one_key.end(one_key.ask(period="2026-11"), proof)
+    assert (conflict(one_key, period="2026-11", amount=3000) is not None) is live
+
+
+def test_a_voided_bill_stands_in_the_way_until_it_is_free() -> None:
+    one_key = OneKey()
+    one_key.end(one_key.ask(period="2026-11"), LOST)
+    one_key.void(FIRST)
+    assert conflict(one_key, period="2026-11", amount=3000) == "period_already_charged"
+    assert conflict(one_key) == "duplicate_suspected"
+    one_key.free(FIRST)
+    assert conflict(one_key, period="2026-11", amount=3000) is None
+    assert conflict(one_key) is None
+
+
+def test_a_bill_without_a_period_is_suspected_within_the_window_or_while_unresolved() -> None:
+    one_key = OneKey()
+    one_key.end(one_key.ask("june"), made("ch_1"))
+    window_ms = one_key.policy.duplicate_window_ms
+    one_key.pass_time(window_ms - 1)
+    assert conflict(one_key, "july") == "duplicate_suspected"
+    one_key.pass_time(1)
+    assert conflict(one_key, "july") is None
+    one_key = OneKey()
+    one_key.end(one_key.ask("june"), LOST)
+    one_key.pass_time(window_ms + HOUR)
+    assert conflict(one_key, "july") == "duplicate_suspected"
+
+
+def test_a_caller_who_names_its_bills_is_not_suspected_without_a_period() -> None:
+    one_key = OneKey(policy=CALLER)
+    one_key.end(one_key.ask("one"), made("ch_1"))
+    assert conflict(one_key, "two") is None
+    one_key.end(one_key.ask("three", period="2026-11", amount=50), made("ch_2"))
+    assert conflict(one_key, "four", period="2026-11", amount=60) == "period_already_charged"
+
+
+def test_a_reference_makes_another_bill_of_one_period() -> None:
+    one_key = OneKey()
+    one_key.end(one_key.ask(period="2026-11"), made("ch_1"))
+    extra: dict[str, Any] = {"period": "2026-11", "amount": 3000, "metadata[reference]": "seat-2"}
+    assert conflict(one_key, **extra) is None
+    one_key.end(one_key.ask(**extra), made("ch_2"))
+    assert conflict(one_key, **{**extra, "amount": 3100}) == "period_already_charged"
+
+
+def test_a_reopened_bill_and_a_waived_suspicion_let_one_pass() -> None:
+    one_key = OneKey()
+    one_key.end(one_key.ask(period="2026-11"), made("ch_1"))
+    reopened = change(one_key, reopened=True)
+    command = one_key.intend(period="2026-11", amount=3000)
+    assert find_conflict(one_key.snapshot, command) is None
+    assert permits(one_key.snapshot, command) == [reopened]
+    waived = change(one_key, reopened=False, waived=True)
+    # Waived is a suspicion only: its own period is charged.
+    assert conflict(one_key, period="2026-11", amount=3000) == "period_already_charged"
+    assert permits(one_key.snapshot, one_key.intend("july")) == [waived]
+    assert told(one_key.ask("july")) == "proceed as K"
+    assert one_key.snapshot.operations[FIRST].waived is False
+    assert conflict(one_key, "august") == "duplicate_suspected"
+
+
+def test_an_older_generation_guards_no_more() -> None:
+    one_key = OneKey()
+    one_key.end(one_key.ask(period="2026-11"), made("ch_1"))
+    change(one_key, reopened=True)
+    assert told(one_key.ask(period="2026-11")) == "proceed as K-r1"
+    assert conflict(one_key, period="2026-11", amount=3000) == "period_already_charged"
+
+
+def test_a_refusal_names_the_charge_or_the_operation() -> None:
+    one_key = OneKey()
+    one_key.end(one_key.ask(period="2026-11"), made("ch_1"))
+    found = find_conflict(one_key.snapshot, one_key.intend(period="2026-11", amount=3000))
+    assert found is not None
+    facts = found[0].facts
+    assert (facts["operation"], facts["charge_id"], facts["amount"], facts["currency"]) == (
+        FIRST, "ch_1", 2900, "usd",
+    )  # fmt: skip
+    assert (facts["billing_period"], facts["state"]) == ("2026-11", "succeeded")
+    assert "ch_1, 29.00 USD" in found[0].message
+    one_key = OneKey()
+    one_key.end(one_key.ask(period="2026-11"), LOST)
+    found = find_conflict(one_key.snapshot, one_key.intend(period="2026-11", amount=3000))
+    assert found is not None
+    assert "operation op_1, whose outcome is unknown, 29.00 USD" in found[0].message
