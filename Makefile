@@ -13,7 +13,7 @@ FUZZ_SECONDS ?= 300
 LITELLM := build/benchmarks/litellm/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: up demo test check fmt lock prove simulate fuzz mutate bench docs export lambda clean help
+.PHONY: up demo test check fmt lock prove simulate fuzz mutate bench docs export lambda bundle clean help
 
 up: .venv/.run .venv/.project ## proxy, MCP, dashboard and sandbox (ARGS="--port 9000")
 	$(BIN)/kb-mcp up $(ARGS)
@@ -82,6 +82,9 @@ export: .venv/.run .venv/.project ## write schemas/
 lambda: .venv/.python locks/lambda.txt ## the Bedrock Lambda function: dist/kb-mcp-lambda.zip
 	$(BIN)/python deploy/bedrock/build_zip.py $(ARGS)
 
+bundle: .venv/.dev .venv/.project ## the bundle for desktop clients, with its wheels: dist/kb-mcp-billing.mcpb
+	$(BIN)/python deploy/mcpb/build_bundle.py $(ARGS)
+
 clean: ## remove caches and builds; .venv stays
 	rm -rf build dist mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	rm -f .coverage .coverage.*
@@ -115,5 +118,6 @@ $(LITELLM): benchmarks/litellm.txt | .venv/.dev .venv/.project
 # Editable, without isolation or index: the build backend comes from its own hashed lock.
 .venv/.project: .venv/.python locks/build.txt pyproject.toml
 	@$(INSTALL) --require-hashes -r locks/build.txt
+	@$(BIN)/python -m pip uninstall --quiet --yes kb-mcp 2>/dev/null  # the name before 0.2.0
 	@$(INSTALL) --no-index --no-build-isolation --editable .
 	@touch $@

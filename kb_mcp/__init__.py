@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kb_mcp.wiring.app import create_app
 
 __all__ = ["create_app", "idempotency_key"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {"idempotency_key": "kb_mcp.idempotency", "create_app": "kb_mcp.wiring.app"}
 

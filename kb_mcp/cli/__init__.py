@@ -40,7 +40,7 @@ _HOMES = {
     homes=MappingProxyType(_HOMES),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(package_name="kb-mcp", message="kb-mcp %(version)s")
+@click.version_option(package_name="kb-mcp-billing", message="%(package)s %(version)s")
 def main() -> None:
     """Charge through Stripe exactly once, within caps, from AI agents.
 

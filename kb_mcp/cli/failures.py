@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 from typing_extensions import override
 
+from kb_mcp.cli.distribution import other_distribution
 from kb_mcp.environment import SettingsError
 from kb_mcp.serving.process_setup import collect_seldom
 
@@ -75,6 +76,10 @@ class Commands(click.Group):
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         collect_seldom()
+        claimed = other_distribution()
+        if claimed is not None:
+            say_failure(*claimed)
+            sys.exit(WRONG)
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except click.exceptions.NoArgsIsHelpError as error:

@@ -2,7 +2,8 @@
 
 Set KEYBRAKE_PROXY_URL, KEYBRAKE_VAULT_KEY_BILLING and KEYBRAKE_VAULT_KEY_AUDIT as the agent has
 them, and run it where the agent runs. It moves no money: every charge that it sends has an amount
-of zero, which neither the proxy nor Stripe would take. It needs pytest: `kb-mcp[enforcement]`.
+of zero, which neither the proxy nor Stripe would take. It needs pytest, which the extra
+`kb-mcp-billing[enforcement]` brings.
 
 Floor: the top, a public face.
 """

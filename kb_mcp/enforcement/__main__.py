@@ -13,7 +13,7 @@ def main() -> int:
     try:
         import pytest
     except ImportError:
-        hint = "Error: pytest is not installed\nHint: pip install 'kb-mcp[enforcement]'\n"
+        hint = "Error: pytest is not installed\nHint: pip install 'kb-mcp-billing[enforcement]'\n"
         sys.stderr.write(hint)
         return 2
     return int(pytest.main(["--pyargs", "kb_mcp.enforcement", *sys.argv[1:]]))

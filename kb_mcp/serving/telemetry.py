@@ -60,7 +60,7 @@ def _exported() -> Span:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        hint = "pip install 'kb-mcp[otel]', or leave the variable out."
+        hint = "pip install 'kb-mcp-billing[otel]', or leave the variable out."
         name = "OTEL_EXPORTER_OTLP_ENDPOINT"
         raise SettingsError(name, "is set, but OpenTelemetry is not installed", hint) from None
 

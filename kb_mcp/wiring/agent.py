@@ -127,7 +127,7 @@ def _no_proxy_here(settings: Settings) -> SettingsError:
     problem = "is set, but" if settings.embedded else "is not set, and"
     hint = (
         "Set KEYBRAKE_PROXY_URL to a proxy that runs elsewhere, or deploy a zip or image of your "
-        "own made by `pip install kb-mcp`."
+        "own made by `pip install kb-mcp-billing`."
     )
     return SettingsError(variable, f"{problem} what is deployed here holds no proxy", hint)
 
@@ -137,7 +137,9 @@ def _from_secrets_manager(arn: str) -> str:
         import botocore.session  # of boto3, which Lambda's own runtimes and the extra `aws` bring
     except ImportError:
         raise SettingsError(
-            "KEYBRAKE_VAULT_KEY_…", "is an ARN, and boto3 is not here", "Install kb-mcp[aws]."
+            "KEYBRAKE_VAULT_KEY_…",
+            "is an ARN, and boto3 is not here",
+            "Install kb-mcp-billing[aws].",
         ) from None
     # The secret's own region, which need not be the function's: arn:aws:secretsmanager:REGION:…
     region = [*arn.split(":"), "", "", ""][3] or None

@@ -258,7 +258,9 @@ def _postgres_path(settings: Settings) -> Path:
     try:
         from kb_mcp.wiring.postgres_store import local_path
     except ImportError as error:
-        raise StoreError("PostgreSQL needs its driver: pip install 'kb-mcp[postgres]'") from error
+        raise StoreError(
+            "PostgreSQL needs its driver: pip install 'kb-mcp-billing[postgres]'"
+        ) from error
     return local_path(settings)
 
 

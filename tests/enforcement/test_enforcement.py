@@ -146,4 +146,4 @@ def test_without_pytest_it_says_what_to_install(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 2
-    assert "kb-mcp[enforcement]" in done.stderr
+    assert "kb-mcp-billing[enforcement]" in done.stderr

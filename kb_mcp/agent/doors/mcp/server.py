@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import anyio.to_thread
@@ -35,6 +34,7 @@ from mcp_types import (
 )
 from starlette.datastructures import Headers
 
+from kb_mcp import __version__
 from kb_mcp.agent import wording
 from kb_mcp.agent.bodies import body_of, is_error
 from kb_mcp.agent.calls import (
@@ -87,7 +87,7 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
 
     return Server(
         NAME,
-        version=_version(),
+        version=__version__,
         title="kb-mcp billing",
         instructions=INSTRUCTIONS,
         on_list_tools=list_tools,
@@ -161,10 +161,3 @@ def trace_of(headers: Headers) -> Trace | None:
     """Return the trace that HTTP headers name, if any; sent twice, it is none."""
     given = {name: headers.getlist(name) for name in (PARENT, STATE)}
     return read_trace({name: each[0] for name, each in given.items() if len(each) == 1})
-
-
-def _version() -> str:
-    try:
-        return version(NAME)
-    except PackageNotFoundError:
-        return "0"
