@@ -182,7 +182,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 def test_every_page_is_in_the_navigation_once() -> None:
     sections = module("navigation").navigation(DOCS)
     named = [name for section in sections for names in section.values() for name in names]
-    assert sorted(named) == sorted(path.name for path in DOCS.glob("*.md"))
+    assert sorted(named) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 
 
 def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
