@@ -19,6 +19,7 @@ from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.stores.binding import Binds
 from kb_mcp.proxy.stores.postgres.admin import PostgresAdmin
 from kb_mcp.proxy.stores.postgres.connection import (
     Connect,
@@ -112,11 +113,11 @@ def open_postgres(
     clock_offset: Callable[[], int],
     connect: Connect | None = None,
     *,
-    keyless: bool = False,
+    binds: Binds = Binds.LIMITS,
 ) -> Store:
     """Open the PostgreSQL store; files of this host are named after `path`.
 
-    `keyless` as for `open_store`. Raises: StoreError, SchemaError, BindingError.
+    `binds` as for `open_store`. Raises: StoreError, SchemaError, BindingError.
     """
     master = b"" if settings.master_key is None else settings.master_key.reveal().encode()
     url = settings.postgres_url or ""
@@ -128,7 +129,7 @@ def open_postgres(
         sealer=Sealer(derive_key(master, "answers"), random_bytes),
     )
     try:
-        return _open(settings, path, parts, derive_key(master, "audit"), clock_offset, keyless)
+        return _open(settings, path, parts, derive_key(master, "audit"), clock_offset, binds)
     except psycopg.Error as error:
         raise StoreError(f"cannot use the store: {told(error)}") from error
     except OSError as error:
@@ -153,7 +154,7 @@ def _open(
     parts: _Parts,
     chain_key: bytes,
     clock_offset: Callable[[], int],
-    keyless: bool,  # noqa: FBT001 - as it was asked for by name
+    binds: Binds,
 ) -> Store:
     node = process_name(settings.node_id)
     owner = this_process(node)
@@ -162,7 +163,7 @@ def _open(
         steady_ms=lambda: boottime_ms() + clock_offset(),
     )
     with parts.connect() as connection:
-        server, bound = _join(settings, parts, connection, keyless=keyless)
+        server, bound = _join(settings, parts, connection, binds)
     records = PostgresRecords(Pool(parts.connect, parts.watchdog), parts.sealer)
     heads = PostgresHeads(
         path.with_name(f"{path.name}.heads"), node, owner, boottime_ms, lambda: clock.now(0)
@@ -201,7 +202,7 @@ def _open(
 
 
 def _join(
-    settings: Settings, parts: _Parts, connection: Connection, *, keyless: bool
+    settings: Settings, parts: _Parts, connection: Connection, binds: Binds
 ) -> tuple[Server, StoreSettings]:
     """Check that the store can be served, take its time, and bind it."""
     check_schema(connection)
@@ -210,8 +211,10 @@ def _join(
     parts.time.set(int(clock["now_ms"]))
     facts = read_facts(connection)
     check_key_of_new_store(settings, facts)
-    wanted = keyless_settings(settings, facts) if keyless else wanted_settings(settings)
-    bound = bind(connection, wanted, explicit_settings(settings))
+    wanted = (
+        keyless_settings(settings, facts) if binds is Binds.NOTHING else wanted_settings(settings)
+    )
+    bound = bind(connection, wanted, explicit_settings(settings), binds)
     return server_of(connection, queries), bound
 
 

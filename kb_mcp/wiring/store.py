@@ -28,6 +28,7 @@ from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.recovery import Due
 from kb_mcp.proxy.retention import Aged
 from kb_mcp.proxy.store_admin import StoreAdmin
+from kb_mcp.proxy.stores.binding import Binds, facts_of
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.admin import SqliteAdmin
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
@@ -109,6 +110,11 @@ class Store:
             )
         self.bind_id(account_id)
 
+    @property
+    def defaults(self) -> dict[str, str]:
+        """The facts that a serving process would write, where the store does not say them yet."""
+        return facts_of(self.settings, Binds.LIMITS)
+
     async def close(self) -> None:
         """Finish what waits, and close."""
         await self.ledger.close()
@@ -116,23 +122,26 @@ class Store:
 
 
 def open_store(
-    settings: Settings, clock_offset: Callable[[], int] = lambda: 0, *, keyless: bool = False
+    settings: Settings,
+    clock_offset: Callable[[], int] = lambda: 0,
+    binds: Binds = Binds.LIMITS,
 ) -> Store:
-    """Open the store that `settings` name, for serving.
+    """Open the store that `settings` name.
 
-    `clock_offset` is what the sandbox has been turned by, in ms. `keyless` opens a store of any
-    mode where no Stripe key is set: for what asks nothing of Stripe. Raises: StoreError.
+    `clock_offset` is what the sandbox has been turned by, in ms. `binds` is what a new store is
+    bound to by this: a serving process writes all of it. With `Binds.NOTHING` no Stripe key is
+    needed, whatever the store's mode. Raises: StoreError.
     """
     path = store_path(settings)
     if settings.database_path is None:
         from kb_mcp.wiring.postgres_store import open_postgres
 
-        return open_postgres(settings, path, clock_offset, keyless=keyless)
-    return _open_sqlite(settings, path, clock_offset, keyless=keyless)
+        return open_postgres(settings, path, clock_offset, binds=binds)
+    return _open_sqlite(settings, path, clock_offset, binds)
 
 
 def _open_sqlite(
-    settings: Settings, path: Path, clock_offset: Callable[[], int], *, keyless: bool
+    settings: Settings, path: Path, clock_offset: Callable[[], int], binds: Binds
 ) -> Store:
     master = master_key(settings, path)
     chain_key = derive_key(master, "audit")
@@ -149,8 +158,12 @@ def _open_sqlite(
         migrate(connection)
         facts = read_facts(connection)
         check_key_of_new_store(settings, facts)
-        wanted = keyless_settings(settings, facts) if keyless else wanted_settings(settings)
-        bound = bind(connection, wanted, explicit_settings(settings))
+        wanted = (
+            keyless_settings(settings, facts)
+            if binds is Binds.NOTHING
+            else wanted_settings(settings)
+        )
+        bound = bind(connection, wanted, explicit_settings(settings), binds)
         connection.close()
         records = SqliteRecords(path, sealer)
         heads = Heads(heads_folder(path), node, owner, boottime_ms, lambda: clock.now(0))
