@@ -6,7 +6,6 @@ and never repeats what was sent: not its values, and not its unknown names.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -44,10 +43,6 @@ class Invalid:
         return " ".join(self.problems)
 
 
-class _RepeatedNameError(ValueError):
-    """A JSON object that holds one name twice."""
-
-
 def read_arguments(tool: Tool, raw: Mapping[str, object] | None) -> Arguments | Invalid:
     """Check `raw` against the arguments of `tool`, with no coercion and nothing dropped."""
     named = _rename(tool, raw or {})
@@ -81,27 +76,6 @@ def read_texts(tool: Tool, *parts: Iterable[tuple[object, object]]) -> dict[str,
                 return Invalid(("An argument was sent twice with different values.",))
             texts[name] = value
     return {name: _from_text(tool, name, value) for name, value in texts.items()}
-
-
-def has_repeated_names(text: str | bytes) -> bool:
-    """Say whether JSON `text` holds an object with one name twice; of no JSON, say False.
-
-    Parsers keep the last and drop the first, so two readers could see two different bills.
-    """
-    try:
-        json.loads(text, object_pairs_hook=_unrepeated)
-    except _RepeatedNameError:
-        return True
-    except (ValueError, RecursionError):
-        return False
-    return False
-
-
-def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise _RepeatedNameError
-    return values
 
 
 def _rename(tool: Tool, raw: Mapping[str, object]) -> dict[str, object] | Invalid:

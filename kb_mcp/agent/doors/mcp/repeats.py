@@ -10,7 +10,7 @@ from typing import Final
 
 from mcp_types import INVALID_PARAMS, ErrorData, JSONRPCError
 
-from kb_mcp.agent.arguments import has_repeated_names
+from kb_mcp.agent.strict_json import has_repeated_names
 
 MESSAGE: Final = "A name stands twice in the message. Nothing was done. Send every name once."
 
