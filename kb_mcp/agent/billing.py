@@ -32,6 +32,8 @@ from kb_mcp.agent.outcomes import (
 )
 from kb_mcp.agent.sdk import Lost, NoCard, ProxySdk, Resource
 from kb_mcp.agent.status import (
+    another_bill,
+    contradicts,
     describe_charge,
     describe_operation,
     most_telling,
@@ -142,12 +144,13 @@ class Billing:
     def charge_status(
         self, arguments: ChargeStatusArguments, context: CallContext
     ) -> ChargeStatusResult:
-        """Look up a charge by its id, or by customer and period.
+        """Look up a charge by its id, or by customer and period; all three must agree.
 
         Raises: ProxyUnavailableError, RateLimitedError.
         """
         if arguments.charge_id is not None:
-            return self._status_of(arguments.charge_id, context)
+            found = self._status_of(arguments.charge_id, context)
+            return another_bill() if contradicts(found, arguments) else found
         wanted = {
             "customer_id": arguments.customer_id or "",
             "billing_period": arguments.billing_period or "",
