@@ -24,7 +24,9 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class NotAKey:
-    """Unknown, expired or revoked."""
+    """Unknown, expired or revoked; `message` says which."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ def look_up(line: Billing, token: str, trace: Trace | None = None) -> Bearer:
     if isinstance(reply, Lost):
         return LookupFailed(503)
     if reply.status == 401:
-        return NotAKey()
+        return NotAKey(reply.text("message") or "The vault key is not accepted.")
     if reply.is_error:
         return LookupFailed(429 if reply.status == 429 else 503)
     allow = as_map(reply.fields.get("policy")).get("allow")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import anyio.to_thread
@@ -46,6 +45,7 @@ from kb_mcp.agent.calls import (
     call_tool,
 )
 from kb_mcp.agent.catalogue import TOOLS, ToolName, select_tools
+from kb_mcp.agent.doors.mcp.greeting import INSTRUCTIONS, NAME, TITLE, program_version
 from kb_mcp.agent.export.mcp import mcp_tools
 from kb_mcp.agent.export.schemas import arguments_schema
 from kb_mcp.traces import PARENT, STATE, Trace, read_trace
@@ -54,12 +54,6 @@ Request = ServerRequestContext[Any, Any]  # the SDK's own parameters: lifespan a
 BillingFor = Callable[[Request], Biller]
 """Whose keys serve this request: on stdio the environment's, over HTTP the bearer's."""
 
-NAME: Final = "kb-mcp"
-INSTRUCTIONS: Final = (
-    "Charges Stripe customers exactly once per billing period, under spend caps, and looks "
-    "charges up. For questions about a bill, a receipt or a complaint use charge_status; charge "
-    "only when the user asks for a charge."
-)
 # A call holds a thread while Stripe is asked; those beyond wait for one.
 CALLS_AT_ONCE: Final = 100
 LIST_TTL_MS: Final = 60_000
@@ -87,8 +81,8 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
 
     return Server(
         NAME,
-        version=_version(),
-        title="kb-mcp billing",
+        version=program_version(),
+        title=TITLE,
         instructions=INSTRUCTIONS,
         on_list_tools=list_tools,
         on_call_tool=call,
@@ -161,10 +155,3 @@ def trace_of(headers: Headers) -> Trace | None:
     """Return the trace that HTTP headers name, if any; sent twice, it is none."""
     given = {name: headers.getlist(name) for name in (PARENT, STATE)}
     return read_trace({name: each[0] for name, each in given.items() if len(each) == 1})
-
-
-def _version() -> str:
-    try:
-        return version(NAME)
-    except PackageNotFoundError:
-        return "0"
