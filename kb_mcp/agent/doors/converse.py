@@ -64,8 +64,9 @@ def answer_returned_control(
 def _result(use: Json, caller: Caller, context: CallContext) -> Message:
     arguments = use.get("input")
     name = use.get("name")
-    whole = isinstance(arguments, Mapping) and not isinstance(arguments, BrokenInput)
-    if not whole or not isinstance(name, str):
+    if not isinstance(arguments, Mapping) or not isinstance(name, str):
+        return _framed(use, _HALF)
+    if isinstance(arguments, BrokenInput):
         return _framed(use, _HALF)
     return _framed(use, caller(name, arguments, context))
 

@@ -142,8 +142,8 @@ class _Client:
     async def _write(self, outward: ObjectReceiveStream[SessionMessage]) -> None:
         async with outward:
             async for each in outward:
-                answered = isinstance(each.message, JSONRPCResponse | JSONRPCError)
-                request_id = each.message.id if answered else None
+                answers = isinstance(each.message, JSONRPCResponse | JSONRPCError)
+                request_id = getattr(each.message, "id", None) if answers else None
                 if request_id in self._greeted:
                     self._greeted.discard(request_id)
                 else:
