@@ -44,6 +44,8 @@ class ConverseTools:
         """Return the `toolConfig` of a Converse request; send it in every turn.
 
         `strict` asks for arguments that match the schema, for models that can (not Nova).
+        Raises: ProxyUnavailableError, RateLimitedError, where KEYBRAKE_VAULT_KEY is the one key
+        and the proxy does not say which tools it grants.
         """
         reference = self._billing.allow_reference
         return tool_config(

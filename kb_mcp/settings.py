@@ -49,6 +49,7 @@ class Settings:
     allow_http: bool = False
     proxy_url: str | None = None
     embedded: bool = False
+    vault_key: Secret | None = None
     vault_key_billing: Secret | None = None
     vault_key_audit: Secret | None = None
     charge_api: ChargeApi = "charges"
@@ -119,6 +120,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         allow_http=source.flag("ALLOW_HTTP"),
         proxy_url=source.url("PROXY_URL"),
         embedded=source.flag("EMBEDDED"),
+        vault_key=_vault_key(source.secret("VAULT_KEY")),
         vault_key_billing=_vault_key(source.secret("VAULT_KEY_BILLING")),
         vault_key_audit=_vault_key(source.secret("VAULT_KEY_AUDIT")),
         charge_api=_charge_api(source.text("CHARGE_API")),
@@ -141,7 +143,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 _SQLITE = "sqlite:///"
 _COLLECTOR = ("ENDPOINT", "TRACES_ENDPOINT")  # read in full by OpenTelemetry itself
 _SECRETS = frozenset(
-    "DATABASE_URL STRIPE_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT ADMIN_TOKEN MASTER_KEY".split()
+    "DATABASE_URL STRIPE_KEY VAULT_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT ADMIN_TOKEN "
+    "MASTER_KEY".split()
 )
 _PLAIN = frozenset(
     "STRIPE_API_BASE ACCOUNT ALLOW_UNRESTRICTED_KEY ALLOW_HTTP PROXY_URL EMBEDDED CHARGE_API "

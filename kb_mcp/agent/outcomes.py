@@ -53,6 +53,10 @@ class ProxyUnavailableError(Exception):
     """The proxy, or its store, was not reachable, and nothing was sent: asking again is safe."""
 
 
+class ToolNotGrantedError(Exception):
+    """The vault key does not grant the tool: nothing was sent."""
+
+
 class RateLimitedError(Exception):
     """Too many requests, and nothing was done; wait `retry_after_s` seconds where it is known."""
 

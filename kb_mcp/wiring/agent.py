@@ -32,7 +32,9 @@ def connect_billing(settings: Settings) -> Billing:
 
     Raises: SettingsError, StoreError, BindingError, SchemaError, AddressError.
     """
-    keys = held_keys(settings)
+    keys: Mapping[ToolName, KeySource] | KeySource = held_keys(settings)
+    if not keys and settings.vault_key is not None:
+        keys = key_source(settings.vault_key)
     if settings.proxy_url is not None:
         return Billing(
             keys,

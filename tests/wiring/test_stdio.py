@@ -56,9 +56,15 @@ def ask(process: subprocess.Popen[str], message: dict[str, Any]) -> Any:
     return json.loads(process.stdout.readline()) if "id" in message else None
 
 
-def environment() -> dict[str, str]:
+ONE_KEY = {
+    "KEYBRAKE_PROXY_URL": "http://127.0.0.1:9",
+    "KEYBRAKE_VAULT_KEY": "vk_test_one",
+}
+
+
+def environment(**settings: str) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if "KEYBRAKE" not in name}  # noqa: TID251 - for a child process
-    return inherited | KEYS
+    return inherited | (settings or KEYS)
 
 
 def start(code: str = RUN, *more: str, **given: Any) -> subprocess.Popen[str]:
@@ -69,9 +75,8 @@ def start(code: str = RUN, *more: str, **given: Any) -> subprocess.Popen[str]:
 def start_command(command: list[str], **given: Any) -> subprocess.Popen[str]:
     """Start `command`, its streams as pipes."""
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment(), **given
-    )
+    given = {"env": environment(), **given}
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, **given)
 
 
 def test_a_server_that_lists_its_tools_has_imported_no_more_than_it_needs() -> None:
@@ -197,3 +202,22 @@ def test_a_client_that_no_longer_reads_ends_it_in_a_line() -> None:
 
     assert code == 0
     assert told == "stdout cannot be written: Broken pipe\n"
+
+
+def test_with_one_key_listing_is_an_error_while_the_proxy_cannot_be_asked() -> None:
+    with start(env=environment(**ONE_KEY)) as process:
+        listed = [ask(process, message) for message in HELLO][-1]
+        process.communicate()
+
+    assert listed["error"]["code"] == -32603
+    assert "could not be reached" in listed["error"]["message"]
+
+
+def test_one_key_is_not_used_where_a_key_of_a_tool_is_set() -> None:
+    keys = {**ONE_KEY, "KEYBRAKE_VAULT_KEY_AUDIT": "vk_test_audit"}
+
+    with start(env=environment(**keys)) as process:
+        listed = [ask(process, message) for message in HELLO][-1]
+        process.communicate()
+
+    assert [tool["name"] for tool in listed["result"]["tools"]] == ["charge_status"]

@@ -33,7 +33,9 @@ def discover(version: Any, capabilities: Any = None, **more: Any) -> dict[str, A
 
 
 def sdk_says(message: dict[str, Any]) -> Any:
-    async def ask() -> str:
+    said = []
+
+    async def ask() -> None:
         server = create_server(lambda _: pytest.fail("nobody is asked"))
         inward, messages = anyio.create_memory_object_stream[SessionMessage | Exception](0)
         answers, outward = anyio.create_memory_object_stream[SessionMessage](0)
@@ -43,9 +45,10 @@ def sdk_says(message: dict[str, Any]) -> Any:
             async with inward, outward:
                 await inward.send(SessionMessage(jsonrpc_message_adapter.validate_python(message)))
                 answer = await outward.receive()
-                return answer.message.model_dump_json(by_alias=True, exclude_unset=True)
+                said.append(answer.message.model_dump_json(by_alias=True, exclude_unset=True))
 
-    return json.loads(anyio.run(ask))
+    anyio.run(ask)
+    return json.loads(said[0])
 
 
 ORDINARY = [

@@ -19,6 +19,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
+    INTERNAL_ERROR,
     INVALID_PARAMS,
     CallToolRequestParams,
     CallToolResult,
@@ -48,6 +49,7 @@ from kb_mcp.agent.catalogue import TOOLS, ToolName, select_tools
 from kb_mcp.agent.doors.mcp.greeting import INSTRUCTIONS, NAME, TITLE, program_version
 from kb_mcp.agent.export.mcp import mcp_tools
 from kb_mcp.agent.export.schemas import arguments_schema
+from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
 from kb_mcp.traces import PARENT, STATE, Trace, read_trace
 
 Request = ServerRequestContext[Any, Any]  # the SDK's own parameters: lifespan and HTTP request
@@ -68,7 +70,12 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
         request: Request, _params: PaginatedRequestParams | None
     ) -> ListToolsResult:
         biller = billing_for(request)
-        return ListToolsResult(tools=[*_offered(biller.tools, biller.allow_reference)])
+        try:
+            # One key for all tools: the proxy has to be asked what it grants.
+            names = await anyio.to_thread.run_sync(lambda: biller.tools, limiter=limiter)
+        except (ProxyUnavailableError, RateLimitedError) as error:
+            raise MCPError(code=INTERNAL_ERROR, message=str(error)) from error
+        return ListToolsResult(tools=[*_offered(names, biller.allow_reference)])
 
     async def call(request: Request, params: CallToolRequestParams) -> CallToolResult:
         biller, context = billing_for(request), _context(request)
