@@ -56,6 +56,7 @@ class Settings:
     cert_file: Path | None = None  # SSL_CERT_FILE
     cert_dir: Path | None = None  # SSL_CERT_DIR
     embedded: bool = False
+    vault_key: Secret | None = None
     vault_key_billing: Secret | None = None
     vault_key_audit: Secret | None = None
     charge_api: ChargeApi = "charges"
@@ -140,6 +141,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         cert_file=_named_path(environ.get("SSL_CERT_FILE")),
         cert_dir=_named_path(environ.get("SSL_CERT_DIR")),
         embedded=source.flag("EMBEDDED"),
+        vault_key=source.secret("VAULT_KEY", read_vault_key),
         vault_key_billing=source.secret("VAULT_KEY_BILLING", read_vault_key),
         vault_key_audit=source.secret("VAULT_KEY_AUDIT", read_vault_key),
         charge_api=_charge_api(source.text("CHARGE_API")),
@@ -161,7 +163,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 _COLLECTOR = ("ENDPOINT", "TRACES_ENDPOINT")  # read in full by OpenTelemetry itself
 _SECRETS = frozenset(
-    "DATABASE_URL STRIPE_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT ADMIN_TOKEN MASTER_KEY".split()
+    "DATABASE_URL STRIPE_KEY VAULT_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT ADMIN_TOKEN "
+    "MASTER_KEY".split()
 )
 _PLAIN = frozenset(
     "STRIPE_API_BASE ACCOUNT ALLOW_UNRESTRICTED_KEY ALLOW_HTTP PROXY_URL EMBEDDED CHARGE_API "

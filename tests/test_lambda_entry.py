@@ -49,6 +49,9 @@ class Unanswered:
     tools = frozenset(ToolName)
     allow_reference = False
 
+    def may_offer(self, tool: ToolName) -> bool:
+        return tool in self.tools
+
     def charge(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
         del context
         return lost(arguments, livemode=False)

@@ -232,6 +232,7 @@ def test_what_can_be_meant_is_accepted(variables: dict[str, str]) -> None:
     "name",
     [
         "STRIPE_KEY",
+        "VAULT_KEY",
         "VAULT_KEY_BILLING",
         "VAULT_KEY_AUDIT",
         "MASTER_KEY",

@@ -73,10 +73,10 @@ async def on_proxy(
     `looks_only` leaves a new store unbound. How long a send may take is never for a command to say,
     which serves nobody.
     """
+    from kb_mcp.proxy.store_admin import Binds
     from kb_mcp.proxy.stripe.reader import StripeReads
     from kb_mcp.serving.machine import boottime_ms
     from kb_mcp.wiring.proxy import build_proxy, build_sandbox
-    from kb_mcp.wiring.store import Binds
 
     sandbox = build_sandbox(settings) if settings.upstream_base is None else None
     binds = Binds.NOTHING if looks_only else Binds.ACCOUNT
@@ -107,7 +107,8 @@ async def _on_store(
 
 
 def _open(settings: Settings) -> Store:
-    from kb_mcp.wiring.store import Binds, open_store
+    from kb_mcp.proxy.store_admin import Binds
+    from kb_mcp.wiring.store import open_store
 
     return open_store(settings, binds=Binds.NOTHING)
 

@@ -20,7 +20,7 @@ from kb_mcp.serving.machine import new_id
 from kb_mcp.settings import Secret, Settings, SettingsError, read_token
 
 if TYPE_CHECKING:
-    from kb_mcp.agent.doors.mcp import HttpDoor
+    from kb_mcp.agent.doors.mcp.http import HttpDoor
     from kb_mcp.serving.host_check import App
     from kb_mcp.wiring.proxy import Proxy
 
@@ -33,7 +33,9 @@ def connect_billing(settings: Settings) -> Billing:
 
     Raises: SettingsError, StoreError, BindingError, SchemaError, AddressError.
     """
-    keys = held_keys(settings)
+    keys: Mapping[ToolName, KeySource] | KeySource = held_keys(settings)
+    if not keys and settings.vault_key is not None:
+        keys = key_source(settings.vault_key)
     if settings.proxy_url is not None:
         trust = Trust(settings.ca_file, settings.cert_file, settings.cert_dir)
         try:
@@ -94,7 +96,7 @@ def key_source(secret: Secret) -> KeySource:
 def mcp_door(settings: Settings, app: App, loop: asyncio.AbstractEventLoop) -> HttpDoor:
     """Return the MCP door of the agents' listener, in front of the proxy `app` on `loop`."""
     # `mcp` takes 0.7 s to import: only those who use it pay for it.
-    from kb_mcp.agent.doors.mcp import http_app
+    from kb_mcp.agent.doors.mcp.http import http_app
     from kb_mcp.agent.transport import AsgiTransport
 
     base = Billing(

@@ -19,7 +19,7 @@ from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.records import StoreSettings
-from kb_mcp.proxy.stores.binding import Binds
+from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stores.postgres.admin import PostgresAdmin
 from kb_mcp.proxy.stores.postgres.connection import (
     Connect,

@@ -28,6 +28,7 @@ from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.retention import Retention
+from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
 from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.reader import StripeReads
@@ -45,7 +46,7 @@ from kb_mcp.serving.tracing import Span, TracedUpstream, no_span
 from kb_mcp.settings import SANDBOX_KEY, Settings
 from kb_mcp.wiring.failover_check import Moves
 from kb_mcp.wiring.sandboxed import FollowedClock
-from kb_mcp.wiring.store import Binds, Store, StoreError, open_store, store_path
+from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
 
 # A lease outlives its send, so that no other caller takes over while it may still conclude.
 LEASE_SLACK_MS = 5_000

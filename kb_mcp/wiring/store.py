@@ -27,8 +27,8 @@ from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.recovery import Due
 from kb_mcp.proxy.retention import Aged
-from kb_mcp.proxy.store_admin import StoreAdmin
-from kb_mcp.proxy.stores.binding import Binds, facts_of
+from kb_mcp.proxy.store_admin import Binds, StoreAdmin
+from kb_mcp.proxy.stores.binding import facts_of
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.admin import SqliteAdmin
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect

@@ -111,8 +111,8 @@ def test_keys_can_be_issued_before_anything_is_said_of_account_or_times(machine:
     machine.token()
     machine.json("settings", "show")
     set_up = {"KEYBRAKE_UPSTREAM_TIMEOUT": "10", "KEYBRAKE_STRIPE_KEY": "rk_test_another"}
-    assert len(machine.json("keys", "list", **set_up)) == 1
-    facts = machine.json("settings", "show", **set_up)
+    assert len(machine.json("keys", "list", code=0, **set_up)) == 1
+    facts = machine.json("settings", "show", code=0, **set_up)
     assert (facts["mode"], facts["upstream_timeout"]) == ("test", 10)
     assert machine.charge(machine.token()).status_code == 200
     assert machine.json("settings", "show")["mode"] == "sandbox"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import assert_never
 
 from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.store_admin import Binds
 
 
 class SchemaError(Exception):
@@ -21,14 +21,6 @@ class SchemaError(Exception):
 
 class BindingError(Exception):
     """The store belongs to another account, mode or configuration; the message names both."""
-
-
-class Binds(StrEnum):
-    """What opening a store writes into a new one."""
-
-    NOTHING = "nothing"  # a command that only keeps keys and settings
-    ACCOUNT = "account"  # a command that reads Stripe
-    LIMITS = "limits"  # a serving process: the ceiling and the times, too
 
 
 def facts_of(settings: StoreSettings, binds: Binds) -> dict[str, str]:
@@ -84,7 +76,7 @@ def bound_by(
     `explicit` holds the settings that this process was configured with on purpose: they must
     agree with the store's. Raises: BindingError.
     """
-    told = facts_of(wanted, Binds.LIMITS) | facts
+    told = {**facts_of(wanted, Binds.LIMITS), **facts}
     bound = replace(
         wanted,
         account=told["account"],

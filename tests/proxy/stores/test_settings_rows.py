@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from kb_mcp.proxy.ledger.records import Changes, Refs, StoreSettings
-from kb_mcp.proxy.stores.binding import BindingError, Binds
+from kb_mcp.proxy.store_admin import Binds
+from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.store import Store, open_store
 from tests.proxy.stores.conftest import Open, Run

@@ -15,13 +15,8 @@ from kb_mcp.proxy.audit.chain import node_hash
 from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.ledger.windows import rfc3339
-from kb_mcp.proxy.stores.binding import (
-    Binds,
-    SchemaError,
-    bound_by,
-    check_account,
-    facts_of,
-)
+from kb_mcp.proxy.store_admin import Binds
+from kb_mcp.proxy.stores.binding import SchemaError, bound_by, check_account, facts_of
 from kb_mcp.proxy.stores.postgres.connection import OLDEST_SERVER, Connection
 from kb_mcp.proxy.stores.postgres.locks import Guard, lock
 from kb_mcp.proxy.stores.queries import load_grants, load_migrations, load_queries

@@ -12,14 +12,8 @@ from collections.abc import Mapping
 from kb_mcp.proxy.audit.chain import node_hash
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.ledger.windows import rfc3339
-from kb_mcp.proxy.stores.binding import (
-    BindingError,
-    Binds,
-    SchemaError,
-    bound_by,
-    check_account,
-    facts_of,
-)
+from kb_mcp.proxy.store_admin import Binds
+from kb_mcp.proxy.stores.binding import BindingError, SchemaError, bound_by, check_account, facts_of
 from kb_mcp.proxy.stores.queries import load_migrations, load_queries
 
 __all__ = ["BindingError", "SchemaError", "bind", "bind_account", "migrate",
