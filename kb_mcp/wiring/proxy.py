@@ -164,25 +164,8 @@ def build_proxy(
         owner=store.owner,
         boottime_ms=boottime_ms,
     )
-    governor = Governor(
-        ledger=MeteredLedger(store.ledger, meters, boottime_ms),
-        upstream=MeteredUpstream(upstream, meters, boottime_ms),
-        clock=store.clock,
-        answers=Answers(
-            upstream=upstream,
-            upstream_key=key,
-            boottime_ms=boottime_ms,
-            read_within_ms=READ_WITHIN_MS,
-        ),
-        waiters=waiters,
-        abandoned=AbandonedIntents(upstream),
-        look=recovery.resolve_one,
-        boottime_ms=boottime_ms,
-        upstream_key=key,
-        tasks=set(),
-        behind=bool(store.behind),
-    )
-    pipeline = _desk(store, governor, upstream, key, follow)
+    governor = _governor(store, upstream, key, recovery, waiters, meters)
+    pipeline = _pipeline(store, governor, upstream, key, follow)
     app = ProxyApp(pipeline, _own(store, pipeline, upstream), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
@@ -231,7 +214,35 @@ def sandbox_file(settings: Settings) -> Path:
     return store_path(settings).with_name(f"{store_path(settings).name}.sandbox")
 
 
-def _desk(
+def _governor(
+    store: Store,
+    upstream: Upstream,
+    key: str,
+    recovery: Recovery,
+    waiters: Waiters,
+    meters: Meters,
+) -> Governor:
+    return Governor(
+        ledger=MeteredLedger(store.ledger, meters, boottime_ms),
+        upstream=MeteredUpstream(upstream, meters, boottime_ms),
+        clock=store.clock,
+        answers=Answers(
+            upstream=upstream,
+            upstream_key=key,
+            boottime_ms=boottime_ms,
+            read_within_ms=READ_WITHIN_MS,
+        ),
+        waiters=waiters,
+        abandoned=AbandonedIntents(upstream),
+        look=recovery.resolve_one,
+        boottime_ms=boottime_ms,
+        upstream_key=key,
+        tasks=set(),
+        behind=bool(store.behind),
+    )
+
+
+def _pipeline(
     store: Store,
     governor: Governor,
     upstream: Upstream,

@@ -185,7 +185,7 @@ def test_a_key_that_is_not_there_is_a_failure_with_a_hint(machine: Machine, comm
 def test_keys_are_issued_and_operations_listed_without_the_stripe_key(
     machine: Machine, stripe_key: str, mode: str
 ) -> None:
-    machine.run("keys", "list", KEYBRAKE_STRIPE_KEY=stripe_key, KEYBRAKE_ACCOUNT="acct_1")
+    machine.serve_once(KEYBRAKE_STRIPE_KEY=stripe_key, KEYBRAKE_ACCOUNT="acct_1")
     issued = machine.json("keys", "issue", "--role", "billing", "--daily-cap", "1.00usd")
     assert issued["token"].startswith(f"vk_{mode}_")
     assert [key["id"] for key in machine.json("keys", "list")] == [issued["id"]]
@@ -200,5 +200,5 @@ def test_keys_are_issued_and_operations_listed_without_the_stripe_key(
 
 
 def test_a_live_stores_clock_is_not_turned_by_leaving_the_stripe_key_out(machine: Machine) -> None:
-    machine.run("keys", "list", KEYBRAKE_STRIPE_KEY="rk_live_x")
+    machine.serve_once(KEYBRAKE_STRIPE_KEY="rk_live_x")
     machine.run("keys", "list", code=2, KEYBRAKE_CLOCK_OFFSET="86400")

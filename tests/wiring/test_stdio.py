@@ -210,7 +210,7 @@ def test_with_one_key_listing_is_an_error_while_the_proxy_cannot_be_asked() -> N
         process.communicate()
 
     assert listed["error"]["code"] == -32603
-    assert "could not be reached" in listed["error"]["message"]
+    assert "cannot be reached" in listed["error"]["message"]
 
 
 def test_one_key_is_not_used_where_a_key_of_a_tool_is_set() -> None:
