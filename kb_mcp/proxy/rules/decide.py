@@ -40,7 +40,6 @@ from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Attempt,
     AttemptOutcome,
-    Changes,
     KeyId,
     NamedBy,
     Operation,
@@ -50,12 +49,14 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import suspect
 from kb_mcp.proxy.rules.follow_ups.decide import decide_follow_up
+from kb_mcp.proxy.rules.gates import check_send
 from kb_mcp.proxy.rules.reserve import (
     new_operation,
     recent_decline,
     resendable,
     reserve,
     send_again,
+    using,
 )
 
 if TYPE_CHECKING:
@@ -155,8 +156,14 @@ def _unsettled(
         return Join(operation)
     if attempt is None or not resendable(snapshot, attempt):
         return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=_named(operation)), operation)
+    gate = check_send(snapshot, command, operation, attempt)
+    if gate.refusal is not None:
+        # Money is held, and may have moved: that is what this caller must know first.
+        facts = {**_named(operation), "not_sent_again": gate.refusal.code.value}
+        return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=facts), operation)
     leased, sent = send_again(snapshot, command, operation, attempt)
-    return Proceed(leased, sent, Changes(operations=(leased,), attempts=(sent,)))
+    changes = replace(using(gate), operations=(leased,), attempts=(sent,))
+    return Proceed(leased, sent, changes)
 
 
 def _voided(
@@ -202,6 +209,9 @@ def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> 
     if operation.reopened and operation.state is S.SUCCEEDED:
         return True
     if operation.named_by is not NamedBy.BODY or operation.state in HOLDING:
+        return False
+    if operation.state is S.AWAITING_APPROVAL:
+        # It was never charged: what an operator was asked, or said, is about this very bill.
         return False
     if operation.waived:
         return True

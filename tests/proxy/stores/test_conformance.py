@@ -83,8 +83,10 @@ def test_what_one_process_committed_another_reads_back_whole(open_one: Open, run
         lease_owner="somebody", lease_token=3, lease_until=9, approval_id="ap_1",
     )  # fmt: skip
     approval = Approval(
-        id="ap_1", operation_id=wanted.id, lineage_id=LINEAGE, fingerprint="f", state="pending",
-        expires_at=9, created_at=1,
+        id="ap_1", operation_id=wanted.id, lineage_id=LINEAGE, key_id=KEY.id,
+        endpoint="POST /v1/charges", customer="cus_1", amount=2900, currency="usd",
+        period="2026-11", reference="r", payment_method="pm_1", destination="acct_1",
+        fingerprint="f", state="pending", expires_at=10**14, created_at=1,
     )  # fmt: skip
     changes = Changes(
         operations=(wanted,), attempts=(attempt(),), windows=(Window(DAY, 1, 2, 3, 4),),

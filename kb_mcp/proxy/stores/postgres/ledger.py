@@ -234,7 +234,7 @@ class PostgresLedger:
         """Lock, load, and run every step; return the locks that turned out to be missing."""
         turn = self._prepare(batch, extra)
         refs = [each for each in turn.refs if each is not None]
-        loaded = self._loader.lock_and_load(connection, sorted(turn.locks), refs)
+        loaded = self._loader.lock_and_load(connection, sorted(turn.locks), refs, turn.now)
         self._reach.time.set(loaded.now_ms)
         high_water = max(loaded.high_water_ms, self._high_water)
         snapshot = Snapshot(

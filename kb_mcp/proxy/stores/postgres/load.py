@@ -56,14 +56,14 @@ class PostgresLoader:
     node: str
 
     def lock_and_load(
-        self, connection: Connection, locks: Sequence[Lock], refs: Sequence[Refs]
+        self, connection: Connection, locks: Sequence[Lock], refs: Sequence[Refs], now: int
     ) -> Loaded:
         """Begin a transaction, take `locks` (sorted), and load what `refs` name.
 
-        Raises: psycopg.Error.
+        `now` (ms) is about when: the store's own time is in the answer. Raises: psycopg.Error.
         """
         kinds, values = [lock[0] for lock in locks], [lock[1] for lock in locks]
-        wanted = _Wanted(refs)
+        wanted = _Wanted(refs, now)
         with connection.pipeline():
             connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
             fence = connection.execute(self.queries["fence"], (self.node,))
@@ -105,12 +105,13 @@ class PostgresLoader:
             windows.update(windows_of(snapshot.operations[operation_id]).all())
         lineages = {operation.lineage_id for operation in snapshot.operations.values()}
         lineages |= {key.lineage_id for key in snapshot.keys.values()}
-        approvals = {operation.approval_id for operation in snapshot.operations.values()} - {None}
+        operations = snapshot.operations.values()
         return list(
             _asked(
+                snapshot.now,
                 windows=windows - snapshot.windows.keys(),
                 lineages=lineages - snapshot.unresolved.keys(),
-                approvals=approvals - snapshot.approvals.keys(),
+                approvals_of={each.id for each in operations if each.approval_id is not None},
             )
         )
 
@@ -132,7 +133,7 @@ class PostgresLoader:
             snapshot.keys[row["id"]] = VaultKey(**row)
         for row in rows.get("objects", ()):
             snapshot.object_owners[row["object_id"]] = row["operation_id"]
-        for row in rows.get("approvals", ()):
+        for row in (*rows.get("approvals", ()), *rows.get("approvals_of", ())):
             snapshot.approvals[row["id"]] = Approval(**row)
         for row in rows.get("lineages", ()):
             _add_lineage(snapshot, row)
@@ -141,8 +142,9 @@ class PostgresLoader:
 class _Wanted:
     """What all the refs of a batch ask for, as the arguments of the named queries."""
 
-    def __init__(self, refs: Sequence[Refs]) -> None:
+    def __init__(self, refs: Sequence[Refs], now: int) -> None:
         self._refs = refs
+        self._now = now
 
     def asked(self) -> Iterable[tuple[str, Any]]:
         """Yield the queries to run, each with its arguments."""
@@ -151,6 +153,7 @@ class _Wanted:
             yield "operations", chosen
             yield "attempts", chosen
         yield from _asked(
+            self._now,
             windows=self._all(lambda each: each.windows),
             lineages=self._all(lambda each: each.lineages),
             approvals=self._all(lambda each: each.approvals),
@@ -190,10 +193,14 @@ def merged(refs: Sequence[Refs]) -> Refs:
     return Refs(operations=frozenset[OperationId]().union(*(each.operations for each in refs)))
 
 
-def _asked(*, windows: set[WindowKey], **ids: set[Any]) -> Iterable[tuple[str, Any]]:
+def _asked(
+    now: int, *, windows: set[WindowKey], lineages: set[Any], **ids: set[Any]
+) -> Iterable[tuple[str, Any]]:
     if windows:
         ordered = [tuple(getattr(key, name) for name in _WINDOW) for key in windows]
         yield "windows", tuple(list(column) for column in zip(*ordered, strict=True))
+    if lineages:
+        yield "lineages", {"wanted": sorted(lineages), "now": now}
     for name, wanted in ids.items():
         if wanted:
             yield name, (sorted(wanted),)

@@ -79,14 +79,17 @@ SELECT object_id, operation_id FROM attempts WHERE object_id = ANY(%s::text[])
 -- name: approvals
 SELECT * FROM approvals WHERE id = ANY(%s::text[])
 
+-- name: approvals_of
+SELECT * FROM approvals WHERE operation_id = ANY(%s::text[])
+
 -- name: lineages
 -- With what is counted of each; a lineage without a row (adopted charges) is counted too.
 SELECT wanted.id, l.id IS NOT NULL AS known, l.frozen_at, l.frozen_reason,
        (SELECT count(*) FROM operations o
          WHERE o.lineage_id = wanted.id AND o.state = 'unknown') AS unresolved,
        (SELECT count(*) FROM approvals a
-         WHERE a.lineage_id = wanted.id AND a.state = 'pending') AS outstanding
-  FROM unnest(%s::text[]) AS wanted (id) LEFT JOIN lineages l ON l.id = wanted.id
+         WHERE a.lineage_id = wanted.id AND a.state = 'pending' AND a.expires_at > %(now)s) AS outstanding
+  FROM unnest(%(wanted)s::text[]) AS wanted (id) LEFT JOIN lineages l ON l.id = wanted.id
 
 -- name: keys_with_lineages
 SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason

@@ -55,13 +55,16 @@ SELECT k.* FROM json_each(?) AS wanted CROSS JOIN keys AS k ON k.id = wanted.val
 -- name: approvals
 SELECT a.* FROM json_each(?) AS wanted CROSS JOIN approvals AS a ON a.id = wanted.value
 
+-- name: approvals_of
+SELECT a.* FROM json_each(?) AS wanted CROSS JOIN approvals AS a ON a.operation_id = wanted.value
+
 -- name: lineages
 SELECT wanted.value AS id, l.id IS NOT NULL AS known, l.frozen_at, l.frozen_reason,
        (SELECT count(*) FROM operations AS o
          WHERE o.lineage_id = wanted.value AND o.state = 'unknown') AS unresolved,
        (SELECT count(*) FROM approvals AS a
-         WHERE a.lineage_id = wanted.value AND a.state = 'pending') AS outstanding
-  FROM json_each(?) AS wanted LEFT JOIN lineages AS l ON l.id = wanted.value
+         WHERE a.lineage_id = wanted.value AND a.state = 'pending' AND a.expires_at > :now) AS outstanding
+  FROM json_each(:wanted) AS wanted LEFT JOIN lineages AS l ON l.id = wanted.value
 
 -- name: key_with_lineage
 SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason
