@@ -54,7 +54,7 @@ def _examine() -> list[Check]:
     shown = f"upstream {settings.upstream_mode}"
     checks = [_check("settings", ok=True, detail=shown)]
     try:
-        return checks + asyncio.run(on_proxy(settings, _examine_store))
+        return checks + asyncio.run(on_proxy(settings, _examine_store, looks_only=True))
     except Exception as error:
         failure = failure_of(error)
         if failure is None:
@@ -88,6 +88,8 @@ async def _store(opened: OpenProxy) -> tuple[bool, str]:
 
 async def _account(opened: OpenProxy) -> tuple[bool, str]:
     bound = opened.store.settings
+    if "mode" not in opened.store_admin.facts():
+        return True, f"not bound yet: the first process that serves binds it to {bound.account!r}"
     return True, f"bound to account {bound.account!r} in {bound.mode} mode"
 
 

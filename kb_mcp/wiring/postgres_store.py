@@ -20,6 +20,7 @@ from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.stores.binding import Binds
 from kb_mcp.proxy.stores.postgres.admin import PostgresAdmin
 from kb_mcp.proxy.stores.postgres.connection import (
     Connect,
@@ -103,6 +104,8 @@ def open_postgres(
     path: Path,
     clock_offset: Callable[[], int],
     connect: Connect | None = None,
+    *,
+    binds: Binds = Binds.LIMITS,
 ) -> Store:
     """Open the PostgreSQL store; files of this host are named after `path`.
 
@@ -118,7 +121,7 @@ def open_postgres(
         sealer=Sealer(derive_key(master, "answers"), random_bytes),
     )
     try:
-        return _open(settings, path, parts, derive_key(master, "audit"), clock_offset)
+        return _open(settings, path, parts, derive_key(master, "audit"), clock_offset, binds)
     except psycopg.Error as error:
         raise StoreError(f"cannot use the store: {told(error)}") from error
     except OSError as error:
@@ -143,6 +146,7 @@ def _open(
     parts: _Parts,
     chain_key: bytes,
     clock_offset: Callable[[], int],
+    binds: Binds,
 ) -> Store:
     node = process_name(settings.node_id)
     owner = this_process(node)
@@ -151,7 +155,7 @@ def _open(
         steady_ms=lambda: boottime_ms() + clock_offset(),
     )
     with parts.connect() as connection:
-        server, bound = _join(settings, parts, connection)
+        server, bound = _join(settings, parts, connection, binds)
     records = PostgresRecords(Pool(parts.connect, parts.watchdog), parts.sealer)
     heads = PostgresHeads(
         path.with_name(f"{path.name}.heads"), node, owner, boottime_ms, lambda: clock.now(0)
@@ -190,14 +194,14 @@ def _open(
 
 
 def _join(
-    settings: Settings, parts: _Parts, connection: Connection
+    settings: Settings, parts: _Parts, connection: Connection, binds: Binds
 ) -> tuple[Server, StoreSettings]:
     """Check that the store can be served, take its time, and bind it."""
     check_schema(connection)
     queries = load_queries("postgres")
     clock = connection.execute(queries["clock"]).fetchone() or {}
     parts.time.set(int(clock["now_ms"]))
-    bound = bind(connection, wanted_settings(settings), explicit_settings(settings))
+    bound = bind(connection, wanted_settings(settings), explicit_settings(settings), binds)
     return server_of(connection, queries), bound
 
 

@@ -39,7 +39,7 @@ from kb_mcp.serving.tracing import Span, TracedUpstream, no_span
 from kb_mcp.settings import SANDBOX_KEY, Settings
 from kb_mcp.wiring.failover_check import Moves
 from kb_mcp.wiring.sandboxed import FollowedClock
-from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
+from kb_mcp.wiring.store import Binds, Store, StoreError, open_store, store_path
 
 # A lease outlives its send, so that no other caller takes over while it may still conclude.
 LEASE_SLACK_MS = 5_000
@@ -130,18 +130,22 @@ def account_of(answer: UpstreamAnswer) -> str | None:
 
 
 def build_proxy(
-    settings: Settings, sandbox_app: Any | None = None, span: Span | None = None
+    settings: Settings,
+    sandbox_app: Any | None = None,
+    span: Span | None = None,
+    binds: Binds = Binds.LIMITS,
 ) -> Proxy:
     """Build wing B for `settings`. `sandbox_app` is the in-process sandbox, where there is one.
 
-    `span` records traces; without it, a collector that the settings name does.
+    `span` records traces; without it, a collector that the settings name does. `binds` is what a
+    new store is bound to by this.
 
     Raises: StoreError, BindingError, SchemaError, EgressError.
     """
     span = span or chosen_span(settings)
     upstream = TracedUpstream(build_upstream(settings, sandbox_app), span)
     followed = FollowedClock(upstream, host_ms)
-    store = open_store(settings, lambda: followed.offset_ms)
+    store = open_store(settings, lambda: followed.offset_ms, binds)
     followed.measure_from(store.base_ms)
     key = _upstream_key(settings)
     waiters = Waiters()

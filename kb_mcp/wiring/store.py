@@ -25,6 +25,7 @@ from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.recovery import Due
 from kb_mcp.proxy.retention import Aged
 from kb_mcp.proxy.store_admin import StoreAdmin
+from kb_mcp.proxy.stores.binding import Binds, facts_of
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.admin import SqliteAdmin
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
@@ -105,26 +106,38 @@ class Store:
             )
         self.bind_id(account_id)
 
+    @property
+    def defaults(self) -> dict[str, str]:
+        """The facts that a serving process would write, where the store does not say them yet."""
+        return facts_of(self.settings, Binds.LIMITS)
+
     async def close(self) -> None:
         """Finish what waits, and close."""
         await self.ledger.close()
         self.records.close()
 
 
-def open_store(settings: Settings, clock_offset: Callable[[], int] = lambda: 0) -> Store:
-    """Open the store that `settings` name, for serving.
+def open_store(
+    settings: Settings,
+    clock_offset: Callable[[], int] = lambda: 0,
+    binds: Binds = Binds.LIMITS,
+) -> Store:
+    """Open the store that `settings` name.
 
-    `clock_offset` is what the sandbox has been turned by, in ms. Raises: StoreError.
+    `clock_offset` is what the sandbox has been turned by, in ms. `binds` is what a new store is
+    bound to by this: a serving process writes all of it. Raises: StoreError.
     """
     path = store_path(settings)
     if settings.database_path is None:
         from kb_mcp.wiring.postgres_store import open_postgres
 
-        return open_postgres(settings, path, clock_offset)
-    return _open_sqlite(settings, path, clock_offset)
+        return open_postgres(settings, path, clock_offset, binds=binds)
+    return _open_sqlite(settings, path, clock_offset, binds)
 
 
-def _open_sqlite(settings: Settings, path: Path, clock_offset: Callable[[], int]) -> Store:
+def _open_sqlite(
+    settings: Settings, path: Path, clock_offset: Callable[[], int], binds: Binds
+) -> Store:
     master = master_key(settings, path)
     chain_key = derive_key(master, "audit")
     sealer = Sealer(derive_key(master, "answers"), random_bytes)
@@ -138,7 +151,7 @@ def _open_sqlite(settings: Settings, path: Path, clock_offset: Callable[[], int]
     try:
         connection = connect(path)
         migrate(connection)
-        bound = bind(connection, wanted_settings(settings), explicit_settings(settings))
+        bound = bind(connection, wanted_settings(settings), explicit_settings(settings), binds)
         connection.close()
         records = SqliteRecords(path, sealer)
         heads = Heads(heads_folder(path), node, owner, boottime_ms, lambda: clock.now(0))

@@ -68,7 +68,7 @@ def test_wrong_usage_is_one_line_and_a_hint(machine: Machine) -> None:
     ],
 )
 def test_wrong_settings_are_named(machine: Machine, variable: str, value: str) -> None:
-    machine.token()
+    machine.charge(machine.token())
     told = machine.run("keys", "list", code=2, **{variable: value}).stderr.splitlines()
     assert [line.split(":")[0] for line in told] == ["Error", "Hint"]
 
@@ -104,6 +104,18 @@ def test_settings_that_cannot_be_meant_are_refused(machine: Machine, args: tuple
     before = machine.json("settings", "show")
     machine.run("settings", "set", *args, code=2)
     assert machine.json("settings", "show") == before
+
+
+def test_keys_can_be_issued_before_anything_is_said_of_account_or_times(machine: Machine) -> None:
+    machine.token()
+    machine.json("settings", "show")
+    set_up = {"KEYBRAKE_UPSTREAM_TIMEOUT": "10", "KEYBRAKE_STRIPE_KEY": "rk_test_another"}
+    assert len(machine.json("keys", "list", **set_up)) == 1
+    facts = machine.json("settings", "show", **set_up)
+    assert (facts["mode"], facts["upstream_timeout"]) == ("test", 10)
+    assert machine.charge(machine.token()).status_code == 200
+    assert machine.json("settings", "show")["mode"] == "sandbox"
+    machine.run("keys", "list", code=2, **set_up)
 
 
 def test_a_process_set_up_otherwise_can_still_put_the_store_right(machine: Machine) -> None:
@@ -202,7 +214,10 @@ def test_the_doctor_looks_at_every_operation_however_many_are_held_at_a_time(
 def test_the_doctor_tells_wrong_settings_and_a_wrong_store(machine: Machine) -> None:
     wrong = machine.json("doctor", code=1, KEYBRAKE_UPSTREAM_TIMEOUT="soon")
     assert [check["name"] for check in wrong["checks"]] == ["settings"]
-    machine.token()
+    token = machine.token()
+    accounts = {check["name"]: check["detail"] for check in machine.json("doctor")["checks"]}
+    assert accounts["account"].startswith("not bound yet")
+    machine.charge(token)
     bound = machine.json("doctor", code=1, KEYBRAKE_ACCOUNT="another")
     assert [check["ok"] for check in bound["checks"]] == [True, False]
 

@@ -156,3 +156,17 @@ def test_what_a_revoked_key_lost_is_not_charged_by_one_that_may_spend_less(
         error_of(in_process.charge(narrow, amount=290_000, period="2026-11")) == "approval_required"
     )
     assert in_process.charges() == []
+
+
+def test_a_ceiling_that_is_set_while_it_serves_holds_for_the_next_charge(
+    in_process: InProcessProxy,
+) -> None:
+    key = in_process.issue()
+    assert in_process.charge(key, period="2026-10", amount=5000).status_code == 200
+    admin = in_process.proxy.store.open_office()
+    admin.set_facts({"ceilings": '{"usd": 6000}'})
+    admin.close()
+    assert error_of(in_process.charge(key, period="2026-11", amount=1001)) == "spend_cap_exceeded"
+    refused = in_process.charge(key, period="2026-11", amount=100, currency="eur")
+    assert error_of(refused) == "currency_not_allowed"
+    assert in_process.charge(key, period="2026-11", amount=1000).status_code == 200

@@ -30,10 +30,12 @@ from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
+    Changes,
     KeyId,
     Lineage,
     Operation,
     OperationId,
+    Refs,
     VaultKey,
     Window,
     WindowKey,
@@ -200,7 +202,10 @@ class Views:
     async def account_spend(self, day: date) -> list[Spend]:
         """Return what all keys together hold on `day`, by currency, against the ceiling."""
         start = day.isoformat()
-        ceilings = self.ledger.settings.ceilings
+        # As a decision would read it now: another process may have set it.
+        ceilings = await self.ledger.transact(
+            lambda _: Refs(), lambda snapshot: (snapshot.settings.ceilings, Changes())
+        )
         held = {
             window.key.currency: window
             for window in await self.records.windows(scope="account", starts=(start,))

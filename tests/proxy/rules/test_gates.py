@@ -230,7 +230,7 @@ def intent_of_another(status: str = "requires_confirmation") -> OneIntent:
     return one_intent
 
 
-def step(one_intent: OneIntent, verb: str, its: Policy | None = None, **form: object) -> str:
+def step(one_intent: OneIntent, verb: str, its: Policy | None = None, **form: Any) -> str:
     """Let the other key take a step on the intent; without a policy, its own key."""
     meant = one_intent.meant(verb, **form)
     if its is not None:

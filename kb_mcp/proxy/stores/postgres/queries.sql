@@ -22,7 +22,9 @@ SELECT guards.kind
 -- name: clock
 -- After the locks: clock_timestamp() says when we got them, now() only when we began to wait.
 SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms,
-       (SELECT value FROM facts WHERE name = 'high_water_ms') AS high_water_ms
+       (SELECT value FROM facts WHERE name = 'high_water_ms') AS high_water_ms,
+       (SELECT value FROM facts WHERE name = 'ceilings') AS ceilings,
+       (SELECT value FROM facts WHERE name = 'recovery_grace_ms') AS recovery_grace_ms
 
 -- name: wanted
 -- The operations that a batch needs: by name, by id, by guard, and the last decline of each tally.

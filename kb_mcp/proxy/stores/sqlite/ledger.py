@@ -21,6 +21,7 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, StoreSettings, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.stores.binding import LiveSettings
 from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.rows import key_with_lineage
@@ -64,7 +65,7 @@ class SqliteLedger:
     ) -> None:
         """Serve the migrated and bound store at `path`; `owner` names this process in leases."""
         self._path = path
-        self._settings = settings
+        self._live = LiveSettings(settings)
         self._clock = clock
         self._sealer = sealer
         self._journal = journal
@@ -85,7 +86,7 @@ class SqliteLedger:
     @property
     def settings(self) -> StoreSettings:
         """What the store is bound to and what all its processes agree on."""
-        return self._settings
+        return self._live.now
 
     @property
     def waiting(self) -> int:
@@ -190,12 +191,12 @@ class SqliteLedger:
         return head
 
     def _standing(self, loader: Loader) -> Snapshot:
-        rows = loader.rows("fact", "high_water_ms")
-        self._marked = int(rows[0]["value"]) if rows else 0
+        facts = {row["name"]: row["value"] for row in loader.rows("deciding_facts")}
+        self._marked = int(facts.get("high_water_ms", 0))
         high_water = max(self._marked, self._high_water)
         return Snapshot(
             now=self._clock.now(high_water),
-            settings=self._settings,
+            settings=self._live.read(facts),
             skewed=self._clock.skewed,
             turning=self._clock.turning(high_water),
         )
