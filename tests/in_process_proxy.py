@@ -83,7 +83,7 @@ class InProcessProxy:
         granted = built_in(policy) if isinstance(policy, str) else policy
         if caps:
             granted = granted.model_copy(update={"caps": CapRules(**caps)})
-        wanted = Wanted(policy=granted, mode="test")
+        wanted = Wanted(policy=granted, mode="test", uncapped=True)
         key, minted = self.run(issue_key(self.proxy.store.ledger, wanted, random_bytes, "test"))
         return Issued(key.id, minted.token)
 

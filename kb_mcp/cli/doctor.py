@@ -180,14 +180,19 @@ async def _clock(opened: OpenProxy) -> tuple[bool, str]:
 
 
 async def _keys(opened: OpenProxy) -> tuple[bool, str]:
+    from kb_mcp.proxy.access.authenticate import policy_of
+    from kb_mcp.proxy.access.uncapped import is_uncapped
+
     now = opened.now()
     wanted = "live" if opened.settings.upstream_mode == "live" else "test"
-    problems, serving = [], 0
+    problems, serving, uncapped = [], 0, []
     for key, lineage in await opened.store.records.keys():
         expired = key.expires_at is not None and key.expires_at <= now
         if key.revoked_at is not None or expired:
             continue
         serving += 1
+        if is_uncapped(policy_of(key.policy)):
+            uncapped.append(key.id)
         if key.mode != wanted:
             problems.append(f"{key.id} is a {key.mode} key")
         if lineage.frozen_at is not None:
@@ -195,7 +200,9 @@ async def _keys(opened: OpenProxy) -> tuple[bool, str]:
         soon = key.expires_at is not None and _ends_soon(key.created_at, key.expires_at, now)
         if soon and key.rotated_to is None:
             problems.append(f"{key.id} expires within 7 days")
-    return not problems, "; ".join(problems) or f"{serving} serve"
+    # Somebody chose to have no cap: that is told, and no fault.
+    without = [f"without a cap over time: {', '.join(uncapped)}"] if uncapped else []
+    return not problems, "; ".join([*problems, f"{serving} serve", *without])
 
 
 def _ends_soon(created_at: int, expires_at: int, now: int) -> bool:

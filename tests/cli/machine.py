@@ -59,8 +59,8 @@ class Machine:
         return json.loads(self.run(*args, "--json", code=code, **env).stdout)
 
     def token(self, *args: str) -> str:
-        """Issue a billing key."""
-        issued = self.json("keys", "issue", "--role", "billing", *args)
+        """Issue a billing key, without a cap unless `args` give one."""
+        issued = self.json("keys", "issue", "--role", "billing", "--uncapped", *args)
         return str(issued["token"])
 
     def charge(

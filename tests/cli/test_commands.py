@@ -144,7 +144,7 @@ def test_a_bill_above_the_threshold_waits_for_its_approval(machine: Machine) -> 
     file.write_text(
         '{"role": "mine", "allow": ["POST /v1/charges"], "approval_above": {"usd": 1000}}'
     )
-    token = machine.json("keys", "issue", "--policy", str(file))["token"]
+    token = machine.json("keys", "issue", "--policy", str(file), "--uncapped")["token"]
     assert machine.charge(token, "2026-11").json()["error"]["code"] == "approval_required"
     (waiting,) = machine.json("approvals", "list", "--state", "pending")
     assert (waiting["amount"], waiting["billing_period"]) == (2900, lately("2026-11"))

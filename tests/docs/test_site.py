@@ -89,7 +89,7 @@ def unsent(machine: Machine) -> dict[str, str]:
 def pending(machine: Machine) -> dict[str, str]:
     file = machine.folder / "asking.toml"
     file.write_text(ASKING)
-    issued = machine.json("keys", "issue", "--policy", str(file))
+    issued = machine.json("keys", "issue", "--policy", str(file), "--uncapped")
     assert machine.charge(issued["token"], period="2026-11").status_code == 403
     (approval,) = machine.json("approvals", "list")
     return {"APPROVAL": approval["id"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from kb_mcp.operators.actions.keys import revoke_key
 from kb_mcp.operators.reports.approvals import approval_record
 from kb_mcp.proxy.access.policy import CapRules
 from kb_mcp.proxy.access.roles import built_in
-from kb_mcp.proxy.ledger.records import Approval
+from kb_mcp.proxy.ledger.records import Approval, Changes, KeyId, Lineage, Refs, VaultKey
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
 from tests.proxy.stores.conftest import database, server
 
@@ -170,3 +171,34 @@ def test_a_ceiling_that_is_set_while_it_serves_holds_for_the_next_charge(
     refused = in_process.charge(key, period="2026-11", amount=100, currency="eur")
     assert error_of(refused) == "currency_not_allowed"
     assert in_process.charge(key, period="2026-11", amount=1000).status_code == 200
+
+
+class FreezesBeforeTheSend:
+    """A ledger in which an operator freezes the key once its charge is reserved."""
+
+    def __init__(self, ledger: Any) -> None:
+        self.ledger = ledger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ledger, name)
+
+    async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
+        found: tuple[VaultKey, Lineage] | None = await self.ledger.find_key(key_id)
+        assert found is not None
+        frozen = Lineage(found[1].id, 1, "an operator said so")
+        await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(lineages=(frozen,))))
+        return await self.ledger.find_key(key_id)  # type: ignore[no-any-return] # as above
+
+
+def test_a_key_that_freezes_after_the_reservation_sends_nothing(tmp_path: Path) -> None:
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        app = in_process.proxy.app
+        governor = app.pipeline.governor
+        between = dataclasses.replace(governor, ledger=FreezesBeforeTheSend(governor.ledger))  # type: ignore[arg-type] # it forwards the rest
+        app.pipeline = dataclasses.replace(app.pipeline, governor=between)
+        refused = in_process.charge(key, period="2026-11")
+        assert (refused.status_code, error_of(refused)) == (403, "vault_key_frozen")
+        assert in_process.charges() == []
+        operation = in_process.operations()[0]
+        assert (operation.state.value, operation.held) == ("failed", 0)

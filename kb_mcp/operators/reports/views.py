@@ -30,12 +30,10 @@ from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
-    Changes,
     KeyId,
     Lineage,
     Operation,
     OperationId,
-    Refs,
     VaultKey,
     Window,
     WindowKey,
@@ -63,6 +61,10 @@ class OperatorRecords(Records, GaugeRecords, Protocol):
 
     async def approvals(self) -> Sequence[Approval]:
         """Return every approval, newest first."""
+        ...
+
+    async def ceilings(self) -> Mapping[str, int]:
+        """Return the account's daily ceiling of each currency, in minor units, as it is now."""
         ...
 
     async def keys_by_id(self, ids: Sequence[str]) -> Sequence[tuple[VaultKey, Lineage]]:
@@ -202,10 +204,7 @@ class Views:
     async def account_spend(self, day: date) -> list[Spend]:
         """Return what all keys together hold on `day`, by currency, against the ceiling."""
         start = day.isoformat()
-        # As a decision would read it now: another process may have set it.
-        ceilings = await self.ledger.transact(
-            lambda _: Refs(), lambda snapshot: (snapshot.settings.ceilings, Changes())
-        )
+        ceilings = await self.records.ceilings()
         held = {
             window.key.currency: window
             for window in await self.records.windows(scope="account", starts=(start,))

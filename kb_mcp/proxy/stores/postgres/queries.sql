@@ -140,6 +140,9 @@ SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery(
 SELECT table_name, column_name FROM information_schema.columns
  WHERE table_schema = current_schema()
 
+-- name: ceilings
+SELECT value FROM facts WHERE name = 'ceilings'
+
 -- name: open_operations
 SELECT state, count(*) AS count FROM operations
  WHERE state <> 'succeeded' AND state IN ('reserved', 'unknown', 'awaiting_approval')

@@ -98,6 +98,9 @@ SELECT seq, hash FROM audit WHERE node = ? ORDER BY seq DESC LIMIT 1
 -- name: last_node
 SELECT position, hash FROM nodes ORDER BY position DESC LIMIT 1
 
+-- name: ceilings
+SELECT value FROM facts WHERE name = 'ceilings'
+
 -- name: open_operations
 SELECT state, count(*) AS count FROM operations
  WHERE state <> 'succeeded' AND state IN ('reserved', 'unknown', 'awaiting_approval')
