@@ -25,7 +25,8 @@ from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.recovery import Due
 from kb_mcp.proxy.retention import Aged
 from kb_mcp.proxy.store_admin import StoreAdmin
-from kb_mcp.proxy.stores.binding import Binds, facts_of
+from kb_mcp.proxy.stores.binding import Binds as Binds  # noqa: PLC0414 - others open stores, too
+from kb_mcp.proxy.stores.binding import facts_of
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.admin import SqliteAdmin
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import click
 import pytest
@@ -109,7 +110,10 @@ def test_settings_that_cannot_be_meant_are_refused(machine: Machine, args: tuple
 def test_keys_can_be_issued_before_anything_is_said_of_account_or_times(machine: Machine) -> None:
     machine.token()
     machine.json("settings", "show")
-    set_up = {"KEYBRAKE_UPSTREAM_TIMEOUT": "10", "KEYBRAKE_STRIPE_KEY": "rk_test_another"}
+    set_up: dict[str, Any] = {
+        "KEYBRAKE_UPSTREAM_TIMEOUT": "10",
+        "KEYBRAKE_STRIPE_KEY": "rk_test_another",
+    }
     assert len(machine.json("keys", "list", **set_up)) == 1
     facts = machine.json("settings", "show", **set_up)
     assert (facts["mode"], facts["upstream_timeout"]) == ("test", 10)

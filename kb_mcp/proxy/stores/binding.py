@@ -84,7 +84,7 @@ def bound_by(
     `explicit` holds the settings that this process was configured with on purpose: they must
     agree with the store's. Raises: BindingError.
     """
-    told = facts_of(wanted, Binds.LIMITS) | facts
+    told = {**facts_of(wanted, Binds.LIMITS), **facts}
     bound = replace(
         wanted,
         account=told["account"],
