@@ -195,7 +195,7 @@ def test_a_key_that_freezes_after_the_reservation_sends_nothing(tmp_path: Path) 
         key = in_process.issue()
         app = in_process.proxy.app
         governor = app.pipeline.governor
-        between = dataclasses.replace(governor, ledger=FreezesBeforeTheSend(governor.ledger))  # type: ignore[arg-type] # it forwards the rest
+        between = dataclasses.replace(governor, ledger=FreezesBeforeTheSend(governor.ledger))
         app.pipeline = dataclasses.replace(app.pipeline, governor=between)
         refused = in_process.charge(key, period="2026-11")
         assert (refused.status_code, error_of(refused)) == (403, "vault_key_frozen")

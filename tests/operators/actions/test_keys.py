@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
 
-def issue(in_process: InProcessProxy, policy_hours: int | None, **wanted: int) -> VaultKey:
+def issue(in_process: InProcessProxy, policy_hours: int | None, **wanted: Any) -> VaultKey:
     """Issue a key under a policy that ends in some hours."""
     policy = built_in("audit")
     if policy_hours is not None:
