@@ -164,9 +164,13 @@ class InProcessProxy:
         self.run(self.agents.close())
         self._open()
 
+    def upstream(self) -> Any:
+        """Return the application that the proxy takes for Stripe."""
+        return self.sandbox
+
     def _open(self) -> None:
         async def build() -> Proxy:
-            return build_proxy(self.settings, self.sandbox)
+            return build_proxy(self.settings, self.upstream())
 
         self.proxy = self.run(build())
         self.agents = Agents(self.settings, self.proxy)

@@ -6,7 +6,6 @@ Floor: wiring.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -24,14 +23,21 @@ from kb_mcp.proxy.edge.key_api import KeyApi
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
-from kb_mcp.proxy.governor import SEND_WITHIN_MS, Governor
+from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.retention import Retention
 from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
 from kb_mcp.proxy.stripe.reader import StripeReads
-from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.stripe.sends import (
+    SEND_WITHIN_MS,
+    Answered,
+    Upstream,
+    UpstreamAnswer,
+    UpstreamRequest,
+)
+from kb_mcp.proxy.stripe_json import parse_object
 from kb_mcp.proxy.waiters import Waiters
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id, random_name
 from kb_mcp.serving.telemetry import chosen_span
@@ -122,10 +128,7 @@ def account_of(answer: UpstreamAnswer) -> str | None:
     """Return the account id in an answer to `GET /v1/account`, if it is one."""
     if not isinstance(answer, Answered) or answer.status != 200:
         return None
-    try:
-        account = json.loads(answer.body).get("id")
-    except (ValueError, AttributeError):
-        return None
+    account = (parse_object(answer.body) or {}).get("id")
     return account if isinstance(account, str) and account.startswith("acct_") else None
 
 

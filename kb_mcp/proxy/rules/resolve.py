@@ -28,13 +28,20 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import release
 from kb_mcp.proxy.rules.conclude import FOREIGN_KEY, conclude
 from kb_mcp.proxy.rules.ending import Ending
-from kb_mcp.proxy.stripe.evidence import Made
+from kb_mcp.proxy.stripe.evidence import Made, customer_of
+from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS
 
 HOUR_MS = 3_600_000
 LEASE_MS = 120_000
 # Listings of a voided operation, counted from the void; the last one frees its guards.
 SECOND_LISTING_MS = HOUR_MS
 LAST_LISTING_MS = 25 * HOUR_MS
+# Stripe's clock and ours may be a minute apart, and `created` has whole seconds.
+BEFORE_MS = 90_000
+TWIN = "unmarked_charge"
+# A failed or canceled object took no money, so that it is nobody's charge.
+NO_MONEY = frozenset({"failed", "canceled"})
+_MAY_HAVE_ARRIVED = frozenset({AttemptOutcome.OPEN, AttemptOutcome.VOIDED})
 _ROW = AuditDraft(kind="recovery")
 
 
@@ -48,7 +55,19 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """A complete walk found no object of any attempt."""
+    """A complete walk found no object of any attempt.
+
+    `begun_at` is when the walk began, where that was before this lease. `twins` are the names of
+    objects without a mark that may be it all the same: somebody may have edited the mark away.
+    """
+
+    begun_at: int | None = None
+    twins: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def objects(self) -> frozenset[str]:
+        """Every name of a twin: whose they are decides whether absence is proven."""
+        return frozenset(name for names in self.twins for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +119,22 @@ def resolve(
             freed = replace(after, lease_owner=None, next_read_at=snapshot.now + HOUR_MS)
             return freed, replace(changes, operations=(freed,))
         return after, changes
-    if isinstance(finding, Absent) and _proves_absence(snapshot, operation, read_at):
-        return _absent(snapshot, operation, read_at)
+    if isinstance(finding, Absent):
+        read_at = read_at if finding.begun_at is None else finding.begun_at
+        if unowned_twins(snapshot, operation, finding):
+            return _look_again(snapshot, operation, TWIN)
+        if _proves_absence(snapshot, operation, read_at):
+            return _absent(snapshot, operation, read_at)
     return _look_again(snapshot, operation)
+
+
+def unowned_twins(snapshot: Snapshot, operation: Operation, absent: Absent) -> list[str]:
+    """Return the objects without a mark that may be this operation's, and are no other's."""
+    return [
+        names[0]
+        for names in absent.twins
+        if all(snapshot.object_owners.get(name) in {None, operation.id} for name in names)
+    ]
 
 
 def match_attempt(
@@ -110,17 +142,14 @@ def match_attempt(
 ) -> int | None:
     """Return the number of the attempt that made the listed object `item`, or None.
 
-    The mark alone is not enough: amount, currency and customer must be the operation's.
+    The attempt's mark alone is not enough: the operation's must stand beside it, or amount,
+    currency and customer must be the operation's. With both marks it is ours whatever it says.
     """
-    metadata = item.get("metadata")
-    mark = metadata.get("keybrake_attempt") if isinstance(metadata, dict) else None
+    marks = _marks_of(item)
+    mark = marks.get("keybrake_attempt")
+    ours = marks.get("keybrake_operation") == operation.id
     # An operation whose request did not tell its amount has the mark alone.
-    same = operation.amount == 0 or (
-        item.get("amount") == operation.amount
-        and item.get("currency") == operation.currency
-        and (item.get("customer") or None) == operation.customer
-    )
-    if mark is None or not same:
+    if mark is None or not (ours or operation.amount == 0 or _is_like(item, operation)):
         return None
     # A declined attempt is settled: its failed object says nothing about the attempts after it.
     return next(
@@ -130,6 +159,44 @@ def match_attempt(
             if each.upstream_key == mark and each.outcome is not AttemptOutcome.DECLINED
         ),
         None,
+    )
+
+
+def twin_names(
+    item: Mapping[str, Any], operation: Operation, attempts: list[Attempt], grace_ms: int
+) -> tuple[str, ...]:
+    """Return the names of a listed object without a whole mark that may be the operation's.
+
+    It is of the same customer, amount and currency, and made between the first send that may have
+    arrived and the last one's deadline and grace. Empty where it is not.
+    """
+    marks = _marks_of(item)
+    mark, owner = marks.get("keybrake_attempt"), marks.get("keybrake_operation")
+    known = any(each.upstream_key == mark for each in attempts)
+    if known or (mark and owner and owner != operation.id) or not _is_like(item, operation):
+        return ()
+    created = item.get("created")
+    if not isinstance(created, int) or item.get("status") in NO_MONEY:
+        return ()
+    maybe = [each for each in attempts if each.outcome in _MAY_HAVE_ARRIVED] or attempts
+    begins = min(each.first_sent_at for each in maybe) - BEFORE_MS
+    ends = max(each.last_sent_at for each in maybe) + SEND_WITHIN_MS + grace_ms
+    if not begins <= created * 1000 <= ends:
+        return ()
+    names = (item.get("id"), item.get("payment_intent"))
+    return tuple(name for name in names if isinstance(name, str))
+
+
+def _marks_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    metadata = item.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _is_like(item: Mapping[str, Any], operation: Operation) -> bool:
+    return (
+        item.get("amount") == operation.amount
+        and item.get("currency") == operation.currency
+        and customer_of(item) == operation.customer
     )
 
 
@@ -201,12 +268,21 @@ def _listed_empty(
     return listed, Changes(operations=(listed,))
 
 
-def _look_again(snapshot: Snapshot, operation: Operation) -> tuple[Operation, Changes]:
+def _look_again(
+    snapshot: Snapshot, operation: Operation, why: str | None = None
+) -> tuple[Operation, Changes]:
+    """Leave the operation as it is, to be read again; `why` it is unknown still, if there is one.
+
+    That others used its key outweighs everything else that is known of it.
+    """
     state = S.UNKNOWN if operation.state in HOLDING else operation.state
+    code = operation.code
+    if state is S.UNKNOWN and code != FOREIGN_KEY:
+        code = why or code or "outcome_unknown"
     waiting = replace(
         operation,
         state=state,
-        code=operation.code or ("outcome_unknown" if state is S.UNKNOWN else None),
+        code=code,
         lease_owner=None,
         next_read_at=max(operation.next_read_at or 0, snapshot.now),
         updated_at=snapshot.now,
