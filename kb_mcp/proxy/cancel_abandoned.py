@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kb_mcp.proxy.rules.decisions import Proceed
+from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamRequest
-from kb_mcp.proxy.stripe_json import parse_object
 
 INTENTS = "POST /v1/payment_intents"
 

@@ -29,6 +29,7 @@ from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.retention import Retention
 from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
+from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.stripe.sends import (
     SEND_WITHIN_MS,
@@ -37,7 +38,6 @@ from kb_mcp.proxy.stripe.sends import (
     UpstreamAnswer,
     UpstreamRequest,
 )
-from kb_mcp.proxy.stripe_json import parse_object
 from kb_mcp.proxy.waiters import Waiters
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id, random_name
 from kb_mcp.serving.telemetry import chosen_span

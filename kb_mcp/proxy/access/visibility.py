@@ -12,7 +12,7 @@ from typing import Any
 from kb_mcp.proxy.access.authorize import may_touch
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
-from kb_mcp.proxy.stripe_json import parse_object
+from kb_mcp.proxy.stripe.json_objects import parse_object
 
 
 def check_answer(policy: Policy, body: bytes) -> Refusal | None:

@@ -19,9 +19,9 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.stripe.interpret import Reading
+from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.messages import Reply, refused
 from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, Upstream, UpstreamRequest
-from kb_mcp.proxy.stripe_json import parse_object
 
 READ_WITHIN_MS = 5_000
 

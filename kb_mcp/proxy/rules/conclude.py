@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, assert_never
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.differences import difference
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Attempt,
@@ -28,6 +27,7 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import hold_again, release, settle
 from kb_mcp.proxy.rules.declines import count_decline, freeze
+from kb_mcp.proxy.rules.differences import difference
 from kb_mcp.proxy.rules.ending import Ending
 from kb_mcp.proxy.rules.follow_ups.conclude import READ_AGAIN_MS, conclude_follow_up
 from kb_mcp.proxy.stripe.evidence import (

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from kb_mcp.proxy.stripe.json_objects import object_id, parse_object, whole, word
 from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, UpstreamAnswer
-from kb_mcp.proxy.stripe_json import object_id, parse_object, whole, word
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.stripe.endpoints import Lifecycle, Route

@@ -11,9 +11,8 @@ from typing import Any, TypeGuard
 from urllib.parse import urlencode
 
 from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.stripe.json_objects import next_cursor, parse_object
 from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamRequest
-from kb_mcp.proxy.stripe_json import parse_object
-from kb_mcp.proxy.walks import next_cursor
 
 READ_WITHIN_MS = 10_000
 PAGE = 100

@@ -16,6 +16,7 @@ from kb_mcp.proxy.ledger.records import Attempt, Operation
 from kb_mcp.proxy.rules.resolve import Absent, Finding, Found, Unreadable, match_attempt, twin_names
 from kb_mcp.proxy.stripe.endpoints import Route
 from kb_mcp.proxy.stripe.evidence import prove_object
+from kb_mcp.proxy.stripe.json_objects import next_cursor
 
 PAGE = 100
 LOOK_BACK_MS = 25 * 3_600_000
@@ -103,19 +104,6 @@ class Walk:
             # It is ours, and does not say what became of it: that is no absence.
             return Unreadable() if made is None else Found(number, made)
         return None
-
-
-def next_cursor(items: list[Any], seen: set[str]) -> str | None:
-    """Return the id after which a list goes on; None where the list would not get further.
-
-    `seen` holds the ids that ended the pages before. A list that ends on one of them again goes
-    round in a circle.
-    """
-    last = items[-1].get("id") if items and isinstance(items[-1], dict) else None
-    if not isinstance(last, str) or last in seen:
-        return None
-    seen.add(last)
-    return last
 
 
 def _sends(attempts: list[Attempt]) -> tuple[int, ...]:
