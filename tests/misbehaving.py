@@ -78,8 +78,8 @@ class Misbehaving:
         await send({"type": "http.response.body", "body": changed, "more_body": False})
 
 
-class MisledHouse(InProcessProxy):
-    """A house whose proxy hears of Stripe only what `rogue` lets it hear."""
+class MisledProxy(InProcessProxy):
+    """A proxy in this process that hears of Stripe only what `rogue` lets it hear."""
 
     @cached_property
     def rogue(self) -> Misbehaving:

@@ -200,7 +200,7 @@ def _operators_app(settings: Settings, proxy: Proxy, workers: Workers) -> Any:
         public_url=settings.public_url,
         operators=store_admin.operator_hashes,
         bench=Bench(
-            acts=StripeActs(store.ledger, reads, proxy.recovery.resolve_one),
+            acts=StripeActs(store.ledger, reads, proxy.recovery),
             verifying=Verifying(verifier(settings, store), now_ms),
             meters=proxy.meters,
             workers=workers.readings,

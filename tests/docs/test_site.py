@@ -86,6 +86,14 @@ def unsent(machine: Machine) -> dict[str, str]:
     return variables
 
 
+def looked(machine: Machine) -> dict[str, str]:
+    variables = unsent(machine)
+    void = ("operations", "resolve", variables["OPERATION"], "--void", "--reason", "nothing there")
+    machine.run(*void, code=1)
+    machine.advance(61)
+    return variables
+
+
 def pending(machine: Machine) -> dict[str, str]:
     file = machine.folder / "asking.toml"
     file.write_text(ASKING)
@@ -112,7 +120,7 @@ def broken(machine: Machine) -> dict[str, str]:
 
 
 SCENES: dict[str, Callable[[Machine], dict[str, str]]] = {
-    each.__name__: each for each in (plain, unknown, unsent, pending, frozen, broken)
+    each.__name__: each for each in (plain, unknown, unsent, looked, pending, frozen, broken)
 }
 
 

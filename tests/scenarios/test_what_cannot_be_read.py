@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.in_process_proxy import error_of
-from tests.misbehaving import Change, Heard, MisledHouse, listing, say, unmarked, with_fields
+from tests.misbehaving import Change, Heard, MisledProxy, listing, say, unmarked, with_fields
 from tests.scenarios.acts import PAST_GRACE_S, broken_invariants, day_windows
 
 HOUR_S = 3_600
@@ -22,8 +22,8 @@ POST, LIST = "POST /v1/charges", "GET /v1/charges?"
 
 
 @pytest.fixture
-def in_process(tmp_path: Path) -> Iterator[MisledHouse]:
-    with MisledHouse(tmp_path) as in_process:
+def in_process(tmp_path: Path) -> Iterator[MisledProxy]:
+    with MisledProxy(tmp_path) as in_process:
         yield in_process
 
 
@@ -76,7 +76,7 @@ UNREADABLE: dict[str, Change] = {
 
 @pytest.mark.parametrize("what", UNREADABLE)
 def test_an_answer_that_cannot_be_read_leaves_the_bill_unknown_until_it_is_found(
-    in_process: MisledHouse, what: str
+    in_process: MisledProxy, what: str
 ) -> None:
     key = in_process.issue(daily={"usd": 2900})
     in_process.rogue.hear(POST, UNREADABLE[what], times=1)
@@ -94,7 +94,7 @@ def test_an_answer_that_cannot_be_read_leaves_the_bill_unknown_until_it_is_found
 
 @pytest.mark.parametrize("what", sorted(UNREADABLE.keys() - {"nothing"}))
 def test_a_list_that_cannot_be_read_proves_nothing_and_keeps_no_lease(
-    in_process: MisledHouse, what: str
+    in_process: MisledProxy, what: str
 ) -> None:
     key = in_process.issue()
     in_process.fault("drop_after")
@@ -133,7 +133,7 @@ def test_a_list_that_cannot_be_read_proves_nothing_and_keeps_no_lease(
 )
 @pytest.mark.parametrize("lost", [False, True])
 def test_what_differs_from_what_was_asked_is_recorded_flagged_and_freezes_the_key(
-    in_process: MisledHouse, fields: dict[str, Any], why: str, lost: bool
+    in_process: MisledProxy, fields: dict[str, Any], why: str, lost: bool
 ) -> None:
     in_process.begin_day()
     key = in_process.issue(daily={"usd": 50_000})
@@ -169,7 +169,7 @@ def again(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**items[0], "id": "ch_same", "metadata": {}, "amount": 1}]
 
 
-def endless(in_process: MisledHouse) -> Change:
+def endless(in_process: MisledProxy) -> Change:
     """Return a list that never ends: each page ends on an id of its own."""
 
     def page(heard: Heard) -> Heard:
@@ -189,7 +189,7 @@ def more(change: Change) -> Change:
 
 
 @pytest.mark.parametrize("kind", ["repeats its last id", "goes round", "is empty"])
-def test_a_list_that_gets_no_further_ends_as_incomplete(in_process: MisledHouse, kind: str) -> None:
+def test_a_list_that_gets_no_further_ends_as_incomplete(in_process: MisledProxy, kind: str) -> None:
     key = in_process.issue()
     in_process.fault("drop_before")
     in_process.charge(key, period="2026-11")
@@ -210,14 +210,14 @@ def test_a_list_that_gets_no_further_ends_as_incomplete(in_process: MisledHouse,
     assert in_process.operations()[0].state == "voided"
 
 
-def post_other(in_process: MisledHouse) -> None:
+def post_other(in_process: MisledProxy) -> None:
     """Make a charge of the customer's that has nothing to do with ours."""
     form = {"customer": "cus_A1", "amount": "500", "currency": "usd"}
     headers = {"Authorization": "Bearer rk_test_sandbox"}
     assert in_process.stripe.post("/v1/charges", data=form, headers=headers).status_code == 200
 
 
-def test_an_endless_list_leaves_the_others_their_turn(in_process: MisledHouse) -> None:
+def test_an_endless_list_leaves_the_others_their_turn(in_process: MisledProxy) -> None:
     key = in_process.issue()
     for customer in ("cus_A1", "cus_B2"):
         in_process.fault("drop_after")
@@ -234,7 +234,7 @@ def test_an_endless_list_leaves_the_others_their_turn(in_process: MisledHouse) -
     assert sum("cus_A1" in each for each in in_process.rogue.asked) <= 201
 
 
-def test_a_list_longer_than_a_pass_is_walked_on_in_the_next(in_process: MisledHouse) -> None:
+def test_a_list_longer_than_a_pass_is_walked_on_in_the_next(in_process: MisledProxy) -> None:
     key = in_process.issue()
     in_process.fault("drop_before")
     in_process.charge(key, period="2026-11")
@@ -257,7 +257,7 @@ def test_a_list_longer_than_a_pass_is_walked_on_in_the_next(in_process: MisledHo
     assert sum(each.startswith(LIST) for each in in_process.rogue.asked) == pages
 
 
-def test_what_was_sent_in_between_begins_the_walk_anew(in_process: MisledHouse) -> None:
+def test_what_was_sent_in_between_begins_the_walk_anew(in_process: MisledProxy) -> None:
     key = in_process.issue()
     in_process.fault("drop_before", times=2)
     in_process.charge(key, period="2026-11")
@@ -275,7 +275,7 @@ def test_what_was_sent_in_between_begins_the_walk_anew(in_process: MisledHouse) 
 
 
 def test_a_charge_whose_mark_was_edited_away_is_never_voided_by_recovery(
-    in_process: MisledHouse,
+    in_process: MisledProxy,
 ) -> None:
     key = in_process.issue()
     in_process.fault("drop_after")

@@ -45,6 +45,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     fixes those windows, for good; a raise on a later day moves all of it there. `lease_token`
     fences: only the holder of the newest token may conclude with a no. `reopened` lets a refunded
     bill be billed once more, `waived` lets one other bill pass that looks like this one.
+    `void_look_at` is when the first whole look at Stripe's list began that did not show its object
+    since its last send: an operator's void needs a second one.
     """
 
     id: OperationId
@@ -83,6 +85,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     overshoot: bool = False
     voided_at: int | None = None
     empty_listings: int = 0
+    void_look_at: int | None = None
     next_read_at: int | None = None
     approval_id: str | None = None
     created_at: int

@@ -30,6 +30,7 @@ from kb_mcp.proxy.rules.declines import count_decline, freeze
 from kb_mcp.proxy.rules.differences import difference
 from kb_mcp.proxy.rules.ending import Ending
 from kb_mcp.proxy.rules.follow_ups.conclude import READ_AGAIN_MS, conclude_follow_up
+from kb_mcp.proxy.rules.matching import difference
 from kb_mcp.proxy.stripe.evidence import (
     CANCELED,
     Declined,

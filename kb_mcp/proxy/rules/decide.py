@@ -18,7 +18,7 @@ failed, declined            Replay until decline_retry_after, then the checks be
 failed, not sent            the checks below -> the same key       the checks below -> a new key
 failed, rejected            the checks below -> a new key
 voided, not yet 25 h empty  the checks below -> the same key, 23 h idempotency_key_reused
-voided and free             the checks below -> a new key
+voided and free             the checks below -> the same key, 23 h the checks below -> a new key
 awaiting approval           approved: the checks below             another approval
 
 A step that goes on with an operation's object has a table of its own (`steps.py`); a create that is
@@ -175,7 +175,9 @@ def _voided(
     same: bool,
 ) -> Decision:
     if not operation.live:
-        return reserve(snapshot, command, operation, None)
+        # Freed by an operator's word, which may be wrong: while Stripe remembers the key it stays.
+        keep = attempt if same and attempt is not None and resendable(snapshot, attempt) else None
+        return reserve(snapshot, command, operation, keep)
     if not same:
         return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
     if attempt is None or not resendable(snapshot, attempt):

@@ -254,6 +254,7 @@ def _lease(snapshot: Snapshot, command: Command, operation: Operation) -> Operat
         lease_owner=command.owner,
         lease_token=operation.lease_token + 1,
         lease_until=snapshot.now + command.lease_ms,
+        void_look_at=None,
         updated_at=snapshot.now,
     )
 

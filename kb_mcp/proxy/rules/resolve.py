@@ -7,9 +7,7 @@ outside the ledger used the key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -28,20 +26,14 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import release
 from kb_mcp.proxy.rules.conclude import FOREIGN_KEY, conclude
 from kb_mcp.proxy.rules.ending import Ending
-from kb_mcp.proxy.stripe.evidence import Made, customer_of
-from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS
+from kb_mcp.proxy.stripe.evidence import Made
 
 HOUR_MS = 3_600_000
 LEASE_MS = 120_000
 # Listings of a voided operation, counted from the void; the last one frees its guards.
 SECOND_LISTING_MS = HOUR_MS
 LAST_LISTING_MS = 25 * HOUR_MS
-# Stripe's clock and ours may be a minute apart, and `created` has whole seconds.
-BEFORE_MS = 90_000
 TWIN = "unmarked_charge"
-# A failed or canceled object took no money, so that it is nobody's charge.
-NO_MONEY = frozenset({"failed", "canceled"})
-_MAY_HAVE_ARRIVED = frozenset({AttemptOutcome.OPEN, AttemptOutcome.VOIDED})
 _ROW = AuditDraft(kind="recovery")
 
 
@@ -137,69 +129,6 @@ def unowned_twins(snapshot: Snapshot, operation: Operation, absent: Absent) -> l
     ]
 
 
-def match_attempt(
-    item: Mapping[str, Any], operation: Operation, attempts: list[Attempt]
-) -> int | None:
-    """Return the number of the attempt that made the listed object `item`, or None.
-
-    The attempt's mark alone is not enough: the operation's must stand beside it, or amount,
-    currency and customer must be the operation's. With both marks it is ours whatever it says.
-    """
-    marks = _marks_of(item)
-    mark = marks.get("keybrake_attempt")
-    ours = marks.get("keybrake_operation") == operation.id
-    # An operation whose request did not tell its amount has the mark alone.
-    if mark is None or not (ours or operation.amount == 0 or _is_like(item, operation)):
-        return None
-    # A declined attempt is settled: its failed object says nothing about the attempts after it.
-    return next(
-        (
-            each.number
-            for each in attempts
-            if each.upstream_key == mark and each.outcome is not AttemptOutcome.DECLINED
-        ),
-        None,
-    )
-
-
-def twin_names(
-    item: Mapping[str, Any], operation: Operation, attempts: list[Attempt], grace_ms: int
-) -> tuple[str, ...]:
-    """Return the names of a listed object without a whole mark that may be the operation's.
-
-    It is of the same customer, amount and currency, and made between the first send that may have
-    arrived and the last one's deadline and grace. Empty where it is not.
-    """
-    marks = _marks_of(item)
-    mark, owner = marks.get("keybrake_attempt"), marks.get("keybrake_operation")
-    known = any(each.upstream_key == mark for each in attempts)
-    if known or (mark and owner and owner != operation.id) or not _is_like(item, operation):
-        return ()
-    created = item.get("created")
-    if not isinstance(created, int) or item.get("status") in NO_MONEY:
-        return ()
-    maybe = [each for each in attempts if each.outcome in _MAY_HAVE_ARRIVED] or attempts
-    begins = min(each.first_sent_at for each in maybe) - BEFORE_MS
-    ends = max(each.last_sent_at for each in maybe) + SEND_WITHIN_MS + grace_ms
-    if not begins <= created * 1000 <= ends:
-        return ()
-    names = (item.get("id"), item.get("payment_intent"))
-    return tuple(name for name in names if isinstance(name, str))
-
-
-def _marks_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    metadata = item.get("metadata")
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _is_like(item: Mapping[str, Any], operation: Operation) -> bool:
-    return (
-        item.get("amount") == operation.amount
-        and item.get("currency") == operation.currency
-        and customer_of(item) == operation.customer
-    )
-
-
 def _needs_reading(operation: Operation) -> bool:
     if operation.state in HOLDING:
         return True
@@ -227,6 +156,7 @@ def _absent(snapshot: Snapshot, operation: Operation, read_at: int) -> tuple[Ope
         code="voided",
         voided_at=snapshot.now,
         empty_listings=1,
+        void_look_at=read_at,
         next_read_at=snapshot.now + SECOND_LISTING_MS,
         lease_owner=None,
         updated_at=snapshot.now,
