@@ -27,7 +27,6 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import hold_again, release, settle
 from kb_mcp.proxy.rules.declines import count_decline, freeze
-from kb_mcp.proxy.rules.differences import difference
 from kb_mcp.proxy.rules.ending import Ending
 from kb_mcp.proxy.rules.follow_ups.conclude import READ_AGAIN_MS, conclude_follow_up
 from kb_mcp.proxy.rules.matching import difference

@@ -18,7 +18,6 @@ from kb_mcp.proxy.rules.resolve import (
     Unreadable,
     resolve,
     take,
-    twin_names,
 )
 from kb_mcp.proxy.stripe.evidence import Nothing
 from tests.proxy.rules.one_key import (
