@@ -38,6 +38,7 @@ from kb_mcp.agent.status import (
     not_found,
     not_readable,
 )
+from kb_mcp.agent.trust import Trust
 from kb_mcp.agent.wording import UNAVAILABLE
 from kb_mcp.environment import SettingsError
 from kb_mcp.idempotency import idempotency_key
@@ -60,7 +61,7 @@ _RESOURCES: Final[Mapping[str, Resource]] = MappingProxyType(
 class Billing:
     """The two tools behind every door. Thread-safe; close it when done."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a line to a proxy is made of, each by name
         self,
         keys: Mapping[ToolName, KeySource],
         proxy_url: str,
@@ -69,20 +70,21 @@ class Billing:
         charge_api: ChargeApi = "charges",
         allow_reference: bool = False,
         allow_http: bool = False,
+        trust: Trust | None = None,
         sdk: ProxySdk | None = None,
     ) -> None:
         """Hold `keys` by tool; `transport` replaces the network for an embedded proxy.
 
-        `sdk` is a line that is open already; `transport` and `allow_http` are then not used.
+        `sdk` is a line that is open already; `transport`, `allow_http` and `trust` (whose
+        certificates are believed) are then not used.
 
         Raises: AddressError, when `proxy_url` would send a vault key in the clear.
         """
         if sdk is None:
             if transport is None:
                 check_address(proxy_url, allow_http=allow_http)
-            sdk = ProxySdk(
-                proxy_url.rstrip("/"), partial(_open, proxy_url, transport, allow_http=allow_http)
-            )
+            opened = partial(_open, proxy_url, transport, allow_http=allow_http, trust=trust)
+            sdk = ProxySdk(proxy_url.rstrip("/"), opened)
         self._sdk = sdk
         self._proxy_url = proxy_url
         self._charge_api: ChargeApi = charge_api
@@ -222,12 +224,16 @@ class Billing:
 
 
 def _open(
-    proxy_url: str, transport: httpx.BaseTransport | None, *, allow_http: bool
+    proxy_url: str,
+    transport: httpx.BaseTransport | None,
+    *,
+    allow_http: bool,
+    trust: Trust | None,
 ) -> httpx.Client:
     # Late: a server that only lists its tools needs no httpx.
     from kb_mcp.agent.transport import open_client
 
-    return open_client(proxy_url, transport=transport, allow_http=allow_http)
+    return open_client(proxy_url, transport=transport, allow_http=allow_http, trust=trust)
 
 
 def _next(tokens: Iterator[str]) -> str | None:

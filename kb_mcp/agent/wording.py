@@ -14,6 +14,10 @@ UNAVAILABLE: Final = (
     "The billing proxy could not be reached, and nothing was sent. "
     "The same call can be made again later."
 )
+UNREACHED: Final = (
+    "The billing proxy cannot be reached: {cause}. Nothing was sent. "
+    "The same call can be made again later."
+)
 RATE_LIMITED: Final = (
     "Too many requests, and nothing was done. Wait, then make the same call again."
 )

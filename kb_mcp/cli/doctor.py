@@ -82,8 +82,13 @@ async def _examine_store(opened: OpenProxy) -> list[Check]:
 
 
 async def _store(opened: OpenProxy) -> tuple[bool, str]:
+    from kb_mcp.wiring.store import shown_place
+
     reachable = await opened.store.records.ping()
-    return reachable, f"reachable, schema {opened.store_admin.schema()}"
+    return (
+        reachable,
+        f"{shown_place(opened.settings)} reachable, schema {opened.store_admin.schema()}",
+    )
 
 
 async def _account(opened: OpenProxy) -> tuple[bool, str]:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
@@ -41,13 +40,21 @@ from kb_mcp.proxy.stores.postgres.schema import (
     check_schema,
     claim,
     migrate,
+    read_facts,
     register_node,
 )
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.serving.machine import boottime_ms, process_name, random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.store import Store, StoreError, explicit_settings, wanted_settings
+from kb_mcp.store_files import data_folder
+from kb_mcp.wiring.store import (
+    Store,
+    StoreError,
+    check_key_of_new_store,
+    explicit_settings,
+    wanted_settings,
+)
 
 
 @dataclass(slots=True)
@@ -90,12 +97,12 @@ class _Parts:
 def local_path(settings: Settings) -> Path:
     """Return the name under which this host keeps files of its own about the store."""
     try:
-        parts = conninfo_to_dict(settings.database_url)
+        parts = conninfo_to_dict(settings.postgres_url or "")
     except psycopg.Error as error:
         raise StoreError(f"KEYBRAKE_DATABASE_URL cannot be read: {told(error)}") from error
     named = "|".join(str(parts.get(name, "")) for name in ("host", "port", "dbname"))
     digest = hashlib.sha256(named.encode()).hexdigest()[:12]
-    return platformdirs.user_data_path("kb-mcp", appauthor=False) / f"postgresql-{digest}"
+    return data_folder() / f"postgresql-{digest}"
 
 
 def open_postgres(
@@ -109,7 +116,7 @@ def open_postgres(
     Raises: StoreError, SchemaError, BindingError.
     """
     master = b"" if settings.master_key is None else settings.master_key.reveal().encode()
-    url = settings.database_url
+    url = settings.postgres_url or ""
     parts = _Parts(
         url=url,
         connect=connect or connector(url),
@@ -131,7 +138,7 @@ def migrate_postgres(settings: Settings, grant_to: str | None) -> int:
     Raises: StoreError, SchemaError.
     """
     try:
-        with connector(settings.database_url)() as connection:
+        with connector(settings.postgres_url or "")() as connection:
             return migrate(connection, grant_to)
     except psycopg.Error as error:
         raise StoreError(f"cannot use the store: {told(error)}") from error
@@ -197,6 +204,7 @@ def _join(
     queries = load_queries("postgres")
     clock = connection.execute(queries["clock"]).fetchone() or {}
     parts.time.set(int(clock["now_ms"]))
+    check_key_of_new_store(settings, read_facts(connection))
     bound = bind(connection, wanted_settings(settings), explicit_settings(settings))
     return server_of(connection, queries), bound
 

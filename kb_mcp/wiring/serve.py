@@ -24,6 +24,7 @@ from kb_mcp.wiring.alerts import ALERTS_EVERY_MS, build_alerts
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.first_run import FirstRun, admin_token, client_configuration, first_run
 from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
+from kb_mcp.wiring.store import shown_place
 from kb_mcp.wiring.verification import verifier
 
 DRAIN_S = 40
@@ -215,6 +216,7 @@ def _announce(
     shown = {"sandbox": "SANDBOX (no real money moves)", "test": "test", "live": "LIVE"}
     where = f" at {urls['sandbox']}" if "sandbox" in urls else ""
     say(f"Upstream: {shown[settings.upstream_mode]}{where}")
+    say(f"Ledger: {shown_place(settings)}")
     if proxy.store.behind:
         say("The ledger is behind its exported heads: nothing is sent until it is reconciled.")
     say(f"Keys and settings: {first.file}{' (first run: just written)' if first.written else ''}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from kb_mcp.operators.reports.views import OperatorRecords
 from kb_mcp.proxy.audit.chain import derive_key
@@ -34,9 +35,10 @@ from kb_mcp.proxy.stores.sqlite.schema import (
     bind,
     bind_account,
     migrate,
+    read_facts,
 )
 from kb_mcp.serving.machine import boottime_ms, host_ms, process_name, random_bytes
-from kb_mcp.settings import Settings
+from kb_mcp.settings import MASTER_KEY_CHARACTERS_NEW, Settings, SettingsError
 from kb_mcp.wiring.failover_check import Watch
 
 MASTER_KEY_BYTES = 32
@@ -138,6 +140,7 @@ def _open_sqlite(settings: Settings, path: Path, clock_offset: Callable[[], int]
     try:
         connection = connect(path)
         migrate(connection)
+        check_key_of_new_store(settings, read_facts(connection))
         bound = bind(connection, wanted_settings(settings), explicit_settings(settings))
         connection.close()
         records = SqliteRecords(path, sealer)
@@ -189,6 +192,15 @@ def store_path(settings: Settings) -> Path:
     return path
 
 
+def shown_place(settings: Settings) -> str:
+    """Return where the ledger lies, for people: its file, or its server without a password."""
+    path = settings.database_path
+    if path is not None:
+        return str(path)
+    parts = urlsplit(settings.postgres_url or "")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def heads_folder(path: Path) -> Path:
     """Return where the audit heads of the store at `path` are exported to, outside the store."""
     return path.with_name(f"{path.name}.heads")
@@ -209,6 +221,18 @@ def master_key(settings: Settings, path: Path) -> bytes:
         return file.read_text().strip().encode()
     except OSError as error:
         raise StoreError(f"cannot use the master key {file}: {error.strerror}") from error
+
+
+def check_key_of_new_store(settings: Settings, facts: Mapping[str, str]) -> None:
+    """Check that a store without `facts`, a new one, begins with a master key of full length.
+
+    What was sealed under a shorter one stays readable. Raises: SettingsError.
+    """
+    key = settings.master_key
+    if "mode" in facts or key is None or len(key.reveal()) >= MASTER_KEY_CHARACTERS_NEW:
+        return
+    hint = f"Set {MASTER_KEY_CHARACTERS_NEW} random characters or more, and keep them for good."
+    raise SettingsError(key.variable, "is too short for a new store", hint)
 
 
 def write_once(file: Path, text: str) -> bool:
