@@ -90,7 +90,7 @@ def issue(  # noqa: PLR0913 an option each
 
         wanted = Wanted(
             policy=policy,
-            mode="live" if opened.settings.upstream_mode == "live" else "test",
+            mode="live" if opened.store.settings.mode == "live" else "test",
             label=_cleaned(label),
             agent=_cleaned(agent),
             expires_at=_expiry(expires, policy, opened.now()),

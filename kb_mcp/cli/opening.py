@@ -44,7 +44,7 @@ class OpenProxy(OpenStore):
 
 
 def with_store(work: Callable[[OpenStore], Awaitable[T]], *, lenient: bool = False) -> T:
-    """Run `work` on the open store.
+    """Run `work` on the open store, for which no Stripe key is needed.
 
     `lenient` opens a store whose ceiling or times differ from this process's environment: so
     that a command can show and change them. Raises: SettingsError, StoreError, BindingError.
@@ -91,7 +91,7 @@ async def _on_store(
 ) -> T:
     from kb_mcp.wiring.store import open_store
 
-    store = _open_leniently(settings) if lenient else open_store(settings)
+    store = _open_leniently(settings) if lenient else open_store(settings, keyless=True)
     store_admin = store.open_office()
     try:
         return await work(OpenStore(settings, store, store_admin))
@@ -104,7 +104,7 @@ def _open_leniently(settings: Settings) -> Store:
     from kb_mcp.wiring.store import open_store
 
     try:
-        return open_store(settings)
+        return open_store(settings, keyless=True)
     except Exception as error:
         if type(error).__name__ != "BindingError":
             raise
@@ -112,4 +112,4 @@ def _open_leniently(settings: Settings) -> Store:
     plain = replace(
         settings, account_daily_cap=(), upstream_timeout_ms=25_000, recovery_grace_ms=600_000
     )
-    return open_store(plain)
+    return open_store(plain, keyless=True)

@@ -53,6 +53,7 @@ from kb_mcp.wiring.store import (
     StoreError,
     check_key_of_new_store,
     explicit_settings,
+    keyless_settings,
     wanted_settings,
 )
 
@@ -110,10 +111,12 @@ def open_postgres(
     path: Path,
     clock_offset: Callable[[], int],
     connect: Connect | None = None,
+    *,
+    keyless: bool = False,
 ) -> Store:
     """Open the PostgreSQL store; files of this host are named after `path`.
 
-    Raises: StoreError, SchemaError, BindingError.
+    `keyless` as for `open_store`. Raises: StoreError, SchemaError, BindingError.
     """
     master = b"" if settings.master_key is None else settings.master_key.reveal().encode()
     url = settings.postgres_url or ""
@@ -125,7 +128,7 @@ def open_postgres(
         sealer=Sealer(derive_key(master, "answers"), random_bytes),
     )
     try:
-        return _open(settings, path, parts, derive_key(master, "audit"), clock_offset)
+        return _open(settings, path, parts, derive_key(master, "audit"), clock_offset, keyless)
     except psycopg.Error as error:
         raise StoreError(f"cannot use the store: {told(error)}") from error
     except OSError as error:
@@ -150,6 +153,7 @@ def _open(
     parts: _Parts,
     chain_key: bytes,
     clock_offset: Callable[[], int],
+    keyless: bool,  # noqa: FBT001 - as it was asked for by name
 ) -> Store:
     node = process_name(settings.node_id)
     owner = this_process(node)
@@ -158,7 +162,7 @@ def _open(
         steady_ms=lambda: boottime_ms() + clock_offset(),
     )
     with parts.connect() as connection:
-        server, bound = _join(settings, parts, connection)
+        server, bound = _join(settings, parts, connection, keyless=keyless)
     records = PostgresRecords(Pool(parts.connect, parts.watchdog), parts.sealer)
     heads = PostgresHeads(
         path.with_name(f"{path.name}.heads"), node, owner, boottime_ms, lambda: clock.now(0)
@@ -197,15 +201,17 @@ def _open(
 
 
 def _join(
-    settings: Settings, parts: _Parts, connection: Connection
+    settings: Settings, parts: _Parts, connection: Connection, *, keyless: bool
 ) -> tuple[Server, StoreSettings]:
     """Check that the store can be served, take its time, and bind it."""
     check_schema(connection)
     queries = load_queries("postgres")
     clock = connection.execute(queries["clock"]).fetchone() or {}
     parts.time.set(int(clock["now_ms"]))
-    check_key_of_new_store(settings, read_facts(connection))
-    bound = bind(connection, wanted_settings(settings), explicit_settings(settings))
+    facts = read_facts(connection)
+    check_key_of_new_store(settings, facts)
+    wanted = keyless_settings(settings, facts) if keyless else wanted_settings(settings)
+    bound = bind(connection, wanted, explicit_settings(settings))
     return server_of(connection, queries), bound
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from msgspec.structs import replace
+
 from kb_mcp.operators.reports.views import OperatorRecords
 from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.audit.heads import Behind, Heads
@@ -113,20 +115,25 @@ class Store:
         self.records.close()
 
 
-def open_store(settings: Settings, clock_offset: Callable[[], int] = lambda: 0) -> Store:
+def open_store(
+    settings: Settings, clock_offset: Callable[[], int] = lambda: 0, *, keyless: bool = False
+) -> Store:
     """Open the store that `settings` name, for serving.
 
-    `clock_offset` is what the sandbox has been turned by, in ms. Raises: StoreError.
+    `clock_offset` is what the sandbox has been turned by, in ms. `keyless` opens a store of any
+    mode where no Stripe key is set: for what asks nothing of Stripe. Raises: StoreError.
     """
     path = store_path(settings)
     if settings.database_path is None:
         from kb_mcp.wiring.postgres_store import open_postgres
 
-        return open_postgres(settings, path, clock_offset)
-    return _open_sqlite(settings, path, clock_offset)
+        return open_postgres(settings, path, clock_offset, keyless=keyless)
+    return _open_sqlite(settings, path, clock_offset, keyless=keyless)
 
 
-def _open_sqlite(settings: Settings, path: Path, clock_offset: Callable[[], int]) -> Store:
+def _open_sqlite(
+    settings: Settings, path: Path, clock_offset: Callable[[], int], *, keyless: bool
+) -> Store:
     master = master_key(settings, path)
     chain_key = derive_key(master, "audit")
     sealer = Sealer(derive_key(master, "answers"), random_bytes)
@@ -140,8 +147,10 @@ def _open_sqlite(settings: Settings, path: Path, clock_offset: Callable[[], int]
     try:
         connection = connect(path)
         migrate(connection)
-        check_key_of_new_store(settings, read_facts(connection))
-        bound = bind(connection, wanted_settings(settings), explicit_settings(settings))
+        facts = read_facts(connection)
+        check_key_of_new_store(settings, facts)
+        wanted = keyless_settings(settings, facts) if keyless else wanted_settings(settings)
+        bound = bind(connection, wanted, explicit_settings(settings))
         connection.close()
         records = SqliteRecords(path, sealer)
         heads = Heads(heads_folder(path), node, owner, boottime_ms, lambda: clock.now(0))
@@ -265,6 +274,20 @@ def wanted_settings(settings: Settings) -> StoreSettings:
         upstream_timeout_ms=settings.upstream_timeout_ms,
         recovery_grace_ms=settings.recovery_grace_ms,
     )
+
+
+def keyless_settings(settings: Settings, facts: Mapping[str, str]) -> StoreSettings:
+    """Return what a process without a Stripe key wants of a store with `facts`: what it has.
+
+    Raises: SettingsError.
+    """
+    wanted = wanted_settings(settings)
+    if settings.stripe_key is not None or "mode" not in facts:
+        return wanted
+    if settings.clock_offset_ms and facts["mode"] == "live":
+        hint = "Leave it out: this store is a live account's."
+        raise SettingsError("KEYBRAKE_CLOCK_OFFSET", "would turn a real clock", hint)
+    return replace(wanted, mode=facts["mode"], account=settings.account or facts["account"])
 
 
 def explicit_settings(settings: Settings) -> Mapping[str, object]:

@@ -115,3 +115,27 @@ def test_only_a_frozen_key_is_thawed(machine: Machine) -> None:
 def test_a_key_that_is_not_there_is_a_failure_with_a_hint(machine: Machine, command: str) -> None:
     told = machine.run("keys", command, "abcdefabcdef", code=1).stderr
     assert told.startswith("Error: there is no vault key abcdefabcdef\nHint: ")
+
+
+@pytest.mark.parametrize(("stripe_key", "mode"), [("rk_live_x", "live"), ("rk_test_x", "test")])
+def test_keys_are_issued_and_operations_listed_without_the_stripe_key(
+    machine: Machine, stripe_key: str, mode: str
+) -> None:
+    account = {"KEYBRAKE_ACCOUNT": "acct_1"}
+    machine.run("keys", "list", KEYBRAKE_STRIPE_KEY=stripe_key, **account)
+    issued = machine.json("keys", "issue", "--role", "billing", "--daily-cap", "1.00usd")
+    assert issued["token"].startswith(f"vk_{mode}_")
+    assert [key["id"] for key in machine.json("keys", "list")] == [issued["id"]]
+    assert machine.json("operations", "list") == []
+    assert machine.json("spend")
+    machine.run("settings", "show")
+    machine.run("audit", "list", **account)
+    # What is said on purpose must still agree, and nothing is sent without the key.
+    machine.run("keys", "list", code=2, KEYBRAKE_ACCOUNT="acct_2")
+    machine.run("keys", "list", code=2, KEYBRAKE_STRIPE_KEY="rk_test_sandbox")
+    machine.run("reconcile", "--since", "1d", code=2)
+
+
+def test_a_live_stores_clock_is_not_turned_by_leaving_the_stripe_key_out(machine: Machine) -> None:
+    machine.run("keys", "list", KEYBRAKE_STRIPE_KEY="rk_live_x")
+    machine.run("keys", "list", code=2, KEYBRAKE_CLOCK_OFFSET="86400")
