@@ -82,13 +82,18 @@ async def _examine_store(opened: OpenProxy) -> list[Check]:
 
 
 async def _store(opened: OpenProxy) -> tuple[bool, str]:
+    from kb_mcp.operators.alerts.rules import WAL_LARGE_BYTES
     from kb_mcp.wiring.store import shown_place
 
-    reachable = await opened.store.records.ping()
-    return (
-        reachable,
-        f"{shown_place(opened.settings)} reachable, schema {opened.store_admin.schema()}",
-    )
+    records = opened.store.records
+    reachable, log_bytes = await records.ping(), records.log_bytes()
+    detail = f"{shown_place(opened.settings)} reachable, schema {opened.store_admin.schema()}"
+    if log_bytes is None:
+        return reachable, detail
+    detail += f", write-ahead log {log_bytes // 2**20} MiB"
+    if log_bytes > WAL_LARGE_BYTES:
+        detail += ": something outside reads an older state, so that it cannot be emptied"
+    return reachable and log_bytes <= WAL_LARGE_BYTES, detail
 
 
 async def _account(opened: OpenProxy) -> tuple[bool, str]:

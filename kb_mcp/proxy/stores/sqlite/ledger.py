@@ -28,6 +28,7 @@ from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
 from kb_mcp.proxy.stores.sqlite.load import Loader
 from kb_mcp.proxy.stores.sqlite.save import save
 from kb_mcp.proxy.stores.sqlite.schema import register_node
+from kb_mcp.proxy.stores.sqlite_wal import WriteAheadLog
 
 T = TypeVar("T")
 
@@ -78,6 +79,7 @@ class SqliteLedger:
         self._reader = connect(path)
         self._writer = connect(path)
         self._writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._log = WriteAheadLog(path, self._writer)
         self._loader = Loader(self._writer, self._queries, sealer.unseal, owner)
         self._closed = False
         self._batches = self._begin()
@@ -130,6 +132,7 @@ class SqliteLedger:
     def _rest(self) -> None:
         if not self._doubted:
             self._heads.export(self._journal.head, force=True)
+        self._log.rest()
 
     def _known(self, row: sqlite3.Row) -> tuple[VaultKey, Lineage]:
         # Each request reads its key twice, and nearly always the very same columns.
@@ -174,6 +177,7 @@ class SqliteLedger:
             # A wild clock must not freeze the time of this process once it is right again.
             self._high_water = snapshot.now
         self._heads.export(self._journal.head)
+        self._log.committed()
 
     def _settle_doubt(self, head: tuple[int, str]) -> tuple[int, str]:
         """Return where this process's chain really ends, after a commit that ended in an error.
