@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from kb_mcp.serving.addresses import client_url, local_url, on_every_address
 from kb_mcp.serving.host_check import HostGuard
 from kb_mcp.serving.listener import accepting, listen, unbounded
 from kb_mcp.serving.logs import LogFormat
@@ -20,7 +21,6 @@ from kb_mcp.serving.machine import boottime_ms, new_id
 from kb_mcp.serving.process_setup import ready_to_serve
 from kb_mcp.serving.workers import Workers, answer_first, workers_on
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.addresses import client_url, local_url, on_every_address
 from kb_mcp.wiring.alerts import ALERTS_EVERY_MS, build_alerts
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.first_run import FirstRun, admin_token, client_configuration, first_run

@@ -10,6 +10,7 @@ import click
 import pytest
 
 from kb_mcp.cli import main
+from kb_mcp.operators.alerts import rules as alert_rules
 from kb_mcp.proxy.edge import records
 from tests.cli.machine import Machine
 from tests.months import lately
@@ -197,6 +198,17 @@ def test_the_doctor_looks_at_every_operation_however_many_are_held_at_a_time(
     (check,) = [each for each in machine.json("doctor", code=1)["checks"] if not each["ok"]]
     assert check["name"] == "invariants"
     assert check["detail"].count("without an object") == 3
+
+
+def test_the_doctor_names_the_file_and_sees_a_log_that_is_held(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.charge(machine.token(), "2026-11")
+    (store,) = [each for each in machine.json("doctor")["checks"] if each["name"] == "store"]
+    assert str(machine.store) in store["detail"]
+    monkeypatch.setattr(alert_rules, "WAL_LARGE_BYTES", -1)
+    (wrong,) = [each for each in machine.json("doctor", code=1)["checks"] if not each["ok"]]
+    assert "cannot be emptied" in wrong["detail"]
 
 
 def test_the_doctor_tells_wrong_settings_and_a_wrong_store(machine: Machine) -> None:

@@ -121,15 +121,14 @@ def test_a_key_that_is_not_there_is_a_failure_with_a_hint(machine: Machine, comm
 def test_keys_are_issued_and_operations_listed_without_the_stripe_key(
     machine: Machine, stripe_key: str, mode: str
 ) -> None:
-    account = {"KEYBRAKE_ACCOUNT": "acct_1"}
-    machine.run("keys", "list", KEYBRAKE_STRIPE_KEY=stripe_key, **account)
+    machine.run("keys", "list", KEYBRAKE_STRIPE_KEY=stripe_key, KEYBRAKE_ACCOUNT="acct_1")
     issued = machine.json("keys", "issue", "--role", "billing", "--daily-cap", "1.00usd")
     assert issued["token"].startswith(f"vk_{mode}_")
     assert [key["id"] for key in machine.json("keys", "list")] == [issued["id"]]
     assert machine.json("operations", "list") == []
     assert machine.json("spend")
     machine.run("settings", "show")
-    machine.run("audit", "list", **account)
+    machine.run("audit", "list", KEYBRAKE_ACCOUNT="acct_1")
     # What is said on purpose must still agree, and nothing is sent without the key.
     machine.run("keys", "list", code=2, KEYBRAKE_ACCOUNT="acct_2")
     machine.run("keys", "list", code=2, KEYBRAKE_STRIPE_KEY="rk_test_sandbox")

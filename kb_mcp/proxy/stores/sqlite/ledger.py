@@ -28,7 +28,7 @@ from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
 from kb_mcp.proxy.stores.sqlite.load import Loader
 from kb_mcp.proxy.stores.sqlite.save import save
 from kb_mcp.proxy.stores.sqlite.schema import register_node
-from kb_mcp.proxy.stores.sqlite_wal import WriteAheadLog
+from kb_mcp.proxy.stores.sqlite.write_ahead_log import WriteAheadLog
 
 T = TypeVar("T")
 

@@ -31,7 +31,7 @@ from kb_mcp.proxy.stores.queries import load_queries, state_clauses
 from kb_mcp.proxy.stores.rows import attempt_of, operation_of
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.ledger import connect
-from kb_mcp.proxy.stores.sqlite_wal import log_bytes
+from kb_mcp.proxy.stores.sqlite.write_ahead_log import log_bytes
 
 # Attempts know whose an object is, but where the request did not tell an amount.
 _OF_OBJECT = """

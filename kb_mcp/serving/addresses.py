@@ -1,6 +1,6 @@
 """The addresses that `up` prints: where it is reached on this machine, and from others.
 
-Floor: wiring, at the bottom.
+Floor: serving, at the bottom.
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@ import socket
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from kb_mcp.agent.address import check_address
 from kb_mcp.agent.calls import Answered, CallContext, call_tool
+from kb_mcp.serving.addresses import client_url, local_url
 from kb_mcp.settings import Settings, load_settings
-from kb_mcp.wiring.addresses import client_url, local_url
 from kb_mcp.wiring.agent import connect_billing
 from kb_mcp.wiring.serve import bind
 from tests.months import lately
@@ -45,6 +46,7 @@ def test_every_address_of_both_kinds_is_reached_on_loopback(alone: int, shown: s
 class Elsewhere(socket.socket):
     """A socket on an address that this machine need not have."""
 
+    @override
     def getsockname(self) -> tuple[str, int]:
         return ("192.0.2.7", 8787)
 
