@@ -11,7 +11,7 @@ SECTIONS: list[tuple[str, list[str]]] = [
     (
         "Start",
         ["index.md", "concepts.md", "glossary.md", "from-samples.md", "doors.md", "sandbox.md"],
-    ),  # fmt: skip
+    ),
     (
         "Operate",
         ["operators.md", "runbooks.md", "alerts.md", "metrics.md", "audit.md", "upgrading.md"],
