@@ -15,7 +15,7 @@ import click
 from kb_mcp.cli.completion import key_ids, roles
 from kb_mcp.cli.failures import WRONG, Failure, say_failure
 from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
-from kb_mcp.cli.options import CAP, cap_table, duration_ms, future_ms
+from kb_mcp.cli.options import CAP, KINDS, cap_table, duration_ms, future_ms
 from kb_mcp.cli.output import json_option, print_json, print_list, print_record
 
 if TYPE_CHECKING:
@@ -60,6 +60,14 @@ def _cap_option(kind: str, help_text: str) -> Callable[[F], F]:
 @_cap_option("per_customer_daily", "The most for one customer in a day, over all keys.")
 @click.option("--daily-charges", type=click.IntRange(min=1), help="The most charges in a day.")
 @click.option("--rate", help="Requests a minute, like 60/min.")
+@click.option(
+    "--overlaps",
+    type=click.Choice(("refuse", "allow")),
+    help="Whether a bill may share days with one of another period.",
+)
+@click.option(
+    "--period-kinds", type=KINDS, help="The only kinds of period it may bill, like month,quarter."
+)
 @json_option
 def issue(  # noqa: PLR0913 an option each
     *,
@@ -70,6 +78,8 @@ def issue(  # noqa: PLR0913 an option each
     expires: str | None,
     daily_charges: int | None,
     rate: str | None,
+    overlaps: str | None,
+    period_kinds: list[str] | None,
     as_json: bool,
     **caps: tuple[Money, ...],
 ) -> None:
@@ -81,6 +91,8 @@ def issue(  # noqa: PLR0913 an option each
         "caps": {kind: cap_table(caps[kind], kind) for kind in CAP_KINDS if caps[kind]},
         "daily_charges": daily_charges,
         "rate": rate,
+        "overlaps": overlaps,
+        "period_kinds": period_kinds,
     }
     policy = _policy(role, policy_file, changes)
 
@@ -248,7 +260,7 @@ def _policy(role: str | None, file: Path | None, changes: dict[str, Any]) -> Pol
             base = built_in(role or "")
         data = json.loads(dump_policy(base))
         data["caps"] = data.get("caps", {}) | changes["caps"]
-        data |= {name: changes[name] for name in ("daily_charges", "rate") if changes[name]}
+        data |= {name: value for name, value in changes.items() if name != "caps" and value}
         return load_policy(data)
     except KeyError as error:
         raise Failure(

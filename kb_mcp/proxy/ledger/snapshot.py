@@ -56,12 +56,12 @@ class Snapshot:
         named = [self.operations[each] for each in self._index().named.get(name, ())]
         return max(named, key=lambda each: each.generation, default=None)
 
-    def period_peers(self, customer: str, period: str, reference: str | None) -> list[Operation]:
-        """Return the live operations that bill `period` to `customer` under `reference`."""
+    def period_peers(self, customer: str, reference: str | None) -> list[Operation]:
+        """Return the live operations that bill a period to `customer` under `reference`."""
         return [
             operation
             for operation in self._heads(customer)
-            if operation.period == period and (operation.reference or "") == (reference or "")
+            if operation.period is not None and (operation.reference or "") == (reference or "")
         ]
 
     def bill_peers(self, bill: Bill) -> list[Operation]:

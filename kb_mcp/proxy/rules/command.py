@@ -12,6 +12,7 @@ from msgspec import Struct
 from kb_mcp.proxy.ledger.records import (
     AuditDraft,
     Bill,
+    BilledPeriod,
     KeyId,
     LineageId,
     NamedBy,
@@ -68,22 +69,27 @@ class Command(Struct, frozen=True, kw_only=True):
         reading = self.reading
         if reading.customer is None:
             return None
-        period = reading.period
         return Bill(
             customer=reading.customer,
             amount=self.money.amount,
             currency=self.money.currency,
             since=now - self.policy.duplicate_window_ms,
-            start=None if period is None else period.start.isoformat(),
-            end=None if period is None else period.end.isoformat(),
         )
 
     def refs(self, now: int) -> Refs:
         """Return the rows that deciding on this intent depends on, at the store's `now`."""
         reading = self.reading
-        periods: frozenset[tuple[str, str, str]] = frozenset()
+        periods: frozenset[BilledPeriod] = frozenset()
         if reading.customer is not None and reading.period is not None:
-            periods = frozenset({(reading.customer, reading.period.label, reading.reference or "")})
+            period = reading.period
+            days = BilledPeriod(
+                customer=reading.customer,
+                reference=reading.reference or "",
+                label=period.label,
+                start=period.start.isoformat(),
+                end=period.end.isoformat(),
+            )
+            periods = frozenset({days})
         bill = self.bill(now)
         windows = windows_at(now, self.lineage_id, reading.customer, self.money.currency).all()
         if self.continues is not None:

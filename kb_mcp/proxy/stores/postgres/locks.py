@@ -24,11 +24,12 @@ class Guard(IntEnum):
     ACCOUNT_DAY = 0
     LINEAGE = 1
     CUSTOMER_DAY = 2
-    PERIOD = 3
-    BILL = 4
-    OPERATION = 5
-    NODES = 6
-    BINDING = 7
+    REFERENCE = 3
+    PERIOD = 4
+    BILL = 5
+    OPERATION = 6
+    NODES = 7
+    BINDING = 8
 
 
 def lock(kind: Guard, *parts: object) -> Lock:
@@ -43,7 +44,10 @@ def locks_named(refs: Iterable[Refs], known: Known) -> set[Lock]:
     for each in refs:
         wanted.update(map(_window, each.windows))
         wanted.update(lock(Guard.LINEAGE, lineage) for lineage in each.lineages)
-        wanted.update(lock(Guard.PERIOD, "|".join(period)) for period in each.periods)
+        for period in each.periods:
+            # Two periods that share days have rows of their own: their one row comes before both.
+            wanted.add(lock(Guard.REFERENCE, period.customer, period.reference))
+            wanted.add(lock(Guard.PERIOD, period.row))
         wanted.update(
             lock(Guard.BILL, bill.customer, bill.amount, bill.currency) for bill in each.bills
         )
@@ -83,8 +87,9 @@ def _occupied(operation: Operation) -> Iterator[Lock]:
         return
     yield lock(Guard.BILL, operation.customer, operation.amount, operation.currency)
     if operation.period is not None:
-        period = (operation.customer, operation.period, operation.reference or "")
-        yield lock(Guard.PERIOD, "|".join(period))
+        reference = operation.reference or ""
+        yield lock(Guard.REFERENCE, operation.customer, reference)
+        yield lock(Guard.PERIOD, f"{operation.customer}|{operation.period}|{reference}")
 
 
 def _window(key: WindowKey) -> Lock:

@@ -78,9 +78,13 @@ class Loader:
             "names": sorted(name for refs in batch for name in refs.names),
             "ids": sorted(ids),
             "tallies": sorted(tallies),
-            "periods": sorted(period for refs in batch for period in refs.periods),
+            "periods": sorted(
+                (each.customer, each.reference, *each.labels, each.start, each.end)
+                for refs in batch
+                for each in refs.periods
+            ),
             "bills": [
-                (bill.customer, bill.amount, bill.currency, bill.since, bill.start, bill.end)
+                (bill.customer, bill.amount, bill.currency, bill.since)
                 for refs in batch
                 for bill in refs.bills
             ],
