@@ -61,7 +61,6 @@ class Operation(Struct, frozen=True, kw_only=True):
     reference: str | None
     fingerprint: str
     upstream_name: str
-    caller_key: str | None = None
     state: State
     final: bool = True
     held: int = 0
@@ -149,6 +148,13 @@ class WindowKey(Struct, frozen=True, cache_hash=True):
     window: str
     start: str
     currency: str
+
+
+class CallerKey(Struct, frozen=True):
+    """A key that an SDK made up and the operation that answered it: kept, as a hash, for good."""
+
+    key: str
+    operation_id: OperationId
 
 
 class Window(Struct, frozen=True):
@@ -242,6 +248,7 @@ class Changes(Struct, frozen=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
     windows: tuple[Window, ...] = ()
     tallies: tuple[Tally, ...] = ()
+    caller_keys: tuple[CallerKey, ...] = ()
     keys: tuple[VaultKey, ...] = ()
     lineages: tuple[Lineage, ...] = ()
     approvals: tuple[Approval, ...] = ()
@@ -258,6 +265,7 @@ class Refs(Struct, frozen=True, kw_only=True):
     keys: frozenset[KeyId] = frozenset()
     lineages: frozenset[LineageId] = frozenset()
     names: frozenset[str] = frozenset()
+    caller_keys: frozenset[str] = frozenset()
     operations: frozenset[OperationId] = frozenset()
     objects: frozenset[str] = frozenset()
     periods: frozenset[BilledPeriod] = frozenset()

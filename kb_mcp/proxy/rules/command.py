@@ -36,6 +36,8 @@ class Command(Struct, frozen=True, kw_only=True):
     approval. `lease_ms` is how long a send may take, all told. `joined` says that it waited for
     somebody else's send before, and has its audit row of that. `continues` is the operation whose
     object a step goes on with, as it was read before; `money` is what it comes to then.
+    `caller_keys` are kept of keys that an SDK made up, where they may name the request; `older_…`
+    is how an older version kept either.
     """
 
     reading: Reading
@@ -46,9 +48,11 @@ class Command(Struct, frozen=True, kw_only=True):
     name: str
     named_by: NamedBy
     upstream_name: str
+    older_names: tuple[str, ...] = ()
     fingerprint: str
     stripe_version: str | None
-    caller_key: str | None
+    caller_keys: tuple[str, ...] = ()
+    older_caller_keys: tuple[str, ...] = ()
     fresh_id: OperationId
     fresh_approval_id: str
     owner: str
@@ -97,7 +101,8 @@ class Command(Struct, frozen=True, kw_only=True):
         return Refs(
             keys=frozenset({self.key_id}),
             lineages=frozenset({self.lineage_id}),
-            names=frozenset({self.name}),
+            names=frozenset({self.name, *self.older_names}),
+            caller_keys=frozenset({*self.caller_keys, *self.older_caller_keys}),
             periods=periods,
             bills=frozenset() if bill is None else frozenset({bill}),
             windows=frozenset(windows),

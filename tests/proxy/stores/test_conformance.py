@@ -114,7 +114,7 @@ def test_every_column_of_a_row_that_was_loaded_can_change(open_one: Open, run: R
         name="other", generation=1, named_by=NamedBy.BODY, route="POST /v1/refunds",
         customer="cus_2", amount=1, currency="eur", period="2026-12", period_start="2026-12-01",
         period_end="2026-12-31", reference="r", fingerprint="g", upstream_name="l",
-        caller_key="c", state=State.UNKNOWN, final=False, held=1, reserved_at=2,
+        state=State.UNKNOWN, final=False, held=1, reserved_at=2,
         first_arrival_at=3, attempt=2, lease_owner="me", lease_token=4, lease_until=5,
         key_id=KeyId("key_2"), lineage_id=LineageId("lin_2"), object_id="ch_9",
         stripe_status="pending", code="x", answer_status=402, answer=b"second", reopened=True,

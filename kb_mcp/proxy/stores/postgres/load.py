@@ -13,6 +13,7 @@ from typing import Any
 from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.records import (
     Approval,
+    CallerKey,
     Lineage,
     LineageId,
     OperationId,
@@ -130,10 +131,7 @@ class PostgresLoader:
         for row in rows.get("windows", ()):
             key = WindowKey(*(row[name] for name in _WINDOW))
             snapshot.windows[key] = Window(key, *(row[name] for name in _FIGURES))
-        for row in rows.get("tallies", ()):
-            snapshot.tallies[row["key"]] = Tally(**row)
-        for row in rows.get("keys", ()):
-            snapshot.keys[row["id"]] = VaultKey(**row)
+        _add_plain(snapshot, rows)
         for row in rows.get("objects", ()):
             snapshot.object_owners[row["object_id"]] = row["operation_id"]
         for row in rows.get("approvals", ()):
@@ -159,6 +157,7 @@ class _Wanted:
             lineages=self._all(lambda each: each.lineages),
             approvals=self._all(lambda each: each.approvals),
             tallies=self._all(lambda each: each.tallies),
+            caller_keys=self._all(lambda each: each.caller_keys),
             keys=self._all(lambda each: each.keys),
             objects=self._all(lambda each: each.objects),
         )
@@ -178,6 +177,7 @@ class _Wanted:
         return {
             "names": sorted(self._all(lambda each: each.names)),
             "ids": sorted(self._all(lambda each: each.operations)),
+            "caller_keys": sorted(self._all(lambda each: each.caller_keys)),
             "tallies": sorted(self._all(lambda each: each.tallies)),
             **_columns(_PERIOD, periods),
             **_columns(_BILL, bills),
@@ -202,6 +202,16 @@ def _asked(*, windows: set[WindowKey], **ids: set[Any]) -> Iterable[tuple[str, A
     for name, wanted in ids.items():
         if wanted:
             yield name, (sorted(wanted),)
+
+
+def _add_plain(snapshot: Snapshot, rows: Mapping[str, list[Row]]) -> None:
+    """Add the rows that are records as they come."""
+    for row in rows.get("tallies", ()):
+        snapshot.tallies[row["key"]] = Tally(**row)
+    for row in rows.get("caller_keys", ()):
+        snapshot.caller_keys[row["key"]] = CallerKey(**row)
+    for row in rows.get("keys", ()):
+        snapshot.keys[row["id"]] = VaultKey(**row)
 
 
 def _add_lineage(snapshot: Snapshot, row: Row) -> None:

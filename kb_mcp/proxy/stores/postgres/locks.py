@@ -53,6 +53,7 @@ def locks_named(refs: Iterable[Refs], known: Known) -> set[Lock]:
         )
         wanted.update(map(_tally, each.tallies))
         wanted.update(lock(Guard.OPERATION, name) for name in each.names)
+        wanted.update(map(_caller_key, each.caller_keys))
         for operation_id in each.operations:
             found = known(operation_id)
             if found is not None:
@@ -67,6 +68,7 @@ def locks_changed(snapshot: Snapshot, before: Mapping[OperationId, Operation]) -
     """
     dirty = snapshot.dirty
     wanted = set(map(_window, dirty.windows)) | set(map(_tally, dirty.tallies))
+    wanted |= set(map(_caller_key, dirty.caller_keys))
     lineages = set(dirty.lineages)
     lineages |= {snapshot.keys[key_id].lineage_id for key_id in dirty.keys}
     lineages |= {snapshot.approvals[approval].lineage_id for approval in dirty.approvals}
@@ -100,6 +102,11 @@ def _window(key: WindowKey) -> Lock:
             return lock(Guard.CUSTOMER_DAY, key.scope_id, key.start, key.currency)
         case _:
             return lock(Guard.LINEAGE, key.scope_id)
+
+
+def _caller_key(key: str) -> Lock:
+    # A key names an operation, as its name does.
+    return lock(Guard.OPERATION, "caller_key", key)
 
 
 def _tally(key: str) -> Lock:

@@ -33,6 +33,7 @@ WITH wanted AS (
 ), chosen AS (
     SELECT id FROM wanted
     UNION SELECT unnest(%(ids)s::text[])
+    UNION SELECT operation_id FROM caller_keys WHERE key = ANY(%(caller_keys)s::text[])
     UNION SELECT last_operation FROM tallies WHERE key = ANY(%(tallies)s::text[])
     UNION SELECT o.id
       FROM unnest(%(period_customers)s::text[], %(references)s::text[], %(first_labels)s::text[],
@@ -69,6 +70,9 @@ SELECT w.*
 
 -- name: tallies
 SELECT * FROM tallies WHERE key = ANY(%s::text[])
+
+-- name: caller_keys
+SELECT * FROM caller_keys WHERE key = ANY(%s::text[])
 
 -- name: keys
 SELECT * FROM keys WHERE id = ANY(%s::text[])

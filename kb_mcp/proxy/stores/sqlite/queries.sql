@@ -4,7 +4,7 @@
 -- SQLite from walking a table where the list is short.
 
 -- name: operations
--- What a batch needs: by name (the newest), by id, by guard, and the last decline of each tally.
+-- What a batch needs: by name (the newest), by id, by a caller's key, by guard, and the last decline of each tally.
 -- A period's guard: same customer and reference, and days that touch ours; the labels keep it to a
 -- part of the index. A bill's guard: same customer, amount and currency, and recent or unresolved.
 WITH chosen AS (
@@ -13,6 +13,8 @@ WITH chosen AS (
           FROM json_each(:names) AS n CROSS JOIN operations AS o ON o.name = n.value
          GROUP BY o.name)
     UNION SELECT value FROM json_each(:ids)
+    UNION SELECT c.operation_id
+      FROM json_each(:caller_keys) AS k CROSS JOIN caller_keys AS c ON c.key = k.value
     UNION SELECT t.last_operation
       FROM json_each(:tallies) AS k CROSS JOIN tallies AS t ON t.key = k.value
     UNION SELECT o.id
@@ -47,6 +49,9 @@ SELECT w.*
 
 -- name: tallies
 SELECT t.* FROM json_each(?) AS wanted CROSS JOIN tallies AS t ON t.key = wanted.value
+
+-- name: caller_keys
+SELECT c.* FROM json_each(?) AS wanted CROSS JOIN caller_keys AS c ON c.key = wanted.value
 
 -- name: keys
 SELECT k.* FROM json_each(?) AS wanted CROSS JOIN keys AS k ON k.id = wanted.value
