@@ -294,3 +294,12 @@ def test_up_prints_where_it_listens_and_drains_when_told(machine: Machine) -> No
         assert len(machine.json("keys", "list")) == 2
         process.terminate()
         assert process.wait(20) == 0
+
+
+def test_a_ceiling_below_what_was_charged_before_it_is_no_broken_invariant(
+    machine: Machine,
+) -> None:
+    machine.charge(machine.token(), "2026-11")
+    machine.run("settings", "set", "account_daily_cap", "10.00usd")
+    checks = {check["name"]: check for check in machine.json("doctor")["checks"]}
+    assert checks["invariants"]["detail"] == "hold"
