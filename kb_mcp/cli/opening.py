@@ -107,10 +107,12 @@ async def _on_store(
 
 
 def _open(settings: Settings) -> Store:
+    """Open the store; a new one is bound to the account that this process was told of, if any."""
     from kb_mcp.proxy.store_admin import Binds
     from kb_mcp.wiring.store import open_store
 
-    return open_store(settings, binds=Binds.NOTHING)
+    told = settings.stripe_key is not None or settings.account is not None
+    return open_store(settings, binds=Binds.ACCOUNT if told else Binds.NOTHING)
 
 
 def _open_leniently(settings: Settings) -> Store:

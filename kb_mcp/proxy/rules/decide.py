@@ -26,6 +26,8 @@ repeated while one is under way joins it.
 
 The checks, on every reservation: guards -> key frozen, too many unresolved -> approval ->
 attempts -> caps. A key that is unknown, revoked or expired by the store's clock is refused first.
+What is reserved already is sent again only past the gates of who asks (`gates.py`): frozen, hours,
+approval, caps; else outcome_unknown.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ succeeded, final           the last, known to be done    Replay
 failed, holding nothing    cancel                        Proceed; nothing is held
                            any other                     guards, the checks -> held anew
 reserved, unknown, voided  any                           outcome_unknown
+
+Whoever takes a step that reserves nothing must pass the gates for what is held (`gates.py`):
+frozen, hours, approval, caps. A cancel only releases: a frozen key may cancel what its lineage made.
 """
 
 from __future__ import annotations
