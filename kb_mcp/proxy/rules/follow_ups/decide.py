@@ -43,7 +43,7 @@ from kb_mcp.proxy.rules.reserve import (
     resendable,
     send_again,
     send_next,
-    used_up,
+    take_permits,
     using,
 )
 
@@ -168,6 +168,9 @@ def _hold_anew(snapshot: Snapshot, command: Command, operation: Operation) -> De
     checked = check(snapshot, command, operation)
     if not isinstance(checked, Changes):
         return checked
+    permits = take_permits(snapshot, command, operation)
+    if isinstance(permits, Look):
+        return permits
     held = replace(
         operation,
         state=S.SUCCEEDED,
@@ -178,7 +181,7 @@ def _hold_anew(snapshot: Snapshot, command: Command, operation: Operation) -> De
         lineage_id=command.lineage_id,
     )
     counts = snapshot.window(windows_of(held).counts)
-    consumed = replace(checked, operations=tuple(used_up(snapshot, command)))
+    consumed = replace(checked, operations=permits)
     sent = (replace(counts, sends=counts.sends + 1),)
     return _proceed(snapshot, command, operation, held, None, replace(consumed, windows=sent))
 
