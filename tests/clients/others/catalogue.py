@@ -34,7 +34,9 @@ def _node(name: str, lock: str, package: str, program: str) -> Other:
 
 
 def _stripe(language: Literal["python", "node"], release: str = "") -> Other:
-    lock = ("stripe" if language == "python" else "stripe-node") + (f"-{release}" if release else "")
+    lock = ("stripe" if language == "python" else "stripe-node") + (
+        f"-{release}" if release else ""
+    )
     return Other(f"stripe-{language}", lock, "stripe", f"stripe_{language}", language, ("http",))
 
 
