@@ -47,10 +47,12 @@ class ConverseTools:
         Raises: ProxyUnavailableError, RateLimitedError, where KEYBRAKE_VAULT_KEY is the one key
         and the proxy does not say which tools it grants.
         """
-        reference = self._billing.allow_reference
-        return tool_config(
-            select_tools(self._billing.tools, allow_reference=reference), profile=profile
+        tools = select_tools(
+            self._billing.tools,
+            allow_reference=self._billing.allow_reference,
+            period_kinds=self._billing.period_kinds,
         )
+        return tool_config(tools, profile=profile)
 
     def handle(
         self,

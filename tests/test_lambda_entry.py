@@ -48,6 +48,7 @@ class Unanswered:
 
     tools = frozenset(ToolName)
     allow_reference = False
+    period_kinds = ()
 
     def may_offer(self, tool: ToolName) -> bool:
         return tool in self.tools

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kb_mcp.agent.billing import Billing, granted_tools
+from kb_mcp.agent.billing import Billing, granted_period_kinds, granted_tools
 from kb_mcp.agent.outcomes import ProxyUnavailableError
 from kb_mcp.agent.sdk import Lost
 from kb_mcp.traces import Trace
@@ -51,4 +51,5 @@ def look_up(line: Billing, token: str, trace: Trace | None = None) -> Bearer:
     tools = granted_tools(reply, line.charge_api)
     if tools is None:
         return LookupFailed(429 if reply.status == 429 else 503)
-    return Known(line.with_keys(dict.fromkeys(tools, token)))
+    keys = dict.fromkeys(tools, token)
+    return Known(line.with_keys(keys, granted_period_kinds(reply)))

@@ -77,10 +77,12 @@ class Billing:
         allow_http: bool = False,
         trust: Trust | None = None,
         sdk: ProxySdk | None = None,
+        period_kinds: tuple[str, ...] = (),
     ) -> None:
         """Hold `keys`; `transport` replaces the network for an embedded proxy.
 
         `keys` are the keys by tool, or one for all tools that it grants, which the proxy is asked.
+        `period_kinds` are those of the key of `charge`, where they are known.
         `sdk` is a line that is open already; `transport`, `allow_http` and `trust` (whose
         certificates are believed) are then not used.
 
@@ -95,6 +97,7 @@ class Billing:
         self._proxy_url = proxy_url
         self._charge_api: ChargeApi = charge_api
         self._allow_reference = allow_reference
+        self._period_kinds = period_kinds
         by_tool = keys if isinstance(keys, Mapping) else {}
         self._keys = {name: HeldKey(source) for name, source in by_tool.items()}
         self._shared = None if isinstance(keys, Mapping) else HeldKey(keys)
@@ -113,6 +116,16 @@ class Billing:
         return self._shared is not None or tool in self._keys
 
     @property
+    def period_kinds(self) -> tuple[str, ...]:
+        """The only kinds of period that the key of `charge` may bill, as far as they are known.
+
+        The proxy tells them with the tools that a key grants: a bearer's, or that of one key for
+        all tools. A key for `charge` alone is not asked about: a server on stdio lists its tools
+        without a proxy. The proxy refuses other kinds and names these all the same.
+        """
+        return self._period_kinds
+
+    @property
     def allow_reference(self) -> bool:
         """Whether `reference` is switched on."""
         return self._allow_reference
@@ -127,13 +140,16 @@ class Billing:
         """The line to the proxy, for doors that look a bearer key up."""
         return self._sdk
 
-    def with_keys(self, keys: Mapping[ToolName, KeySource]) -> Billing:
+    def with_keys(
+        self, keys: Mapping[ToolName, KeySource], period_kinds: tuple[str, ...] = ()
+    ) -> Billing:
         """Return a Billing with other keys over the same connections."""
         return Billing(
             keys,
             self._proxy_url,
             charge_api=self._charge_api,
             allow_reference=self._allow_reference,
+            period_kinds=period_kinds,
             sdk=self._sdk,
         )
 
@@ -243,6 +259,7 @@ class Billing:
         granted = granted_tools(answer, self._charge_api)
         if granted is None:
             raise ProxyUnavailableError(answer.text("message") or UNAVAILABLE)
+        self._period_kinds = granted_period_kinds(answer)
         return granted
 
 
@@ -252,6 +269,14 @@ def granted_tools(reply: Reply, charge_api: ChargeApi) -> frozenset[ToolName] | 
     if reply.is_error or not isinstance(allow, list):
         return None
     return tools_granted(frozenset(entry for entry in allow if isinstance(entry, str)), charge_api)
+
+
+def granted_period_kinds(reply: Reply) -> tuple[str, ...]:
+    """Return the kinds of period that a key may bill, from what the proxy says of it."""
+    kinds = as_map(reply.fields.get("policy")).get("period_kinds")
+    if reply.is_error or not isinstance(kinds, list):
+        return ()
+    return tuple(kind for kind in kinds if isinstance(kind, str))
 
 
 def _ask_with(held: HeldKey, ask: Callable[[str], T]) -> T:

@@ -59,6 +59,10 @@ class Biller(Protocol):
         """Say whether a key is held for `tool`, without asking anyone."""
 
     @property
+    def period_kinds(self) -> tuple[str, ...]:
+        """The only kinds of period that `charge` may bill; none where all are."""
+
+    @property
     def allow_reference(self) -> bool:
         """Whether `reference` is switched on."""
 

@@ -59,6 +59,16 @@ CustomerId = Annotated[str, StringConstraints(pattern=r"^cus_[A-Za-z0-9]{1,64}$"
 ChargeId = Annotated[str, StringConstraints(pattern=r"^(ch|py|pi)_[A-Za-z0-9_]{1,200}$")]
 PeriodLabel = Annotated[str, AfterValidator(_period)]
 
+_PERIOD_EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "year": "a year (2026)",
+        "quarter": "a quarter (2026-Q2)",
+        "month": "a month (2026-06)",
+        "week": "an ISO week (2026-W23)",
+        "day": "a day (2026-06-15)",
+        "range": "a range of days (2026-06-15/2026-07-14)",
+    }
+)
 _PERIOD = (
     "The period this bill is for: 2026-06 (month), 2026-Q2, 2026, 2026-W23, 2026-06-15 or "
     "2026-06-15/2026-07-14. Take it from the user or the contract; never invent one."
@@ -232,6 +242,8 @@ class Tool:
     http_path: str
     read_only: bool
     hidden: frozenset[str] = frozenset()
+    # Descriptions of arguments that stand in place of the model's own, by argument.
+    texts: Mapping[str, str] = field(default_factory=dict)
     # Arguments of which only null and a missing one count as left out, and no empty text.
     said_by_absence: frozenset[str] = frozenset()
     # Old names that are accepted for one version after a rename. Keys are made of values alone,
@@ -299,10 +311,26 @@ def find_tool(name: str, *, allow_reference: bool) -> Tool | None:
     return next((tool for tool in TOOLS.values() if tool.name == name), None)
 
 
-def select_tools(names: frozenset[ToolName], *, allow_reference: bool) -> tuple[Tool, ...]:
-    """Return the tools of `names` in the catalogue's order."""
+def select_tools(
+    names: frozenset[ToolName], *, allow_reference: bool, period_kinds: tuple[str, ...] = ()
+) -> tuple[Tool, ...]:
+    """Return the tools of `names` in the catalogue's order.
+
+    `period_kinds` are the only kinds of period that the key may bill, all where there are none.
+    """
     found = (find_tool(name, allow_reference=allow_reference) for name in TOOLS if name in names)
-    return tuple(tool for tool in found if tool is not None)
+    return tuple(_narrowed(tool, period_kinds) for tool in found if tool is not None)
+
+
+def _narrowed(tool: Tool, period_kinds: tuple[str, ...]) -> Tool:
+    allowed = [text for kind, text in _PERIOD_EXAMPLES.items() if kind in period_kinds]
+    if tool.name is not ToolName.CHARGE or not allowed:
+        return tool
+    text = (
+        f"The period this bill is for: {' or '.join(allowed)}, and nothing else. Take it from the "
+        "user or the contract; never invent one, and do not bill another period in its place."
+    )
+    return replace(tool, texts={"billing_period": text})
 
 
 def tools_granted(allow: frozenset[str], charge_api: ChargeApi) -> frozenset[ToolName]:

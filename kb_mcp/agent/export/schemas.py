@@ -22,7 +22,10 @@ _FULL: Final = (*_PLAIN, "enum", "pattern", "minimum", "exclusiveMinimum", "maxL
 
 def arguments_schema(tool: Tool, *, full: bool = False) -> Json:
     """Return the schema of what `tool` takes, without what is hidden."""
-    return _schema(tool.arguments, tool.hidden, full=full)
+    schema = _schema(tool.arguments, tool.hidden, full=full)
+    for name, text in tool.texts.items():
+        schema["properties"][name]["description"] = text
+    return schema
 
 
 def result_schema(tool: Tool, *, full: bool = False) -> Json:

@@ -250,6 +250,7 @@ class Broken:
 
     tools = frozenset(ToolName)
     allow_reference = False
+    period_kinds = ()
 
     def may_offer(self, tool: ToolName) -> bool:
         return tool in self.tools

@@ -73,10 +73,12 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
         biller = billing_for(request)
         try:
             # One key for all tools: the proxy has to be asked what it grants.
-            names = await anyio.to_thread.run_sync(lambda: biller.tools, limiter=limiter)
+            names, kinds = await anyio.to_thread.run_sync(
+                lambda: (biller.tools, biller.period_kinds), limiter=limiter
+            )
         except (ProxyUnavailableError, RateLimitedError) as error:
             raise MCPError(code=INTERNAL_ERROR, message=str(error)) from error
-        return ListToolsResult(tools=[*_offered(names, biller.allow_reference)])
+        return ListToolsResult(tools=[*_offered(names, biller.allow_reference, kinds)])
 
     async def call(request: Request, params: CallToolRequestParams) -> CallToolResult:
         biller, context = billing_for(request), _context(request)
@@ -128,8 +130,12 @@ async def _no_prompts(_: Request, _params: PaginatedRequestParams | None) -> Lis
 
 # The catalogue does not change while a process runs, and pydantic takes its time over schemas.
 @cache
-def _offered(names: frozenset[ToolName], allow_reference: bool) -> tuple[Tool, ...]:  # noqa: FBT001 part of the cache's key
-    tools = select_tools(names, allow_reference=allow_reference)
+def _offered(
+    names: frozenset[ToolName],
+    allow_reference: bool,  # noqa: FBT001 part of the cache's key
+    period_kinds: tuple[str, ...],
+) -> tuple[Tool, ...]:
+    tools = select_tools(names, allow_reference=allow_reference, period_kinds=period_kinds)
     return tuple(Tool.model_validate(tool) for tool in mcp_tools(tools)["tools"])
 
 
