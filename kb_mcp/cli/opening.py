@@ -107,12 +107,12 @@ async def _on_store(
 
 
 def _open(settings: Settings) -> Store:
-    """Open the store; a new one is bound to the account that this process was told of, if any."""
+    """Open the store; a new one is bound to the account of the Stripe key, if there is one."""
     from kb_mcp.proxy.store_admin import Binds
     from kb_mcp.wiring.store import open_store
 
-    told = settings.stripe_key is not None or settings.account is not None
-    return open_store(settings, binds=Binds.ACCOUNT if told else Binds.NOTHING)
+    binds = Binds.NOTHING if settings.stripe_key is None else Binds.ACCOUNT
+    return open_store(settings, binds=binds)
 
 
 def _open_leniently(settings: Settings) -> Store:

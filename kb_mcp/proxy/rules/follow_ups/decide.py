@@ -21,7 +21,7 @@ failed, holding nothing    cancel                        Proceed; nothing is hel
 reserved, unknown, voided  any                           outcome_unknown
 
 Whoever takes a step that reserves nothing must pass the gates for what is held (`gates.py`):
-frozen, hours, approval, caps. A cancel only releases: a frozen key may cancel what its lineage made.
+frozen, hours, approval, caps. A cancel only releases: a frozen key may cancel its lineage's own.
 """
 
 from __future__ import annotations
