@@ -316,7 +316,7 @@ def test_a_ceiling_refuses_steps_in_the_currencies_that_it_does_not_name() -> No
     assert step(one_intent, "confirm") == "currency_not_allowed"
 
 
-def approved(amount: int = 2900, **form: object) -> OneIntent:
+def approved(amount: int = 2900, **form: Any) -> OneIntent:
     """Return an intent that waits for its confirmation, made under an approval of `amount`."""
     one_intent = intent_of_another("requires_payment_method")
     one_intent.policy = one_intent.policy.model_copy(update={"approval_above": {"usd": 1000}})
@@ -338,7 +338,7 @@ def test_what_an_approval_was_used_for_covers_its_own_card_or_the_one_that_is_se
     method: str | None,
 ) -> None:
     one_intent = approved(payment_method="pm_first")
-    form = {} if method is None else {"payment_method": method}
+    form: dict[str, Any] = {} if method is None else {"payment_method": method}
     told_now = step(one_intent, "confirm", **form)
     assert told_now == ("proceed as K-s2" if method is None else "approval_required")
 
