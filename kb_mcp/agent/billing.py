@@ -24,6 +24,7 @@ from kb_mcp.agent.catalogue import (
 from kb_mcp.agent.keys import STALE, HeldKey, KeySource
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
+    RateLimitedError,
     Reply,
     charge_outcome,
     lost,
@@ -147,7 +148,7 @@ class Billing:
         Raises: ProxyUnavailableError, RateLimitedError.
         """
         if arguments.charge_id is not None:
-            return self._status_of(arguments.charge_id, context)
+            return self._status_by_id(arguments.charge_id, context)
         wanted = {
             "customer_id": arguments.customer_id or "",
             "billing_period": arguments.billing_period or "",
@@ -160,10 +161,14 @@ class Billing:
             return not_found()
         charge_id = operation.get("charge_id")
         if isinstance(charge_id, str) and operation.get("state") == "succeeded":
-            found = self._status_of(charge_id, context)
-            if found.found:
+            try:
+                found = self._status_of(charge_id, context)
+            except (ProxyUnavailableError, RateLimitedError):
+                found = None
+            if found is not None and found.found:
                 return found
-        return describe_operation(operation)
+        # What cannot be read at Stripe now is told as the ledger has it.
+        return describe_operation(operation, livemode=reply.livemode)
 
     def _charge(
         self, arguments: ChargeArguments, context: CallContext, token: str
@@ -188,6 +193,23 @@ class Billing:
             arguments.reference,
         )
         return self._sdk.create(token, self._charge_api, params, key, headers)
+
+    def _status_by_id(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
+        """Look a charge up at Stripe; where that does not show it, the ledger may know it."""
+        try:
+            found = self._status_of(charge_id, context)
+        except ProxyUnavailableError:
+            found = None
+        if found is not None and found.found:
+            return found
+        wanted = {"charge_id": charge_id}
+        reply = self._read(lambda token: self._sdk.operations(token, wanted, context.headers()))
+        operation = None if reply.is_error else most_telling(reply.fields.get("data"))
+        if operation is not None:
+            return describe_operation(operation, livemode=reply.livemode)
+        if found is None:
+            raise ProxyUnavailableError(UNAVAILABLE)
+        return found
 
     def _status_of(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
         resource = _RESOURCES[charge_id.partition("_")[0]]

@@ -85,7 +85,7 @@ class Governor:
                         refusal, Keybrake_Operation=None if operation is None else operation.id
                     )
                 case Replay(operation=operation):
-                    return await self.answers.replay(operation)
+                    return await self._replay(operation)
                 case Proceed():
                     return await self._detached(self._lead(admitted, command, decision))
                 case Join(operation=operation):
@@ -103,6 +103,12 @@ class Governor:
                     looked = True
                 case _:
                     assert_never(decision)
+
+    async def _replay(self, operation: Operation) -> Reply:
+        """Answer with what is known; what was not final when it was last read is read again."""
+        if not operation.final:
+            operation = await self.look(operation.id) or operation
+        return await self.answers.replay(operation)
 
     async def _lead(self, admitted: Admitted, command: Command, go: Proceed) -> Reply:
         """Send what was reserved and conclude by what the answer proves."""

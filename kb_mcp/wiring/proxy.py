@@ -165,9 +165,9 @@ def build_proxy(
         clock=store.clock,
         answers=Answers(
             upstream=upstream,
-            upstream_key=key,
             boottime_ms=boottime_ms,
             read_within_ms=READ_WITHIN_MS,
+            livemode=settings.upstream_mode == "live",
         ),
         waiters=waiters,
         abandoned=AbandonedIntents(upstream),
@@ -279,6 +279,7 @@ def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream) -> KeyApi:
         now_ms=pipeline.now_ms,
         rate=pipeline.rate,
         readiness=Readiness(upstream, boottime_ms),
+        customer_metadata=pipeline.reads.customer_metadata,
         behind=bool(store.behind),
         follow=pipeline.follow,
     )

@@ -192,7 +192,7 @@ _BAD_REQUEST: Final[Wording] = {
         "The policy is `strict`, and no key can be derived from the content.",
     ),
     Code.PERIOD_ALREADY_CHARGED: (
-        "This customer was already charged for this period: {charge}. Nothing was charged "
+        "This customer has a bill for this period already: {charge}. Nothing was charged "
         "now. Do not change amount, currency or period to charge again; look at that charge.",
         "Another live bill holds the same customer and period.",
     ),
@@ -273,8 +273,8 @@ _UNAVAILABLE: Final[Wording] = {
 }
 _TIMEOUT: Final[Wording] = {
     Code.OUTCOME_UNKNOWN: (
-        "The charge was sent and its outcome is not known yet. It may have gone through. Do "
-        "not charge again; ask charge_status later.",
+        "The charge may have been sent, and its outcome is not known yet. It may have gone "
+        "through. Do not charge again; ask charge_status later.",
         "The amount stays reserved until a read of Stripe's list proves what happened.",
     ),
 }

@@ -86,6 +86,7 @@ def _refusal(code: Code, peer: Operation) -> Refusal:
         "billing_period": peer.period,
         "state": peer.state.value,
     }
-    named = peer.object_id or f"operation {peer.id}, whose outcome is {peer.state.value}"
+    named = peer.object_id and peer.object_id + ("" if peer.final else ", which is not final yet")
+    named = named or f"operation {peer.id}, whose outcome is {peer.state.value}"
     amount = format_money(Money(peer.amount, peer.currency))
     return refuse(code, facts=facts, charge=f"{named}, {amount}")
