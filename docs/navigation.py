@@ -8,7 +8,10 @@ from typing import Any
 
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")
 SECTIONS: list[tuple[str, list[str]]] = [
-    ("Start", ["index.md", "concepts.md", "glossary.md", "from-samples.md", "doors.md"]),
+    (
+        "Start",
+        ["index.md", "concepts.md", "glossary.md", "from-samples.md", "doors.md", "sandbox.md"],
+    ),
     (
         "Operate",
         ["operators.md", "runbooks.md", "alerts.md", "metrics.md", "audit.md", "upgrading.md"],

@@ -30,6 +30,7 @@ from kb_mcp.proxy.rules.conclude import conclude
 from kb_mcp.proxy.rules.decide import decide
 from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.rules.ending import Ending
+from kb_mcp.proxy.rules.follow_ups.decide import CANCEL
 from kb_mcp.proxy.rules.operation_names import tally_of
 from kb_mcp.proxy.stripe.endpoints import Route
 from kb_mcp.proxy.stripe.evidence import Made, Nothing, Proof, prove
@@ -136,6 +137,8 @@ class Governor:
             return NotSent("ledger_unavailable")
         if found is None or spent(found[0], self.clock.now(0)) is not None:
             return NotSent("vault_key_revoked")
+        if found[1].frozen_at is not None and not go.attempt.path.endswith(CANCEL):
+            return NotSent("vault_key_frozen")
         if not await self.abandoned.cancelled(go, deadline_ms):
             return NotSent("earlier_intent_open")
         attempt = go.attempt

@@ -34,6 +34,16 @@ class KeyCaps(NamedTuple):
     rotated: bool
 
 
+class BilledDays(NamedTuple):
+    """The period of a live bill, when it was reserved (ms), and by whose key."""
+
+    customer: str
+    reference: str | None
+    period: str
+    reserved_at: int
+    key_id: KeyId
+
+
 @dataclass(frozen=True, slots=True)
 class KeySpend:
     """What caps a key, what its lineage holds in the running windows, and whether it serves."""
@@ -86,6 +96,10 @@ class GaugeRecords(Protocol):
 
     def newest_row(self) -> Any:
         """Return the place of the row that was written last, as the filter `after_row` takes it."""
+        ...
+
+    def log_bytes(self) -> int | None:
+        """Return the size of the store's write-ahead log; None where it is a server's own."""
         ...
 
     async def audit_counts(self, after_row: Any, most: int) -> AuditCounts:

@@ -15,6 +15,7 @@ from typing import Any
 
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
+from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
 from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
 from kb_mcp.proxy.edge.app import ProxyApp
@@ -28,6 +29,7 @@ from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.retention import Retention
+from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
 from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.reader import StripeReads
@@ -133,18 +135,22 @@ def account_of(answer: UpstreamAnswer) -> str | None:
 
 
 def build_proxy(
-    settings: Settings, sandbox_app: Any | None = None, span: Span | None = None
+    settings: Settings,
+    sandbox_app: Any | None = None,
+    span: Span | None = None,
+    binds: Binds = Binds.LIMITS,
 ) -> Proxy:
     """Build wing B for `settings`. `sandbox_app` is the in-process sandbox, where there is one.
 
-    `span` records traces; without it, a collector that the settings name does.
+    `span` records traces; without it, a collector that the settings name does. `binds` is what a
+    new store is bound to by this.
 
     Raises: StoreError, BindingError, SchemaError, EgressError.
     """
     span = span or chosen_span(settings)
     upstream = TracedUpstream(build_upstream(settings, sandbox_app), span)
     followed = FollowedClock(upstream, host_ms)
-    store = open_store(settings, lambda: followed.offset_ms)
+    store = open_store(settings, lambda: followed.offset_ms, binds)
     followed.measure_from(store.base_ms)
     key = _upstream_key(settings)
     waiters = Waiters()
@@ -159,25 +165,8 @@ def build_proxy(
         owner=store.owner,
         boottime_ms=boottime_ms,
     )
-    governor = Governor(
-        ledger=MeteredLedger(store.ledger, meters, boottime_ms),
-        upstream=MeteredUpstream(upstream, meters, boottime_ms),
-        clock=store.clock,
-        answers=Answers(
-            upstream=upstream,
-            boottime_ms=boottime_ms,
-            read_within_ms=READ_WITHIN_MS,
-            livemode=settings.upstream_mode == "live",
-        ),
-        waiters=waiters,
-        abandoned=AbandonedIntents(upstream),
-        look=recovery.resolve_one,
-        boottime_ms=boottime_ms,
-        upstream_key=key,
-        tasks=set(),
-        behind=bool(store.behind),
-    )
-    pipeline = _desk(store, governor, upstream, key, follow)
+    governor = _governor(store, upstream, key, recovery, waiters, meters)
+    pipeline = _pipeline(store, governor, upstream, key, follow)
     app = ProxyApp(pipeline, _own(store, pipeline, upstream), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
@@ -226,7 +215,35 @@ def sandbox_file(settings: Settings) -> Path:
     return store_path(settings).with_name(f"{store_path(settings).name}.sandbox")
 
 
-def _desk(
+def _governor(
+    store: Store,
+    upstream: Upstream,
+    key: str,
+    recovery: Recovery,
+    waiters: Waiters,
+    meters: Meters,
+) -> Governor:
+    return Governor(
+        ledger=MeteredLedger(store.ledger, meters, boottime_ms),
+        upstream=MeteredUpstream(upstream, meters, boottime_ms),
+        clock=store.clock,
+        answers=Answers(
+            upstream=upstream,
+            boottime_ms=boottime_ms,
+            read_within_ms=READ_WITHIN_MS,
+            livemode=store.settings.mode == "live",
+        ),
+        waiters=waiters,
+        abandoned=AbandonedIntents(upstream),
+        look=recovery.resolve_one,
+        boottime_ms=boottime_ms,
+        upstream_key=key,
+        tasks=set(),
+        behind=bool(store.behind),
+    )
+
+
+def _pipeline(
     store: Store,
     governor: Governor,
     upstream: Upstream,
@@ -248,6 +265,7 @@ def _desk(
         now_ms=lambda: store.clock.now(0),
         monotonic_ms=boottime_ms,
         new_id=new_id,
+        keys_secret=derive_key(store.chain_key, "caller keys"),
         owner=store.owner,
         lease_ms=_lease_ms(store),
         follow=follow,

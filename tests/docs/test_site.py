@@ -97,7 +97,7 @@ def looked(machine: Machine) -> dict[str, str]:
 def pending(machine: Machine) -> dict[str, str]:
     file = machine.folder / "asking.toml"
     file.write_text(ASKING)
-    issued = machine.json("keys", "issue", "--policy", str(file))
+    issued = machine.json("keys", "issue", "--policy", str(file), "--uncapped")
     assert machine.charge(issued["token"], period="2026-11").status_code == 403
     (approval,) = machine.json("approvals", "list")
     return {"APPROVAL": approval["id"]}
@@ -197,7 +197,10 @@ def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
     documented = set(re.findall(r"`(KEYBRAKE_[A-Z_]+)` \|", page("settings")))
     for name in documented:
         assert name in KNOWN, name
-    assert {name for name in KNOWN if not name.endswith("_FILE")} == documented
+    # Every secret has a _FILE beside it, which the page says once for all of them.
+    assert {
+        name for name in KNOWN if name.removesuffix("_FILE") not in KNOWN - {name}
+    } == documented
 
 
 @pytest.mark.parametrize("file", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=str)

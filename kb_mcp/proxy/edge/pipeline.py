@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from kb_mcp.money import Money
+from kb_mcp.money import UNTOLD_CURRENCY, Money
 from kb_mcp.proxy.access.authenticate import Admitted, admit
 from kb_mcp.proxy.access.authorize import (
     authorize,
@@ -27,11 +27,19 @@ from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import AuditDraft, Changes, KeyId, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.records import (
+    AuditDraft,
+    Changes,
+    KeyId,
+    NamedBy,
+    Operation,
+    OperationId,
+    Refs,
+)
 from kb_mcp.proxy.ledger.windows import day_of
 from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.follow_ups.find import as_step, find_made, step_fingerprint
-from kb_mcp.proxy.rules.operation_names import Name, caller_mark, name_of
+from kb_mcp.proxy.rules.operation_names import Name, caller_keys, name_of, older_caller_keys
 from kb_mcp.proxy.stripe.endpoints import Moves
 from kb_mcp.proxy.stripe.interpret import (
     Reading,
@@ -45,8 +53,7 @@ from kb_mcp.proxy.stripe.messages import Reply, Request, refused
 
 BodyReader = Callable[[], Awaitable[bytes | Refusal]]
 _ID_MAX = 128
-# What a request moves that does not tell its amount, in ISO 4217's code for no currency.
-UNTOLD = Money(0, "xxx")
+UNTOLD = Money(0, UNTOLD_CURRENCY)
 _NOT_ITS_OWN = refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")
 
 
@@ -55,7 +62,7 @@ class RequestPipeline:
     """Receives every request on the Stripe surface. `new_id` makes random ids.
 
     `follow` asks the sandbox for its time before anything depends on it; without a sandbox it
-    does nothing.
+    does nothing. `keys_secret` keys the hashes of callers' keys.
     """
 
     ledger: Ledger
@@ -66,6 +73,7 @@ class RequestPipeline:
     now_ms: Callable[[], int]
     monotonic_ms: Callable[[], int]
     new_id: Callable[[str], str]
+    keys_secret: bytes
     owner: str
     lease_ms: int
     follow: Callable[[], Awaitable[None]]
@@ -181,14 +189,24 @@ class RequestPipeline:
     def _intend(self, admitted: Admitted, request: Request, reading: Reading) -> Command | Refusal:
         money = reading.money
         if money is None:
-            if admitted.policy.capped or self.ledger.settings.ceilings:
+            if admitted.policy.capped:
                 # Caps cannot hold what the request does not tell, whatever the allowlist grants.
+                # The account's ceiling refuses it too, where the decision reads that.
                 return refuse(Code.AMOUNT_NOT_METERED)
             money = UNTOLD
         name = name_of(admitted.policy, reading)
         if not isinstance(name, Name):
             return name
-        return self._command(admitted, request, reading, money, name)
+        command = self._command(admitted, request, reading, money, name)
+        if name.named_by is not NamedBy.BODY:
+            return command
+        # Content or a key of the caller's own name the bill; else the key that an SDK made up says
+        # which of its occurrences is meant.
+        return replace(
+            command,
+            caller_keys=caller_keys(self.keys_secret, reading),
+            older_caller_keys=older_caller_keys(reading),
+        )
 
     def _command(
         self, admitted: Admitted, request: Request, reading: Reading, money: Money, name: Name
@@ -204,7 +222,7 @@ class RequestPipeline:
             upstream_name=name.upstream_name,
             fingerprint=fingerprint(_as_named(request, reading)),
             stripe_version=_version(admitted, request),
-            caller_key=caller_mark(reading.sent_key),
+            older_names=name.older,
             fresh_id=OperationId(self.new_id("op")),
             fresh_approval_id=self.new_id("apr"),
             owner=self.owner,

@@ -141,9 +141,10 @@ _FORBIDDEN: Final[Wording] = {
         "`daily_charges` of the policy is used up.",
     ),
     Code.CURRENCY_NOT_ALLOWED: (
-        "This vault key has no cap in {currency} and so may not spend in it. Nothing was "
-        "charged. Use a currency that it may spend.",
-        "A capped key spends only in currencies that have a cap; nothing is converted.",
+        "This vault key may not spend in {currency}: its limits are given for other currencies. "
+        "Nothing was charged. Use a currency that it may spend.",
+        "A cap, `approval_above` or the account's ceiling that is given for one currency refuses "
+        "every other; nothing is converted.",
     ),
     Code.AMOUNT_NOT_METERED: (
         "This request does not tell how much money it moves, so a capped vault key may not "
@@ -182,9 +183,10 @@ _BAD_REQUEST: Final[Wording] = {
         "Dot segments, double slashes, encoded slashes, control characters and the like.",
     ),
     Code.PERIOD_OUT_OF_WINDOW: (
-        "The billing period {period} is outside the window that this vault key may bill. "
+        "The billing period {period} is not one that this vault key may bill: {reason}. "
         "Nothing was charged. Check the period; do not choose another to get around this.",
-        "`period_window` of the policy, in calendar months back and ahead.",
+        "`period_window` of the policy, in calendar months back and ahead, or `period_kinds`, if "
+        "it names some.",
     ),
     Code.IDEMPOTENCY_KEY_REQUIRED: (
         "Nothing in this request names the bill. Send metadata[billing_period], for example "
@@ -192,15 +194,17 @@ _BAD_REQUEST: Final[Wording] = {
         "The policy is `strict`, and no key can be derived from the content.",
     ),
     Code.PERIOD_ALREADY_CHARGED: (
-        "This customer has a bill for this period already: {charge}. Nothing was charged "
-        "now. Do not change amount, currency or period to charge again; look at that charge.",
-        "Another live bill holds the same customer and period.",
+        "This customer has a bill for this period, or a part of it, already: {charge}. Nothing was "
+        "charged now. Do not change amount, currency or period to charge again; look at that "
+        "charge.",
+        "Another live bill of the same customer and reference holds this period, or shares a day "
+        "with it. `overlaps` in the policy lets periods share days; the same one, never.",
     ),
     Code.DUPLICATE_SUSPECTED: (
         "This looks like a bill that was already made: {charge}. Nothing was charged now. "
         "Look at that charge; if it is another bill, tell an operator.",
-        "The same customer, amount and currency within `duplicate_window`, or periods that "
-        "overlap.",
+        "The same customer, amount and currency within `duplicate_window`, and one of the two "
+        "bills has no period.",
     ),
 }
 _REUSED: Final[Wording] = {

@@ -6,6 +6,7 @@ Floor: above the records, below the deciders. Pure. A store fills it, deciders r
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -14,6 +15,7 @@ from kb_mcp.proxy.ledger.records import (
     Attempt,
     AuditDraft,
     Bill,
+    CallerKey,
     Changes,
     KeyId,
     Lineage,
@@ -44,6 +46,7 @@ class Snapshot:
     attempts: dict[tuple[OperationId, int], Attempt] = field(default_factory=dict)
     windows: dict[WindowKey, Window] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)
+    caller_keys: dict[str, CallerKey] = field(default_factory=dict)
     approvals: dict[str, Approval] = field(default_factory=dict)
     unresolved: dict[LineageId, int] = field(default_factory=dict)
     outstanding_approvals: dict[LineageId, int] = field(default_factory=dict)
@@ -56,12 +59,20 @@ class Snapshot:
         named = [self.operations[each] for each in self._index().named.get(name, ())]
         return max(named, key=lambda each: each.generation, default=None)
 
-    def period_peers(self, customer: str, period: str, reference: str | None) -> list[Operation]:
-        """Return the live operations that bill `period` to `customer` under `reference`."""
+    def answered_under(self, keys: Iterable[str]) -> Operation | None:
+        """Return the operation that answered one of the callers' `keys` before, or None."""
+        for key in keys:
+            row = self.caller_keys.get(key)
+            if row is not None:
+                return self.operations.get(row.operation_id)
+        return None
+
+    def period_peers(self, customer: str, reference: str | None) -> list[Operation]:
+        """Return the live operations that bill a period to `customer` under `reference`."""
         return [
             operation
             for operation in self._heads(customer)
-            if operation.period == period and (operation.reference or "") == (reference or "")
+            if operation.period is not None and (operation.reference or "") == (reference or "")
         ]
 
     def bill_peers(self, bill: Bill) -> list[Operation]:
@@ -79,6 +90,15 @@ class Snapshot:
     def attempts_of(self, operation: Operation) -> list[Attempt]:
         """Return every attempt of `operation`, oldest first."""
         return [self.attempts[key] for key in sorted(self.attempts) if key[0] == operation.id]
+
+    def approvals_of(self, operation: Operation, lineage: LineageId) -> list[Approval]:
+        """Return what `lineage` asked operators about `operation`, newest first."""
+        asked = [
+            each
+            for each in self.approvals.values()
+            if each.operation_id == operation.id and each.lineage_id == lineage
+        ]
+        return sorted(asked, key=lambda each: (each.created_at, each.id), reverse=True)
 
     def window(self, key: WindowKey) -> Window:
         """Return the window called `key`, empty where it has no row yet."""
@@ -118,6 +138,7 @@ class Snapshot:
                 self.object_owners.setdefault(attempt.object_id, attempt.operation_id)
         self.windows.update((window.key, window) for window in changes.windows)
         self.tallies.update((tally.key, tally) for tally in changes.tallies)
+        self.caller_keys.update((each.key, each) for each in changes.caller_keys)
         self.keys.update((key.id, key) for key in changes.keys)
         self.lineages.update((lineage.id, lineage) for lineage in changes.lineages)
         self.approvals.update((approval.id, approval) for approval in changes.approvals)
@@ -132,8 +153,8 @@ class Snapshot:
 
     def _count_outstanding(self, new: Approval) -> None:
         old = self.approvals.get(new.id)
-        before = old is not None and old.state == "pending"
-        after = new.state == "pending"
+        before = old is not None and old.waits(self.now)
+        after = new.waits(self.now)
         if before != after:
             count = self.outstanding_approvals.get(new.lineage_id, 0)
             self.outstanding_approvals[new.lineage_id] = count + (1 if after else -1)
@@ -186,6 +207,7 @@ class Dirty:
     attempts: dict[tuple[OperationId, int], Attempt | None] = field(default_factory=dict)
     windows: set[WindowKey] = field(default_factory=set)
     tallies: set[str] = field(default_factory=set)
+    caller_keys: set[str] = field(default_factory=set)
     keys: set[KeyId] = field(default_factory=set)
     lineages: set[LineageId] = field(default_factory=set)
     approvals: set[str] = field(default_factory=set)
@@ -200,6 +222,7 @@ class Dirty:
             self.attempts.setdefault(name, snapshot.attempts.get(name))
         self.windows.update(window.key for window in changes.windows)
         self.tallies.update(tally.key for tally in changes.tallies)
+        self.caller_keys.update(each.key for each in changes.caller_keys)
         self.keys.update(key.id for key in changes.keys)
         self.lineages.update(lineage.id for lineage in changes.lineages)
         self.approvals.update(approval.id for approval in changes.approvals)

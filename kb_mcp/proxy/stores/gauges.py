@@ -6,6 +6,7 @@ asks them in its own way.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -13,7 +14,7 @@ from typing import Any
 
 from kb_mcp.proxy.access.policy import CapRules
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
-from kb_mcp.proxy.reads import AuditCounts, Held, KeyCaps, KeyCounts, KeySpend
+from kb_mcp.proxy.reads import AuditCounts, BilledDays, Held, KeyCaps, KeyCounts, KeySpend
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage
 
 
@@ -32,9 +33,18 @@ class Gauges(ABC):
     def _after(self, row: Any) -> Mapping[str, Any]:
         """Return the values of a query that goes on after `row`, 0 being before the first."""
 
+    async def ceilings(self) -> Mapping[str, int]:
+        """Return the account's daily ceiling of each currency, in minor units, as it is now."""
+        rows = await self._asked("ceilings")
+        return json.loads(rows[0]["value"]) if rows else {}
+
     async def open_operations(self) -> dict[str, int]:
         """Return how many operations without an end there are, by state."""
         return {row["state"]: row["count"] for row in await self._asked("open_operations")}
+
+    async def billed_days(self) -> list[BilledDays]:
+        """Return the periods of all live bills, those of one customer and reference together."""
+        return [BilledDays(*row) for row in await self._plain("billed_days")]
 
     async def key_counts(self, now: int) -> list[KeyCounts]:
         """Return how many keys there are at `now` (ms), by what they may do."""

@@ -13,6 +13,7 @@ from typing import Any
 from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.records import (
     Approval,
+    CallerKey,
     Lineage,
     LineageId,
     OperationId,
@@ -32,15 +33,23 @@ from kb_mcp.proxy.stores.rows import Seal, attempt_of, operation_of
 SINCE_MARGIN_MS = 60_000
 _WINDOW = ("scope", "scope_id", "window", "start", "currency")
 _FIGURES = ("reserved", "settled", "sends", "declines")
-_BILL = ("customers", "amounts", "currencies", "sinces", "starts", "ends")
+_BILL = ("customers", "amounts", "currencies", "sinces")
+_PERIOD = (
+    *("period_customers", "references", "first_labels", "after_labels"),
+    *("starts", "ends"),
+)
 Row = dict[str, Any]
 
 
 @dataclass(slots=True)
 class Loaded:
-    """What one round trip brought: the store's time (ms), its high-water mark, and rows."""
+    """What one round trip brought: the store's time (ms), its high-water mark, and rows.
+
+    `facts` are those that every decision depends on, None where the store has none.
+    """
 
     now_ms: int = 0
+    facts: Mapping[str, str | None] = field(default_factory=dict)
     high_water_ms: int = 0
     token: int | None = None
     rows: dict[str, list[Row]] = field(default_factory=dict)
@@ -56,14 +65,14 @@ class PostgresLoader:
     node: str
 
     def lock_and_load(
-        self, connection: Connection, locks: Sequence[Lock], refs: Sequence[Refs]
+        self, connection: Connection, locks: Sequence[Lock], refs: Sequence[Refs], now: int
     ) -> Loaded:
         """Begin a transaction, take `locks` (sorted), and load what `refs` name.
 
-        Raises: psycopg.Error.
+        `now` (ms) is about when: the store's own time is in the answer. Raises: psycopg.Error.
         """
         kinds, values = [lock[0] for lock in locks], [lock[1] for lock in locks]
-        wanted = _Wanted(refs)
+        wanted = _Wanted(refs, now)
         with connection.pipeline():
             connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
             fence = connection.execute(self.queries["fence"], (self.node,))
@@ -76,6 +85,7 @@ class PostgresLoader:
         token = fence.fetchone()
         return Loaded(
             now_ms=int(told["now_ms"]),
+            facts={name: told[name] for name in ("ceilings", "recovery_grace_ms")},
             high_water_ms=int(told["high_water_ms"] or 0),
             token=None if token is None else int(token["token"]),
             rows={name: cursor.fetchall() for name, cursor in cursors.items()},
@@ -105,12 +115,13 @@ class PostgresLoader:
             windows.update(windows_of(snapshot.operations[operation_id]).all())
         lineages = {operation.lineage_id for operation in snapshot.operations.values()}
         lineages |= {key.lineage_id for key in snapshot.keys.values()}
-        approvals = {operation.approval_id for operation in snapshot.operations.values()} - {None}
+        operations = snapshot.operations.values()
         return list(
             _asked(
+                snapshot.now,
                 windows=windows - snapshot.windows.keys(),
                 lineages=lineages - snapshot.unresolved.keys(),
-                approvals=approvals - snapshot.approvals.keys(),
+                approvals_of={each.id for each in operations if each.approval_id is not None},
             )
         )
 
@@ -126,13 +137,10 @@ class PostgresLoader:
         for row in rows.get("windows", ()):
             key = WindowKey(*(row[name] for name in _WINDOW))
             snapshot.windows[key] = Window(key, *(row[name] for name in _FIGURES))
-        for row in rows.get("tallies", ()):
-            snapshot.tallies[row["key"]] = Tally(**row)
-        for row in rows.get("keys", ()):
-            snapshot.keys[row["id"]] = VaultKey(**row)
+        _add_plain(snapshot, rows)
         for row in rows.get("objects", ()):
             snapshot.object_owners[row["object_id"]] = row["operation_id"]
-        for row in rows.get("approvals", ()):
+        for row in (*rows.get("approvals", ()), *rows.get("approvals_of", ())):
             snapshot.approvals[row["id"]] = Approval(**row)
         for row in rows.get("lineages", ()):
             _add_lineage(snapshot, row)
@@ -141,8 +149,9 @@ class PostgresLoader:
 class _Wanted:
     """What all the refs of a batch ask for, as the arguments of the named queries."""
 
-    def __init__(self, refs: Sequence[Refs]) -> None:
+    def __init__(self, refs: Sequence[Refs], now: int) -> None:
         self._refs = refs
+        self._now = now
 
     def asked(self) -> Iterable[tuple[str, Any]]:
         """Yield the queries to run, each with its arguments."""
@@ -151,10 +160,12 @@ class _Wanted:
             yield "operations", chosen
             yield "attempts", chosen
         yield from _asked(
+            self._now,
             windows=self._all(lambda each: each.windows),
             lineages=self._all(lambda each: each.lineages),
             approvals=self._all(lambda each: each.approvals),
             tallies=self._all(lambda each: each.tallies),
+            caller_keys=self._all(lambda each: each.caller_keys),
             keys=self._all(lambda each: each.keys),
             objects=self._all(lambda each: each.objects),
         )
@@ -163,25 +174,21 @@ class _Wanted:
         return {item for each in self._refs for item in part(each)}
 
     def _operations(self) -> dict[str, list[Any]]:
-        periods = sorted(self._all(lambda each: each.periods))
-        bills = self._all(lambda each: each.bills)
-        columns = list(
-            zip(
-                *(
-                    (b.customer, b.amount, b.currency, b.since - SINCE_MARGIN_MS, b.start, b.end)
-                    for b in bills
-                ),
-                strict=True,
-            )
-        ) or [()] * len(_BILL)
+        periods = [
+            (each.customer, each.reference, *each.labels, each.start, each.end)
+            for each in self._all(lambda each: each.periods)
+        ]
+        bills = [
+            (each.customer, each.amount, each.currency, each.since - SINCE_MARGIN_MS)
+            for each in self._all(lambda each: each.bills)
+        ]
         return {
             "names": sorted(self._all(lambda each: each.names)),
             "ids": sorted(self._all(lambda each: each.operations)),
+            "caller_keys": sorted(self._all(lambda each: each.caller_keys)),
             "tallies": sorted(self._all(lambda each: each.tallies)),
-            "period_customers": [period[0] for period in periods],
-            "periods": [period[1] for period in periods],
-            "references": [period[2] for period in periods],
-            **{name: list(column) for name, column in zip(_BILL, columns, strict=True)},
+            **_columns(_PERIOD, periods),
+            **_columns(_BILL, bills),
         }
 
 
@@ -190,13 +197,33 @@ def merged(refs: Sequence[Refs]) -> Refs:
     return Refs(operations=frozenset[OperationId]().union(*(each.operations for each in refs)))
 
 
-def _asked(*, windows: set[WindowKey], **ids: set[Any]) -> Iterable[tuple[str, Any]]:
+def _columns(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    """Return `rows` as one array a column, in one order for every process."""
+    columns = list(zip(*sorted(rows), strict=True)) or [()] * len(names)
+    return {name: list(column) for name, column in zip(names, columns, strict=True)}
+
+
+def _asked(
+    now: int, *, windows: set[WindowKey], lineages: set[Any], **ids: set[Any]
+) -> Iterable[tuple[str, Any]]:
     if windows:
         ordered = [tuple(getattr(key, name) for name in _WINDOW) for key in windows]
         yield "windows", tuple(list(column) for column in zip(*ordered, strict=True))
+    if lineages:
+        yield "lineages", {"wanted": sorted(lineages), "now": now}
     for name, wanted in ids.items():
         if wanted:
             yield name, (sorted(wanted),)
+
+
+def _add_plain(snapshot: Snapshot, rows: Mapping[str, list[Row]]) -> None:
+    """Add the rows that are records as they come."""
+    for row in rows.get("tallies", ()):
+        snapshot.tallies[row["key"]] = Tally(**row)
+    for row in rows.get("caller_keys", ()):
+        snapshot.caller_keys[row["key"]] = CallerKey(**row)
+    for row in rows.get("keys", ()):
+        snapshot.keys[row["id"]] = VaultKey(**row)
 
 
 def _add_lineage(snapshot: Snapshot, row: Row) -> None:

@@ -22,7 +22,9 @@ SELECT guards.kind
 -- name: clock
 -- After the locks: clock_timestamp() says when we got them, now() only when we began to wait.
 SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms,
-       (SELECT value FROM facts WHERE name = 'high_water_ms') AS high_water_ms
+       (SELECT value FROM facts WHERE name = 'high_water_ms') AS high_water_ms,
+       (SELECT value FROM facts WHERE name = 'ceilings') AS ceilings,
+       (SELECT value FROM facts WHERE name = 'recovery_grace_ms') AS recovery_grace_ms
 
 -- name: wanted
 -- The operations that a batch needs: by name, by id, by guard, and the last decline of each tally.
@@ -33,23 +35,24 @@ WITH wanted AS (
 ), chosen AS (
     SELECT id FROM wanted
     UNION SELECT unnest(%(ids)s::text[])
+    UNION SELECT operation_id FROM caller_keys WHERE key = ANY(%(caller_keys)s::text[])
     UNION SELECT last_operation FROM tallies WHERE key = ANY(%(tallies)s::text[])
     UNION SELECT o.id
-      FROM unnest(%(period_customers)s::text[], %(periods)s::text[], %(references)s::text[])
-           AS p (customer, period, reference)
-      JOIN operations o ON o.customer = p.customer AND o.period = p.period
-           AND coalesce(o.reference, '') = p.reference
+      FROM unnest(%(period_customers)s::text[], %(references)s::text[], %(first_labels)s::text[],
+                  %(after_labels)s::text[], %(starts)s::text[], %(ends)s::text[])
+           AS p (customer, reference, first_label, after_label, first_day, last_day)
+      JOIN operations o ON o.customer = p.customer AND o.period >= p.first_label
+           AND o.period < p.after_label AND coalesce(o.reference, '') = p.reference
      WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
+       AND o.period_start <= p.last_day AND o.period_end >= p.first_day
     UNION SELECT o.id
       FROM unnest(%(customers)s::text[], %(amounts)s::bigint[], %(currencies)s::text[],
-                  %(sinces)s::bigint[], %(starts)s::text[], %(ends)s::text[])
-           AS b (customer, amount, currency, since, period_start, period_end)
+                  %(sinces)s::bigint[])
+           AS b (customer, amount, currency, since)
       JOIN operations o ON o.customer = b.customer AND o.amount = b.amount
            AND o.currency = b.currency
      WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
-       AND (o.first_arrival_at > b.since OR o.state <> 'succeeded'
-            OR (b.period_start IS NOT NULL AND o.period_start <= b.period_end
-                AND o.period_end >= b.period_start))
+       AND (o.first_arrival_at > b.since OR o.state <> 'succeeded')
 )
 
 -- name: operations
@@ -70,6 +73,9 @@ SELECT w.*
 -- name: tallies
 SELECT * FROM tallies WHERE key = ANY(%s::text[])
 
+-- name: caller_keys
+SELECT * FROM caller_keys WHERE key = ANY(%s::text[])
+
 -- name: keys
 SELECT * FROM keys WHERE id = ANY(%s::text[])
 
@@ -79,14 +85,17 @@ SELECT object_id, operation_id FROM attempts WHERE object_id = ANY(%s::text[])
 -- name: approvals
 SELECT * FROM approvals WHERE id = ANY(%s::text[])
 
+-- name: approvals_of
+SELECT * FROM approvals WHERE operation_id = ANY(%s::text[])
+
 -- name: lineages
 -- With what is counted of each; a lineage without a row (adopted charges) is counted too.
 SELECT wanted.id, l.id IS NOT NULL AS known, l.frozen_at, l.frozen_reason,
        (SELECT count(*) FROM operations o
          WHERE o.lineage_id = wanted.id AND o.state = 'unknown') AS unresolved,
        (SELECT count(*) FROM approvals a
-         WHERE a.lineage_id = wanted.id AND a.state = 'pending') AS outstanding
-  FROM unnest(%s::text[]) AS wanted (id) LEFT JOIN lineages l ON l.id = wanted.id
+         WHERE a.lineage_id = wanted.id AND a.state = 'pending' AND a.expires_at > %(now)s) AS outstanding
+  FROM unnest(%(wanted)s::text[]) AS wanted (id) LEFT JOIN lineages l ON l.id = wanted.id
 
 -- name: keys_with_lineages
 SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason
@@ -134,6 +143,19 @@ SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery(
 -- Every column of ours that is really there.
 SELECT table_name, column_name FROM information_schema.columns
  WHERE table_schema = current_schema()
+
+-- name: ceilings
+SELECT value FROM facts WHERE name = 'ceilings'
+
+-- name: billed_days
+-- Of every live bill with a period: whose it is, and by whose key it came; of one customer and
+-- reference together, by their first day.
+SELECT o.customer, o.reference, o.period, o.reserved_at, o.key_id
+  FROM operations AS o
+ WHERE o.customer IS NOT NULL AND o.period IS NOT NULL
+   AND (o.state IN ('reserved', 'unknown', 'succeeded')
+        OR (o.state = 'voided' AND o.empty_listings < 3))
+ ORDER BY o.customer, o.reference, o.period_start, o.reserved_at
 
 -- name: open_operations
 SELECT state, count(*) AS count FROM operations

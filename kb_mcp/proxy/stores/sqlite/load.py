@@ -14,6 +14,7 @@ from typing import Any
 from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.records import (
     Approval,
+    CallerKey,
     Lineage,
     LineageId,
     Refs,
@@ -53,6 +54,8 @@ class Loader:
         self._load_operations(snapshot, batch, operations, tallies)
         for row in self._some("tallies", tallies):
             snapshot.tallies[row["key"]] = tally_of_row(row)
+        for row in self._some("caller_keys", named(lambda refs: refs.caller_keys)):
+            snapshot.caller_keys[row["key"]] = CallerKey(**dict(row))
         for row in self._some("keys", named(lambda refs: refs.keys)):
             snapshot.keys[row["id"]] = VaultKey(**dict(row))
         for row in self._some("objects", named(lambda refs: refs.objects)):
@@ -77,10 +80,15 @@ class Loader:
         asked = {
             "names": sorted(name for refs in batch for name in refs.names),
             "ids": sorted(ids),
+            "caller_keys": sorted(key for refs in batch for key in refs.caller_keys),
             "tallies": sorted(tallies),
-            "periods": sorted(period for refs in batch for period in refs.periods),
+            "periods": sorted(
+                (each.customer, each.reference, *each.labels, each.start, each.end)
+                for refs in batch
+                for each in refs.periods
+            ),
             "bills": [
-                (bill.customer, bill.amount, bill.currency, bill.since, bill.start, bill.end)
+                (bill.customer, bill.amount, bill.currency, bill.since)
                 for refs in batch
                 for bill in refs.bills
             ],
@@ -100,8 +108,8 @@ class Loader:
 
     def _load_approvals(self, snapshot: Snapshot, named: set[Any]) -> None:
         operations = snapshot.operations.values()
-        asked_for = {each.approval_id for each in operations if each.approval_id is not None}
-        for row in self._some("approvals", named | asked_for):
+        asked = {each.id for each in operations if each.approval_id is not None}
+        for row in (*self._some("approvals", named), *self._some("approvals_of", asked)):
             snapshot.approvals[row["id"]] = Approval(**dict(row))
 
     def _load_windows(
@@ -120,7 +128,11 @@ class Loader:
         # A step may change any operation it sees, so the lineage of each is loaded too.
         seen = {operation.lineage_id for operation in snapshot.operations.values()}
         seen |= {key.lineage_id for key in snapshot.keys.values()}
-        for row in self._some("lineages", seen | named):
+        wanted = sorted(seen | named)
+        if not wanted:
+            return
+        asked = {"wanted": json.dumps(wanted), "now": snapshot.now}
+        for row in self._connection.execute(self._queries["lineages"], asked).fetchall():
             lineage_id = LineageId(row["id"])
             if row["known"]:
                 lineage = Lineage(lineage_id, row["frozen_at"], row["frozen_reason"])
