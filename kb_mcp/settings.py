@@ -76,7 +76,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse combinations. Raises: SettingsError."""
-        _check_upstream(self)
+        check_upstream(self)
         _check_reach(self)
         _check_store(self)
         _check_times(self)
@@ -293,7 +293,8 @@ def _caps(value: str | None) -> tuple[Money, ...]:
     return caps
 
 
-def _check_upstream(settings: Settings) -> None:
+def check_upstream(settings: Settings) -> None:
+    """Check that the upstream key may be used with its address. Raises: SettingsError."""
     key, base = settings.stripe_key, settings.stripe_api_base
     if key is None:
         if base is not None:

@@ -25,6 +25,7 @@ from kb_mcp.agent.catalogue import (
 from kb_mcp.agent.keys import STALE, HeldKey, KeySource
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
+    RateLimitedError,
     Reply,
     ToolNotGrantedError,
     as_map,
@@ -182,7 +183,7 @@ class Billing:
         Raises: ProxyUnavailableError, RateLimitedError, ToolNotGrantedError.
         """
         if arguments.charge_id is not None:
-            found = self._status_of(arguments.charge_id, context)
+            found = self._status_by_id(arguments.charge_id, context)
             return another_bill() if contradicts(found, arguments) else found
         wanted = {
             "customer_id": arguments.customer_id or "",
@@ -196,10 +197,14 @@ class Billing:
             return not_found()
         charge_id = operation.get("charge_id")
         if isinstance(charge_id, str) and operation.get("state") == "succeeded":
-            found = self._status_of(charge_id, context)
-            if found.found:
-                return found
-        return describe_operation(operation)
+            try:
+                shown: ChargeStatusResult | None = self._status_of(charge_id, context)
+            except (ProxyUnavailableError, RateLimitedError):
+                shown = None
+            if shown is not None and shown.found:
+                return shown
+        # What cannot be read at Stripe now is told as the ledger has it.
+        return describe_operation(operation, livemode=reply.livemode)
 
     def _charge(
         self, arguments: ChargeArguments, context: CallContext, token: str
@@ -224,6 +229,23 @@ class Billing:
             arguments.reference,
         )
         return self._sdk.create(token, self._charge_api, params, key, headers)
+
+    def _status_by_id(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
+        """Look a charge up at Stripe; where that does not show it, the ledger may know it."""
+        try:
+            found = self._status_of(charge_id, context)
+        except ProxyUnavailableError:
+            found = None
+        if found is not None and found.found:
+            return found
+        wanted = {"charge_id": charge_id}
+        reply = self._read(lambda token: self._sdk.operations(token, wanted, context.headers()))
+        operation = None if reply.is_error else most_telling(reply.fields.get("data"))
+        if operation is not None:
+            return describe_operation(operation, livemode=reply.livemode)
+        if found is None:
+            raise ProxyUnavailableError(UNAVAILABLE)
+        return found
 
     def _status_of(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
         resource = _RESOURCES[charge_id.partition("_")[0]]

@@ -31,6 +31,7 @@ CORRECT: Final = "Correct the arguments from what the user said; ask the user fo
 USE_ANOTHER: Final = "Use one of the tools that are listed."
 LATER: Final = "Tell the user that billing is not available at the moment."
 
+LAPSED: Final = "The authorisation of this charge lapsed, and no money moved."
 NOT_FOUND: Final = "There is no such charge in the records."
 ANOTHER_BILL: Final = (
     "There is a charge with this charge_id, but it is of another customer or period than was asked "
@@ -40,8 +41,11 @@ OPERATION_MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "succeeded": "{money} was charged.",
         "pending": "A charge of {money} was accepted and is not final yet.",
+        "authorized": "{money} was authorised, and is not charged yet.",
+        "lapsed": "{money} was authorised, and the authorisation lapsed. No money moved.",
         "failed": "A charge of {money} failed. No money moved.",
         "unknown": "A charge of {money} was sent, and its outcome is not known yet.",
+        "reserved": "A charge of {money} is under way, and may have been sent.",
         "awaiting_approval": "A charge of {money} waits for an operator's approval.",
         "voided": "A charge of {money} was asked for and never happened.",
     }
@@ -53,7 +57,8 @@ _OPERATOR = f"{_TELL} An operator of kb-mcp can help."
 
 STATUS_STEPS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "succeeded": "Nothing more to charge. Tell the user; the receipt is at receipt_url.",
+        "succeeded": "Nothing more to charge. Tell the user.",
+        "receipt": "Nothing more to charge. Tell the user; the receipt is at receipt_url.",
         "pending": "Do not charge again. Ask charge_status later whether it succeeded.",
         "processing": "Do not charge again. Ask charge_status later whether it succeeded.",
         "failed": "No money moved. Tell the user; charge only if the user asks for it.",
@@ -106,7 +111,7 @@ _MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
         "succeeded": "{money} was charged.",
         "pending": "The charge of {money} was accepted and is not final yet.",
         "failed": "The charge of {money} failed. No money moved.",
-        "unknown": "The charge of {money} was sent, and its outcome is not known yet.",
+        "unknown": "The charge of {money} may have been sent, and its outcome is not known yet.",
         "refused": "The charge of {money} was refused. Nothing was charged.",
     }
 )
@@ -117,8 +122,12 @@ def charge_message(
 ) -> str:
     """Say what became of a charge; `said` are the proxy's own words, which are more exact."""
     text = said or _MESSAGES[status].format(money=money)
-    if replayed and status in {"succeeded", "pending"}:
+    if replayed and status == "succeeded":
         text = f"{money} had been charged before for this period; nothing was charged now."
+    elif replayed and status == "pending":
+        text = (
+            f"A charge of {money} was accepted before and is not final yet; nothing was sent now."
+        )
     return text if livemode or status not in {"succeeded", "pending"} else text + _TEST_MODE
 
 

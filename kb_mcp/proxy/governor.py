@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.access.authenticate import Admitted, spent
 from kb_mcp.proxy.answers import Answers
+from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.errors.scrub import scrub_error
@@ -46,6 +47,7 @@ from kb_mcp.proxy.stripe.sends import (
 from kb_mcp.proxy.waiters import Waiters
 
 JOIN_WAIT_MS = 10_000
+REQUEST_ID_MAX = 128
 _log = logging.getLogger(__name__)
 
 
@@ -88,7 +90,7 @@ class Governor:
                         refusal, Keybrake_Operation=None if operation is None else operation.id
                     )
                 case Replay(operation=operation):
-                    return await self.answers.replay(operation)
+                    return await self._replay(operation)
                 case Proceed():
                     return await self._detached(self._lead(admitted, command, decision))
                 case Join(operation=operation):
@@ -105,6 +107,12 @@ class Governor:
                     looked = True
                 case _:
                     assert_never(decision)
+
+    async def _replay(self, operation: Operation) -> Reply:
+        """Answer with what is known; what was not final when it was last read is read again."""
+        if not operation.final:
+            operation = await self.look(operation.id) or operation
+        return await self.answers.replay(operation)
 
     async def _lead(self, admitted: Admitted, command: Command, go: Proceed) -> Reply:
         """Send what was reserved and conclude by what the answer proves."""
@@ -151,7 +159,7 @@ class Governor:
     ) -> tuple[Operation, Attempt]:
         request = command.request
         if isinstance(answer, Answered):
-            request = replace(request, request_id=answer.headers.get("request-id"))
+            request = replace(request, request_id=_short(answer.headers.get("request-id")))
         ending = Ending(
             operation_id=go.operation.id,
             attempt=go.attempt.number,
@@ -178,6 +186,10 @@ class Governor:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return await asyncio.shield(task)
+
+
+def _short(text: str | None) -> str | None:
+    return None if text is None else clean_text(text, REQUEST_ID_MAX)
 
 
 def _prove(answer: UpstreamAnswer, route: Route) -> Proof:

@@ -33,6 +33,8 @@ class Budget:
     within_ms: int
 
 
+# Everything that is due gets a little first, and long lists get the rest.
+AT_FIRST = Budget(pages=20, within_ms=3_000)
 IN_A_PASS = Budget(pages=200, within_ms=15_000)
 # Somebody waits for it, and for nothing else; below the lease of a reading.
 FOR_AN_OPERATOR = Budget(pages=2_000, within_ms=100_000)

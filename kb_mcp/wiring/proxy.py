@@ -10,6 +10,7 @@ import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ from kb_mcp.proxy.waiters import Waiters
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id, random_name
 from kb_mcp.serving.telemetry import chosen_span
 from kb_mcp.serving.tracing import Span, TracedUpstream, no_span
-from kb_mcp.settings import SANDBOX_KEY, Settings
+from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings
 from kb_mcp.wiring.failover_check import Moves
+from kb_mcp.wiring.key_file import UpstreamWithKeyFile, is_of_account
 from kb_mcp.wiring.sandboxed import FollowedClock
 from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
 
@@ -151,10 +153,13 @@ def build_proxy(
     Raises: StoreError, BindingError, SchemaError, EgressError.
     """
     span = span or chosen_span(settings)
-    upstream = TracedUpstream(build_upstream(settings, sandbox_app), span)
+    plain = build_upstream(settings, sandbox_app)
+    upstream = TracedUpstream(plain, span)
     followed = FollowedClock(upstream, host_ms)
     store = open_store(settings, lambda: followed.offset_ms, binds)
     followed.measure_from(store.base_ms)
+    if isinstance(plain, UpstreamWithKeyFile):
+        plain.proves = partial(is_of_account, store, settings.account_label)
     key = _upstream_key(settings)
     waiters = Waiters()
     follow = _follower(settings, followed)
@@ -197,8 +202,12 @@ def build_upstream(settings: Settings, sandbox_app: Any | None) -> Upstream:
     if settings.upstream_base is None:
         app = sandbox_app or build_sandbox(settings)
         return InProcessUpstream(app, SANDBOX_KEY, settings.upstream_timeout_ms)
+    return UpstreamWithKeyFile(settings, _over_network, boottime_ms)
+
+
+def _over_network(settings: Settings) -> Upstream:
     return StripeUpstream(
-        base_url=settings.upstream_base,
+        base_url=settings.upstream_base or STRIPE_API_BASE,
         api_key=_upstream_key(settings),
         timeout_ms=settings.upstream_timeout_ms,
         boottime_ms=boottime_ms,
@@ -240,9 +249,9 @@ def _governor(
         clock=store.clock,
         answers=Answers(
             upstream=upstream,
-            upstream_key=key,
             boottime_ms=boottime_ms,
             read_within_ms=READ_WITHIN_MS,
+            livemode=store.settings.mode == "live",
         ),
         waiters=waiters,
         abandoned=AbandonedIntents(upstream),
@@ -309,6 +318,7 @@ def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream) -> KeyApi:
         now_ms=pipeline.now_ms,
         rate=pipeline.rate,
         readiness=Readiness(upstream, boottime_ms),
+        customer_metadata=pipeline.reads.customer_metadata,
         behind=bool(store.behind),
         follow=pipeline.follow,
     )

@@ -114,7 +114,6 @@ class Process:
             clock=clock,
             answers=Answers(
                 upstream=upstream,
-                upstream_key=UPSTREAM_KEY,
                 boottime_ms=boottime_ms,
                 read_within_ms=READ_WITHIN_MS,
             ),

@@ -29,6 +29,7 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.windows import counts_at
 
 POLL_S = 0.05
 
@@ -149,18 +150,27 @@ async def revoke_key(
 
 
 async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str) -> Lineage:
-    """Thaw the lineage of `key_id`, and start its count of declines anew.
+    """Thaw the lineage of `key_id`, and start its count of the day's declines anew.
 
     Raises: NoSuchKeyError.
     """
+    known = await ledger.find_key(key_id)
+    if known is None:
+        raise NoSuchKeyError(f"there is no vault key {key_id}")
+    lineage_id = known[0].lineage_id
 
     def step(snapshot: Snapshot) -> tuple[Lineage, Changes]:
         key = _key(snapshot, key_id)
-        thawed = replace(snapshot.lineage(key.lineage_id), frozen_at=None, frozen_reason=None)
+        thawed = replace(snapshot.lineage(lineage_id), frozen_at=None, frozen_reason=None)
+        today = snapshot.window(counts_at(snapshot.now, lineage_id))
         row = _row("unfreeze", key, operator, note=reason)
-        return thawed, Changes(lineages=(thawed,), audit=(row,))
+        anew = (replace(today, declines=0),) if today.declines else ()
+        return thawed, Changes(lineages=(thawed,), windows=anew, audit=(row,))
 
-    return await ledger.transact(lambda _: _refs(key_id), step)
+    return await ledger.transact(
+        lambda now: replace(_refs(key_id), windows=frozenset({counts_at(now, lineage_id)})),
+        step,
+    )
 
 
 async def _under_way(records: Records, key: VaultKey) -> int:

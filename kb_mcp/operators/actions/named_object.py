@@ -15,6 +15,7 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.matching import BEFORE_MS, marks_of
 from kb_mcp.proxy.stripe.evidence import customer_of
+from kb_mcp.proxy.stripe.json_objects import created_ms, object_id
 
 # What is known to have made nothing is settled by its own mark alone.
 _NEEDS_A_MARK = frozenset({S.FAILED, S.AWAITING_APPROVAL})
@@ -22,8 +23,8 @@ _NEEDS_A_MARK = frozenset({S.FAILED, S.AWAITING_APPROVAL})
 
 def names_of(item: Mapping[str, Any]) -> frozenset[str]:
     """Return the ids under which another operation may own `item`: its own, and its intent's."""
-    names = (item.get("id"), item.get("payment_intent"))
-    return frozenset(name for name in names if isinstance(name, str))
+    names = (object_id(item.get("id")), object_id(item.get("payment_intent")))
+    return frozenset(name for name in names if name is not None)
 
 
 def why_not_its(snapshot: Snapshot, operation: Operation, item: Mapping[str, Any]) -> str | None:
@@ -93,9 +94,9 @@ def _other_values(snapshot: Snapshot, operation: Operation, item: Mapping[str, A
 
 
 def _too_old(operation: Operation, attempts: list[Attempt], item: Mapping[str, Any]) -> str | None:
-    created = item.get("created")
+    created = created_ms(item.get("created"))
     sent = min((each.first_sent_at for each in attempts), default=operation.first_arrival_at)
-    if isinstance(created, int) and created * 1000 >= sent - BEFORE_MS:
+    if created is not None and created >= sent - BEFORE_MS:
         return None
     return "it was created before the operation was first sent"
 

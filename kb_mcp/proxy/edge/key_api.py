@@ -14,7 +14,7 @@ import msgspec
 
 from kb_mcp.periods import PeriodError, parse_period
 from kb_mcp.proxy.access.authenticate import Admitted, admit
-from kb_mcp.proxy.access.authorize import may_touch
+from kb_mcp.proxy.access.authorize import may_touch, needs_customer
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.health import Readiness
 from kb_mcp.proxy.edge.records import Records, key_record, operation_record, spend_records
@@ -24,6 +24,8 @@ from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.ledger.windows import day_of
 from kb_mcp.proxy.stripe.messages import Reply, Request, refused
+
+CustomerMetadata = Callable[[str], Awaitable[dict[str, str] | None]]
 
 _KEY = b"/keybrake/v1/key"
 _OPERATIONS = b"/keybrake/v1/operations"
@@ -41,6 +43,7 @@ class KeyApi:
     now_ms: Callable[[], int]
     rate: Callable[[Admitted], Refusal | None]
     readiness: Readiness
+    customer_metadata: CustomerMetadata
     follow: Callable[[], Awaitable[None]]
     behind: bool = False
 
@@ -113,12 +116,25 @@ class KeyApi:
             except PeriodError as error:
                 return refuse(Code.PARAMETER_INVALID, param="billing_period", reason=str(error))
         found = await self.records.operations(**filters, limit=_MATCHES_MAX)
+        visible = await self._visible(admitted, {operation.customer for operation, _ in found})
         data = [
             operation_record(operation, attempts)
             for operation, attempts in found
-            if may_touch(admitted.policy, operation.customer)
+            # What the key has made itself it sees, whatever can be looked up now.
+            if operation.customer in visible or operation.lineage_id == admitted.key.lineage_id
         ]
         return _json({"object": "list", "data": data})
+
+    async def _visible(self, admitted: Admitted, customers: set[str | None]) -> set[str | None]:
+        """Return those of `customers` that the key may touch, by their metadata if need be."""
+        visible: set[str | None] = set()
+        for customer in customers:
+            metadata = None
+            if customer is not None and needs_customer(admitted.policy, customer):
+                metadata = await self.customer_metadata(customer)
+            if may_touch(admitted.policy, customer, metadata):
+                visible.add(customer)
+        return visible
 
     async def _note(self, admitted: Admitted, request: Request, answer: Reply | Refusal) -> None:
         row = AuditDraft(

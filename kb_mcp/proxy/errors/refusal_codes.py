@@ -194,8 +194,8 @@ _BAD_REQUEST: Final[Wording] = {
         "The policy is `strict`, and no key can be derived from the content.",
     ),
     Code.PERIOD_ALREADY_CHARGED: (
-        "This customer was already charged for this period, or a part of it: {charge}. Nothing "
-        "was charged now. Do not change amount, currency or period to charge again; look at that "
+        "This customer has a bill for this period, or a part of it, already: {charge}. Nothing was "
+        "charged now. Do not change amount, currency or period to charge again; look at that "
         "charge.",
         "Another live bill of the same customer and reference holds this period, or shares a day "
         "with it. `overlaps` in the policy lets periods share days; the same one, never.",
@@ -277,8 +277,8 @@ _UNAVAILABLE: Final[Wording] = {
 }
 _TIMEOUT: Final[Wording] = {
     Code.OUTCOME_UNKNOWN: (
-        "The charge was sent and its outcome is not known yet. It may have gone through. Do "
-        "not charge again; ask charge_status later.",
+        "The charge may have been sent, and its outcome is not known yet. It may have gone "
+        "through. Do not charge again; ask charge_status later.",
         "The amount stays reserved until a read of Stripe's list proves what happened.",
     ),
 }

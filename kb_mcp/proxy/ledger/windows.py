@@ -70,6 +70,11 @@ def _windows(
     )
 
 
+def counts_at(at_ms: int, lineage: LineageId) -> WindowKey:
+    """Return the window that counts the sends and declines of `lineage` on the day of `at_ms`."""
+    return WindowKey("key", lineage, "day", day_of(at_ms).isoformat(), "")
+
+
 def windows_of(operation: Operation) -> OperationWindows:
     """Return the windows in which `operation` was reserved."""
     return windows_at(
