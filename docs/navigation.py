@@ -10,7 +10,15 @@ _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")
 SECTIONS: list[tuple[str, list[str]]] = [
     (
         "Start",
-        ["index.md", "concepts.md", "glossary.md", "from-samples.md", "doors.md", "sandbox.md"],
+        [
+            "index.md",
+            "concepts.md",
+            "glossary.md",
+            "from-samples.md",
+            "doors.md",
+            "sandbox.md",
+            "clients.md",
+        ],
     ),
     (
         "Operate",

@@ -34,7 +34,9 @@ def _node(name: str, lock: str, package: str, program: str) -> Other:
 
 
 def _stripe(language: Literal["python", "node"], release: str = "") -> Other:
-    lock = ("stripe" if language == "python" else "stripe-node") + (f"-{release}" if release else "")
+    lock = ("stripe" if language == "python" else "stripe-node") + (
+        f"-{release}" if release else ""
+    )
     return Other(f"stripe-{language}", lock, "stripe", f"stripe_{language}", language, ("http",))
 
 
@@ -54,7 +56,8 @@ OTHERS: Final = (
     _python("smolagents", "smolagents", "smolagents"),
     _python("Agno", "agno", "agno"),
     _python("DSPy", "dspy", "dspy"),
-    _node("MCP SDK for TypeScript", "typescript-sdk", "@modelcontextprotocol/sdk", "typescript_sdk"),
+    _node("MCP SDK for TypeScript", "typescript-sdk", "@modelcontextprotocol/sdk",
+          "typescript_sdk"),
     _node("AI SDK", "ai-sdk", "@ai-sdk/mcp", "ai_sdk"),
     _node("LangChain for JavaScript", "langchain-js", "@langchain/mcp-adapters", "langchain_js"),
     _node("Mastra", "mastra", "@mastra/mcp", "mastra"),
@@ -65,7 +68,7 @@ OTHERS: Final = (
     Other("Claude Code, `mcp list`", "claude-code", "@anthropic-ai/claude-code", "", "node", BOTH,
           "claude"),
     Other("Gemini CLI, `mcp list`", "gemini-cli", "@google/gemini-cli", "", "node", BOTH, "gemini"),
-    Other("opencode, `mcp list`", "opencode", "opencode-ai", "", "node", BOTH, "opencode"),
+    Other("opencode, `mcp list`", "opencode", "opencode-linux-x64", "", "node", BOTH, "opencode"),
     *(_stripe("python", each) for each in ("7", "10", "12", "")),
     *(_stripe("node", each) for each in ("10", "14", "17", "19", "")),
     Other("localstripe as the upstream", "localstripe", "localstripe", "python_sdk", "python",
