@@ -17,7 +17,7 @@ SECTIONS: list[tuple[str, list[str]]] = [
         ["operators.md", "runbooks.md", "alerts.md", "metrics.md", "audit.md", "upgrading.md"],
     ),
     ("Run it at scale", ["operations-postgres.md", "scale.md"]),
-    ("Reference", ["commands.md", "settings.md", "policies.md", "errors.md"]),
+    ("Reference", ["commands.md", "settings.md", "policies.md", "identities.md", "errors.md"]),
     ("Why to trust it", ["exactly-once.md", "threat-model.md", "performance.md", "comparison.md"]),
     (
         "Decisions",

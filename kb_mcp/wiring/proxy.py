@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import derive_key
@@ -46,6 +47,7 @@ from kb_mcp.serving.telemetry import chosen_span
 from kb_mcp.serving.tracing import Span, TracedUpstream, no_span
 from kb_mcp.settings import SANDBOX_KEY, Settings
 from kb_mcp.wiring.failover_check import Moves
+from kb_mcp.wiring.issuers import build_issuers
 from kb_mcp.wiring.sandboxed import FollowedClock
 from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
 
@@ -78,6 +80,10 @@ class Proxy:
         await self._bind_account()
         if self.store.watch is not None:
             self.store.watch.begin()
+        issuers = self.app.pipeline.issuers
+        if issuers is not None:
+            # One that cannot be reached is told of now; its tokens get 503 until it is back.
+            await issuers.greet()
         self.timers = [
             asyncio.create_task(_every(self.settings.recovery_interval_ms, self._recover)),
             asyncio.create_task(_every(NOISE_EVERY_S * 1000, self._write_noise, first=False)),
@@ -166,7 +172,7 @@ def build_proxy(
         boottime_ms=boottime_ms,
     )
     governor = _governor(store, upstream, key, recovery, waiters, meters)
-    pipeline = _pipeline(store, governor, upstream, key, follow)
+    pipeline = _pipeline(store, governor, upstream, key, follow, build_issuers(settings))
     app = ProxyApp(pipeline, _own(store, pipeline, upstream), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
@@ -249,6 +255,7 @@ def _pipeline(
     upstream: Upstream,
     key: str,
     follow: Callable[[], Awaitable[None]],
+    issuers: Issuers | None,
 ) -> RequestPipeline:
     return RequestPipeline(
         ledger=store.ledger,
@@ -269,6 +276,7 @@ def _pipeline(
         owner=store.owner,
         lease_ms=_lease_ms(store),
         follow=follow,
+        issuers=issuers,
     )
 
 
@@ -299,6 +307,7 @@ def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream) -> KeyApi:
         readiness=Readiness(upstream, boottime_ms),
         behind=bool(store.behind),
         follow=pipeline.follow,
+        issuers=pipeline.issuers,
     )
 
 
