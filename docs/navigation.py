@@ -10,7 +10,7 @@ _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")
 SECTIONS: list[tuple[str, list[str]]] = [
     ("Try it", ["index.md", "sandbox.md"]),
     ("Attach it", ["doors.md", "clients.md", "from-samples.md"]),
-    ("Give keys", ["policies.md"]),
+    ("Give keys", ["policies.md", "identities.md"]),
     ("Go live", ["go-live.md"]),
     (
         "Operate",

@@ -7,16 +7,21 @@ Each variable's meaning stands in docs/settings.md.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
-from urllib.parse import urlsplit
 
-from kb_mcp.environment import PREFIX, Environment, Secret, SettingsError, check_replaced
+from kb_mcp.environment import (
+    PREFIX,
+    Environment,
+    Secret,
+    SettingsError,
+    check_replaced,
+    is_private_line,
+)
 from kb_mcp.money import Money, parse_cap
 from kb_mcp.secret_text import SecretTextError, read_secret
 from kb_mcp.store_files import SQLITE, check_absolute, data_folder, expand_home
@@ -59,6 +64,8 @@ class Settings:
     vault_key: Secret | None = None
     vault_key_billing: Secret | None = None
     vault_key_audit: Secret | None = None
+    oauth_issuers: tuple[str, ...] = ()
+    oauth_audience: str | None = None
     charge_api: ChargeApi = "charges"
     allow_reference: bool = False
     admin_token: Secret | None = None
@@ -94,6 +101,25 @@ class Settings:
         if self.upstream_mode == "sandbox":
             return self.stripe_api_base
         return self.stripe_api_base or STRIPE_API_BASE
+
+    @property
+    def oauth_resource(self) -> str | None:
+        """What tokens must be meant for: the audience, else the public address and `/mcp`."""
+        if self.oauth_audience is not None or self.public_url is None:
+            return self.oauth_audience
+        return f"{self.public_url}/mcp"
+
+    @property
+    def oauth_address(self) -> str | None:
+        """The address of `/mcp` that OAuth clients are told; None where none is known."""
+        resource = self.oauth_resource
+        if resource is not None and resource.startswith(("https://", "http://")):
+            return resource
+        return None if self.public_url is None else f"{self.public_url}/mcp"
+
+    def may_reach(self, address: str) -> bool:
+        """Say whether an address is https, or on this machine, or plain http is allowed."""
+        return self.allow_http or is_private_line(address)
 
     @property
     def account_label(self) -> str:
@@ -144,6 +170,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         vault_key=source.secret("VAULT_KEY", read_vault_key),
         vault_key_billing=source.secret("VAULT_KEY_BILLING", read_vault_key),
         vault_key_audit=source.secret("VAULT_KEY_AUDIT", read_vault_key),
+        oauth_issuers=source.addresses("OAUTH_ISSUERS"),
+        oauth_audience=source.text("OAUTH_AUDIENCE"),
         charge_api=_charge_api(source.text("CHARGE_API")),
         allow_reference=source.flag("ALLOW_REFERENCE"),
         admin_token=source.secret("ADMIN_TOKEN"),
@@ -169,7 +197,8 @@ _SECRETS = frozenset(
 _PLAIN = frozenset(
     "STRIPE_API_BASE ACCOUNT ALLOW_UNRESTRICTED_KEY ALLOW_HTTP PROXY_URL EMBEDDED CHARGE_API "
     "ALLOW_REFERENCE ALLOWED_HOSTS PUBLIC_URL ACCOUNT_DAILY_CAP UPSTREAM_TIMEOUT "
-    "RECOVERY_INTERVAL RECOVERY_GRACE NODE_ID CLOCK_OFFSET CA_FILE".split()
+    "RECOVERY_INTERVAL RECOVERY_GRACE NODE_ID CLOCK_OFFSET CA_FILE OAUTH_ISSUERS "
+    "OAUTH_AUDIENCE".split()
 )
 _KNOWN = frozenset(
     {PREFIX + name for name in _SECRETS | _PLAIN} | {f"{PREFIX}{name}_FILE" for name in _SECRETS}
@@ -319,26 +348,24 @@ def _check_reach(settings: Settings) -> None:
         "KEYBRAKE_PUBLIC_URL": settings.public_url,
     }
     for variable, address in addresses.items():
-        if address and not settings.allow_http and not _is_private_line(address):
+        if address and not settings.allow_http and not is_private_line(address):
             hint = "Set an https address, or KEYBRAKE_ALLOW_HTTP=1 inside a network you trust."
             raise SettingsError(variable, "is plain http beyond this machine", hint)
+    for issuer in settings.oauth_issuers:
+        if not settings.may_reach(issuer):
+            hint = "Set https addresses: whoever changes an issuer's keys on the way is anybody."
+            raise SettingsError("KEYBRAKE_OAUTH_ISSUERS", "is plain http beyond this machine", hint)
+    if settings.oauth_issuers and settings.oauth_resource is None:
+        hint = "Set it to the address of /mcp that clients use, or set KEYBRAKE_PUBLIC_URL."
+        raise SettingsError(
+            "KEYBRAKE_OAUTH_AUDIENCE", "is not set, with KEYBRAKE_OAUTH_ISSUERS", hint
+        )
     if settings.on_lambda and settings.proxy_url is None and not settings.embedded:
         hint = "Set it to your proxy, or KEYBRAKE_EMBEDDED=1 to give each environment a ledger."
         raise SettingsError("KEYBRAKE_PROXY_URL", "is not set, on Lambda", hint)
     if settings.proxy_url is not None and settings.embedded:
         hint = "Set one of them."
         raise SettingsError("KEYBRAKE_EMBEDDED", "is set beside KEYBRAKE_PROXY_URL", hint)
-
-
-def _is_private_line(address: str) -> bool:
-    parts = urlsplit(address)
-    host = parts.hostname or ""
-    if parts.scheme == "https" or host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_store(settings: Settings) -> None:

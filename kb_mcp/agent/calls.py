@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from kb_mcp.agent.arguments import Invalid, read_arguments
 from kb_mcp.agent.catalogue import (
@@ -30,6 +30,7 @@ from kb_mcp.traces import Trace
 
 logger = logging.getLogger(__name__)
 
+SUBJECT: Final = "keybrake-subject"
 _ID_LENGTH = 128
 
 
@@ -40,12 +41,30 @@ class CallContext:
     agent_id: str | None = None
     session_id: str | None = None
     trace: Trace | None = None
+    subject: str | None = None  # for whom: what the caller says, and nobody has proven
 
     def headers(self) -> dict[str, str]:
         """Return the headers that carry it: bounded, printable ASCII only."""
-        named = {"Keybrake-Agent": self.agent_id, "Keybrake-Session": self.session_id}
+        named = {
+            "Keybrake-Agent": self.agent_id,
+            "Keybrake-Session": self.session_id,
+            "Keybrake-Subject": self.subject,
+        }
         clean = {name: kept for name, text in named.items() if (kept := _clean(text))}
         return clean if self.trace is None else clean | self.trace.headers()
+
+
+def read_subject(*attributes: object) -> str | None:
+    """Return for whom a call is, where session attributes or metadata say so; the first counts.
+
+    The name is `keybrake_subject`, in whatever case, with a dash or a slash for the underscore.
+    """
+    for each in attributes:
+        for name, value in each.items() if isinstance(each, Mapping) else ():
+            plain = str(name).lower().replace("_", "-").replace("/", "-")
+            if plain == SUBJECT and isinstance(value, str) and value.strip():
+                return value
+    return None
 
 
 class Biller(Protocol):

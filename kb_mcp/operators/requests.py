@@ -82,6 +82,15 @@ class KeyBody(_Body):
     period_kinds: list[str] | None = None
 
 
+class GrantBody(_Body):
+    """`POST /admin/v1/grants`: an issuer, the claims to match, and a vault key."""
+
+    issuer: str = Field(max_length=REASON_MAX)
+    match: dict[str, str]
+    key_id: str = Field(max_length=TEXT_MAX)
+    label: str | None = Field(default=None, max_length=TEXT_MAX)
+
+
 class ReasonBody(_Body):
     """Why a key is revoked."""
 

@@ -132,14 +132,17 @@ class Governor:
         return self.answers.first(operation, attempt, proof, answer)
 
     async def _send(self, admitted: Admitted, go: Proceed) -> UpstreamAnswer:
-        """Check the key once more, directly before the send; then send, once."""
+        """Check key and grant once more, directly before the send; then send, once."""
         deadline_ms = self.boottime_ms() + SEND_WITHIN_MS
         try:
             found = await self.ledger.find_key(admitted.key.id)
+            granted = await self._is_granted(admitted)
         except LedgerUnavailableError:
             return NotSent("ledger_unavailable")
         if found is None or spent(found[0], self.clock.now(0)) is not None:
             return NotSent("vault_key_revoked")
+        if not granted:
+            return NotSent("identity_not_granted")
         if found[1].frozen_at is not None and not go.attempt.path.endswith(CANCEL):
             return NotSent("vault_key_frozen")
         if not await self.abandoned.cancelled(go, deadline_ms):
@@ -153,6 +156,13 @@ class Governor:
             idempotency_key=attempt.upstream_key,
         )
         return await self.upstream.send(request, deadline_ms=deadline_ms)
+
+    async def _is_granted(self, admitted: Admitted) -> bool:
+        """Say whether the grant that the identity stands by is still there."""
+        grant = admitted.grant
+        if grant is None:
+            return True
+        return any(each.id == grant.id for each in await self.ledger.find_grants(grant.issuer))
 
     async def _conclude(
         self, command: Command, go: Proceed, proof: Proof, answer: UpstreamAnswer

@@ -21,6 +21,7 @@ from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stores.postgres.admin import PostgresAdmin
+from kb_mcp.proxy.stores.postgres.committed import CommittedReader, read_grants, read_keys
 from kb_mcp.proxy.stores.postgres.connection import (
     Connect,
     Connection,
@@ -31,7 +32,6 @@ from kb_mcp.proxy.stores.postgres.connection import (
 )
 from kb_mcp.proxy.stores.postgres.fence import FencedLine, Server, server_of
 from kb_mcp.proxy.stores.postgres.heads import PostgresHeads
-from kb_mcp.proxy.stores.postgres.keys import KeyReader
 from kb_mcp.proxy.stores.postgres.ledger import PostgresLedger, Reach
 from kb_mcp.proxy.stores.postgres.pool import Pool
 from kb_mcp.proxy.stores.postgres.reads import PostgresRecords
@@ -230,7 +230,10 @@ def _ledger(
     queries = load_queries("postgres")
     reach = Reach(
         line=line,
-        keys=KeyReader(parts.connect, queries, parts.watchdog),
+        keys=CommittedReader(
+            parts.connect, parts.watchdog, queries["keys_with_lineages"], read_keys
+        ),
+        grants=CommittedReader(parts.connect, parts.watchdog, queries["issuers"], read_grants),
         watchdog=parts.watchdog,
         time=parts.time,
         jitter=secrets.randbelow,

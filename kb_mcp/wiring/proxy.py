@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import derive_key
@@ -48,6 +49,7 @@ from kb_mcp.serving.telemetry import chosen_span
 from kb_mcp.serving.tracing import Span, TracedUpstream, no_span
 from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings
 from kb_mcp.wiring.failover_check import Moves
+from kb_mcp.wiring.issuers import build_issuers
 from kb_mcp.wiring.key_file import UpstreamWithKeyFile, is_of_account
 from kb_mcp.wiring.sandboxed import FollowedClock
 from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
@@ -82,6 +84,10 @@ class Proxy:
         await self._bind_account()
         if self.store.watch is not None:
             self.store.watch.begin()
+        issuers = self.app.pipeline.issuers
+        if issuers is not None:
+            # One that cannot be reached is told of now; its tokens get 503 until it is back.
+            await issuers.greet()
         self.timers = [
             asyncio.create_task(_every(self.settings.recovery_interval_ms, self._recover)),
             asyncio.create_task(_every(NOISE_EVERY_S * 1000, self._write_noise, first=False)),
@@ -168,7 +174,7 @@ def build_proxy(
     reads = StripeReads(upstream, store.clock, boottime_ms)
     refund_watch = RefundWatch(store.ledger, store.records, reads)
     governor = _governor(store, upstream, key, recovery, refund_watch, waiters, meters)
-    pipeline = _pipeline(store, governor, upstream, key, follow)
+    pipeline = _pipeline(store, governor, upstream, key, follow, build_issuers(settings))
     app = ProxyApp(pipeline, _own(store, pipeline, upstream), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
@@ -270,6 +276,7 @@ def _pipeline(
     upstream: Upstream,
     key: str,
     follow: Callable[[], Awaitable[None]],
+    issuers: Issuers | None,
 ) -> RequestPipeline:
     return RequestPipeline(
         ledger=store.ledger,
@@ -290,6 +297,7 @@ def _pipeline(
         owner=store.owner,
         lease_ms=_lease_ms(store),
         follow=follow,
+        issuers=issuers,
     )
 
 
@@ -321,6 +329,7 @@ def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream) -> KeyApi:
         customer_metadata=pipeline.reads.customer_metadata,
         behind=bool(store.behind),
         follow=pipeline.follow,
+        issuers=pipeline.issuers,
     )
 
 

@@ -42,8 +42,9 @@ from kb_mcp.proxy.ledger.windows import rfc3339
 from kb_mcp.proxy.reads import BilledDays, GaugeRecords
 
 AUDIT_COLUMNS = (
-    "id time node kind decision code key_id role agent_id session_id method path operation_id "
-    "attempt amount currency stripe_status request_id object_id duration_ms customer_id note hash"
+    "id time node kind decision code key_id role agent_id session_id subject method path "
+    "operation_id attempt amount currency stripe_status request_id object_id duration_ms "
+    "customer_id note hash"
 ).split()
 AGENT_ROWS_MAX = 1_000
 KEY_STATUSES = ("active", "frozen", "expired", "revoked")

@@ -15,8 +15,11 @@ import msgspec
 from kb_mcp.periods import PeriodError, parse_period
 from kb_mcp.proxy.access.authenticate import Admitted, admit
 from kb_mcp.proxy.access.authorize import may_touch, needs_customer
+from kb_mcp.proxy.access.issuers import Issuers
+from kb_mcp.proxy.access.scopes import check_scopes
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.health import Readiness
+from kb_mcp.proxy.edge.pipeline import subject_of
 from kb_mcp.proxy.edge.records import Records, key_record, operation_record, spend_records
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
@@ -46,6 +49,7 @@ class KeyApi:
     customer_metadata: CustomerMetadata
     follow: Callable[[], Awaitable[None]]
     behind: bool = False
+    issuers: Issuers | None = None
 
     async def health(self, request: Request) -> Reply:
         """Say whether the process is alive, and for `/readyz` whether it could charge."""
@@ -64,7 +68,7 @@ class KeyApi:
     async def serve(self, request: Request) -> Reply:
         """Answer a request to `/keybrake/…`. Raises: LedgerUnavailableError."""
         await self.follow()
-        admitted = await admit(self.ledger, request, self.now_ms)
+        admitted = await admit(self.ledger, request, self.now_ms, self.issuers)
         if isinstance(admitted, Refusal):
             self.refusal_counts.count(admitted.code)
             return refused(admitted)
@@ -95,10 +99,18 @@ class KeyApi:
             scope="key", scope_id=admitted.key.lineage_id, starts=(day, month)
         )
         record = key_record(*found, admitted.policy)
+        record["policy"]["allow"] = [
+            entry
+            for entry in record["policy"]["allow"]
+            if check_scopes(admitted.scopes, entry) is None
+        ]
         record["spend"] = spend_records(admitted.key.id, admitted.policy.caps, windows, day, month)
         return _json(record)
 
     async def _operations(self, admitted: Admitted, request: Request) -> Reply | Refusal:
+        beyond = check_scopes(admitted.scopes, f"GET {_OPERATIONS.decode()}")
+        if beyond is not None:
+            return beyond
         if not any(entry.startswith(_READS_BILLS) for entry in admitted.policy.allow):
             reason = "it may not read charges"
             return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
@@ -147,6 +159,7 @@ class KeyApi:
             request_id=request.request_id,
             stripe_status=None,
             code=answer.code.value if isinstance(answer, Refusal) else None,
+            subject=subject_of(admitted, request),
         )
         await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
 

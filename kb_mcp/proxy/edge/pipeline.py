@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from kb_mcp.money import UNTOLD_CURRENCY, Money
-from kb_mcp.proxy.access.authenticate import Admitted, admit
+from kb_mcp.proxy.access.authenticate import Admitted, admit, admit_token
 from kb_mcp.proxy.access.authorize import (
     authorize,
     check_hours,
@@ -20,7 +20,9 @@ from kb_mcp.proxy.access.authorize import (
     may_touch,
     needs_customer,
 )
+from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.access.rate_limit import Rates
+from kb_mcp.proxy.access.scopes import check_scopes
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.pass_through import Reads
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
@@ -53,6 +55,8 @@ from kb_mcp.proxy.stripe.messages import Reply, Request, refused
 
 BodyReader = Callable[[], Awaitable[bytes | Refusal]]
 _ID_MAX = 128
+_SUBJECT_MAX = 512
+SAID = "said:"
 UNTOLD = Money(0, UNTOLD_CURRENCY)
 _NOT_ITS_OWN = refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")
 
@@ -77,11 +81,20 @@ class RequestPipeline:
     owner: str
     lease_ms: int
     follow: Callable[[], Awaitable[None]]
+    issuers: Issuers | None = None
+
+    async def admit(self, token: str) -> Admitted | Refusal:
+        """Return whose `token` is, as for a request. Raises: LedgerUnavailableError."""
+        await self.follow()
+        admitted = await admit_token(self.ledger, token, self.now_ms, self.issuers)
+        if isinstance(admitted, Refusal):
+            self.refusal_counts.count(admitted.code)
+        return admitted
 
     async def serve(self, request: Request, read_body: BodyReader) -> Reply:
         """Answer one request. Raises: LedgerUnavailableError, with nothing sent."""
         await self.follow()
-        admitted = await admit(self.ledger, request, self.now_ms)
+        admitted = await admit(self.ledger, request, self.now_ms, self.issuers)
         if isinstance(admitted, Refusal):
             self.refusal_counts.count(admitted.code)
             return refused(admitted)
@@ -125,6 +138,7 @@ class RequestPipeline:
             method=clean_text(request.method, 16),
             path=clean_text(path, _ID_MAX),
             request_id=request.request_id,
+            subject=subject_of(admitted, request),
         )
 
     def _understand(self, admitted: Admitted, request: Request) -> Reading | Refusal:
@@ -143,8 +157,10 @@ class RequestPipeline:
         if isinstance(form, Refusal):
             return form
         policy, now = admitted.policy, self.now_ms()
-        refusal = check_hours(policy, now) or authorize(
-            policy, route, path, dict(request.headers), form
+        refusal = (
+            check_scopes(admitted.scopes, route.endpoint)
+            or check_hours(policy, now)
+            or authorize(policy, route, path, dict(request.headers), form)
         )
         if refusal is not None:
             return refusal
@@ -217,6 +233,7 @@ class RequestPipeline:
             policy=admitted.policy,
             key_id=KeyId(admitted.key.id),
             lineage_id=admitted.key.lineage_id,
+            grant_id=None if admitted.grant is None else admitted.grant.id,
             name=name.text,
             named_by=name.named_by,
             upstream_name=name.upstream_name,
@@ -243,6 +260,14 @@ class RequestPipeline:
         )
         await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
         return refused(refusal)
+
+
+def subject_of(admitted: Admitted, request: Request) -> str | None:
+    """Return for whom `request` is: proven by a token, or marked as what the caller says."""
+    if admitted.subject is not None:
+        return clean_text(admitted.subject, _SUBJECT_MAX)
+    said = clean_text(request.header("keybrake-subject") or "", _SUBJECT_MAX).strip()
+    return f"{SAID}{said}" if said else None
 
 
 def _version(admitted: Admitted, request: Request) -> str | None:

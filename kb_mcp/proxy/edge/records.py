@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from kb_mcp.proxy.access.grants import claims_of
 from kb_mcp.proxy.access.policy import CapRules, Policy
-from kb_mcp.proxy.ledger.records import Attempt, KeyId, Lineage, Operation, VaultKey, Window
+from kb_mcp.proxy.ledger.records import Attempt, Grant, KeyId, Lineage, Operation, VaultKey, Window
 from kb_mcp.proxy.ledger.windows import rfc3339
 
 Record = dict[str, Any]
@@ -46,6 +47,10 @@ class Records(Protocol):
 
         The filter `after` is the id of one that came last on the page before.
         """
+        ...
+
+    async def grants(self) -> Sequence[Grant]:
+        """Return every grant, oldest first, those that were removed too."""
         ...
 
     async def windows(
@@ -127,6 +132,19 @@ def key_record(key: VaultKey, lineage: Lineage, policy: Policy) -> Record:
         "rotated_to": key.rotated_to,
         "last_used_at": None if key.last_used_at is None else rfc3339(key.last_used_at),
         "lineage": key.lineage_id,
+    }
+
+
+def grant_record(grant: Grant) -> Record:
+    """Return a grant."""
+    return {
+        "id": grant.id,
+        "issuer": grant.issuer,
+        "match": dict(claims_of(grant.claims)),
+        "key_id": grant.key_id,
+        "label": grant.label,
+        "created_at": rfc3339(grant.created_at),
+        "removed_at": None if grant.removed_at is None else rfc3339(grant.removed_at),
     }
 
 

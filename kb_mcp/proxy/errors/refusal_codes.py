@@ -24,6 +24,9 @@ class Code(StrEnum):
     VAULT_KEY_REVOKED = "vault_key_revoked"
     VAULT_KEY_NOT_AUTHORIZED = "vault_key_not_authorized"
     VAULT_KEY_FROZEN = "vault_key_frozen"
+    IDENTITY_NOT_GRANTED = "identity_not_granted"
+    IDENTITY_AMBIGUOUS = "identity_ambiguous"
+    TOOL_NOT_GRANTED = "tool_not_granted"
     TOO_MANY_UNRESOLVED = "too_many_unresolved"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     PARAMETER_NOT_ALLOWED = "parameter_not_allowed"
@@ -55,6 +58,7 @@ class Code(StrEnum):
     LEDGER_BEHIND = "ledger_behind"
     DRAINING = "draining"
     OVERLOADED = "overloaded"
+    ISSUER_UNREACHABLE = "issuer_unreachable"
     OUTCOME_UNKNOWN = "outcome_unknown"
 
 
@@ -109,6 +113,24 @@ _FORBIDDEN: Final[Wording] = {
         "tell an operator.",
         "Too many declines in a day, or a charge that turned up after it was taken for void. "
         "`kb-mcp keys unfreeze` after a look.",
+    ),
+    Code.IDENTITY_NOT_GRANTED: (
+        "This token is genuine, and no grant gives its identity a vault key. Nothing was done. "
+        "Ask an operator for a grant.",
+        "A token of a known issuer that no grant matches, or whose grant was removed; `kb-mcp "
+        "grants add` makes one.",
+    ),
+    Code.IDENTITY_AMBIGUOUS: (
+        "This token is genuine, and several grants match its identity. Nothing was done. Tell an "
+        "operator.",
+        "One identity stands for one vault key; `kb-mcp grants list` shows the grants of the "
+        "issuer.",
+    ),
+    Code.TOOL_NOT_GRANTED: (
+        "The scopes of this token do not reach that: it needs the scope {scope}. Nothing was "
+        "done. Ask for a token with that scope.",
+        "A token that has any of the scopes `charge`, `charge_status` and `refund` may do no "
+        "more than they say.",
     ),
     Code.TOO_MANY_UNRESOLVED: (
         "Too many charges of this vault key have no known outcome yet. Nothing was charged. "
@@ -269,6 +291,12 @@ _UNAVAILABLE: Final[Wording] = {
     Code.DRAINING: (
         "The proxy is shutting down, and nothing was sent. Send the same request again.",
         "SIGTERM was received; requests under way still finish.",
+    ),
+    Code.ISSUER_UNREACHABLE: (
+        "The issuer of this token cannot be asked for its keys, and nothing was sent. Send the "
+        "same request later.",
+        "The provider's metadata or keys cannot be fetched or read, and what was fetched before "
+        "has reached its end.",
     ),
     Code.OVERLOADED: (
         "Too many requests are waiting, and nothing was sent. Send the same request later.",

@@ -252,6 +252,22 @@ class Approval(Struct, frozen=True, kw_only=True):
         return self.state == "pending" and now < self.expires_at
 
 
+class Grant(Struct, frozen=True, kw_only=True):
+    """An identity of a provider that stands for a vault key.
+
+    `claims` is JSON: each claim that the identity must have, with its value, or a prefix of it
+    where it ends in `*`.
+    """
+
+    id: str
+    issuer: str
+    claims: str
+    key_id: KeyId
+    label: str | None
+    created_at: int
+    removed_at: int | None = None
+
+
 class AuditDraft(Struct, frozen=True, kw_only=True):
     """What a request or an operator did; the store adds time, node, sequence and hash."""
 
@@ -274,6 +290,7 @@ class AuditDraft(Struct, frozen=True, kw_only=True):
     duration_ms: int | None = None
     note: str | None = None
     customer_id: str | None = None
+    subject: str | None = None
 
 
 class Changes(Struct, frozen=True, kw_only=True):
@@ -287,6 +304,7 @@ class Changes(Struct, frozen=True, kw_only=True):
     keys: tuple[VaultKey, ...] = ()
     lineages: tuple[Lineage, ...] = ()
     approvals: tuple[Approval, ...] = ()
+    grants: tuple[Grant, ...] = ()
     audit: tuple[AuditDraft, ...] = ()
 
 
@@ -294,7 +312,8 @@ class Refs(Struct, frozen=True, kw_only=True):
     """The rows a step depends on: made if absent, locked in one global order, then loaded.
 
     `periods` name two rows each, (customer, reference) and (customer, period, reference); `bills`
-    are (customer, amount, currency, oldest arrival that still matters).
+    are (customer, amount, currency, oldest arrival that still matters). `issuers` stand for all of
+    their grants that are not removed.
     """
 
     keys: frozenset[KeyId] = frozenset()
@@ -308,6 +327,8 @@ class Refs(Struct, frozen=True, kw_only=True):
     windows: frozenset[WindowKey] = frozenset()
     tallies: frozenset[str] = frozenset()
     approvals: frozenset[str] = frozenset()
+    grants: frozenset[str] = frozenset()
+    issuers: frozenset[str] = frozenset()
 
 
 class BilledPeriod(Struct, frozen=True):

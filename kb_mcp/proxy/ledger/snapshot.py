@@ -17,6 +17,7 @@ from kb_mcp.proxy.ledger.records import (
     Bill,
     CallerKey,
     Changes,
+    Grant,
     KeyId,
     Lineage,
     LineageId,
@@ -48,6 +49,7 @@ class Snapshot:
     tallies: dict[str, Tally] = field(default_factory=dict)
     caller_keys: dict[str, CallerKey] = field(default_factory=dict)
     approvals: dict[str, Approval] = field(default_factory=dict)
+    grants: dict[str, Grant] = field(default_factory=dict)
     unresolved: dict[LineageId, int] = field(default_factory=dict)
     outstanding_approvals: dict[LineageId, int] = field(default_factory=dict)
     object_owners: dict[str, OperationId] = field(default_factory=dict)
@@ -142,6 +144,7 @@ class Snapshot:
         self.keys.update((key.id, key) for key in changes.keys)
         self.lineages.update((lineage.id, lineage) for lineage in changes.lineages)
         self.approvals.update((approval.id, approval) for approval in changes.approvals)
+        self.grants.update((grant.id, grant) for grant in changes.grants)
 
     def _count_unresolved(self, new: Operation) -> None:
         old = self.operations.get(new.id)
@@ -230,6 +233,7 @@ class Dirty:
     keys: set[KeyId] = field(default_factory=set)
     lineages: set[LineageId] = field(default_factory=set)
     approvals: set[str] = field(default_factory=set)
+    grants: set[str] = field(default_factory=set)
     audit: list[AuditDraft] = field(default_factory=list)
 
     def note(self, changes: Changes, snapshot: Snapshot) -> None:
@@ -245,4 +249,5 @@ class Dirty:
         self.keys.update(key.id for key in changes.keys)
         self.lineages.update(lineage.id for lineage in changes.lineages)
         self.approvals.update(approval.id for approval in changes.approvals)
+        self.grants.update(grant.id for grant in changes.grants)
         self.audit.extend(changes.audit)

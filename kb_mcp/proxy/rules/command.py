@@ -37,7 +37,8 @@ class Command(Struct, frozen=True, kw_only=True):
     somebody else's send before, and has its audit row of that. `continues` is the operation whose
     object a step goes on with, as it was read before; `money` is what it comes to then.
     `caller_keys` are kept of keys that an SDK made up, where they may name the request; `older_…`
-    is how an older version kept either.
+    is how an older version kept either. `grant_id` is the grant that lets an
+    identity stand for the key.
     """
 
     reading: Reading
@@ -45,6 +46,7 @@ class Command(Struct, frozen=True, kw_only=True):
     policy: Policy
     key_id: KeyId
     lineage_id: LineageId
+    grant_id: str | None = None
     name: str
     named_by: NamedBy
     upstream_name: str
@@ -107,4 +109,5 @@ class Command(Struct, frozen=True, kw_only=True):
             bills=frozenset() if bill is None else frozenset({bill}),
             windows=frozenset(windows),
             tallies=frozenset({self.tally}),
+            grants=frozenset() if self.grant_id is None else frozenset({self.grant_id}),
         )

@@ -99,8 +99,17 @@ def key_refusal(snapshot: Snapshot, key_id: KeyId) -> Refusal | None:
     return None
 
 
+def grant_refusal(snapshot: Snapshot, grant_id: str | None) -> Refusal | None:
+    """Return why the grant `grant_id` no longer lets its identity act, or None."""
+    if grant_id is None:
+        return None
+    grant = snapshot.grants.get(grant_id)
+    gone = grant is None or grant.removed_at is not None
+    return refuse(Code.IDENTITY_NOT_GRANTED) if gone else None
+
+
 def _decide(snapshot: Snapshot, command: Command) -> Decision:
-    dead = key_refusal(snapshot, command.key_id)
+    dead = key_refusal(snapshot, command.key_id) or grant_refusal(snapshot, command.grant_id)
     if dead is not None:
         return Refuse(dead)
     if command.continues is not None:

@@ -113,6 +113,35 @@ def test_a_trace_in_session_attributes_is_handed_on(
     assert [seen.trace for seen in proxy.seen] == [trace, trace]
 
 
+@pytest.mark.parametrize(
+    ("attributes", "subject"),
+    [
+        ({"sessionAttributes": {"keybrake_subject": "maria"}}, "maria"),
+        ({"promptSessionAttributes": {"keybrake_subject": "maria"}}, "maria"),
+        (
+            {
+                "promptSessionAttributes": {"keybrake_subject": "maria"},
+                "sessionAttributes": {"keybrake_subject": "eve"},
+            },
+            "maria",
+        ),
+        ({"sessionAttributes": {"keybrake_subject": "maria\r\nCookie: y"}}, "mariaCookie: y"),
+        ({"sessionAttributes": "keybrake_subject", "promptSessionAttributes": None}, None),
+    ],
+    ids=["session", "prompt", "both", "malformed", "broken"],
+)
+def test_for_whom_a_call_is_stands_in_session_attributes(
+    proxy: StubProxy, billing: Billing, attributes: dict[str, Any], subject: str | None
+) -> None:
+    proxy.on(POST, Says(200, charge()))
+
+    for event in (api_event(BILL), function_event(BILL)):
+        ask(billing, event | attributes)
+
+    said = [seen.headers.get("keybrake-subject") for seen in proxy.seen]
+    assert said == [subject, subject]
+
+
 def test_the_response_echoes_what_names_the_action(proxy: StubProxy, billing: Billing) -> None:
     proxy.on(POST, Says(200, charge()))
 

@@ -22,6 +22,7 @@ from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import CommitUnknownError, LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import (
+    Grant,
     KeyId,
     Lineage,
     LineageId,
@@ -33,6 +34,7 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.binding import LiveSettings
 from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
+from kb_mcp.proxy.stores.postgres.committed import CommittedReader
 from kb_mcp.proxy.stores.postgres.connection import (
     Connection,
     StoreTime,
@@ -41,7 +43,6 @@ from kb_mcp.proxy.stores.postgres.connection import (
     told,
 )
 from kb_mcp.proxy.stores.postgres.fence import FencedLine, LostCommitsError, Pending
-from kb_mcp.proxy.stores.postgres.keys import KeyReader
 from kb_mcp.proxy.stores.postgres.load import SINCE_MARGIN_MS, PostgresLoader, merged
 from kb_mcp.proxy.stores.postgres.locks import Lock, locks_changed, locks_named
 from kb_mcp.proxy.stores.postgres.save import save
@@ -79,7 +80,8 @@ class Reach:
     """How the ledger reaches its store; `jitter(n)` is chance below n."""
 
     line: FencedLine
-    keys: KeyReader
+    keys: CommittedReader[KeyId, tuple[VaultKey, Lineage]]
+    grants: CommittedReader[str, list[Grant]]
     watchdog: Watchdog
     time: StoreTime
     jitter: Callable[[int], int]
@@ -144,6 +146,10 @@ class PostgresLedger:
         """Return the key and its lineage as committed right now, or None."""
         return await self._reach.keys.find(key_id)
 
+    async def find_grants(self, issuer: str) -> list[Grant]:
+        """Return the grants of `issuer` as committed right now."""
+        return await self._reach.grants.find(issuer) or []
+
     async def close(self) -> None:
         """Run what still waits, export the heads, and end the threads."""
         if self._stopped.is_set():
@@ -153,6 +159,7 @@ class PostgresLedger:
         self._export(force=True)
         self._line.drop()
         await self._reach.keys.close()
+        await self._reach.grants.close()
         self._reach.watchdog.close()
 
     def _rest(self) -> None:

@@ -14,6 +14,7 @@ from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.records import (
     Approval,
     CallerKey,
+    Grant,
     Lineage,
     LineageId,
     OperationId,
@@ -168,6 +169,8 @@ class _Wanted:
             caller_keys=self._all(lambda each: each.caller_keys),
             keys=self._all(lambda each: each.keys),
             objects=self._all(lambda each: each.objects),
+            grants=self._all(lambda each: each.grants),
+            issuers=self._all(lambda each: each.issuers),
         )
 
     def _all(self, part: Callable[[Refs], frozenset[Any]]) -> set[Any]:
@@ -224,6 +227,8 @@ def _add_plain(snapshot: Snapshot, rows: Mapping[str, list[Row]]) -> None:
         snapshot.caller_keys[row["key"]] = CallerKey(**row)
     for row in rows.get("keys", ()):
         snapshot.keys[row["id"]] = VaultKey(**row)
+    for row in (*rows.get("grants", ()), *rows.get("issuers", ())):
+        snapshot.grants[row["id"]] = Grant(**row)
 
 
 def _add_lineage(snapshot: Snapshot, row: Row) -> None:

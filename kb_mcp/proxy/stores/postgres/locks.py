@@ -30,6 +30,7 @@ class Guard(IntEnum):
     OPERATION = 6
     NODES = 7
     BINDING = 8
+    ISSUER = 9
 
 
 def lock(kind: Guard, *parts: object) -> Lock:
@@ -54,6 +55,7 @@ def locks_named(refs: Iterable[Refs], known: Known) -> set[Lock]:
         wanted.update(map(_tally, each.tallies))
         wanted.update(lock(Guard.OPERATION, name) for name in each.names)
         wanted.update(map(_caller_key, each.caller_keys))
+        wanted.update(lock(Guard.ISSUER, issuer) for issuer in each.issuers)
         for operation_id in each.operations:
             found = known(operation_id)
             if found is not None:
@@ -72,6 +74,8 @@ def locks_changed(snapshot: Snapshot, before: Mapping[OperationId, Operation]) -
     lineages = set(dirty.lineages)
     lineages |= {snapshot.keys[key_id].lineage_id for key_id in dirty.keys}
     lineages |= {snapshot.approvals[approval].lineage_id for approval in dirty.approvals}
+    granted = {snapshot.grants[grant].key_id for grant in dirty.grants}
+    lineages |= {snapshot.keys[key_id].lineage_id for key_id in granted}
     touched = dirty.operations.keys() | {operation_id for operation_id, _ in dirty.attempts}
     for operation_id in touched:
         operation = snapshot.operations[operation_id]

@@ -89,6 +89,13 @@ SELECT * FROM approvals WHERE id = ANY(%s::text[])
 -- name: approvals_of
 SELECT * FROM approvals WHERE operation_id = ANY(%s::text[])
 
+-- name: grants
+SELECT * FROM grants WHERE id = ANY(%s::text[])
+
+-- name: issuers
+SELECT * FROM grants WHERE issuer = ANY(%s::text[]) AND removed_at IS NULL
+ ORDER BY created_at, id
+
 -- name: lineages
 -- With what is counted of each; a lineage without a row (adopted charges) is counted too.
 SELECT wanted.id, l.id IS NOT NULL AS known, l.frozen_at, l.frozen_reason,

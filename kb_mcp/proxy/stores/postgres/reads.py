@@ -18,6 +18,7 @@ from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
+    Grant,
     Lineage,
     Operation,
     OperationId,
@@ -57,6 +58,7 @@ _AUDIT_FILTERS = {
     "operation": "operation_id = %s",
     "agent": "agent_id = %s",
     "session": "session_id = %s",
+    "subject": "subject = %s",
     "since": 'time COLLATE "C" >= %s',
     "until": 'time COLLATE "C" < %s',
     "after_row": f"{_PLACE} > (%s, %s, %s)",
@@ -142,6 +144,11 @@ class PostgresRecords(Gauges):
         """Return every approval, newest first."""
         rows = await self._read("SELECT * FROM approvals ORDER BY created_at DESC, id")
         return [Approval(**row) for row in rows]
+
+    async def grants(self) -> list[Grant]:
+        """Return every grant, oldest first, those that were removed too."""
+        rows = await self._read("SELECT * FROM grants ORDER BY created_at, id")
+        return [Grant(**row) for row in rows]
 
     def audit(
         self, *, limit: int | None = None, newest_first: bool = False, **filters: Any

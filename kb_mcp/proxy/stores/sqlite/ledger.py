@@ -9,6 +9,7 @@ file; each has its own audit chain.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS, Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
-from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, StoreSettings, VaultKey
+from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, StoreSettings, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.binding import LiveSettings
 from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
@@ -115,6 +116,14 @@ class SqliteLedger:
         except sqlite3.Error as error:
             raise LedgerUnavailableError(str(error)) from error
         return None if row is None else self._known(row)
+
+    async def find_grants(self, issuer: str) -> list[Grant]:
+        """Return the grants of `issuer` as committed right now."""
+        try:
+            rows = self._reader.execute(self._queries["issuers"], (json.dumps([issuer]),))
+            return [Grant(**dict(row)) for row in rows]
+        except sqlite3.Error as error:
+            raise LedgerUnavailableError(str(error)) from error
 
     async def close(self) -> None:
         """Run what still waits, export the heads, and end the writer."""

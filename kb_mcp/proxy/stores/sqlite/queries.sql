@@ -66,6 +66,13 @@ SELECT a.* FROM json_each(?) AS wanted CROSS JOIN approvals AS a ON a.id = wante
 -- name: approvals_of
 SELECT a.* FROM json_each(?) AS wanted CROSS JOIN approvals AS a ON a.operation_id = wanted.value
 
+-- name: grants
+SELECT g.* FROM json_each(?) AS wanted CROSS JOIN grants AS g ON g.id = wanted.value
+
+-- name: issuers
+SELECT g.* FROM json_each(?) AS wanted CROSS JOIN grants AS g ON g.issuer = wanted.value
+ WHERE g.removed_at IS NULL ORDER BY g.created_at, g.id
+
 -- name: lineages
 SELECT wanted.value AS id, l.id IS NOT NULL AS known, l.frozen_at, l.frozen_reason,
        (SELECT count(*) FROM operations AS o

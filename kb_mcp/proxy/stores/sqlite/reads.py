@@ -18,6 +18,7 @@ from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
+    Grant,
     Lineage,
     Operation,
     OperationId,
@@ -56,6 +57,7 @@ _AUDIT_FILTERS = {
     "operation": "operation_id = ?",
     "agent": "agent_id = ?",
     "session": "session_id = ?",
+    "subject": "subject = ?",
     "since": "time >= ?",
     "until": "time < ?",
     "after_row": "rowid > ?",
@@ -135,6 +137,11 @@ class SqliteRecords(Gauges):
         """Return every approval, newest first."""
         rows = self._rows("SELECT * FROM approvals ORDER BY created_at DESC")
         return [Approval(**dict(row)) for row in rows]
+
+    async def grants(self) -> list[Grant]:
+        """Return every grant, oldest first, those that were removed too."""
+        rows = self._rows("SELECT * FROM grants ORDER BY created_at, id")
+        return [Grant(**dict(row)) for row in rows]
 
     def audit(
         self, *, limit: int | None = None, newest_first: bool = False, **filters: Any
