@@ -97,10 +97,12 @@ class Mirror:
             self.revoked.add(row.key_id)
 
     def _check_time(self, snapshot: Snapshot) -> None:
-        if snapshot.now < self.high_water - MARK_STEP_MS and not snapshot.skewed:
+        """Check what binds: the time by which something was billed, where it was certain."""
+        if snapshot.skewed or not snapshot.dirty.operations:
+            return
+        if snapshot.now < self.high_water - MARK_STEP_MS:
             self.broken.append(f"time ran back by {self.high_water - snapshot.now} ms")
-        if not snapshot.skewed:
-            self.high_water = max(self.high_water, snapshot.now)
+        self.high_water = max(self.high_water, snapshot.now)
 
     def _check_caps(self, keys: Iterable[WindowKey]) -> None:
         for key in keys:

@@ -25,6 +25,7 @@ from kb_mcp.proxy.stores.sqlite import load as loading
 from kb_mcp.proxy.stores.sqlite.schema import bind, migrate
 from kb_mcp.proxy.stripe.sends import UpstreamRequest
 from tests.faults.checks import Mirror, ViolationError
+from tests.faults.dates import Dates, TrueTime
 from tests.faults.loop import SimulatedLoop
 from tests.faults.process import Place, Process
 from tests.faults.store import DEATHS, DISK_FAULTS, Plan, make_template
@@ -79,6 +80,7 @@ class Simulation:
     trace: list[str] = field(default_factory=list)
     crashed_at: list[str] = field(default_factory=list)
     commits: int = 0
+    true_time: TrueTime = field(default_factory=TrueTime)
 
     def log(self, text: str) -> None:
         self.trace.append(f"{self.loop.now_ms:>12} ms  {text}")
@@ -142,6 +144,9 @@ class Simulation:
         snapshot = process.ledger.snapshot
         if snapshot is not None:
             process.ledger.snapshot = None
+            off = self.true_time.check(self, process, snapshot)
+            if off:
+                self.mirror.broken.append(off)
             for line in self.mirror.note_commit(snapshot):
                 self.log(f"  {process.owner} commits {line}")
 
@@ -155,8 +160,14 @@ def new_world(seed: int) -> Iterator[Simulation]:
     chance = Random(seed)
     loop = SimulatedLoop(chance)
     trace: list[str] = []
+    # A stream of its own: what a seed draws for the rest does not depend on it.
+    aside = Random(f"aside {seed}")
     stripe = SimulatedStripe(
-        loop=loop, chance=chance, began_ms=MIDNIGHT_MS - chance.choice(BEGINNINGS), log=trace.append
+        loop=loop,
+        chance=chance,
+        began_ms=MIDNIGHT_MS - chance.choice(BEGINNINGS),
+        log=trace.append,
+        dates=Dates(aside),
     )
     template, keys = _template()
     rough = chance.random()
