@@ -77,6 +77,7 @@ class Process:
     alive: bool = True
     heard_at: int | None = None  # when an answer last brought a Date here, by the loop
     tasks: set[asyncio.Task[Any]] = field(default_factory=lambda: InOrder())  # noqa: PLW0108 defined below
+    clock: StoreClock = field(init=False)
     ledger: SimulatedLedger = field(init=False)
     records: SqliteRecords = field(init=False)
     pipeline: RequestPipeline = field(init=False)
@@ -89,6 +90,7 @@ class Process:
             return loop.now_ms
 
         clock = StoreClock(place.host_ms, place.host_ms, boottime_ms, boot_id=place.boot_id)
+        self.clock = clock
         upstream = Way(self)
         waiters = OrderedJoins()
         self.ledger = SimulatedLedger(

@@ -55,6 +55,7 @@ class Charge:
     status: str
     created_ms: int
     call: int | None
+    refunded: bool = False
 
     @property
     def operation(self) -> str:
@@ -74,6 +75,8 @@ class Charge:
             "customer": self.fields.get("customer"),
             "status": self.status,
             "captured": True,
+            "refunded": self.refunded,
+            "amount_refunded": int(self.fields["amount"]) if self.refunded else 0,
             "created": self.created_ms // 1000,
             "metadata": marks,
         }
