@@ -26,20 +26,34 @@ from kb_mcp.proxy.stripe.reader import StripeReads
 from tests.faults.process import Process
 from tests.faults.simulation import CEILINGS, DAY_MS, Key, Simulation
 
-SHARE = 0.35  # of the seeds have them
+SHARE = 0.4  # of the seeds have them
 OVERLAPS_MS = (0, 60_000, DAY_MS)
 Act = Callable[[Simulation, Process], Awaitable[object]]
 
 
 async def busy_operator(simulation: Simulation, think: Callable[[], Awaitable[None]]) -> None:
-    """Do some of what operators do, at any moment."""
+    """Do some of what operators do, at any moment; mostly what there is something to do about."""
     aside = simulation.aside
-    for _ in range(aside.randint(2, 6)):
+    for _ in range(aside.randint(4, 12)):
         await think()
         if simulation.processes:
             process = aside.choice(simulation.processes)
-            name, act = aside.choice(ACTS)
+            name, act = aside.choice(await _fitting(process))
             await done_by_operator(simulation, process, name, act(simulation, process))
+
+
+async def _fitting(process: Process) -> list[tuple[str, Act]]:
+    states = {operation.state for operation, _ in await process.records.operations()}
+    fitting = [*ANY_TIME]
+    if await process.records.approvals():
+        fitting += [("decide", decide_one)] * 8
+    if State.UNKNOWN in states:
+        fitting += [("void", void), ("void", void), ("resolve", resolve), ("resolve", resolve)]
+    if State.VOIDED in states or State.FAILED in states:
+        fitting += [("resolve", resolve), ("void", void)]
+    if State.SUCCEEDED in states:
+        fitting += [("reopen", reopen)] * 3
+    return fitting
 
 
 async def done_by_operator(
@@ -101,10 +115,15 @@ async def rotate(simulation: Simulation, process: Process) -> None:
 
 
 async def void(simulation: Simulation, process: Process) -> object:
+    """Void an operation: two looks, a minute apart, once its grace is over."""
     found = await _some(simulation, process, State.UNKNOWN, State.VOIDED)
     if found is None:
         return None
-    return await _acts(process).resolve(found, Resolution(None, "nothing there"), "ann")
+    acts, said = _acts(process), Resolution(None, "nothing there")
+    for pause_ms in simulation.aside.choice(((0,), (0, 61_000), (601_000, 61_000, 61_000))):
+        await simulation.loop.pause(pause_ms)
+        done = await acts.resolve(found, said, "ann")
+    return done
 
 
 async def resolve(simulation: Simulation, process: Process) -> object:
@@ -153,10 +172,8 @@ async def confirm_clock(simulation: Simulation, process: Process) -> object:
     return "the host's"
 
 
-ACTS: tuple[tuple[str, Act], ...] = (
-    ("decide", decide_one), ("decide", decide_one), ("decide", decide_one),
+ANY_TIME: tuple[tuple[str, Act], ...] = (
     ("freeze", freeze), ("unfreeze", unfreeze), ("unfreeze", unfreeze), ("rotate", rotate),
-    ("void", void), ("void", void), ("resolve", resolve), ("reopen", reopen), ("reopen", reopen),
     ("set ceiling", set_ceiling), ("confirm clock", confirm_clock),
 )  # fmt: skip
 
