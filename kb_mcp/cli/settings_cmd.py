@@ -85,6 +85,33 @@ def _held(opened: OpenStore) -> dict[str, str]:
     return opened.store.defaults | opened.store_admin.facts()
 
 
+@settings.command("confirm-clock")
+@json_option
+def confirm_clock(*, as_json: bool) -> None:
+    """Say that this host's clock is right, where it and Stripe's, or the store's, disagree.
+
+    `kb-mcp doctor` says what is disputed. The word holds until the clocks agree again.
+
+    Example: kb-mcp settings confirm-clock
+    """
+
+    async def work(opened: OpenStore) -> dict[str, Any]:
+        from kb_mcp.operators.actions.operations import note
+        from kb_mcp.proxy.ledger.clock import StoredTime, word_of_operator
+        from kb_mcp.proxy.ledger.records import AuditDraft
+        from kb_mcp.proxy.ledger.windows import rfc3339
+
+        host_ms = opened.store.clock.host_time
+        stored = StoredTime.of_facts(opened.store_admin.facts())
+        change = f"clock: {rfc3339(stored.mark)} -> {rfc3339(host_ms)}"
+        row = AuditDraft(kind="admin", decision="clock_confirmed", agent_id=OPERATOR, note=change)
+        await note(opened.store.ledger, row)
+        opened.store_admin.set_facts(word_of_operator(host_ms, stored))
+        return {"time": rfc3339(host_ms), "latest_seen_before": rfc3339(stored.mark)}
+
+    print_record(with_store(work, lenient=True), as_json=as_json)
+
+
 def _facts(name: str, value: str) -> dict[str, str]:
     if name == "account_daily_cap":
         return {"ceilings": json.dumps(_ceilings(value))}

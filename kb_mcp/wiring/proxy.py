@@ -36,13 +36,8 @@ from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
 from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.reader import StripeReads
-from kb_mcp.proxy.stripe.sends import (
-    SEND_WITHIN_MS,
-    Answered,
-    Upstream,
-    UpstreamAnswer,
-    UpstreamRequest,
-)
+from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS, Answered, Upstream, UpstreamAnswer
+from kb_mcp.proxy.stripe.time_reader import TimeReader
 from kb_mcp.proxy.waiters import Waiters
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id, random_name
 from kb_mcp.serving.telemetry import chosen_span
@@ -68,6 +63,7 @@ class Proxy:
     store: Store
     upstream: Upstream
     recovery: Recovery
+    time: TimeReader
     retention: Retention
     refund_watch: RefundWatch
     settings: Settings
@@ -113,14 +109,10 @@ class Proxy:
     async def _bind_account(self) -> None:
         """Bind the store to the key's own account, where Stripe lets the key read it."""
         if self.settings.upstream_mode == "sandbox":
+            await self.app.pipeline.follow()
             return
-        request = UpstreamRequest(
-            method="GET", path="/v1/account", body=None, stripe_version=None, idempotency_key=None
-        )
-        answer = await self.upstream.send(request, deadline_ms=boottime_ms() + READ_WITHIN_MS)
-        if isinstance(answer, Answered):
-            # A clock that was set wrong while we were down shows before anything is decided by it.
-            self.store.clock.observe(answer.headers.get("date"))
+        # A clock that was set wrong while we were down shows before anything is decided by it.
+        answer = await self.time.ask("/v1/account")
         account_id = account_of(answer)
         if account_id is not None:
             self.store.bind_account(account_id, self.settings.account_label)
@@ -130,14 +122,14 @@ class Proxy:
         if self.moves is not None:
             await self.moves.check()
         await self.recovery.run()
-        await self.refund_watch.run(self.store.clock.now(0))
-        await self.retention.run(self.store.clock.now(0))
+        await self.refund_watch.run(self.store.clock.now())
+        await self.retention.run(self.store.clock.now())
 
     async def _write_noise(self) -> None:
         await self.app.pipeline.refusal_counts.flush(self.store.ledger)
 
 
-def account_of(answer: UpstreamAnswer) -> str | None:
+def account_of(answer: UpstreamAnswer | None) -> str | None:
     """Return the account id in an answer to `GET /v1/account`, if it is one."""
     if not isinstance(answer, Answered) or answer.status != 200:
         return None
@@ -162,13 +154,14 @@ def build_proxy(
     plain = build_upstream(settings, sandbox_app)
     upstream = TracedUpstream(plain, span)
     followed = FollowedClock(upstream, host_ms)
-    store = open_store(settings, lambda: followed.offset_ms, binds)
+    store = open_store(settings, followed, binds)
     followed.measure_from(store.base_ms)
     if isinstance(plain, UpstreamWithKeyFile):
         plain.proves = partial(is_of_account, store, settings.account_label)
     key = _upstream_key(settings)
     waiters = Waiters()
-    follow = _follower(settings, followed)
+    time = TimeReader(upstream, store.clock, boottime_ms)
+    follow = _follower(settings, followed, time)
     meters = Meters(queued=lambda: store.ledger.waiting, batches=lambda: store.ledger.sizes)
     recovery = _recovery(store, upstream, waiters)
     reads = StripeReads(upstream, store.clock, boottime_ms)
@@ -182,6 +175,7 @@ def build_proxy(
         store=store,
         upstream=upstream,
         recovery=recovery,
+        time=time,
         retention=Retention(store.ledger, store.records),
         refund_watch=refund_watch,
         settings=settings,
@@ -290,7 +284,8 @@ def _pipeline(
         ),
         rates=Rates(),
         refusal_counts=RefusalCounts(),
-        now_ms=lambda: store.clock.now(0),
+        now_ms=store.clock.now,
+        latest_ms=lambda: store.clock.latest,
         monotonic_ms=boottime_ms,
         new_id=new_id,
         keys_secret=derive_key(store.chain_key, "caller keys"),
@@ -337,10 +332,13 @@ def _upstream_key(settings: Settings) -> str:
     return SANDBOX_KEY if settings.stripe_key is None else settings.stripe_key.reveal()
 
 
-def _follower(settings: Settings, followed: FollowedClock) -> Callable[[], Awaitable[None]]:
+def _follower(
+    settings: Settings, followed: FollowedClock, time: TimeReader
+) -> Callable[[], Awaitable[None]]:
     async def follow() -> None:
         if settings.upstream_mode == "sandbox":
             await followed.follow(boottime_ms)
+        await time.settle()
 
     return follow
 

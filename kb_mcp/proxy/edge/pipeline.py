@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from kb_mcp.money import UNTOLD_CURRENCY, Money
-from kb_mcp.proxy.access.authenticate import Admitted, admit, admit_token
+from kb_mcp.proxy.access.authenticate import Admitted, admit, admit_token, spent
 from kb_mcp.proxy.access.authorize import (
     authorize,
     check_hours,
@@ -26,7 +26,7 @@ from kb_mcp.proxy.access.scopes import check_scopes
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.pass_through import Reads
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
-from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
@@ -65,8 +65,9 @@ _NOT_ITS_OWN = refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not
 class RequestPipeline:
     """Receives every request on the Stripe surface. `new_id` makes random ids.
 
-    `follow` asks the sandbox for its time before anything depends on it; without a sandbox it
-    does nothing. `keys_secret` keys the hashes of callers' keys.
+    `now_ms` and `latest_ms` are the same unless the clocks disagree: see `StoreClock`. `follow`
+    asks the sandbox, or Stripe where the time is not certain, before anything depends on it.
+    `keys_secret` keys the hashes of callers' keys.
     """
 
     ledger: Ledger
@@ -75,6 +76,7 @@ class RequestPipeline:
     rates: Rates
     refusal_counts: RefusalCounts
     now_ms: Callable[[], int]
+    latest_ms: Callable[[], int]
     monotonic_ms: Callable[[], int]
     new_id: Callable[[str], str]
     keys_secret: bytes
@@ -95,6 +97,9 @@ class RequestPipeline:
         """Answer one request. Raises: LedgerUnavailableError, with nothing sent."""
         await self.follow()
         admitted = await admit(self.ledger, request, self.now_ms, self.issuers)
+        if isinstance(admitted, Admitted):
+            key = admitted.key
+            admitted = self._by_every_clock(lambda now: spent(key, now)) or admitted
         if isinstance(admitted, Refusal):
             self.refusal_counts.count(admitted.code)
             return refused(admitted)
@@ -156,10 +161,10 @@ class RequestPipeline:
         )
         if isinstance(form, Refusal):
             return form
-        policy, now = admitted.policy, self.now_ms()
+        policy = admitted.policy
         refusal = (
             check_scopes(admitted.scopes, route.endpoint)
-            or check_hours(policy, now)
+            or self._by_every_clock(lambda now: check_hours(policy, now))
             or authorize(policy, route, path, dict(request.headers), form)
         )
         if refusal is not None:
@@ -167,7 +172,16 @@ class RequestPipeline:
         reading = read_request(request.method, path, form, request.header("idempotency-key"))
         if isinstance(reading, Refusal):
             return reading
-        return check_period(policy, reading.period, day_of(now)) or reading
+        period = reading.period
+        return (
+            self._by_every_clock(lambda now: check_period(policy, period, day_of(now))) or reading
+        )
+
+    def _by_every_clock(self, check: Callable[[int], Refusal | None]) -> Refusal | None:
+        """Return what `check` says of the time, or that the clocks disagree and it matters."""
+        refusal = check(self.now_ms())
+        latest = check(self.latest_ms())
+        return refusal if (refusal is None) == (latest is None) else clock_disputed()
 
     def rate(self, admitted: Admitted) -> Refusal | None:
         """Take one request of the key's rate, or say that there is none left."""

@@ -281,8 +281,10 @@ _BAD_GATEWAY: Final[Wording] = {
 }
 _UNAVAILABLE: Final[Wording] = {
     Code.LEDGER_UNAVAILABLE: (
-        "The ledger cannot be reached, and nothing was sent. Send the same request later.",
-        "Without its store the proxy sends nothing.",
+        "The ledger cannot be reached or is not sure of the time, and nothing was sent. "
+        "Send the same request later.",
+        "Without its store the proxy sends nothing, nor while clocks disagree on what the request "
+        "depends on (`clock` is `disputed`): `kb-mcp doctor` says which, and what to do.",
     ),
     Code.LEDGER_BEHIND: (
         "The ledger has lost records and sends nothing until an operator has reconciled it.",

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
+from kb_mcp.proxy.ledger.clock import Doubt
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
@@ -34,12 +35,21 @@ from kb_mcp.proxy.ledger.records import State as S
 
 @dataclass(slots=True)
 class Snapshot:
-    """The loaded rows, and which of them a batch has changed (`dirty`)."""
+    """The loaded rows, and which of them a batch has changed (`dirty`).
+
+    `skewed` says that the clocks disagree, and `latest` what the latest of them says: an age that
+    has passed by one of the two alone has not surely passed. `turning` says that they do not even
+    agree on the day; `unheard` that Stripe has not answered yet. Times in `doubt` may be earlier
+    than they say.
+    """
 
     now: int
     settings: StoreSettings
+    latest: int = 0
     skewed: bool = False
     turning: bool = False
+    unheard: bool = False
+    doubt: Doubt | None = None
     gone_owners: frozenset[str] = frozenset()
     keys: dict[KeyId, VaultKey] = field(default_factory=dict)
     lineages: dict[LineageId, Lineage] = field(default_factory=dict)

@@ -32,12 +32,13 @@ approval, caps; else outcome_unknown.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, assert_never
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
+from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Attempt,
@@ -84,7 +85,33 @@ def fold(snapshot: Snapshot, commands: Iterable[Command]) -> list[Decision]:
 
 def decide(snapshot: Snapshot, command: Command) -> Decision:
     """Decide one command, with the audit row of the decision among the changes."""
-    return _audited(snapshot, command, _decide(snapshot, command))
+    decision = _decide(snapshot, command)
+    if snapshot.latest > snapshot.now:
+        # The clocks disagree: what another of them would decide otherwise is not decided at all.
+        later = _decide(dataclasses.replace(snapshot, now=snapshot.latest), command)
+        if _outcome(decision) != _outcome(later):
+            decision = Refuse(clock_disputed(), _known(snapshot, decision))
+    if snapshot.unheard and isinstance(decision, Proceed):
+        # What is sent before Stripe has told the time may be dated wrongly, and so not be found.
+        decision = Refuse(refuse(Code.UPSTREAM_UNREACHABLE), _known(snapshot, decision))
+    return _audited(snapshot, command, decision)
+
+
+def _known(snapshot: Snapshot, decision: Decision) -> Operation | None:
+    """Return the operation of `decision`, unless the decision would have begun it."""
+    return None if decision.operation is None else snapshot.operations.get(decision.operation.id)
+
+
+def _outcome(decision: Decision) -> tuple[object, ...]:
+    """Return what a decision comes to, without the times that it leaves behind."""
+    operation_id = None if decision.operation is None else decision.operation.id
+    match decision:
+        case Refuse():
+            return (Refuse, decision.refusal.code)
+        case Proceed():
+            return (Proceed, operation_id, decision.attempt.number, decision.attempt.sends)
+        case _:
+            return (type(decision), operation_id)
 
 
 def key_refusal(snapshot: Snapshot, key_id: KeyId) -> Refusal | None:

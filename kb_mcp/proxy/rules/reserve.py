@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.errors.refusals import Code, Fact, refuse
+from kb_mcp.proxy.errors.refusals import Code, Fact, clock_disputed, refuse
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Approval,
@@ -70,7 +70,7 @@ def check(
         return Refuse(conflict[0], conflict[1])
     known = snapshot.operations.get(operation.id)
     if snapshot.turning:
-        return Refuse(refuse(Code.LEDGER_UNAVAILABLE), known)
+        return Refuse(clock_disputed(), known)
     stopped = check_key(snapshot, command)
     if stopped is not None:
         return Refuse(stopped, known)
@@ -234,7 +234,9 @@ def send_next(
 
 def resendable(snapshot: Snapshot, attempt: Attempt) -> bool:
     """Say whether the key of `attempt` is still good: Stripe surely remembers it."""
-    return not snapshot.skewed and snapshot.now < attempt.first_sent_at + RESEND_WITHIN_MS
+    if snapshot.skewed or (snapshot.doubt and snapshot.doubt.ahead_ms(attempt.first_sent_at)):
+        return False
+    return snapshot.now < attempt.first_sent_at + RESEND_WITHIN_MS
 
 
 def send_again(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kb_mcp.proxy.ledger.clock import TIME_FACTS
 from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.records import (
     Approval,
@@ -44,14 +45,13 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class Loaded:
-    """What one round trip brought: the store's time (ms), its high-water mark, and rows.
+    """What one round trip brought: the server's time (ms) and rows.
 
     `facts` are those that every decision depends on, None where the store has none.
     """
 
     now_ms: int = 0
     facts: Mapping[str, str | None] = field(default_factory=dict)
-    high_water_ms: int = 0
     token: int | None = None
     rows: dict[str, list[Row]] = field(default_factory=dict)
 
@@ -86,8 +86,7 @@ class PostgresLoader:
         token = fence.fetchone()
         return Loaded(
             now_ms=int(told["now_ms"]),
-            facts={name: told[name] for name in ("ceilings", "recovery_grace_ms")},
-            high_water_ms=int(told["high_water_ms"] or 0),
+            facts={name: told[name] for name in ("ceilings", "recovery_grace_ms", *TIME_FACTS)},
             token=None if token is None else int(token["token"]),
             rows={name: cursor.fetchall() for name, cursor in cursors.items()},
         )

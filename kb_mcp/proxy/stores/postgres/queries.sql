@@ -23,6 +23,9 @@ SELECT guards.kind
 -- After the locks: clock_timestamp() says when we got them, now() only when we began to wait.
 SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms,
        (SELECT value FROM facts WHERE name = 'high_water_ms') AS high_water_ms,
+       (SELECT value FROM facts WHERE name = 'clock_boot') AS clock_boot,
+       (SELECT value FROM facts WHERE name = 'clock_confirmed') AS clock_confirmed,
+       (SELECT value FROM facts WHERE name = 'clock_doubt') AS clock_doubt,
        (SELECT value FROM facts WHERE name = 'ceilings') AS ceilings,
        (SELECT value FROM facts WHERE name = 'recovery_grace_ms') AS recovery_grace_ms
 

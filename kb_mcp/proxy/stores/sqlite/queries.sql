@@ -106,7 +106,9 @@ SELECT id FROM operations
 
 -- name: deciding_facts
 -- What every decision depends on, whatever it is about.
-SELECT name, value FROM facts WHERE name IN ('high_water_ms', 'ceilings', 'recovery_grace_ms')
+SELECT name, value FROM facts
+ WHERE name IN ('high_water_ms', 'clock_boot', 'clock_confirmed', 'clock_doubt',
+                'ceilings', 'recovery_grace_ms')
 
 -- name: set_fact
 INSERT INTO facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
