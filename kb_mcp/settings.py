@@ -51,6 +51,8 @@ class Settings:
     embedded: bool = False
     vault_key_billing: Secret | None = None
     vault_key_audit: Secret | None = None
+    vault_key_refunds: Secret | None = None
+    vault_key: Secret | None = None
     charge_api: ChargeApi = "charges"
     allow_reference: bool = False
     admin_token: Secret | None = None
@@ -58,6 +60,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     public_url: str | None = None
     account_daily_cap: tuple[Money, ...] = ()
+    account_daily_refund_cap: tuple[Money, ...] = ()
     upstream_timeout_ms: int = 25_000
     recovery_interval_ms: int = 15_000
     recovery_grace_ms: int = 600_000
@@ -121,13 +124,16 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         embedded=source.flag("EMBEDDED"),
         vault_key_billing=_vault_key(source.secret("VAULT_KEY_BILLING")),
         vault_key_audit=_vault_key(source.secret("VAULT_KEY_AUDIT")),
+        vault_key_refunds=_vault_key(source.secret("VAULT_KEY_REFUNDS")),
+        vault_key=_vault_key(source.secret("VAULT_KEY")),
         charge_api=_charge_api(source.text("CHARGE_API")),
         allow_reference=source.flag("ALLOW_REFERENCE"),
         admin_token=source.secret("ADMIN_TOKEN"),
         master_key=_master_key(source.secret("MASTER_KEY")),
         allowed_hosts=_allowed_hosts(source.text("ALLOWED_HOSTS")),
         public_url=source.url("PUBLIC_URL"),
-        account_daily_cap=_caps(source.text("ACCOUNT_DAILY_CAP")),
+        account_daily_cap=_caps(source, "ACCOUNT_DAILY_CAP"),
+        account_daily_refund_cap=_caps(source, "ACCOUNT_DAILY_REFUND_CAP"),
         upstream_timeout_ms=source.seconds("UPSTREAM_TIMEOUT", default="25"),
         recovery_interval_ms=source.seconds("RECOVERY_INTERVAL", default="15"),
         recovery_grace_ms=source.seconds("RECOVERY_GRACE", default="600"),
@@ -141,12 +147,13 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 _SQLITE = "sqlite:///"
 _COLLECTOR = ("ENDPOINT", "TRACES_ENDPOINT")  # read in full by OpenTelemetry itself
 _SECRETS = frozenset(
-    "DATABASE_URL STRIPE_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT ADMIN_TOKEN MASTER_KEY".split()
+    "DATABASE_URL STRIPE_KEY VAULT_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT VAULT_KEY_REFUNDS "
+    "ADMIN_TOKEN MASTER_KEY".split()
 )
 _PLAIN = frozenset(
     "STRIPE_API_BASE ACCOUNT ALLOW_UNRESTRICTED_KEY ALLOW_HTTP PROXY_URL EMBEDDED CHARGE_API "
-    "ALLOW_REFERENCE ALLOWED_HOSTS PUBLIC_URL ACCOUNT_DAILY_CAP UPSTREAM_TIMEOUT "
-    "RECOVERY_INTERVAL RECOVERY_GRACE NODE_ID CLOCK_OFFSET".split()
+    "ALLOW_REFERENCE ALLOWED_HOSTS PUBLIC_URL ACCOUNT_DAILY_CAP ACCOUNT_DAILY_REFUND_CAP "
+    "UPSTREAM_TIMEOUT RECOVERY_INTERVAL RECOVERY_GRACE NODE_ID CLOCK_OFFSET".split()
 )
 _KNOWN = frozenset(
     {PREFIX + name for name in _SECRETS | _PLAIN} | {f"{PREFIX}{name}_FILE" for name in _SECRETS}
@@ -213,15 +220,16 @@ def _allowed_hosts(value: str | None) -> tuple[str, ...]:
     return hosts
 
 
-def _caps(value: str | None) -> tuple[Money, ...]:
+def _caps(source: Environment, name: str) -> tuple[Money, ...]:
+    value, variable = source.text(name), PREFIX + name
     try:
         caps = tuple(parse_cap(part.strip()) for part in value.split(",")) if value else ()
     except ValueError:
         hint = "Set one amount per currency, for example 50000.00usd,40000.00eur."
-        raise SettingsError("KEYBRAKE_ACCOUNT_DAILY_CAP", "holds no cap", hint) from None
+        raise SettingsError(variable, "holds no cap", hint) from None
     if len({cap.currency for cap in caps}) != len(caps):
         problem, hint = "names a currency twice", "Set one amount per currency."
-        raise SettingsError("KEYBRAKE_ACCOUNT_DAILY_CAP", problem, hint)
+        raise SettingsError(variable, problem, hint)
     return caps
 
 

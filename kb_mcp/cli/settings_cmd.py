@@ -18,7 +18,8 @@ from kb_mcp.cli.options import cap_table
 from kb_mcp.cli.output import json_option, print_record
 from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX
 
-NAMES = ("account_daily_cap", "upstream_timeout", "recovery_grace")
+NAMES = ("account_daily_cap", "account_daily_refund_cap", "upstream_timeout", "recovery_grace")
+_CEILINGS = {"account_daily_cap": "ceilings", "account_daily_refund_cap": "refund_ceilings"}
 
 
 @click.group()
@@ -74,8 +75,8 @@ def set_(*, name: str, value: str, as_json: bool) -> None:
 
 
 def _facts(name: str, value: str) -> dict[str, str]:
-    if name == "account_daily_cap":
-        return {"ceilings": json.dumps(_ceilings(value))}
+    if name in _CEILINGS:
+        return {_CEILINGS[name]: json.dumps(_ceilings(value))}
     if not value.isascii() or not value.isdigit() or not 0 < int(value) <= 86_400:
         raise click.BadParameter(f"{name} is a whole number of seconds, at most a day")
     return {f"{name}_ms": str(int(value) * 1000)}
@@ -106,6 +107,7 @@ def _record(facts: Mapping[str, str]) -> dict[str, Any]:
         "account": facts["account"],
         "mode": facts["mode"],
         "account_daily_cap": json.loads(facts["ceilings"]),
+        "account_daily_refund_cap": json.loads(facts.get("refund_ceilings", "{}")),
         "upstream_timeout": int(facts["upstream_timeout_ms"]) // 1000,
         "recovery_grace": int(facts["recovery_grace_ms"]) // 1000,
     }

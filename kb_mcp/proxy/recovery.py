@@ -119,8 +119,12 @@ class Recovery:
             return Unreadable()
         since_ms = min(each.first_sent_at for each in attempts) - LOOK_BACK_MS
         query = {"limit": str(PAGE), "created[gte]": str(since_ms // 1000)}
-        if "customer" in listing.filters and operation.customer is not None:
-            query["customer"] = operation.customer
+        narrowed = {"customer": operation.customer, "charge": operation.gives_back}
+        query |= {
+            name: value
+            for name, value in narrowed.items()
+            if name in listing.filters and value is not None
+        }
         for _ in range(PAGES_MAX):
             page = await self._get(f"{listing.path}?{urlencode(query)}")
             items = None if page is None else page.get("data")

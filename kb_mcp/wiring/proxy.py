@@ -17,6 +17,7 @@ from typing import Any
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
+from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
 from kb_mcp.proxy.edge.app import ProxyApp
 from kb_mcp.proxy.edge.health import Readiness
@@ -156,6 +157,12 @@ def build_proxy(
         owner=store.owner,
         boottime_ms=boottime_ms,
     )
+    charges = ChargeReads(
+        ledger=store.ledger,
+        stripe=StripeReads(upstream, store.clock, boottime_ms),
+        look=recovery.resolve_one,
+        live=store.settings.mode == "live",
+    )
     governor = Governor(
         ledger=MeteredLedger(store.ledger, meters, boottime_ms),
         upstream=MeteredUpstream(upstream, meters, boottime_ms),
@@ -169,12 +176,13 @@ def build_proxy(
         waiters=waiters,
         abandoned=AbandonedIntents(upstream),
         look=recovery.resolve_one,
+        read_again=charges.again,
         boottime_ms=boottime_ms,
         upstream_key=key,
         tasks=set(),
         behind=bool(store.behind),
     )
-    pipeline = _desk(store, governor, upstream, key, follow)
+    pipeline = _desk(store, governor, charges, upstream, key, follow)
     app = ProxyApp(pipeline, _own(store, pipeline, upstream), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
@@ -226,6 +234,7 @@ def sandbox_file(settings: Settings) -> Path:
 def _desk(
     store: Store,
     governor: Governor,
+    charges: ChargeReads,
     upstream: Upstream,
     key: str,
     follow: Callable[[], Awaitable[None]],
@@ -240,6 +249,7 @@ def _desk(
             upstream_key=key,
             boottime_ms=boottime_ms,
         ),
+        charges=charges,
         rates=Rates(),
         refusal_counts=RefusalCounts(),
         now_ms=lambda: store.clock.now(0),

@@ -22,12 +22,21 @@ from kb_mcp.proxy.access.authorize import (
 )
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.audit.chain import clean_text
+from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pass_through import Reads
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import AuditDraft, Changes, KeyId, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.records import (
+    AuditDraft,
+    Changes,
+    KeyId,
+    NamedBy,
+    Operation,
+    OperationId,
+    Refs,
+)
 from kb_mcp.proxy.ledger.windows import day_of
 from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.follow_ups.find import as_step, find_made, step_fingerprint
@@ -61,6 +70,7 @@ class RequestPipeline:
     ledger: Ledger
     governor: Governor
     reads: Reads
+    charges: ChargeReads
     rates: Rates
     refusal_counts: RefusalCounts
     now_ms: Callable[[], int]
@@ -94,7 +104,10 @@ class RequestPipeline:
             base = self.audit_base(admitted, request)
             return await self.reads.read(admitted, reading, version, base)
         made = await find_made(self.ledger, reading)
-        if made is not None:
+        command: Command | Refusal
+        if reading.route.moves is Moves.READ_FIRST:
+            command = await self._refund(admitted, request, reading)
+        elif made is not None:
             command = await self._continue(admitted, request, reading, made)
         else:
             touched = await self._touch(admitted, reading)
@@ -156,8 +169,9 @@ class RequestPipeline:
         """Look the customer up where only its metadata says whether the key may touch it."""
         customer = reading.customer
         if not needs_customer(admitted.policy, customer):
-            # Whose object a step goes on with, its path does not say.
-            step = reading.route.belongs_to is not None
+            # Whose object a step goes on with, or a refund gives back, the request does not say.
+            route = reading.route
+            step = route.belongs_to is not None or route.moves is Moves.READ_FIRST
             return _NOT_ITS_OWN if step and not may_touch(admitted.policy, customer) else None
         metadata = None if customer is None else await self.reads.customer_metadata(customer)
         if may_touch(admitted.policy, customer, metadata):
@@ -177,6 +191,21 @@ class RequestPipeline:
             return touched or refuse(Code.AMOUNT_NOT_METERED)
         command = self._command(admitted, request, step, step.money, name)
         return replace(command, fingerprint=step_fingerprint(step, made), continues=made)
+
+    async def _refund(
+        self, admitted: Admitted, request: Request, reading: Reading
+    ) -> Command | Refusal:
+        """Return the command of a refund, which is bound to what Stripe says of its charge."""
+
+        async def touch(owned: Reading) -> Refusal | None:
+            return await self._touch(admitted, owned)
+
+        asked = await self.charges.prepare(admitted.policy, reading, touch)
+        if isinstance(asked, Refusal):
+            return asked
+        name = Name(asked.name, NamedBy.CONTENT, asked.name)
+        command = self._command(admitted, request, asked.reading, asked.money, name)
+        return replace(command, fingerprint=asked.fingerprint, refund=asked.view)
 
     def _intend(self, admitted: Admitted, request: Request, reading: Reading) -> Command | Refusal:
         money = reading.money

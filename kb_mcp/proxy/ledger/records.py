@@ -42,9 +42,11 @@ class Operation(Struct, frozen=True, kw_only=True):
 
     `held` is what it counts for in its windows: the amount while reserved, unknown or succeeded
     (more while a raise is under way, less where only a part was captured), else zero. `reserved_at`
-    fixes those windows, for good; a raise on a later day moves all of it there. `lease_token`
-    fences: only the holder of the newest token may conclude with a no. `reopened` lets a refunded
-    bill be billed once more, `waived` lets one other bill pass that looks like this one.
+    fixes those windows, for good; a raise on a later day moves all of it there. `gives_back` is the
+    charge that a refund gives back; its windows are those of refunds. `lease_token` fences: only
+    the holder of the newest token may conclude with a no. `reopened` lets a refunded bill be billed
+    once more, or a refund be made once more; `waived` lets one other bill pass that looks like
+    this one.
     """
 
     id: OperationId
@@ -78,6 +80,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     code: str | None = None
     answer_status: int | None = None
     answer: bytes | None = None
+    gives_back: str | None = None
     reopened: bool = False
     waived: bool = False
     overshoot: bool = False
@@ -94,6 +97,13 @@ class Operation(Struct, frozen=True, kw_only=True):
         if self.state is State.VOIDED:
             return self.empty_listings < LISTINGS_THAT_FREE
         return self.state in HOLDING or self.state is State.SUCCEEDED
+
+    @property
+    def kind(self) -> str:
+        """Say what people call this act: a charge, a refund or an invoice."""
+        if self.gives_back is not None:
+            return "refund"
+        return "invoice" if self.route.startswith("POST /v1/invoices/") else "charge"
 
     def continued_by(self, attempt: Attempt) -> bool:
         """Say whether `attempt` goes on with this operation's object, rather than makes it."""
@@ -252,7 +262,8 @@ class Refs(Struct, frozen=True, kw_only=True):
     """The rows a step depends on: made if absent, locked in one global order, then loaded.
 
     `periods` are (customer, period, reference); `bills` are (customer, amount, currency, oldest
-    arrival that still matters, period start, period end): ledger.md, "Rows and locks".
+    arrival that still matters, period start, period end): ledger.md, "Rows and locks". `charges`
+    are those of which all refunds are loaded.
     """
 
     keys: frozenset[KeyId] = frozenset()
@@ -262,6 +273,7 @@ class Refs(Struct, frozen=True, kw_only=True):
     objects: frozenset[str] = frozenset()
     periods: frozenset[tuple[str, str, str]] = frozenset()
     bills: frozenset[Bill] = frozenset()
+    charges: frozenset[str] = frozenset()
     windows: frozenset[WindowKey] = frozenset()
     tallies: frozenset[str] = frozenset()
     approvals: frozenset[str] = frozenset()
@@ -287,5 +299,6 @@ class StoreSettings(Struct, frozen=True):
     account: str
     mode: str
     ceilings: Mapping[str, int] = field(default_factory=dict)
+    refund_ceilings: Mapping[str, int] = field(default_factory=dict)
     upstream_timeout_ms: int = 25_000
     recovery_grace_ms: int = 600_000

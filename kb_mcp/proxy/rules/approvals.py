@@ -33,7 +33,9 @@ class ApprovalCheck(Struct, frozen=True):
 
 def check_approval(snapshot: Snapshot, command: Command, operation: Operation) -> ApprovalCheck:
     """Return whether `command` needs an operator's leave that it does not have."""
-    limit = command.policy.approval_above.get(command.money.currency)
+    policy = command.policy
+    limits = policy.approval_above if command.refund is None else policy.refund_approval_above
+    limit = limits.get(command.money.currency)
     if limit is None or command.money.amount <= limit:
         return ApprovalCheck()
     held = snapshot.approvals.get(operation.approval_id or "")

@@ -19,7 +19,8 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     Refs,
 )
-from kb_mcp.proxy.ledger.windows import windows_at, windows_of
+from kb_mcp.proxy.ledger.windows import OperationWindows, windows_at, windows_of
+from kb_mcp.proxy.refunds import Refundable
 from kb_mcp.proxy.rules.operation_names import tally_key, tally_of
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Command(Struct, frozen=True, kw_only=True):
     `fresh_id` and `fresh_approval_id` are used if this intent begins an operation or asks for an
     approval. `lease_ms` is how long a send may take, all told. `joined` says that it waited for
     somebody else's send before, and has its audit row of that. `continues` is the operation whose
-    object a step goes on with, as it was read before; `money` is what it comes to then.
+    object a step goes on with, as it was read before; `money` is what it comes to then. `refund` is
+    what was read of the charge that is to be given back.
     """
 
     reading: Reading
@@ -55,6 +57,7 @@ class Command(Struct, frozen=True, kw_only=True):
     request: AuditDraft
     joined: bool = False
     continues: Operation | None = None
+    refund: Refundable | None = None
 
     @property
     def tally(self) -> str:
@@ -63,10 +66,16 @@ class Command(Struct, frozen=True, kw_only=True):
             return tally_of(self.continues)
         return tally_key(self.reading, self.name)
 
+    def windows(self, now: int) -> OperationWindows:
+        """Return the windows in which a reservation that is made `now` counts."""
+        customer, currency = self.reading.customer, self.money.currency
+        refunds = self.refund is not None
+        return windows_at(now, self.lineage_id, customer, currency, refunds=refunds)
+
     def bill(self, now: int) -> Bill | None:
         """Return the guard row of bills of the same customer, amount and currency."""
         reading = self.reading
-        if reading.customer is None:
+        if reading.customer is None or self.refund is not None:
             return None
         period = reading.period
         return Bill(
@@ -85,7 +94,7 @@ class Command(Struct, frozen=True, kw_only=True):
         if reading.customer is not None and reading.period is not None:
             periods = frozenset({(reading.customer, reading.period.label, reading.reference or "")})
         bill = self.bill(now)
-        windows = windows_at(now, self.lineage_id, reading.customer, self.money.currency).all()
+        windows = self.windows(now).all()
         if self.continues is not None:
             windows = (*windows, *windows_of(self.continues).all())
         return Refs(
@@ -94,6 +103,7 @@ class Command(Struct, frozen=True, kw_only=True):
             names=frozenset({self.name}),
             periods=periods,
             bills=frozenset() if bill is None else frozenset({bill}),
+            charges=frozenset() if self.refund is None else frozenset({self.refund.charge}),
             windows=frozenset(windows),
             tallies=frozenset({self.tally}),
         )

@@ -14,9 +14,10 @@ from kb_mcp.proxy.errors.refusals import Code, Fact, refuse
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import hold
+from kb_mcp.proxy.refunds import refund_conflict
 from kb_mcp.proxy.rules.approvals import check_approval
 from kb_mcp.proxy.rules.caps import check_caps
-from kb_mcp.proxy.rules.decisions import Decision, Proceed, Refuse, Replay
+from kb_mcp.proxy.rules.decisions import Decision, Proceed, ReadAgain, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import find_conflict, permits
 from kb_mcp.proxy.rules.operation_names import later_name, request_body
 
@@ -43,7 +44,7 @@ def reserve(
 
 def check(
     snapshot: Snapshot, command: Command, operation: Operation, *, raised: bool = False
-) -> Refuse | Replay | Changes:
+) -> Refuse | Replay | ReadAgain | Changes:
     """Run every check; return the approval that is used up where all pass.
 
     `raised` says that `operation` holds a part of what `command` comes to, and its guards, already.
@@ -51,6 +52,9 @@ def check(
     conflict = None if raised else find_conflict(snapshot, command)
     if conflict is not None:
         return Refuse(conflict[0], conflict[1])
+    refunded = refund_conflict(snapshot, command, operation)
+    if refunded is not None:
+        return refunded
     known = snapshot.operations.get(operation.id)
     if snapshot.turning:
         return Refuse(refuse(Code.LEDGER_UNAVAILABLE), known)
@@ -112,6 +116,7 @@ def new_operation(snapshot: Snapshot, command: Command, older: Operation | None)
         fingerprint=command.fingerprint,
         upstream_name=command.upstream_name if older is None else later_name(older),
         caller_key=command.caller_key,
+        gives_back=None if command.refund is None else command.refund.charge,
         state=S.RESERVED,
         first_arrival_at=snapshot.now,
         key_id=command.key_id,

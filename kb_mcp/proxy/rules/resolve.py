@@ -110,15 +110,19 @@ def match_attempt(
 ) -> int | None:
     """Return the number of the attempt that made the listed object `item`, or None.
 
-    The mark alone is not enough: amount, currency and customer must be the operation's.
+    The mark alone is not enough: amount, currency and customer (or charge) must be the operation's.
     """
     metadata = item.get("metadata")
     mark = metadata.get("keybrake_attempt") if isinstance(metadata, dict) else None
     # An operation whose request did not tell its amount has the mark alone.
+    of = ("customer", operation.customer)
+    if operation.gives_back is not None:
+        # A refund does not say whose it is: its charge does.
+        of = ("charge", operation.gives_back)
     same = operation.amount == 0 or (
         item.get("amount") == operation.amount
         and item.get("currency") == operation.currency
-        and (item.get("customer") or None) == operation.customer
+        and (item.get(of[0]) or None) == of[1]
     )
     if mark is None or not same:
         return None
@@ -136,7 +140,8 @@ def match_attempt(
 def _needs_reading(operation: Operation) -> bool:
     if operation.state in HOLDING:
         return True
-    return operation.next_read_at is not None
+    came_back = operation.state is S.SUCCEEDED and operation.gives_back is not None
+    return came_back or operation.next_read_at is not None
 
 
 def _proves_absence(snapshot: Snapshot, operation: Operation, read_at: int) -> bool:
@@ -203,12 +208,14 @@ def _listed_empty(
 
 def _look_again(snapshot: Snapshot, operation: Operation) -> tuple[Operation, Changes]:
     state = S.UNKNOWN if operation.state in HOLDING else operation.state
+    # What is done already can wait where Stripe does not show it.
+    later = HOUR_MS if state is S.SUCCEEDED and operation.final else 0
     waiting = replace(
         operation,
         state=state,
         code=operation.code or ("outcome_unknown" if state is S.UNKNOWN else None),
         lease_owner=None,
-        next_read_at=max(operation.next_read_at or 0, snapshot.now),
+        next_read_at=max(operation.next_read_at or 0, snapshot.now + later),
         updated_at=snapshot.now,
     )
     return waiting, Changes(operations=(waiting,))

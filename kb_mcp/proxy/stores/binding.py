@@ -27,6 +27,7 @@ def facts_of(settings: StoreSettings) -> dict[str, str]:
         "account": settings.account,
         "mode": settings.mode,
         "ceilings": json.dumps(dict(settings.ceilings)),
+        "refund_ceilings": json.dumps(dict(settings.refund_ceilings)),
         "upstream_timeout_ms": str(settings.upstream_timeout_ms),
         "recovery_grace_ms": str(settings.recovery_grace_ms),
     }
@@ -45,6 +46,8 @@ def bound_by(
         account=facts["account"],
         mode=facts["mode"],
         ceilings=json.loads(facts["ceilings"]),
+        # A store of before there were refunds does not say.
+        refund_ceilings=json.loads(facts.get("refund_ceilings", "{}")),
         upstream_timeout_ms=int(facts["upstream_timeout_ms"]),
         recovery_grace_ms=int(facts["recovery_grace_ms"]),
     )

@@ -178,6 +178,7 @@ class _Wanted:
             "names": sorted(self._all(lambda each: each.names)),
             "ids": sorted(self._all(lambda each: each.operations)),
             "tallies": sorted(self._all(lambda each: each.tallies)),
+            "charges": sorted(self._all(lambda each: each.charges)),
             "period_customers": [period[0] for period in periods],
             "periods": [period[1] for period in periods],
             "references": [period[2] for period in periods],

@@ -50,6 +50,7 @@ WITH wanted AS (
        AND (o.first_arrival_at > b.since OR o.state <> 'succeeded'
             OR (b.period_start IS NOT NULL AND o.period_start <= b.period_end
                 AND o.period_end >= b.period_start))
+    UNION SELECT o.id FROM operations o WHERE o.gives_back = ANY(%(charges)s::text[])
 )
 
 -- name: operations

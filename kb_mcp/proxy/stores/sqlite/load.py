@@ -78,6 +78,7 @@ class Loader:
             "names": sorted(name for refs in batch for name in refs.names),
             "ids": sorted(ids),
             "tallies": sorted(tallies),
+            "charges": sorted(charge for refs in batch for charge in refs.charges),
             "periods": sorted(period for refs in batch for period in refs.periods),
             "bills": [
                 (bill.customer, bill.amount, bill.currency, bill.since, bill.start, bill.end)

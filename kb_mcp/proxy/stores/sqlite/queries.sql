@@ -27,6 +27,8 @@ WITH chosen AS (
        AND (o.first_arrival_at > b.value ->> 3 OR o.state <> 'succeeded'
             OR (b.value ->> 4 IS NOT NULL AND o.period_start <= b.value ->> 5
                 AND o.period_end >= b.value ->> 4))
+    UNION SELECT o.id
+      FROM json_each(:charges) AS c CROSS JOIN operations AS o ON o.gives_back = c.value
 )
 SELECT o.* FROM chosen CROSS JOIN operations AS o ON o.id = chosen.id
 
