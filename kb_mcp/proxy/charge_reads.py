@@ -1,7 +1,7 @@
 """Reading what a refund depends on: the charge, its disputes and its refunds, as Stripe has them.
 
-Floor: beside intent, below the pipeline. It reads outside any transaction, so what it returns says what
-the ledger held before the reading: whoever decides later sees whether that is still so.
+It reads outside any transaction, so what it returns says what the ledger held before the reading:
+whoever decides later sees whether that is still so.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from msgspec.structs import replace
 
 from kb_mcp.idempotency import CUSTOMER_ID, refund_name
 from kb_mcp.money import Money, MoneyError, check_amount
-from kb_mcp.operators.reports.reconcile import CHARGED_BY
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import HOLDING, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.refunds import Refundable, refund_fingerprint, states_of
-from kb_mcp.proxy.rules.command import Intent
+from kb_mcp.proxy.rules.command import Command
+from kb_mcp.proxy.rules.refunds import Refundable, refund_fingerprint, states_of
+from kb_mcp.proxy.stripe.endpoints import CHARGED_BY
 from kb_mcp.proxy.stripe.interpret import Reading
 from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads
 
@@ -85,16 +85,18 @@ class ChargeReads:
             return refusal or _prepared(reading, newest.customer, name, view, newest.amount)
         return await self._read(policy, reading, charge, name, touch)
 
-    async def again(self, intent: Intent) -> Intent | Refusal:
-        """Return `intent` with its charge read anew. Raises: LedgerUnavailableError."""
-        view = intent.refund
+    async def again(self, command: Command) -> Command | Refusal:
+        """Return `command` with its charge read anew. Raises: LedgerUnavailableError."""
+        view = command.refund
         if view is None:
-            return intent
-        read = await self._read(intent.policy, intent.reading, view.charge, intent.name, _touched)
+            return command
+        read = await self._read(
+            command.policy, command.reading, view.charge, command.name, _touched
+        )
         if isinstance(read, Refusal):
             return read
         return replace(
-            intent,
+            command,
             reading=read.reading,
             money=read.money,
             fingerprint=read.fingerprint,

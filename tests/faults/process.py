@@ -17,6 +17,7 @@ from typing_extensions import override
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
+from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
@@ -27,6 +28,7 @@ from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
 from kb_mcp.proxy.stripe.messages import Reply, Request
+from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.stripe.sends import NotSent, Upstream, UpstreamAnswer, UpstreamRequest
 from kb_mcp.proxy.waiters import Waiters
 from tests.faults.loop import SimulatedLoop
@@ -100,6 +102,12 @@ class Process:
             owner=self.owner,
             boottime_ms=boottime_ms,
         )
+        charges = ChargeReads(
+            ledger=self.ledger,
+            stripe=StripeReads(upstream, clock, boottime_ms),
+            look=self.recovery.resolve_one,
+            live=False,
+        )
         governor = Governor(
             ledger=self.ledger,
             upstream=upstream,
@@ -115,6 +123,7 @@ class Process:
             upstream_key=UPSTREAM_KEY,
             abandoned=AbandonedIntents(upstream),
             look=self.recovery.resolve_one,
+            read_again=charges.again,
             tasks=InOrder(),
         )
         self.pipeline = RequestPipeline(
@@ -127,6 +136,7 @@ class Process:
                 upstream_key=UPSTREAM_KEY,
                 boottime_ms=boottime_ms,
             ),
+            charges=charges,
             rates=Rates(),
             refusal_counts=RefusalCounts(),
             now_ms=lambda: clock.now(0),

@@ -235,8 +235,8 @@ def _check_values(policy: Policy, route: Route, path: str, form: Form) -> Refusa
     # One object tells whose it is in its answer, which is checked before it is forwarded. A list,
     # a search or a write without a customer could be anybody's.
     shown = route.moves is Moves.READS and route.template.endswith("/*")
-    # A step goes on with an object whose operation says whose it is: the pipeline asks the ledger. What
-    # is read first says it, too.
+    # A step goes on with an object whose operation says whose it is: the pipeline asks the ledger.
+    # What is read first says it, too.
     shown = shown or route.belongs_to is not None or route.moves is Moves.READ_FIRST
     if (named or shown) and all(_listed(rules, customer) for customer in named):
         return None

@@ -20,8 +20,8 @@ from kb_mcp.proxy.ledger.records import (
     Refs,
 )
 from kb_mcp.proxy.ledger.windows import OperationWindows, windows_at, windows_of
-from kb_mcp.proxy.refunds import Refundable
 from kb_mcp.proxy.rules.operation_names import tally_key, tally_of
+from kb_mcp.proxy.rules.refunds import Refundable
 
 if TYPE_CHECKING:
     from kb_mcp.money import Money

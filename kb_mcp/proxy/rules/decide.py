@@ -48,10 +48,10 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
 )
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.refunds import already_refunded, with_amount
 from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, ReadAgain, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import suspect
 from kb_mcp.proxy.rules.follow_ups.decide import decide_follow_up
+from kb_mcp.proxy.rules.refunds import already_refunded, with_amount
 from kb_mcp.proxy.rules.reserve import (
     new_operation,
     recent_decline,

@@ -14,12 +14,12 @@ from kb_mcp.proxy.errors.refusals import Code, Fact, refuse
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import hold
-from kb_mcp.proxy.refunds import refund_conflict
 from kb_mcp.proxy.rules.approvals import check_approval
 from kb_mcp.proxy.rules.caps import check_caps
 from kb_mcp.proxy.rules.decisions import Decision, Proceed, ReadAgain, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import find_conflict, permits
 from kb_mcp.proxy.rules.operation_names import later_name, request_body
+from kb_mcp.proxy.rules.refunds import refund_conflict
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot

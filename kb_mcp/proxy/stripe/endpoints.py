@@ -378,6 +378,9 @@ ENDPOINTS: Final[Mapping[str, Route]] = MappingProxyType(
     {route.endpoint: route for route in ROUTES}
 )
 
+CHARGED_BY: Final = frozenset({"POST /v1/charges", "POST /v1/payment_intents"})
+"""The endpoints whose operations are charges, as people count them."""
+
 _TEMPLATES: dict[str, dict[str, Route]] = {}
 for _route in ROUTES:
     _TEMPLATES.setdefault(_route.template, {})[_route.method] = _route

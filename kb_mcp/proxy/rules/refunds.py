@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from kb_mcp.proxy.ledger.snapshot import Snapshot
-    from kb_mcp.proxy.rules.command import Intent
+    from kb_mcp.proxy.rules.command import Command
 
 _TAKES_NEW_AMOUNT = frozenset({S.FAILED, S.AWAITING_APPROVAL})
 
@@ -57,23 +57,23 @@ def refund_fingerprint(charge: str, money: Money, reference: str | None) -> str:
     return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()
 
 
-def with_amount(snapshot: Snapshot, intent: Intent, operation: Operation | None) -> Intent:
-    """Return `intent` with the amount that it means, where its request leaves it out.
+def with_amount(snapshot: Snapshot, command: Command, operation: Operation | None) -> Command:
+    """Return `command` with the amount that it means, where its request leaves it out.
 
     That is the amount of the refund that it repeats, else what is left of the charge.
     """
-    view = intent.refund
+    view = command.refund
     if view is None or view.said:
-        return intent
+        return command
     amount = 0 if view.left is None else max(_left(snapshot, view, operation), 0)
     if operation is not None and operation.state not in _TAKES_NEW_AMOUNT:
         amount = operation.amount
     elif operation is not None and operation.state is S.AWAITING_APPROVAL:
         amount = min(operation.amount, amount) if view.left is not None else operation.amount
     money = Money(amount, view.currency)
-    reading = intent.reading
+    reading = command.reading
     return replace(
-        intent,
+        command,
         reading=replace(reading, money=money, form=reading.form.with_({"amount": str(amount)})),
         money=money,
         fingerprint=refund_fingerprint(view.charge, money, reading.reference),
@@ -81,25 +81,25 @@ def with_amount(snapshot: Snapshot, intent: Intent, operation: Operation | None)
 
 
 def refund_conflict(
-    snapshot: Snapshot, intent: Intent, operation: Operation
+    snapshot: Snapshot, command: Command, operation: Operation
 ) -> Refuse | ReadAgain | None:
-    """Return why the refund `operation` may not be made as `intent` asks, or None."""
-    view = intent.refund
+    """Return why the refund `operation` may not be made as `command` asks, or None."""
+    view = command.refund
     if view is None:
         return None
     siblings = [each for each in snapshot.refunds_of(view.charge) if each.id != operation.id]
     if view.left is None or _moved(view, siblings):
         return ReadAgain()
-    other = _stands_in_the_way(snapshot, intent, siblings)
+    other = _stands_in_the_way(snapshot, command, siblings)
     left = _left(snapshot, view, operation)
     if other is not None:
         return Refuse(already_refunded(other, left), other)
     if view.left <= 0:
         return Refuse(_nothing_left(view))
-    if intent.money.amount > left or intent.money.amount <= 0:
+    if command.money.amount > left or command.money.amount <= 0:
         facts: dict[str, Fact] = {
             "charge_id": view.charge,
-            "amount": intent.money.amount,
+            "amount": command.money.amount,
             "currency": view.currency,
             "left": max(left, 0),
         }
@@ -132,16 +132,16 @@ def _nothing_left(view: Refundable) -> Refusal:
 
 
 def _stands_in_the_way(
-    snapshot: Snapshot, intent: Intent, siblings: list[Operation]
+    snapshot: Snapshot, command: Command, siblings: list[Operation]
 ) -> Operation | None:
     """Return a refund of the same charge under another name that leaves no room for one more."""
-    names = {each.name for each in siblings if each.name != intent.name}
+    names = {each.name for each in siblings if each.name != command.name}
     heads = [head for name in sorted(names) if (head := snapshot.newest(name)) is not None]
     live = [head for head in heads if head.live]
     if not live:
         return None
-    further = intent.reading.reference is not None
-    return None if further and len(live) < intent.policy.max_refunds_per_charge else live[-1]
+    further = command.reading.reference is not None
+    return None if further and len(live) < command.policy.max_refunds_per_charge else live[-1]
 
 
 def _moved(view: Refundable, siblings: list[Operation]) -> bool:
