@@ -52,7 +52,6 @@ class Settings:
     vault_key_billing: Secret | None = None
     vault_key_audit: Secret | None = None
     vault_key_refunds: Secret | None = None
-    vault_key: Secret | None = None
     charge_api: ChargeApi = "charges"
     allow_reference: bool = False
     admin_token: Secret | None = None
@@ -125,7 +124,6 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         vault_key_billing=_vault_key(source.secret("VAULT_KEY_BILLING")),
         vault_key_audit=_vault_key(source.secret("VAULT_KEY_AUDIT")),
         vault_key_refunds=_vault_key(source.secret("VAULT_KEY_REFUNDS")),
-        vault_key=_vault_key(source.secret("VAULT_KEY")),
         charge_api=_charge_api(source.text("CHARGE_API")),
         allow_reference=source.flag("ALLOW_REFERENCE"),
         admin_token=source.secret("ADMIN_TOKEN"),
@@ -147,7 +145,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 _SQLITE = "sqlite:///"
 _COLLECTOR = ("ENDPOINT", "TRACES_ENDPOINT")  # read in full by OpenTelemetry itself
 _SECRETS = frozenset(
-    "DATABASE_URL STRIPE_KEY VAULT_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT VAULT_KEY_REFUNDS "
+    "DATABASE_URL STRIPE_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT VAULT_KEY_REFUNDS "
     "ADMIN_TOKEN MASTER_KEY".split()
 )
 _PLAIN = frozenset(

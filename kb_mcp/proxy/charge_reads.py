@@ -63,11 +63,11 @@ class ChargeReads:
         `touch` says why the key may not touch a customer; nothing else is told before it is asked.
         Raises: LedgerUnavailableError.
         """
-        charge = await self._charge_of(reading.of or "")
+        charge = await self.charge_of(reading.of or "")
         if isinstance(charge, Refusal):
             return charge
         name = refund_name(charge, reading.reference)
-        known = await self._known(charge)
+        known = await self.known(charge)
         newest = max(
             (each for each in known if each.name == name),
             key=lambda each: each.generation,
@@ -103,7 +103,7 @@ class ChargeReads:
             refund=read.view,
         )
 
-    async def _charge_of(self, of: str) -> str | Refusal:
+    async def charge_of(self, of: str) -> str | Refusal:
         """Return the charge that is meant: an intent has at most one that succeeded."""
         if not of.startswith("pi_"):
             return of
@@ -119,8 +119,8 @@ class ChargeReads:
             return _not_refundable(of, "no charge of this intent has succeeded")
         return str(made[0])
 
-    async def _known(self, charge: str) -> list[Operation]:
-        """Return the charge's refunds in the ledger."""
+    async def known(self, charge: str) -> list[Operation]:
+        """Return the charge's refunds in the ledger. Raises: LedgerUnavailableError."""
         refs = Refs(charges=frozenset({charge}))
         return await self.ledger.transact(
             lambda _: refs, lambda snapshot: (snapshot.refunds_of(charge), Changes())
@@ -136,7 +136,7 @@ class ChargeReads:
     async def _read(
         self, policy: Policy, reading: Reading, charge: str, name: str, touch: Touch
     ) -> Prepared | Refusal:
-        before = states_of(await self._known(charge))
+        before = states_of(await self.known(charge))
         # The list first: a refund made in between counts twice then, and never not at all.
         refunds = await self.stripe.walk("/v1/refunds", 0, charge=charge)
         if not isinstance(refunds, list):
@@ -220,7 +220,7 @@ def _from_charge(
     )
     if not isinstance(currency, str) or type(amount) is not int or type(refunded) is not int:
         return _UNREAD
-    listed = {str(each.get("id")) for each in refunds} | {_mark(each) for each in refunds}
+    listed = {str(each.get("id")) for each in refunds} | {mark_of(each) for each in refunds}
     view = Refundable(
         charge=str(body["id"]),
         currency=currency,
@@ -256,7 +256,8 @@ def _prepared(
     return Prepared(understood, money, name, view)
 
 
-def _mark(refund: Mapping[str, Any]) -> str:
+def mark_of(refund: Mapping[str, Any]) -> str:
+    """Return the upstream key that marks a refund of ours; empty for those of others."""
     metadata = refund.get("metadata")
     return str(metadata.get("keybrake_attempt", "")) if isinstance(metadata, dict) else ""
 

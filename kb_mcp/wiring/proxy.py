@@ -25,6 +25,7 @@ from kb_mcp.proxy.edge.key_api import KeyApi
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
+from kb_mcp.proxy.edge.shown_refunds import ShownRefunds
 from kb_mcp.proxy.governor import SEND_WITHIN_MS, Governor
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
@@ -286,6 +287,7 @@ def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream) -> KeyApi:
         now_ms=pipeline.now_ms,
         rate=pipeline.rate,
         readiness=Readiness(upstream, boottime_ms),
+        refunds=ShownRefunds(pipeline.charges),
         behind=bool(store.behind),
         follow=pipeline.follow,
     )

@@ -35,12 +35,16 @@ def properties(schema: Json) -> dict[str, Json]:
 
 
 def _schema(model: type[BaseModel], hidden: frozenset[str], *, full: bool) -> Json:
-    whole = model.model_json_schema()
+    return _object(whole := model.model_json_schema(), whole.get("$defs", {}), hidden, full=full)
+
+
+def _object(whole: Json, shared: Json, hidden: frozenset[str], *, full: bool) -> Json:
+    """Return an object's schema; `shared` are the schemas that it names, which are inlined."""
     kept = _FULL if full else _PLAIN
     schema: Json = {
         "type": "object",
         "properties": {
-            name: _flat(field, kept)
+            name: _flat(field, kept, shared, full=full)
             for name, field in whole["properties"].items()
             if name not in hidden
         },
@@ -52,8 +56,12 @@ def _schema(model: type[BaseModel], hidden: frozenset[str], *, full: bool) -> Js
     return schema
 
 
-def _flat(field: Json, kept: tuple[str, ...]) -> Json:
+def _flat(field: Json, kept: tuple[str, ...], shared: Json, *, full: bool) -> Json:
     """Take the one alternative that is not null: what may be left out need not be null too."""
     choices = [choice for choice in field.get("anyOf", ()) if choice.get("type") != "null"]
     merged = {**field, **(choices[0] if choices else {})}
-    return {key: merged[key] for key in kept if merged.get(key) is not None}
+    flat = {key: merged[key] for key in kept if merged.get(key) is not None}
+    named = merged.get("items", {}).get("$ref", "").rpartition("/")[2]
+    if named:
+        flat["items"] = _object(shared[named], shared, frozenset(), full=full)
+    return flat

@@ -1,7 +1,7 @@
 """The proxy's own paths on the agents' listener: health, the key itself, its operations.
 
 Floor: below http, above admission and records. Reads the ledger only; never Stripe, but for
-readiness.
+readiness and for the refunds of a charge.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.health import Readiness
 from kb_mcp.proxy.edge.records import Records, key_record, operation_record, spend_records
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
+from kb_mcp.proxy.edge.shown_refunds import ShownRefunds
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
@@ -41,6 +42,7 @@ class KeyApi:
     now_ms: Callable[[], int]
     rate: Callable[[Admitted], Refusal | None]
     readiness: Readiness
+    refunds: ShownRefunds
     follow: Callable[[], Awaitable[None]]
     behind: bool = False
 
@@ -118,7 +120,11 @@ class KeyApi:
             for operation, attempts in found
             if may_touch(admitted.policy, operation.customer)
         ]
-        return _json({"object": "list", "data": data})
+        answer: dict[str, object] = {"object": "list", "data": data}
+        if "charge_id" in filters:
+            refunds = await self.refunds.of(admitted.policy, filters["charge_id"])
+            answer |= {} if refunds is None else {"refunds": refunds}
+        return _json(answer)
 
     async def _note(self, admitted: Admitted, request: Request, answer: Reply | Refusal) -> None:
         row = AuditDraft(

@@ -18,7 +18,7 @@ from kb_mcp.proxy.rules.approvals import check_approval
 from kb_mcp.proxy.rules.caps import check_caps
 from kb_mcp.proxy.rules.decisions import Decision, Proceed, ReadAgain, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import find_conflict, permits
-from kb_mcp.proxy.rules.operation_names import later_name, request_body
+from kb_mcp.proxy.rules.operation_names import attempt_key, later_name, request_body
 from kb_mcp.proxy.rules.refunds import refund_conflict
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _send_new(
     snapshot: Snapshot, command: Command, operation: Operation
 ) -> tuple[Operation, Attempt]:
     number = operation.attempt + 1
-    key = operation.upstream_name if number == 1 else f"{operation.upstream_name}-{number}"
+    key = attempt_key(operation, number)
     body = request_body(command.reading, operation.id, key, command.lineage_id)
     return send_next(snapshot, command, operation, key, body)
 

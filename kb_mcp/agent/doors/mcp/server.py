@@ -56,9 +56,9 @@ BillingFor = Callable[[Request], Biller]
 
 NAME: Final = "kb-mcp"
 INSTRUCTIONS: Final = (
-    "Charges Stripe customers exactly once per billing period, under spend caps, and looks "
-    "charges up. For questions about a bill, a receipt or a complaint use charge_status; charge "
-    "only when the user asks for a charge."
+    "Charges Stripe customers exactly once per billing period, under spend caps, looks charges up "
+    "and gives them back. For questions about a bill, a receipt or a complaint use charge_status; "
+    "charge only when the user asks for a charge, and refund only when the user asks for a refund."
 )
 # A call holds a thread while Stripe is asked; those beyond wait for one.
 CALLS_AT_ONCE: Final = 100
