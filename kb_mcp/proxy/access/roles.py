@@ -104,6 +104,10 @@ def _describe_parameters(policy: Policy) -> Iterator[str]:
 
 
 def _describe_caps(policy: Policy) -> Iterator[str]:
+    if REFUND in policy.allow:
+        yield from _describe_refunds(policy)
+    if policy.allow == (REFUND,):
+        return
     words = ("a charge", "a day", "a month", "a customer and day")
     for per, table in zip(words, policy.caps.tables(), strict=True):
         if table:
@@ -114,8 +118,6 @@ def _describe_caps(policy: Policy) -> Iterator[str]:
         yield f"At most {policy.daily_charges} charges a day."
     for currency, amount in policy.approval_above.items():
         yield f"Above {format_money(Money(amount, currency))} an operator must approve."
-    if REFUND in policy.allow:
-        yield from _describe_refunds(policy)
 
 
 def _describe_refunds(policy: Policy) -> Iterator[str]:
