@@ -46,9 +46,7 @@ def _cap_option(kind: str, help_text: str) -> Callable[[F], F]:
 
 
 @keys.command()
-@click.option(
-    "--role", shell_complete=roles, help="A built-in role: billing, audit, billing-with-status, …"
-)
+@click.option("--role", shell_complete=roles, help="A built-in role: billing, audit, refunds, …")
 @click.option("--policy", "policy_file", type=POLICY_FILE,
               help="A policy of your own, TOML or JSON.")  # fmt: skip
 @click.option("--label", help="A note for people.")
@@ -59,6 +57,10 @@ def _cap_option(kind: str, help_text: str) -> Callable[[F], F]:
 @_cap_option("monthly", "The most in a calendar month, UTC.")
 @_cap_option("per_customer_daily", "The most for one customer in a day, over all keys.")
 @click.option("--daily-charges", type=click.IntRange(min=1), help="The most charges in a day.")
+@click.option("--refund-daily-cap", "refund_daily", type=CAP, multiple=True,
+              help="The most that it may give back in a UTC day; once for each currency.")  # fmt: skip
+@click.option("--refund-approval-above", "refund_above", type=CAP, multiple=True,
+              help="A refund above this needs an operator's approval.")  # fmt: skip
 @click.option("--rate", help="Requests a minute, like 60/min.")
 @json_option
 def issue(  # noqa: PLR0913 an option each
@@ -69,6 +71,8 @@ def issue(  # noqa: PLR0913 an option each
     agent: str | None,
     expires: str | None,
     daily_charges: int | None,
+    refund_daily: tuple[Money, ...],
+    refund_above: tuple[Money, ...],
     rate: str | None,
     as_json: bool,
     **caps: tuple[Money, ...],
@@ -79,6 +83,8 @@ def issue(  # noqa: PLR0913 an option each
     """
     changes: dict[str, Any] = {
         "caps": {kind: cap_table(caps[kind], kind) for kind in CAP_KINDS if caps[kind]},
+        "refund_caps": {"daily": cap_table(refund_daily, "refund_daily")} if refund_daily else {},
+        "refund_approval_above": cap_table(refund_above, "refund_approval_above"),
         "daily_charges": daily_charges,
         "rate": rate,
     }
@@ -247,8 +253,10 @@ def _policy(role: str | None, file: Path | None, changes: dict[str, Any]) -> Pol
         else:
             base = built_in(role or "")
         data = json.loads(dump_policy(base))
-        data["caps"] = data.get("caps", {}) | changes["caps"]
-        data |= {name: changes[name] for name in ("daily_charges", "rate") if changes[name]}
+        for caps in ("caps", "refund_caps"):
+            data[caps] = data.get(caps, {}) | changes[caps]
+        set_whole = ("daily_charges", "rate", "refund_approval_above")
+        data |= {name: changes[name] for name in set_whole if changes[name]}
         return load_policy(data)
     except KeyError as error:
         raise Failure(
