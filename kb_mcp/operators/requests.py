@@ -80,6 +80,7 @@ class KeyBody(_Body):
     rate: int | str | None = None
     approval_above: dict[str, Any] | None = None
     refund_approval_above: dict[str, Any] | None = None
+    uncapped: bool = False
 
 
 class ReasonBody(_Body):
@@ -219,6 +220,7 @@ def read_policy(policy: Policy, body: KeyBody, mode: Mode, now: int) -> Wanted:
         label=_text(body.label),
         agent=_text(body.agent),
         expires_at=expires_at,
+        uncapped=body.uncapped,
     )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
@@ -20,6 +19,7 @@ from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stores.postgres.admin import PostgresAdmin
 from kb_mcp.proxy.stores.postgres.connection import (
     Connect,
@@ -41,13 +41,22 @@ from kb_mcp.proxy.stores.postgres.schema import (
     check_schema,
     claim,
     migrate,
+    read_facts,
     register_node,
 )
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.serving.machine import boottime_ms, process_name, random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.store import Store, StoreError, explicit_settings, wanted_settings
+from kb_mcp.store_files import data_folder
+from kb_mcp.wiring.store import (
+    Store,
+    StoreError,
+    check_key_of_new_store,
+    explicit_settings,
+    keyless_settings,
+    wanted_settings,
+)
 
 
 @dataclass(slots=True)
@@ -90,12 +99,12 @@ class _Parts:
 def local_path(settings: Settings) -> Path:
     """Return the name under which this host keeps files of its own about the store."""
     try:
-        parts = conninfo_to_dict(settings.database_url)
+        parts = conninfo_to_dict(settings.postgres_url or "")
     except psycopg.Error as error:
         raise StoreError(f"KEYBRAKE_DATABASE_URL cannot be read: {told(error)}") from error
     named = "|".join(str(parts.get(name, "")) for name in ("host", "port", "dbname"))
     digest = hashlib.sha256(named.encode()).hexdigest()[:12]
-    return platformdirs.user_data_path("kb-mcp", appauthor=False) / f"postgresql-{digest}"
+    return data_folder() / f"postgresql-{digest}"
 
 
 def open_postgres(
@@ -103,13 +112,15 @@ def open_postgres(
     path: Path,
     clock_offset: Callable[[], int],
     connect: Connect | None = None,
+    *,
+    binds: Binds = Binds.LIMITS,
 ) -> Store:
     """Open the PostgreSQL store; files of this host are named after `path`.
 
-    Raises: StoreError, SchemaError, BindingError.
+    `binds` as for `open_store`. Raises: StoreError, SchemaError, BindingError.
     """
     master = b"" if settings.master_key is None else settings.master_key.reveal().encode()
-    url = settings.database_url
+    url = settings.postgres_url or ""
     parts = _Parts(
         url=url,
         connect=connect or connector(url),
@@ -118,7 +129,7 @@ def open_postgres(
         sealer=Sealer(derive_key(master, "answers"), random_bytes),
     )
     try:
-        return _open(settings, path, parts, derive_key(master, "audit"), clock_offset)
+        return _open(settings, path, parts, derive_key(master, "audit"), clock_offset, binds)
     except psycopg.Error as error:
         raise StoreError(f"cannot use the store: {told(error)}") from error
     except OSError as error:
@@ -131,7 +142,7 @@ def migrate_postgres(settings: Settings, grant_to: str | None) -> int:
     Raises: StoreError, SchemaError.
     """
     try:
-        with connector(settings.database_url)() as connection:
+        with connector(settings.postgres_url or "")() as connection:
             return migrate(connection, grant_to)
     except psycopg.Error as error:
         raise StoreError(f"cannot use the store: {told(error)}") from error
@@ -143,6 +154,7 @@ def _open(
     parts: _Parts,
     chain_key: bytes,
     clock_offset: Callable[[], int],
+    binds: Binds,
 ) -> Store:
     node = process_name(settings.node_id)
     owner = this_process(node)
@@ -151,7 +163,7 @@ def _open(
         steady_ms=lambda: boottime_ms() + clock_offset(),
     )
     with parts.connect() as connection:
-        server, bound = _join(settings, parts, connection)
+        server, bound = _join(settings, parts, connection, binds)
     records = PostgresRecords(Pool(parts.connect, parts.watchdog), parts.sealer)
     heads = PostgresHeads(
         path.with_name(f"{path.name}.heads"), node, owner, boottime_ms, lambda: clock.now(0)
@@ -190,14 +202,19 @@ def _open(
 
 
 def _join(
-    settings: Settings, parts: _Parts, connection: Connection
+    settings: Settings, parts: _Parts, connection: Connection, binds: Binds
 ) -> tuple[Server, StoreSettings]:
     """Check that the store can be served, take its time, and bind it."""
     check_schema(connection)
     queries = load_queries("postgres")
     clock = connection.execute(queries["clock"]).fetchone() or {}
     parts.time.set(int(clock["now_ms"]))
-    bound = bind(connection, wanted_settings(settings), explicit_settings(settings))
+    facts = read_facts(connection)
+    check_key_of_new_store(settings, facts)
+    wanted = (
+        keyless_settings(settings, facts) if binds is Binds.NOTHING else wanted_settings(settings)
+    )
+    bound = bind(connection, wanted, explicit_settings(settings), binds)
     return server_of(connection, queries), bound
 
 

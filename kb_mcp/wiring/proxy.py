@@ -6,7 +6,6 @@ Floor: wiring.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -26,14 +25,22 @@ from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.edge.shown_refunds import ShownRefunds
-from kb_mcp.proxy.governor import SEND_WITHIN_MS, Governor
+from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.retention import Retention
+from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
+from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.reader import StripeReads
-from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.stripe.sends import (
+    SEND_WITHIN_MS,
+    Answered,
+    Upstream,
+    UpstreamAnswer,
+    UpstreamRequest,
+)
 from kb_mcp.proxy.waiters import Waiters
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id, random_name
 from kb_mcp.serving.telemetry import chosen_span
@@ -124,26 +131,27 @@ def account_of(answer: UpstreamAnswer) -> str | None:
     """Return the account id in an answer to `GET /v1/account`, if it is one."""
     if not isinstance(answer, Answered) or answer.status != 200:
         return None
-    try:
-        account = json.loads(answer.body).get("id")
-    except (ValueError, AttributeError):
-        return None
+    account = (parse_object(answer.body) or {}).get("id")
     return account if isinstance(account, str) and account.startswith("acct_") else None
 
 
 def build_proxy(
-    settings: Settings, sandbox_app: Any | None = None, span: Span | None = None
+    settings: Settings,
+    sandbox_app: Any | None = None,
+    span: Span | None = None,
+    binds: Binds = Binds.LIMITS,
 ) -> Proxy:
     """Build wing B for `settings`. `sandbox_app` is the in-process sandbox, where there is one.
 
-    `span` records traces; without it, a collector that the settings name does.
+    `span` records traces; without it, a collector that the settings name does. `binds` is what a
+    new store is bound to by this.
 
     Raises: StoreError, BindingError, SchemaError, EgressError.
     """
     span = span or chosen_span(settings)
     upstream = TracedUpstream(build_upstream(settings, sandbox_app), span)
     followed = FollowedClock(upstream, host_ms)
-    store = open_store(settings, lambda: followed.offset_ms)
+    store = open_store(settings, lambda: followed.offset_ms, binds)
     followed.measure_from(store.base_ms)
     key = _upstream_key(settings)
     waiters = Waiters()
@@ -164,26 +172,8 @@ def build_proxy(
         look=recovery.resolve_one,
         live=store.settings.mode == "live",
     )
-    governor = Governor(
-        ledger=MeteredLedger(store.ledger, meters, boottime_ms),
-        upstream=MeteredUpstream(upstream, meters, boottime_ms),
-        clock=store.clock,
-        answers=Answers(
-            upstream=upstream,
-            upstream_key=key,
-            boottime_ms=boottime_ms,
-            read_within_ms=READ_WITHIN_MS,
-        ),
-        waiters=waiters,
-        abandoned=AbandonedIntents(upstream),
-        look=recovery.resolve_one,
-        read_again=charges.again,
-        boottime_ms=boottime_ms,
-        upstream_key=key,
-        tasks=set(),
-        behind=bool(store.behind),
-    )
-    pipeline = _desk(store, governor, charges, upstream, key, follow)
+    governor = _governor(store, upstream, key, recovery, charges, waiters, meters)
+    pipeline = _pipeline(store, governor, charges, upstream, key, follow)
     app = ProxyApp(pipeline, _own(store, pipeline, upstream), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
@@ -232,7 +222,37 @@ def sandbox_file(settings: Settings) -> Path:
     return store_path(settings).with_name(f"{store_path(settings).name}.sandbox")
 
 
-def _desk(
+def _governor(
+    store: Store,
+    upstream: Upstream,
+    key: str,
+    recovery: Recovery,
+    charges: ChargeReads,
+    waiters: Waiters,
+    meters: Meters,
+) -> Governor:
+    return Governor(
+        ledger=MeteredLedger(store.ledger, meters, boottime_ms),
+        upstream=MeteredUpstream(upstream, meters, boottime_ms),
+        clock=store.clock,
+        answers=Answers(
+            upstream=upstream,
+            upstream_key=key,
+            boottime_ms=boottime_ms,
+            read_within_ms=READ_WITHIN_MS,
+        ),
+        waiters=waiters,
+        abandoned=AbandonedIntents(upstream),
+        look=recovery.resolve_one,
+        read_again=charges.again,
+        boottime_ms=boottime_ms,
+        upstream_key=key,
+        tasks=set(),
+        behind=bool(store.behind),
+    )
+
+
+def _pipeline(
     store: Store,
     governor: Governor,
     charges: ChargeReads,

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import assert_never
 
 from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.store_admin import Binds
 
 
 class SchemaError(Exception):
@@ -21,35 +23,70 @@ class BindingError(Exception):
     """The store belongs to another account, mode or configuration; the message names both."""
 
 
-def facts_of(settings: StoreSettings) -> dict[str, str]:
+def facts_of(settings: StoreSettings, binds: Binds) -> dict[str, str]:
     """Return the facts that bind a new store to `settings`."""
-    return {
-        "account": settings.account,
-        "mode": settings.mode,
+    account = {"account": settings.account, "mode": settings.mode}
+    limits = {
         "ceilings": json.dumps(dict(settings.ceilings)),
         "refund_ceilings": json.dumps(dict(settings.refund_ceilings)),
         "upstream_timeout_ms": str(settings.upstream_timeout_ms),
         "recovery_grace_ms": str(settings.recovery_grace_ms),
     }
+    match binds:
+        case Binds.NOTHING:
+            return {}
+        case Binds.ACCOUNT:
+            return account
+        case Binds.LIMITS:
+            return account | limits
+        case _:
+            assert_never(binds)
+
+
+class LiveSettings:
+    """The settings of a store, as each transaction reads them from its rows.
+
+    A ceiling holds from the commit that wrote it, and so does a longer grace; a shorter one begins
+    with the next start, since a send under way may rest on the longer.
+    """
+
+    def __init__(self, bound: StoreSettings) -> None:
+        """Begin with what the store was bound to when it was opened."""
+        self.now = self._bound = bound
+        self._read: tuple[str | None, ...] = ()
+
+    def read(self, facts: Mapping[str, str | None]) -> StoreSettings:
+        """Return the settings that `facts` tell, and keep them in `now`."""
+        told = tuple(map(facts.get, ("ceilings", "refund_ceilings", "recovery_grace_ms")))
+        if told != self._read:
+            bound, (ceilings, refunds, grace) = self._bound, told
+            self.now = replace(
+                bound,
+                ceilings=bound.ceilings if ceilings is None else json.loads(ceilings),
+                refund_ceilings=bound.refund_ceilings if refunds is None else json.loads(refunds),
+                recovery_grace_ms=max(bound.recovery_grace_ms, int(grace or 0)),
+            )
+            self._read = told
+        return self.now
 
 
 def bound_by(
     facts: Mapping[str, str], wanted: StoreSettings, explicit: Mapping[str, object]
 ) -> StoreSettings:
-    """Return what a store with `facts` is bound to.
+    """Return what a store with `facts` is bound to; what they do not say yet is as `wanted`.
 
     `explicit` holds the settings that this process was configured with on purpose: they must
     agree with the store's. Raises: BindingError.
     """
+    told = {**facts_of(wanted, Binds.LIMITS), **facts}
     bound = replace(
         wanted,
-        account=facts["account"],
-        mode=facts["mode"],
-        ceilings=json.loads(facts["ceilings"]),
-        # A store of before there were refunds does not say.
-        refund_ceilings=json.loads(facts.get("refund_ceilings", "{}")),
-        upstream_timeout_ms=int(facts["upstream_timeout_ms"]),
-        recovery_grace_ms=int(facts["recovery_grace_ms"]),
+        account=told["account"],
+        mode=told["mode"],
+        ceilings=json.loads(told["ceilings"]),
+        refund_ceilings=json.loads(told["refund_ceilings"]),
+        upstream_timeout_ms=int(told["upstream_timeout_ms"]),
+        recovery_grace_ms=int(told["recovery_grace_ms"]),
     )
     if (bound.account, bound.mode) != (wanted.account, wanted.mode):
         raise BindingError(

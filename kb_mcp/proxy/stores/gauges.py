@@ -6,6 +6,7 @@ asks them in its own way.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -31,6 +32,15 @@ class Gauges(ABC):
     @abstractmethod
     def _after(self, row: Any) -> Mapping[str, Any]:
         """Return the values of a query that goes on after `row`, 0 being before the first."""
+
+    async def ceilings(self, *, refunds: bool = False) -> Mapping[str, int]:
+        """Return the account's daily ceiling of each currency, in minor units, as it is now.
+
+        `refunds` asks for the ceiling of what is given back.
+        """
+        told = {row["name"]: row["value"] for row in await self._asked("ceilings")}
+        wanted = "refund_ceilings" if refunds else "ceilings"
+        return json.loads(told[wanted]) if wanted in told else {}
 
     async def open_operations(self) -> dict[str, int]:
         """Return how many operations without an end there are, by state."""

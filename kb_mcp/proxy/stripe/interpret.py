@@ -43,7 +43,7 @@ _REFUNDED_IDS: Final = {
     "charge": (re.compile(r"(?:ch|py)_[A-Za-z0-9]{1,128}"), "the id of a charge, like ch_Abc123"),
     "payment_intent": (re.compile(r"pi_[A-Za-z0-9]{1,128}"), "the id of an intent, like pi_Abc123"),
 }
-_PAYMENT_FIELDS = ("payment_method", "source")
+PAYMENT_FIELDS = ("payment_method", "source")
 _DESTINATION_FIELDS = ("destination", "destination[account]", "transfer_data[destination]")
 # As every fingerprint in a store was written.
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
@@ -234,7 +234,7 @@ def _read_parties(form: Form) -> tuple[str | None, str | None, str | None] | Ref
     customer = _matched(form, ("customer",), CUSTOMER_ID, "a customer id like cus_Abc123")
     if isinstance(customer, Refusal):
         return customer
-    payment_method = _matched(form, _PAYMENT_FIELDS, _OBJECT_ID, "the id of a payment method")
+    payment_method = _matched(form, PAYMENT_FIELDS, _OBJECT_ID, "the id of a payment method")
     if isinstance(payment_method, Refusal):
         return payment_method
     destination = _matched(form, _DESTINATION_FIELDS, _OBJECT_ID, "the id of a destination")

@@ -15,12 +15,8 @@ from kb_mcp.proxy.audit.chain import node_hash
 from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.ledger.windows import rfc3339
-from kb_mcp.proxy.stores.binding import (
-    SchemaError,
-    bound_by,
-    check_account,
-    facts_of,
-)
+from kb_mcp.proxy.store_admin import Binds
+from kb_mcp.proxy.stores.binding import SchemaError, bound_by, check_account, facts_of
 from kb_mcp.proxy.stores.postgres.connection import OLDEST_SERVER, Connection
 from kb_mcp.proxy.stores.postgres.locks import Guard, lock
 from kb_mcp.proxy.stores.queries import load_grants, load_migrations, load_queries
@@ -91,21 +87,24 @@ def check_schema(connection: Connection) -> int:
 
 
 def bind(
-    connection: Connection, wanted: StoreSettings, explicit: Mapping[str, object]
+    connection: Connection,
+    wanted: StoreSettings,
+    explicit: Mapping[str, object],
+    binds: Binds = Binds.LIMITS,
 ) -> StoreSettings:
-    """Bind a new store to `wanted`, or return what it is bound to; see `binding.bound_by`.
+    """Return what the store is bound to, and bind it to `wanted` as far as it is not yet.
 
-    Raises: BindingError.
+    See `binding.bound_by`. Raises: BindingError.
     """
     queries = load_queries("postgres")
     with connection.transaction():
         _hold(connection, Guard.BINDING)
         stored = read_facts(connection)
-        if "mode" not in stored:
-            for fact in facts_of(wanted).items():
+        bound = bound_by(stored, wanted, explicit)
+        for fact in facts_of(bound, binds).items():
+            if fact[0] not in stored:
                 connection.execute(queries["set_fact"], fact)
-            return wanted
-    return bound_by(stored, wanted, explicit)
+    return bound
 
 
 def bind_account(connection: Connection, account_id: str) -> None:

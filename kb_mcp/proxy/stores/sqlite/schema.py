@@ -12,13 +12,8 @@ from collections.abc import Mapping
 from kb_mcp.proxy.audit.chain import node_hash
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.ledger.windows import rfc3339
-from kb_mcp.proxy.stores.binding import (
-    BindingError,
-    SchemaError,
-    bound_by,
-    check_account,
-    facts_of,
-)
+from kb_mcp.proxy.store_admin import Binds
+from kb_mcp.proxy.stores.binding import BindingError, SchemaError, bound_by, check_account, facts_of
 from kb_mcp.proxy.stores.queries import load_migrations, load_queries
 
 __all__ = ["BindingError", "SchemaError", "bind", "bind_account", "migrate",
@@ -57,9 +52,12 @@ def migrate(connection: sqlite3.Connection) -> int:
 
 
 def bind(
-    connection: sqlite3.Connection, wanted: StoreSettings, explicit: Mapping[str, object]
+    connection: sqlite3.Connection,
+    wanted: StoreSettings,
+    explicit: Mapping[str, object],
+    binds: Binds = Binds.LIMITS,
 ) -> StoreSettings:
-    """Bind a new store to `wanted`, or return what the store is bound to.
+    """Return what the store is bound to, and bind it to `wanted` as far as it is not yet.
 
     `explicit` holds the settings that this process was configured with on purpose: they must
     agree with the store's. Raises: BindingError.
@@ -67,14 +65,15 @@ def bind(
     connection.execute("BEGIN IMMEDIATE")
     try:
         stored = read_facts(connection)
-        if "mode" not in stored:
-            _write(connection, wanted)
+        bound = bound_by(stored, wanted, explicit)
+        new = [fact for fact in facts_of(bound, binds).items() if fact[0] not in stored]
+        if new:
+            connection.executemany(load_queries("sqlite")["set_fact"], new)
             connection.execute("COMMIT")
-            return wanted
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-    return bound_by(stored, wanted, explicit)
+    return bound
 
 
 def bind_account(connection: sqlite3.Connection, account_id: str) -> None:
@@ -122,8 +121,3 @@ def _run_script(connection: sqlite3.Connection, script: str) -> None:
         if sqlite3.complete_statement(statement):
             connection.execute(statement)
             statement = ""
-
-
-def _write(connection: sqlite3.Connection, settings: StoreSettings) -> None:
-    for name, value in facts_of(settings).items():
-        connection.execute(load_queries("sqlite")["set_fact"], (name, value))
