@@ -273,6 +273,13 @@ def test_a_refund_cap_in_another_currency_refuses(in_process: InProcessProxy) ->
     assert given_back(in_process) == 0
 
 
+def test_a_policy_that_caps_charges_alone_refunds_nothing(in_process: InProcessProxy) -> None:
+    charge, key = charged(in_process), refunder(in_process, caps={"daily": {"usd": 5000}})
+    refused = in_process.refund(key, charge, amount=900)
+    assert (refused.status_code, error_of(refused)) == (403, "amount_not_metered")
+    assert given_back(in_process) == 0
+
+
 def test_the_number_of_refunds_a_day_is_limited(in_process: InProcessProxy) -> None:
     key = refunder(in_process, daily_refunds=1)
     assert in_process.refund(key, charged(in_process)).status_code == 200
@@ -282,7 +289,9 @@ def test_the_number_of_refunds_a_day_is_limited(in_process: InProcessProxy) -> N
 
 def test_refunds_and_charges_have_windows_of_their_own(tmp_path: Path) -> None:
     with InProcessProxy(tmp_path, KEYBRAKE_ACCOUNT_DAILY_REFUND_CAP="10.00usd") as in_process:
-        key = in_process.issue("billing-with-refunds", daily={"usd": 2900})
+        caps = {"caps": {"daily": {"usd": 2900}}, "refund_caps": {"daily": {"usd": 2900}}}
+        both = built_in("billing-with-refunds").model_dump(mode="json", by_alias=True) | caps
+        key = in_process.issue(Policy.model_validate(both, strict=False))
         charge = in_process.charge(key, period="2026-11").json()["id"]
         over = in_process.refund(key, charge, amount=1001)
         assert (error_of(over), facts_of(over)["cap_kind"]) == (

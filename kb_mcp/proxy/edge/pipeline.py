@@ -199,7 +199,11 @@ class RequestPipeline:
         async def touch(owned: Reading) -> Refusal | None:
             return await self._touch(admitted, owned)
 
-        asked = await self.charges.prepare(admitted.policy, reading, touch)
+        policy = admitted.policy
+        if policy.capped and not any(policy.refund_caps.tables()):
+            # A policy that caps what is charged, and says nothing of refunds, caps no refund.
+            return refuse(Code.AMOUNT_NOT_METERED)
+        asked = await self.charges.prepare(policy, reading, touch)
         if isinstance(asked, Refusal):
             return asked
         name = Name(asked.name, NamedBy.CONTENT, asked.name)

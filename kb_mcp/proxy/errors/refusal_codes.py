@@ -156,7 +156,8 @@ _FORBIDDEN: Final[Wording] = {
     Code.AMOUNT_NOT_METERED: (
         "This request does not tell how much money it moves, so a capped vault key may not "
         "send it. Nothing was done.",
-        "Caps cannot hold what the request does not say, whatever the allowlist grants.",
+        "Caps cannot hold what the request does not say, whatever the allowlist grants. A refund is "
+        "refused so where a policy has caps, and none on refunds.",
     ),
     Code.REFUND_CAP_EXCEEDED: (
         "This refund would exceed a refund cap ({window}): the cap is {cap} and {left} is left. "
