@@ -81,6 +81,8 @@ class KeyBody(_Body):
     approval_above: dict[str, Any] | None = None
     refund_approval_above: dict[str, Any] | None = None
     uncapped: bool = False
+    overlaps: str | None = None
+    period_kinds: list[str] | None = None
 
 
 class ReasonBody(_Body):
@@ -275,6 +277,8 @@ def _policy(body: KeyBody) -> Policy:
         "daily_refunds": body.daily_refunds,
         "approval_above": body.approval_above,
         "refund_approval_above": body.refund_approval_above,
+        "overlaps": body.overlaps,
+        "period_kinds": body.period_kinds,
     }
     data |= {name: value for name, value in narrowed.items() if value is not None}
     try:

@@ -156,8 +156,8 @@ _FORBIDDEN: Final[Wording] = {
     Code.AMOUNT_NOT_METERED: (
         "This request does not tell how much money it moves, so a capped vault key may not "
         "send it. Nothing was done.",
-        "Caps cannot hold what the request does not say, whatever the allowlist grants. A refund is "
-        "refused so where a policy has caps, and none on refunds.",
+        "Caps cannot hold what the request does not say, whatever the allowlist grants. A refund "
+        "is refused so where a policy has caps, and none on refunds.",
     ),
     Code.REFUND_CAP_EXCEEDED: (
         "This refund would exceed a refund cap ({window}): the cap is {cap} and {left} is left. "
@@ -203,9 +203,10 @@ _BAD_REQUEST: Final[Wording] = {
         "Dot segments, double slashes, encoded slashes, control characters and the like.",
     ),
     Code.PERIOD_OUT_OF_WINDOW: (
-        "The billing period {period} is outside the window that this vault key may bill. "
+        "The billing period {period} is not one that this vault key may bill: {reason}. "
         "Nothing was charged. Check the period; do not choose another to get around this.",
-        "`period_window` of the policy, in calendar months back and ahead.",
+        "`period_window` of the policy, in calendar months back and ahead, or `period_kinds`, if "
+        "it names some.",
     ),
     Code.IDEMPOTENCY_KEY_REQUIRED: (
         "Nothing in this request names the bill. Send metadata[billing_period], for example "
@@ -213,9 +214,11 @@ _BAD_REQUEST: Final[Wording] = {
         "The policy is `strict`, and no key can be derived from the content.",
     ),
     Code.PERIOD_ALREADY_CHARGED: (
-        "This customer was already charged for this period: {charge}. Nothing was charged "
-        "now. Do not change amount, currency or period to charge again; look at that charge.",
-        "Another live bill holds the same customer and period.",
+        "This customer was already charged for this period, or a part of it: {charge}. Nothing "
+        "was charged now. Do not change amount, currency or period to charge again; look at that "
+        "charge.",
+        "Another live bill of the same customer and reference holds this period, or shares a day "
+        "with it. `overlaps` in the policy lets periods share days; the same one, never.",
     ),
     Code.CHARGE_NOT_REFUNDABLE: (
         "This charge cannot be refunded: {reason}. Nothing was given back. Check the charge id; "
@@ -246,8 +249,8 @@ _BAD_REQUEST: Final[Wording] = {
     Code.DUPLICATE_SUSPECTED: (
         "This looks like a bill that was already made: {charge}. Nothing was charged now. "
         "Look at that charge; if it is another bill, tell an operator.",
-        "The same customer, amount and currency within `duplicate_window`, or periods that "
-        "overlap.",
+        "The same customer, amount and currency within `duplicate_window`, and one of the two "
+        "bills has no period.",
     ),
 }
 _REUSED: Final[Wording] = {

@@ -12,6 +12,7 @@ from msgspec import Struct
 from kb_mcp.proxy.ledger.records import (
     AuditDraft,
     Bill,
+    BilledPeriod,
     KeyId,
     LineageId,
     NamedBy,
@@ -36,7 +37,8 @@ class Command(Struct, frozen=True, kw_only=True):
     approval. `lease_ms` is how long a send may take, all told. `joined` says that it waited for
     somebody else's send before, and has its audit row of that. `continues` is the operation whose
     object a step goes on with, as it was read before; `money` is what it comes to then. `refund` is
-    what was read of the charge that is to be given back.
+    what was read of the charge that is to be given back. `caller_keys` are kept of keys that an SDK
+    made up, where they may name the request; `older_…` is how an older version kept either.
     """
 
     reading: Reading
@@ -47,9 +49,11 @@ class Command(Struct, frozen=True, kw_only=True):
     name: str
     named_by: NamedBy
     upstream_name: str
+    older_names: tuple[str, ...] = ()
     fingerprint: str
     stripe_version: str | None
-    caller_key: str | None
+    caller_keys: tuple[str, ...] = ()
+    older_caller_keys: tuple[str, ...] = ()
     fresh_id: OperationId
     fresh_approval_id: str
     owner: str
@@ -77,22 +81,27 @@ class Command(Struct, frozen=True, kw_only=True):
         reading = self.reading
         if reading.customer is None or self.refund is not None:
             return None
-        period = reading.period
         return Bill(
             customer=reading.customer,
             amount=self.money.amount,
             currency=self.money.currency,
             since=now - self.policy.duplicate_window_ms,
-            start=None if period is None else period.start.isoformat(),
-            end=None if period is None else period.end.isoformat(),
         )
 
     def refs(self, now: int) -> Refs:
         """Return the rows that deciding on this intent depends on, at the store's `now`."""
         reading = self.reading
-        periods: frozenset[tuple[str, str, str]] = frozenset()
+        periods: frozenset[BilledPeriod] = frozenset()
         if reading.customer is not None and reading.period is not None:
-            periods = frozenset({(reading.customer, reading.period.label, reading.reference or "")})
+            period = reading.period
+            days = BilledPeriod(
+                customer=reading.customer,
+                reference=reading.reference or "",
+                label=period.label,
+                start=period.start.isoformat(),
+                end=period.end.isoformat(),
+            )
+            periods = frozenset({days})
         bill = self.bill(now)
         windows = self.windows(now).all()
         if self.continues is not None:
@@ -100,7 +109,8 @@ class Command(Struct, frozen=True, kw_only=True):
         return Refs(
             keys=frozenset({self.key_id}),
             lineages=frozenset({self.lineage_id}),
-            names=frozenset({self.name}),
+            names=frozenset({self.name, *self.older_names}),
+            caller_keys=frozenset({*self.caller_keys, *self.older_caller_keys}),
             periods=periods,
             bills=frozenset() if bill is None else frozenset({bill}),
             charges=frozenset() if self.refund is None else frozenset({self.refund.charge}),

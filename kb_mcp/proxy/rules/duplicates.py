@@ -15,6 +15,7 @@ from kb_mcp.proxy.ledger.records import HOLDING, NamedBy, Operation
 from kb_mcp.proxy.ledger.records import State as S
 
 if TYPE_CHECKING:
+    from kb_mcp.periods import Period
     from kb_mcp.proxy.ledger.snapshot import Snapshot
     from kb_mcp.proxy.rules.command import Command
 
@@ -51,10 +52,8 @@ def _conflicts(snapshot: Snapshot, command: Command) -> list[tuple[Code, Operati
     if reading.customer is not None and reading.period is not None:
         found += [
             (Code.PERIOD_ALREADY_CHARGED, peer)
-            for peer in snapshot.period_peers(
-                reading.customer, reading.period.label, reading.reference
-            )
-            if peer.name != command.name
+            for peer in snapshot.period_peers(reading.customer, reading.reference)
+            if peer.name != command.name and _same_days(command, reading.period, peer)
         ]
     bill = command.bill(snapshot.now)
     if bill is not None:
@@ -66,11 +65,19 @@ def _conflicts(snapshot: Snapshot, command: Command) -> list[tuple[Code, Operati
     return found
 
 
+def _same_days(command: Command, period: Period, peer: Operation) -> bool:
+    if peer.period == period.label:
+        return True
+    # It is the sender's policy that may bill days twice: what the peer's was allowed is past.
+    refused = command.policy.overlaps == "refuse"
+    return refused and peer.period is not None and overlap(period, parse_period(peer.period))
+
+
 def _suspicious(command: Command, peer: Operation, since: int) -> bool:
     period = command.reading.period
     if period is not None and peer.period is not None:
-        # Equal periods are the period guard's; a shared boundary day is no overlap.
-        return peer.period != period.label and overlap(period, parse_period(peer.period))
+        # Both say what they are for: the guard of periods has judged them.
+        return False
     if period is None and command.named_by is NamedBy.CALLER:
         return False
     unresolved = peer.state in HOLDING or peer.state is S.VOIDED
@@ -88,4 +95,5 @@ def _refusal(code: Code, peer: Operation) -> Refusal:
     }
     named = peer.object_id or f"operation {peer.id}, whose outcome is {peer.state.value}"
     amount = format_money(Money(peer.amount, peer.currency))
-    return refuse(code, facts=facts, charge=f"{named}, {amount}")
+    period = f" for {peer.period}" if peer.period else ""
+    return refuse(code, facts=facts, charge=f"{named}, {amount}{period}")

@@ -146,7 +146,6 @@ def new_operation(snapshot: Snapshot, command: Command, older: Operation | None)
         reference=None,
         fingerprint=command.fingerprint,
         upstream_name=command.upstream_name if older is None else later_name(older),
-        caller_key=command.caller_key,
         gives_back=None if command.refund is None else command.refund.charge,
         state=S.RESERVED,
         first_arrival_at=snapshot.now,

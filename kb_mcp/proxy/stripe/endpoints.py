@@ -381,6 +381,9 @@ ENDPOINTS: Final[Mapping[str, Route]] = MappingProxyType(
 CHARGED_BY: Final = frozenset({"POST /v1/charges", "POST /v1/payment_intents"})
 """The endpoints whose operations are charges, as people count them."""
 
+# Where money is asked for that the request tells.
+METERED: Final = tuple(route.endpoint for route in ROUTES if route.moves is Moves.METERED)
+
 _TEMPLATES: dict[str, dict[str, Route]] = {}
 for _route in ROUTES:
     _TEMPLATES.setdefault(_route.template, {})[_route.method] = _route
