@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.records import Attempt, Operation
 
 STATES = ("reserved", "unknown", "awaiting_approval", "succeeded", "failed", "voided")
-COLUMNS = ("id", "state", "customer_id", "billing_period", "amount", "currency", "charge_id",
-           "code", "created_at")  # fmt: skip
+COLUMNS = ("id", "kind", "state", "customer_id", "billing_period", "amount", "currency",
+           "charge_id", "code", "created_at")  # fmt: skip
 INTENTS = "POST /v1/payment_intents"
 _OBJECT_ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9]{1,128}")
 
@@ -110,14 +110,17 @@ def reopen(*, operation_id: str, reason: str, as_json: bool) -> None:
     """Let a refunded bill be billed once more, or waive a suspicion that was wrong.
 
     Where Stripe shows no full refund, the bill stays charged; one other bill that was taken for
-    it may pass.
+    it may pass. Of a refund, it lets one more be made of the same charge.
 
     Example: kb-mcp operations reopen op_0123456789abcdef01234567 --reason "wrong card"
     """
 
     async def act(opened: OpenProxy, operation: Operation) -> Done | NotDone:
         from kb_mcp.operators.actions.operations import reopen as reopen_operation
+        from kb_mcp.operators.actions.refunds import reopen_refund
 
+        if operation.kind == "refund":
+            return await reopen_refund(opened.store.ledger, operation, _by(reason))
         refunded = operation.object_id is not None and await _refunded(opened, operation)
         ledger = opened.store.ledger
         return await reopen_operation(ledger, operation, _by(reason), refunded=refunded)

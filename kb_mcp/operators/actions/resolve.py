@@ -17,6 +17,7 @@ from kb_mcp.operators.actions.operations import (
     NotDone,
     reopen,
 )
+from kb_mcp.operators.actions.refunds import reopen_refund
 from kb_mcp.operators.actions.settle import settle_by_object
 from kb_mcp.operators.actions.void import void_by, why_not_now
 from kb_mcp.proxy.access.authenticate import policy_of
@@ -85,6 +86,8 @@ class StripeActs:
 
     async def reopen(self, operation: Operation, by: By) -> Done | NotDone:
         """Let a refunded bill be billed once more, or waive a suspicion that was wrong."""
+        if operation.kind == "refund":
+            return await reopen_refund(self.ledger, operation, by)
         refunded = False
         if operation.object_id is not None:
             intent = operation.route == _INTENTS

@@ -103,6 +103,7 @@ def marks(charge: Charge) -> dict[str, str]:
 def charge_record(charge: Charge) -> Record:
     """Return a charge that the ledger lacks, as `reconcile` and `adopt` show it."""
     return {
+        "kind": "charge",
         "charge_id": charge["id"],
         "payment_intent": charge.get("payment_intent"),
         "status": charge.get("status"),
