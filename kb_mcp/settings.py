@@ -64,6 +64,7 @@ class Settings:
     vault_key: Secret | None = None
     vault_key_billing: Secret | None = None
     vault_key_audit: Secret | None = None
+    vault_key_refunds: Secret | None = None
     oauth_issuers: tuple[str, ...] = ()
     oauth_audience: str | None = None
     charge_api: ChargeApi = "charges"
@@ -73,6 +74,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     public_url: str | None = None
     account_daily_cap: tuple[Money, ...] = ()
+    account_daily_refund_cap: tuple[Money, ...] = ()
     upstream_timeout_ms: int = 25_000
     recovery_interval_ms: int = 15_000
     recovery_grace_ms: int = 600_000
@@ -170,6 +172,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         vault_key=source.secret("VAULT_KEY", read_vault_key),
         vault_key_billing=source.secret("VAULT_KEY_BILLING", read_vault_key),
         vault_key_audit=source.secret("VAULT_KEY_AUDIT", read_vault_key),
+        vault_key_refunds=source.secret("VAULT_KEY_REFUNDS", read_vault_key),
         oauth_issuers=source.addresses("OAUTH_ISSUERS"),
         oauth_audience=source.text("OAUTH_AUDIENCE"),
         charge_api=_charge_api(source.text("CHARGE_API")),
@@ -178,7 +181,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         master_key=_master_key(source.secret("MASTER_KEY")),
         allowed_hosts=_allowed_hosts(source.text("ALLOWED_HOSTS")),
         public_url=source.url("PUBLIC_URL"),
-        account_daily_cap=_caps(source.text("ACCOUNT_DAILY_CAP")),
+        account_daily_cap=_caps(source, "ACCOUNT_DAILY_CAP"),
+        account_daily_refund_cap=_caps(source, "ACCOUNT_DAILY_REFUND_CAP"),
         upstream_timeout_ms=source.seconds("UPSTREAM_TIMEOUT", default="25"),
         recovery_interval_ms=source.seconds("RECOVERY_INTERVAL", default="15"),
         recovery_grace_ms=source.seconds("RECOVERY_GRACE", default="600"),
@@ -191,14 +195,14 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 _COLLECTOR = ("ENDPOINT", "TRACES_ENDPOINT")  # read in full by OpenTelemetry itself
 _SECRETS = frozenset(
-    "DATABASE_URL STRIPE_KEY VAULT_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT ADMIN_TOKEN "
-    "MASTER_KEY".split()
+    "DATABASE_URL STRIPE_KEY VAULT_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT VAULT_KEY_REFUNDS "
+    "ADMIN_TOKEN MASTER_KEY".split()
 )
 _PLAIN = frozenset(
     "STRIPE_API_BASE ACCOUNT ALLOW_UNRESTRICTED_KEY ALLOW_HTTP PROXY_URL EMBEDDED CHARGE_API "
-    "ALLOW_REFERENCE ALLOWED_HOSTS PUBLIC_URL ACCOUNT_DAILY_CAP UPSTREAM_TIMEOUT "
-    "RECOVERY_INTERVAL RECOVERY_GRACE NODE_ID CLOCK_OFFSET CA_FILE OAUTH_ISSUERS "
-    "OAUTH_AUDIENCE".split()
+    "ALLOW_REFERENCE ALLOWED_HOSTS PUBLIC_URL ACCOUNT_DAILY_CAP ACCOUNT_DAILY_REFUND_CAP "
+    "UPSTREAM_TIMEOUT RECOVERY_INTERVAL RECOVERY_GRACE NODE_ID CLOCK_OFFSET CA_FILE "
+    "OAUTH_ISSUERS OAUTH_AUDIENCE".split()
 )
 _KNOWN = frozenset(
     {PREFIX + name for name in _SECRETS | _PLAIN} | {f"{PREFIX}{name}_FILE" for name in _SECRETS}
@@ -310,15 +314,16 @@ def _allowed_hosts(value: str | None) -> tuple[str, ...]:
     return hosts
 
 
-def _caps(value: str | None) -> tuple[Money, ...]:
+def _caps(source: Environment, name: str) -> tuple[Money, ...]:
+    value, variable = source.text(name), PREFIX + name
     try:
         caps = tuple(parse_cap(part.strip()) for part in value.split(",")) if value else ()
     except ValueError:
         hint = "Set one amount per currency, for example 50000.00usd,40000.00eur."
-        raise SettingsError("KEYBRAKE_ACCOUNT_DAILY_CAP", "holds no cap", hint) from None
+        raise SettingsError(variable, "holds no cap", hint) from None
     if len({cap.currency for cap in caps}) != len(caps):
         problem, hint = "names a currency twice", "Set one amount per currency."
-        raise SettingsError("KEYBRAKE_ACCOUNT_DAILY_CAP", problem, hint)
+        raise SettingsError(variable, problem, hint)
     return caps
 
 

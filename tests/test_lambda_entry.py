@@ -20,6 +20,8 @@ from kb_mcp.agent.catalogue import (
     ChargeResult,
     ChargeStatusArguments,
     ChargeStatusResult,
+    RefundArguments,
+    RefundResult,
     ToolName,
 )
 from kb_mcp.agent.outcomes import lost
@@ -60,6 +62,9 @@ class Unanswered:
     def charge_status(
         self, arguments: ChargeStatusArguments, context: CallContext
     ) -> ChargeStatusResult:
+        raise NotImplementedError(arguments, context)
+
+    def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
         raise NotImplementedError(arguments, context)
 
 

@@ -19,6 +19,9 @@ from kb_mcp.agent.catalogue import (
     ChargeResult,
     ChargeStatusArguments,
     ChargeStatusResult,
+    RefundArguments,
+    RefundResult,
+    ShownRefund,
     ToolName,
     tools_granted,
 )
@@ -34,6 +37,12 @@ from kb_mcp.agent.outcomes import (
     raise_if_nothing_sent,
     without_card,
 )
+from kb_mcp.agent.refunds import (
+    describe_refunds,
+    refund_outcome,
+    refund_params,
+    refund_unknown,
+)
 from kb_mcp.agent.sdk import Lost, NoCard, ProxySdk, Resource
 from kb_mcp.agent.status import (
     another_bill,
@@ -47,7 +56,7 @@ from kb_mcp.agent.status import (
 from kb_mcp.agent.trust import Trust
 from kb_mcp.agent.wording import UNAVAILABLE
 from kb_mcp.environment import SettingsError
-from kb_mcp.idempotency import idempotency_key
+from kb_mcp.idempotency import idempotency_key, refund_name
 
 if TYPE_CHECKING:
     import httpx
@@ -65,7 +74,7 @@ _RESOURCES: Final[Mapping[str, Resource]] = MappingProxyType(
 
 
 class Billing:
-    """The two tools behind every door. Thread-safe; close it when done."""
+    """The tools behind every door. Thread-safe; close it when done."""
 
     def __init__(  # noqa: PLR0913 - what a line to a proxy is made of, each by name
         self,
@@ -206,6 +215,20 @@ class Billing:
         # What cannot be read at Stripe now is told as the ledger has it.
         return describe_operation(operation, livemode=reply.livemode)
 
+    def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
+        """Give a charge back once, all that is left of it or a part.
+
+        Raises: ProxyUnavailableError, RateLimitedError, where nothing was sent.
+        """
+        params, key = refund_params(arguments), refund_name(arguments.charge_id)
+        answer = self._ask(
+            ToolName.REFUND,
+            lambda token: self._sdk.refund(token, params, key, context.headers()),
+        )
+        if isinstance(answer, Lost):
+            return refund_unknown(arguments, livemode=answer.livemode)
+        return refund_outcome(arguments, answer)
+
     def _charge(
         self, arguments: ChargeArguments, context: CallContext, token: str
     ) -> Reply | Lost | NoCard:
@@ -253,8 +276,19 @@ class Billing:
             lambda token: self._sdk.retrieve(token, resource, charge_id, context.headers())
         )
         if not reply.is_error:
-            return describe_charge(reply)
+            refunds = self._refunds_of(charge_id, context)
+            return describe_charge(reply).model_copy(update={"refunds": refunds})
         return not_found() if reply.status == 404 else not_readable(reply)
+
+    def _refunds_of(self, charge_id: str, context: CallContext) -> list[ShownRefund] | None:
+        """Return the refunds of a charge, or None where they cannot be said."""
+        wanted = {"charge_id": charge_id}
+        try:
+            reply = self._read(lambda token: self._sdk.operations(token, wanted, context.headers()))
+        except (ProxyUnavailableError, RateLimitedError):
+            # The charge was found: that there is more to say must not hide it.
+            return None
+        return describe_refunds(reply)
 
     def _read(self, ask: Callable[[str], Reply | Lost]) -> Reply:
         answer = self._ask(ToolName.CHARGE_STATUS, ask)

@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, assert_never
 
 from kb_mcp.agent.arguments import Invalid, read_arguments
 from kb_mcp.agent.catalogue import (
+    Arguments,
     ChargeArguments,
     ChargeResult,
     ChargeStatusArguments,
     ChargeStatusResult,
+    RefundArguments,
+    RefundResult,
     Result,
     ToolName,
     find_tool,
@@ -26,6 +29,7 @@ from kb_mcp.agent.outcomes import (
     ToolNotGrantedError,
     uncertain,
 )
+from kb_mcp.agent.refunds import refund_unknown
 from kb_mcp.traces import Trace
 
 logger = logging.getLogger(__name__)
@@ -93,6 +97,9 @@ class Biller(Protocol):
     ) -> ChargeStatusResult:
         """Look up a charge."""
 
+    def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
+        """Give a charge back once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:
@@ -152,15 +159,26 @@ def call_tool(
     except Exception as error:  # noqa: BLE001 - a door must answer; after a send, with "unknown"
         # Not the exception itself: its text and frames can hold keys.
         logger.error("The tool %s broke: %s", tool.name, type(error).__name__)  # noqa: TRY400 - without the trace
-        return Answered(uncertain(arguments))
+        return Answered(_broken(arguments))
 
 
-def _run(
-    biller: Biller, arguments: ChargeArguments | ChargeStatusArguments, context: CallContext
-) -> Result:
-    if isinstance(arguments, ChargeArguments):
-        return biller.charge(arguments, context)
-    return biller.charge_status(arguments, context)
+def _run(biller: Biller, arguments: Arguments, context: CallContext) -> Result:
+    match arguments:
+        case ChargeArguments():
+            return biller.charge(arguments, context)
+        case ChargeStatusArguments():
+            return biller.charge_status(arguments, context)
+        case RefundArguments():
+            return biller.refund(arguments, context)
+        case _:
+            assert_never(arguments)
+
+
+def _broken(arguments: Arguments) -> Result:
+    """Say, of a call that broke in our own code, what is safe to assume: nothing."""
+    if isinstance(arguments, RefundArguments):
+        return refund_unknown(arguments, code="internal_error", livemode=False)
+    return uncertain(arguments)
 
 
 def _clean(text: str | None) -> str:

@@ -36,6 +36,7 @@ class ToolName(StrEnum):
 
     CHARGE = "charge"
     CHARGE_STATUS = "charge_status"
+    REFUND = "refund"
 
 
 def _period(text: str) -> str:
@@ -167,6 +168,30 @@ class ChargeStatusArguments(_Arguments):
         return self
 
 
+class RefundArguments(_Arguments):
+    """What `refund` takes; without an amount, all that is left of the charge is given back."""
+
+    charge_id: ChargeId = Field(
+        description="The charge to give back, ch_Abc123 or pi_Abc123. Never the id of a refund."
+    )
+    amount_cents: int | None = Field(
+        default=None,
+        gt=0,
+        description=(
+            "How much to give back, as a whole number in the currency's minor unit: 2900 is 29.00 "
+            "USD. Leave it out only to give back all that is left of the charge; it is never 0 and "
+            "never empty."
+        ),
+    )
+    reason: Literal["duplicate", "fraudulent", "requested_by_customer"] | None = Field(
+        default=None,
+        description=(
+            "Why: duplicate, fraudulent or requested_by_customer. Leave it out if the user gave "
+            "no reason."
+        ),
+    )
+
+
 class ChargeResult(BaseModel):
     """What `charge` answers; what is None is left out."""
 
@@ -195,6 +220,20 @@ class ChargeResult(BaseModel):
     next_step: str = Field(description="What to do next, and what not to do.")
 
 
+class ShownRefund(BaseModel):
+    """One refund of a charge, whoever made it; what is None is left out."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    refund_id: str | None = Field(default=None, description="The refund, re_Abc123.")
+    amount_cents: int | None = Field(default=None, description="Amount in minor units.")
+    status: str | None = Field(
+        default=None,
+        description="succeeded, pending, failed, canceled, or unknown (sent, outcome not known).",
+    )
+    created: str | None = Field(default=None, description="When it was made, RFC 3339 in UTC.")
+
+
 class ChargeStatusResult(BaseModel):
     """What `charge_status` answers; what is None is left out."""
 
@@ -213,6 +252,9 @@ class ChargeStatusResult(BaseModel):
     amount_refunded: int | None = Field(
         default=None, description="How much of it was given back, in minor units."
     )
+    refunds: list[ShownRefund] | None = Field(
+        default=None, description="Its refunds, newest first, whoever made them."
+    )
     disputed: bool | None = Field(default=None, description="True if the customer disputes it.")
     receipt_url: str | None = Field(default=None, description="The receipt to show or send.")
     currency: str | None = Field(default=None, description="Lower-case ISO currency code.")
@@ -225,7 +267,37 @@ class ChargeStatusResult(BaseModel):
     next_step: str = Field(description="What to do next, and what not to do.")
 
 
-Result = ChargeResult | ChargeStatusResult
+class RefundResult(BaseModel):
+    """What `refund` answers; what is None is left out."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    status: Status = Field(
+        description=(
+            "succeeded (the money is on its way back), pending (accepted, not final), failed "
+            "(nothing was given back), unknown (sent, outcome not known: do not refund again), or "
+            "refused (stopped by a rule, nothing was given back)."
+        )
+    )
+    refund_id: str | None = Field(default=None, description="The refund, re_Abc123.")
+    charge_id: str = Field(description="The charge that is given back.")
+    amount_cents: int | None = Field(default=None, description="Amount in minor units.")
+    currency: str | None = Field(default=None, description="Lower-case ISO currency code.")
+    already_refunded: bool = Field(
+        description="True if the refund existed before this call: nothing was given back now."
+    )
+    amount_left: int | None = Field(
+        default=None, description="What is left of the charge, in minor units, where it is known."
+    )
+    livemode: bool = Field(description="True if real money is concerned, false in test mode.")
+    operation_id: str | None = Field(default=None, description="The operation in the ledger.")
+    code: str | None = Field(default=None, description="Why it failed or was refused.")
+    message: str = Field(description="What happened, in words.")
+    next_step: str = Field(description="What to do next, and what not to do.")
+
+
+Result = ChargeResult | ChargeStatusResult | RefundResult
+Arguments = ChargeArguments | ChargeStatusArguments | RefundArguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,9 +307,9 @@ class Tool:
     name: ToolName
     title: str
     description: str
-    arguments: type[ChargeArguments | ChargeStatusArguments]
-    result: type[ChargeResult | ChargeStatusResult]
-    vault_key: Literal["billing", "audit"]
+    arguments: type[Arguments]
+    result: type[Result]
+    vault_key: Literal["billing", "audit", "refunds"]
     http_method: Literal["POST", "GET"]
     http_path: str
     read_only: bool
@@ -292,8 +364,29 @@ _CHARGE_STATUS = Tool(
     http_path="/charge-status",
     read_only=True,
 )
+_REFUND = Tool(
+    name=ToolName.REFUND,
+    title="Give a charge back once",
+    description=(
+        "Gives a charge back to the customer, all that is left of it or a part, exactly once. It "
+        "cannot be taken back. Use it only when the user asked for this refund of this charge; "
+        "look at the charge with charge_status first. A complaint, a question or a dispute is no "
+        "reason to refund. Asking again for the same charge never refunds twice: it returns the "
+        "first refund with already_refunded true. If the status is failed or refused, do not try "
+        "other amounts or other charges: tell the user what next_step says. If the status is "
+        "unknown, the refund may have gone through: do not refund again, ask charge_status later. "
+        "livemode tells whether real money is concerned."
+    ),
+    arguments=RefundArguments,
+    result=RefundResult,
+    vault_key="refunds",
+    http_method="POST",
+    http_path="/refund",
+    read_only=False,
+    said_by_absence=frozenset({"amount_cents"}),
+)
 TOOLS: Final[Mapping[ToolName, Tool]] = MappingProxyType(
-    {tool.name: tool for tool in (_CHARGE, _CHARGE_STATUS)}
+    {tool.name: tool for tool in (_CHARGE, _CHARGE_STATUS, _REFUND)}
 )
 _REFERENCE_OFF: Final = replace(_CHARGE, hidden=frozenset({"reference"}))
 READS: Final[Mapping[ChargeApi, str]] = MappingProxyType(
@@ -335,5 +428,9 @@ def _narrowed(tool: Tool, period_kinds: tuple[str, ...]) -> Tool:
 
 def tools_granted(allow: frozenset[str], charge_api: ChargeApi) -> frozenset[ToolName]:
     """Return the tools that a vault key with the allowlist `allow` can serve."""
-    needed = {ToolName.CHARGE: WRITES[charge_api], ToolName.CHARGE_STATUS: READS[charge_api]}
+    needed = {
+        ToolName.CHARGE: WRITES[charge_api],
+        ToolName.CHARGE_STATUS: READS[charge_api],
+        ToolName.REFUND: "POST /v1/refunds",
+    }
     return frozenset(name for name, endpoint in needed.items() if endpoint in allow)

@@ -18,8 +18,10 @@ from kb_mcp.cli.options import cap_table
 from kb_mcp.cli.output import json_option, print_record
 from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX
 
+_CEILINGS = {"account_daily_cap": "ceilings", "account_daily_refund_cap": "refund_ceilings"}
 _TAKEN_UP = {
     "account_daily_cap": "It holds for every charge from now on, in every process.",
+    "account_daily_refund_cap": "It holds for every refund from now on, in every process.",
     "upstream_timeout": "Processes that are serving take it up when they start again.",
     "recovery_grace": "A longer one holds from now on, a shorter one where a process starts again.",
 }
@@ -113,8 +115,8 @@ def confirm_clock(*, as_json: bool) -> None:
 
 
 def _facts(name: str, value: str) -> dict[str, str]:
-    if name == "account_daily_cap":
-        return {"ceilings": json.dumps(_ceilings(value))}
+    if name in _CEILINGS:
+        return {_CEILINGS[name]: json.dumps(_ceilings(value))}
     if not value.isascii() or not value.isdigit() or not 0 < int(value) <= 86_400:
         raise click.BadParameter(f"{name} is a whole number of seconds, at most a day")
     return {f"{name}_ms": str(int(value) * 1000)}
@@ -145,6 +147,7 @@ def _record(facts: Mapping[str, str]) -> dict[str, Any]:
         "account": facts["account"],
         "mode": facts["mode"],
         "account_daily_cap": json.loads(facts["ceilings"]),
+        "account_daily_refund_cap": json.loads(facts.get("refund_ceilings", "{}")),
         "upstream_timeout": int(facts["upstream_timeout_ms"]) // 1000,
         "recovery_grace": int(facts["recovery_grace_ms"]) // 1000,
     }

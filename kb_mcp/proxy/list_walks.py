@@ -95,9 +95,10 @@ class Walk:
         first_ms = min(each.first_sent_at for each in self.attempts)
         since_ms = first_ms - LOOK_BACK_MS - self.ahead_ms
         query = {"limit": str(PAGE), "created[gte]": str(since_ms // 1000)}
-        if "customer" in filters and self.operation.customer is not None:
-            query["customer"] = self.operation.customer
-        return query
+        narrowed = {"customer": self.operation.customer, "charge": self.operation.gives_back}
+        return query | {
+            name: value for name, value in narrowed.items() if name in filters and value is not None
+        }
 
     def _look(self, items: list[Any]) -> Finding | None:
         for item in items:

@@ -74,6 +74,7 @@ def held_keys(settings: Settings) -> Mapping[ToolName, KeySource]:
     configured = {
         ToolName.CHARGE: settings.vault_key_billing,
         ToolName.CHARGE_STATUS: settings.vault_key_audit,
+        ToolName.REFUND: settings.vault_key_refunds,
     }
     return {tool: key_source(secret) for tool, secret in configured.items() if secret is not None}
 

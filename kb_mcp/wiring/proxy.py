@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
+from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
 from kb_mcp.proxy.edge.app import ProxyApp
 from kb_mcp.proxy.edge.health import Readiness
@@ -26,6 +27,7 @@ from kb_mcp.proxy.edge.key_api import KeyApi
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
+from kb_mcp.proxy.edge.shown_refunds import ShownRefunds
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
@@ -166,8 +168,15 @@ def build_proxy(
     recovery = _recovery(store, upstream, waiters)
     reads = StripeReads(upstream, store.clock, boottime_ms)
     refund_watch = RefundWatch(store.ledger, store.records, reads)
-    governor = _governor(store, upstream, key, recovery, refund_watch, waiters, meters)
-    pipeline = _pipeline(store, governor, upstream, key, follow, build_issuers(settings))
+    charges = ChargeReads(
+        ledger=store.ledger,
+        stripe=reads,
+        look=recovery.resolve_one,
+        live=store.settings.mode == "live",
+    )
+    reading = _Reading(recovery, refund_watch, charges)
+    governor = _governor(store, upstream, key, reading, waiters, meters)
+    pipeline = _pipeline(store, governor, charges, upstream, key, follow, build_issuers(settings))
     app = ProxyApp(pipeline, _own(store, pipeline, upstream), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
@@ -234,12 +243,19 @@ def sandbox_file(settings: Settings) -> Path:
     return store_path(settings).with_name(f"{store_path(settings).name}.sandbox")
 
 
+class _Reading(NamedTuple):
+    """What reads Stripe on the path of a request."""
+
+    recovery: Recovery
+    refund_watch: RefundWatch
+    charges: ChargeReads
+
+
 def _governor(
     store: Store,
     upstream: Upstream,
     key: str,
-    recovery: Recovery,
-    refund_watch: RefundWatch,
+    reading: _Reading,
     waiters: Waiters,
     meters: Meters,
 ) -> Governor:
@@ -255,8 +271,9 @@ def _governor(
         ),
         waiters=waiters,
         abandoned=AbandonedIntents(upstream),
-        look=recovery.resolve_one,
-        look_at_refund=refund_watch.look,
+        look=reading.recovery.resolve_one,
+        look_at_refund=reading.refund_watch.look,
+        read_again=reading.charges.again,
         boottime_ms=boottime_ms,
         upstream_key=key,
         tasks=set(),
@@ -267,6 +284,7 @@ def _governor(
 def _pipeline(
     store: Store,
     governor: Governor,
+    charges: ChargeReads,
     upstream: Upstream,
     key: str,
     follow: Callable[[], Awaitable[None]],
@@ -282,6 +300,7 @@ def _pipeline(
             upstream_key=key,
             boottime_ms=boottime_ms,
         ),
+        charges=charges,
         rates=Rates(),
         refusal_counts=RefusalCounts(),
         now_ms=store.clock.now,
@@ -322,6 +341,7 @@ def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream) -> KeyApi:
         rate=pipeline.rate,
         readiness=Readiness(upstream, boottime_ms),
         customer_metadata=pipeline.reads.customer_metadata,
+        refunds=ShownRefunds(pipeline.charges),
         behind=bool(store.behind),
         follow=pipeline.follow,
         issuers=pipeline.issuers,

@@ -299,6 +299,9 @@ def wanted_settings(settings: Settings) -> StoreSettings:
         account=settings.account_label,
         mode=settings.upstream_mode,
         ceilings={money.currency: money.amount for money in settings.account_daily_cap},
+        refund_ceilings={
+            money.currency: money.amount for money in settings.account_daily_refund_cap
+        },
         upstream_timeout_ms=settings.upstream_timeout_ms,
         recovery_grace_ms=settings.recovery_grace_ms,
     )
@@ -321,7 +324,7 @@ def keyless_settings(settings: Settings, facts: Mapping[str, str]) -> StoreSetti
 def explicit_settings(settings: Settings) -> Mapping[str, object]:
     """Return what was set on purpose: a default gives way to what the store says."""
     wanted, default = wanted_settings(settings), StoreSettings(account="", mode="")
-    names = ("ceilings", "upstream_timeout_ms", "recovery_grace_ms")
+    names = ("ceilings", "refund_ceilings", "upstream_timeout_ms", "recovery_grace_ms")
     return {
         name: getattr(wanted, name)
         for name in names

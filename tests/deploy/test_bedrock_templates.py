@@ -79,7 +79,8 @@ def test_the_gateway_takes_its_schemas_from_the_exports() -> None:
     ]
 
     inline = [tool for schema in taken for tool in schema["InlinePayload"]]
-    assert inline == in_cloudformation(committed["inlinePayload"])
+    deployed = [tool for tool in committed["inlinePayload"] if tool["name"] != "refund"]
+    assert inline == in_cloudformation(deployed)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -17,6 +17,7 @@ from typing_extensions import override
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
+from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
@@ -114,6 +115,12 @@ class Process:
             owner=self.owner,
             boottime_ms=boottime_ms,
         )
+        charges = ChargeReads(
+            ledger=self.ledger,
+            stripe=StripeReads(upstream, clock, boottime_ms),
+            look=self.recovery.resolve_one,
+            live=False,
+        )
         governor = Governor(
             ledger=self.ledger,
             upstream=upstream,
@@ -131,6 +138,7 @@ class Process:
             look_at_refund=RefundWatch(
                 self.ledger, self.records, StripeReads(upstream, clock, boottime_ms)
             ).look,
+            read_again=charges.again,
             tasks=InOrder(),
         )
         self.pipeline = RequestPipeline(
@@ -143,6 +151,7 @@ class Process:
                 upstream_key=UPSTREAM_KEY,
                 boottime_ms=boottime_ms,
             ),
+            charges=charges,
             rates=Rates(),
             refusal_counts=RefusalCounts(),
             now_ms=clock.now,

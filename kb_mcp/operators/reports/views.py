@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from typing_extensions import override
 
 from kb_mcp.operators.reports.approvals import approval_record
-from kb_mcp.operators.reports.spend import spend_of_every_key
+from kb_mcp.operators.reports.spend import refunds_of_every_key, spend_of_every_key
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.tokens import Mode
 from kb_mcp.proxy.edge.records import (
@@ -64,7 +64,7 @@ class OperatorRecords(Records, GaugeRecords, Protocol):
         """Return every approval, newest first."""
         ...
 
-    async def ceilings(self) -> Mapping[str, int]:
+    async def ceilings(self, *, refunds: bool = False) -> Mapping[str, int]:
         """Return the account's daily ceiling of each currency, in minor units, as it is now."""
         ...
 
@@ -195,7 +195,8 @@ class Views:
         stands for them.
         """
         rows = await spend_of_every_key(self.records, day, rotated=False)
-        return [*await self.account_spend(day), *rows]
+        refunds = await refunds_of_every_key(self.records, day)
+        return [*await self.account_spend(day), *rows, *refunds]
 
     async def spend_of(self, day: date, key_id: str) -> list[Spend]:
         """Return spend against cap on `day` and in its month of one key, rotated or not."""

@@ -1,7 +1,7 @@
 """The proxy's own paths on the agents' listener: health, the key itself, its operations.
 
 Floor: below http, above admission and records. Reads the ledger only; never Stripe, but for
-readiness.
+readiness and for the refunds of a charge.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kb_mcp.proxy.edge.health import Readiness
 from kb_mcp.proxy.edge.pipeline import subject_of
 from kb_mcp.proxy.edge.records import Records, key_record, operation_record, spend_records
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
+from kb_mcp.proxy.edge.shown_refunds import ShownRefunds
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
@@ -47,6 +48,7 @@ class KeyApi:
     rate: Callable[[Admitted], Refusal | None]
     readiness: Readiness
     customer_metadata: CustomerMetadata
+    refunds: ShownRefunds
     follow: Callable[[], Awaitable[None]]
     behind: bool = False
     issuers: Issuers | None = None
@@ -135,7 +137,11 @@ class KeyApi:
             # What the key has made itself it sees, whatever can be looked up now.
             if operation.customer in visible or operation.lineage_id == admitted.key.lineage_id
         ]
-        return _json({"object": "list", "data": data})
+        answer: dict[str, object] = {"object": "list", "data": data}
+        if "charge_id" in filters:
+            refunds = await self.refunds.of(admitted.policy, filters["charge_id"])
+            answer |= {} if refunds is None else {"refunds": refunds}
+        return _json(answer)
 
     async def _visible(self, admitted: Admitted, customers: set[str | None]) -> set[str | None]:
         """Return those of `customers` that the key may touch, by their metadata if need be."""

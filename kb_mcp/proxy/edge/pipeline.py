@@ -24,6 +24,7 @@ from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.access.scopes import check_scopes
 from kb_mcp.proxy.audit.chain import clean_text
+from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pass_through import Reads
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
@@ -73,6 +74,7 @@ class RequestPipeline:
     ledger: Ledger
     governor: Governor
     reads: Reads
+    charges: ChargeReads
     rates: Rates
     refusal_counts: RefusalCounts
     now_ms: Callable[[], int]
@@ -120,7 +122,10 @@ class RequestPipeline:
             base = self.audit_base(admitted, request)
             return await self.reads.read(admitted, reading, version, base)
         made = await find_made(self.ledger, reading)
-        if made is not None:
+        command: Command | Refusal
+        if reading.route.moves is Moves.READ_FIRST:
+            command = await self._refund(admitted, request, reading)
+        elif made is not None:
             command = await self._continue(admitted, request, reading, made)
         else:
             touched = await self._touch(admitted, reading)
@@ -194,8 +199,9 @@ class RequestPipeline:
         """Look the customer up where only its metadata says whether the key may touch it."""
         customer = reading.customer
         if not needs_customer(admitted.policy, customer):
-            # Whose object a step goes on with, its path does not say.
-            step = reading.route.belongs_to is not None
+            # Whose object a step goes on with, or a refund gives back, the request does not say.
+            route = reading.route
+            step = route.belongs_to is not None or route.moves is Moves.READ_FIRST
             return _NOT_ITS_OWN if step and not may_touch(admitted.policy, customer) else None
         metadata = None if customer is None else await self.reads.customer_metadata(customer)
         if may_touch(admitted.policy, customer, metadata):
@@ -215,6 +221,25 @@ class RequestPipeline:
             return touched or refuse(Code.AMOUNT_NOT_METERED)
         command = self._command(admitted, request, step, step.money, name)
         return replace(command, fingerprint=step_fingerprint(step, made), continues=made)
+
+    async def _refund(
+        self, admitted: Admitted, request: Request, reading: Reading
+    ) -> Command | Refusal:
+        """Return the command of a refund, which is bound to what Stripe says of its charge."""
+
+        async def touch(owned: Reading) -> Refusal | None:
+            return await self._touch(admitted, owned)
+
+        policy = admitted.policy
+        if policy.capped and not any(policy.refund_caps.tables()):
+            # A policy that caps what is charged, and says nothing of refunds, caps no refund.
+            return refuse(Code.AMOUNT_NOT_METERED)
+        asked = await self.charges.prepare(policy, reading, touch)
+        if isinstance(asked, Refusal):
+            return asked
+        name = Name(asked.name, NamedBy.CONTENT, asked.name)
+        command = self._command(admitted, request, asked.reading, asked.money, name)
+        return replace(command, fingerprint=asked.fingerprint, refund=asked.view)
 
     def _intend(self, admitted: Admitted, request: Request, reading: Reading) -> Command | Refusal:
         money = reading.money

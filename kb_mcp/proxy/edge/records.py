@@ -83,6 +83,7 @@ async def every_operation(records: Records) -> AsyncIterator[tuple[Operation, li
 def operation_record(operation: Operation, attempts: Iterable[Attempt]) -> Record:
     """Return an operation as the contract writes it."""
     return {
+        "kind": operation.kind,
         "id": operation.id,
         "state": operation.state.value,
         "final": operation.final,
@@ -91,7 +92,8 @@ def operation_record(operation: Operation, attempts: Iterable[Attempt]) -> Recor
         "customer_id": operation.customer,
         "billing_period": operation.period,
         "reference": operation.reference,
-        "charge_id": operation.object_id,
+        "charge_id": operation.gives_back or operation.object_id,
+        **({} if operation.gives_back is None else {"refund_id": operation.object_id}),
         "stripe_status": operation.stripe_status,
         "idempotency_key": operation.upstream_name,
         "attempts": [attempt_record(attempt) for attempt in attempts],

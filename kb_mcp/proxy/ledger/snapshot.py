@@ -95,6 +95,10 @@ class Snapshot:
             if operation.amount == bill.amount and operation.currency == bill.currency
         ]
 
+    def refunds_of(self, charge: str) -> list[Operation]:
+        """Return the refunds of `charge`, those that came to nothing too."""
+        return [self.operations[each] for each in self._index().refunds.get(charge, ())]
+
     def attempt(self, operation: Operation) -> Attempt | None:
         """Return the current attempt of `operation`."""
         return self.attempts.get((operation.id, operation.attempt))
@@ -217,12 +221,17 @@ class Found:
     named: dict[str, dict[OperationId, None]] = field(default_factory=dict)
     billed: dict[str | None, dict[OperationId, None]] = field(default_factory=dict)
     succeeded: dict[OperationId, dict[OperationId, None]] = field(default_factory=dict)
+    refunds: dict[str, dict[OperationId, None]] = field(default_factory=dict)
     count: int = 0
 
     def add(self, operation: Operation) -> None:
         """Find `operation` from now on."""
         self.named.setdefault(operation.name, {})[operation.id] = None
-        self.billed.setdefault(operation.customer, {})[operation.id] = None
+        if operation.gives_back is not None:
+            # A refund is no bill: nothing that is charged is taken for it.
+            self.refunds.setdefault(operation.gives_back, {})[operation.id] = None
+        else:
+            self.billed.setdefault(operation.customer, {})[operation.id] = None
         if operation.successor is not None:
             self.succeeded.setdefault(operation.successor, {})[operation.id] = None
 

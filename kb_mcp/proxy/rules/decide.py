@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from msgspec.structs import replace
 
+from kb_mcp.money import Money
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
@@ -50,11 +51,12 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
 )
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, Refuse, Replay
+from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, ReadAgain, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import known_as, suspect
 from kb_mcp.proxy.rules.follow_ups.decide import decide_follow_up
 from kb_mcp.proxy.rules.gates import check_send
 from kb_mcp.proxy.rules.permits import may_bill_again
+from kb_mcp.proxy.rules.refunds import already_refunded, with_amount
 from kb_mcp.proxy.rules.reserve import (
     new_operation,
     recent_decline,
@@ -146,7 +148,9 @@ def _decide(snapshot: Snapshot, command: Command) -> Decision:
         return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, answered), answered)
     operation = answered or _newest(snapshot, command)
     if operation is None or (answered is None and _begins_anew(snapshot, command, operation)):
+        command = with_amount(snapshot, command, None)
         return reserve(snapshot, command, new_operation(snapshot, command, operation), None)
+    command = with_amount(snapshot, command, operation)
     if not _may_see(command, operation):
         return _another_endpoint(command, operation)
     return _again(snapshot, command, operation)
@@ -184,8 +188,14 @@ def _settled(snapshot: Snapshot, command: Command, operation: Operation, *, same
     if same:
         late = _late_body(snapshot, command, operation)
         return Replay(operation) if late is None else Refuse(late, operation)
-    if operation.named_by is NamedBy.CONTENT:
+    if operation.gives_back is None and operation.named_by is NamedBy.CONTENT:
         return Refuse(suspect(Code.PERIOD_ALREADY_CHARGED, operation), operation)
+    return _differs(operation)
+
+
+def _differs(operation: Operation) -> Refuse:
+    if operation.gives_back is not None:
+        return Refuse(already_refunded(operation), operation)
     return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
 
 
@@ -198,7 +208,7 @@ def _unsettled(
     same: bool,
 ) -> Decision:
     if not same:
-        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+        return _differs(operation)
     if snapshot.leased(operation):
         return Join(operation)
     if attempt is None or not resendable(snapshot, attempt):
@@ -226,7 +236,7 @@ def _voided(
         keep = attempt if same and attempt is not None and resendable(snapshot, attempt) else None
         return reserve(snapshot, command, operation, keep)
     if not same:
-        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+        return _differs(operation)
     if attempt is None or not resendable(snapshot, attempt):
         return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=_named(operation)), operation)
     return reserve(snapshot, command, operation, attempt)
@@ -329,17 +339,21 @@ def _named(operation: Operation) -> dict[str, Fact]:
 
 
 def _audited(snapshot: Snapshot, command: Command, decision: Decision) -> Decision:
-    if isinstance(decision, Look) or (command.joined and isinstance(decision, Join)):
+    if isinstance(decision, Look | ReadAgain) or (command.joined and isinstance(decision, Join)):
         # Looking again is no new request.
         return decision
     operation = decision.operation
+    money = command.money
+    if command.refund is not None and isinstance(decision, Proceed):
+        # A request that leaves the amount out means what was left when this was decided.
+        money = Money(decision.operation.amount, decision.operation.currency)
     row = replace(
         command.request,
         kind="decision",
         decision=type(decision).__name__.lower(),
         code=decision.refusal.code.value if isinstance(decision, Refuse) else None,
-        amount=command.money.amount,
-        currency=command.money.currency,
+        amount=money.amount,
+        currency=money.currency,
         customer_id=command.reading.customer,
         operation_id=None if operation is None else operation.id,
         attempt=None if operation is None else operation.attempt,

@@ -14,6 +14,8 @@ from kb_mcp.agent.catalogue import (
     ChargeResult,
     ChargeStatusArguments,
     ChargeStatusResult,
+    RefundArguments,
+    RefundResult,
     ToolName,
 )
 from kb_mcp.agent.doors.action_group import answer_action_group, is_action_group_event
@@ -290,6 +292,9 @@ class Broken:
     def charge_status(
         self, arguments: ChargeStatusArguments, context: CallContext
     ) -> ChargeStatusResult:
+        raise RuntimeError(f"{BILLING_KEY} {arguments} {context}")
+
+    def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
         raise RuntimeError(f"{BILLING_KEY} {arguments} {context}")
 
 

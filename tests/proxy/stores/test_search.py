@@ -129,7 +129,7 @@ def test_an_older_database_is_refused_until_its_owner_migrates_it(
 
 HOT: dict[str, Any] = {
     "operations": dict.fromkeys(
-        ("names", "ids", "caller_keys", "tallies", "periods", "bills"), "[[]]"
+        ("names", "ids", "caller_keys", "tallies", "periods", "bills", "charges"), "[[]]"
     ),
     "to_recover": {"now": 1, "limit": 1},
     "answered_before": (1, 1),

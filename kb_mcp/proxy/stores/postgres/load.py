@@ -86,7 +86,10 @@ class PostgresLoader:
         token = fence.fetchone()
         return Loaded(
             now_ms=int(told["now_ms"]),
-            facts={name: told[name] for name in ("ceilings", "recovery_grace_ms", *TIME_FACTS)},
+            facts={
+                name: told[name]
+                for name in ("ceilings", "refund_ceilings", "recovery_grace_ms", *TIME_FACTS)
+            },
             token=None if token is None else int(token["token"]),
             rows={name: cursor.fetchall() for name, cursor in cursors.items()},
         )
@@ -189,6 +192,7 @@ class _Wanted:
             "ids": sorted(self._all(lambda each: each.operations)),
             "caller_keys": sorted(self._all(lambda each: each.caller_keys)),
             "tallies": sorted(self._all(lambda each: each.tallies)),
+            "charges": sorted(self._all(lambda each: each.charges)),
             **_columns(_PERIOD, periods),
             **_columns(_BILL, bills),
         }

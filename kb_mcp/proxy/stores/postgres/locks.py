@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId, Refs, WindowKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.windows import REFUNDS
 
 Lock = tuple[int, str]
 # What never changes about an operation: its name and its lineage at the last look.
@@ -52,6 +53,7 @@ def locks_named(refs: Iterable[Refs], known: Known) -> set[Lock]:
         wanted.update(
             lock(Guard.BILL, bill.customer, bill.amount, bill.currency) for bill in each.bills
         )
+        wanted.update(map(_charge, each.charges))
         wanted.update(map(_tally, each.tallies))
         wanted.update(lock(Guard.OPERATION, name) for name in each.names)
         wanted.update(map(_caller_key, each.caller_keys))
@@ -89,6 +91,9 @@ def locks_changed(snapshot: Snapshot, before: Mapping[OperationId, Operation]) -
 
 def _occupied(operation: Operation) -> Iterator[Lock]:
     """Yield the guards that a live operation occupies."""
+    if operation.gives_back is not None:
+        yield _charge(operation.gives_back)
+        return
     if operation.customer is None:
         return
     yield lock(Guard.BILL, operation.customer, operation.amount, operation.currency)
@@ -98,12 +103,19 @@ def _occupied(operation: Operation) -> Iterator[Lock]:
         yield lock(Guard.PERIOD, f"{operation.customer}|{operation.period}|{reference}")
 
 
+def _charge(charge: str) -> Lock:
+    # All refunds of one charge, which no other bill's guard can be.
+    return lock(Guard.BILL, "refunds", charge)
+
+
 def _window(key: WindowKey) -> Lock:
-    match key.scope:
+    # A window of refunds is a row beside the one of charges.
+    of = (REFUNDS,) if key.scope.endswith(REFUNDS) else ()
+    match key.scope.removesuffix(REFUNDS):
         case "account":
-            return lock(Guard.ACCOUNT_DAY, key.start, key.currency)
+            return lock(Guard.ACCOUNT_DAY, key.start, key.currency, *of)
         case "customer":
-            return lock(Guard.CUSTOMER_DAY, key.scope_id, key.start, key.currency)
+            return lock(Guard.CUSTOMER_DAY, key.scope_id, key.start, key.currency, *of)
         case _:
             return lock(Guard.LINEAGE, key.scope_id)
 

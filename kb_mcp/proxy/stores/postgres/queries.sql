@@ -27,6 +27,7 @@ SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms,
        (SELECT value FROM facts WHERE name = 'clock_confirmed') AS clock_confirmed,
        (SELECT value FROM facts WHERE name = 'clock_doubt') AS clock_doubt,
        (SELECT value FROM facts WHERE name = 'ceilings') AS ceilings,
+       (SELECT value FROM facts WHERE name = 'refund_ceilings') AS refund_ceilings,
        (SELECT value FROM facts WHERE name = 'recovery_grace_ms') AS recovery_grace_ms
 
 -- name: wanted
@@ -57,6 +58,7 @@ WITH wanted AS (
            AND o.currency = b.currency
      WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
        AND (o.first_arrival_at > b.since OR o.state <> 'succeeded')
+    UNION SELECT o.id FROM operations o WHERE o.gives_back = ANY(%(charges)s::text[])
 )
 
 -- name: operations
@@ -160,7 +162,7 @@ SELECT table_name, column_name FROM information_schema.columns
  WHERE table_schema = current_schema()
 
 -- name: ceilings
-SELECT value FROM facts WHERE name = 'ceilings'
+SELECT name, value FROM facts WHERE name IN ('ceilings', 'refund_ceilings')
 
 -- name: billed_days
 -- Of every live bill with a period: whose it is, and by whose key it came; of one customer and

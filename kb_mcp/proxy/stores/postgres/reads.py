@@ -34,14 +34,17 @@ from kb_mcp.proxy.stores.rows import attempt_of, key_with_lineage, operation_of
 from kb_mcp.proxy.stores.sealing import Sealer
 
 _PLACE = '(time COLLATE "C", node COLLATE "C", seq)'  # in the order of the audit
-# Attempts know whose an object is, but where the request did not tell an amount.
+# Attempts know whose an object is, but where the request did not tell an amount. A charge finds its
+# refunds, too.
 _OF_OBJECT = """
     id IN (WITH wanted (object) AS (SELECT %s::text)
         SELECT o.id FROM wanted JOIN attempts a ON a.object_id = wanted.object
                JOIN operations o ON o.id = a.operation_id AND o.object_id = wanted.object
         UNION ALL
         SELECT o.id FROM wanted JOIN operations o ON o.object_id = wanted.object
-         WHERE o.amount = 0 AND o.object_id IS NOT NULL)"""
+         WHERE o.amount = 0 AND o.object_id IS NOT NULL
+        UNION ALL
+        SELECT o.id FROM wanted JOIN operations o ON o.gives_back = wanted.object)"""
 _OPERATION_FILTERS = {
     "customer_id": "customer = %s",
     "billing_period": "period = %s",

@@ -84,6 +84,7 @@ class Loader:
             "ids": sorted(ids),
             "caller_keys": sorted(key for refs in batch for key in refs.caller_keys),
             "tallies": sorted(tallies),
+            "charges": sorted(charge for refs in batch for charge in refs.charges),
             "periods": sorted(
                 (each.customer, each.reference, *each.labels, each.start, each.end)
                 for refs in batch

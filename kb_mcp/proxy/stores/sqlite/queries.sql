@@ -32,6 +32,8 @@ WITH named AS (
         ON o.customer = b.value ->> 0 AND o.amount = b.value ->> 1 AND o.currency = b.value ->> 2
      WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
        AND (o.first_arrival_at > b.value ->> 3 OR o.state <> 'succeeded')
+    UNION SELECT o.id
+      FROM json_each(:charges) AS c CROSS JOIN operations AS o ON o.gives_back = c.value
 )
 SELECT o.* FROM chosen CROSS JOIN operations AS o ON o.id = chosen.id
 
@@ -108,7 +110,7 @@ SELECT id FROM operations
 -- What every decision depends on, whatever it is about.
 SELECT name, value FROM facts
  WHERE name IN ('high_water_ms', 'clock_boot', 'clock_confirmed', 'clock_doubt',
-                'ceilings', 'recovery_grace_ms')
+                'ceilings', 'refund_ceilings', 'recovery_grace_ms')
 
 -- name: set_fact
 INSERT INTO facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -120,7 +122,7 @@ SELECT seq, hash FROM audit WHERE node = ? ORDER BY seq DESC LIMIT 1
 SELECT position, hash FROM nodes ORDER BY position DESC LIMIT 1
 
 -- name: ceilings
-SELECT value FROM facts WHERE name = 'ceilings'
+SELECT name, value FROM facts WHERE name IN ('ceilings', 'refund_ceilings')
 
 -- name: billed_days
 -- Of every live bill with a period: whose it is, and by whose key it came; of one customer and

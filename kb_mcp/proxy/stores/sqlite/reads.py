@@ -34,14 +34,17 @@ from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.ledger import connect
 from kb_mcp.proxy.stores.sqlite.write_ahead_log import log_bytes
 
-# Attempts know whose an object is, but where the request did not tell an amount.
+# Attempts know whose an object is, but where the request did not tell an amount. A charge finds its
+# refunds, too.
 _OF_OBJECT = """
     id IN (WITH wanted (object) AS (SELECT ?)
         SELECT o.id FROM wanted CROSS JOIN attempts AS a ON a.object_id = wanted.object
                CROSS JOIN operations AS o ON o.id = a.operation_id AND o.object_id = wanted.object
         UNION ALL
         SELECT o.id FROM wanted CROSS JOIN operations AS o ON o.object_id = wanted.object
-         WHERE o.amount = 0 AND o.object_id IS NOT NULL)"""
+         WHERE o.amount = 0 AND o.object_id IS NOT NULL
+        UNION ALL
+        SELECT o.id FROM wanted CROSS JOIN operations AS o ON o.gives_back = wanted.object)"""
 _OPERATION_FILTERS = {
     "customer_id": "customer = ?",
     "billing_period": "period = ?",
