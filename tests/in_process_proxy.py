@@ -159,6 +159,11 @@ class InProcessProxy:
         found = self.operations(customer_id=customer)
         self.run(forget_answers(self.proxy.store.ledger, found, By("test")))
 
+    def watch_refunds(self) -> None:
+        """Read the refunds that are due, by the sandbox's time."""
+        self.run(self.proxy.app.pipeline.follow())
+        self.run(self.proxy.refund_watch.run(self.proxy.store.clock.now(0)))
+
     def recover(self) -> None:
         """Make one recovery pass, by the sandbox's time."""
         self.run(self.proxy.app.pipeline.follow())

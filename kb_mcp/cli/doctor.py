@@ -6,7 +6,7 @@ Floor: the commands. A check that cannot be made is a check that failed, and say
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import click
@@ -150,7 +150,16 @@ async def _violations(opened: OpenProxy) -> set[str]:
     for key, _ in await records.keys():
         policies.setdefault(key.lineage_id, []).append(policy_of(key.policy))
     windows = await records.windows()
-    return set(examination.end(windows, policies, opened.store.settings.ceilings))
+    since = _ceilings_since(opened.store_admin.facts())
+    return set(examination.end(windows, policies, opened.store.settings.ceilings, since))
+
+
+def _ceilings_since(facts: Mapping[str, str]) -> str:
+    """Return the day on which an operator set the ceiling, or "" where nobody did."""
+    from kb_mcp.proxy.ledger.windows import day_of
+
+    at = facts.get("ceilings_set_at")
+    return "" if at is None else day_of(int(at)).isoformat()
 
 
 async def _overlaps(opened: OpenProxy) -> tuple[bool, str]:

@@ -70,7 +70,9 @@ def set_(*, name: str, value: str, as_json: bool) -> None:
         # The audit row commits first: no change is without one.
         row = AuditDraft(kind="admin", decision="settings_set", agent_id=OPERATOR, note=change)
         await note(opened.store.ledger, row)
-        opened.store_admin.set_facts(facts)
+        opened.store_admin.set_facts(
+            facts | {f"{fact.removesuffix('_ms')}_set_at": str(opened.now())}
+        )
         return _record(_held(opened))
 
     record = with_store(work, lenient=True)

@@ -103,9 +103,14 @@ class ResolveBody(_Body):
 
 
 class ReopenBody(_Body):
-    """Why a bill may be billed once more; it has to be said."""
+    """Why a bill may be billed once more; it has to be said.
+
+    `amount` (minor units) is for another amount than before; `release` frees its days instead.
+    """
 
     reason: str = Field(min_length=1, max_length=REASON_MAX)
+    amount: int | None = Field(default=None, gt=0, lt=2**53)
+    release: bool = False
 
 
 class RotateBody(_Body):

@@ -19,7 +19,7 @@ from kb_mcp.proxy.access.authenticate import Admitted, spent
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
-from kb_mcp.proxy.errors.refusals import Code, refuse
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.errors.scrub import scrub_error
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
@@ -56,7 +56,8 @@ class Governor:
     """Wing B's core: one per process. `boottime_ms` counts suspended time.
 
     `behind` says that the store has lost records: nothing is sent until it is reconciled. `look`
-    reads the object of one operation, as recovery does.
+    reads the object of one operation, as recovery does; `look_at_refund` whether what was given
+    back of it still is.
     """
 
     ledger: Ledger
@@ -68,6 +69,7 @@ class Governor:
     upstream_key: str
     abandoned: AbandonedIntents
     look: Callable[[OperationId], Awaitable[Operation | None]]
+    look_at_refund: Callable[[OperationId], Awaitable[None]]
     tasks: set[asyncio.Task[Any]]
     behind: bool = False
 
@@ -100,9 +102,8 @@ class Governor:
                     command = replace(command, joined=True)
                 case Look(operation=operation):
                     if looked:
-                        facts = {"operation": operation.id}
-                        return refused(refuse(Code.OUTCOME_UNKNOWN, facts=facts))
-                    await self.look(operation.id)
+                        return refused(_unread(operation))
+                    await (self.look_at_refund if operation.refunded else self.look)(operation.id)
                     looked = True
                 case _:
                     assert_never(decision)
@@ -210,6 +211,12 @@ def ending_refs(operation: Operation, proof: Proof, now: int) -> Refs:
         tallies=frozenset({tally_of(operation)}),
         objects=frozenset({proof.object_id}) if isinstance(proof, Made) else frozenset(),
     )
+
+
+def _unread(operation: Operation) -> Refusal:
+    """Say that nothing is sent, since `operation` could not be read first."""
+    code = Code.UPSTREAM_UNREACHABLE if operation.refunded else Code.OUTCOME_UNKNOWN
+    return refuse(code, facts={"operation": operation.id})
 
 
 def _decider(command: Command) -> Callable[[Snapshot], tuple[Decision, Changes]]:

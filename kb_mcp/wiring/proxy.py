@@ -29,6 +29,7 @@ from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
+from kb_mcp.proxy.refund_watch import RefundWatch
 from kb_mcp.proxy.retention import Retention
 from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
@@ -66,6 +67,7 @@ class Proxy:
     upstream: Upstream
     recovery: Recovery
     retention: Retention
+    refund_watch: RefundWatch
     settings: Settings
     moves: Moves | None = None
     meters: Meters = field(default_factory=Meters)
@@ -122,6 +124,7 @@ class Proxy:
         if self.moves is not None:
             await self.moves.check()
         await self.recovery.run()
+        await self.refund_watch.run(self.store.clock.now(0))
         await self.retention.run(self.store.clock.now(0))
 
     async def _write_noise(self) -> None:
@@ -161,16 +164,10 @@ def build_proxy(
     waiters = Waiters()
     follow = _follower(settings, followed)
     meters = Meters(queued=lambda: store.ledger.waiting, batches=lambda: store.ledger.sizes)
-    recovery = Recovery(
-        ledger=store.ledger,
-        due=store.records,
-        upstream=upstream,
-        clock=store.clock,
-        waiters=waiters,
-        owner=store.owner,
-        boottime_ms=boottime_ms,
-    )
-    governor = _governor(store, upstream, key, recovery, waiters, meters)
+    recovery = _recovery(store, upstream, waiters)
+    reads = StripeReads(upstream, store.clock, boottime_ms)
+    refund_watch = RefundWatch(store.ledger, store.records, reads)
+    governor = _governor(store, upstream, key, recovery, refund_watch, waiters, meters)
     pipeline = _pipeline(store, governor, upstream, key, follow)
     app = ProxyApp(pipeline, _own(store, pipeline, upstream), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
@@ -180,10 +177,23 @@ def build_proxy(
         upstream=upstream,
         recovery=recovery,
         retention=Retention(store.ledger, store.records),
+        refund_watch=refund_watch,
         settings=settings,
         moves=_moves(store, upstream),
         meters=meters,
         span=span,
+    )
+
+
+def _recovery(store: Store, upstream: Upstream, waiters: Waiters) -> Recovery:
+    return Recovery(
+        ledger=store.ledger,
+        due=store.records,
+        upstream=upstream,
+        clock=store.clock,
+        waiters=waiters,
+        owner=store.owner,
+        boottime_ms=boottime_ms,
     )
 
 
@@ -229,6 +239,7 @@ def _governor(
     upstream: Upstream,
     key: str,
     recovery: Recovery,
+    refund_watch: RefundWatch,
     waiters: Waiters,
     meters: Meters,
 ) -> Governor:
@@ -245,6 +256,7 @@ def _governor(
         waiters=waiters,
         abandoned=AbandonedIntents(upstream),
         look=recovery.resolve_one,
+        look_at_refund=refund_watch.look,
         boottime_ms=boottime_ms,
         upstream_key=key,
         tasks=set(),

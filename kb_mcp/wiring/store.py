@@ -26,6 +26,7 @@ from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.recovery import Due
+from kb_mcp.proxy.refund_watch import Refunded
 from kb_mcp.proxy.retention import Aged
 from kb_mcp.proxy.store_admin import Binds, StoreAdmin
 from kb_mcp.proxy.stores.binding import facts_of
@@ -65,7 +66,7 @@ class StoreLedger(Ledger, Protocol):
         ...
 
 
-class StoreRecords(OperatorRecords, Due, Aged, AuditReader, Protocol):
+class StoreRecords(OperatorRecords, Due, Aged, Refunded, AuditReader, Protocol):
     """Every read of a store, outside any decision. Raises: LedgerUnavailableError."""
 
     def audit_size(self) -> int:

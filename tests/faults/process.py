@@ -24,9 +24,11 @@ from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.recovery import Recovery
+from kb_mcp.proxy.refund_watch import RefundWatch
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
 from kb_mcp.proxy.stripe.messages import Reply, Request
+from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.stripe.sends import (
     SEND_WITHIN_MS,
     NotSent,
@@ -120,6 +122,9 @@ class Process:
             upstream_key=UPSTREAM_KEY,
             abandoned=AbandonedIntents(upstream),
             look=self.recovery.resolve_one,
+            look_at_refund=RefundWatch(
+                self.ledger, self.records, StripeReads(upstream, clock, boottime_ms)
+            ).look,
             tasks=InOrder(),
         )
         self.pipeline = RequestPipeline(

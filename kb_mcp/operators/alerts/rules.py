@@ -29,6 +29,7 @@ class Kind(StrEnum):
     OUTCOME_UNKNOWN = "outcome_unknown"
     CHAIN_BROKEN = "chain_broken"
     RECONCILE_DIFFERENCE = "reconcile_differs"
+    REFUND_FAILED = "reopened_refund_failed"
     REFUSAL_BURST = "refusal_burst"
     WAL_LARGE = "wal_large"
 
@@ -59,6 +60,7 @@ class Sight:
     keys: Sequence[Record]
     unknown: Sequence[Record]
     reconciled: Sequence[Record]
+    refunds_failed: Sequence[Record]
     refusals: Sequence[str]
     breaks: Sequence[Break]
     since: str
@@ -74,6 +76,7 @@ def alerts_of(sight: Sight) -> list[Alert]:
         *_keys(sight),
         *_unknown(sight.unknown),
         *_audit(sight),
+        *_refunds(sight),
         *_bursts(sight),
         *_log(sight),
     ]
@@ -148,6 +151,19 @@ def _audit(sight: Sight) -> Iterator[Alert]:
                 kind=Kind.RECONCILE_DIFFERENCE,
                 text=f"Ledger and Stripe differ: {row['note']}.",
             )
+
+
+def _refunds(sight: Sight) -> Iterator[Alert]:
+    for row in sight.refunds_failed:
+        yield Alert(
+            id=f"reopened_refund_failed:{row['id']}",
+            kind=Kind.REFUND_FAILED,
+            text=f"{row['object_id']} of {row['customer_id']} was reopened. {row['note']}",
+            operation_id=row["operation_id"],
+            customer_id=row["customer_id"],
+            amount=row["amount"],
+            currency=row["currency"],
+        )
 
 
 def _bursts(sight: Sight) -> Iterator[Alert]:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from kb_mcp.operators.actions.approvals import NotDecided, Verdict, decide_approval
 from kb_mcp.operators.actions.keys import issue_key, revoke_key, rotate_key, unfreeze_key
-from kb_mcp.operators.actions.operations import By, Done, NotDone, reset_declines
+from kb_mcp.operators.actions.operations import By, Done, NotDone, Reopening, reset_declines
 from kb_mcp.operators.actions.resolve import Resolution, StripeActs
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.operators.requests import (
@@ -202,12 +202,10 @@ class AdminApi:
         return await self._done(await acts.resolve(operation, said, operator))
 
     async def reopen(self, request: Request, operator: str) -> Response:
-        """Let a refunded bill be billed once more."""
+        """Let a refunded bill be billed once more, or free its days."""
         acts, operation = await self._at_stripe(request)
-        reason = clean_reason((await read_json(request, ReopenBody)).reason)
-        if reason is None:
-            raise unreasoned()
-        return await self._done(await acts.reopen(operation, By(operator, reason)))
+        reason, said = read_reopening(await read_json(request, ReopenBody))
+        return await self._done(await acts.reopen(operation, By(operator, reason), said))
 
     async def reset(self, request: Request, operator: str) -> Response:
         """Start the count of declines of a bill anew."""
@@ -266,6 +264,14 @@ def read_resolution(body: ResolveBody) -> Resolution:
     if body.void and reason is None:
         raise unreasoned()
     return Resolution(object_id, reason)
+
+
+def read_reopening(body: ReopenBody) -> tuple[str, Reopening]:
+    """Return why, and what is reopened. Raises: InputError."""
+    reason = clean_reason(body.reason)
+    if reason is None:
+        raise unreasoned()
+    return reason, Reopening(body.amount, body.release)
 
 
 def unreasoned() -> InputError:

@@ -176,11 +176,7 @@ class Pages:
         found = await self.views.operation(operation_id)
         if found is None:
             raise InputError(404, "operation_unknown", "There is no operation with this id.")
-        approvals = [
-            approval
-            for approval in await self.views.approvals(NEEDS_MAX, "pending")
-            if approval["operation_id"] == operation_id
-        ]
+        approvals = await self.views.approvals(NEEDS_MAX, "pending", operation_id=operation_id)
         trail = self.views.audit(TIMELINE_MAX, operation=operation_id)[::-1]
         return self._page(
             visit, "operation.html", "operations", operation=found, approvals=approvals, trail=trail

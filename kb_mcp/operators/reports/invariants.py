@@ -53,13 +53,17 @@ class Examination:
         windows: Sequence[Window],
         policies: Mapping[LineageId, Sequence[Policy]],
         ceilings: Mapping[str, int],
+        ceilings_since: str = "",
     ) -> list[str]:
         """Return all violations, once every operation was looked at.
 
-        `policies` are those of each lineage's keys, `ceilings` the account's.
+        `policies` are those of each lineage's keys. `ceilings` are the account's, which were set on
+        the day `ceilings_since`: what was charged until then was within others.
         """
         self.violations += self._of_sums(windows)
         for window in windows:
+            if window.key.scope == "account" and window.key.start <= ceilings_since:
+                continue
             cap = _cap_of(window.key, policies, ceilings)
             held = window.reserved + window.settled - self._late[window.key]
             if cap is not None and held > cap:

@@ -223,7 +223,11 @@ class Views:
         return [{name: row[name] for name in AUDIT_COLUMNS} for row in rows]
 
     async def approvals(
-        self, limit: int, state: str | None = None, approval_id: str | None = None
+        self,
+        limit: int,
+        state: str | None = None,
+        approval_id: str | None = None,
+        operation_id: str | None = None,
     ) -> list[Record]:
         """Return approvals with the requests they are about, newest first."""
         now = self.now_ms()
@@ -231,7 +235,9 @@ class Views:
         found = (
             record
             for record in records
-            if state in {None, record["state"]} and approval_id in {None, record["id"]}
+            if state in {None, record["state"]}
+            and approval_id in {None, record["id"]}
+            and operation_id in {None, record["operation_id"]}
         )
         return list(islice(found, limit))
 

@@ -101,6 +101,16 @@ def _describe_caps(policy: Policy) -> Iterator[str]:
         yield f"At most {policy.daily_charges} charges a day."
     for currency, amount in policy.approval_above.items():
         yield f"Above {format_money(Money(amount, currency))} an operator must approve."
+    limits = [set(table) for table in (*policy.caps.tables(), policy.approval_above) if table]
+    if limits:
+        # A limit that is given for one currency refuses the others.
+        passing = sorted(set.intersection(*limits))
+        named = " and ".join(currency.upper() for currency in passing)
+        yield (
+            f"Charges are in {named} alone."
+            if passing
+            else ("No currency is within all of its limits: it charges nothing.")
+        )
 
 
 def _describe_customers(policy: Policy) -> Iterator[str]:

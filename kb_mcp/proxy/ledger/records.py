@@ -43,10 +43,15 @@ class Operation(Struct, frozen=True, kw_only=True):
     `held` is what it counts for in its windows: the amount while reserved, unknown or succeeded
     (more while a raise is under way, less where only a part was captured), else zero. `reserved_at`
     fixes those windows, for good; a raise on a later day moves all of it there. `lease_token`
-    fences: only the holder of the newest token may conclude with a no. `reopened` lets a refunded
-    bill be billed once more, `waived` lets one other bill pass that looks like this one.
-    `void_look_at` is when the first whole look at Stripe's list began that did not show its object
-    since its last send: an operator's void needs a second one.
+    fences: only the holder of the newest token may conclude with a no. `void_look_at` is when the
+    first whole look at Stripe's list began that did not show its object since its last send: an
+    operator's void needs a second one.
+
+    What an operator allowed: `reopened` lets a refunded bill be billed once more, for
+    `permit_amount`; `waived` lets one other bill pass that looks like this one; `successor` is the
+    operation that took either. `released` frees the days of a refunded bill for other periods.
+    `refunded_at` says since when it is known as given back in full, and `refund_read_at` when
+    that is looked at next: a refund can fail later.
     """
 
     id: OperationId
@@ -81,6 +86,11 @@ class Operation(Struct, frozen=True, kw_only=True):
     answer: bytes | None = None
     reopened: bool = False
     waived: bool = False
+    permit_amount: int | None = None
+    successor: OperationId | None = None
+    released: bool = False
+    refunded_at: int | None = None
+    refund_read_at: int | None = None
     overshoot: bool = False
     voided_at: int | None = None
     empty_listings: int = 0
@@ -96,6 +106,11 @@ class Operation(Struct, frozen=True, kw_only=True):
         if self.state is State.VOIDED:
             return self.empty_listings < LISTINGS_THAT_FREE
         return self.state in HOLDING or self.state is State.SUCCEEDED
+
+    @property
+    def refunded(self) -> bool:
+        """Say whether this bill is known as given back: it counts as charged, and is not paid."""
+        return self.refunded_at is not None
 
     def continued_by(self, attempt: Attempt) -> bool:
         """Say whether `attempt` goes on with this operation's object, rather than makes it."""

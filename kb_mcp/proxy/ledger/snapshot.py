@@ -71,7 +71,7 @@ class Snapshot:
         """Return the live operations that bill a period to `customer` under `reference`."""
         return [
             operation
-            for operation in self._heads(customer)
+            for operation in self._standing_bills(customer)
             if operation.period is not None and (operation.reference or "") == (reference or "")
         ]
 
@@ -79,7 +79,7 @@ class Snapshot:
         """Return the live operations of the same customer, amount and currency."""
         return [
             operation
-            for operation in self._heads(bill.customer)
+            for operation in self._standing_bills(bill.customer)
             if operation.amount == bill.amount and operation.currency == bill.currency
         ]
 
@@ -159,13 +159,29 @@ class Snapshot:
             count = self.outstanding_approvals.get(new.lineage_id, 0)
             self.outstanding_approvals[new.lineage_id] = count + (1 if after else -1)
 
-    def _heads(self, customer: str) -> list[Operation]:
-        """Return the live operations of `customer`, of each name the newest generation."""
-        billed = [self.operations[each] for each in self._index().billed.get(customer, ())]
-        names = {each.name for each in billed if each.customer == customer}
-        # An older generation of a name no longer guards: the newest speaks for the bill.
-        heads = [head for name in sorted(names) if (head := self.newest(name)) is not None]
-        return [head for head in heads if head.live and head.customer == customer]
+    def successor(self, operation: Operation) -> Operation | None:
+        """Return the operation that took the permit of `operation`, while it is live."""
+        taken = self.operations.get(operation.successor) if operation.successor else None
+        return taken if taken is not None and taken.live else None
+
+    def predecessors(self, operation: Operation) -> list[Operation]:
+        """Return the operations whose permit `operation` took."""
+        return [self.operations[each] for each in self._index().succeeded.get(operation.id, ())]
+
+    def _standing_bills(self, customer: str) -> list[Operation]:
+        """Return the live operations of `customer`, the newest first.
+
+        A refunded bill whose successor is live is left out: the successor speaks for it.
+        """
+        billed = (self.operations[each] for each in self._index().billed.get(customer, ()))
+        live = [
+            each
+            for each in billed
+            if each.live
+            and each.customer == customer
+            and not (each.refunded and self.successor(each) is not None)
+        ]
+        return sorted(live, key=lambda each: (-each.reserved_at, each.id))
 
     def _index(self) -> Found:
         found = self._found
@@ -187,12 +203,15 @@ class Found:
 
     named: dict[str, dict[OperationId, None]] = field(default_factory=dict)
     billed: dict[str | None, dict[OperationId, None]] = field(default_factory=dict)
+    succeeded: dict[OperationId, dict[OperationId, None]] = field(default_factory=dict)
     count: int = 0
 
     def add(self, operation: Operation) -> None:
         """Find `operation` from now on."""
         self.named.setdefault(operation.name, {})[operation.id] = None
         self.billed.setdefault(operation.customer, {})[operation.id] = None
+        if operation.successor is not None:
+            self.succeeded.setdefault(operation.successor, {})[operation.id] = None
 
 
 @dataclass(slots=True)

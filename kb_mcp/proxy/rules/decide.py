@@ -26,6 +26,8 @@ repeated while one is under way joins it.
 
 The checks, on every reservation: guards -> key frozen, too many unresolved -> approval ->
 attempts -> caps. A key that is unknown, revoked or expired by the store's clock is refused first.
+What is reserved already is sent again only past the gates of who asks (`gates.py`): frozen, hours,
+approval, caps; else outcome_unknown.
 """
 
 from __future__ import annotations
@@ -48,9 +50,10 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, Refuse, Replay
-from kb_mcp.proxy.rules.duplicates import suspect
+from kb_mcp.proxy.rules.duplicates import known_as, suspect
 from kb_mcp.proxy.rules.follow_ups.decide import decide_follow_up
 from kb_mcp.proxy.rules.gates import check_send
+from kb_mcp.proxy.rules.permits import may_bill_again
 from kb_mcp.proxy.rules.reserve import (
     new_operation,
     recent_decline,
@@ -133,6 +136,10 @@ def _again(snapshot: Snapshot, command: Command, operation: Operation) -> Decisi
 
 
 def _settled(snapshot: Snapshot, command: Command, operation: Operation, *, same: bool) -> Decision:
+    if operation.refunded and (same or operation.period is not None):
+        # What was given back is not told as paid; what took its place is named instead.
+        stands = snapshot.successor(operation) or operation
+        return Refuse(suspect(known_as(operation), stands), stands)
     if same and not operation.final and (operation.answer_status or 0) >= 400:
         # It had failed, and a step may have brought it to life: what was told then is no answer.
         facts = _named(operation)
@@ -212,14 +219,15 @@ def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> 
     That is where it was reopened after a refund, or where the window of a body has passed or an
     operator said that the body means another bill.
     """
-    if operation.reopened and operation.state is S.SUCCEEDED:
+    refunded = operation.refunded and operation.state is S.SUCCEEDED
+    if refunded and may_bill_again(snapshot, command, operation):
         return True
     if operation.named_by is not NamedBy.BODY or operation.state in HOLDING:
         return False
     if operation.state is S.AWAITING_APPROVAL:
         # It was never charged: what an operator was asked, or said, is about this very bill.
         return False
-    if operation.waived:
+    if operation.waived and operation.successor is None:
         return True
     if operation.state is S.VOIDED and operation.live:
         return False
@@ -243,8 +251,12 @@ def _answered(snapshot: Snapshot, command: Command) -> Operation | None:
     A key whose request came to nothing is free for another, as at Stripe.
     """
     answered = snapshot.answered_under((*command.caller_keys, *command.older_caller_keys))
-    if answered is None or answered.live:
-        return answered
+    if answered is None:
+        return None
+    if answered.live:
+        # A request that was given back and may be made once more is the newest of its name.
+        same = answered.name == command.name
+        return None if answered.refunded and same else answered
     attempt = snapshot.attempt(answered)
     declined = attempt is not None and attempt.outcome is AttemptOutcome.DECLINED
     return answered if declined and answered.name != command.name else None

@@ -66,7 +66,7 @@ def name_of(policy: Policy, reading: Reading) -> Name | Refusal:
 
 def later_name(older: Operation) -> str:
     """Return the upstream key of the generation after `older`: the next occurrence, or K-rN."""
-    if older.named_by is NamedBy.BODY and not older.reopened:
+    if older.named_by is NamedBy.BODY and not older.refunded:
         return occurrence_key(older.name, older.generation + 2)
     root = older.upstream_name.split("-", 1)[0]
     return f"{root}-r{older.generation + 1}"

@@ -23,10 +23,11 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import hold
 from kb_mcp.proxy.rules.approvals import ApprovalCheck, check_approval
 from kb_mcp.proxy.rules.caps import check_caps
-from kb_mcp.proxy.rules.decisions import Decision, Proceed, Refuse, Replay
+from kb_mcp.proxy.rules.decisions import Decision, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import find_conflict, permits
 from kb_mcp.proxy.rules.gates import check_key
 from kb_mcp.proxy.rules.operation_names import later_name, request_body
+from kb_mcp.proxy.rules.permits import not_read_lately
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
@@ -46,7 +47,10 @@ def reserve(
     checked = check(snapshot, command, operation, keep)
     if not isinstance(checked, Changes):
         return checked
-    return _proceed(snapshot, command, operation, keep, checked)
+    taken = take_permits(snapshot, command, operation)
+    if isinstance(taken, Look):
+        return taken
+    return _proceed(snapshot, command, operation, keep, replace(checked, operations=taken))
 
 
 def check(
@@ -61,7 +65,7 @@ def check(
 
     `raised` says that `operation` holds a part of what `command` comes to, and its guards, already.
     """
-    conflict = None if raised else find_conflict(snapshot, command)
+    conflict = None if raised else find_conflict(snapshot, command, operation)
     if conflict is not None:
         return Refuse(conflict[0], conflict[1])
     known = snapshot.operations.get(operation.id)
@@ -193,7 +197,7 @@ def _proceed(
     else:
         leased, attempt = _send_new(snapshot, command, reserved)
     changes = Changes(
-        operations=(*used_up(snapshot, command), leased),
+        operations=(*consumed.operations, leased),
         attempts=(attempt,),
         windows=hold(snapshot, leased, command.money.amount),
         approvals=consumed.approvals,
@@ -258,9 +262,19 @@ def _lease(snapshot: Snapshot, command: Command, operation: Operation) -> Operat
     )
 
 
-def used_up(snapshot: Snapshot, command: Command) -> list[Operation]:
-    """Return the operations whose permit this reservation uses, without it: it holds once."""
-    return [
-        replace(peer, reopened=False, waived=False, updated_at=snapshot.now)
-        for peer in permits(snapshot, command)
-    ]
+def take_permits(
+    snapshot: Snapshot, command: Command, operation: Operation
+) -> tuple[Operation, ...] | Look:
+    """Return the bills whose permit `operation` takes, with it as their successor.
+
+    Where the refund of one was not read lately, that comes first.
+    """
+    opened = permits(snapshot, command, operation)
+    for each in opened:
+        if not_read_lately(snapshot, each):
+            return Look(each)
+    return tuple(
+        replace(each, successor=operation.id, updated_at=snapshot.now)
+        for each in opened
+        if each.successor is None
+    )

@@ -13,7 +13,15 @@ from functools import lru_cache
 from typing import Any
 
 from kb_mcp.proxy.access.policy import CapRules
-from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
+from kb_mcp.proxy.ledger.records import (
+    KeyId,
+    Lineage,
+    LineageId,
+    OperationId,
+    VaultKey,
+    Window,
+    WindowKey,
+)
 from kb_mcp.proxy.reads import AuditCounts, BilledDays, Held, KeyCaps, KeyCounts, KeySpend
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage
 
@@ -45,6 +53,11 @@ class Gauges(ABC):
     async def billed_days(self) -> list[BilledDays]:
         """Return the periods of all live bills, those of one customer and reference together."""
         return [BilledDays(*row) for row in await self._plain("billed_days")]
+
+    async def refunds_to_watch(self, now: int, limit: int) -> list[OperationId]:
+        """Return bills whose refund is to be read by `now` (ms), the most overdue first."""
+        rows = await self._asked("refunds_to_watch", now=now, limit=limit)
+        return [OperationId(row["id"]) for row in rows]
 
     async def key_counts(self, now: int) -> list[KeyCounts]:
         """Return how many keys there are at `now` (ms), by what they may do."""

@@ -107,7 +107,7 @@ def operation_of(row: Row, unseal: Seal) -> Operation:
         plain["answer"] = unseal(bytes(plain["answer"]), plain["id"])
     plain["state"] = State(plain["state"])
     plain["named_by"] = NamedBy(plain["named_by"])
-    for name in ("final", "reopened", "waived", "overshoot"):
+    for name in ("final", "reopened", "waived", "released", "overshoot"):
         plain[name] = bool(plain[name])
     return Operation(**plain)
 

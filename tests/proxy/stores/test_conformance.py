@@ -120,7 +120,9 @@ def test_every_column_of_a_row_that_was_loaded_can_change(open_one: Open, run: R
         first_arrival_at=3, attempt=2, lease_owner="me", lease_token=4, lease_until=5,
         key_id=KeyId("key_2"), lineage_id=LineageId("lin_2"), object_id="ch_9",
         stripe_status="pending", code="x", answer_status=402, answer=b"second", reopened=True,
-        waived=True, overshoot=True, voided_at=6, empty_listings=1, void_look_at=5, next_read_at=7,
+        waived=True, permit_amount=7, successor=OperationId("op_8"), released=True, refunded_at=9,
+        refund_read_at=10, overshoot=True, voided_at=6, empty_listings=1, void_look_at=5,
+        next_read_at=7,
         approval_id="ap_9", created_at=8, updated_at=9,
     )  # fmt: skip
     assert set(differing(before, changed)) == set(changed.__struct_fields__) - {"id"}

@@ -149,7 +149,7 @@ def test_no_charge_and_no_recovery_walks_a_table(tmp_path: Path, name: str) -> N
     store.close()
     # What is walked is the list that was asked for, or what was found so far.
     walked = [step for step in steps if step.startswith("SCAN") and "VIRTUAL" not in step]
-    assert set(walked) <= {"SCAN chosen", "SCAN (subquery-1)", "SCAN (subquery-2)"}
+    assert set(walked) <= {"SCAN chosen", "SCAN named", "SCAN (subquery-1)", "SCAN (subquery-2)"}
 
 
 AUDIT = ("key", "customer", "code", "operation", "agent", "session", "since", "node")

@@ -34,6 +34,7 @@ WITH wanted AS (
      ORDER BY name, generation DESC
 ), chosen AS (
     SELECT id FROM wanted
+    UNION SELECT o.id FROM wanted JOIN operations o ON o.successor = wanted.id
     UNION SELECT unnest(%(ids)s::text[])
     UNION SELECT operation_id FROM caller_keys WHERE key = ANY(%(caller_keys)s::text[])
     UNION SELECT last_operation FROM tallies WHERE key = ANY(%(tallies)s::text[])
@@ -124,6 +125,10 @@ SELECT id FROM (
      WHERE state = 'reserved' AND state <> 'succeeded' AND next_read_at IS NULL) AS due
  ORDER BY updated_at LIMIT %(limit)s
 
+-- name: refunds_to_watch
+SELECT id FROM operations WHERE refund_read_at <= %(now)s
+ ORDER BY refund_read_at LIMIT %(limit)s
+
 -- name: answered_before
 SELECT id FROM operations
  WHERE created_at < %s AND state = 'succeeded' AND final AND answer IS NOT NULL
@@ -155,6 +160,7 @@ SELECT o.customer, o.reference, o.period, o.reserved_at, o.key_id
  WHERE o.customer IS NOT NULL AND o.period IS NOT NULL
    AND (o.state IN ('reserved', 'unknown', 'succeeded')
         OR (o.state = 'voided' AND o.empty_listings < 3))
+   AND NOT o.released
  ORDER BY o.customer, o.reference, o.period_start, o.reserved_at
 
 -- name: open_operations

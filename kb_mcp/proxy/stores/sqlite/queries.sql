@@ -4,14 +4,18 @@
 -- SQLite from walking a table where the list is short.
 
 -- name: operations
--- What a batch needs: by name (the newest), by id, by a caller's key, by guard, and the last decline of each tally.
+-- What a batch needs: by name (the newest, and whose permit it took), by id, by a caller's key, by guard, and the last decline of each tally.
 -- A period's guard: same customer and reference, and days that touch ours; the labels keep it to a
 -- part of the index. A bill's guard: same customer, amount and currency, and recent or unresolved.
-WITH chosen AS (
-    SELECT id FROM (
-        SELECT o.id, max(o.generation)
-          FROM json_each(:names) AS n CROSS JOIN operations AS o ON o.name = n.value
-         GROUP BY o.name)
+WITH named AS (
+    SELECT o.id, max(o.generation)
+      FROM json_each(:names) AS n CROSS JOIN operations AS o ON o.name = n.value
+     GROUP BY o.name
+), chosen AS (
+    SELECT id FROM named
+    UNION SELECT o.id
+      FROM named CROSS JOIN operations AS o
+        ON o.successor = named.id AND o.successor IS NOT NULL
     UNION SELECT value FROM json_each(:ids)
     UNION SELECT c.operation_id
       FROM json_each(:caller_keys) AS k CROSS JOIN caller_keys AS c ON c.key = k.value
@@ -84,6 +88,10 @@ SELECT id FROM (
      WHERE state = 'reserved' AND state <> 'succeeded' AND next_read_at IS NULL)
  ORDER BY updated_at LIMIT :limit
 
+-- name: refunds_to_watch
+SELECT id FROM operations WHERE refund_read_at <= :now
+ ORDER BY refund_read_at LIMIT :limit
+
 -- name: answered_before
 SELECT id FROM operations
  WHERE created_at < ? AND state = 'succeeded' AND final = 1 AND answer IS NOT NULL
@@ -113,6 +121,7 @@ SELECT o.customer, o.reference, o.period, o.reserved_at, o.key_id
  WHERE o.customer IS NOT NULL AND o.period IS NOT NULL
    AND (o.state IN ('reserved', 'unknown', 'succeeded')
         OR (o.state = 'voided' AND o.empty_listings < 3))
+   AND NOT o.released
  ORDER BY o.customer, o.reference, o.period_start, o.reserved_at
 
 -- name: open_operations
