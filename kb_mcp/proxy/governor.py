@@ -57,7 +57,6 @@ class Governor:
     """Wing B's core: one per process. `boottime_ms` counts suspended time.
 
     `behind` says that the store has lost records: nothing is sent until it is reconciled. `look`
-    `behind` says that the store has lost records: nothing is sent until it is reconciled. `look`
     reads the object of one operation, as recovery does; `look_at_refund` whether what was given
     back of it still is; `read_again` what a command depends on.
     """

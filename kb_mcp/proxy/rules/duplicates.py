@@ -116,9 +116,8 @@ def _refusal(code: Code, peer: Operation) -> Refusal:
     }
     if peer.refunded:
         facts["refunded"] = True
-    named = peer.object_id and peer.object_id + ("" if peer.final else ", which is not final yet")
-    named = named or f"operation {peer.id}, whose outcome is {peer.state.value}"
+    named = peer.object_id or f"operation {peer.id}, whose outcome is {peer.state.value}"
     amount = format_money(Money(peer.amount, peer.currency))
     period = f" for {peer.period}" if peer.period else ""
-    state = ", refunded since" if peer.refunded else ""
+    state = ", refunded since" if peer.refunded else "" if peer.final else ", not final yet"
     return refuse(code, facts=facts, charge=f"{named}, {amount}{period}{state}")
