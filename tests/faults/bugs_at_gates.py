@@ -22,7 +22,7 @@ def an_approval_covers_whatever_the_bill_becomes(_: Simulation) -> Iterator[None
     right = part(approvals, "_same")
 
     def wrong(held: Any, wanted: Any) -> bool:
-        return held.endpoint == wanted.endpoint or right(held, wanted)
+        return bool(held.endpoint == wanted.endpoint or right(held, wanted))
 
     with swapped(approvals, "_same", wrong):
         yield
