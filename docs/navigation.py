@@ -9,8 +9,8 @@ from typing import Any
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")
 SECTIONS: list[tuple[str, list[str]]] = [
     ("Try it", ["index.md", "sandbox.md"]),
-    ("Attach it", ["doors.md", "from-samples.md"]),
-    ("Give keys", ["policies.md"]),
+    ("Attach it", ["doors.md", "clients.md", "from-samples.md"]),
+    ("Give keys", ["policies.md", "identities.md"]),
     ("Go live", ["go-live.md"]),
     (
         "Operate",

@@ -123,6 +123,13 @@ def raise_if_nothing_sent(reply: Reply) -> None:
         raise ProxyUnavailableError(reply.text("message") or wording.UNAVAILABLE)
 
 
+def is_definite_no(reply: Reply) -> bool:
+    """Say whether an error is a no to what was asked for, and not only to a second try of it."""
+    if reply.doubtful and reply.status not in _SPEAKS_OF_THE_BILL:
+        return False
+    return reply.text("code") == "upstream_rejected_key" or _is_final_no(reply.status)
+
+
 def lost(arguments: ChargeArguments, *, livemode: bool) -> ChargeResult:
     """Say that the request was sent, and that no answer came."""
     return _unknown(arguments, Reply(0, livemode=livemode), "outcome_unknown")

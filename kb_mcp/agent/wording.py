@@ -138,6 +138,63 @@ def charge_step(status: str, code: str | None, *, replayed: bool) -> str:
     return _CODE_STEPS.get(code or "", _CHARGE_STEPS[status])
 
 
+_REFUND_MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "succeeded": "{money} was given back.",
+        "pending": "The refund of {money} was accepted and is not final yet.",
+        "failed": "The refund of {money} failed. Nothing was given back.",
+        "unknown": "The refund of {money} was sent, and its outcome is not known yet.",
+        "refused": "The refund of {money} was refused. Nothing was given back.",
+    }
+)
+_REFUND_STEPS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "succeeded": "Done. Tell the user, with the refund id. Do not refund again.",
+        "pending": "Accepted, not final. Do not refund again; ask charge_status later.",
+        "failed": "Nothing was given back. Tell the user why. Do not try another amount.",
+        "unknown": "The refund may have gone through. Do not refund again; ask charge_status with "
+        "charge_id in a few minutes.",
+        "refused": "Do not refund again. Tell the user what the message says. An operator of "
+        "kb-mcp can help.",
+    }
+)
+_REFUND_CODE_STEPS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "already_refunded": "Do not refund again. Use charge_status to look at the refunds of the "
+        "charge, and tell the user.",
+        "refund_exceeds_charge": "Nothing was given back. Tell the user how much is left; do not "
+        "choose another amount yourself.",
+        "charge_disputed": "Do not refund. Tell the user that the bank is dealing with this "
+        "charge.",
+        "charge_not_refundable": "Check the charge id with the user. Do not try other ids.",
+        "refund_cap_exceeded": "Do not split, lower or repeat the refund. Tell the user; an "
+        "operator can raise the cap, or the window has to turn.",
+        "refund_count_exceeded": "Do not refund again today. Tell the user.",
+        "approval_required": "Tell the user that an operator must approve this refund. Do not make "
+        "the same call again before the user says that it was approved.",
+        "idempotency_key_in_use": "The same refund is being sent right now. Do not change it; ask "
+        "charge_status in a moment.",
+    }
+)
+
+
+def refund_message(
+    status: str, money: str, said: str | None, *, replayed: bool, livemode: bool
+) -> str:
+    """Say what became of a refund; `said` are the proxy's own words, which are more exact."""
+    text = said or _REFUND_MESSAGES[status].format(money=money)
+    if replayed and status in {"succeeded", "pending"}:
+        text = f"{money} had been given back before; nothing was given back now."
+    return text if livemode or status not in {"succeeded", "pending"} else text + _TEST_MODE
+
+
+def refund_step(status: str, code: str | None, *, replayed: bool) -> str:
+    """Say what a model should do next after a refund."""
+    if replayed and status == "succeeded":
+        return "This was refunded before. Do not refund again; tell the user."
+    return _REFUND_CODE_STEPS.get(code or "", _REFUND_STEPS[status])
+
+
 def status_step(status: str) -> str:
     """Say what a model should do next after a look-up."""
     return STATUS_STEPS.get(status, STATUS_STEPS["unknown"])

@@ -206,11 +206,27 @@ async def _upstream(opened: OpenProxy) -> tuple[bool, str]:
 
 
 async def _clock(opened: OpenProxy) -> tuple[bool, str]:
-    skew_ms = opened.store.clock.skew_ms
-    if opened.store.clock.skewed:
-        seconds = skew_ms // 1000
-        return False, f"{seconds} s apart from Stripe's: nothing is voided or sent again meanwhile"
-    return True, f"within {abs(skew_ms) // 1000 + 1} s of Stripe's"
+    from kb_mcp.proxy.ledger.clock import AGREE_MS, CONFIRMED
+    from kb_mcp.proxy.ledger.records import Changes, Refs
+
+    # The clock reads what the store holds about the time.
+    await opened.store.ledger.transact(lambda _: Refs(), lambda _: (None, Changes()))
+    clock = opened.store.clock
+    if clock.dispute:
+        return False, (
+            f"{clock.dispute}: what depends on the time answers 503. Set this host's clock right; "
+            "if it is right, type `kb-mcp settings confirm-clock`"
+        )
+    if opened.store_admin.facts().get(CONFIRMED, "").isdigit():
+        apart_s = abs(clock.skew_ms) // 1000
+        return True, f"the host's, as an operator confirmed; Stripe's is {apart_s} s apart"
+    if clock.follows:
+        return True, "the sandbox's"
+    if not clock.heard:
+        return True, "the host's alone: Stripe has told no time"
+    if abs(clock.skew_ms) > AGREE_MS:
+        return True, f"Stripe's: this host's is {clock.skew_ms // 1000} s apart"
+    return True, f"within {abs(clock.skew_ms) // 1000 + 1} s of Stripe's"
 
 
 async def _keys(opened: OpenProxy) -> tuple[bool, str]:

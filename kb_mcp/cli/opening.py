@@ -123,6 +123,10 @@ def _open_leniently(settings: Settings) -> Store:
             raise
     # What differs may be the ceiling or a time: those give way. Another account still refuses.
     plain = replace(
-        settings, account_daily_cap=(), upstream_timeout_ms=25_000, recovery_grace_ms=600_000
+        settings,
+        account_daily_cap=(),
+        account_daily_refund_cap=(),
+        upstream_timeout_ms=25_000,
+        recovery_grace_ms=600_000,
     )
     return _open(plain)

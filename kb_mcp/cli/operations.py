@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.records import Attempt, Operation
 
 STATES = ("reserved", "unknown", "awaiting_approval", "succeeded", "failed", "voided")
-COLUMNS = ("id", "state", "customer_id", "billing_period", "amount", "currency", "charge_id",
-           "code", "created_at")  # fmt: skip
+COLUMNS = ("id", "kind", "state", "customer_id", "billing_period", "amount", "currency",
+           "charge_id", "code", "created_at")  # fmt: skip
 INTENTS = "POST /v1/payment_intents"
 _OBJECT_ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9]{1,128}")
 
@@ -123,7 +123,7 @@ def reopen(
     --release frees the days for other periods, while the period itself stays charged.
 
     Where Stripe shows no full refund, the bill stays charged; one other bill that was taken for
-    it may pass.
+    it may pass. Of a refund, it lets one more be made of the same charge.
 
     Example: kb-mcp operations reopen op_0123456789abcdef01234567 --reason "wrong card"
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # A charge may be listed under an earlier second than its reservation: clocks differ.
 MARGIN_MS = 3_600_000
 LOOK_BACK_MS = 25 * 3_600_000
-CHARGE_COLUMNS = ("charge_id", "status", "amount", "currency", "customer_id", "description",
+CHARGE_COLUMNS = ("kind", "charge_id", "status", "amount", "currency", "customer_id", "description",
                   "created_at", "marked")  # fmt: skip
 OPERATION_COLUMNS = ("id", "state", "amount", "currency", "customer_id", "billing_period",
                      "charge_id", "created_at")  # fmt: skip
@@ -58,26 +58,33 @@ def recover(*, as_json: bool) -> None:
 @click.option("--since", required=True, help="A date, time or age: 2026-06-01, 30d.")
 @json_option
 def reconcile(*, since: str, as_json: bool) -> None:
-    """Compare the ledger with Stripe's own list of charges. Exit code 1 if anything differs.
+    """Compare the ledger with Stripe's lists of charges and refunds. Exit code 1 if any differ.
 
     Example: kb-mcp reconcile --since 2026-06-01
     """
 
     async def work(opened: OpenProxy) -> dict[str, list[dict[str, Any]]]:
         from kb_mcp.operators.reports.reconcile import charge_record
+        from kb_mcp.operators.reports.refund_reconcile import refund_record
 
         since_ms = past_ms(since, opened.now())
         outcome = await _compare(opened, since_ms, shown=not as_json)
+        refunds = await _compare_refunds(opened, since_ms, shown=not as_json)
         with progress("Asking for what was not listed", shown=not as_json) as advance:
             missing = await _missing(opened, outcome, advance)
+            missing += await _missing(opened, refunds, advance)
         found = {
             "missing_operations": [
-                charge_record(charge)
-                for charge in outcome.unknown_charges
-                if int(charge["created"]) * 1000 >= since_ms
+                write(each)
+                for write, unknown in (
+                    (charge_record, outcome.unknown_charges),
+                    (refund_record, refunds.unknown_charges),
+                )
+                for each in unknown
+                if int(each["created"]) * 1000 >= since_ms
             ],
             "missing_charges": missing,
-            "differing": list(outcome.differing),
+            "differing": [*outcome.differing, *refunds.differing],
         }
         if any(found.values()):
             await _note_difference(opened, found)
@@ -141,6 +148,22 @@ async def _compare(opened: OpenProxy, since_ms: int, *, shown: bool) -> Reconcil
     return compare(operations, charges, since_ms)
 
 
+async def _compare_refunds(opened: OpenProxy, since_ms: int, *, shown: bool) -> Reconciliation:
+    from kb_mcp.operators.reports.refund_reconcile import reconcile_refunds
+    from kb_mcp.proxy.edge.records import every_operation
+    from kb_mcp.proxy.stripe.reader import Unread
+
+    with progress("Reading refunds", shown=shown) as advance:
+        refunds = await opened.reads.walk(
+            "/v1/refunds", since_ms - MARGIN_MS, lambda done: advance(done, None)
+        )
+    if isinstance(refunds, Unread):
+        raise Failure(f"the list of refunds cannot be read: {refunds.why}", "Nothing was changed.")
+    ledger = every_operation(opened.store.records)
+    operations = [each async for each, _ in ledger if each.kind == "refund"]
+    return reconcile_refunds(operations, refunds, since_ms)
+
+
 async def _missing(
     opened: OpenProxy, outcome: Reconciliation, advance: Advance
 ) -> list[dict[str, Any]]:
@@ -173,6 +196,42 @@ async def _adopt(
         for charge in reversed(outcome.unknown_charges):
             advance(len(records), len(outcome.unknown_charges))
             records.append(await _adopt_one(opened, charge, lineages, period_from, apply=apply))
+    return records + await _adopt_refunds(opened, since_ms, lineages, apply=apply, shown=shown)
+
+
+async def _adopt_refunds(
+    opened: OpenProxy, since_ms: int, lineages: Mapping[str, KeyId], *, apply: bool, shown: bool
+) -> list[dict[str, Any]]:
+    """Adopt the refunds that others made, after the charges that they give back."""
+    from kb_mcp.operators.actions.adopt import Adopted, Left
+    from kb_mcp.operators.actions.refunds import adopt_refund, refund_operation
+    from kb_mcp.operators.reports.refund_reconcile import refund_record
+    from kb_mcp.proxy.stripe.reader import Found
+
+    outcome, records = await _compare_refunds(opened, since_ms, shown=shown), []
+    for refund in reversed(outcome.unknown_charges):
+        seen = await opened.reads.get(f"/v1/charges/{refund.get('charge')}")
+        customer = seen.body.get("customer") if isinstance(seen, Found) else None
+        now = opened.now()
+        operation, attempt = refund_operation(refund, customer, lineages, now, _fresh_id())
+        young = now - operation.reserved_at < opened.store.settings.recovery_grace_ms
+        result: Adopted | Left = Adopted(operation)
+        if not isinstance(seen, Found):
+            result = Left("its charge cannot be read")
+        elif young and operation.lineage_id in lineages:
+            result = Left("made within the recovery grace: run this again later")
+        elif apply:
+            result = await adopt_refund(opened.store.ledger, operation, attempt, OPERATOR)
+        taken = isinstance(result, Adopted)
+        records.append(
+            refund_record(refund)
+            | {
+                "adopted": taken and apply,
+                "operation_id": operation.id if taken and apply else None,
+                "customer_id": customer,
+                "why": None if isinstance(result, Adopted) else result.why,
+            }
+        )
     return records
 
 

@@ -32,6 +32,7 @@ from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamAnswer, Upstre
 _NEVER_SENT = {
     "vault_key_revoked": Code.VAULT_KEY_REVOKED,
     "vault_key_frozen": Code.VAULT_KEY_FROZEN,
+    "identity_not_granted": Code.IDENTITY_NOT_GRANTED,
     "ledger_unavailable": Code.LEDGER_UNAVAILABLE,
 }
 _WORDS = {Code.VAULT_KEY_FROZEN: {"reason": "an operator must look"}}

@@ -162,6 +162,7 @@ class Recovery:
                 attempts=attempts,
                 begun_at=operation.lease_until - LEASE_MS,
                 grace_ms=self.ledger.settings.recovery_grace_ms,
+                ahead_ms=max(self.clock.may_be_ahead_ms(each.first_sent_at) for each in attempts),
             )
         finding = await walk.go_on(self._get, self.boottime_ms, budget)
         if finding is None:

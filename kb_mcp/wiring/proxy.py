@@ -12,12 +12,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
+from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
 from kb_mcp.proxy.edge.app import ProxyApp
 from kb_mcp.proxy.edge.health import Readiness
@@ -25,6 +27,7 @@ from kb_mcp.proxy.edge.key_api import KeyApi
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
+from kb_mcp.proxy.edge.shown_refunds import ShownRefunds
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
@@ -35,19 +38,15 @@ from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
 from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.reader import StripeReads
-from kb_mcp.proxy.stripe.sends import (
-    SEND_WITHIN_MS,
-    Answered,
-    Upstream,
-    UpstreamAnswer,
-    UpstreamRequest,
-)
+from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS, Answered, Upstream, UpstreamAnswer
+from kb_mcp.proxy.stripe.time_reader import TimeReader
 from kb_mcp.proxy.waiters import Waiters
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id, random_name
 from kb_mcp.serving.telemetry import chosen_span
 from kb_mcp.serving.tracing import Span, TracedUpstream, no_span
 from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings
 from kb_mcp.wiring.failover_check import Moves
+from kb_mcp.wiring.issuers import build_issuers
 from kb_mcp.wiring.key_file import UpstreamWithKeyFile, is_of_account
 from kb_mcp.wiring.sandboxed import FollowedClock
 from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
@@ -66,6 +65,7 @@ class Proxy:
     store: Store
     upstream: Upstream
     recovery: Recovery
+    time: TimeReader
     retention: Retention
     refund_watch: RefundWatch
     settings: Settings
@@ -82,6 +82,10 @@ class Proxy:
         await self._bind_account()
         if self.store.watch is not None:
             self.store.watch.begin()
+        issuers = self.app.pipeline.issuers
+        if issuers is not None:
+            # One that cannot be reached is told of now; its tokens get 503 until it is back.
+            await issuers.greet()
         self.timers = [
             asyncio.create_task(_every(self.settings.recovery_interval_ms, self._recover)),
             asyncio.create_task(_every(NOISE_EVERY_S * 1000, self._write_noise, first=False)),
@@ -107,14 +111,10 @@ class Proxy:
     async def _bind_account(self) -> None:
         """Bind the store to the key's own account, where Stripe lets the key read it."""
         if self.settings.upstream_mode == "sandbox":
+            await self.app.pipeline.follow()
             return
-        request = UpstreamRequest(
-            method="GET", path="/v1/account", body=None, stripe_version=None, idempotency_key=None
-        )
-        answer = await self.upstream.send(request, deadline_ms=boottime_ms() + READ_WITHIN_MS)
-        if isinstance(answer, Answered):
-            # A clock that was set wrong while we were down shows before anything is decided by it.
-            self.store.clock.observe(answer.headers.get("date"))
+        # A clock that was set wrong while we were down shows before anything is decided by it.
+        answer = await self.time.ask("/v1/account")
         account_id = account_of(answer)
         if account_id is not None:
             self.store.bind_account(account_id, self.settings.account_label)
@@ -124,14 +124,14 @@ class Proxy:
         if self.moves is not None:
             await self.moves.check()
         await self.recovery.run()
-        await self.refund_watch.run(self.store.clock.now(0))
-        await self.retention.run(self.store.clock.now(0))
+        await self.refund_watch.run(self.store.clock.now())
+        await self.retention.run(self.store.clock.now())
 
     async def _write_noise(self) -> None:
         await self.app.pipeline.refusal_counts.flush(self.store.ledger)
 
 
-def account_of(answer: UpstreamAnswer) -> str | None:
+def account_of(answer: UpstreamAnswer | None) -> str | None:
     """Return the account id in an answer to `GET /v1/account`, if it is one."""
     if not isinstance(answer, Answered) or answer.status != 200:
         return None
@@ -156,19 +156,27 @@ def build_proxy(
     plain = build_upstream(settings, sandbox_app)
     upstream = TracedUpstream(plain, span)
     followed = FollowedClock(upstream, host_ms)
-    store = open_store(settings, lambda: followed.offset_ms, binds)
+    store = open_store(settings, followed, binds)
     followed.measure_from(store.base_ms)
     if isinstance(plain, UpstreamWithKeyFile):
         plain.proves = partial(is_of_account, store, settings.account_label)
     key = _upstream_key(settings)
     waiters = Waiters()
-    follow = _follower(settings, followed)
+    time = TimeReader(upstream, store.clock, boottime_ms)
+    follow = _follower(settings, followed, time)
     meters = Meters(queued=lambda: store.ledger.waiting, batches=lambda: store.ledger.sizes)
     recovery = _recovery(store, upstream, waiters)
     reads = StripeReads(upstream, store.clock, boottime_ms)
     refund_watch = RefundWatch(store.ledger, store.records, reads)
-    governor = _governor(store, upstream, key, recovery, refund_watch, waiters, meters)
-    pipeline = _pipeline(store, governor, upstream, key, follow)
+    charges = ChargeReads(
+        ledger=store.ledger,
+        stripe=reads,
+        look=recovery.resolve_one,
+        live=store.settings.mode == "live",
+    )
+    reading = _Reading(recovery, refund_watch, charges)
+    governor = _governor(store, upstream, key, reading, waiters, meters)
+    pipeline = _pipeline(store, governor, charges, upstream, key, follow, build_issuers(settings))
     app = ProxyApp(pipeline, _own(store, pipeline, upstream), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
@@ -176,6 +184,7 @@ def build_proxy(
         store=store,
         upstream=upstream,
         recovery=recovery,
+        time=time,
         retention=Retention(store.ledger, store.records),
         refund_watch=refund_watch,
         settings=settings,
@@ -234,12 +243,19 @@ def sandbox_file(settings: Settings) -> Path:
     return store_path(settings).with_name(f"{store_path(settings).name}.sandbox")
 
 
+class _Reading(NamedTuple):
+    """What reads Stripe on the path of a request."""
+
+    recovery: Recovery
+    refund_watch: RefundWatch
+    charges: ChargeReads
+
+
 def _governor(
     store: Store,
     upstream: Upstream,
     key: str,
-    recovery: Recovery,
-    refund_watch: RefundWatch,
+    reading: _Reading,
     waiters: Waiters,
     meters: Meters,
 ) -> Governor:
@@ -255,8 +271,9 @@ def _governor(
         ),
         waiters=waiters,
         abandoned=AbandonedIntents(upstream),
-        look=recovery.resolve_one,
-        look_at_refund=refund_watch.look,
+        look=reading.recovery.resolve_one,
+        look_at_refund=reading.refund_watch.look,
+        read_again=reading.charges.again,
         boottime_ms=boottime_ms,
         upstream_key=key,
         tasks=set(),
@@ -267,9 +284,11 @@ def _governor(
 def _pipeline(
     store: Store,
     governor: Governor,
+    charges: ChargeReads,
     upstream: Upstream,
     key: str,
     follow: Callable[[], Awaitable[None]],
+    issuers: Issuers | None,
 ) -> RequestPipeline:
     return RequestPipeline(
         ledger=store.ledger,
@@ -281,15 +300,18 @@ def _pipeline(
             upstream_key=key,
             boottime_ms=boottime_ms,
         ),
+        charges=charges,
         rates=Rates(),
         refusal_counts=RefusalCounts(),
-        now_ms=lambda: store.clock.now(0),
+        now_ms=store.clock.now,
+        latest_ms=lambda: store.clock.latest,
         monotonic_ms=boottime_ms,
         new_id=new_id,
         keys_secret=derive_key(store.chain_key, "caller keys"),
         owner=store.owner,
         lease_ms=_lease_ms(store),
         follow=follow,
+        issuers=issuers,
     )
 
 
@@ -319,8 +341,10 @@ def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream) -> KeyApi:
         rate=pipeline.rate,
         readiness=Readiness(upstream, boottime_ms),
         customer_metadata=pipeline.reads.customer_metadata,
+        refunds=ShownRefunds(pipeline.charges),
         behind=bool(store.behind),
         follow=pipeline.follow,
+        issuers=pipeline.issuers,
     )
 
 
@@ -328,10 +352,13 @@ def _upstream_key(settings: Settings) -> str:
     return SANDBOX_KEY if settings.stripe_key is None else settings.stripe_key.reveal()
 
 
-def _follower(settings: Settings, followed: FollowedClock) -> Callable[[], Awaitable[None]]:
+def _follower(
+    settings: Settings, followed: FollowedClock, time: TimeReader
+) -> Callable[[], Awaitable[None]]:
     async def follow() -> None:
         if settings.upstream_mode == "sandbox":
             await followed.follow(boottime_ms)
+        await time.settle()
 
     return follow
 

@@ -138,12 +138,12 @@ async def revoke_key(
         return key, Changes(keys=(key,), audit=(_row("revoke", key, operator, note=reason),))
 
     key = await ledger.transact(lambda _: _refs(key_id), step)
-    under_way = left = await _under_way(records, key)
+    under_way = left = await sends_under_way(records, key.lineage_id)
     try:
         async with asyncio.timeout(wait_s):
             while left:
                 await asyncio.sleep(POLL_S)
-                left = await _under_way(records, key)
+                left = await sends_under_way(records, key.lineage_id)
     except TimeoutError:
         pass
     return Revoked(key, under_way, left)
@@ -173,8 +173,9 @@ async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str
     )
 
 
-async def _under_way(records: Records, key: VaultKey) -> int:
-    found = await records.operations(state="reserved", lineage_id=key.lineage_id)
+async def sends_under_way(records: Records, lineage_id: str) -> int:
+    """Return how many sends of a lineage's keys are under way now."""
+    found = await records.operations(state="reserved", lineage_id=lineage_id)
     return sum(operation.lease_owner is not None for operation, _ in found)
 
 

@@ -23,7 +23,9 @@ _NEEDS_A_MARK = frozenset({S.FAILED, S.AWAITING_APPROVAL})
 
 def names_of(item: Mapping[str, Any]) -> frozenset[str]:
     """Return the ids under which another operation may own `item`: its own, and its intent's."""
-    names = (object_id(item.get("id")), object_id(item.get("payment_intent")))
+    names = {object_id(item.get("id"))}
+    if item.get("object") != "refund":
+        names.add(object_id(item.get("payment_intent")))
     return frozenset(name for name in names if name is not None)
 
 
@@ -71,16 +73,20 @@ def _wrong_mark(
 
 
 def _other_values(snapshot: Snapshot, operation: Operation, item: Mapping[str, Any]) -> str | None:
+    whose: tuple[str, object, object] = ("customer", customer_of(item), operation.customer)
+    if operation.gives_back is not None:
+        # A refund does not say whose it is, nor in which mode: its charge does.
+        whose = ("charge", item.get("charge"), operation.gives_back)
     found = {
         "amount": item.get("amount"),
         "currency": item.get("currency"),
-        "customer": customer_of(item),
+        whose[0]: whose[1],
         "livemode": item.get("livemode", snapshot.settings.mode == "live"),
     }
     wanted = {
         "amount": operation.amount,
         "currency": operation.currency,
-        "customer": operation.customer,
+        whose[0]: whose[2],
         "livemode": snapshot.settings.mode == "live",
     }
     return next(
@@ -103,6 +109,8 @@ def _too_old(operation: Operation, attempts: list[Attempt], item: Mapping[str, A
 
 
 def _another_bill(operation: Operation, item: Mapping[str, Any]) -> str | None:
+    if operation.gives_back is not None:
+        return None
     marks = marks_of(item)
     reference = marks.get("reference")
     if reference and reference != operation.reference:

@@ -18,6 +18,7 @@ from kb_mcp.operators.actions.operations import (
     Reopening,
     reopen,
 )
+from kb_mcp.operators.actions.refunds import reopen_refund
 from kb_mcp.operators.actions.settle import settle_by_object
 from kb_mcp.operators.actions.void import void_by, why_not_now
 from kb_mcp.proxy.access.authenticate import policy_of
@@ -87,8 +88,10 @@ class StripeActs:
     async def reopen(self, operation: Operation, by: By, said: Reopening) -> Done | NotDone:
         """Let a refunded bill be billed once more, or waive a suspicion that was wrong.
 
-        What counts is what Stripe's list of refunds shows now.
+        What counts is what Stripe's list of refunds shows now. Of a refund, one more may be made.
         """
+        if operation.kind == "refund":
+            return await reopen_refund(self.ledger, operation, by)
         refunded = False
         if operation.object_id is not None:
             seen = await read_refund(self.reads, operation)

@@ -19,7 +19,7 @@ from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import Attempt, AuditDraft, Changes, Operation, Refs
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.windows import windows_at
+from kb_mcp.proxy.ledger.windows import windows_then
 from kb_mcp.proxy.rules.conclude import conclude
 from kb_mcp.proxy.rules.ending import Ending
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
@@ -61,9 +61,7 @@ async def settle_by_object(
 
     def refs(now: int) -> Refs:
         named = ending_refs(operation, made, now)
-        made_in = windows_at(
-            _made_at(item), operation.lineage_id, operation.customer, operation.currency
-        )
+        made_in = windows_then(operation, _made_at(item))
         return replace(
             named,
             objects=named.objects | names_of(item),

@@ -184,7 +184,7 @@ class Pages:
 
     async def audit(self, visit: Visit) -> Response:
         """Show the audit, newest first."""
-        names = ("key", "customer", "code", "operation", "agent", "session")
+        names = ("key", "customer", "code", "operation", "agent", "session", "subject")
         query = read_query(visit.request, (*names, "limit"))
         filters = {name: query.get(name) for name in names}
         rows = self.views.audit(read_limit(query), **filters)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
+from kb_mcp.proxy.ledger.clock import Doubt
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
@@ -17,6 +18,7 @@ from kb_mcp.proxy.ledger.records import (
     Bill,
     CallerKey,
     Changes,
+    Grant,
     KeyId,
     Lineage,
     LineageId,
@@ -33,12 +35,21 @@ from kb_mcp.proxy.ledger.records import State as S
 
 @dataclass(slots=True)
 class Snapshot:
-    """The loaded rows, and which of them a batch has changed (`dirty`)."""
+    """The loaded rows, and which of them a batch has changed (`dirty`).
+
+    `skewed` says that the clocks disagree, and `latest` what the latest of them says: an age that
+    has passed by one of the two alone has not surely passed. `turning` says that they do not even
+    agree on the day; `unheard` that Stripe has not answered yet. Times in `doubt` may be earlier
+    than they say.
+    """
 
     now: int
     settings: StoreSettings
+    latest: int = 0
     skewed: bool = False
     turning: bool = False
+    unheard: bool = False
+    doubt: Doubt | None = None
     gone_owners: frozenset[str] = frozenset()
     keys: dict[KeyId, VaultKey] = field(default_factory=dict)
     lineages: dict[LineageId, Lineage] = field(default_factory=dict)
@@ -48,6 +59,7 @@ class Snapshot:
     tallies: dict[str, Tally] = field(default_factory=dict)
     caller_keys: dict[str, CallerKey] = field(default_factory=dict)
     approvals: dict[str, Approval] = field(default_factory=dict)
+    grants: dict[str, Grant] = field(default_factory=dict)
     unresolved: dict[LineageId, int] = field(default_factory=dict)
     outstanding_approvals: dict[LineageId, int] = field(default_factory=dict)
     object_owners: dict[str, OperationId] = field(default_factory=dict)
@@ -82,6 +94,10 @@ class Snapshot:
             for operation in self._standing_bills(bill.customer)
             if operation.amount == bill.amount and operation.currency == bill.currency
         ]
+
+    def refunds_of(self, charge: str) -> list[Operation]:
+        """Return the refunds of `charge`, those that came to nothing too."""
+        return [self.operations[each] for each in self._index().refunds.get(charge, ())]
 
     def attempt(self, operation: Operation) -> Attempt | None:
         """Return the current attempt of `operation`."""
@@ -142,6 +158,7 @@ class Snapshot:
         self.keys.update((key.id, key) for key in changes.keys)
         self.lineages.update((lineage.id, lineage) for lineage in changes.lineages)
         self.approvals.update((approval.id, approval) for approval in changes.approvals)
+        self.grants.update((grant.id, grant) for grant in changes.grants)
 
     def _count_unresolved(self, new: Operation) -> None:
         old = self.operations.get(new.id)
@@ -204,12 +221,17 @@ class Found:
     named: dict[str, dict[OperationId, None]] = field(default_factory=dict)
     billed: dict[str | None, dict[OperationId, None]] = field(default_factory=dict)
     succeeded: dict[OperationId, dict[OperationId, None]] = field(default_factory=dict)
+    refunds: dict[str, dict[OperationId, None]] = field(default_factory=dict)
     count: int = 0
 
     def add(self, operation: Operation) -> None:
         """Find `operation` from now on."""
         self.named.setdefault(operation.name, {})[operation.id] = None
-        self.billed.setdefault(operation.customer, {})[operation.id] = None
+        if operation.gives_back is not None:
+            # A refund is no bill: nothing that is charged is taken for it.
+            self.refunds.setdefault(operation.gives_back, {})[operation.id] = None
+        else:
+            self.billed.setdefault(operation.customer, {})[operation.id] = None
         if operation.successor is not None:
             self.succeeded.setdefault(operation.successor, {})[operation.id] = None
 
@@ -230,6 +252,7 @@ class Dirty:
     keys: set[KeyId] = field(default_factory=set)
     lineages: set[LineageId] = field(default_factory=set)
     approvals: set[str] = field(default_factory=set)
+    grants: set[str] = field(default_factory=set)
     audit: list[AuditDraft] = field(default_factory=list)
 
     def note(self, changes: Changes, snapshot: Snapshot) -> None:
@@ -245,4 +268,5 @@ class Dirty:
         self.keys.update(key.id for key in changes.keys)
         self.lineages.update(lineage.id for lineage in changes.lineages)
         self.approvals.update(approval.id for approval in changes.approvals)
+        self.grants.update(grant.id for grant in changes.grants)
         self.audit.extend(changes.audit)

@@ -83,11 +83,18 @@ def marks_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def is_like(item: Mapping[str, Any], operation: Operation) -> bool:
-    """Say whether an object has the operation's amount, currency and customer."""
+    """Say whether an object has the operation's amount, currency and customer.
+
+    A refund does not say whose it is: its charge does.
+    """
+    if operation.gives_back is None:
+        same = customer_of(item) == operation.customer
+    else:
+        same = item.get("charge") == operation.gives_back
     return (
-        item.get("amount") == operation.amount
+        same
+        and item.get("amount") == operation.amount
         and item.get("currency") == operation.currency
-        and customer_of(item) == operation.customer
     )
 
 
@@ -101,7 +108,11 @@ def difference(
     """
     wanted: dict[str, object] = {"livemode": snapshot.settings.mode == "live"}
     if operation.amount > 0:
-        wanted |= {"currency": operation.currency, "customer": operation.customer}
+        wanted["currency"] = operation.currency
+        if operation.gives_back is None:
+            wanted["customer"] = operation.customer
+        else:
+            wanted["charge"] = operation.gives_back
         at_most = max(operation.amount, operation.held)
         if not step or (made.total or 0) > at_most:
             wanted["amount"] = at_most if step else operation.amount

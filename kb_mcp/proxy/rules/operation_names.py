@@ -72,6 +72,11 @@ def later_name(older: Operation) -> str:
     return f"{root}-r{older.generation + 1}"
 
 
+def attempt_key(operation: Operation, number: int) -> str:
+    """Return the upstream key of the attempt `number` of `operation`: K, K-2, K-3 and so on."""
+    return operation.upstream_name if number == 1 else f"{operation.upstream_name}-{number}"
+
+
 def tally_key(reading: Reading, name: str) -> str:
     """Return under what the declines of this bill are counted: the period, whatever the amount."""
     if reading.customer is not None and reading.period is not None:

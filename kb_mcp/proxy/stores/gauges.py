@@ -41,10 +41,14 @@ class Gauges(ABC):
     def _after(self, row: Any) -> Mapping[str, Any]:
         """Return the values of a query that goes on after `row`, 0 being before the first."""
 
-    async def ceilings(self) -> Mapping[str, int]:
-        """Return the account's daily ceiling of each currency, in minor units, as it is now."""
-        rows = await self._asked("ceilings")
-        return json.loads(rows[0]["value"]) if rows else {}
+    async def ceilings(self, *, refunds: bool = False) -> Mapping[str, int]:
+        """Return the account's daily ceiling of each currency, in minor units, as it is now.
+
+        `refunds` asks for the ceiling of what is given back.
+        """
+        told = {row["name"]: row["value"] for row in await self._asked("ceilings")}
+        wanted = "refund_ceilings" if refunds else "ceilings"
+        return json.loads(told[wanted]) if wanted in told else {}
 
     async def open_operations(self) -> dict[str, int]:
         """Return how many operations without an end there are, by state."""

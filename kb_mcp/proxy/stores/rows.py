@@ -17,6 +17,7 @@ from kb_mcp.proxy.ledger.records import (
     Attempt,
     AttemptOutcome,
     CallerKey,
+    Grant,
     Lineage,
     NamedBy,
     Operation,
@@ -38,6 +39,7 @@ KEYED: Mapping[str, tuple[type[Struct], tuple[str, ...]]] = {
     "keys": (VaultKey, ("id",)),
     "lineages": (Lineage, ("id",)),
     "approvals": (Approval, ("id",)),
+    "grants": (Grant, ("id",)),
 }
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     table: record.__struct_fields__ for table, (record, _) in KEYED.items()

@@ -27,7 +27,7 @@ class Made(Struct, frozen=True):
     """Stripe has the object: its own status decides.
 
     `total` is what it is for and `moved` what it took, in minor units, where it says so. `facts`
-    are its amount, currency, customer and livemode, as far as it says them.
+    are its amount, currency, customer, charge and livemode, as far as it says them.
     """
 
     object_id: str
@@ -135,6 +135,8 @@ def _facts_of(body: Mapping[str, Any]) -> dict[str, object] | None:
     if any(body.get(name) is not None and value is None for name, value in read.items()):
         return None
     said = {name: value for name, value in read.items() if value is not None}
+    if isinstance(body.get("charge"), str):
+        said["charge"] = body["charge"]
     # That it has no customer is said, too.
     return said | ({"customer": None} if "customer" in body and not read["customer"] else {})
 

@@ -4,6 +4,9 @@ Run by that client's own Python, with `steps.py` beside it. No model takes part:
 would do with a model's tool call is done with a fixed one.
 """
 
+# What a framework brings is in that client's environment, not in the one that checks types.
+# mypy: disable-error-code="import-not-found, import-untyped"
+
 from __future__ import annotations
 
 import asyncio

@@ -23,7 +23,11 @@ SELECT guards.kind
 -- After the locks: clock_timestamp() says when we got them, now() only when we began to wait.
 SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms,
        (SELECT value FROM facts WHERE name = 'high_water_ms') AS high_water_ms,
+       (SELECT value FROM facts WHERE name = 'clock_boot') AS clock_boot,
+       (SELECT value FROM facts WHERE name = 'clock_confirmed') AS clock_confirmed,
+       (SELECT value FROM facts WHERE name = 'clock_doubt') AS clock_doubt,
        (SELECT value FROM facts WHERE name = 'ceilings') AS ceilings,
+       (SELECT value FROM facts WHERE name = 'refund_ceilings') AS refund_ceilings,
        (SELECT value FROM facts WHERE name = 'recovery_grace_ms') AS recovery_grace_ms
 
 -- name: wanted
@@ -54,6 +58,7 @@ WITH wanted AS (
            AND o.currency = b.currency
      WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
        AND (o.first_arrival_at > b.since OR o.state <> 'succeeded')
+    UNION SELECT o.id FROM operations o WHERE o.gives_back = ANY(%(charges)s::text[])
 )
 
 -- name: operations
@@ -88,6 +93,13 @@ SELECT * FROM approvals WHERE id = ANY(%s::text[])
 
 -- name: approvals_of
 SELECT * FROM approvals WHERE operation_id = ANY(%s::text[])
+
+-- name: grants
+SELECT * FROM grants WHERE id = ANY(%s::text[])
+
+-- name: issuers
+SELECT * FROM grants WHERE issuer = ANY(%s::text[]) AND removed_at IS NULL
+ ORDER BY created_at, id
 
 -- name: lineages
 -- With what is counted of each; a lineage without a row (adopted charges) is counted too.
@@ -150,7 +162,7 @@ SELECT table_name, column_name FROM information_schema.columns
  WHERE table_schema = current_schema()
 
 -- name: ceilings
-SELECT value FROM facts WHERE name = 'ceilings'
+SELECT name, value FROM facts WHERE name IN ('ceilings', 'refund_ceilings')
 
 -- name: billed_days
 -- Of every live bill with a period: whose it is, and by whose key it came; of one customer and

@@ -32,6 +32,8 @@ WITH named AS (
         ON o.customer = b.value ->> 0 AND o.amount = b.value ->> 1 AND o.currency = b.value ->> 2
      WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
        AND (o.first_arrival_at > b.value ->> 3 OR o.state <> 'succeeded')
+    UNION SELECT o.id
+      FROM json_each(:charges) AS c CROSS JOIN operations AS o ON o.gives_back = c.value
 )
 SELECT o.* FROM chosen CROSS JOIN operations AS o ON o.id = chosen.id
 
@@ -66,6 +68,13 @@ SELECT a.* FROM json_each(?) AS wanted CROSS JOIN approvals AS a ON a.id = wante
 -- name: approvals_of
 SELECT a.* FROM json_each(?) AS wanted CROSS JOIN approvals AS a ON a.operation_id = wanted.value
 
+-- name: grants
+SELECT g.* FROM json_each(?) AS wanted CROSS JOIN grants AS g ON g.id = wanted.value
+
+-- name: issuers
+SELECT g.* FROM json_each(?) AS wanted CROSS JOIN grants AS g ON g.issuer = wanted.value
+ WHERE g.removed_at IS NULL ORDER BY g.created_at, g.id
+
 -- name: lineages
 SELECT wanted.value AS id, l.id IS NOT NULL AS known, l.frozen_at, l.frozen_reason,
        (SELECT count(*) FROM operations AS o
@@ -99,7 +108,9 @@ SELECT id FROM operations
 
 -- name: deciding_facts
 -- What every decision depends on, whatever it is about.
-SELECT name, value FROM facts WHERE name IN ('high_water_ms', 'ceilings', 'recovery_grace_ms')
+SELECT name, value FROM facts
+ WHERE name IN ('high_water_ms', 'clock_boot', 'clock_confirmed', 'clock_doubt',
+                'ceilings', 'refund_ceilings', 'recovery_grace_ms')
 
 -- name: set_fact
 INSERT INTO facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -111,7 +122,7 @@ SELECT seq, hash FROM audit WHERE node = ? ORDER BY seq DESC LIMIT 1
 SELECT position, hash FROM nodes ORDER BY position DESC LIMIT 1
 
 -- name: ceilings
-SELECT value FROM facts WHERE name = 'ceilings'
+SELECT name, value FROM facts WHERE name IN ('ceilings', 'refund_ceilings')
 
 -- name: billed_days
 -- Of every live bill with a period: whose it is, and by whose key it came; of one customer and
