@@ -84,6 +84,8 @@ class Governor:
             return refused(refuse(Code.LEDGER_BEHIND))
         waited = _Waited(self.boottime_ms() + JOIN_WAIT_MS)
         while True:
+            # A send counts its time from here: suspended after the commit, it must not be late.
+            deadline_ms = self.boottime_ms() + SEND_WITHIN_MS
             decision = await self.ledger.transact(command.refs, _decider(command))
             match decision:
                 case Refuse(refusal=refusal, operation=operation):
@@ -93,7 +95,9 @@ class Governor:
                 case Replay(operation=operation):
                     return await self._replay(operation)
                 case Proceed():
-                    return await self._detached(self._lead(admitted, command, decision))
+                    return await self._detached(
+                        self._lead(admitted, command, decision, deadline_ms)
+                    )
                 case Join() | Look() | ReadAgain():
                     ready = await self._wait(decision, command, waited)
                     if isinstance(ready, Refusal):
@@ -141,10 +145,12 @@ class Governor:
             operation = await self.look(operation.id) or operation
         return await self.answers.replay(operation)
 
-    async def _lead(self, admitted: Admitted, command: Command, go: Proceed) -> Reply:
+    async def _lead(
+        self, admitted: Admitted, command: Command, go: Proceed, deadline_ms: int
+    ) -> Reply:
         """Send what was reserved and conclude by what the answer proves."""
         begun = self.boottime_ms()
-        answer = await self._send(admitted, go)
+        answer = await self._send(admitted, go, deadline_ms)
         if isinstance(answer, Answered):
             self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
             answer = self._scrubbed(answer)
@@ -158,9 +164,8 @@ class Governor:
             self.waiters.wake(go.operation.id)
         return self.answers.first(operation, attempt, proof, answer)
 
-    async def _send(self, admitted: Admitted, go: Proceed) -> UpstreamAnswer:
+    async def _send(self, admitted: Admitted, go: Proceed, deadline_ms: int) -> UpstreamAnswer:
         """Check key and grant once more, directly before the send; then send, once."""
-        deadline_ms = self.boottime_ms() + SEND_WITHIN_MS
         try:
             found = await self.ledger.find_key(admitted.key.id)
             granted = await self._is_granted(admitted)
