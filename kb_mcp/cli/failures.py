@@ -25,6 +25,7 @@ _CODES = {
     "BindingError": WRONG,
     "CopyError": FAILED,
     "EgressError": WRONG,
+    "MasterKeyError": WRONG,
     "MoneyError": WRONG,
     "PolicyError": WRONG,
     "SchemaError": WRONG,

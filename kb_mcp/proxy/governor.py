@@ -181,6 +181,8 @@ def ending_refs(operation: Operation, proof: Proof, now: int) -> Refs:
 
 def _decider(command: Command) -> Callable[[Snapshot], tuple[Decision, Changes]]:
     def step(snapshot: Snapshot) -> tuple[Decision, Changes]:
+        if snapshot.halted:
+            return Refuse(refuse(Code.LEDGER_BEHIND)), Changes()
         decision = decide(snapshot, command)
         return decision, decision.changes
 

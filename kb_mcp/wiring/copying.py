@@ -33,7 +33,7 @@ from kb_mcp.wiring.store import (
     StoreError,
     explicit_settings,
     heads_folder,
-    master_key,
+    proven_master_key,
     wanted_settings,
 )
 
@@ -93,7 +93,7 @@ def _check_key(settings: Settings, embedded: Settings) -> None:
 def _check_chains(embedded: Settings, settings: Settings, facts: dict[str, str]) -> None:
     path = embedded.database_path
     assert path is not None  # noqa: S101 checked by the caller
-    master = master_key(settings, path)
+    master = proven_master_key(settings, path)
     records = SqliteRecords(path, Sealer(derive_key(master, "answers"), random_bytes))
     heads = Heads(heads_folder(path), "copying", "", boottime_ms)
     known = {each.head.node: each.head for each in heads.check(lambda _node, _seq: None)}

@@ -20,6 +20,7 @@ from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.stores.key_check import CHECK, check_value, witnesses_of
 from kb_mcp.proxy.stores.postgres.admin import PostgresAdmin
 from kb_mcp.proxy.stores.postgres.connection import (
     Connect,
@@ -47,7 +48,13 @@ from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.serving.machine import boottime_ms, process_name, random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.store import Store, StoreError, explicit_settings, wanted_settings
+from kb_mcp.wiring.store import (
+    Store,
+    StoreError,
+    check_master_key,
+    explicit_settings,
+    wanted_settings,
+)
 
 
 @dataclass(slots=True)
@@ -118,7 +125,7 @@ def open_postgres(
         sealer=Sealer(derive_key(master, "answers"), random_bytes),
     )
     try:
-        return _open(settings, path, parts, derive_key(master, "audit"), clock_offset)
+        return _open(settings, path, parts, master, clock_offset)
     except psycopg.Error as error:
         raise StoreError(f"cannot use the store: {told(error)}") from error
     except OSError as error:
@@ -141,9 +148,10 @@ def _open(
     settings: Settings,
     path: Path,
     parts: _Parts,
-    chain_key: bytes,
+    master: bytes,
     clock_offset: Callable[[], int],
 ) -> Store:
+    chain_key = derive_key(master, "audit")
     node = process_name(settings.node_id)
     owner = this_process(node)
     clock = StoreClock(
@@ -151,7 +159,7 @@ def _open(
         steady_ms=lambda: boottime_ms() + clock_offset(),
     )
     with parts.connect() as connection:
-        server, bound = _join(settings, parts, connection)
+        server, bound = _join(settings, parts, connection, master)
     records = PostgresRecords(Pool(parts.connect, parts.watchdog), parts.sealer)
     heads = PostgresHeads(
         path.with_name(f"{path.name}.heads"), node, owner, boottime_ms, lambda: clock.now(0)
@@ -190,14 +198,20 @@ def _open(
 
 
 def _join(
-    settings: Settings, parts: _Parts, connection: Connection
+    settings: Settings, parts: _Parts, connection: Connection, master: bytes
 ) -> tuple[Server, StoreSettings]:
     """Check that the store can be served, take its time, and bind it."""
     check_schema(connection)
+    check_master_key(witnesses_of(connection), master)
     queries = load_queries("postgres")
     clock = connection.execute(queries["clock"]).fetchone() or {}
     parts.time.set(int(clock["now_ms"]))
-    bound = bind(connection, wanted_settings(settings), explicit_settings(settings))
+    bound = bind(
+        connection,
+        wanted_settings(settings),
+        explicit_settings(settings),
+        {CHECK: check_value(master)},
+    )
     return server_of(connection, queries), bound
 
 

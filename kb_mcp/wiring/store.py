@@ -25,6 +25,7 @@ from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.recovery import Due
 from kb_mcp.proxy.retention import Aged
 from kb_mcp.proxy.store_admin import StoreAdmin
+from kb_mcp.proxy.stores.key_check import CHECK, Witnesses, check_value, witnesses_in
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.admin import SqliteAdmin
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
@@ -40,10 +41,15 @@ from kb_mcp.settings import Settings
 from kb_mcp.wiring.failover_check import Watch
 
 MASTER_KEY_BYTES = 32
+STORE_ID_BYTES = 12
 
 
 class StoreError(Exception):
     """The store cannot be used; the message is one line and says what to do."""
+
+
+class MasterKeyError(StoreError):
+    """The master key is not the one that the store was written under, or is gone."""
 
 
 class StoreLedger(Ledger, Protocol):
@@ -125,7 +131,7 @@ def open_store(settings: Settings, clock_offset: Callable[[], int] = lambda: 0) 
 
 
 def _open_sqlite(settings: Settings, path: Path, clock_offset: Callable[[], int]) -> Store:
-    master = master_key(settings, path)
+    master = proven_master_key(settings, path)
     chain_key = derive_key(master, "audit")
     sealer = Sealer(derive_key(master, "answers"), random_bytes)
     node = process_name(settings.node_id)
@@ -138,7 +144,12 @@ def _open_sqlite(settings: Settings, path: Path, clock_offset: Callable[[], int]
     try:
         connection = connect(path)
         migrate(connection)
-        bound = bind(connection, wanted_settings(settings), explicit_settings(settings))
+        bound = bind(
+            connection,
+            wanted_settings(settings),
+            explicit_settings(settings),
+            {CHECK: check_value(master)},
+        )
         connection.close()
         records = SqliteRecords(path, sealer)
         heads = Heads(heads_folder(path), node, owner, boottime_ms, lambda: clock.now(0))
@@ -194,6 +205,35 @@ def heads_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.heads")
 
 
+def proven_master_key(settings: Settings, path: Path) -> bytes:
+    """Return the master key that the SQLite store at `path` was written under, or begins with.
+
+    It is looked at before anything is written. Raises: StoreError, MasterKeyError.
+    """
+    try:
+        held = witnesses_in(path)
+    except LedgerUnavailableError as error:
+        raise StoreError(f"cannot use the store {path}: {error}") from error
+    file = path.with_name(f"{path.name}.master-key")
+    if held.any and settings.master_key is None and not file.exists():
+        raise MasterKeyError(
+            f"the master key of the store {path} is gone: put its copy back at {file}, or set "
+            "KEYBRAKE_MASTER_KEY to it (docs/runbooks.md: The master key is lost)"
+        )
+    master = master_key(settings, path)
+    check_master_key(held, master)
+    return master
+
+
+def check_master_key(held: Witnesses, master: bytes) -> None:
+    """Compare `master` with what a store holds. Raises: MasterKeyError."""
+    if not held.speak_for(master):
+        raise MasterKeyError(
+            "the store was written under another master key: nothing was changed in it. Set "
+            "KEYBRAKE_MASTER_KEY (or the file beside the store) to the one it was made with"
+        )
+
+
 def master_key(settings: Settings, path: Path) -> bytes:
     """Return the master key: the configured one, or the one generated beside the store.
 
@@ -233,13 +273,14 @@ def write_once(file: Path, text: str) -> bool:
 
 
 def wanted_settings(settings: Settings) -> StoreSettings:
-    """Return what a new store would be bound to."""
+    """Return what a new store would be bound to; each call names another store."""
     return StoreSettings(
         account=settings.account_label,
         mode=settings.upstream_mode,
         ceilings={money.currency: money.amount for money in settings.account_daily_cap},
         upstream_timeout_ms=settings.upstream_timeout_ms,
         recovery_grace_ms=settings.recovery_grace_ms,
+        store_id=f"st_{secrets.token_hex(STORE_ID_BYTES)}",
     )
 
 

@@ -244,7 +244,7 @@ def _template() -> tuple[bytes, tuple[Key, ...]]:
 
     def make(connection: sqlite3.Connection) -> None:
         migrate(connection)
-        bind(connection, SETTINGS, {})
+        bind(connection, SETTINGS, {}, {})
         for row, lineage in rows:
             connection.execute(upsert("lineages"), astuple(lineage))
             connection.execute(upsert("keys"), astuple(row))

@@ -78,7 +78,7 @@ def caller_mark(key: str | None) -> str | None:
 
 
 def request_body(
-    reading: Reading, operation: OperationId, upstream_key: str, lineage: LineageId
+    reading: Reading, operation: OperationId, upstream_key: str, lineage: LineageId, store_id: str
 ) -> bytes:
     """Return the body to send: the parsed form, rebuilt, with the marks that find it again."""
     marks = {
@@ -86,6 +86,8 @@ def request_body(
         "metadata[keybrake_attempt]": upstream_key,
         "metadata[keybrake_key]": lineage,
     }
+    if store_id:
+        marks["metadata[keybrake_store]"] = store_id
     return reading.form.with_(marks).encode()
 
 

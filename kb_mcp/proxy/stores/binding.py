@@ -29,7 +29,23 @@ def facts_of(settings: StoreSettings) -> dict[str, str]:
         "ceilings": json.dumps(dict(settings.ceilings)),
         "upstream_timeout_ms": str(settings.upstream_timeout_ms),
         "recovery_grace_ms": str(settings.recovery_grace_ms),
+        "store_id": settings.store_id,
     }
+
+
+def missing_facts(
+    stored: Mapping[str, str], wanted: StoreSettings, marks: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the facts that a store lacks: all of a new one, else what later versions keep.
+
+    Raises: BindingError, where it has another of `marks`: of two first processes one came first.
+    """
+    if any(stored.get(name, value) != value for name, value in marks.items()):
+        raise BindingError("another process began this store just now, with another master key")
+    kept = {"store_id": wanted.store_id, **marks}
+    if "mode" not in stored:
+        kept |= facts_of(wanted)
+    return {name: value for name, value in kept.items() if name not in stored}
 
 
 def bound_by(
@@ -47,6 +63,7 @@ def bound_by(
         ceilings=json.loads(facts["ceilings"]),
         upstream_timeout_ms=int(facts["upstream_timeout_ms"]),
         recovery_grace_ms=int(facts["recovery_grace_ms"]),
+        store_id=facts["store_id"],
     )
     if (bound.account, bound.mode) != (wanted.account, wanted.mode):
         raise BindingError(

@@ -242,6 +242,7 @@ class PostgresLedger:
             settings=self._settings,
             skewed=self._clock.skewed,
             turning=self._clock.turning(high_water),
+            facts=loaded.facts,
         )
         if abs(snapshot.now - turn.now) > SINCE_MARGIN_MS:
             # The store's clock was set: the refs of the time that we took it for may lack rows.
@@ -303,6 +304,8 @@ class PostgresLedger:
         raised = snapshot.now >= self._marked + HIGH_WATER_STEP_MS and not snapshot.skewed
         with connection.pipeline():
             save(connection, snapshot, self._sealer.seal, rows)
+            for fact in sorted(snapshot.dirty.facts.items()):
+                connection.execute(self._queries["set_fact"], fact)
             if raised:
                 connection.execute(self._queries["raise_high_water"], (str(snapshot.now),))
             connection.execute(self._queries["set_token"], (token, self._journal.node))
@@ -361,7 +364,7 @@ def _changed(snapshot: Snapshot) -> bool:
     dirty = snapshot.dirty
     return bool(
         dirty.operations or dirty.attempts or dirty.windows or dirty.tallies
-        or dirty.keys or dirty.lineages or dirty.approvals
+        or dirty.keys or dirty.lineages or dirty.approvals or dirty.facts
     )  # fmt: skip
 
 

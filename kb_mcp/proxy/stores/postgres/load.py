@@ -12,6 +12,7 @@ from typing import Any
 
 from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.records import (
+    HALTS,
     Approval,
     Lineage,
     LineageId,
@@ -43,6 +44,7 @@ class Loaded:
     now_ms: int = 0
     high_water_ms: int = 0
     token: int | None = None
+    facts: dict[str, str] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
 
 
@@ -78,6 +80,7 @@ class PostgresLoader:
             now_ms=int(told["now_ms"]),
             high_water_ms=int(told["high_water_ms"] or 0),
             token=None if token is None else int(token["token"]),
+            facts={name: told[name] for name in HALTS if told[name]},
             rows={name: cursor.fetchall() for name, cursor in cursors.items()},
         )
 

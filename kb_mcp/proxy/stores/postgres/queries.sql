@@ -22,7 +22,9 @@ SELECT guards.kind
 -- name: clock
 -- After the locks: clock_timestamp() says when we got them, now() only when we began to wait.
 SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms,
-       (SELECT value FROM facts WHERE name = 'high_water_ms') AS high_water_ms
+       (SELECT value FROM facts WHERE name = 'high_water_ms') AS high_water_ms,
+       (SELECT value FROM facts WHERE name = 'gap') AS gap,
+       (SELECT value FROM facts WHERE name = 'moved_to') AS moved_to
 
 -- name: wanted
 -- The operations that a batch needs: by name, by id, by guard, and the last decline of each tally.

@@ -19,7 +19,7 @@ from kb_mcp.proxy.stores.binding import (
     SchemaError,
     bound_by,
     check_account,
-    facts_of,
+    missing_facts,
 )
 from kb_mcp.proxy.stores.postgres.connection import OLDEST_SERVER, Connection
 from kb_mcp.proxy.stores.postgres.locks import Guard, lock
@@ -91,7 +91,10 @@ def check_schema(connection: Connection) -> int:
 
 
 def bind(
-    connection: Connection, wanted: StoreSettings, explicit: Mapping[str, object]
+    connection: Connection,
+    wanted: StoreSettings,
+    explicit: Mapping[str, object],
+    marks: Mapping[str, str],
 ) -> StoreSettings:
     """Bind a new store to `wanted`, or return what it is bound to; see `binding.bound_by`.
 
@@ -101,11 +104,10 @@ def bind(
     with connection.transaction():
         _hold(connection, Guard.BINDING)
         stored = read_facts(connection)
-        if "mode" not in stored:
-            for fact in facts_of(wanted).items():
-                connection.execute(queries["set_fact"], fact)
-            return wanted
-    return bound_by(stored, wanted, explicit)
+        missing = missing_facts(stored, wanted, marks)
+        for fact in missing.items():
+            connection.execute(queries["set_fact"], fact)
+    return bound_by(stored | missing, wanted, explicit)
 
 
 def bind_account(connection: Connection, account_id: str) -> None:

@@ -190,19 +190,21 @@ class SqliteLedger:
         return head
 
     def _standing(self, loader: Loader) -> Snapshot:
-        rows = loader.rows("fact", "high_water_ms")
-        self._marked = int(rows[0]["value"]) if rows else 0
+        facts = {row["name"]: row["value"] for row in loader.rows("deciding_facts")}
+        self._marked = int(facts.pop("high_water_ms", 0))
         high_water = max(self._marked, self._high_water)
         return Snapshot(
             now=self._clock.now(high_water),
             settings=self._settings,
             skewed=self._clock.skewed,
             turning=self._clock.turning(high_water),
+            facts=facts,
         )
 
     def _save(self, connection: sqlite3.Connection, snapshot: Snapshot) -> None:
         save(connection, snapshot, self._sealer.seal)
         self._save_audit(connection, snapshot)
+        connection.executemany(self._queries["set_fact"], snapshot.dirty.facts.items())
         if snapshot.now >= self._marked + HIGH_WATER_STEP_MS and not snapshot.skewed:
             connection.execute(self._queries["set_fact"], ("high_water_ms", str(snapshot.now)))
 

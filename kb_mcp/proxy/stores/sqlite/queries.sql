@@ -82,8 +82,9 @@ SELECT id FROM operations
  WHERE created_at < ? AND state = 'succeeded' AND final = 1 AND answer IS NOT NULL
  ORDER BY created_at LIMIT ?
 
--- name: fact
-SELECT value FROM facts WHERE name = ?
+-- name: deciding_facts
+-- What every transaction reads first: the clock's mark, and why nothing may be sent.
+SELECT name, value FROM facts WHERE name IN ('high_water_ms', 'gap', 'moved_to')
 
 -- name: set_fact
 INSERT INTO facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value

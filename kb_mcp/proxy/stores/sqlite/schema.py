@@ -17,7 +17,7 @@ from kb_mcp.proxy.stores.binding import (
     SchemaError,
     bound_by,
     check_account,
-    facts_of,
+    missing_facts,
 )
 from kb_mcp.proxy.stores.queries import load_migrations, load_queries
 
@@ -57,24 +57,28 @@ def migrate(connection: sqlite3.Connection) -> int:
 
 
 def bind(
-    connection: sqlite3.Connection, wanted: StoreSettings, explicit: Mapping[str, object]
+    connection: sqlite3.Connection,
+    wanted: StoreSettings,
+    explicit: Mapping[str, object],
+    marks: Mapping[str, str],
 ) -> StoreSettings:
     """Bind a new store to `wanted`, or return what the store is bound to.
 
     `explicit` holds the settings that this process was configured with on purpose: they must
-    agree with the store's. Raises: BindingError.
+    agree with the store's. `marks` are facts of the store that are written once, where an earlier
+    version did not yet. Raises: BindingError.
     """
     connection.execute("BEGIN IMMEDIATE")
     try:
         stored = read_facts(connection)
-        if "mode" not in stored:
-            _write(connection, wanted)
+        missing = missing_facts(stored, wanted, marks)
+        if missing:
+            _write(connection, missing)
             connection.execute("COMMIT")
-            return wanted
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-    return bound_by(stored, wanted, explicit)
+    return bound_by(stored | missing, wanted, explicit)
 
 
 def bind_account(connection: sqlite3.Connection, account_id: str) -> None:
@@ -124,6 +128,5 @@ def _run_script(connection: sqlite3.Connection, script: str) -> None:
             statement = ""
 
 
-def _write(connection: sqlite3.Connection, settings: StoreSettings) -> None:
-    for name, value in facts_of(settings).items():
-        connection.execute(load_queries("sqlite")["set_fact"], (name, value))
+def _write(connection: sqlite3.Connection, facts: Mapping[str, str]) -> None:
+    connection.executemany(load_queries("sqlite")["set_fact"], facts.items())
