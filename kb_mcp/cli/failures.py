@@ -26,6 +26,8 @@ _CODES = {
     "CopyError": FAILED,
     "EgressError": WRONG,
     "MasterKeyError": WRONG,
+    "MovedStoreError": WRONG,
+    "UpstreamKeyError": WRONG,
     "MoneyError": WRONG,
     "PolicyError": WRONG,
     "SchemaError": WRONG,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 from msgspec.structs import replace
@@ -19,6 +19,7 @@ from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
 from kb_mcp.proxy.errors.refusals import Code, refuse
 from kb_mcp.proxy.errors.scrub import scrub_error
+from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Attempt, Changes, Operation, OperationId, Refs
@@ -43,8 +44,8 @@ SEND_WITHIN_MS = 5_000
 class Governor:
     """Wing B's core: one per process. `boottime_ms` counts suspended time.
 
-    `behind` says that the store has lost records: nothing is sent until it is reconciled. `look`
-    reads the object of one operation, as recovery does.
+    `gate` says that the store may lack records: nothing is sent then. `look` reads the object of
+    one operation, as recovery does.
     """
 
     ledger: Ledger
@@ -57,14 +58,14 @@ class Governor:
     abandoned: AbandonedIntents
     look: Callable[[OperationId], Awaitable[Operation | None]]
     tasks: set[asyncio.Task[Any]]
-    behind: bool = False
+    gate: Gate = field(default_factory=Gate)
 
     async def govern(self, admitted: Admitted, command: Command) -> Reply:
         """Carry out `command` at most once and answer as Stripe would.
 
         Raises: LedgerUnavailableError, with nothing sent.
         """
-        if self.behind:
+        if self.gate.closed:
             return refused(refuse(Code.LEDGER_BEHIND))
         give_up_at = self.boottime_ms() + JOIN_WAIT_MS
         looked = False

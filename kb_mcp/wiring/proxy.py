@@ -24,6 +24,7 @@ from kb_mcp.proxy.edge.key_api import KeyApi
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
+from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.governor import SEND_WITHIN_MS, Governor
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
@@ -33,6 +34,7 @@ from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamAnswer, UpstreamRequest
 from kb_mcp.proxy.waiters import Waiters
+from kb_mcp.proxy.walk import Pace, StoreWalk
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id, random_name
 from kb_mcp.serving.telemetry import chosen_span
 from kb_mcp.serving.tracing import Span, TracedUpstream, no_span
@@ -40,6 +42,7 @@ from kb_mcp.settings import SANDBOX_KEY, Settings
 from kb_mcp.wiring.failover_check import Moves
 from kb_mcp.wiring.sandboxed import FollowedClock
 from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
+from kb_mcp.wiring.walks import Walks
 
 # A lease outlives its send, so that no other caller takes over while it may still conclude.
 LEASE_SLACK_MS = 5_000
@@ -57,21 +60,26 @@ class Proxy:
     recovery: Recovery
     retention: Retention
     settings: Settings
+    walks: Walks
     moves: Moves | None = None
     meters: Meters = field(default_factory=Meters)
     span: Span = no_span
     timers: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self) -> None:
-        """Check the account, recover once, then on a timer; write counted noise every minute.
+        """Check the account and walk Stripe's lists; recover once, then on a timer.
 
-        Raises: BindingError.
+        Counted noise is written every minute. Raises: BindingError, UpstreamKeyError,
+        MovedStoreError.
         """
+        await self.app.pipeline.follow()
         await self._bind_account()
         if self.store.watch is not None:
             self.store.watch.begin()
+        await self.walks.begin()
         self.timers = [
             asyncio.create_task(_every(self.settings.recovery_interval_ms, self._recover)),
+            asyncio.create_task(_every(self.settings.recovery_interval_ms, self.walks.tick)),
             asyncio.create_task(_every(NOISE_EVERY_S * 1000, self._write_noise, first=False)),
         ]
 
@@ -82,6 +90,7 @@ class Proxy:
     async def stop(self, within_s: int = 30) -> None:
         """Finish requests under way, then close the store and the upstream."""
         await self.app.drain(within_s)
+        await self.walks.end()
         for timer in self.timers:
             timer.cancel()
         await asyncio.gather(*self.timers, return_exceptions=True)
@@ -144,7 +153,7 @@ def build_proxy(
     store = open_store(settings, lambda: followed.offset_ms)
     followed.measure_from(store.base_ms)
     key = _upstream_key(settings)
-    waiters = Waiters()
+    waiters, gate = Waiters(), Gate(heads_behind=bool(store.behind))
     follow = _follower(settings, followed)
     meters = Meters(queued=lambda: store.ledger.waiting, batches=lambda: store.ledger.sizes)
     recovery = Recovery(
@@ -172,10 +181,11 @@ def build_proxy(
         boottime_ms=boottime_ms,
         upstream_key=key,
         tasks=set(),
-        behind=bool(store.behind),
+        gate=gate,
     )
     pipeline = _desk(store, governor, upstream, key, follow)
-    app = ProxyApp(pipeline, _own(store, pipeline, upstream), AdmissionQueue(meters.queued))
+    walk = _walk(settings, store, upstream, recovery)
+    app = ProxyApp(pipeline, _own(store, pipeline, upstream, gate), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
         app=app,
@@ -184,7 +194,8 @@ def build_proxy(
         recovery=recovery,
         retention=Retention(store.ledger, store.records),
         settings=settings,
-        moves=_moves(store, upstream),
+        walks=Walks(walk=walk, gate=gate, boottime_ms=boottime_ms),
+        moves=_moves(store, walk),
         meters=meters,
         span=span,
     )
@@ -251,14 +262,29 @@ def _desk(
     )
 
 
-def _moves(store: Store, upstream: Upstream) -> Moves | None:
+def _walk(settings: Settings, store: Store, upstream: Upstream, recovery: Recovery) -> StoreWalk:
+    return StoreWalk(
+        ledger=store.ledger,
+        records=store.records,
+        reads=StripeReads(upstream, store.clock, boottime_ms),
+        pace=Pace(boottime_ms, _pause),
+        look=recovery.resolve_one,
+        stripe_ms=store.clock.stripe_ms,
+        warns=settings.upstream_mode == "sandbox",
+    )
+
+
+async def _pause(milliseconds: int) -> None:
+    await asyncio.sleep(milliseconds / 1000)
+
+
+def _moves(store: Store, walk: StoreWalk) -> Moves | None:
     if store.watch is None:
         return None
     return Moves(
         watch=store.watch,
         ledger=store.ledger,
-        records=store.records,
-        reads=StripeReads(upstream, store.clock, boottime_ms),
+        walk=walk,
         boottime_ms=boottime_ms,
         settle_ms=_lease_ms(store),
     )
@@ -268,7 +294,7 @@ def _lease_ms(store: Store) -> int:
     return SEND_WITHIN_MS + store.settings.upstream_timeout_ms + LEASE_SLACK_MS
 
 
-def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream) -> KeyApi:
+def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream, gate: Gate) -> KeyApi:
     return KeyApi(
         ledger=store.ledger,
         records=store.records,
@@ -276,7 +302,7 @@ def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream) -> KeyApi:
         now_ms=pipeline.now_ms,
         rate=pipeline.rate,
         readiness=Readiness(upstream, boottime_ms),
-        behind=bool(store.behind),
+        gate=gate,
         follow=pipeline.follow,
     )
 

@@ -36,6 +36,7 @@ from kb_mcp.proxy.stores.sqlite.schema import (
     bind_account,
     migrate,
 )
+from kb_mcp.proxy.walk import WalkRecords
 from kb_mcp.serving.machine import boottime_ms, host_ms, process_name, random_bytes
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.failover_check import Watch
@@ -66,7 +67,7 @@ class StoreLedger(Ledger, Protocol):
         ...
 
 
-class StoreRecords(OperatorRecords, Due, Aged, AuditReader, Protocol):
+class StoreRecords(OperatorRecords, Due, Aged, AuditReader, WalkRecords, Protocol):
     """Every read of a store, outside any decision. Raises: LedgerUnavailableError."""
 
     def audit_size(self) -> int:

@@ -7,7 +7,7 @@ readiness.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -20,6 +20,7 @@ from kb_mcp.proxy.edge.health import Readiness
 from kb_mcp.proxy.edge.records import Records, key_record, operation_record, spend_records
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.ledger.windows import day_of
@@ -42,14 +43,14 @@ class KeyApi:
     rate: Callable[[Admitted], Refusal | None]
     readiness: Readiness
     follow: Callable[[], Awaitable[None]]
-    behind: bool = False
+    gate: Gate = field(default_factory=Gate)
 
     async def health(self, request: Request) -> Reply:
         """Say whether the process is alive, and for `/readyz` whether it could charge."""
         if request.raw_path == b"/healthz":
             return _json({"status": "ok"})
         try:
-            store = await self.records.ping() and not self.behind
+            store = await self.records.ping() and not self.gate.closed
         except LedgerUnavailableError:
             store = False
         upstream = await self.readiness.reachable()

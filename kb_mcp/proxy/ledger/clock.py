@@ -64,6 +64,12 @@ class StoreClock:
         """Say whether this host and Stripe are more than a minute apart."""
         return abs(self.skew_ms) > SKEW_MAX_MS
 
+    def stripe_ms(self) -> int:
+        """Return Stripe's time as far as it is known, else this host's as it is."""
+        if self._behind_ms is None:
+            return self._plain_ms()
+        return self._steady_ms() + self._behind_ms
+
     def now(self, high_water: int) -> int:
         """Return the time, which never runs behind `high_water`.
 

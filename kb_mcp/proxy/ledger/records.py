@@ -303,3 +303,5 @@ class StoreSettings(Struct, frozen=True):
 GAP = "gap"
 MOVED_TO = "moved_to"
 HALTS = (GAP, MOVED_TO)
+# Says that no walk of Stripe's lists was ever whole for this store.
+NEW_STORE = "new_store"

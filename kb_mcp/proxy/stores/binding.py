@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.ledger.records import NEW_STORE, StoreSettings
 
 
 class SchemaError(Exception):
@@ -30,6 +30,8 @@ def facts_of(settings: StoreSettings) -> dict[str, str]:
         "upstream_timeout_ms": str(settings.upstream_timeout_ms),
         "recovery_grace_ms": str(settings.recovery_grace_ms),
         "store_id": settings.store_id,
+        # Until its first whole walk: it may stand in for one that was lost.
+        NEW_STORE: "1",
     }
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from kb_mcp.proxy.access.policy import CapRules
+from kb_mcp.proxy.gaps import Known, Trace
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
 from kb_mcp.proxy.reads import AuditCounts, Held, KeyCaps, KeyCounts, KeySpend
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage
@@ -31,6 +32,25 @@ class Gauges(ABC):
     @abstractmethod
     def _after(self, row: Any) -> Mapping[str, Any]:
         """Return the values of a query that goes on after `row`, 0 being before the first."""
+
+    async def facts(self) -> dict[str, str]:
+        """Return every fact of the store."""
+        return {row["name"]: row["value"] for row in await self._asked("facts")}
+
+    async def known(self, objects: Sequence[str], upstream_keys: Sequence[str]) -> Known:
+        """Return what the ledger knows of objects at Stripe and of the attempts they name."""
+        found = await self._asked("known_objects", **self._ids(objects))
+        attempts = {
+            row["upstream_key"]: Trace(
+                row["operation_id"], row["outcome"], row["state"], row["next_read_at"]
+            )
+            for row in await self._asked("known_attempts", **self._ids(upstream_keys))
+        }
+        return Known(frozenset(row["id"] for row in found), attempts)
+
+    async def known_lineages(self, ids: Sequence[str]) -> frozenset[str]:
+        """Return which of `ids` are lineages of this store."""
+        return frozenset(row["id"] for row in await self._asked("known_lineages", **self._ids(ids)))
 
     async def open_operations(self) -> dict[str, int]:
         """Return how many operations without an end there are, by state."""

@@ -17,9 +17,9 @@ from kb_mcp.proxy.audit.chain import GENESIS, derive_key, node_hash, read_row, r
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 
 CHECK = "master_key_check"
-ROWS_LOOKED_AT = 8
-_NODES = f"SELECT * FROM nodes ORDER BY position LIMIT {ROWS_LOOKED_AT}"
-_FIRST_ROWS = f"SELECT * FROM audit WHERE seq = 1 LIMIT {ROWS_LOOKED_AT}"
+
+_NODES = "SELECT * FROM nodes ORDER BY position LIMIT 8"
+_FIRST_ROWS = "SELECT * FROM audit WHERE seq = 1 LIMIT 8"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,27 @@ SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms,
        (SELECT value FROM facts WHERE name = 'gap') AS gap,
        (SELECT value FROM facts WHERE name = 'moved_to') AS moved_to
 
+-- name: facts
+SELECT name, value FROM facts
+
+-- name: known_objects
+-- Which of these objects at Stripe belong to an operation that stands. Attempts know whose an object
+-- is, but where the request did not tell an amount.
+SELECT a.object_id AS id FROM attempts a JOIN operations o ON o.id = a.operation_id
+ WHERE a.object_id = ANY(%(ids)s::text[]) AND a.outcome = 'succeeded' AND o.state = 'succeeded'
+ UNION
+SELECT object_id FROM operations
+ WHERE object_id = ANY(%(ids)s::text[]) AND amount = 0 AND object_id IS NOT NULL
+   AND state = 'succeeded'
+
+-- name: known_attempts
+SELECT a.upstream_key, a.operation_id, a.outcome, o.state, o.next_read_at
+  FROM attempts a JOIN operations o ON o.id = a.operation_id
+ WHERE a.upstream_key = ANY(%(ids)s::text[])
+
+-- name: known_lineages
+SELECT id FROM lineages WHERE id = ANY(%(ids)s::text[])
+
 -- name: wanted
 -- The operations that a batch needs: by name, by id, by guard, and the last decline of each tally.
 WITH wanted AS (

@@ -82,6 +82,29 @@ SELECT id FROM operations
  WHERE created_at < ? AND state = 'succeeded' AND final = 1 AND answer IS NOT NULL
  ORDER BY created_at LIMIT ?
 
+-- name: facts
+SELECT name, value FROM facts
+
+-- name: known_objects
+-- Which of these objects at Stripe belong to an operation that stands. Attempts know whose an object
+-- is, but where the request did not tell an amount.
+SELECT a.object_id AS id
+  FROM json_each(:ids) AS wanted CROSS JOIN attempts AS a ON a.object_id = wanted.value
+       CROSS JOIN operations AS o ON o.id = a.operation_id
+ WHERE a.outcome = 'succeeded' AND o.state = 'succeeded'
+ UNION
+SELECT o.object_id FROM json_each(:ids) AS wanted CROSS JOIN operations AS o
+    ON o.object_id = wanted.value
+ WHERE o.amount = 0 AND o.object_id IS NOT NULL AND o.state = 'succeeded'
+
+-- name: known_attempts
+SELECT a.upstream_key, a.operation_id, a.outcome, o.state, o.next_read_at
+  FROM json_each(:ids) AS wanted CROSS JOIN attempts AS a ON a.upstream_key = wanted.value
+       CROSS JOIN operations AS o ON o.id = a.operation_id
+
+-- name: known_lineages
+SELECT l.id FROM json_each(:ids) AS wanted CROSS JOIN lineages AS l ON l.id = wanted.value
+
 -- name: deciding_facts
 -- What every transaction reads first: the clock's mark, and why nothing may be sent.
 SELECT name, value FROM facts WHERE name IN ('high_water_ms', 'gap', 'moved_to')
