@@ -19,7 +19,7 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     Refs,
 )
-from kb_mcp.proxy.ledger.windows import windows_at, windows_of
+from kb_mcp.proxy.ledger.windows import day_of, windows_at, windows_of
 from kb_mcp.proxy.rules.operation_names import tally_key, tally_of
 
 if TYPE_CHECKING:
@@ -68,14 +68,16 @@ class Command(Struct, frozen=True, kw_only=True):
         reading = self.reading
         if reading.customer is None:
             return None
-        period = reading.period
+        # Of the days up to today: what was adopted without a period may be a bill of any of them.
+        period, today = reading.period, day_of(now)
+        first, last = (today, today) if period is None else (period.start, period.end)
         return Bill(
             customer=reading.customer,
             amount=self.money.amount,
             currency=self.money.currency,
             since=now - self.policy.duplicate_window_ms,
-            start=None if period is None else period.start.isoformat(),
-            end=None if period is None else period.end.isoformat(),
+            start=min(first, today).isoformat(),
+            end=max(last, today).isoformat(),
         )
 
     def refs(self, now: int) -> Refs:

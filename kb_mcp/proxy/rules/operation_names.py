@@ -59,8 +59,10 @@ def later_name(older: Operation) -> str:
     """Return the upstream key of the generation after `older`: the next occurrence, or K-rN."""
     if older.named_by is NamedBy.BODY and not older.reopened:
         return occurrence_key(older.name, older.generation + 2)
-    root = older.upstream_name.split("-", 1)[0]
-    return f"{root}-r{older.generation + 1}"
+    root, _, suffix = older.upstream_name.partition("-r")
+    # One that was adopted by itself may have a higher number than its generation.
+    count = max(older.generation, int(suffix) if suffix.isdecimal() else 0)
+    return f"{root.split('-', 1)[0]}-r{count + 1}"
 
 
 def tally_key(reading: Reading, name: str) -> str:
