@@ -17,19 +17,6 @@ from msgspec import Struct
 from msgspec.json import decode, encode
 from msgspec.structs import replace
 
-from kb_mcp.operators.alerts.rules import GAP_FOUND
-from kb_mcp.operators.reports.reconcile import marks
-from kb_mcp.proxy.gaps import (
-    WALKED,
-    Item,
-    Known,
-    Whose,
-    holds_money,
-    is_ours,
-    lost_among,
-    mark_of,
-    names_of,
-)
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
     GAP,
@@ -42,6 +29,18 @@ from kb_mcp.proxy.ledger.records import (
     StoreSettings,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.rules.gaps import (
+    GAP_FOUND,
+    WALKED,
+    Item,
+    Known,
+    Whose,
+    holds_money,
+    is_ours,
+    lost_among,
+    mark_of,
+)
+from kb_mcp.proxy.stripe.marks import marks, object_names
 from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads, Unread
 
 PAGE = 100
@@ -161,14 +160,24 @@ class StoreWalk:
         """What the store is bound to."""
         return self.ledger.settings
 
-    async def run(self, look_back_ms: int, *, writes: bool = True, resume: bool = False) -> Outcome:
+    async def run(
+        self,
+        look_back_ms: int,
+        *,
+        writes: bool = True,
+        resume: bool = False,
+        reach_back_to: int | None = None,
+    ) -> Outcome:
         """Walk from the end of the last whole walk, less `look_back_ms`; keep what was found.
 
-        `resume` goes on where an earlier walk was broken off. With `writes` false nothing is kept:
-        for a store that may not be written to yet. Raises: LedgerUnavailableError.
+        `reach_back_to` (ms) is where it begins at the latest. `resume` goes on where an earlier
+        one was broken off. With `writes` false nothing is kept: for a store that may not be written
+        to yet, and for those who only look. Raises: LedgerUnavailableError.
         """
         facts = await self.records.facts()
         begun = await self._begin(facts, look_back_ms, resume=resume)
+        if reach_back_to is not None:
+            begun = replace(begun, since=min(begun.since, max(reach_back_to, 0)))
         named = {name.removeprefix(FOREIGN): value for name, value in facts.items()
                  if name.startswith(FOREIGN)}  # fmt: skip
         whose = Whose(
@@ -276,7 +285,7 @@ class StoreWalk:
         return lost
 
     async def _known(self, items: list[Item]) -> Known:
-        names = sorted({name for each in items for name in names_of(each)})
+        names = sorted({name for each in items for name in object_names(each)})
         keys = sorted({mark for each in items if (mark := mark_of(each))})
         return await self.records.known(names, keys)
 

@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kb_mcp.operators.alerts.rules import WALK_FAILED
 from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import GAP, MOVED_TO, AuditDraft, Changes, Refs
+from kb_mcp.proxy.rules.gaps import WALK_FAILED
 from kb_mcp.proxy.walk import (
     HOUR_MS,
     LOOK_BACK_AT_START_MS,

@@ -49,7 +49,7 @@ def test_a_bill_that_the_backup_knows_otherwise_is_adopted_and_not_charged_again
     token = host.json("keys", "issue", "--policy", str(policy))["token"]
     {
         "declined": lambda: host.fault("402"),
-        "rejected": lambda: host.fault("429", 3),
+        "rejected": lambda: host.fault("429"),
         "unknown": lambda: host.fault("drop_before"),
         "awaiting": lambda: None,
     }[state]()

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from kb_mcp.idempotency import CUSTOMER_ID, REFERENCE, body_name, idempotency_key
 from kb_mcp.money import Money
-from kb_mcp.operators.reports.reconcile import Charge, marks, object_names
+from kb_mcp.operators.reports.reconcile import Charge
 from kb_mcp.periods import Period, PeriodError, parse_period, period_from_description
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
@@ -43,6 +43,7 @@ from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import Made, prove_object
 from kb_mcp.proxy.stripe.forms import Form
 from kb_mcp.proxy.stripe.interpret import Reading, fingerprint
+from kb_mcp.proxy.stripe.marks import marks, object_names
 
 # Whose charges they count as that no key of ours made.
 NOBODY = "adopted"
@@ -54,8 +55,8 @@ _REOPENED_SUFFIX = re.compile(r"-r([0-9]{1,9})$")
 # A bill without a period that is made in the last days of a month may be the next month's.
 LAST_DAYS = 3
 UNREADABLE = (
-    "no period can be read from it: name the field with --period-from metadata:NAME, take the month "
-    "of its creation with --period-from created, or adopt it without one with --period-from none"
+    "no period can be read from it: say --period-from metadata:NAME, created (the month of its "
+    "creation), or none"
 )
 
 

@@ -16,8 +16,6 @@ from kb_mcp.proxy.edge.records import Record, Spend
 
 CAP_STEPS = (100, 80)
 RECONCILE_DIFFERENCE = "reconcile_difference"
-WALK_FAILED = "walk_unread"
-GAP_FOUND = "ledger_gap"
 
 
 class Kind(StrEnum):

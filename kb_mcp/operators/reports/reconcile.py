@@ -13,6 +13,7 @@ from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import rfc3339
+from kb_mcp.proxy.stripe.marks import marks, object_names
 
 Charge = Mapping[str, Any]
 CHARGED_BY = frozenset({"POST /v1/charges", "POST /v1/payment_intents"})
@@ -84,20 +85,6 @@ class Wanted:
         if operation.object_id in self.names or operation.id in self.marked:
             return True
         return _may_be_unlisted(operation, self.since_ms)
-
-
-def object_names(charge: Charge) -> tuple[str, ...]:
-    """Return the ids under which an operation may know `charge`: its own, or its intent's."""
-    intent = charge.get("payment_intent")
-    return (str(charge["id"]), intent) if isinstance(intent, str) else (str(charge["id"]),)
-
-
-def marks(charge: Charge) -> dict[str, str]:
-    """Return the metadata of `charge`; what is no text is left out."""
-    metadata = charge.get("metadata")
-    if not isinstance(metadata, dict):
-        return {}
-    return {name: value for name, value in metadata.items() if isinstance(value, str)}
 
 
 def charge_record(charge: Charge) -> Record:

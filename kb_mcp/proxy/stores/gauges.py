@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Any
 
 from kb_mcp.proxy.access.policy import CapRules
-from kb_mcp.proxy.gaps import Known, Trace
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
 from kb_mcp.proxy.reads import AuditCounts, Held, KeyCaps, KeyCounts, KeySpend
+from kb_mcp.proxy.rules.gaps import Known, Trace
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage
 
 

@@ -1,6 +1,6 @@
 """Gaps: objects at Stripe that this store made and does not know, as after a restore.
 
-Floor: wing B, beside reconcile. Pure. A store that lost commits still has its id, and every object
+Floor: the rules of wing B. Pure. A store that lost commits still has its id, and every object
 that it made carries it. Such an object that moved or holds money must be the object of its attempt
 here; that the operation exists is not enough.
 """
@@ -12,10 +12,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from kb_mcp.operators.reports.reconcile import marks, object_names
 from kb_mcp.proxy.ledger.records import HOLDING, AttemptOutcome, OperationId, State
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import prove_object
+from kb_mcp.proxy.stripe.marks import marks, object_names
 
 # The lists to walk, each with the endpoint that makes its objects.
 WALKED: tuple[tuple[str, Route], ...] = (
@@ -23,6 +23,9 @@ WALKED: tuple[tuple[str, Route], ...] = (
     ("/v1/payment_intents", ENDPOINTS["POST /v1/payment_intents"]),
     ("/v1/refunds", ENDPOINTS["POST /v1/refunds"]),
 )
+# Codes of the audit rows that are alerted of.
+GAP_FOUND = "ledger_gap"
+WALK_FAILED = "walk_unread"
 Item = Mapping[str, Any]
 
 
@@ -81,13 +84,6 @@ def holds_money(item: Item, route: Route) -> bool:
     return made is None or made.verdict != "failed"
 
 
-def names_of(item: Item) -> tuple[str, ...]:
-    """Return the ids under which the ledger may know `item`: its own, or its intent's."""
-    if item.get("object") == "charge":
-        return object_names(item)
-    return (str(item.get("id")),)
-
-
 def mark_of(item: Item) -> str | None:
     """Return the upstream key that `item` is marked with."""
     return marks(item).get("keybrake_attempt")
@@ -102,7 +98,7 @@ def lost_among(items: Iterable[Item], known: Known) -> tuple[list[str], set[Oper
     lost: list[str] = []
     late: set[OperationId] = set()
     for item in items:
-        if known.objects.intersection(names_of(item)):
+        if known.objects.intersection(object_names(item)):
             continue
         trace = known.attempts.get(mark_of(item) or "")
         if trace is None:
