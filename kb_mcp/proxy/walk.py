@@ -50,7 +50,6 @@ LOOK_BACK_AT_START_MS = 25 * HOUR_MS
 LOOK_BACK_HOURLY_MS = 15 * 60_000
 # Without a walk before: as far as a new store looks for marks of any store.
 LOOK_BACK_FIRST_MS = 40 * DAY_MS
-SKEW_MS = 60_000
 SHOWN_MAX = 20
 
 # Facts of the store that the walk keeps.
@@ -207,7 +206,9 @@ class StoreWalk:
         )
         since = until - look_back_ms if until else now - LOOK_BACK_FIRST_MS
         confirmed = int(facts.get(CONFIRMED_NEW) or 0)
-        since = max(since, confirmed - SKEW_MS, 0)
+        if confirmed:
+            # Stripe dates objects in whole seconds: from the next one on they may be this store's.
+            since = max(since, (confirmed // 1000 + 1) * 1000)
         earlier = _read_checkpoint(facts.get(CHECKPOINT)) if resume else None
         if earlier is not None and earlier.since <= since and earlier.any_store == any_store:
             return earlier

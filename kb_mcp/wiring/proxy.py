@@ -331,5 +331,8 @@ async def _every(
                 _log.warning("the ledger is unavailable: %s", error)
             except Exception:  # noqa: BLE001 a timer must outlive one bad turn
                 _log.exception("a timer failed")
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return  # the client of Stripe takes a cancellation for a lost answer
         first = True
         await asyncio.sleep(interval_ms / 1000)

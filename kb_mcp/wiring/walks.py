@@ -74,9 +74,10 @@ class Walks:
 
     async def end(self) -> None:
         """Give up a walk that is under way."""
-        if self._first is not None:
+        while self._first is not None and not self._first.done():
+            # Again, if need be: the client of Stripe takes a cancellation for a lost answer.
             self._first.cancel()
-            await asyncio.gather(self._first, return_exceptions=True)
+            await asyncio.wait({self._first}, timeout=1)
 
     async def tick(self) -> None:
         """Walk if it is time to. Raises: LedgerUnavailableError."""

@@ -29,9 +29,6 @@ def facts_of(settings: StoreSettings) -> dict[str, str]:
         "ceilings": json.dumps(dict(settings.ceilings)),
         "upstream_timeout_ms": str(settings.upstream_timeout_ms),
         "recovery_grace_ms": str(settings.recovery_grace_ms),
-        "store_id": settings.store_id,
-        # Until its first whole walk: it may stand in for one that was lost.
-        NEW_STORE: "1",
     }
 
 
@@ -45,6 +42,9 @@ def missing_facts(
     if any(stored.get(name, value) != value for name, value in marks.items()):
         raise BindingError("another process began this store just now, with another master key")
     kept = {"store_id": wanted.store_id, **marks}
+    if not stored:
+        # Until its first whole walk: it may stand in for one that was lost.
+        kept[NEW_STORE] = "1"
     if "mode" not in stored:
         kept |= facts_of(wanted)
     return {name: value for name, value in kept.items() if name not in stored}
