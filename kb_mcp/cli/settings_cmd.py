@@ -76,6 +76,24 @@ def set_(*, name: str, value: str, as_json: bool) -> None:
     click.echo("Processes that are serving take it up when they start again.", err=True)
 
 
+@settings.command("confirm-account")
+def confirm_account() -> None:
+    """Say that the Stripe key of this process is of the account that this store is for.
+
+    It is asked for where the key may read neither its account nor an object that the store made.
+    Where Stripe says that it is another account, this is refused.
+
+    Example: kb-mcp settings confirm-account
+    """
+
+    async def work(opened: OpenProxy) -> None:
+        if opened.settings.upstream_mode != "sandbox":
+            await opened.proxy.account.confirm(OPERATOR)
+
+    with_proxy(work)
+    click.echo("This Stripe key may be used with the store.")
+
+
 @settings.command("confirm-new-store")
 def confirm_new_store() -> None:
     """Say that this store is new, and what other stores charged through the account is not its own.

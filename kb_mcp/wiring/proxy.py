@@ -6,7 +6,6 @@ Floor: wiring.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -32,13 +31,14 @@ from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.retention import Retention
 from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
 from kb_mcp.proxy.stripe.reader import StripeReads
-from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.stripe.sends import Upstream
 from kb_mcp.proxy.waiters import Waiters
 from kb_mcp.proxy.walk import Pace, StoreWalk
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id, random_name
 from kb_mcp.serving.telemetry import chosen_span
 from kb_mcp.serving.tracing import Span, TracedUpstream, no_span
 from kb_mcp.settings import SANDBOX_KEY, Settings
+from kb_mcp.wiring.account import Account
 from kb_mcp.wiring.failover_check import Moves
 from kb_mcp.wiring.sandboxed import FollowedClock
 from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
@@ -73,7 +73,8 @@ class Proxy:
         MovedStoreError.
         """
         await self.app.pipeline.follow()
-        await self._bind_account()
+        if self.settings.upstream_mode != "sandbox":
+            await self.account.bind()
         if self.store.watch is not None:
             self.store.watch.begin()
         await self.walks.begin()
@@ -101,20 +102,12 @@ class Proxy:
         await self.store.close()
         await self.upstream.aclose()
 
-    async def _bind_account(self) -> None:
-        """Bind the store to the key's own account, where Stripe lets the key read it."""
-        if self.settings.upstream_mode == "sandbox":
-            return
-        request = UpstreamRequest(
-            method="GET", path="/v1/account", body=None, stripe_version=None, idempotency_key=None
-        )
-        answer = await self.upstream.send(request, deadline_ms=boottime_ms() + READ_WITHIN_MS)
-        if isinstance(answer, Answered):
-            # A clock that was set wrong while we were down shows before anything is decided by it.
-            self.store.clock.observe(answer.headers.get("date"))
-        account_id = account_of(answer)
-        if account_id is not None:
-            self.store.bind_account(account_id, self.settings.account_label)
+    @property
+    def account(self) -> Account:
+        """The account of the upstream key, and the store that must be for it."""
+        reads = StripeReads(self.upstream, self.store.clock, boottime_ms)
+        key = _upstream_key(self.settings)
+        return Account(self.store, reads, key, self.settings.account_label)
 
     async def _recover(self) -> None:
         await self.app.pipeline.follow()
@@ -125,17 +118,6 @@ class Proxy:
 
     async def _write_noise(self) -> None:
         await self.app.pipeline.refusal_counts.flush(self.store.ledger)
-
-
-def account_of(answer: UpstreamAnswer) -> str | None:
-    """Return the account id in an answer to `GET /v1/account`, if it is one."""
-    if not isinstance(answer, Answered) or answer.status != 200:
-        return None
-    try:
-        account = json.loads(answer.body).get("id")
-    except (ValueError, AttributeError):
-        return None
-    return account if isinstance(account, str) and account.startswith("acct_") else None
 
 
 def build_proxy(
