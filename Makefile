@@ -6,6 +6,9 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate \
 	--no-header --universal --python-version 3.11 $(if $(UPGRADE),--upgrade)
+UNIT := $(addprefix tests/,test_idempotency.py test_money.py test_periods.py test_settings.py test_traces.py \
+	agent/test_arguments.py agent/export proxy/access proxy/audit proxy/errors proxy/ledger proxy/rules \
+	proxy/stripe proxy/stores/test_sqlite.py proxy/test_path_of_a_charge.py operators/reports)
 SEEDS ?= 200
 KILLS ?= 300
 FAILOVERS ?= 10
@@ -13,7 +16,7 @@ FUZZ_SECONDS ?= 300
 LITELLM := build/benchmarks/litellm/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: up demo test check fmt lock prove simulate fuzz mutate bench docs export lambda bundle clean help
+.PHONY: up demo test unit dist check fmt lock prove simulate fuzz mutate bench docs export lambda bundle clean help
 
 up: .venv/.run .venv/.project ## proxy, MCP, dashboard and sandbox (ARGS="--port 9000")
 	$(BIN)/kb-mcp up $(ARGS)
@@ -24,10 +27,14 @@ demo: .venv/.run .venv/.project ## the three failure modes, without and with kb-
 test: .venv/.dev .venv/.project ## all tests (ARGS="tests/proxy -x")
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
+unit: .venv/.dev .venv/.project ## the pure tests and one store, in seconds
+	$(BIN)/python -m pytest --quiet -n auto --dist loadfile $(UNIT) $(ARGS)
+
 check: .venv/.dev .venv/.project ## format, lint, types, floors, exports, house rules
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/codespell
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/kb-mcp export all --out schemas --check
 	$(BIN)/python -m pytest --quiet tests/test_tidy.py
@@ -81,6 +88,12 @@ export: .venv/.run .venv/.project ## write schemas/
 
 lambda: .venv/.python locks/lambda.txt ## the Bedrock Lambda function: dist/kb-mcp-lambda.zip
 	$(BIN)/python deploy/bedrock/build_zip.py $(ARGS)
+
+dist: .venv/.dev .venv/.project ## what a release uploads: wheel, sdist and bundle, checked
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(MAKE) bundle
 
 bundle: .venv/.dev .venv/.project ## the bundle for desktop clients, with its wheels: dist/kb-mcp-billing.mcpb
 	$(BIN)/python deploy/mcpb/build_bundle.py $(ARGS)

@@ -97,7 +97,7 @@ async def run(store: str, environ: dict[str, str], seconds: int) -> None:
     """Measure one store with every number of clients."""
     proxy = build_proxy(load_settings(environ), stripe_at_once)
     policy = built_in("billing").model_copy(update={"rate": 1_000_000})
-    wanted = Wanted(policy=policy, mode="test")
+    wanted = Wanted(policy=policy, mode="test", uncapped=True)
     ledger = proxy.store.ledger
     minted = [(await issue_key(ledger, wanted, random_bytes, "bench"))[1] for _ in range(KEYS)]
     tokens = [each.token for each in minted]

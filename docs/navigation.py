@@ -8,7 +8,10 @@ from typing import Any
 
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")
 SECTIONS: list[tuple[str, list[str]]] = [
-    ("Start", ["index.md", "concepts.md", "from-samples.md", "doors.md"]),
+    (
+        "Start",
+        ["index.md", "concepts.md", "glossary.md", "from-samples.md", "doors.md", "sandbox.md"],
+    ),
     (
         "Operate",
         ["operators.md", "runbooks.md", "alerts.md", "metrics.md", "audit.md", "upgrading.md"],
@@ -16,12 +19,23 @@ SECTIONS: list[tuple[str, list[str]]] = [
     ("Run it at scale", ["operations-postgres.md", "scale.md"]),
     ("Reference", ["commands.md", "settings.md", "policies.md", "errors.md"]),
     ("Why to trust it", ["exactly-once.md", "threat-model.md", "performance.md", "comparison.md"]),
+    (
+        "Decisions",
+        [
+            "decisions/index.md",
+            "decisions/content-names-the-bill.md",
+            "decisions/two-transactions.md",
+            "decisions/recovery-never-sends.md",
+            "decisions/stripe-is-the-wall.md",
+            "decisions/pyreqwest.md",
+        ],
+    ),
 ]
 
 
 def navigation(folder: Path) -> list[dict[str, list[str]]]:
     """Return the navigation over the pages in `folder`."""
-    there = sorted(path.name for path in folder.glob("*.md"))
+    there = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.md"))
     placed = {name for _, names in SECTIONS for name in names}
     sections = [(title, [name for name in names if name in there]) for title, names in SECTIONS]
     sections.append(("More", [name for name in there if name not in placed]))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kb_mcp.agent.calls import Biller, CallContext, caller_of
 from kb_mcp.agent.catalogue import select_tools
-from kb_mcp.agent.doors.converse import answer_message, answer_returned_control, read_stream
+from kb_mcp.agent.converse_stream import read_stream
+from kb_mcp.agent.doors.converse import answer_message, answer_returned_control
 from kb_mcp.agent.export.converse import tool_config
 from kb_mcp.traces import read_trace
 
@@ -43,6 +44,8 @@ class ConverseTools:
         """Return the `toolConfig` of a Converse request; send it in every turn.
 
         `strict` asks for arguments that match the schema, for models that can (not Nova).
+        Raises: ProxyUnavailableError, RateLimitedError, where KEYBRAKE_VAULT_KEY is the one key
+        and the proxy does not say which tools it grants.
         """
         reference = self._billing.allow_reference
         return tool_config(
@@ -59,14 +62,17 @@ class ConverseTools:
         """Run the tool uses of `assistant_message` and return the user message that answers.
 
         None when there is nothing to answer. Give `stop_reason` where you have it: nothing runs
-        on a malformed or broken-off tool use. `trace` is W3C's `traceparent` and `tracestate` by
-        name, as OpenTelemetry's `inject` writes them.
+        on an answer that was cut off, blocked or malformed. `trace` is W3C's `traceparent` and
+        `tracestate` by name, as OpenTelemetry's `inject` writes them.
         """
         context = replace(self._context, trace=read_trace(trace or {}))
         return answer_message(assistant_message, caller_of(self._billing), context, stop_reason)
 
     def read_stream(self, events: Iterable[Mapping[str, Any]]) -> tuple[Json, str]:
-        """Assemble a ConverseStream into the assistant's message and its stop reason."""
+        """Assemble a ConverseStream into the assistant's message and its stop reason.
+
+        The message is one that Converse takes back, whatever came: append it to the history.
+        """
         return read_stream(events)
 
     def handle_stream(

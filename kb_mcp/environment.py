@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 PREFIX: Final = "KEYBRAKE_"
 
@@ -36,12 +36,22 @@ class SettingsError(ValueError):
 class Secret:
     """A value that does not show itself, in no repr, f-string or `dataclasses.asdict`."""
 
-    __slots__ = ("_path", "_value", "variable")
+    __slots__ = ("_path", "_read", "_value", "variable")
 
-    def __init__(self, value: str, variable: str, path: Path | None = None) -> None:
-        """Wrap `value`, which `variable` holds, or the file at `path` that `variable` names."""
+    def __init__(
+        self,
+        value: str,
+        variable: str,
+        path: Path | None = None,
+        read: Callable[[str, str], str] | None = None,
+    ) -> None:
+        """Wrap `value`, which `variable` holds, or the file at `path` that `variable` names.
+
+        `read` takes a file's text and `variable`, and returns the secret in it.
+        """
         self._value = value
         self._path = path
+        self._read = read
         self.variable = variable
 
     def reveal(self) -> str:
@@ -51,11 +61,14 @@ class Secret:
     def reread(self) -> Secret:
         """Return the secret as its file says it now, or itself when it came without a file.
 
-        Raises: SettingsError, when the file can no longer be read.
+        Raises: SettingsError, when the file can no longer be read, or holds something else.
         """
         if self._path is None:
             return self
-        return Secret(_read_file(f"{self.variable}_FILE", self._path), self.variable, self._path)
+        named = f"{self.variable}_FILE"
+        text = _read_file(named, self._path)
+        value = text if self._read is None else self._read(text, self.variable)
+        return Secret(value, self.variable, self._path, self._read)
 
     @override
     def __repr__(self) -> str:
@@ -88,29 +101,43 @@ class Environment:
         """Read from `environ`, which is kept, not copied."""
         self._environ = environ
 
-    def text(self, name: str) -> str | None:
-        """Return the value, stripped; None when it is not set."""
+    def text(self, name: str, *, references: bool = False) -> str | None:
+        """Return the value, stripped; None when it is not set.
+
+        `references` lets a `${…}` stand, for whoever replaces it.
+        """
         variable = PREFIX + name
         value = self._environ.get(variable)
         if value is None:
             return None
-        if _UNEXPANDED.search(value):
-            hint = "Set the variable it refers to where the client or shell can see it."
-            raise SettingsError(variable, "holds a ${…} that nothing replaced", hint)
+        if not references:
+            check_replaced(value, variable)
         if not value.strip():
             raise SettingsError(variable, "is empty", "Set it, or leave it out altogether.")
         return value.strip()
 
-    def secret(self, name: str) -> Secret | None:
-        """Return the secret that the variable holds, or the file that `NAME_FILE` names."""
+    def secret(
+        self,
+        name: str,
+        read: Callable[[str, str], str] | None = None,
+        *,
+        references: bool = False,
+    ) -> Secret | None:
+        """Return the secret that the variable holds, or the file that `NAME_FILE` names.
+
+        `read` takes the text and the name of the variable, and returns the secret in it; it is
+        used again when the file is.
+        """
         variable = PREFIX + name
-        value, file = self.text(name), self.text(f"{name}_FILE")
+        value, file = self.text(name, references=references), self.text(f"{name}_FILE")
         if value is not None and file is not None:
             raise SettingsError(variable, f"is set beside {variable}_FILE", "Set one of them.")
         if file is not None:
             path = Path(file)
-            return Secret(_read_file(f"{variable}_FILE", path), variable, path)
-        return None if value is None else Secret(value, variable)
+            return Secret("", variable, path, read).reread()
+        if value is None:
+            return None
+        return Secret(value if read is None else read(value, variable), variable)
 
     def flag(self, name: str) -> bool:
         """Return whether the variable is `1`."""
@@ -146,6 +173,13 @@ class Environment:
             hint = "Set scheme, host and port alone, for example http://127.0.0.1:8787."
             raise SettingsError(PREFIX + name, "is not an http(s) address", hint)
         return value.rstrip("/")
+
+
+def check_replaced(value: str, variable: str) -> None:
+    """Refuse a `${…}` that a client or shell left as it is. Raises: SettingsError."""
+    if _UNEXPANDED.search(value):
+        hint = "Set the variable it refers to where the client or shell can see it."
+        raise SettingsError(variable, "holds a ${…} that nothing replaced", hint)
 
 
 def _is_address(value: str, *, path: bool) -> bool:

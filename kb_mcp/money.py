@@ -35,6 +35,9 @@ CURRENCIES: Final = MappingProxyType(
 )
 """Every currency we know, and the number of decimals its minor unit stands for at Stripe."""
 
+# ISO 4217's code for no currency: that of a request which does not tell what it moves.
+UNTOLD_CURRENCY: Final = "xxx"
+
 _CAP = re.compile(r"(0|[1-9][0-9]{0,14})(?:\.([0-9]{1,3}))? ?([A-Za-z]{3})")
 _AMOUNT = re.compile(r"0|[1-9][0-9]{0,11}")
 

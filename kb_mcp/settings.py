@@ -11,14 +11,15 @@ import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
-import platformdirs
-
-from kb_mcp.environment import PREFIX, Environment, Secret, SettingsError
+from kb_mcp.environment import PREFIX, Environment, Secret, SettingsError, check_replaced
 from kb_mcp.money import Money, parse_cap
+from kb_mcp.secret_text import SecretTextError, read_secret
+from kb_mcp.store_files import SQLITE, check_absolute, data_folder, expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,8 +29,10 @@ __all__ = ["Secret", "Settings", "SettingsError", "load_settings"]
 UpstreamMode = Literal["sandbox", "test", "live"]
 ChargeApi = Literal["charges", "payment_intents"]
 
+FILE_NAME: Final = "keybrake.db"
 STRIPE_API_BASE: Final = "https://api.stripe.com"
 SANDBOX_KEY: Final = "rk_test_sandbox"
+MASTER_KEY_CHARACTERS_NEW: Final = 32
 # With the wait for another caller (10 s) and for a turn (5 s) below the 60 s that the tools wait.
 UPSTREAM_TIMEOUT_MS_MAX: Final = 40_000
 
@@ -41,14 +44,19 @@ class Settings:
     However it is made, it is consistent: `__post_init__` refuses combinations that risk money.
     """
 
-    database_url: str = field(repr=False)  # may hold a password
+    # It may hold a password. None: the file in the user's own data folder.
+    database_url: str | None = field(repr=False)
     stripe_key: Secret | None = None
     stripe_api_base: str | None = None
     account: str | None = None
     allow_unrestricted_key: bool = False
     allow_http: bool = False
     proxy_url: str | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None  # SSL_CERT_FILE
+    cert_dir: Path | None = None  # SSL_CERT_DIR
     embedded: bool = False
+    vault_key: Secret | None = None
     vault_key_billing: Secret | None = None
     vault_key_audit: Secret | None = None
     charge_api: ChargeApi = "charges"
@@ -93,11 +101,22 @@ class Settings:
         return self.account or self.upstream_mode
 
     @property
+    def postgres_url(self) -> str | None:
+        """The address of the PostgreSQL store; None with SQLite."""
+        url = self.database_url
+        return None if url is None or url.startswith(SQLITE) else url
+
+    @property
     def database_path(self) -> Path | None:
-        """The SQLite file; None with PostgreSQL."""
-        if not self.database_url.startswith(_SQLITE):
+        """The SQLite file; None with PostgreSQL.
+
+        Raises: SettingsError, where no file is named and this user has no folder for one.
+        """
+        if self.postgres_url is not None:
             return None
-        return Path(self.database_url.removeprefix(_SQLITE))
+        if self.database_url is None:
+            return data_folder() / FILE_NAME
+        return Path(self.database_url.removeprefix(SQLITE))
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -109,18 +128,22 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         environ = os.environ  # noqa: TID251 - this module is the one reader of the environment
     _check_names(environ)
     source = Environment(environ)
-    database = source.secret("DATABASE_URL")
+    database = source.secret("DATABASE_URL", partial(_database_text, environ), references=True)
     return Settings(
-        database_url=_database_url(database),
-        stripe_key=_stripe_key(source.secret("STRIPE_KEY")),
+        database_url=None if database is None else database.reveal(),
+        stripe_key=source.secret("STRIPE_KEY", _stripe_key),
         stripe_api_base=source.url("STRIPE_API_BASE", path=False),
         account=source.name("ACCOUNT"),
         allow_unrestricted_key=source.flag("ALLOW_UNRESTRICTED_KEY"),
         allow_http=source.flag("ALLOW_HTTP"),
         proxy_url=source.url("PROXY_URL"),
+        ca_file=_ca_file(source.text("CA_FILE", references=True), environ),
+        cert_file=_named_path(environ.get("SSL_CERT_FILE")),
+        cert_dir=_named_path(environ.get("SSL_CERT_DIR")),
         embedded=source.flag("EMBEDDED"),
-        vault_key_billing=_vault_key(source.secret("VAULT_KEY_BILLING")),
-        vault_key_audit=_vault_key(source.secret("VAULT_KEY_AUDIT")),
+        vault_key=source.secret("VAULT_KEY", read_vault_key),
+        vault_key_billing=source.secret("VAULT_KEY_BILLING", read_vault_key),
+        vault_key_audit=source.secret("VAULT_KEY_AUDIT", read_vault_key),
         charge_api=_charge_api(source.text("CHARGE_API")),
         allow_reference=source.flag("ALLOW_REFERENCE"),
         admin_token=source.secret("ADMIN_TOKEN"),
@@ -138,58 +161,103 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
-_SQLITE = "sqlite:///"
 _COLLECTOR = ("ENDPOINT", "TRACES_ENDPOINT")  # read in full by OpenTelemetry itself
 _SECRETS = frozenset(
-    "DATABASE_URL STRIPE_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT ADMIN_TOKEN MASTER_KEY".split()
+    "DATABASE_URL STRIPE_KEY VAULT_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT ADMIN_TOKEN "
+    "MASTER_KEY".split()
 )
 _PLAIN = frozenset(
     "STRIPE_API_BASE ACCOUNT ALLOW_UNRESTRICTED_KEY ALLOW_HTTP PROXY_URL EMBEDDED CHARGE_API "
     "ALLOW_REFERENCE ALLOWED_HOSTS PUBLIC_URL ACCOUNT_DAILY_CAP UPSTREAM_TIMEOUT "
-    "RECOVERY_INTERVAL RECOVERY_GRACE NODE_ID CLOCK_OFFSET".split()
+    "RECOVERY_INTERVAL RECOVERY_GRACE NODE_ID CLOCK_OFFSET CA_FILE".split()
 )
 _KNOWN = frozenset(
     {PREFIX + name for name in _SECRETS | _PLAIN} | {f"{PREFIX}{name}_FILE" for name in _SECRETS}
 )
 _HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 _STRIPE_KEY = re.compile(r"(?:rk|sk)_(?:test|live)_[A-Za-z0-9_]+")
-_VAULT_KEY = re.compile(r"vk_(?:test|live)_[A-Za-z0-9_-]+|arn:aws[a-z-]*:secretsmanager:\S+")
+# Of a service named keybrake, or keybrake-something, Kubernetes tells every pod of its namespace.
+_SERVICE_LINK = re.compile(
+    rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)"
+)
+_TOKEN = re.compile(r"vk_(?:test|live)_[A-Za-z0-9_-]+")
+# arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME, then :json-key:version-stage:version-id.
+_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[\w-]*:\w*:secret:[^:\s]+(?::[^:\s]*){0,3}")
+# A new store asks for more (MASTER_KEY_CHARACTERS_NEW); what is there must stay readable.
 _MASTER_KEY_CHARACTERS_MIN = 16
 
 
 def _check_names(environ: Mapping[str, str]) -> None:
     # A typo in KEYBRAKE_ACCOUNT_DAILY_CAP would otherwise be a ceiling that is not there.
     for variable in sorted(environ):
-        if variable.startswith(PREFIX) and variable not in _KNOWN:
+        unknown = variable.startswith(PREFIX) and variable not in _KNOWN
+        if unknown and not _SERVICE_LINK.fullmatch(variable):
             name = variable.removeprefix(PREFIX)
             close = difflib.get_close_matches(name, [k.removeprefix(PREFIX) for k in _KNOWN], n=1)
             hint = f"Did you mean {PREFIX}{close[0]}?" if close else "docs/settings.md lists all."
             raise SettingsError(variable, "is not a setting", hint)
 
 
-def _database_url(secret: Secret | None) -> str:
-    if secret is None:
-        return f"{_SQLITE}{platformdirs.user_data_path('kb-mcp', appauthor=False)}/keybrake.db"
-    return secret.reveal()
+def _database_text(environ: Mapping[str, str], text: str, variable: str) -> str:
+    if not text.startswith(SQLITE):
+        check_replaced(text, variable)
+        return text
+    return SQLITE + expand_home(text.removeprefix(SQLITE), variable, environ)
 
 
-def _stripe_key(secret: Secret | None) -> Secret | None:
-    if secret is not None and not _STRIPE_KEY.fullmatch(secret.reveal()):
-        hint = "Set a restricted key, rk_test_… or rk_live_…, or leave it out for the sandbox."
-        raise SettingsError(secret.variable, "is not a Stripe API key", hint)
-    return secret
+def _named_path(value: str | None) -> Path | None:
+    return Path(value) if value else None
 
 
-def _vault_key(secret: Secret | None) -> Secret | None:
-    if secret is not None and not _VAULT_KEY.fullmatch(secret.reveal()):
-        hint = "Set a token from `kb-mcp keys issue` (vk_…) or a Secrets Manager ARN."
-        raise SettingsError(secret.variable, "is not a vault key", hint)
-    return secret
+def _ca_file(value: str | None, environ: Mapping[str, str]) -> Path | None:
+    if value is None:
+        return None
+    variable = "KEYBRAKE_CA_FILE"
+    path = Path(expand_home(value, variable, environ))
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        problem = f"names a file that cannot be read ({error.strerror})"
+        raise SettingsError(variable, problem, "Set a file of certificates, in PEM.") from None
+
+
+def _stripe_key(text: str, variable: str) -> str:
+    hint = "Set a restricted key, rk_test_… or rk_live_…, or leave it out for the sandbox."
+    try:
+        return read_secret(text, _STRIPE_KEY, "a Stripe API key")
+    except SecretTextError as error:
+        raise SettingsError(variable, str(error), hint) from None
+
+
+def read_vault_key(text: str, variable: str) -> str:
+    """Return the token in `text`, or the Secrets Manager ARN that it is.
+
+    Raises: SettingsError, which names `variable`.
+    """
+    if _ARN.fullmatch(text.strip("\"'\r\n ")):
+        return text.strip("\"'\r\n ")
+    return read_token(text, variable)
+
+
+def read_token(text: str, variable: str, member: str | None = None) -> str:
+    """Return the vault key's token in `text`, in the JSON member `member` if one is named.
+
+    Raises: SettingsError, which names `variable`.
+    """
+    hint = (
+        "Store a token from `kb-mcp keys issue` (vk_…), alone or as one text of a JSON object; "
+        "the variable may also hold a Secrets Manager ARN, or ARN:NAME:: for one of several."
+    )
+    try:
+        return read_secret(text, _TOKEN, "a vault key", member)
+    except SecretTextError as error:
+        raise SettingsError(variable, str(error), hint) from None
 
 
 def _master_key(secret: Secret | None) -> Secret | None:
     if secret is not None and len(secret.reveal()) < _MASTER_KEY_CHARACTERS_MIN:
-        hint = f"Set {_MASTER_KEY_CHARACTERS_MIN} random characters or more."
+        hint = f"Set {MASTER_KEY_CHARACTERS_NEW} random characters or more."
         raise SettingsError(secret.variable, "is too short to seal anything", hint)
     return secret
 
@@ -274,19 +342,20 @@ def _is_private_line(address: str) -> bool:
 
 def _check_store(settings: Settings) -> None:
     url = settings.database_url
-    if settings.database_path is None:
-        if not url.startswith("postgresql://"):
+    if settings.postgres_url is not None:
+        if not settings.postgres_url.startswith("postgresql://"):
             hint = "Set sqlite:///PATH or postgresql://…."
             raise SettingsError("KEYBRAKE_DATABASE_URL", "is not a store we know", hint)
         if settings.master_key is None:
             hint = "Set the same random 32 characters or more on every host."
             raise SettingsError("KEYBRAKE_MASTER_KEY", "is not set, with PostgreSQL", hint)
-    elif url.removeprefix(_SQLITE) in {"", ":memory:"}:
-        hint = "Name a file: a ledger in memory forgets what it charged."
-        raise SettingsError("KEYBRAKE_DATABASE_URL", "names no file", hint)
-    if settings.clock_offset_ms and (
-        settings.database_path is None or settings.upstream_mode == "live"
-    ):
+    elif url is not None:
+        if url.removeprefix(SQLITE) in {"", ":memory:"}:
+            hint = "Name a file: a ledger in memory forgets what it charged."
+            raise SettingsError("KEYBRAKE_DATABASE_URL", "names no file", hint)
+        check_absolute(url)
+    real = settings.postgres_url is not None or settings.upstream_mode == "live"
+    if settings.clock_offset_ms and real:
         hint = "Leave it out: it is for SQLite with the sandbox or a test-mode key."
         raise SettingsError("KEYBRAKE_CLOCK_OFFSET", "would turn a real clock", hint)
 

@@ -83,7 +83,7 @@ class InProcessProxy:
         granted = built_in(policy) if isinstance(policy, str) else policy
         if caps:
             granted = granted.model_copy(update={"caps": CapRules(**caps)})
-        wanted = Wanted(policy=granted, mode="test")
+        wanted = Wanted(policy=granted, mode="test", uncapped=True)
         key, minted = self.run(issue_key(self.proxy.store.ledger, wanted, random_bytes, "test"))
         return Issued(key.id, minted.token)
 
@@ -164,9 +164,13 @@ class InProcessProxy:
         self.run(self.agents.close())
         self._open()
 
+    def upstream(self) -> Any:
+        """Return the application that the proxy takes for Stripe."""
+        return self.sandbox
+
     def _open(self) -> None:
         async def build() -> Proxy:
-            return build_proxy(self.settings, self.sandbox)
+            return build_proxy(self.settings, self.upstream())
 
         self.proxy = self.run(build())
         self.agents = Agents(self.settings, self.proxy)

@@ -89,8 +89,9 @@ class ProxyProcesses:
         return done
 
     def issue(self, *options: str) -> str:
-        """Issue a billing key and return its token."""
-        done = self.command("keys", "issue", "--json", *(options or ("--role", "billing")))
+        """Issue a billing key, without a cap unless options give one, and return its token."""
+        asked = options or ("--role", "billing")
+        done = self.command("keys", "issue", "--json", "--uncapped", *asked)
         return str(json.loads(done.stdout)["token"])
 
     def stripe(self, path: str) -> dict[str, Any]:

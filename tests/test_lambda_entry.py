@@ -49,6 +49,9 @@ class Unanswered:
     tools = frozenset(ToolName)
     allow_reference = False
 
+    def may_offer(self, tool: ToolName) -> bool:
+        return tool in self.tools
+
     def charge(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
         del context
         return lost(arguments, livemode=False)
@@ -143,6 +146,46 @@ def test_a_secret_that_cannot_be_read_is_an_outage_and_sends_nothing(
     assert function["response"]["functionResponse"]["responseState"] == "FAILURE"
     assert "arn:" not in json.dumps([api, function])
     assert proxy.seen == []
+
+
+@pytest.mark.parametrize(
+    ("suffix", "held", "used"),
+    [
+        ("", '{"token": "vk_test_1"}', ["vk_test_1"]),
+        ("", '"vk_test_1"', ["vk_test_1"]),
+        (":billing::", '{"billing": "vk_test_1", "audit": "vk_test_2"}', ["vk_test_1"]),
+        (":billing:AWSPREVIOUS:", '{"billing": "vk_test_1"}', ["vk_test_1"]),
+        ("", '{"billing": "vk_test_1", "audit": "vk_test_2"}', []),
+        (":refunds::", '{"billing": "vk_test_1"}', []),
+        (":billing::", "vk_test_1", []),
+        ("", '{"password": "hush"}', []),
+        ("", "hush", []),
+    ],
+)
+def test_a_secret_is_understood_or_refused_by_name_and_never_sent_as_it_is(
+    suffix: str,
+    held: str,
+    used: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with secrets_at(monkeypatch) as aws, serve_stub() as proxy:
+        aws.on("POST /", Says(200, {"ARN": ARN, "Name": "billing", "SecretString": held}))
+        proxy.on("POST /stripe/v1/charges", Says(200, charge()))
+        named = {"KEYBRAKE_PROXY_URL": proxy.url, "KEYBRAKE_VAULT_KEY_BILLING": ARN + suffix}
+        billing = connect_billing(load_settings({**LAMBDA, **named}))
+
+        status = handler(API, None, billing=billing)["response"]["httpStatusCode"]
+        billing.close()
+
+    bearers = [seen.headers["authorization"].removeprefix("Bearer ") for seen in proxy.seen]
+    assert (status, bearers) == (200 if used else 503, used)
+    asked = json.loads(aws.seen[0].body)
+    assert asked["SecretId"] == ARN
+    assert asked.get("VersionStage") == ("AWSPREVIOUS" if "PREVIOUS" in suffix else None)
+    assert "hush" not in caplog.text
+    assert "vk_test" not in caplog.text
+    assert ("KEYBRAKE_VAULT_KEY_BILLING names a secret that" in caplog.text) == (not used)
 
 
 def secret(token: str) -> dict[str, str]:

@@ -168,9 +168,15 @@ REFUSED = {
     "Stripe key as vault key": ("VAULT_KEY_AUDIT", {"VAULT_KEY_AUDIT": "rk_live_a"}, "vk_"),
     "flag in words": ("ALLOW_HTTP", {"ALLOW_HTTP": "true"}, "Set 1"),
     "unknown api": ("CHARGE_API", {"CHARGE_API": "orders"}, "payment_intents"),
-    "short master key": ("MASTER_KEY", {"MASTER_KEY": "short"}, "16"),
+    "short master key": ("MASTER_KEY", {"MASTER_KEY": "short"}, "32"),
     "PostgreSQL without master key": ("MASTER_KEY", {"DATABASE_URL": POSTGRES}, "every host"),
     "another database": ("DATABASE_URL", {"DATABASE_URL": "mysql://db/kb"}, "sqlite:///"),
+    "a ledger per folder": ("DATABASE_URL", {"DATABASE_URL": "sqlite:///kb.db"}, "Set that"),
+    "another variable in a path": ("DATABASE_URL", {"DATABASE_URL": "sqlite:///$X/kb"}, "$HOME"),
+    "somebody's home": ("DATABASE_URL", {"DATABASE_URL": "sqlite:///~bob/kb.db"}, "~bob/kb.db"),
+    "unexpanded password": ("DATABASE_URL", {"DATABASE_URL": "postgresql://a:${P}@b"}, "refers"),
+    "no certificates": ("CA_FILE", {"CA_FILE": "/no/such"}, "PEM"),
+    "half an ARN": ("VAULT_KEY_AUDIT", {"VAULT_KEY_AUDIT": "arn:aws:secretsmanager:a:b"}, "vk_"),
     "ledger in memory": ("DATABASE_URL", {"DATABASE_URL": "sqlite:///:memory:"}, "Name a file"),
     "any host": ("ALLOWED_HOSTS", {"ALLOWED_HOSTS": "*"}, "wildcards"),
     "cap without currency": ("ACCOUNT_DAILY_CAP", {"ACCOUNT_DAILY_CAP": "500"}, "50000.00usd"),
@@ -213,7 +219,8 @@ def test_what_cannot_be_meant_is_refused_by_name_with_a_hint(
         {"PROXY_URL": "https://proxy.example.com/billing/"},
         {"CLOCK_OFFSET": "-3600"},
         {"CLOCK_OFFSET": "86400", "STRIPE_KEY": "rk_test_a"},
-        {"DATABASE_URL": "sqlite:///kb.db"},
+        {"DATABASE_URL": "sqlite:////srv/kb.db"},
+        {"DATABASE_URL": "sqlite:///~/kb.db"},
     ],
     ids=str,
 )
@@ -225,6 +232,7 @@ def test_what_can_be_meant_is_accepted(variables: dict[str, str]) -> None:
     "name",
     [
         "STRIPE_KEY",
+        "VAULT_KEY",
         "VAULT_KEY_BILLING",
         "VAULT_KEY_AUDIT",
         "MASTER_KEY",
@@ -289,4 +297,28 @@ def test_on_lambda_the_ledger_is_not_in_the_function_unless_asked_for() -> None:
 def test_settings_made_by_hand_are_held_to_the_same_rules() -> None:
     live = Secret("rk_live_a", "KEYBRAKE_STRIPE_KEY")
     with pytest.raises(SettingsError, match="KEYBRAKE_STRIPE_API_BASE"):
-        Settings(database_url="sqlite:///kb.db", stripe_key=live, stripe_api_base=SANDBOX)
+        Settings(database_url="sqlite:////kb.db", stripe_key=live, stripe_api_base=SANDBOX)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "SERVICE_PORT_AGENTS",
+        "PORT",
+        "PORT_8787_TCP",
+        "PORT_8787_TCP_ADDR",
+        "PORT_8787_TCP_PROTO",
+        "PROXY_SERVICE_HOST",
+        "PROXY_PORT_53_UDP_PORT",
+    ],
+)
+def test_what_kubernetes_tells_of_a_service_of_our_name_is_ignored(name: str) -> None:
+    assert load(**{name: "tcp://10.0.0.1:8787"}) == load()
+
+
+@pytest.mark.parametrize("name", ["PROT", "PORT_X_TCP", "SERVICE", "PORT_8787"])
+def test_what_only_looks_like_a_service_link_is_still_an_error(name: str) -> None:
+    with pytest.raises(SettingsError, match="is not a setting"):
+        load(**{name: "1"})

@@ -15,7 +15,7 @@ import socket
 import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
 
-from kb_mcp.agent.doors.mcp import create_server
+from kb_mcp.agent.doors.mcp.server import create_server
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.agent import connect_billing
 

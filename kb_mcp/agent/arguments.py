@@ -6,7 +6,6 @@ and never repeats what was sent: not its values, and not its unknown names.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,12 +23,14 @@ _HINTS: Final[Mapping[str, str]] = {
     "amount_cents": "send a whole number above zero in the currency's minor unit, like 2900, "
     "without quotes, decimals or exponent",
     "billing_period": "send a period as a string, for example 2026-06",
-    "currency": "send a three-letter ISO code as a string, for example usd",
+    "currency": "send a three-letter ISO code as a string, for example usd, or leave it out",
     "description": "send a string of at most 350 characters, or leave it out",
     "reference": "send a string of at most 100 characters, or leave it out",
     "charge_id": "send a charge id as a string, for example ch_Abc123",
 }
 _OUR_ERRORS = "value_error"
+# Bedrock hands every value over as text, and a model writes an empty one as its language does.
+_ABSENT: Final = frozenset({"", "none", "null"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +45,20 @@ class Invalid:
         return " ".join(self.problems)
 
 
-class _RepeatedNameError(ValueError):
-    """A JSON object that holds one name twice."""
-
-
 def read_arguments(tool: Tool, raw: Mapping[str, object] | None) -> Arguments | Invalid:
-    """Check `raw` against the arguments of `tool`, with no coercion and nothing dropped."""
+    """Check `raw` against the arguments of `tool`, with no coercion.
+
+    Nothing is dropped but what is absent: null, empty text, and the texts that models write for it.
+    """
     named = _rename(tool, raw or {})
     if isinstance(named, Invalid):
         return named
     if not set(named) <= set(tool.argument_names()):
         names = ", ".join(tool.argument_names())
         return Invalid((f"An argument is unknown; {tool.name} takes {names}.",))
+    given = {name: value for name, value in named.items() if not _is_absent(tool, name, value)}
     try:
-        return tool.arguments.model_validate(named)
+        return tool.arguments.model_validate(given)
     except ValidationError as error:
         return Invalid(tuple(_problems(error)))
 
@@ -83,25 +84,11 @@ def read_texts(tool: Tool, *parts: Iterable[tuple[object, object]]) -> dict[str,
     return {name: _from_text(tool, name, value) for name, value in texts.items()}
 
 
-def has_repeated_names(text: str | bytes) -> bool:
-    """Say whether JSON `text` holds an object with one name twice; of no JSON, say False.
-
-    Parsers keep the last and drop the first, so two readers could see two different bills.
-    """
-    try:
-        json.loads(text, object_pairs_hook=_unrepeated)
-    except _RepeatedNameError:
+def _is_absent(tool: Tool, name: str, value: object) -> bool:
+    if value is None:
         return True
-    except (ValueError, RecursionError):
-        return False
-    return False
-
-
-def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise _RepeatedNameError
-    return values
+    empty = isinstance(value, str) and value.strip().casefold() in _ABSENT
+    return empty and name not in tool.said_by_absence
 
 
 def _rename(tool: Tool, raw: Mapping[str, object]) -> dict[str, object] | Invalid:
@@ -131,5 +118,7 @@ def _problems(error: ValidationError) -> Iterable[str]:
             yield f"{name}: {cause}" if name else str(cause)
         elif detail["type"] == "missing":
             yield f"{name} is missing: {_HINTS[name]}."
+        elif detail["type"] == "string_unicode":
+            yield f"{name} holds half of a surrogate pair, which is no text. Send it without."
         else:
             yield f"{name} is not valid: {_HINTS.get(name, 'see its description')}."

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.catalogue import tools_granted
-from kb_mcp.agent.outcomes import ProxyUnavailableError, as_map
+from kb_mcp.agent.billing import Billing, granted_tools
+from kb_mcp.agent.outcomes import ProxyUnavailableError
 from kb_mcp.agent.sdk import Lost
 from kb_mcp.traces import Trace
 
@@ -24,7 +23,9 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class NotAKey:
-    """Unknown, expired or revoked."""
+    """Unknown, expired or revoked; `message` says which."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,8 @@ def look_up(line: Billing, token: str, trace: Trace | None = None) -> Bearer:
     if isinstance(reply, Lost):
         return LookupFailed(503)
     if reply.status == 401:
-        return NotAKey()
-    if reply.is_error:
+        return NotAKey(reply.text("message") or "The vault key is not accepted.")
+    tools = granted_tools(reply, line.charge_api)
+    if tools is None:
         return LookupFailed(429 if reply.status == 429 else 503)
-    allow = as_map(reply.fields.get("policy")).get("allow")
-    if not isinstance(allow, list):
-        return LookupFailed(503)
-    granted = frozenset(entry for entry in allow if isinstance(entry, str))
-    tools = tools_granted(granted, line.charge_api)
     return Known(line.with_keys(dict.fromkeys(tools, token)))

@@ -20,11 +20,14 @@ from kb_mcp.agent.catalogue import (
     ChargeStatusArguments,
     ChargeStatusResult,
     ToolName,
+    tools_granted,
 )
 from kb_mcp.agent.keys import STALE, HeldKey, KeySource
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
     Reply,
+    ToolNotGrantedError,
+    as_map,
     charge_outcome,
     lost,
     raise_if_nothing_sent,
@@ -32,12 +35,15 @@ from kb_mcp.agent.outcomes import (
 )
 from kb_mcp.agent.sdk import Lost, NoCard, ProxySdk, Resource
 from kb_mcp.agent.status import (
+    another_bill,
+    contradicts,
     describe_charge,
     describe_operation,
     most_telling,
     not_found,
     not_readable,
 )
+from kb_mcp.agent.trust import Trust
 from kb_mcp.agent.wording import UNAVAILABLE
 from kb_mcp.environment import SettingsError
 from kb_mcp.idempotency import idempotency_key
@@ -60,39 +66,51 @@ _RESOURCES: Final[Mapping[str, Resource]] = MappingProxyType(
 class Billing:
     """The two tools behind every door. Thread-safe; close it when done."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a line to a proxy is made of, each by name
         self,
-        keys: Mapping[ToolName, KeySource],
+        keys: Mapping[ToolName, KeySource] | KeySource,
         proxy_url: str,
         *,
         transport: httpx.BaseTransport | None = None,
         charge_api: ChargeApi = "charges",
         allow_reference: bool = False,
         allow_http: bool = False,
+        trust: Trust | None = None,
         sdk: ProxySdk | None = None,
     ) -> None:
-        """Hold `keys` by tool; `transport` replaces the network for an embedded proxy.
+        """Hold `keys`; `transport` replaces the network for an embedded proxy.
 
-        `sdk` is a line that is open already; `transport` and `allow_http` are then not used.
+        `keys` are the keys by tool, or one for all tools that it grants, which the proxy is asked.
+        `sdk` is a line that is open already; `transport`, `allow_http` and `trust` (whose
+        certificates are believed) are then not used.
 
         Raises: AddressError, when `proxy_url` would send a vault key in the clear.
         """
         if sdk is None:
             if transport is None:
                 check_address(proxy_url, allow_http=allow_http)
-            sdk = ProxySdk(
-                proxy_url.rstrip("/"), partial(_open, proxy_url, transport, allow_http=allow_http)
-            )
+            opened = partial(_open, proxy_url, transport, allow_http=allow_http, trust=trust)
+            sdk = ProxySdk(proxy_url.rstrip("/"), opened)
         self._sdk = sdk
         self._proxy_url = proxy_url
         self._charge_api: ChargeApi = charge_api
         self._allow_reference = allow_reference
-        self._keys = {name: HeldKey(source) for name, source in keys.items()}
+        by_tool = keys if isinstance(keys, Mapping) else {}
+        self._keys = {name: HeldKey(source) for name, source in by_tool.items()}
+        self._shared = None if isinstance(keys, Mapping) else HeldKey(keys)
 
     @property
     def tools(self) -> frozenset[ToolName]:
-        """The tools whose vault key is held."""
-        return frozenset(self._keys)
+        """The tools whose vault key is held.
+
+        Raises: ProxyUnavailableError, RateLimitedError, where one key is held for all and the
+        proxy does not say what it grants.
+        """
+        return frozenset(self._keys) if self._shared is None else self._granted(self._shared)
+
+    def may_offer(self, tool: ToolName) -> bool:
+        """Say whether a key is held for `tool`, without asking whether the key grants it."""
+        return self._shared is not None or tool in self._keys
 
     @property
     def allow_reference(self) -> bool:
@@ -126,7 +144,8 @@ class Billing:
     def charge(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
         """Charge once for a period.
 
-        Raises: ProxyUnavailableError, RateLimitedError, where nothing was sent.
+        Raises: ProxyUnavailableError, RateLimitedError, ToolNotGrantedError, where nothing was
+        sent.
         """
         answer = self._ask(ToolName.CHARGE, lambda token: self._charge(arguments, context, token))
         match answer:
@@ -142,12 +161,13 @@ class Billing:
     def charge_status(
         self, arguments: ChargeStatusArguments, context: CallContext
     ) -> ChargeStatusResult:
-        """Look up a charge by its id, or by customer and period.
+        """Look up a charge by its id, or by customer and period; all three must agree.
 
-        Raises: ProxyUnavailableError, RateLimitedError.
+        Raises: ProxyUnavailableError, RateLimitedError, ToolNotGrantedError.
         """
         if arguments.charge_id is not None:
-            return self._status_of(arguments.charge_id, context)
+            found = self._status_of(arguments.charge_id, context)
+            return another_bill() if contradicts(found, arguments) else found
         wanted = {
             "customer_id": arguments.customer_id or "",
             "billing_period": arguments.billing_period or "",
@@ -208,26 +228,57 @@ class Billing:
         return answer
 
     def _ask(self, tool: ToolName, ask: Callable[[str], T]) -> T:
-        tokens = self._keys[tool].tokens()
-        token = _next(tokens)
-        if token is None:
-            raise ProxyUnavailableError(UNAVAILABLE)
-        answer = ask(token)
-        if isinstance(answer, Reply) and _is_stale(answer):
-            # The key was rotated under us: read it once more and ask again with the newer one.
-            newer = _next(tokens)
-            if newer is not None:
-                return ask(newer)
+        if self._shared is None:
+            return _ask_with(self._keys[tool], ask)
+        answer = _ask_with(self._shared, ask)
+        if _is_not_authorized(answer) and tool not in self._granted(self._shared):
+            raise ToolNotGrantedError
         return answer
+
+    def _granted(self, held: HeldKey) -> frozenset[ToolName]:
+        answer = _ask_with(held, lambda token: self._sdk.describe_key(token, {}))
+        if isinstance(answer, Lost):
+            raise ProxyUnavailableError(UNAVAILABLE)
+        raise_if_nothing_sent(answer)
+        granted = granted_tools(answer, self._charge_api)
+        if granted is None:
+            raise ProxyUnavailableError(answer.text("message") or UNAVAILABLE)
+        return granted
+
+
+def granted_tools(reply: Reply, charge_api: ChargeApi) -> frozenset[ToolName] | None:
+    """Return the tools that a key grants, from what the proxy says of it; None if it says none."""
+    allow = as_map(reply.fields.get("policy")).get("allow")
+    if reply.is_error or not isinstance(allow, list):
+        return None
+    return tools_granted(frozenset(entry for entry in allow if isinstance(entry, str)), charge_api)
+
+
+def _ask_with(held: HeldKey, ask: Callable[[str], T]) -> T:
+    tokens = held.tokens()
+    token = _next(tokens)
+    if token is None:
+        raise ProxyUnavailableError(UNAVAILABLE)
+    answer = ask(token)
+    if isinstance(answer, Reply) and _is_stale(answer):
+        # The key was rotated under us: read it once more and ask again with the newer one.
+        newer = _next(tokens)
+        if newer is not None:
+            return ask(newer)
+    return answer
 
 
 def _open(
-    proxy_url: str, transport: httpx.BaseTransport | None, *, allow_http: bool
+    proxy_url: str,
+    transport: httpx.BaseTransport | None,
+    *,
+    allow_http: bool,
+    trust: Trust | None,
 ) -> httpx.Client:
     # Late: a server that only lists its tools needs no httpx.
     from kb_mcp.agent.transport import open_client
 
-    return open_client(proxy_url, transport=transport, allow_http=allow_http)
+    return open_client(proxy_url, transport=transport, allow_http=allow_http, trust=trust)
 
 
 def _next(tokens: Iterator[str]) -> str | None:
@@ -239,6 +290,10 @@ def _next(tokens: Iterator[str]) -> str | None:
         shown = str(error) if isinstance(error, SettingsError) else type(error).__name__
         logger.error("A vault key cannot be read: %s", shown)  # noqa: TRY400 - no frames, no keys
         return None
+
+
+def _is_not_authorized(answer: object) -> bool:
+    return isinstance(answer, Reply) and answer.text("code") == "vault_key_not_authorized"
 
 
 def _is_stale(reply: Reply) -> bool:

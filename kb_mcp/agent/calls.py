@@ -20,7 +20,12 @@ from kb_mcp.agent.catalogue import (
     ToolName,
     find_tool,
 )
-from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError, uncertain
+from kb_mcp.agent.outcomes import (
+    ProxyUnavailableError,
+    RateLimitedError,
+    ToolNotGrantedError,
+    uncertain,
+)
 from kb_mcp.traces import Trace
 
 logger = logging.getLogger(__name__)
@@ -48,7 +53,10 @@ class Biller(Protocol):
 
     @property
     def tools(self) -> frozenset[ToolName]:
-        """The tools whose vault key is held."""
+        """The tools whose vault key is held. Raises: ProxyUnavailableError, RateLimitedError."""
+
+    def may_offer(self, tool: ToolName) -> bool:
+        """Say whether a key is held for `tool`, without asking anyone."""
 
     @property
     def allow_reference(self) -> bool:
@@ -105,13 +113,15 @@ def call_tool(
 ) -> Answer:
     """Call the tool `name` with `raw` arguments (JSON values). Never raises."""
     tool = find_tool(name, allow_reference=biller.allow_reference)
-    if tool is None or tool.name not in biller.tools:
+    if tool is None or not biller.may_offer(tool.name):
         return NotOffered()
     arguments = read_arguments(tool, raw)
     if isinstance(arguments, Invalid):
         return arguments
     try:
         return Answered(_run(biller, arguments, context))
+    except ToolNotGrantedError:
+        return NotOffered()
     except RateLimitedError as limit:
         return RateLimited(str(limit), limit.retry_after_s)
     except ProxyUnavailableError as outage:

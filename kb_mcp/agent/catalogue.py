@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from kb_mcp.agent.characters import name_forbidden
 from kb_mcp.idempotency import REFERENCE
 from kb_mcp.money import check_amount
 from kb_mcp.periods import parse_period
@@ -48,8 +49,9 @@ def _reference(text: str) -> str:
 
 
 def _wording(text: str) -> str:
-    if not text.isprintable() or not text.strip():
-        raise ValueError("A description must be 1 to 350 printable characters.")
+    forbidden = name_forbidden(text)
+    if forbidden is not None:
+        raise ValueError(f"A description cannot hold {forbidden}. Send it without.")
     return text
 
 
@@ -119,27 +121,39 @@ class ChargeArguments(_Arguments):
 
 
 class ChargeStatusArguments(_Arguments):
-    """What `charge_status` takes: a charge id, or customer and period."""
+    """What `charge_status` takes: a charge id, or customer and period, or all three."""
 
     charge_id: ChargeId | None = Field(
         default=None,
-        description="The charge to look up, ch_Abc123 or pi_Abc123. Send it alone.",
+        description=(
+            "The charge to look up, ch_Abc123 or pi_Abc123. Empty if you look by customer_id and "
+            "billing_period."
+        ),
     )
     customer_id: CustomerId | None = Field(
         default=None,
-        description="The Stripe customer, for example cus_Abc123. Send it with billing_period.",
+        description=(
+            "The Stripe customer, for example cus_Abc123. Send it with billing_period, or empty "
+            "if you look by charge_id."
+        ),
     )
     billing_period: PeriodLabel | None = Field(
         default=None,
-        description="The period that was billed, for example 2026-06. Send it with customer_id.",
+        description=(
+            "The period that was billed, for example 2026-06. Send it with customer_id, or empty "
+            "if you look by charge_id."
+        ),
     )
 
     @model_validator(mode="after")
     def _one_way_to_look(self) -> Self:
         by_bill = self.customer_id is not None and self.billing_period is not None
         half = (self.customer_id is None) != (self.billing_period is None)
-        if half or by_bill == (self.charge_id is not None):
-            raise ValueError("Send charge_id alone, or customer_id and billing_period together.")
+        if half or not (by_bill or self.charge_id is not None):
+            raise ValueError(
+                "Send charge_id alone, or customer_id and billing_period together, or all three "
+                "of one charge. Leave the others out; null and empty text count as left out."
+            )
         return self
 
 
@@ -218,6 +232,8 @@ class Tool:
     http_path: str
     read_only: bool
     hidden: frozenset[str] = frozenset()
+    # Arguments of which only null and a missing one count as left out, and no empty text.
+    said_by_absence: frozenset[str] = frozenset()
     # Old names that are accepted for one version after a rename. Keys are made of values alone,
     # so a renamed argument names the same bill.
     aliases: Mapping[str, str] = field(default_factory=dict)

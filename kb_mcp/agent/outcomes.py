@@ -21,6 +21,7 @@ from kb_mcp.agent.catalogue import (
     Result,
     Status,
 )
+from kb_mcp.agent.characters import without_forbidden
 from kb_mcp.idempotency import idempotency_key
 from kb_mcp.money import Money, format_money
 
@@ -50,6 +51,10 @@ _OPEN = frozenset({408, 409})
 
 class ProxyUnavailableError(Exception):
     """The proxy, or its store, was not reachable, and nothing was sent: asking again is safe."""
+
+
+class ToolNotGrantedError(Exception):
+    """The vault key does not grant the tool: nothing was sent."""
 
 
 class RateLimitedError(Exception):
@@ -142,11 +147,10 @@ def uncertain(arguments: ChargeArguments | ChargeStatusArguments) -> Result:
 
 
 def as_text(value: object, limit: int = 1000) -> str | None:
-    """Return `value` if it is text that is not empty: printable, at most `limit` characters."""
+    """Return `value` if it is text that is not empty: at most `limit` characters, no controls."""
     if not isinstance(value, str):
         return None
-    kept = "".join(character if character.isprintable() else " " for character in value[:limit])
-    return kept.strip() or None
+    return without_forbidden(value[:limit]).strip() or None
 
 
 def as_number(value: object) -> int | None:

@@ -6,6 +6,7 @@ Floor: wing A, above outcomes and transport; below billing.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from urllib.parse import quote
 
 from kb_mcp.agent.keys import is_live
 from kb_mcp.agent.outcomes import ProxyUnavailableError, Reply, as_map
-from kb_mcp.agent.wording import UNAVAILABLE
+from kb_mcp.agent.trust import why_unreached
+from kb_mcp.agent.wording import UNREACHED
 
 if TYPE_CHECKING:
     import httpx
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     from kb_mcp.agent.catalogue import ChargeApi
     from kb_mcp.agent.stripe_http import ProxyHTTPClient
+
+logger = logging.getLogger(__name__)
 
 # The proxy collapses repeats of one key into one send, so a retry cannot charge twice; and it
 # answers Stripe-Should-Retry: false wherever a repeat would not help. Two retries carry a call
@@ -140,7 +144,7 @@ class ProxySdk:
             response = self._http().get(url, headers=sent)
             document = as_map(json.loads(response.content))
         except httpx.HTTPError as error:
-            raise ProxyUnavailableError(UNAVAILABLE) from error
+            raise self._unreached(error) from error
         except (ValueError, RecursionError):
             return Lost(is_live(token))
         failed = response.status_code != 200
@@ -161,7 +165,7 @@ class ProxySdk:
         try:
             made = call()
         except NeverSentError as error:
-            raise ProxyUnavailableError(UNAVAILABLE) from error
+            raise self._unreached(error) from error
         except MaybeSentError:
             return Lost(is_live(token))
         except stripe.StripeError as error:
@@ -184,8 +188,16 @@ class ProxySdk:
                 try:
                     self._opened = self._open_http()
                 except OSError as error:  # no descriptor left, no certificates: nothing was sent
-                    raise ProxyUnavailableError(UNAVAILABLE) from error
+                    raise self._unreached(error) from error
             return self._opened
+
+    def _unreached(self, error: Exception) -> ProxyUnavailableError:
+        """Log why the proxy was not reached, and return what the caller is told."""
+        cause, detail = why_unreached(error)
+        logger.error("The proxy at %s cannot be reached: %s: %s", self._proxy_url, cause, detail)
+        if cause == "certificate":
+            logger.error("KEYBRAKE_CA_FILE, SSL_CERT_FILE or SSL_CERT_DIR name whom to trust.")
+        return ProxyUnavailableError(UNREACHED.format(cause=cause))
 
     def _client(self) -> tuple[stripe.StripeClient, ProxyHTTPClient]:
         opened = self._http()

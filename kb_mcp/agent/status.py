@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from kb_mcp.agent import wording
-from kb_mcp.agent.catalogue import ChargeStatusResult
+from kb_mcp.agent.catalogue import ChargeStatusArguments, ChargeStatusResult
 from kb_mcp.agent.outcomes import STATUSES, Reply, as_map, as_number, as_text
 from kb_mcp.money import Money, format_money
+from kb_mcp.periods import PeriodError, parse_period
 
 # What matters most about a bill, first: a charge that exists outweighs earlier attempts.
 _TELLING: Final = ("succeeded", "unknown", "reserved", "awaiting_approval", "failed", "voided")
@@ -79,6 +80,24 @@ def not_found() -> ChargeStatusResult:
     )
 
 
+def another_bill() -> ChargeStatusResult:
+    """Say that the charge of this id is not the bill that was asked for with it."""
+    return ChargeStatusResult(
+        found=False,
+        message=wording.ANOTHER_BILL,
+        next_step=wording.status_step("another_bill"),
+    )
+
+
+def contradicts(found: ChargeStatusResult, asked: ChargeStatusArguments) -> bool:
+    """Say whether a charge is of another customer or period than was asked for beside its id."""
+    customers = found.customer_id, asked.customer_id
+    periods = _label(found.billing_period), asked.billing_period
+    return found.found and any(
+        None not in (known, wanted) and known != wanted for known, wanted in (customers, periods)
+    )
+
+
 def not_readable(reply: Reply) -> ChargeStatusResult:
     """Say that the key may not look, which is no statement about the charge."""
     code = reply.text("code") or "refused"
@@ -89,6 +108,14 @@ def not_readable(reply: Reply) -> ChargeStatusResult:
         message=f"{said} ({code}) This says nothing about whether a charge exists.",
         next_step=wording.status_step("refused"),
     )
+
+
+def _label(period: str | None) -> str | None:
+    """Return the canonical form of a charge's own period; of one that cannot be read, None."""
+    try:
+        return None if period is None else parse_period(period).label
+    except PeriodError:
+        return None
 
 
 def _rank(state: object) -> int:

@@ -14,6 +14,8 @@ import httpx
 import stripe
 from typing_extensions import override
 
+from kb_mcp.agent.trust import why_unreached
+
 # Failures that precede the first byte of a request.
 _BEFORE_SENDING: Final = (
     httpx.ConnectError,
@@ -87,7 +89,9 @@ class ProxyHTTPClient(stripe.HTTPClient):
         except _BEFORE_SENDING as error:
             if self.doubtful:
                 raise MaybeSentError("not reached again", should_retry=True) from error
-            raise NeverSentError("not reached", should_retry=True) from error
+            # A certificate that is not trusted is none a moment later either.
+            again = why_unreached(error)[0] != "certificate"
+            raise NeverSentError("not reached", should_retry=again) from error
         except httpx.HTTPError as error:
             self._tries.doubtful = True
             # After a full wait another one helps nobody; after a broken line the proxy knows.

@@ -18,6 +18,7 @@ import httpx
 from typing_extensions import override
 
 from kb_mcp.agent.address import check_address
+from kb_mcp.agent.trust import Trust
 
 Scope = MutableMapping[str, Any]  # ASGI's own type: values differ by key
 Message = MutableMapping[str, Any]  # as Scope
@@ -32,17 +33,23 @@ MAX_CONNECTIONS: Final = 100
 
 
 def open_client(
-    proxy_url: str, *, transport: httpx.BaseTransport | None = None, allow_http: bool = False
+    proxy_url: str,
+    *,
+    transport: httpx.BaseTransport | None = None,
+    allow_http: bool = False,
+    trust: Trust | None = None,
 ) -> httpx.Client:
     """Open the client for `proxy_url`; `transport` replaces the network, for an embedded proxy.
 
-    Raises: AddressError.
+    Raises: AddressError, TrustError.
     """
     if transport is None:
         check_address(proxy_url, allow_http=allow_http)
     return httpx.Client(
         transport=transport,
-        verify=_trusting_nobody() if proxy_url.startswith("http://") else True,
+        verify=_trusting_nobody()
+        if proxy_url.startswith("http://")
+        else (trust or Trust()).context(),
         trust_env=False,
         follow_redirects=False,
         timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),

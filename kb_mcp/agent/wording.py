@@ -14,6 +14,10 @@ UNAVAILABLE: Final = (
     "The billing proxy could not be reached, and nothing was sent. "
     "The same call can be made again later."
 )
+UNREACHED: Final = (
+    "The billing proxy cannot be reached: {cause}. Nothing was sent. "
+    "The same call can be made again later."
+)
 RATE_LIMITED: Final = (
     "Too many requests, and nothing was done. Wait, then make the same call again."
 )
@@ -28,6 +32,10 @@ USE_ANOTHER: Final = "Use one of the tools that are listed."
 LATER: Final = "Tell the user that billing is not available at the moment."
 
 NOT_FOUND: Final = "There is no such charge in the records."
+ANOTHER_BILL: Final = (
+    "There is a charge with this charge_id, but it is of another customer or period than was asked "
+    "for with it. This says nothing about whether that customer's period was charged."
+)
 OPERATION_MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "succeeded": "{money} was charged.",
@@ -54,6 +62,8 @@ STATUS_STEPS: Final[Mapping[str, str]] = MappingProxyType(
         "awaiting_approval": "Do not charge again. An operator has to approve it first.",
         "voided": "No money moved. Tell the user; charge only if the user asks for it.",
         "refused": "Tell the user that this cannot be looked up here. Do not charge because of it.",
+        "another_bill": "Do not charge because of it. Ask again with charge_id alone, or with "
+        "customer_id and billing_period.",
         "not_found": "Say that nothing was found. Charge only if the user asks for a charge.",
     }
 )

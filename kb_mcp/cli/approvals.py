@@ -13,8 +13,8 @@ from kb_mcp.cli.failures import Failure
 from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
 from kb_mcp.cli.output import json_option, print_list, print_record
 
-COLUMNS = ("id", "state", "customer_id", "billing_period", "amount", "currency", "key_id",
-           "expires_at")  # fmt: skip
+COLUMNS = ("id", "state", "endpoint", "customer_id", "billing_period", "reference", "amount",
+           "currency", "payment_method", "key_id", "expires_at")  # fmt: skip
 
 
 @click.group()
@@ -36,11 +36,10 @@ def list_(*, state: str | None, as_json: bool) -> None:
     """
 
     async def work(opened: OpenStore) -> list[dict[str, Any]]:
+        from kb_mcp.operators.reports.approvals import approval_record
+
         now = opened.now()
-        found = [
-            await _record(opened, approval, now)
-            for approval in await opened.store.records.approvals()
-        ]
+        found = [approval_record(each, now) for each in await opened.store.records.approvals()]
         return [record for record in found if state in {None, record["state"]}]
 
     print_list(with_store(work), COLUMNS, as_json=as_json, empty="Nothing waits for approval.")
@@ -71,6 +70,7 @@ def deny(*, approval_id: str, as_json: bool) -> None:
 def _decide(approval_id: str, verdict: Literal["approved", "denied"]) -> dict[str, Any]:
     async def work(opened: OpenStore) -> dict[str, Any]:
         from kb_mcp.operators.actions.approvals import NotDecided, decide_approval
+        from kb_mcp.operators.reports.approvals import approval_record
 
         outcome = await decide_approval(opened.store.ledger, approval_id, verdict, OPERATOR)
         if isinstance(outcome, NotDecided):
@@ -79,13 +79,6 @@ def _decide(approval_id: str, verdict: Literal["approved", "denied"]) -> dict[st
                 raise Failure(f"there is no approval {approval_id}", hint)
             by = f" by {outcome.decided_by}" if outcome.decided_by else ""
             raise Failure(f"approval {approval_id} is {outcome.why} already{by}")
-        return await _record(opened, outcome.approval, opened.now())
+        return approval_record(outcome.approval, opened.now())
 
     return with_store(work)
-
-
-async def _record(opened: OpenStore, approval: Any, now: int) -> dict[str, Any]:
-    from kb_mcp.operators.reports.approvals import approval_record
-
-    found = await opened.store.records.operations(operation_id=approval.operation_id)
-    return approval_record(approval, found[0][0] if found else None, now)

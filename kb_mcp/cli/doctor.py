@@ -55,7 +55,7 @@ def _examine() -> list[Check]:
     shown = f"upstream {settings.upstream_mode}"
     checks = [_check("settings", ok=True, detail=shown)]
     try:
-        return checks + asyncio.run(on_proxy(settings, _examine_store))
+        return checks + asyncio.run(on_proxy(settings, _examine_store, looks_only=True))
     except Exception as error:
         failure = failure_of(error)
         if failure is None:
@@ -84,12 +84,24 @@ async def _examine_store(opened: OpenProxy) -> list[Check]:
 
 
 async def _store(opened: OpenProxy) -> tuple[bool, str]:
-    reachable = await opened.store.records.ping()
-    return reachable, f"reachable, schema {opened.store_admin.schema()}"
+    from kb_mcp.operators.alerts.rules import WAL_LARGE_BYTES
+    from kb_mcp.wiring.store import shown_place
+
+    records = opened.store.records
+    reachable, log_bytes = await records.ping(), records.log_bytes()
+    detail = f"{shown_place(opened.settings)} reachable, schema {opened.store_admin.schema()}"
+    if log_bytes is None:
+        return reachable, detail
+    detail += f", write-ahead log {log_bytes // 2**20} MiB"
+    if log_bytes > WAL_LARGE_BYTES:
+        detail += ": something outside reads an older state, so that it cannot be emptied"
+    return reachable and log_bytes <= WAL_LARGE_BYTES, detail
 
 
 async def _account(opened: OpenProxy) -> tuple[bool, str]:
     bound = opened.store.settings
+    if "mode" not in opened.store_admin.facts():
+        return True, f"not bound yet: the first process that serves binds it to {bound.account!r}"
     return True, f"bound to account {bound.account!r} in {bound.mode} mode"
 
 
@@ -203,14 +215,19 @@ async def _clock(opened: OpenProxy) -> tuple[bool, str]:
 
 
 async def _keys(opened: OpenProxy) -> tuple[bool, str]:
+    from kb_mcp.proxy.access.authenticate import policy_of
+    from kb_mcp.proxy.access.uncapped import is_uncapped
+
     now = opened.now()
     wanted = "live" if opened.settings.upstream_mode == "live" else "test"
-    problems, serving = [], 0
+    problems, serving, uncapped = [], 0, []
     for key, lineage in await opened.store.records.keys():
         expired = key.expires_at is not None and key.expires_at <= now
         if key.revoked_at is not None or expired:
             continue
         serving += 1
+        if is_uncapped(policy_of(key.policy)):
+            uncapped.append(key.id)
         if key.mode != wanted:
             problems.append(f"{key.id} is a {key.mode} key")
         if lineage.frozen_at is not None:
@@ -218,7 +235,9 @@ async def _keys(opened: OpenProxy) -> tuple[bool, str]:
         soon = key.expires_at is not None and _ends_soon(key.created_at, key.expires_at, now)
         if soon and key.rotated_to is None:
             problems.append(f"{key.id} expires within 7 days")
-    return not problems, "; ".join(problems) or f"{serving} serve"
+    # Somebody chose to have no cap: that is told, and no fault.
+    without = [f"without a cap over time: {', '.join(uncapped)}"] if uncapped else []
+    return not problems, "; ".join([*problems, f"{serving} serve", *without])
 
 
 def _ends_soon(created_at: int, expires_at: int, now: int) -> bool:

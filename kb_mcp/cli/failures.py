@@ -23,6 +23,7 @@ FAILED, WRONG, INTERRUPTED = 1, 2, 130
 _CODES = {
     "AddressError": WRONG,
     "BindingError": WRONG,
+    "CapRequiredError": WRONG,
     "CopyError": FAILED,
     "EgressError": WRONG,
     "MasterKeyError": WRONG,
@@ -34,12 +35,14 @@ _CODES = {
     "SealBrokenError": WRONG,
     "StoreError": WRONG,
     "CommitUnknownError": FAILED,
+    "KeyEndedError": FAILED,
     "LedgerUnavailableError": FAILED,
     "NoSuchKeyError": FAILED,
     "PortTakenError": WRONG,
 }
 _HINTS = {
     "BindingError": "`kb-mcp settings show` says what the store holds.",
+    "KeyEndedError": "`kb-mcp keys list` shows every key.",
     "LedgerUnavailableError": "Nothing of it happened. `kb-mcp doctor` looks at the store.",
     "NoSuchKeyError": "`kb-mcp keys list` shows every key.",
     "PortTakenError": "Choose another port, or 0 for a free one.",

@@ -60,6 +60,10 @@ def _cap_option(kind: str, help_text: str) -> Callable[[F], F]:
 @_cap_option("per_customer_daily", "The most for one customer in a day, over all keys.")
 @click.option("--daily-charges", type=click.IntRange(min=1), help="The most charges in a day.")
 @click.option("--rate", help="Requests a minute, like 60/min.")
+@click.option("--approval-above", "approval_above", type=CAP, multiple=True,
+              help="Charges above this wait for an operator; once for each currency.")  # fmt: skip
+@click.option("--uncapped", is_flag=True,
+              help="Let it move money without a cap per day, month or customer.")  # fmt: skip
 @json_option
 def issue(  # noqa: PLR0913 an option each
     *,
@@ -70,6 +74,8 @@ def issue(  # noqa: PLR0913 an option each
     expires: str | None,
     daily_charges: int | None,
     rate: str | None,
+    approval_above: tuple[Money, ...],
+    uncapped: bool,
     as_json: bool,
     **caps: tuple[Money, ...],
 ) -> None:
@@ -81,8 +87,11 @@ def issue(  # noqa: PLR0913 an option each
         "caps": {kind: cap_table(caps[kind], kind) for kind in CAP_KINDS if caps[kind]},
         "daily_charges": daily_charges,
         "rate": rate,
+        "approval_above": cap_table(approval_above, "--approval-above"),
     }
     policy = _policy(role, policy_file, changes)
+    if not uncapped:
+        _check_capped(policy, ("--role", role) if role else ("--policy", str(policy_file)))
 
     async def work(opened: OpenStore) -> tuple[VaultKey, Minted]:
         from kb_mcp.operators.actions.keys import Wanted, issue_key
@@ -90,10 +99,11 @@ def issue(  # noqa: PLR0913 an option each
 
         wanted = Wanted(
             policy=policy,
-            mode="live" if opened.settings.upstream_mode == "live" else "test",
+            mode="live" if opened.store.settings.mode == "live" else "test",
             label=_cleaned(label),
             agent=_cleaned(agent),
             expires_at=_expiry(expires, policy, opened.now()),
+            uncapped=uncapped,
         )
         return await issue_key(opened.store.ledger, wanted, random_bytes, OPERATOR)
 
@@ -113,7 +123,7 @@ def list_(*, as_json: bool) -> None:
         now = opened.now()
         return [_record(*each, now) for each in await opened.store.records.keys()]
 
-    empty = "No keys yet: kb-mcp keys issue --role billing"
+    empty = "No keys yet: kb-mcp keys issue --role billing --daily-cap 1000.00usd"
     print_list(with_store(work), COLUMNS, as_json=as_json, empty=empty)
 
 
@@ -248,7 +258,8 @@ def _policy(role: str | None, file: Path | None, changes: dict[str, Any]) -> Pol
             base = built_in(role or "")
         data = json.loads(dump_policy(base))
         data["caps"] = data.get("caps", {}) | changes["caps"]
-        data |= {name: changes[name] for name in ("daily_charges", "rate") if changes[name]}
+        narrowed = ("daily_charges", "rate", "approval_above")
+        data |= {name: changes[name] for name in narrowed if changes[name]}
         return load_policy(data)
     except KeyError as error:
         raise Failure(
@@ -261,6 +272,23 @@ def _policy(role: str | None, file: Path | None, changes: dict[str, Any]) -> Pol
         raise Failure(
             _lines(place, error.errors), "docs/policies.md has every field.", WRONG
         ) from None
+
+
+def _check_capped(policy: Policy, what: tuple[str, str]) -> None:
+    """Check that a cap over time holds what `policy` moves. Raises: Failure."""
+    from kb_mcp.money import CURRENCIES
+    from kb_mcp.proxy.access.uncapped import is_uncapped
+
+    if not is_uncapped(policy):
+        return
+    line = f"kb-mcp keys issue {' '.join(what)}"
+    currency = next(iter((*policy.caps.per_charge, *policy.approval_above, "usd")))
+    cap = f"1000.00{currency}" if CURRENCIES[currency] == 2 else f"1000{currency}"
+    raise Failure(
+        f"a key of role {policy.role} moves money, and no cap per day, month or customer holds it",
+        f"{line} --daily-cap {cap} (or, to have none: {line} --uncapped)",
+        WRONG,
+    )
 
 
 def _lines(place: str, errors: Iterable[str]) -> str:

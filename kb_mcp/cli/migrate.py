@@ -5,6 +5,7 @@ Floor: the commands. On PostgreSQL it runs as the tables' owner; serving process
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -53,10 +54,13 @@ async def _schema(opened: OpenStore) -> int:
 def _copy(settings: Settings, source: str) -> None:
     from dataclasses import replace
 
+    from kb_mcp.store_files import SQLITE
     from kb_mcp.wiring.copying import copy_ledger
 
-    embedded = replace(settings, database_url=source)
-    if embedded.database_path is None or not embedded.database_path.is_file():
+    # A shell's path, relative to where the command is started.
+    file = Path(source.removeprefix(SQLITE)).expanduser().absolute()
+    embedded = replace(settings, database_url=f"{SQLITE}{file}")
+    if not source.startswith(SQLITE) or not file.is_file():
         raise Failure(f"there is no ledger at {source}", "Name its file: sqlite:///PATH.", 2)
     with progress("Copying", shown=True) as advance:
         copied = copy_ledger(settings, embedded, advance)

@@ -44,7 +44,7 @@ class OpenProxy(OpenStore):
 
 
 def with_store(work: Callable[[OpenStore], Awaitable[T]], *, lenient: bool = False) -> T:
-    """Run `work` on the open store.
+    """Run `work` on the open store, for which no Stripe key is needed.
 
     `lenient` opens a store whose ceiling or times differ from this process's environment: so
     that a command can show and change them. Raises: SettingsError, StoreError, BindingError.
@@ -65,14 +65,22 @@ def with_proxy(work: Callable[[OpenProxy], Awaitable[T]]) -> T:
     return asyncio.run(on_proxy(load_settings(), work))
 
 
-async def on_proxy(settings: Settings, work: Callable[[OpenProxy], Awaitable[T]]) -> T:
-    """Run `work` as `with_proxy` does, on the running loop."""
+async def on_proxy(
+    settings: Settings, work: Callable[[OpenProxy], Awaitable[T]], *, looks_only: bool = False
+) -> T:
+    """Run `work` as `with_proxy` does, on the running loop.
+
+    `looks_only` leaves a new store unbound. How long a send may take is never for a command to say,
+    which serves nobody.
+    """
+    from kb_mcp.proxy.store_admin import Binds
     from kb_mcp.proxy.stripe.reader import StripeReads
     from kb_mcp.serving.machine import boottime_ms
     from kb_mcp.wiring.proxy import build_proxy, build_sandbox
 
     sandbox = build_sandbox(settings) if settings.upstream_base is None else None
-    proxy = build_proxy(settings, sandbox)
+    binds = Binds.NOTHING if looks_only else Binds.ACCOUNT
+    proxy = build_proxy(settings, sandbox, binds=binds)
     store_admin = proxy.store.open_office()
     reads = StripeReads(proxy.upstream, proxy.store.clock, boottime_ms)
     try:
@@ -89,9 +97,7 @@ async def on_proxy(settings: Settings, work: Callable[[OpenProxy], Awaitable[T]]
 async def _on_store(
     settings: Settings, work: Callable[[OpenStore], Awaitable[T]], *, lenient: bool
 ) -> T:
-    from kb_mcp.wiring.store import open_store
-
-    store = _open_leniently(settings) if lenient else open_store(settings)
+    store = _open_leniently(settings) if lenient else _open(settings)
     store_admin = store.open_office()
     try:
         return await work(OpenStore(settings, store, store_admin))
@@ -100,11 +106,16 @@ async def _on_store(
         store_admin.close()
 
 
-def _open_leniently(settings: Settings) -> Store:
+def _open(settings: Settings) -> Store:
+    from kb_mcp.proxy.store_admin import Binds
     from kb_mcp.wiring.store import open_store
 
+    return open_store(settings, binds=Binds.NOTHING)
+
+
+def _open_leniently(settings: Settings) -> Store:
     try:
-        return open_store(settings)
+        return _open(settings)
     except Exception as error:
         if type(error).__name__ != "BindingError":
             raise
@@ -112,4 +123,4 @@ def _open_leniently(settings: Settings) -> Store:
     plain = replace(
         settings, account_daily_cap=(), upstream_timeout_ms=25_000, recovery_grace_ms=600_000
     )
-    return open_store(plain)
+    return _open(plain)

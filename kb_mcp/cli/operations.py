@@ -19,7 +19,6 @@ from kb_mcp.cli.output import json_option, print_json, print_list, print_record
 if TYPE_CHECKING:
     from kb_mcp.operators.actions.operations import By, Done, NotDone
     from kb_mcp.proxy.ledger.records import Attempt, Operation
-    from kb_mcp.proxy.stripe.evidence import Made
 
 STATES = ("reserved", "unknown", "awaiting_approval", "succeeded", "failed", "voided")
 COLUMNS = ("id", "state", "customer_id", "billing_period", "amount", "currency", "charge_id",
@@ -83,6 +82,10 @@ def resolve(
 ) -> None:
     """Say what became of an unknown operation, where reading Stripe's list could not tell.
 
+    OBJ is read and compared: with --succeeded, an operation that counts as failed, voided or
+    waiting is settled too. --void needs two whole looks at Stripe's list, a minute apart: call it
+    again when it says so.
+
     Example: kb-mcp operations resolve op_0123456789abcdef01234567 --succeeded ch_3Pabc
     """
     if (object_id is None) == (not void):
@@ -90,31 +93,13 @@ def resolve(
     if void and not reason:
         raise click.UsageError("--void needs --reason: how you know that nothing happened")
 
-    async def succeed(opened: OpenProxy, operation: Operation) -> Done | NotDone:
-        from kb_mcp.operators.actions.operations import settle_by_object
+    async def act(opened: OpenProxy, operation: Operation) -> Done | NotDone:
+        from kb_mcp.operators.actions.resolve import Resolution, StripeActs
 
-        made = await _made(opened, operation, object_id or "")
-        limit = await _daily_declines(opened, operation)
-        ledger = opened.store.ledger
-        return await settle_by_object(ledger, operation, made, _by(reason), limit)
+        acts = StripeActs(opened.store.ledger, opened.reads, opened.proxy.recovery)
+        return await acts.resolve(operation, Resolution(object_id, reason), OPERATOR)
 
-    async def refute(opened: OpenProxy, operation: Operation) -> Done | NotDone:
-        from kb_mcp.operators.actions.operations import NotDone, void_by_operator
-        from kb_mcp.proxy.ledger.records import State
-
-        if operation.state is State.UNKNOWN:
-            # Stripe is asked first: a charge that it shows beats anybody's word.
-            read = await opened.proxy.recovery.resolve_one(operation.id)
-            if read is not None and read.state is State.SUCCEEDED:
-                return NotDone(
-                    f"Stripe shows {read.object_id}: operation {operation.id} has succeeded",
-                    "It was settled with that object just now.",
-                )
-        elif operation.state is State.VOIDED:
-            return NotDone(f"operation {operation.id} is voided already")
-        return await void_by_operator(opened.store.ledger, operation, _by(reason))
-
-    _act_at_stripe(operation_id, refute if void else succeed, as_json=as_json)
+    _act_at_stripe(operation_id, act, as_json=as_json)
 
 
 @operations.command()
@@ -260,23 +245,6 @@ async def _find(opened: OpenStore, operation_id: str) -> tuple[Operation, list[A
     return found[0]
 
 
-async def _made(opened: OpenProxy, operation: Operation, object_id: str) -> Made:
-    """Read the object an operator names, and check that it can be this operation's."""
-    from kb_mcp.operators.actions.operations import mismatch
-    from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-    from kb_mcp.proxy.stripe.evidence import prove_object
-
-    route = ENDPOINTS[operation.route]
-    item = await _read(opened, f"{route.template}/{object_id}", object_id)
-    made = prove_object(item, route)
-    different = mismatch(item, operation)
-    if made is None or different is not None:
-        raise Failure(f"{object_id} is not operation {operation.id}: {different or 'another kind'}")
-    if made.verdict == "failed":
-        raise Failure(f"{object_id} is {made.stripe_status}", "Use --void --reason instead.")
-    return made
-
-
 async def _refunded(opened: OpenProxy, operation: Operation) -> bool:
     """Say whether Stripe shows the whole charge of `operation` as refunded."""
     path = f"/v1/charges/{operation.object_id}"
@@ -317,13 +285,6 @@ async def _cancel_intent(opened: OpenProxy, operation: Operation) -> None:
     answer = await opened.proxy.upstream.send(request, deadline_ms=boottime_ms() + 10_000)
     if not isinstance(answer, Answered) or answer.status >= 500:
         raise Failure("Stripe did not answer the cancellation", "Run the command again.")
-
-
-async def _daily_declines(opened: OpenProxy, operation: Operation) -> int:
-    from kb_mcp.proxy.access.authenticate import policy_of
-
-    found = await opened.store.ledger.find_key(operation.key_id)
-    return 20 if found is None else policy_of(found[0].policy).daily_declines
 
 
 def _by(reason: str | None) -> By:

@@ -5,6 +5,7 @@ Floor: the commands. Thin: serving itself is wiring's.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -72,10 +73,15 @@ def mcp() -> None:
     """
     from kb_mcp.serving.process_setup import uncollected
 
+    for name, stream in {"stdin": sys.stdin, "stdout": sys.stdout}.items():
+        if stream is None:
+            hint = "An MCP client starts this command and talks to it over stdin and stdout."
+            raise Failure(f"{name} is closed", hint, WRONG)
     with uncollected():
         from kb_mcp.settings import load_settings
-        from kb_mcp.wiring.stdio import ready_mcp_stdio
+        from kb_mcp.wiring.stdio import end_at_once_on_signals, ready_mcp_stdio
 
+        end_at_once_on_signals()
         serve = ready_mcp_stdio(load_settings())
     serve()
 

@@ -21,7 +21,12 @@ from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX
 if TYPE_CHECKING:
     from kb_mcp.operators.actions.operations import NotDone
 
-NAMES = ("account_daily_cap", "upstream_timeout", "recovery_grace")
+_TAKEN_UP = {
+    "account_daily_cap": "It holds for every charge from now on, in every process.",
+    "upstream_timeout": "Processes that are serving take it up when they start again.",
+    "recovery_grace": "A longer one holds from now on, a shorter one where a process starts again.",
+}
+NAMES = tuple(_TAKEN_UP)
 
 
 @click.group()
@@ -41,7 +46,7 @@ def show(*, as_json: bool) -> None:
     """
 
     async def work(opened: OpenStore) -> dict[str, Any]:
-        return _record(opened.store_admin.facts())
+        return _record(_held(opened))
 
     print_record(with_store(work, lenient=True), as_json=as_json)
 
@@ -61,19 +66,24 @@ def set_(*, name: str, value: str, as_json: bool) -> None:
         from kb_mcp.operators.actions.operations import note
         from kb_mcp.proxy.ledger.records import AuditDraft
 
-        before = opened.store_admin.facts()
+        before = _held(opened)
         _check_times(before | facts)
         (fact,) = facts
-        change = f"{name}: {before.get(fact)} -> {facts[fact]}"
+        change = f"{name}: {before[fact]} -> {facts[fact]}"
         # The audit row commits first: no change is without one.
         row = AuditDraft(kind="admin", decision="settings_set", agent_id=OPERATOR, note=change)
         await note(opened.store.ledger, row)
         opened.store_admin.set_facts(facts)
-        return _record(opened.store_admin.facts())
+        return _record(_held(opened))
 
     record = with_store(work, lenient=True)
     print_record(record, as_json=as_json)
-    click.echo("Processes that are serving take it up when they start again.", err=True)
+    click.echo(_TAKEN_UP[name], err=True)
+
+
+def _held(opened: OpenStore) -> dict[str, str]:
+    """Return the facts of the store, and what the first serving process would add to them."""
+    return opened.store.defaults | opened.store_admin.facts()
 
 
 @settings.command("confirm-account")

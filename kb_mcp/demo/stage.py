@@ -106,7 +106,8 @@ def _build(stack: ExitStack, folder: Path) -> Stage:
 def _issue_keys(settings: Mapping[str, str], folder: Path) -> dict[str, str]:
     def issue(item: tuple[str, str]) -> tuple[str, str]:
         label, role = item
-        arguments = ["keys", "issue", "--role", role, "--label", label, "--json"]
+        cap = ["--daily-cap", "1000.00usd"] if role == "billing" else []
+        arguments = ["keys", "issue", "--role", role, *cap, "--label", label, "--json"]
         return label, command(arguments, settings, folder)["token"]
 
     with ThreadPoolExecutor() as pool:

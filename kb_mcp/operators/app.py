@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kb_mcp.operators.actions.keys import NoSuchKeyError
+from kb_mcp.operators.actions.keys import CapRequiredError, KeyEndedError, NoSuchKeyError
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.operators.api.admin import AdminApi
 from kb_mcp.operators.dashboard.actions import Actions
@@ -107,7 +107,10 @@ def create_admin(  # noqa: PLR0913 an application is built from many parts
             return dashboard.error_page(found)
         return _error(found)
 
-    kinds = (InputError, HTTPException, LedgerUnavailableError, NoSuchKeyError)
+    kinds = (
+        InputError, HTTPException, LedgerUnavailableError,
+        NoSuchKeyError, KeyEndedError, CapRequiredError,
+    )  # fmt: skip
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, answer))
     # A slash too many is a path of its own: redirects would lose a body.
     app.router.redirect_slashes = False
@@ -138,6 +141,15 @@ def _input_error(error: Exception) -> InputError:
             return error
         case NoSuchKeyError():
             return InputError(404, "key_unknown", "There is no vault key with this id.")
+        case KeyEndedError():
+            message = f"{error}"
+            return InputError(409, "key_ended", f"{message[:1].upper()}{message[1:]}.")
+        case CapRequiredError():
+            message = (
+                f"{error}. Give caps with daily, monthly or per_customer_daily, or say in so many "
+                "words that it shall have none: uncapped."
+            )
+            return InputError(400, "cap_required", message, "caps")
         case LedgerUnavailableError():
             message = "The ledger cannot be reached. Nothing was changed."
             return InputError(503, "ledger_unavailable", message)

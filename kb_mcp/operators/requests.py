@@ -77,6 +77,7 @@ class KeyBody(_Body):
     daily_charges: int | None = None
     rate: int | str | None = None
     approval_above: dict[str, Any] | None = None
+    uncapped: bool = False
 
 
 class ReasonBody(_Body):
@@ -216,6 +217,7 @@ def read_policy(policy: Policy, body: KeyBody, mode: Mode, now: int) -> Wanted:
         label=_text(body.label),
         agent=_text(body.agent),
         expires_at=expires_at,
+        uncapped=body.uncapped,
     )
 
 

@@ -21,8 +21,10 @@ from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamAnswer, Upstre
 # Why nothing left us, to the refusal that says so; anything else is an unreachable Stripe.
 _NEVER_SENT = {
     "vault_key_revoked": Code.VAULT_KEY_REVOKED,
+    "vault_key_frozen": Code.VAULT_KEY_FROZEN,
     "ledger_unavailable": Code.LEDGER_UNAVAILABLE,
 }
+_WORDS = {Code.VAULT_KEY_FROZEN: {"reason": "an operator must look"}}
 _SETTLED_NO = frozenset({AttemptOutcome.REJECTED, AttemptOutcome.NOT_SENT})
 
 
@@ -111,7 +113,7 @@ def _passed(operation: Operation, attempt: Attempt, body: bytes, answer: Upstrea
 
 def _refused(code: Code, operation: Operation) -> Reply:
     facts: dict[str, Fact] = {"operation": operation.id, "state": operation.state.value}
-    refusal: Refusal = refuse(code, facts=facts)
+    refusal: Refusal = refuse(code, facts=facts, **_WORDS.get(code, {}))
     return refused(
         refusal, Keybrake_Operation=operation.id, Keybrake_Attempt=str(operation.attempt)
     )

@@ -7,10 +7,10 @@ money, and is asked for under a key of its own, so that it happens once.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from kb_mcp.proxy.rules.decisions import Proceed
+from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamRequest
 
 INTENTS = "POST /v1/payment_intents"
@@ -57,8 +57,5 @@ class AbandonedIntents:
 def _status(answer: object) -> str | None:
     if not isinstance(answer, Answered) or answer.status != 200:
         return None
-    try:
-        status = json.loads(answer.body).get("status")
-    except (ValueError, AttributeError):
-        return None
+    status = (parse_object(answer.body) or {}).get("status")
     return status if isinstance(status, str) else None

@@ -8,6 +8,7 @@ caller that hangs up changes nothing, since the send and its conclusion run in a
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, assert_never
@@ -30,14 +31,23 @@ from kb_mcp.proxy.rules.conclude import conclude
 from kb_mcp.proxy.rules.decide import decide
 from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.rules.ending import Ending
+from kb_mcp.proxy.rules.follow_ups.decide import CANCEL
 from kb_mcp.proxy.rules.operation_names import tally_of
-from kb_mcp.proxy.stripe.evidence import Made, Proof, prove
+from kb_mcp.proxy.stripe.endpoints import Route
+from kb_mcp.proxy.stripe.evidence import Made, Nothing, Proof, prove
 from kb_mcp.proxy.stripe.messages import Reply, refused
-from kb_mcp.proxy.stripe.sends import Answered, NotSent, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.stripe.sends import (
+    SEND_WITHIN_MS,
+    Answered,
+    NotSent,
+    Upstream,
+    UpstreamAnswer,
+    UpstreamRequest,
+)
 from kb_mcp.proxy.waiters import Waiters
 
 JOIN_WAIT_MS = 10_000
-SEND_WITHIN_MS = 5_000
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +113,7 @@ class Governor:
         if isinstance(answer, Answered):
             self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
             answer = self._scrubbed(answer)
-        proof = prove(answer, command.reading.route)
+        proof = _prove(answer, command.reading.route)
         try:
             operation, attempt = await self._conclude(command, go, proof, answer)
         except LedgerUnavailableError:
@@ -122,6 +132,8 @@ class Governor:
             return NotSent("ledger_unavailable")
         if found is None or spent(found[0], self.clock.now(0)) is not None:
             return NotSent("vault_key_revoked")
+        if found[1].frozen_at is not None and not go.attempt.path.endswith(CANCEL):
+            return NotSent("vault_key_frozen")
         if not await self.abandoned.cancelled(go, deadline_ms):
             return NotSent("earlier_intent_open")
         attempt = go.attempt
@@ -166,6 +178,15 @@ class Governor:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return await asyncio.shield(task)
+
+
+def _prove(answer: UpstreamAnswer, route: Route) -> Proof:
+    """Return what `answer` proves; what cannot be read proves nothing, whatever went wrong."""
+    try:
+        return prove(answer, route)
+    except Exception:  # noqa: BLE001 it was sent: the operation is unknown, and its lease goes back
+        _log.exception("an answer of Stripe cannot be read")
+        return Nothing("unreadable", answer.status if isinstance(answer, Answered) else None)
 
 
 def ending_refs(operation: Operation, proof: Proof, now: int) -> Refs:

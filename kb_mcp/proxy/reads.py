@@ -88,6 +88,10 @@ class GaugeRecords(Protocol):
         """Return the place of the row that was written last, as the filter `after_row` takes it."""
         ...
 
+    def log_bytes(self) -> int | None:
+        """Return the size of the store's write-ahead log; None where it is a server's own."""
+        ...
+
     async def audit_counts(self, after_row: Any, most: int) -> AuditCounts:
         """Count at most `most` audit rows after that one, and say which was the last."""
         ...

@@ -6,38 +6,37 @@ unknown, walks Stripe's own list, and lets `resolve` say what follows (ledger.md
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
-from urllib.parse import urlencode
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from msgspec.structs import replace
 
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.governor import ending_refs
 from kb_mcp.proxy.ledger.clock import StoreClock
-from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import Attempt, KeyId, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
+from kb_mcp.proxy.ledger.records import Attempt, Changes, KeyId, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.resolve import (
-    Absent,
-    Finding,
-    Found,
-    Unreadable,
-    match_attempt,
-    resolve,
-    take,
-)
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.list_walks import IN_A_PASS, Budget, Walk
+from kb_mcp.proxy.rules.resolve import LEASE_MS, Absent, Finding, Found, Unreadable, resolve, take
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import Nothing, prove_object
+from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamRequest
 from kb_mcp.proxy.waiters import Waiters
 
 READ_WITHIN_MS = 10_000
 BATCH = 100
-PAGE = 100
-PAGES_MAX = 2_000
-LOOK_BACK_MS = 25 * 3_600_000
 DAILY_DECLINES_DEFAULT = 20
+
+T = TypeVar("T")
+# What follows from a finding: (snapshot, the leased operation, finding, the day's decline limit).
+Reached = Callable[[Snapshot, Operation, Finding, int], tuple[T, Changes]]
+
+_log = logging.getLogger(__name__)
 
 
 class Due(Protocol):
@@ -57,7 +56,10 @@ class Pass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """Reads; one per process. `owner` is the lease name of this process."""
+    """Reads; one per process. `owner` is the lease name of this process.
+
+    `walks` holds what was read of lists that are too long for one pass.
+    """
 
     ledger: Ledger
     due: Due
@@ -66,6 +68,7 @@ class Recovery:
     waiters: Waiters
     owner: str
     boottime_ms: Callable[[], int]
+    walks: dict[OperationId, Walk] = field(default_factory=dict)
 
     async def run(self, seen: Callable[[int, int], None] = lambda _done, _total: None) -> Pass:
         """Make one pass over what is due; `seen` hears (done, total).
@@ -74,15 +77,35 @@ class Recovery:
         """
         states: dict[OperationId, S] = {}
         due = await self.due.due(self.clock.now(0), BATCH)
+        for settled in self.walks.keys() - set(due):
+            del self.walks[settled]
         for done, operation_id in enumerate(due):
             seen(done, len(due))
-            after = await self.resolve_one(operation_id)
+            after = await self._resolve_beside_others(operation_id)
             if after is not None:
                 states[operation_id] = after.state
         return Pass(states)
 
+    async def _resolve_beside_others(self, operation_id: OperationId) -> Operation | None:
+        try:
+            return await self.resolve_one(operation_id)
+        except LedgerUnavailableError:
+            raise
+        except Exception:  # noqa: BLE001 one operation must not keep the others from theirs
+            _log.exception("operation %s cannot be resolved", operation_id)
+            return None
+
     async def resolve_one(self, operation_id: OperationId) -> Operation | None:
         """Lease, read and resolve one operation; None where somebody else is at it."""
+        return await self.examine(operation_id, resolve)
+
+    async def examine(
+        self, operation_id: OperationId, step: Reached[T], budget: Budget = IN_A_PASS
+    ) -> T | None:
+        """Lease and read one operation, and let `step` say what follows from what was found.
+
+        None where somebody else is at it. Raises: LedgerUnavailableError.
+        """
         refs = Refs(operations=frozenset({operation_id}))
         taken = await self.ledger.transact(
             lambda _: refs, lambda snapshot: take(snapshot, operation_id, self.owner)
@@ -90,52 +113,58 @@ class Recovery:
         if taken is None:
             return None
         leased, attempts = taken
-        finding = await self._read(leased, attempts)
+        finding = await self._find(leased, attempts, budget)
         proof = finding.proof if isinstance(finding, Found) else Nothing("not found")
+        twins = finding.objects if isinstance(finding, Absent) else frozenset()
         limit = await self._daily_declines(leased.key_id)
+
+        def refs_at(now: int) -> Refs:
+            named = ending_refs(leased, proof, now)
+            return replace(named, objects=named.objects | twins)
+
         after = await self.ledger.transact(
-            lambda now: ending_refs(leased, proof, now),
-            lambda snapshot: resolve(snapshot, leased, finding, limit),
+            refs_at, lambda snapshot: step(snapshot, leased, finding, limit)
         )
         self.waiters.wake(operation_id)
         return after
 
-    async def _read(self, operation: Operation, attempts: list[Attempt]) -> Finding:
-        route = ENDPOINTS[operation.route]
-        last = attempts[-1]
-        if operation.state is S.SUCCEEDED or operation.continued_by(last):
-            return await self._read_object(route, operation)
-        return await self._walk(route, operation, attempts)
+    async def _find(self, operation: Operation, attempts: list[Attempt], budget: Budget) -> Finding:
+        """Read; a fault of ours in it is no finding, and must not keep the lease."""
+        try:
+            route = ENDPOINTS[operation.route]
+            last = attempts[-1]
+            if operation.state is S.SUCCEEDED or operation.continued_by(last):
+                return await self._read_object(route, operation)
+            return await self._walk(route, operation, attempts, budget)
+        except Exception:  # noqa: BLE001 whatever it was, nothing is known and the lease goes back
+            _log.exception("operation %s cannot be read", operation.id)
+            return Unreadable()
 
     async def _read_object(self, route: Route, operation: Operation) -> Finding:
         parsed = await self._get(f"{route.template}/{operation.object_id}")
         made = None if parsed is None else prove_object(parsed, route)
-        return Unreadable() if made is None else Found(operation.attempt, made)
-
-    async def _walk(self, route: Route, operation: Operation, attempts: list[Attempt]) -> Finding:
-        """Walk the whole list from 25 h before the first send; an incomplete walk says nothing."""
-        listing = route.listing
-        if listing is None:
+        if made is None or made.object_id != operation.object_id:
             return Unreadable()
-        since_ms = min(each.first_sent_at for each in attempts) - LOOK_BACK_MS
-        query = {"limit": str(PAGE), "created[gte]": str(since_ms // 1000)}
-        if "customer" in listing.filters and operation.customer is not None:
-            query["customer"] = operation.customer
-        for _ in range(PAGES_MAX):
-            page = await self._get(f"{listing.path}?{urlencode(query)}")
-            items = None if page is None else page.get("data")
-            if page is None or not isinstance(items, list):
-                return Unreadable()
-            found = _find(items, route, operation, attempts)
-            if found is not None:
-                return found
-            if page.get("has_more") is not True:
-                # Only a list that says so itself has ended.
-                return Absent() if page.get("has_more") is False else Unreadable()
-            if not items or not isinstance(items[-1].get("id"), str):
-                return Unreadable()
-            query["starting_after"] = items[-1]["id"]
-        return Unreadable()
+        return Found(operation.attempt, made)
+
+    async def _walk(
+        self, route: Route, operation: Operation, attempts: list[Attempt], budget: Budget
+    ) -> Finding:
+        """Walk the list, from where the last pass left off; an incomplete walk says nothing."""
+        walk = self.walks.pop(operation.id, None)
+        if walk is None or not walk.still_of(attempts):
+            walk = Walk(
+                route=route,
+                operation=operation,
+                attempts=attempts,
+                begun_at=operation.lease_until - LEASE_MS,
+                grace_ms=self.ledger.settings.recovery_grace_ms,
+            )
+        finding = await walk.go_on(self._get, self.boottime_ms, budget)
+        if finding is None:
+            self.walks[operation.id] = walk
+            return Unreadable()
+        return finding
 
     async def _get(self, path: str) -> dict[str, Any] | None:
         request = UpstreamRequest(
@@ -146,29 +175,10 @@ class Recovery:
         if not isinstance(answer, Answered):
             return None
         self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
-        if answer.status != 200:
-            return None
-        try:
-            parsed = json.loads(answer.body)
-        except ValueError:
-            return None
-        return parsed if isinstance(parsed, dict) else None
+        return parse_object(answer.body) if answer.status == 200 else None
 
     async def _daily_declines(self, key_id: KeyId) -> int:
         found = await self.ledger.find_key(key_id)
         return (
             DAILY_DECLINES_DEFAULT if found is None else policy_of(found[0].policy).daily_declines
         )
-
-
-def _find(
-    items: list[Any], route: Route, operation: Operation, attempts: list[Attempt]
-) -> Found | None:
-    for item in items:
-        if not isinstance(item, dict):
-            continue
-        number = match_attempt(item, operation, attempts)
-        made = None if number is None else prove_object(item, route)
-        if number is not None and made is not None:
-            return Found(number, made)
-    return None

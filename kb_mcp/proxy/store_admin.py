@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from kb_mcp.proxy.audit.chain import Head
 
 ARCHIVED = "archived:"
+
+
+class Binds(StrEnum):
+    """What opening a store writes into a new one."""
+
+    NOTHING = "nothing"  # a command that only keeps keys and settings
+    ACCOUNT = "account"  # a command that reads Stripe
+    LIMITS = "limits"  # a serving process: the ceiling and the times, too
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,29 +145,61 @@ def not_permitted(token: str) -> Answer:
 
 
 def declined(
-    charge: str | None, *, code: str = "card_declined", payment_method: Json | None = None
+    charge: str | None, *, reason: str = "generic_decline", payment_method: Json | None = None
 ) -> Answer:
     """Answer a card that says no; `charge` names the failed charge that remains."""
-    reason, message = DECLINES[code]
+    decline = DECLINES[reason]
     return error_answer(
         402,
-        message,
+        decline.message,
         kind="card_error",
-        code=code,
-        decline_code=reason,
+        code=decline.code,
+        decline_code=decline.decline_code,
         charge=charge,
         payment_method=payment_method,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Decline:
+    """What a bank's no looks like: error code, sentence, and the bank's own code if it told one."""
+
+    code: str
+    message: str
+    decline_code: str | None
+
+
+def _by_the_bank(decline_code: str, message: str = "Your card was declined.") -> Decline:
+    return Decline("card_declined", message, decline_code)
+
+
 DECLINES: Final = {
-    "card_declined": ("generic_decline", "Your card was declined."),
-    "authentication_required": (
+    "generic_decline": _by_the_bank("generic_decline"),
+    "insufficient_funds": _by_the_bank("insufficient_funds", "Your card has insufficient funds."),
+    "lost_card": _by_the_bank("lost_card"),
+    "stolen_card": _by_the_bank("stolen_card"),
+    "fraudulent": _by_the_bank("fraudulent"),
+    "card_velocity_exceeded": _by_the_bank(
+        "card_velocity_exceeded",
+        "Your card was declined for making repeated attempts too frequently or exceeding its "
+        "amount limit.",
+    ),
+    "expired_card": Decline("expired_card", "Your card has expired.", None),
+    "incorrect_cvc": Decline(
+        "incorrect_cvc", "Your card's security code is incorrect.", "incorrect_cvc"
+    ),
+    "processing_error": Decline(
+        "processing_error",
+        "An error occurred while processing your card. Try again in a little bit.",
+        "processing_error",
+    ),
+    "authentication_required": Decline(
         "authentication_required",
         "Your card was declined. This transaction requires authentication.",
+        "authentication_required",
     ),
 }
-"""Error code to decline code and sentence."""
+"""Why a bank says no -> what Stripe answers. Source: docs.stripe.com/declines/codes."""
 
 
 def mask(token: str) -> str:

@@ -1,16 +1,18 @@
 """Charges: created, listed, captured, and those that the card refused.
 
-Floor: sandbox, ground. A customer or payment method whose id contains `Declined` is declined.
+Floor: sandbox, ground. How a card's bank answers: `bank_cards`.
 """
 
 from __future__ import annotations
 
 from kb_mcp.money import Money
 from kb_mcp.sandbox.answers import DECLINES, Answer, Json, declined, invalid, missing_object
+from kb_mcp.sandbox.bank_cards import BankCard, card_of
 from kb_mcp.sandbox.calls import Call, required_money, show
-from kb_mcp.sandbox.customers import CARD, billing_details, require_customer
+from kb_mcp.sandbox.customers import require_customer
 from kb_mcp.sandbox.listing import expand, list_objects
 from kb_mcp.sandbox.params import Params, flag, integer, metadata, text
+from kb_mcp.sandbox.payment_methods import CARD, billing_details
 
 COPIED = (
     "description",
@@ -32,10 +34,12 @@ def create_charge(call: Call) -> Answer:
     payment_method = source or f"card_{call.new_id()}"
     if customer is not None:
         owner = require_customer(call, customer, "customer")
-        payment_method = source or owner["invoice_settings"]["default_payment_method"]
+        payment_method = source or owner["invoice_settings"]["default_payment_method"] or ""
+        if not payment_method:
+            raise invalid("Cannot charge a customer that has no active card", "missing", "card")
     if "Missing" in payment_method:
         raise missing_object("token", payment_method, "source")
-    failure = "card_declined" if declines(call, customer, payment_method) else None
+    failure = refusal_of(call, customer, payment_method, off_session=True)
     charge = new_charge(
         call,
         money,
@@ -47,7 +51,7 @@ def create_charge(call: Call) -> Answer:
     charge |= {name: text(params, name) for name in COPIED} | {"metadata": metadata(params)}
     answer = Answer(200, expand(call.records, charge, params))
     call.records.save(charge)
-    return answer if failure is None else declined(charge["id"], code=failure)
+    return answer if failure is None else declined(charge["id"], reason=failure)
 
 
 def get_charge(call: Call) -> Answer:
@@ -115,9 +119,32 @@ def capture(call: Call, charge: Json, amount: int, param: str) -> None:
     call.records.save(charge)
 
 
-def declines(call: Call, customer: str | None, payment_method: str) -> bool:
-    """Tell whether the card says no."""
-    return call.declines or "Declined" in (customer or "") or "Declined" in payment_method
+def refusal_of(
+    call: Call, customer: str | None, payment_method: str, *, off_session: bool
+) -> str | None:
+    """Return why the bank says no, a row of `DECLINES`; None where it does not.
+
+    Nobody is there to authenticate `off_session`.
+    """
+    if call.declines or "Declined" in (customer or ""):
+        return "generic_decline"
+    card = card_of(call.records, payment_method)
+    if off_session and needs_the_customer(call, customer, payment_method, off_session=True):
+        return "authentication_required"
+    return card.decline
+
+
+def needs_the_customer(
+    call: Call, customer: str | None, payment_method: str, *, off_session: bool
+) -> bool:
+    """Say whether the customer must authenticate; a card that was saved may have it behind it."""
+    if "Authentication" in (customer or ""):
+        return True
+    when = card_of(call.records, payment_method).authentication
+    if when == "unless_set_up" and off_session:
+        saved = call.records.find("payment_method", payment_method)
+        return saved is None or saved["customer"] is None
+    return when != "never"
 
 
 def new_charge(
@@ -130,9 +157,12 @@ def new_charge(
     failure: str | None,
     payment_intent: str | None = None,
 ) -> Json:
-    """Build a charge that succeeded, or failed with the code `failure`; the caller saves it."""
+    """Build a charge that succeeded, or that the bank refused; the caller saves it.
+
+    `failure` is a row of `DECLINES`.
+    """
     charge_id, succeeded = f"ch_{call.new_id()}", failure is None
-    took = succeeded and captured
+    took, card = succeeded and captured, card_of(call.records, payment_method)
     return {
         "id": charge_id,
         "object": "charge",
@@ -151,18 +181,15 @@ def new_charge(
         "customer": customer,
         "description": None,
         "disputed": False,
-        "failure_balance_transaction": None,
-        "failure_code": failure,
-        "failure_message": None if failure is None else DECLINES[failure][1],
+        **_failure(failure),
         "fraud_details": {},
         "livemode": False,
         "metadata": {},
         "on_behalf_of": None,
-        "outcome": _outcome(failure),
         "paid": succeeded,
         "payment_intent": payment_intent,
         "payment_method": payment_method,
-        "payment_method_details": _card_details(money.amount, captured=captured),
+        "payment_method_details": _card_details(money.amount, card, captured=captured),
         "receipt_email": None,
         "receipt_number": None,
         "receipt_url": f"https://receipts.invalid/{charge_id}" if succeeded else None,
@@ -190,6 +217,15 @@ def _require(call: Call, status: int) -> Json:
     return charge
 
 
+def _failure(failure: str | None) -> Json:
+    return {
+        "failure_balance_transaction": None,
+        "failure_code": None if failure is None else DECLINES[failure].code,
+        "failure_message": None if failure is None else DECLINES[failure].message,
+        "outcome": _outcome(failure),
+    }
+
+
 def _outcome(failure: str | None) -> Json:
     refused = failure is not None
     return {
@@ -197,7 +233,7 @@ def _outcome(failure: str | None) -> Json:
         "network_advice_code": None,
         "network_decline_code": None,
         "network_status": "declined_by_network" if refused else "approved_by_network",
-        "reason": None if failure is None else DECLINES[failure][0],
+        "reason": failure,
         "risk_level": "normal",
         "risk_score": 20,
         "seller_message": "The bank did not return any further details with this decline."
@@ -207,16 +243,20 @@ def _outcome(failure: str | None) -> Json:
     }
 
 
-def _card_details(amount: int, *, captured: bool) -> Json:
+def _card_details(amount: int, bank_card: BankCard, *, captured: bool) -> Json:
     checks = {"address_line1_check": None, "address_postal_code_check": None, "cvc_check": "pass"}
-    card = CARD | {
+    card: Json = {
+        **CARD,
+        **bank_card.shown,
         "amount_authorized": amount,
+        "authorization_code": None,
         "checks": checks,
         "installments": None,
         "mandate": None,
-        "network": "visa",
+        "network": bank_card.brand,
         "network_token": None,
         "network_transaction_id": None,
+        "regulated_status": "unregulated",
         "three_d_secure": None,
     }
     return {"card": card if captured else card | _hold(amount), "type": "card"}

@@ -1,77 +1,44 @@
 """Customers, their cards, and the account itself.
 
 Floor: sandbox, ground. To keep samples simple, every well-formed customer exists from the moment
-it is named, with a card of its own; a name that contains `Missing` never does.
+it is named, with a card of its own; a name that contains `Missing` never does, and one that was
+deleted does no more.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final
 
-from kb_mcp.sandbox.answers import ACCOUNT_ID, Answer, Json, invalid, missing_object
+from kb_mcp.sandbox.answers import ACCOUNT_ID, Answer, Json, Rejected, invalid, missing_object
 from kb_mcp.sandbox.calls import Call
 from kb_mcp.sandbox.listing import expand, list_objects
 from kb_mcp.sandbox.params import Params, metadata, text
+from kb_mcp.sandbox.payment_methods import (
+    PAYMENT_METHOD,
+    attach,
+    detach,
+    not_the_customers,
+)
 
 _CUSTOMER = re.compile(r"cus_[A-Za-z0-9]{1,200}")
-_PAYMENT_METHOD = re.compile(r"pm_[A-Za-z0-9_]{1,200}")
-_ADDRESS: Final = dict.fromkeys(("city", "country", "line1", "line2", "postal_code", "state"))
-CARD: Final = {
-    "brand": "visa",
-    "country": "US",
-    "exp_month": 12,
-    "exp_year": 2034,
-    "fingerprint": "KbSandbox0000001",
-    "funding": "credit",
-    "last4": "4242",
-    "wallet": None,
-}
+_WORDS = ("description", "email", "name", "phone")
+_PARTS = ("address", "shipping")
+_CARDS_MAX = 1_000
 
 
 def require_customer(call: Call, customer_id: str, param: str, status: int = 400) -> Json:
     """Return the customer, who comes into being when first named.
 
-    Raises: Rejected with `status`, when there can be no such customer.
+    Raises: Rejected with `status`, when there can be no such customer, or is none any more.
     """
     known = call.records.find("customer", customer_id)
     if known is not None:
         return known
+    if call.records.find("deleted_customer", _deleted(customer_id)) is not None:
+        raise missing_object("customer", customer_id, param, status)
     if not _CUSTOMER.fullmatch(customer_id) or "Missing" in customer_id:
         raise missing_object("customer", customer_id, param, status)
     return _new_customer(call, customer_id, {})
-
-
-def require_payment_method(call: Call, payment_method: str, customer: str | None) -> Json:
-    """Return the payment method, which must not belong to another customer.
-
-    Stripe's test names (`pm_card_visa`) and other well-formed ones come into being when named.
-    Raises: Rejected.
-    """
-    known = call.records.find("payment_method", payment_method)
-    if known is not None:
-        if customer is not None and known["customer"] not in {None, customer}:
-            raise invalid(
-                f"The customer does not have a payment method with the ID {payment_method}. The "
-                "payment method must be attached to the customer.",
-                "resource_missing",
-                "payment_method",
-            )
-        return known
-    if not _PAYMENT_METHOD.fullmatch(payment_method) or "Missing" in payment_method:
-        raise missing_object("PaymentMethod", payment_method, "payment_method")
-    return _new_payment_method(call, payment_method, None)
-
-
-def billing_details() -> Json:
-    """Return billing details of which nothing is known."""
-    return {
-        "address": dict(_ADDRESS),
-        "email": None,
-        "name": None,
-        "phone": None,
-        "tax_id": None,
-    }
 
 
 def create_customer(call: Call) -> Answer:
@@ -81,9 +48,40 @@ def create_customer(call: Call) -> Answer:
 
 
 def get_customer(call: Call) -> Answer:
-    """GET /v1/customers/{customer}."""
+    """GET /v1/customers/{customer}; of a deleted one, that it is."""
+    if call.records.find("deleted_customer", _deleted(call.ids[0])) is not None:
+        return Answer(200, _gone(call.ids[0]))
     customer = require_customer(call, call.ids[0], "id", 404)
     return Answer(200, expand(call.records, customer, call.params))
+
+
+def update_customer(call: Call) -> Answer:
+    """POST /v1/customers/{customer}."""
+    customer, params = require_customer(call, call.ids[0], "id", 404), call.params
+    customer |= {name: text(params, name) for name in _WORDS if name in params}
+    customer |= {name: params[name] or None for name in _PARTS if name in params}
+    if "balance" in params:
+        customer["balance"] = int(params["balance"])
+    if "metadata" in params:
+        given = params["metadata"]
+        kept = customer["metadata"] | given if given != "" else {}
+        customer["metadata"] = metadata({"metadata": kept})
+    given = params.get("invoice_settings") or {}
+    if "default_payment_method" in given:
+        customer["invoice_settings"]["default_payment_method"] = _own_card(call, customer, given)
+    call.records.save(customer)
+    return Answer(200, expand(call.records, customer, params))
+
+
+def delete_customer(call: Call) -> Answer:
+    """DELETE /v1/customers/{customer}: for good, and its cards with it."""
+    customer = require_customer(call, call.ids[0], "id", 404)
+    wanted = {"customer": customer["id"]}
+    for card in call.records.select("payment_method", wanted, _CARDS_MAX, oldest_first=True):
+        detach(call, card)
+    call.records.remove("customer", customer["id"])
+    call.records.save({"object": "deleted_customer", "id": _deleted(customer["id"])})
+    return Answer(200, _gone(customer["id"]))
 
 
 def list_customers(call: Call) -> Answer:
@@ -117,6 +115,27 @@ def list_payment_methods(call: Call) -> Answer:
     return Answer(200, expand(call.records, page, call.params))
 
 
+def attach_payment_method(call: Call) -> Answer:
+    """POST /v1/payment_methods/{payment_method}/attach."""
+    customer = require_customer(call, str(text(call.params, "customer")), "customer")
+    attached = attach(call, call.ids[0], customer["id"])
+    return Answer(200, expand(call.records, attached, call.params))
+
+
+def detach_payment_method(call: Call) -> Answer:
+    """POST /v1/payment_methods/{payment_method}/detach."""
+    found = call.records.find("payment_method", call.ids[0])
+    if found is None:
+        raise missing_object("PaymentMethod", call.ids[0], "payment_method", 404)
+    if found["customer"] is None:
+        raise invalid(
+            "The payment method you provided is not attached to a customer so detachment is "
+            "impossible."
+        )
+    detach(call, found)
+    return Answer(200, expand(call.records, found | {"customer": None}, call.params))
+
+
 def get_account(call: Call) -> Answer:  # noqa: ARG001  every endpoint is given its call
     """GET /v1/account."""
     return Answer(
@@ -140,17 +159,6 @@ def get_account(call: Call) -> Answer:  # noqa: ARG001  every endpoint is given 
 
 
 def _new_customer(call: Call, customer_id: str, params: Params) -> Json:
-    default = text(params, "payment_method") or f"pm_{customer_id.removeprefix('cus_')}"
-    given = params.get("invoice_settings") or {}
-    default = text(given, "default_payment_method") or default
-    if not _PAYMENT_METHOD.fullmatch(default) or "Missing" in default:
-        raise missing_object("PaymentMethod", default, "payment_method")
-    known = call.records.find("payment_method", default)
-    if known is not None and known["customer"] is not None:
-        raise invalid(
-            "The payment method you provided has already been attached to a customer.",
-            param="payment_method",
-        )
     customer: Json = {
         "id": customer_id,
         "object": "customer",
@@ -166,13 +174,14 @@ def _new_customer(call: Call, customer_id: str, params: Params) -> Json:
         "invoice_prefix": call.new_id()[:8].upper(),
         "invoice_settings": {
             "custom_fields": None,
-            "default_payment_method": default,
+            "default_payment_method": _first_card(call, customer_id, params),
             "footer": None,
             "rendering_options": None,
         },
         "livemode": False,
         "metadata": metadata(params),
         "name": text(params, "name"),
+        "next_invoice_sequence": 1,
         "phone": text(params, "phone"),
         "preferred_locales": [],
         "shipping": None,
@@ -180,29 +189,37 @@ def _new_customer(call: Call, customer_id: str, params: Params) -> Json:
         "test_clock": None,
     }
     call.records.save(customer)
-    _new_payment_method(call, default, customer_id)
     return customer
 
 
-def _new_payment_method(call: Call, payment_method: str, customer: str | None) -> Json:
-    body: Json = {
-        "id": payment_method,
-        "object": "payment_method",
-        "allow_redisplay": "unspecified",
-        "billing_details": billing_details(),
-        "card": CARD
-        | {
-            "checks": {"address_line1_check": None, "address_postal_code_check": None}
-            | {"cvc_check": "pass"},
-            "generated_from": None,
-            "networks": {"available": ["visa"], "preferred": None},
-            "three_d_secure_usage": {"supported": True},
-        },
-        "created": call.now,
-        "customer": customer,
-        "livemode": False,
-        "metadata": {},
-        "type": "card",
-    }
-    call.records.save(body)
-    return body
+def _first_card(call: Call, customer_id: str, params: Params) -> str:
+    """Attach the card that a new customer was given, or make one, and return its id."""
+    given = params.get("invoice_settings") or {}
+    named = text(given, "default_payment_method") or text(params, "payment_method")
+    if named is None:
+        named = f"pm_{customer_id.removeprefix('cus_')}"
+    if not PAYMENT_METHOD.fullmatch(named) or "Missing" in named:
+        raise missing_object("PaymentMethod", named, "payment_method")
+    return str(attach(call, named, customer_id)["id"])
+
+
+def _own_card(call: Call, customer: Json, given: Params) -> str | None:
+    named = text(given, "default_payment_method")
+    if named is None:
+        return None
+    found = call.records.find("payment_method", named)
+    if found is None or found["customer"] != customer["id"]:
+        raise _not_own(named)
+    return named
+
+
+def _not_own(payment_method: str) -> Rejected:
+    return not_the_customers(payment_method, "invoice_settings[default_payment_method]")
+
+
+def _gone(customer_id: str) -> Json:
+    return {"id": customer_id, "object": "customer", "deleted": True}
+
+
+def _deleted(customer_id: str) -> str:
+    return f"{customer_id}#deleted"

@@ -10,18 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from kb_mcp.sandbox import charges, customers, intents, refunds
+from kb_mcp.sandbox import charges, customers, intents, refunds, search
 from kb_mcp.sandbox.answers import Answer, unknown_url
 from kb_mcp.sandbox.calls import Call
 
 ENDPOINTS: Final[dict[str, Callable[[Call], Answer]]] = {
     "POST /v1/charges": charges.create_charge,
     "GET /v1/charges": charges.list_charges,
+    "GET /v1/charges/search": search.search_charges,
     "GET /v1/charges/{charge}": charges.get_charge,
     "POST /v1/charges/{charge}": charges.update_charge,
     "POST /v1/charges/{charge}/capture": charges.capture_charge,
     "POST /v1/payment_intents": intents.create_intent,
     "GET /v1/payment_intents": intents.list_intents,
+    "GET /v1/payment_intents/search": search.search_intents,
     "GET /v1/payment_intents/{intent}": intents.get_intent,
     "POST /v1/payment_intents/{intent}": intents.update_intent,
     "POST /v1/payment_intents/{intent}/confirm": intents.confirm_intent,
@@ -34,10 +36,14 @@ ENDPOINTS: Final[dict[str, Callable[[Call], Answer]]] = {
     "POST /v1/customers": customers.create_customer,
     "GET /v1/customers": customers.list_customers,
     "GET /v1/customers/{customer}": customers.get_customer,
+    "POST /v1/customers/{customer}": customers.update_customer,
+    "DELETE /v1/customers/{customer}": customers.delete_customer,
     "GET /v1/customers/{customer}/payment_methods": customers.list_payment_methods,
     "GET /v1/customers/{customer}/payment_methods/{payment_method}": customers.get_payment_method,
     "GET /v1/payment_methods": customers.list_payment_methods,
     "GET /v1/payment_methods/{payment_method}": customers.get_payment_method,
+    "POST /v1/payment_methods/{payment_method}/attach": customers.attach_payment_method,
+    "POST /v1/payment_methods/{payment_method}/detach": customers.detach_payment_method,
     "GET /v1/account": customers.get_account,
 }
 

@@ -1,7 +1,7 @@
 """PaymentIntents and their states.
 
-Floor: sandbox, ground. Source: docs.stripe.com/payments/paymentintents/lifecycle. A customer or
-payment method whose id contains `Declined` is declined; `Authentication` needs the customer.
+Floor: sandbox, ground. Source: docs.stripe.com/payments/paymentintents/lifecycle. How a card's
+bank answers: `bank_cards`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,18 @@ from kb_mcp.sandbox.answers import (
     missing_object,
 )
 from kb_mcp.sandbox.calls import Call, check_amount, required_money
-from kb_mcp.sandbox.charges import COPIED, capture, copied, declines, new_charge
-from kb_mcp.sandbox.customers import require_customer, require_payment_method
+from kb_mcp.sandbox.charges import (
+    COPIED,
+    capture,
+    copied,
+    needs_the_customer,
+    new_charge,
+    refusal_of,
+)
+from kb_mcp.sandbox.customers import require_customer
 from kb_mcp.sandbox.listing import expand, list_objects
 from kb_mcp.sandbox.params import flag, integer, metadata, text
+from kb_mcp.sandbox.payment_methods import require_payment_method
 
 _CONFIRMABLE: Final = ("requires_payment_method", "requires_confirmation", "requires_action")
 _CANCELABLE: Final = (*_CONFIRMABLE, "requires_capture", "processing")
@@ -121,7 +129,7 @@ def increment_intent(call: Call) -> Answer:
             "amount",
         )
     charge = call.records.find("charge", intent["latest_charge"]) or {}
-    if declines(call, None, ""):
+    if call.declines:
         return declined(charge["id"])
     call.records.save(charge | {"amount": amount})
     intent |= {"amount": amount, "amount_capturable": amount} | copied(call.params)
@@ -138,14 +146,20 @@ def _confirm(call: Call, intent: Json) -> Answer:
             "either update the PaymentIntent with a payment method and then confirm it again, or "
             "confirm it again directly with a payment method or ConfirmationToken.",
         )
-    if declines(call, customer, payment_method):
-        return _failed(call, intent, "card_declined")
-    if "Authentication" in f"{customer}{payment_method}":
-        off_session = call.params.get("off_session") or "false"
-        if off_session != "false" or flag(call.params, "error_on_requires_action", default=False):
+    off_session = (call.params.get("off_session") or "false") != "false"
+    failure = refusal_of(call, customer, payment_method, off_session=off_session)
+    if needs_the_customer(call, customer, payment_method, off_session=off_session):
+        # What the bank would say after that is not known before.
+        if off_session or flag(call.params, "error_on_requires_action", default=False):
             return _failed(call, intent, "authentication_required")
-        action = {"type": "use_stripe_sdk", "use_stripe_sdk": {"type": "three_d_secure_redirect"}}
-        return _saved(call, intent | {"next_action": action, "status": "requires_action"})
+        if not call.declines:
+            action = {
+                "type": "use_stripe_sdk",
+                "use_stripe_sdk": {"type": "three_d_secure_redirect"},
+            }
+            return _saved(call, intent | {"next_action": action, "status": "requires_action"})
+    if failure is not None:
+        return _failed(call, intent, failure)
     captured = intent["capture_method"] != "manual"
     charge = _charge(call, intent, failure=None, captured=captured)
     intent |= {
@@ -159,10 +173,10 @@ def _confirm(call: Call, intent: Json) -> Answer:
     return _saved(call, intent)
 
 
-def _failed(call: Call, intent: Json, code: str) -> Answer:
-    charge = _charge(call, intent, failure=code, captured=True)
+def _failed(call: Call, intent: Json, reason: str) -> Answer:
+    charge = _charge(call, intent, failure=reason, captured=True)
     card = call.records.find("payment_method", intent["payment_method"])
-    error = declined(charge["id"], code=code, payment_method=card).body["error"]
+    error = declined(charge["id"], reason=reason, payment_method=card).body["error"]
     intent |= {
         "last_payment_error": error,
         "latest_charge": charge["id"],
@@ -256,9 +270,15 @@ def _new_intent(call: Call, money: Money, customer: str | None, payment_method: 
             "created": call.now,
             "currency": money.currency,
             "customer": customer,
+            "customer_account": text(params, "customer_account"),
+            "excluded_payment_method_types": list(
+                (params.get("excluded_payment_method_types") or {}).values()
+            )
+            or None,
             "last_payment_error": None,
             "latest_charge": None,
             "livemode": False,
+            "managed_payments": {"enabled": False},
             "metadata": metadata(params),
             "next_action": None,
             "payment_method": payment_method,

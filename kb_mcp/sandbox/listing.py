@@ -32,11 +32,7 @@ def list_objects(
 
     Raises: Rejected, on a bad limit or a cursor that is no object.
     """
-    limit = integer(params, "limit")
-    limit = LIMIT_DEFAULT if limit is None else limit
-    if not 1 <= limit <= LIMIT_MAX:
-        bound = "greater than or equal to 1" if limit < 1 else f"less than or equal to {LIMIT_MAX}"
-        raise invalid(f"This value must be {bound}.", "parameter_invalid_integer", "limit")
+    limit = page_limit(params)
     wanted: dict[str, object] = {
         name: value for name in filters if (value := text(params, name)) is not None
     }
@@ -54,6 +50,16 @@ def list_objects(
     return {"object": "list", "data": page, "has_more": len(found) > limit, "url": url}
 
 
+def page_limit(params: Params) -> int:
+    """Return how many objects a page is to have. Raises: Rejected."""
+    limit = integer(params, "limit")
+    limit = LIMIT_DEFAULT if limit is None else limit
+    if not 1 <= limit <= LIMIT_MAX:
+        bound = "greater than or equal to 1" if limit < 1 else f"less than or equal to {LIMIT_MAX}"
+        raise invalid(f"This value must be {bound}.", "parameter_invalid_integer", "limit")
+    return limit
+
+
 def expand(records: Records, body: Json, params: Params) -> Json:
     """Put objects in the place of ids, as `expand[]` asks.
 
@@ -67,7 +73,7 @@ def expand(records: Records, body: Json, params: Params) -> Json:
     expanded = copy.deepcopy(body)
     for path in wanted:
         steps = str(path).split(".")
-        if expanded.get("object") == "list":
+        if expanded.get("object") in {"list", "search_result"}:
             if steps[0] != "data" or len(steps) < 2:
                 raise _not_expandable(str(path))
             for item in expanded["data"]:

@@ -1,6 +1,8 @@
 -- name: put_object
 INSERT INTO objects (kind, id, body) VALUES (?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET body = excluded.body;
+-- name: remove_object
+DELETE FROM objects WHERE id = ? AND kind = ?;
 -- name: get_object
 SELECT body FROM objects WHERE id = ? AND kind = ?;
 -- name: get_position

@@ -125,6 +125,10 @@ class Records:
         """Write a Stripe object, new or changed."""
         self.run("put_object", body["object"], body["id"], json.dumps(body))
 
+    def remove(self, kind: str, object_id: str) -> None:
+        """Forget a Stripe object."""
+        self.run("remove_object", object_id, kind)
+
     def find(self, kind: str, object_id: str) -> Json | None:
         """Return the object of that kind and id, or None."""
         rows = self.run("get_object", object_id, kind)

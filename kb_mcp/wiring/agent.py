@@ -10,16 +10,17 @@ import asyncio
 import atexit
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
 from kb_mcp.agent.keys import KeySource
+from kb_mcp.agent.trust import Trust, TrustError
 from kb_mcp.serving.machine import new_id
-from kb_mcp.settings import Secret, Settings, SettingsError
+from kb_mcp.settings import Secret, Settings, SettingsError, read_token
 
 if TYPE_CHECKING:
-    from kb_mcp.agent.doors.mcp import HttpDoor
+    from kb_mcp.agent.doors.mcp.http import HttpDoor
     from kb_mcp.serving.host_check import App
     from kb_mcp.wiring.proxy import Proxy
 
@@ -32,14 +33,23 @@ def connect_billing(settings: Settings) -> Billing:
 
     Raises: SettingsError, StoreError, BindingError, SchemaError, AddressError.
     """
-    keys = held_keys(settings)
+    keys: Mapping[ToolName, KeySource] | KeySource = held_keys(settings)
+    if not keys and settings.vault_key is not None:
+        keys = key_source(settings.vault_key)
     if settings.proxy_url is not None:
+        trust = Trust(settings.ca_file, settings.cert_file, settings.cert_dir)
+        try:
+            trust.check_ca_file()
+        except TrustError as error:
+            hint = "Set a file of certificates, in PEM."
+            raise SettingsError("KEYBRAKE_CA_FILE", "holds no certificates", hint) from error
         return Billing(
             keys,
             settings.proxy_url,
             charge_api=settings.charge_api,
             allow_reference=settings.allow_reference,
             allow_http=settings.allow_http,
+            trust=trust,
         )
     if settings.on_lambda and not settings.embedded:
         raise SettingsError(
@@ -67,17 +77,26 @@ def held_keys(settings: Settings) -> Mapping[ToolName, KeySource]:
 
 
 def key_source(secret: Secret) -> KeySource:
-    """Return where a vault key comes from: itself, its file, or AWS Secrets Manager."""
-    if secret.reveal().startswith("arn:"):
-        return lambda: _from_secrets_manager(secret.reveal())
-    # A key that came from a file is read again when the proxy refuses it.
-    return lambda: secret.reread().reveal()
+    """Return where a vault key comes from: itself, its file, or AWS Secrets Manager.
+
+    It is read again when the proxy refuses it; what is no vault key is never sent as one.
+    """
+
+    def read() -> str:
+        text = secret.reread().reveal()
+        if not text.startswith("arn:"):
+            return read_token(text, secret.variable)
+        from kb_mcp.wiring.secrets_manager import SecretAddress, fetch_token
+
+        return fetch_token(SecretAddress.parse(text), secret.variable)
+
+    return read
 
 
 def mcp_door(settings: Settings, app: App, loop: asyncio.AbstractEventLoop) -> HttpDoor:
     """Return the MCP door of the agents' listener, in front of the proxy `app` on `loop`."""
     # `mcp` takes 0.7 s to import: only those who use it pay for it.
-    from kb_mcp.agent.doors.mcp import http_app
+    from kb_mcp.agent.doors.mcp.http import http_app
     from kb_mcp.agent.transport import AsgiTransport
 
     base = Billing(
@@ -130,18 +149,3 @@ def _no_proxy_here(settings: Settings) -> SettingsError:
         "own made by `pip install kb-mcp-billing`."
     )
     return SettingsError(variable, f"{problem} what is deployed here holds no proxy", hint)
-
-
-def _from_secrets_manager(arn: str) -> str:
-    try:
-        import botocore.session  # of boto3, which Lambda's own runtimes and the extra `aws` bring
-    except ImportError:
-        raise SettingsError(
-            "KEYBRAKE_VAULT_KEY_…",
-            "is an ARN, and boto3 is not here",
-            "Install kb-mcp-billing[aws].",
-        ) from None
-    # The secret's own region, which need not be the function's: arn:aws:secretsmanager:REGION:…
-    region = [*arn.split(":"), "", "", ""][3] or None
-    client: Any = botocore.session.get_session().create_client("secretsmanager", region_name=region)
-    return str(client.get_secret_value(SecretId=arn)["SecretString"]).strip()

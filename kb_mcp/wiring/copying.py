@@ -67,7 +67,7 @@ def copy_ledger(
             facts = read_sqlite_facts(source)
             bound_by(facts, wanted_settings(settings), explicit_settings(settings))
             _check_chains(embedded, settings, facts)
-            with connector(settings.database_url)() as target:
+            with connector(settings.postgres_url or "")() as target:
                 totals = copy_rows(source, target, advance)
                 if read_facts(target) != facts:
                     raise CopyError("the binding does not read back as it was written")
@@ -109,7 +109,7 @@ def _check_chains(embedded: Settings, settings: Settings, facts: dict[str, str])
 
 def _verify_copy(settings: Settings) -> int:
     master = b"" if settings.master_key is None else settings.master_key.reveal().encode()
-    connect_to, watchdog = connector(settings.database_url), Watchdog(boottime_ms)
+    connect_to, watchdog = connector(settings.postgres_url or ""), Watchdog(boottime_ms)
     sealer = Sealer(derive_key(master, "answers"), random_bytes)
     records = PostgresRecords(Pool(connect_to, watchdog), sealer)
     try:

@@ -79,15 +79,14 @@ def admin_token(settings: Settings) -> str | None:
 
 def client_configuration(settings: Settings, proxy_url: str) -> str:
     """Return an MCP client's configuration; it names token files, never a token."""
-    entry = {
-        "command": sys.executable,
-        "args": ["-m", "kb_mcp", "mcp"],
-        "env": {
-            "KEYBRAKE_PROXY_URL": proxy_url,
-            "KEYBRAKE_VAULT_KEY_BILLING_FILE": str(token_file(settings, "billing")),
-            "KEYBRAKE_VAULT_KEY_AUDIT_FILE": str(token_file(settings, "audit")),
-        },
+    env = {
+        "KEYBRAKE_PROXY_URL": proxy_url,
+        "KEYBRAKE_VAULT_KEY_BILLING_FILE": str(token_file(settings, "billing")),
+        "KEYBRAKE_VAULT_KEY_AUDIT_FILE": str(token_file(settings, "audit")),
     }
+    if settings.allow_http:
+        env["KEYBRAKE_ALLOW_HTTP"] = "1"
+    entry = {"command": sys.executable, "args": ["-m", "kb_mcp", "mcp"], "env": env}
     return json.dumps({"mcpServers": {"kb-mcp": entry}}, indent=2)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
@@ -20,6 +19,7 @@ from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stores.key_check import CHECK, check_value, witnesses_of
 from kb_mcp.proxy.stores.postgres.admin import PostgresAdmin
 from kb_mcp.proxy.stores.postgres.connection import (
@@ -42,17 +42,21 @@ from kb_mcp.proxy.stores.postgres.schema import (
     check_schema,
     claim,
     migrate,
+    read_facts,
     register_node,
 )
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.serving.machine import boottime_ms, process_name, random_bytes
 from kb_mcp.settings import Settings
+from kb_mcp.store_files import data_folder
 from kb_mcp.wiring.store import (
     Store,
     StoreError,
+    check_key_of_new_store,
     check_master_key,
     explicit_settings,
+    keyless_settings,
     wanted_settings,
 )
 
@@ -97,12 +101,12 @@ class _Parts:
 def local_path(settings: Settings) -> Path:
     """Return the name under which this host keeps files of its own about the store."""
     try:
-        parts = conninfo_to_dict(settings.database_url)
+        parts = conninfo_to_dict(settings.postgres_url or "")
     except psycopg.Error as error:
         raise StoreError(f"KEYBRAKE_DATABASE_URL cannot be read: {told(error)}") from error
     named = "|".join(str(parts.get(name, "")) for name in ("host", "port", "dbname"))
     digest = hashlib.sha256(named.encode()).hexdigest()[:12]
-    return platformdirs.user_data_path("kb-mcp", appauthor=False) / f"postgresql-{digest}"
+    return data_folder() / f"postgresql-{digest}"
 
 
 def open_postgres(
@@ -110,13 +114,15 @@ def open_postgres(
     path: Path,
     clock_offset: Callable[[], int],
     connect: Connect | None = None,
+    *,
+    binds: Binds = Binds.LIMITS,
 ) -> Store:
     """Open the PostgreSQL store; files of this host are named after `path`.
 
-    Raises: StoreError, SchemaError, BindingError.
+    `binds` as for `open_store`. Raises: StoreError, SchemaError, BindingError.
     """
     master = b"" if settings.master_key is None else settings.master_key.reveal().encode()
-    url = settings.database_url
+    url = settings.postgres_url or ""
     parts = _Parts(
         url=url,
         connect=connect or connector(url),
@@ -125,7 +131,7 @@ def open_postgres(
         sealer=Sealer(derive_key(master, "answers"), random_bytes),
     )
     try:
-        return _open(settings, path, parts, master, clock_offset)
+        return _open(settings, path, parts, master, clock_offset, binds)
     except psycopg.Error as error:
         raise StoreError(f"cannot use the store: {told(error)}") from error
     except OSError as error:
@@ -138,7 +144,7 @@ def migrate_postgres(settings: Settings, grant_to: str | None) -> int:
     Raises: StoreError, SchemaError.
     """
     try:
-        with connector(settings.database_url)() as connection:
+        with connector(settings.postgres_url or "")() as connection:
             return migrate(connection, grant_to)
     except psycopg.Error as error:
         raise StoreError(f"cannot use the store: {told(error)}") from error
@@ -150,6 +156,7 @@ def _open(
     parts: _Parts,
     master: bytes,
     clock_offset: Callable[[], int],
+    binds: Binds,
 ) -> Store:
     chain_key = derive_key(master, "audit")
     node = process_name(settings.node_id)
@@ -159,7 +166,7 @@ def _open(
         steady_ms=lambda: boottime_ms() + clock_offset(),
     )
     with parts.connect() as connection:
-        server, bound = _join(settings, parts, connection, master)
+        server, bound = _join(settings, parts, connection, master, binds)
     records = PostgresRecords(Pool(parts.connect, parts.watchdog), parts.sealer)
     heads = PostgresHeads(
         path.with_name(f"{path.name}.heads"), node, owner, boottime_ms, lambda: clock.now(0)
@@ -198,7 +205,7 @@ def _open(
 
 
 def _join(
-    settings: Settings, parts: _Parts, connection: Connection, master: bytes
+    settings: Settings, parts: _Parts, connection: Connection, master: bytes, binds: Binds
 ) -> tuple[Server, StoreSettings]:
     """Check that the store can be served, take its time, and bind it."""
     check_schema(connection)
@@ -206,12 +213,13 @@ def _join(
     queries = load_queries("postgres")
     clock = connection.execute(queries["clock"]).fetchone() or {}
     parts.time.set(int(clock["now_ms"]))
-    bound = bind(
-        connection,
-        wanted_settings(settings),
-        explicit_settings(settings),
-        {CHECK: check_value(master)},
+    facts = read_facts(connection)
+    check_key_of_new_store(settings, facts)
+    wanted = (
+        keyless_settings(settings, facts) if binds is Binds.NOTHING else wanted_settings(settings)
     )
+    marks = {CHECK: check_value(master)}
+    bound = bind(connection, wanted, explicit_settings(settings), binds, marks)
     return server_of(connection, queries), bound
 
 

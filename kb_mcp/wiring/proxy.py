@@ -24,14 +24,15 @@ from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.gate import Gate
-from kb_mcp.proxy.governor import SEND_WITHIN_MS, Governor
+from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.retention import Retention
+from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
 from kb_mcp.proxy.stripe.reader import StripeReads
-from kb_mcp.proxy.stripe.sends import Upstream
+from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS, Upstream
 from kb_mcp.proxy.waiters import Waiters
 from kb_mcp.proxy.walk import Pace, StoreWalk
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id, random_name
@@ -121,18 +122,22 @@ class Proxy:
 
 
 def build_proxy(
-    settings: Settings, sandbox_app: Any | None = None, span: Span | None = None
+    settings: Settings,
+    sandbox_app: Any | None = None,
+    span: Span | None = None,
+    binds: Binds = Binds.LIMITS,
 ) -> Proxy:
     """Build wing B for `settings`. `sandbox_app` is the in-process sandbox, where there is one.
 
-    `span` records traces; without it, a collector that the settings name does.
+    `span` records traces; without it, a collector that the settings name does. `binds` is what a
+    new store is bound to by this.
 
     Raises: StoreError, BindingError, SchemaError, EgressError.
     """
     span = span or chosen_span(settings)
     upstream = TracedUpstream(build_upstream(settings, sandbox_app), span)
     followed = FollowedClock(upstream, host_ms)
-    store = open_store(settings, lambda: followed.offset_ms)
+    store = open_store(settings, lambda: followed.offset_ms, binds)
     followed.measure_from(store.base_ms)
     key = _upstream_key(settings)
     waiters, gate = Waiters(), Gate(heads_behind=bool(store.behind))
@@ -147,25 +152,8 @@ def build_proxy(
         owner=store.owner,
         boottime_ms=boottime_ms,
     )
-    governor = Governor(
-        ledger=MeteredLedger(store.ledger, meters, boottime_ms),
-        upstream=MeteredUpstream(upstream, meters, boottime_ms),
-        clock=store.clock,
-        answers=Answers(
-            upstream=upstream,
-            upstream_key=key,
-            boottime_ms=boottime_ms,
-            read_within_ms=READ_WITHIN_MS,
-        ),
-        waiters=waiters,
-        abandoned=AbandonedIntents(upstream),
-        look=recovery.resolve_one,
-        boottime_ms=boottime_ms,
-        upstream_key=key,
-        tasks=set(),
-        gate=gate,
-    )
-    pipeline = _desk(store, governor, upstream, key, follow)
+    governor = _governor(store, upstream, key, recovery, waiters, meters, gate)
+    pipeline = _pipeline(store, governor, upstream, key, follow)
     walk = _walk(settings, store, upstream, recovery)
     app = ProxyApp(pipeline, _own(store, pipeline, upstream, gate), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
@@ -216,7 +204,36 @@ def sandbox_file(settings: Settings) -> Path:
     return store_path(settings).with_name(f"{store_path(settings).name}.sandbox")
 
 
-def _desk(
+def _governor(
+    store: Store,
+    upstream: Upstream,
+    key: str,
+    recovery: Recovery,
+    waiters: Waiters,
+    meters: Meters,
+    gate: Gate,
+) -> Governor:
+    return Governor(
+        ledger=MeteredLedger(store.ledger, meters, boottime_ms),
+        upstream=MeteredUpstream(upstream, meters, boottime_ms),
+        clock=store.clock,
+        answers=Answers(
+            upstream=upstream,
+            upstream_key=key,
+            boottime_ms=boottime_ms,
+            read_within_ms=READ_WITHIN_MS,
+        ),
+        waiters=waiters,
+        abandoned=AbandonedIntents(upstream),
+        look=recovery.resolve_one,
+        boottime_ms=boottime_ms,
+        upstream_key=key,
+        tasks=set(),
+        gate=gate,
+    )
+
+
+def _pipeline(
     store: Store,
     governor: Governor,
     upstream: Upstream,

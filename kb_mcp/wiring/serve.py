@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from kb_mcp.serving.addresses import client_url, local_url, on_every_address
 from kb_mcp.serving.host_check import HostGuard
 from kb_mcp.serving.listener import accepting, listen, unbounded
 from kb_mcp.serving.logs import LogFormat
@@ -24,6 +25,7 @@ from kb_mcp.wiring.alerts import ALERTS_EVERY_MS, build_alerts
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.first_run import FirstRun, admin_token, client_configuration, first_run
 from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
+from kb_mcp.wiring.store import shown_place
 from kb_mcp.wiring.verification import verifier
 
 DRAIN_S = 40
@@ -150,9 +152,11 @@ async def _run(
         # One process of each host looks: the queue itself is the store's.
         if alerts is not None:
             proxy.repeat(ALERTS_EVERY_MS, alerts.run)
-        urls |= {name: _url(sock) for name, sock in sockets.items()}
-        first = await first_run(settings, proxy.store, urls["agents"])
+        urls |= {name: local_url(sock) for name, sock in sockets.items()}
+        client = client_url(sockets["agents"], settings)
+        first = await first_run(settings, proxy.store, client or urls["agents"])
         _announce(settings, urls, proxy, say, first)
+        _announce_client(settings, sockets["agents"], client, say)
     await stop.wait()
     if urls is not None:
         say("Draining: requests under way finish, new ones get 503.")
@@ -196,7 +200,7 @@ def _operators_app(settings: Settings, proxy: Proxy, workers: Workers) -> Any:
         public_url=settings.public_url,
         operators=store_admin.operator_hashes,
         bench=Bench(
-            acts=StripeActs(store.ledger, reads, proxy.recovery.resolve_one),
+            acts=StripeActs(store.ledger, reads, proxy.recovery),
             verifying=Verifying(verifier(settings, store), now_ms),
             meters=proxy.meters,
             workers=workers.readings,
@@ -215,13 +219,16 @@ def _announce(
     shown = {"sandbox": "SANDBOX (no real money moves)", "test": "test", "live": "LIVE"}
     where = f" at {urls['sandbox']}" if "sandbox" in urls else ""
     say(f"Upstream: {shown[settings.upstream_mode]}{where}")
+    say(f"Ledger: {shown_place(settings)}")
     if proxy.store.behind:
         say("The ledger is behind its exported heads: nothing is sent until it is reconciled.")
     say(f"Keys and settings: {first.file}{' (first run: just written)' if first.written else ''}")
-    say(f"MCP client configuration:\n{client_configuration(settings, urls['agents'])}")
 
 
-def _url(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}"
+def _announce_client(settings: Settings, sock: socket.socket, client: str | None, say: Say) -> None:
+    if client is None:
+        say("MCP client configuration: none until KEYBRAKE_ALLOWED_HOSTS names clients' host.")
+        return
+    if on_every_address(sock):
+        say("Other machines use a host in KEYBRAKE_ALLOWED_HOSTS, over https (docs/settings.md).")
+    say(f"MCP client configuration:\n{client_configuration(settings, client)}")

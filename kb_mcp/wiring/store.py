@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
+
+from msgspec.structs import replace
 
 from kb_mcp.operators.reports.views import OperatorRecords
 from kb_mcp.proxy.audit.chain import derive_key
@@ -24,7 +27,8 @@ from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.recovery import Due
 from kb_mcp.proxy.retention import Aged
-from kb_mcp.proxy.store_admin import StoreAdmin
+from kb_mcp.proxy.store_admin import Binds, StoreAdmin
+from kb_mcp.proxy.stores.binding import facts_of
 from kb_mcp.proxy.stores.key_check import CHECK, Witnesses, check_value, witnesses_in
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.admin import SqliteAdmin
@@ -35,10 +39,11 @@ from kb_mcp.proxy.stores.sqlite.schema import (
     bind,
     bind_account,
     migrate,
+    read_facts,
 )
 from kb_mcp.proxy.walk import WalkRecords
 from kb_mcp.serving.machine import boottime_ms, host_ms, process_name, random_bytes
-from kb_mcp.settings import Settings
+from kb_mcp.settings import MASTER_KEY_CHARACTERS_NEW, Settings, SettingsError
 from kb_mcp.wiring.failover_check import Watch
 
 MASTER_KEY_BYTES = 32
@@ -112,26 +117,39 @@ class Store:
             )
         self.bind_id(account_id)
 
+    @property
+    def defaults(self) -> dict[str, str]:
+        """The facts that a serving process would write, where the store does not say them yet."""
+        return facts_of(self.settings, Binds.LIMITS)
+
     async def close(self) -> None:
         """Finish what waits, and close."""
         await self.ledger.close()
         self.records.close()
 
 
-def open_store(settings: Settings, clock_offset: Callable[[], int] = lambda: 0) -> Store:
-    """Open the store that `settings` name, for serving.
+def open_store(
+    settings: Settings,
+    clock_offset: Callable[[], int] = lambda: 0,
+    binds: Binds = Binds.LIMITS,
+) -> Store:
+    """Open the store that `settings` name.
 
-    `clock_offset` is what the sandbox has been turned by, in ms. Raises: StoreError.
+    `clock_offset` is what the sandbox has been turned by, in ms. `binds` is what a new store is
+    bound to by this: a serving process writes all of it. With `Binds.NOTHING` no Stripe key is
+    needed, whatever the store's mode. Raises: StoreError.
     """
     path = store_path(settings)
     if settings.database_path is None:
         from kb_mcp.wiring.postgres_store import open_postgres
 
-        return open_postgres(settings, path, clock_offset)
-    return _open_sqlite(settings, path, clock_offset)
+        return open_postgres(settings, path, clock_offset, binds=binds)
+    return _open_sqlite(settings, path, clock_offset, binds)
 
 
-def _open_sqlite(settings: Settings, path: Path, clock_offset: Callable[[], int]) -> Store:
+def _open_sqlite(
+    settings: Settings, path: Path, clock_offset: Callable[[], int], binds: Binds
+) -> Store:
     master = proven_master_key(settings, path)
     chain_key = derive_key(master, "audit")
     sealer = Sealer(derive_key(master, "answers"), random_bytes)
@@ -145,12 +163,15 @@ def _open_sqlite(settings: Settings, path: Path, clock_offset: Callable[[], int]
     try:
         connection = connect(path)
         migrate(connection)
-        bound = bind(
-            connection,
-            wanted_settings(settings),
-            explicit_settings(settings),
-            {CHECK: check_value(master)},
+        facts = read_facts(connection)
+        check_key_of_new_store(settings, facts)
+        wanted = (
+            keyless_settings(settings, facts)
+            if binds is Binds.NOTHING
+            else wanted_settings(settings)
         )
+        marks = {CHECK: check_value(master)}
+        bound = bind(connection, wanted, explicit_settings(settings), binds, marks)
         connection.close()
         records = SqliteRecords(path, sealer)
         heads = Heads(heads_folder(path), node, owner, boottime_ms, lambda: clock.now(0))
@@ -199,6 +220,15 @@ def store_path(settings: Settings) -> Path:
     except OSError as error:
         raise StoreError(f"cannot make the folder of {path}: {error.strerror}") from error
     return path
+
+
+def shown_place(settings: Settings) -> str:
+    """Return where the ledger lies, for people: its file, or its server without a password."""
+    path = settings.database_path
+    if path is not None:
+        return str(path)
+    parts = urlsplit(settings.postgres_url or "")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def heads_folder(path: Path) -> Path:
@@ -252,6 +282,18 @@ def master_key(settings: Settings, path: Path) -> bytes:
         raise StoreError(f"cannot use the master key {file}: {error.strerror}") from error
 
 
+def check_key_of_new_store(settings: Settings, facts: Mapping[str, str]) -> None:
+    """Check that a store without `facts`, a new one, begins with a master key of full length.
+
+    What was sealed under a shorter one stays readable. Raises: SettingsError.
+    """
+    key = settings.master_key
+    if "mode" in facts or key is None or len(key.reveal()) >= MASTER_KEY_CHARACTERS_NEW:
+        return
+    hint = f"Set {MASTER_KEY_CHARACTERS_NEW} random characters or more, and keep them for good."
+    raise SettingsError(key.variable, "is too short for a new store", hint)
+
+
 def write_once(file: Path, text: str) -> bool:
     """Create `file` (mode 0600) with `text` unless it exists; say whether this process did.
 
@@ -283,6 +325,20 @@ def wanted_settings(settings: Settings) -> StoreSettings:
         recovery_grace_ms=settings.recovery_grace_ms,
         store_id=f"st_{secrets.token_hex(STORE_ID_BYTES)}",
     )
+
+
+def keyless_settings(settings: Settings, facts: Mapping[str, str]) -> StoreSettings:
+    """Return what a process without a Stripe key wants of a store with `facts`: what it has.
+
+    Raises: SettingsError.
+    """
+    wanted = wanted_settings(settings)
+    if settings.stripe_key is not None or "mode" not in facts:
+        return wanted
+    if settings.clock_offset_ms and facts["mode"] == "live":
+        hint = "Leave it out: this store is a live account's."
+        raise SettingsError("KEYBRAKE_CLOCK_OFFSET", "would turn a real clock", hint)
+    return replace(wanted, mode=facts["mode"], account=settings.account or facts["account"])
 
 
 def explicit_settings(settings: Settings) -> Mapping[str, object]:

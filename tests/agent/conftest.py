@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ class Seen:
     query: dict[str, str]
     form: dict[str, str]
     headers: dict[str, str]
+    body: str = ""
 
     @property
     def trace(self) -> dict[str, str]:
@@ -102,8 +104,8 @@ def proxy() -> Iterator[StubProxy]:
 
 
 @contextmanager
-def serve_stub() -> Iterator[StubProxy]:
-    """Serve a stub proxy on a free port of loopback until the block ends."""
+def serve_stub(tls: ssl.SSLContext | None = None) -> Iterator[StubProxy]:
+    """Serve a stub proxy on a free port of loopback until the block ends, over TLS if given."""
     stub = StubProxy()
 
     class Handler(BaseHTTPRequestHandler):
@@ -119,6 +121,7 @@ def serve_stub() -> Iterator[StubProxy]:
                     {name: values[0] for name, values in parse_qs(parts.query).items()},
                     {name: values[0] for name, values in parse_qs(body).items()},
                     {name.lower(): value for name, value in self.headers.items()},
+                    body,
                 )
             )
             if says.drop:
@@ -142,7 +145,9 @@ def serve_stub() -> Iterator[StubProxy]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    stub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    stub.url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kb_mcp.agent.arguments import Invalid, has_repeated_names, read_arguments, read_texts
+from kb_mcp.agent.arguments import Invalid, read_arguments, read_texts
 from kb_mcp.agent.catalogue import TOOLS, ChargeArguments, ToolName, find_tool
+from kb_mcp.agent.strict_json import has_repeated_names
 from kb_mcp.idempotency import idempotency_key
 
 CHARGE = TOOLS[ToolName.CHARGE]
@@ -62,7 +63,6 @@ def test_periods_and_currencies_are_held_in_canonical_form(written: str) -> None
         ({"currency": "doge"}, "currency"),
         ({"currency": "xxx"}, "currency"),
         ({"description": "two\nlines"}, "description"),
-        ({"description": ""}, "description"),
         ({"description": "x" * 351}, "description"),
     ],
 )
@@ -73,12 +73,80 @@ def test_a_bad_value_is_refused_with_what_to_send(changed: dict[str, Any], about
     assert about in refused.message
 
 
+ABSENT = [None, "", "  ", "None", "null", "NULL", " none "]
+
+
 @pytest.mark.parametrize("missing", list(BILL))
 def test_a_missing_argument_is_named(missing: str) -> None:
-    refused = read_arguments(CHARGE, {k: v for k, v in BILL.items() if k != missing})
+    left_out = {k: v for k, v in BILL.items() if k != missing}
+
+    for sent in (left_out, *({**BILL, missing: absent} for absent in ABSENT)):
+        refused = read_arguments(CHARGE, sent)
+
+        assert isinstance(refused, Invalid)
+        assert f"{missing} is missing" in refused.message
+
+
+@pytest.mark.parametrize("absent", ABSENT, ids=repr)
+@pytest.mark.parametrize("name", ["currency", "description", "reference"])
+def test_what_may_be_left_out_may_also_be_null_or_empty(name: str, absent: object) -> None:
+    assert read_arguments(CHARGE, {**BILL, name: absent}) == read_arguments(CHARGE, BILL)
+
+
+@pytest.mark.parametrize("absent", ABSENT, ids=repr)
+def test_an_argument_that_speaks_by_its_absence_is_absent_as_null_alone(absent: object) -> None:
+    tool = replace(CHARGE, said_by_absence=frozenset({"currency"}))
+
+    read = read_arguments(tool, {**BILL, "currency": absent})
+
+    assert isinstance(read, Invalid) is (absent is not None)
+
+
+@pytest.mark.parametrize("absent", ABSENT, ids=repr)
+def test_an_unknown_argument_is_refused_even_where_it_is_empty(absent: object) -> None:
+    assert isinstance(read_arguments(CHARGE, {**BILL, "payment_method": absent}), Invalid)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "29,00\u00a0€",
+        "\u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",  # Persian needs its ZWNJ
+        "\U0001f469\u200d\U0001f4bb",
+        "\u8acb\u6c42\u3000\u66f8",
+        "Donau\u00addampf",
+        "\u200f\u0634\u0647\u0631 6",
+        "\U0001fae9\U000e0067",
+        "\u0378\ue000\ufeff",
+        "Nonesuch",
+    ],
+)
+def test_a_description_may_be_written_in_any_script(text: str) -> None:
+    read = read_arguments(CHARGE, {**BILL, "description": text})
+
+    assert isinstance(read, ChargeArguments)
+    assert read.description == text
+
+
+@pytest.mark.parametrize(
+    ("character", "name"),
+    [
+        ("\x00", "U+0000 (a control character)"),
+        ("\t", "U+0009"),
+        ("\x1b", "U+001B"),
+        ("\x7f", "U+007F"),
+        ("\x85", "U+0085"),
+        ("\u2028", "U+2028 (LINE SEPARATOR)"),
+        ("\u202e", "U+202E (RIGHT-TO-LEFT OVERRIDE)"),
+        ("\u2066", "U+2066 (LEFT-TO-RIGHT ISOLATE)"),
+    ],
+)
+def test_a_character_that_turns_a_text_around_is_named(character: str, name: str) -> None:
+    refused = read_arguments(CHARGE, {**BILL, "description": f"Bill{character}2026"})
 
     assert isinstance(refused, Invalid)
-    assert f"{missing} is missing" in refused.message
+    assert f"A description cannot hold {name}" in refused.message
+    assert character not in refused.message
 
 
 def test_an_unknown_argument_is_refused_and_neither_name_nor_value_is_repeated() -> None:
@@ -87,6 +155,14 @@ def test_an_unknown_argument_is_refused_and_neither_name_nor_value_is_repeated()
     assert isinstance(refused, Invalid)
     assert "unknown" in refused.message
     assert "secret" not in refused.message
+
+
+@pytest.mark.parametrize("name", [*BILL, "currency", "description", "reference"])
+def test_half_of_a_surrogate_pair_is_refused_in_every_text(name: str) -> None:
+    refused = read_arguments(CHARGE, {**BILL, name: "2026-06\ud800"})
+
+    assert isinstance(refused, Invalid)
+    assert name in refused.message or "A period is" in refused.message
 
 
 @given(value=st.text(alphabet="<>{}&%$#!", min_size=6, max_size=40))
@@ -143,7 +219,11 @@ def test_an_old_and_a_new_name_together_are_refused() -> None:
         ({"customer_id": "cus_A"}, False),
         ({"billing_period": "2026-06"}, False),
         ({"charge_id": "ch_1", "customer_id": "cus_A"}, False),
-        ({"charge_id": "ch_1", "customer_id": "cus_A", "billing_period": "2026-06"}, False),
+        ({"charge_id": "ch_1", "billing_period": "2026-06"}, False),
+        ({"charge_id": "ch_1", "customer_id": "cus_A", "billing_period": "2026-06"}, True),
+        ({"charge_id": "ch_1", "customer_id": None, "billing_period": ""}, True),
+        ({"charge_id": "None", "customer_id": "cus_A", "billing_period": "2026-06"}, True),
+        ({"charge_id": None, "customer_id": "", "billing_period": " "}, False),
         ({"charge_id": "ch_1/../refunds"}, False),
         ({"charge_id": "cus_A"}, False),
     ],

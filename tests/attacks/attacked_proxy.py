@@ -26,7 +26,7 @@ from kb_mcp.agent.transport import start_loop
 from kb_mcp.operators.actions.keys import Wanted, issue_key, revoke_key
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
-from kb_mcp.proxy.access.tokens import mint
+from kb_mcp.proxy.access.tokens import Mode, mint
 from kb_mcp.proxy.ledger.records import Changes, KeyId, Refs
 from kb_mcp.serving.machine import random_bytes
 from kb_mcp.settings import load_settings
@@ -84,7 +84,8 @@ class AttackedProxy:
         The token of a `forged` one has the right id, a good checksum and another secret.
         """
         granted = built_in(policy) if isinstance(policy, str) else policy
-        wanted = Wanted(policy=granted, mode="live" if kind == "live" else "test")
+        mode: Mode = "live" if kind == "live" else "test"
+        wanted = Wanted(policy=granted, mode=mode, uncapped=True)
         if kind == "expired":
             wanted = dataclasses.replace(wanted, expires_at=1)
         key, minted = self.run(issue_key(self.store.ledger, wanted, random_bytes, "test"))

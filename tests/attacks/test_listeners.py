@@ -38,9 +38,49 @@ def test_an_operators_token_is_no_key_on_the_agents_address(
 ) -> None:
     before = attacked.reached()
     answer = _get(attacked, path, admin_token(attacked))
-    assert (answer.status, answer.code) == (401, "vault_key_unknown")
+    ours = path.startswith(("/stripe/", "/keybrake/"))
+    assert (answer.status, answer.code) == (
+        (401, "vault_key_unknown") if ours else (404, "path_unknown")
+    )
     attacked.expected["vault_key_unknown"] += 1
     assert attacked.reached() == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/.well-known/oauth-protected-resource",
+        "/.well-known/oauth-protected-resource/mcp",
+        "/.well-known/oauth-authorization-server",
+        "/.well-known/openid-configuration/mcp",
+        "/register",
+        "/authorize",
+        "/token",
+        "/",
+        "/favicon.ico",
+        "/mcp/mcp",
+        "/sse",
+        "/V1/charges",
+    ],
+)
+@pytest.mark.parametrize("token", [None, "vk_test_wrong"])
+def test_a_path_that_nobody_serves_is_not_found_whoever_asks(
+    attacked: AttackedProxy, path: str, token: str | None
+) -> None:
+    answer = _get(attacked, path, token)
+    assert (answer.status, answer.code) == (404, "path_unknown")
+    attacked.expected["vault_key_missing" if token is None else "vault_key_unknown"] += 1
+
+
+@pytest.mark.parametrize("path", ["/mcp", "/mcp/"])
+def test_a_wrong_token_is_told_apart_from_none(attacked: AttackedProxy, path: str) -> None:
+    none, wrong = _get(attacked, path, None), _get(attacked, path, "vk_test_wrong")
+    assert (none.status, wrong.status) == (401, 401)
+    assert "is needed" in none.body.decode()
+    assert "error=" not in none.headers["www-authenticate"]
+    assert "not a vault key of this proxy" in wrong.body.decode()
+    assert 'error="invalid_token"' in wrong.headers["www-authenticate"]
+    attacked.expected["vault_key_unknown"] += 1
 
 
 @pytest.mark.parametrize("path", _OPERATORS_PATHS)

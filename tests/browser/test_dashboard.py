@@ -199,7 +199,9 @@ def test_no_other_page_can_frame_it(store_admin: StoreAdmin, page: Any) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/keys", "/operations", "/audit"])
 def test_stored_text_never_runs(store_admin: StoreAdmin, page: Any, path: str) -> None:
-    body = {"role": "billing", "label": CANARY[:128], "agent": CANARY[:128]}
+    body = {
+        "role": "billing", "uncapped": True, "label": CANARY[:128], "agent": CANARY[:128],
+    }  # fmt: skip
     issued = store_admin.operators_app.api("POST", "/keys", json=body).json()
     key = Issued(issued["id"], issued["token"])
     store_admin.in_process.charge(key, period="2026-11", description=CANARY)

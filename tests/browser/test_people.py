@@ -135,7 +135,8 @@ def test_a_key_among_many_is_found_by_turning_pages_or_by_its_label_and_revoked(
     store_admin: StoreAdmin, page: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "KEYS_MAX", 2)
-    bodies = [{"role": "billing", "label": f"worker {number}"} for number in range(5)]
+    billing = {"role": "billing", "uncapped": True}
+    bodies = [{**billing, "label": f"worker {number}"} for number in range(5)]
     made = [
         store_admin.operators_app.api("POST", "/keys", json=body).json()["id"] for body in bodies
     ]

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from kb_mcp.cli import main
 from kb_mcp.settings import Settings, load_settings
 from kb_mcp.wiring.proxy import build_proxy, build_sandbox
+from kb_mcp.wiring.store import open_store
 from tests.months import lately, to_next_day_s
 
 STRIPE_KEY = {"authorization": "Bearer rk_test_sandbox"}
@@ -58,9 +59,14 @@ class Machine:
         """Run a command with --json; stdout is one JSON document and nothing else."""
         return json.loads(self.run(*args, "--json", code=code, **env).stdout)
 
+    def serve_once(self, **env: str) -> None:
+        """Bind the store as the first process that serves it does."""
+        store = open_store(load_settings(self.env | env))
+        asyncio.run(store.close())
+
     def token(self, *args: str) -> str:
-        """Issue a billing key."""
-        issued = self.json("keys", "issue", "--role", "billing", *args)
+        """Issue a billing key, without a cap unless `args` give one."""
+        issued = self.json("keys", "issue", "--role", "billing", "--uncapped", *args)
         return str(issued["token"])
 
     def charge(

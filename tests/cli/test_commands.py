@@ -10,6 +10,7 @@ import click
 import pytest
 
 from kb_mcp.cli import main
+from kb_mcp.operators.alerts import rules as alert_rules
 from kb_mcp.proxy.edge import records
 from tests.cli.machine import Machine
 from tests.months import lately
@@ -68,7 +69,7 @@ def test_wrong_usage_is_one_line_and_a_hint(machine: Machine) -> None:
     ],
 )
 def test_wrong_settings_are_named(machine: Machine, variable: str, value: str) -> None:
-    machine.token()
+    machine.charge(machine.token())
     told = machine.run("keys", "list", code=2, **{variable: value}).stderr.splitlines()
     assert [line.split(":")[0] for line in told] == ["Error", "Hint"]
 
@@ -106,6 +107,18 @@ def test_settings_that_cannot_be_meant_are_refused(machine: Machine, args: tuple
     assert machine.json("settings", "show") == before
 
 
+def test_keys_can_be_issued_before_anything_is_said_of_account_or_times(machine: Machine) -> None:
+    machine.token()
+    machine.json("settings", "show")
+    set_up = {"KEYBRAKE_UPSTREAM_TIMEOUT": "10", "KEYBRAKE_STRIPE_KEY": "rk_test_another"}
+    assert len(machine.json("keys", "list", code=0, **set_up)) == 1
+    facts = machine.json("settings", "show", code=0, **set_up)
+    assert (facts["mode"], facts["upstream_timeout"]) == ("test", 10)
+    assert machine.charge(machine.token()).status_code == 200
+    assert machine.json("settings", "show")["mode"] == "sandbox"
+    machine.run("keys", "list", code=2, **set_up)
+
+
 def test_a_process_set_up_otherwise_can_still_put_the_store_right(machine: Machine) -> None:
     machine.run("settings", "set", "upstream_timeout", "10")
     machine.run("keys", "list", code=2, KEYBRAKE_UPSTREAM_TIMEOUT="12")
@@ -132,7 +145,7 @@ def test_a_bill_above_the_threshold_waits_for_its_approval(machine: Machine) -> 
     file.write_text(
         '{"role": "mine", "allow": ["POST /v1/charges"], "approval_above": {"usd": 1000}}'
     )
-    token = machine.json("keys", "issue", "--policy", str(file))["token"]
+    token = machine.json("keys", "issue", "--policy", str(file), "--uncapped")["token"]
     assert machine.charge(token, "2026-11").json()["error"]["code"] == "approval_required"
     (waiting,) = machine.json("approvals", "list", "--state", "pending")
     assert (waiting["amount"], waiting["billing_period"]) == (2900, lately("2026-11"))
@@ -199,10 +212,24 @@ def test_the_doctor_looks_at_every_operation_however_many_are_held_at_a_time(
     assert check["detail"].count("without an object") == 3
 
 
+def test_the_doctor_names_the_file_and_sees_a_log_that_is_held(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.charge(machine.token(), "2026-11")
+    (store,) = [each for each in machine.json("doctor")["checks"] if each["name"] == "store"]
+    assert str(machine.store) in store["detail"]
+    monkeypatch.setattr(alert_rules, "WAL_LARGE_BYTES", -1)
+    (wrong,) = [each for each in machine.json("doctor", code=1)["checks"] if not each["ok"]]
+    assert "cannot be emptied" in wrong["detail"]
+
+
 def test_the_doctor_tells_wrong_settings_and_a_wrong_store(machine: Machine) -> None:
     wrong = machine.json("doctor", code=1, KEYBRAKE_UPSTREAM_TIMEOUT="soon")
     assert [check["name"] for check in wrong["checks"]] == ["settings"]
-    machine.token()
+    token = machine.token()
+    accounts = {check["name"]: check["detail"] for check in machine.json("doctor")["checks"]}
+    assert accounts["account"].startswith("not bound yet")
+    machine.charge(token)
     bound = machine.json("doctor", code=1, KEYBRAKE_ACCOUNT="another")
     assert [check["ok"] for check in bound["checks"]] == [True, False]
 

@@ -20,7 +20,8 @@ def test_a_key_is_issued_with_what_was_asked_for(machine: Machine) -> None:
 
 
 def test_without_json_the_key_says_in_words_what_it_may_do(machine: Machine) -> None:
-    shown = machine.run("keys", "issue", "--role", "billing", "--per-charge-cap", "50.00usd").stdout
+    capped = ("--per-charge-cap", "50.00usd", "--daily-cap", "500.00usd")
+    shown = machine.run("keys", "issue", "--role", "billing", *capped).stdout
     assert "vk_test_" in shown
     assert "At most 50.00 USD a charge." in shown
 
@@ -69,8 +70,62 @@ def test_what_cannot_be_meant_is_wrong_usage_in_one_line_and_a_hint(
     assert [line.split(":")[0] for line in told] == ["Error", "Hint"]
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--role", "billing"),
+        ("--role", "billing-payment-intents-with-status"),
+        ("--role", "billing", "--per-charge-cap", "50.00usd", "--daily-charges", "10"),
+        ("--role", "billing", "--approval-above", "50.00usd"),
+    ],
+)
+def test_a_key_that_moves_money_needs_a_cap_or_the_word_that_it_has_none(
+    machine: Machine, args: tuple[str, ...]
+) -> None:
+    told = machine.run("keys", "issue", *args, code=2).stderr.splitlines()
+    line = f"kb-mcp keys issue {args[0]} {args[1]}"
+    assert told[0].startswith(f"Error: a key of role {args[1]} moves money, and no cap per day")
+    assert told[1] == (f"Hint: {line} --daily-cap 1000.00usd (or, to have none: {line} --uncapped)")
+    assert machine.json("keys", "list") == []
+    issued = machine.json("keys", "issue", *args, "--uncapped")
+    assert machine.json("audit", "list")[-1]["note"] == "uncapped"
+    assert told_of_keys(machine) == (True, f"1 serve; without a cap over time: {issued['id']}")
+    machine.run("keys", "revoke", issued["id"])
+    assert told_of_keys(machine) == (True, "0 serve")
+
+
+def told_of_keys(machine: Machine) -> tuple[bool, str]:
+    """Return what the doctor says of the keys."""
+    checks = {check["name"]: check for check in machine.json("doctor")["checks"]}
+    return checks["keys"]["ok"], checks["keys"]["detail"]
+
+
+@pytest.mark.parametrize("kind", ["daily", "monthly", "per-customer-daily"])
+def test_any_cap_over_time_is_enough(machine: Machine, kind: str) -> None:
+    machine.run("keys", "issue", "--role", "billing", f"--{kind}-cap", "5000jpy")
+
+
+def test_a_key_that_only_reads_needs_no_cap(machine: Machine) -> None:
+    machine.run("keys", "issue", "--role", "audit")
+
+
+def test_the_line_to_type_is_in_a_currency_that_the_key_already_names(machine: Machine) -> None:
+    told = machine.run(
+        "keys", "issue", "--role", "billing", "--per-charge-cap", "5000jpy", code=2
+    ).stderr
+    assert "--daily-cap 1000jpy" in told
+
+
+def test_a_threshold_for_approvals_is_an_option_of_its_own(machine: Machine) -> None:
+    token = machine.token("--approval-above", "10.00usd", "--approval-above", "500kwd")
+    policy = machine.json("keys", "show", token.split("_")[2])["policy"]
+    assert policy["approval_above"] == {"usd": 1000, "kwd": 500_000}
+    refused = machine.charge(token, "2026-11")
+    assert refused.json()["error"]["code"] == "approval_required"
+
+
 def test_keys_are_listed_with_their_state(machine: Machine) -> None:
-    first = machine.json("keys", "issue", "--role", "billing")["id"]
+    first = machine.token().split("_")[2]
     second = machine.json("keys", "issue", "--role", "audit")["id"]
     machine.run("keys", "revoke", first, "--reason", "lost")
     listed = {key["id"]: key for key in machine.json("keys", "list")}
@@ -99,10 +154,19 @@ def test_a_rotated_key_goes_on_under_the_same_caps(machine: Machine) -> None:
     machine.run("keys", "rotate", token.split("_")[2], code=1)
 
 
+def test_a_successor_ends_no_later_than_its_policy(machine: Machine) -> None:
+    ends = machine.json("keys", "issue", "--role", "audit", "--expires", "3h")["expires_at"]
+    file = machine.folder / "policy.toml"
+    file.write_text(f'role = "mine"\nallow = ["GET /v1/charges/*"]\nexpires_at = "{ends}"\n')
+    first = machine.json("keys", "issue", "--policy", str(file))
+    second = machine.json("keys", "rotate", first["id"])
+    assert second["expires_at"] == first["expires_at"]
+
+
 def test_only_a_frozen_key_is_thawed(machine: Machine) -> None:
     file = machine.folder / "policy.toml"
     file.write_text('role = "mine"\nallow = ["POST /v1/charges"]\ndaily_declines = 1\n')
-    token = machine.json("keys", "issue", "--policy", str(file))["token"]
+    token = machine.json("keys", "issue", "--policy", str(file), "--uncapped")["token"]
     key_id = token.split("_")[2]
     machine.run("keys", "unfreeze", key_id, "--reason", "why not", code=1)
     machine.charge(token, "2026-11", customer="cus_Declined1")
@@ -115,3 +179,26 @@ def test_only_a_frozen_key_is_thawed(machine: Machine) -> None:
 def test_a_key_that_is_not_there_is_a_failure_with_a_hint(machine: Machine, command: str) -> None:
     told = machine.run("keys", command, "abcdefabcdef", code=1).stderr
     assert told.startswith("Error: there is no vault key abcdefabcdef\nHint: ")
+
+
+@pytest.mark.parametrize(("stripe_key", "mode"), [("rk_live_x", "live"), ("rk_test_x", "test")])
+def test_keys_are_issued_and_operations_listed_without_the_stripe_key(
+    machine: Machine, stripe_key: str, mode: str
+) -> None:
+    machine.serve_once(KEYBRAKE_STRIPE_KEY=stripe_key, KEYBRAKE_ACCOUNT="acct_1")
+    issued = machine.json("keys", "issue", "--role", "billing", "--daily-cap", "1.00usd")
+    assert issued["token"].startswith(f"vk_{mode}_")
+    assert [key["id"] for key in machine.json("keys", "list")] == [issued["id"]]
+    assert machine.json("operations", "list") == []
+    assert machine.json("spend")
+    machine.run("settings", "show")
+    machine.run("audit", "list", KEYBRAKE_ACCOUNT="acct_1")
+    # What is said on purpose must still agree, and nothing is sent without the key.
+    machine.run("keys", "list", code=2, KEYBRAKE_ACCOUNT="acct_2")
+    machine.run("keys", "list", code=2, KEYBRAKE_STRIPE_KEY="rk_test_sandbox")
+    machine.run("reconcile", "--since", "1d", code=2)
+
+
+def test_a_live_stores_clock_is_not_turned_by_leaving_the_stripe_key_out(machine: Machine) -> None:
+    machine.serve_once(KEYBRAKE_STRIPE_KEY="rk_live_x")
+    machine.run("keys", "list", code=2, KEYBRAKE_CLOCK_OFFSET="86400")

@@ -90,6 +90,9 @@ def test_a_void_waits_for_the_grace_and_then_frees_the_bill(machine: Machine) ->
     void = ("operations", "resolve", operation_id, "--void", "--reason", "Stripe's log is empty")
     assert "so lately" in machine.run(*void, code=1).stderr
     machine.advance(GRACE_S)
+    again = "Hint: Look a second time: ask for the same in 60 seconds"
+    assert again in machine.run(*void, code=1).stderr
+    machine.advance(61)
     assert machine.json(*void)["state"] == "voided"
     assert machine.charge(token, "2026-11").status_code == 200
     assert len(machine.charges()) == 1

@@ -96,7 +96,7 @@ def test_a_refusal_is_raised_as_its_class(
 def test_a_bad_key_is_an_authentication_error(why: str, both: Sdk, tmp_path: Path) -> None:
     with cluster(tmp_path) as place:
         proxy = place.start_proxy()
-        issue = ("--role", "billing", "--expires", "1h", "--json")
+        issue = ("--role", "billing", "--uncapped", "--expires", "1h", "--json")
         issued = json.loads(place.command("keys", "issue", *issue).stdout)
         key = issued["token"]
         match why:

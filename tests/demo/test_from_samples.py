@@ -78,7 +78,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
         with running(up, settings, folder / "up.log") as serving:
             proxy = serving.address("Agents:")
             billing, audit = (
-                command(["keys", "issue", "--role", role, "--json"], settings, folder)["token"]
+                command(
+                    ["keys", "issue", "--role", role, "--uncapped", "--json"], settings, folder
+                )["token"]
                 for role in ("billing", "audit")
             )
             environs = {

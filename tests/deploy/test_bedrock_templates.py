@@ -110,7 +110,7 @@ def test_each_function_holds_one_vault_key_and_no_stripe_key(name: str) -> None:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_function_outlives_what_it_waits_for(name: str) -> None:
     function = template_of(name)["Globals"]["Function"]
-    upstream_s = Settings(database_url="sqlite:///x").upstream_timeout_ms // 1000
+    upstream_s = Settings(database_url="sqlite:////x").upstream_timeout_ms // 1000
 
     assert function["Timeout"] > ANSWER_TIMEOUT_S + CONNECT_TIMEOUT_S > upstream_s
     assert function["Handler"] == "kb_mcp.lambda_entry.handler"

@@ -137,8 +137,8 @@ def our_strict(value: Document) -> Iterator[str]:
 def our_mcp(value: Document) -> Iterator[str]:
     for tool in value["tools"]:
         for schema in (tool["inputSchema"], tool["outputSchema"]):
-            if schema.get("additionalProperties") is not False:
-                yield "an object that is open"
+            if set(schema) - {"type", "properties", "required"}:
+                yield "Nova and Gemini take type, properties and required at the top"
         hints = tool["annotations"]
         if hints["readOnlyHint"] == hints["destructiveHint"]:
             yield "a hint that contradicts another"
@@ -240,8 +240,10 @@ RULES: Final[dict[str, tuple[str, str, object, Oracle]]] = {
         "strict", f"{SPEC}.inputSchema.json.properties.amount_cents.minimum", 1, ours),
     "strict is yes or no": ("strict", f"{SPEC}.strict", "yes", botocore_params),
     "an MCP schema is a schema": ("mcp", "tools.0.inputSchema.type", "money", metaschema),
-    "what MCP takes is closed": ("mcp", "tools.0.inputSchema.additionalProperties", True, ours),
-    "what MCP answers is closed": ("mcp", "tools.1.outputSchema.additionalProperties", True, ours),
+    "what MCP takes is plain at the top": (
+        "mcp", "tools.0.inputSchema.additionalProperties", False, ours),
+    "what MCP answers is plain at the top": (
+        "mcp", "tools.1.outputSchema.additionalProperties", False, ours),
     "a tool that charges is not read-only": ("mcp", "tools.0.annotations.readOnlyHint", True, ours),
 }  # fmt: skip
 

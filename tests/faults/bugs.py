@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy import governor, recovery
+from kb_mcp.proxy import governor, list_walks, recovery
 from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.edge import pipeline
 from kb_mcp.proxy.ledger.records import (
@@ -176,7 +176,7 @@ def recovery_matches_the_operation_not_the_attempt(_: Simulation) -> Iterator[No
         mine = item["metadata"].get("keybrake_operation") == operation.id
         return operation.attempt if mine else None
 
-    with swapped(recovery, "match_attempt", wrong):
+    with swapped(list_walks, "match_attempt", wrong):
         yield
 
 
@@ -370,7 +370,7 @@ def _every_attempt_matches() -> Iterator[None]:
         mark = item["metadata"].get("keybrake_attempt")
         return next((each.number for each in attempts if each.upstream_key == mark), None)
 
-    with swapped(recovery, "match_attempt", wrong):
+    with swapped(list_walks, "match_attempt", wrong):
         yield
 
 

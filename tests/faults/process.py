@@ -20,14 +20,20 @@ from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
-from kb_mcp.proxy.governor import SEND_WITHIN_MS, Governor
+from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
 from kb_mcp.proxy.stripe.messages import Reply, Request
-from kb_mcp.proxy.stripe.sends import NotSent, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.stripe.sends import (
+    SEND_WITHIN_MS,
+    NotSent,
+    Upstream,
+    UpstreamAnswer,
+    UpstreamRequest,
+)
 from kb_mcp.proxy.waiters import Waiters
 from tests.faults.loop import SimulatedLoop
 from tests.faults.store import SEAL_KEY, Plan, SimulatedLedger

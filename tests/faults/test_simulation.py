@@ -21,7 +21,7 @@ AWAITS = (
     "Governor._send",
     "Governor._conclude",
     "Joins.wait",
-    "Recovery.resolve_one",
+    "Recovery.examine",
     "Recovery._get",
 )
 

@@ -22,6 +22,7 @@ _real = time.time_ns
 time.time_ns = lambda: _real() + 86_400_000_000_000
 time.time = lambda: time.time_ns() / 1e9
 """
+ISSUE = ("keys", "issue", "--role", "billing", "--uncapped", "--json")
 
 
 def test_sixty_callers_at_four_hosts_against_a_cap_of_five_make_five(
@@ -86,7 +87,7 @@ def test_a_host_that_dies_while_sending_is_resolved_by_another(
 def test_a_revoked_key_is_refused_by_every_host(
     here: ProxyProcesses, start_host: StartHost
 ) -> None:
-    issued = json.loads(here.command("keys", "issue", "--role", "billing", "--json").stdout)
+    issued = json.loads(here.command(*ISSUE).stdout)
     hosts = [start_host(name) for name in HOSTS[:2]]
     assert charge(hosts[0].url, issued["token"], period="2026-10").status_code == 200
     here.command("keys", "revoke", issued["id"])
@@ -99,7 +100,7 @@ def test_a_revoked_key_is_refused_by_every_host(
 def test_a_key_is_revoked_though_the_servers_clock_was_set_back_a_day(
     here: ProxyProcesses, database: Database, start_host: StartHost
 ) -> None:
-    issued = json.loads(here.command("keys", "issue", "--role", "billing", "--json").stdout)
+    issued = json.loads(here.command(*ISSUE).stdout)
     host = start_host(HOSTS[0])
     # So it reads to everybody who comes now: the store has seen a day that is still to come.
     database.query(

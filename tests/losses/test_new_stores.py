@@ -110,7 +110,7 @@ def test_an_older_mark_of_an_unknown_lineage_is_ours_until_it_is_named_foreign(
 
 
 def test_a_lineage_of_the_store_itself_is_never_foreign(testing: Host) -> None:
-    key = testing.json("keys", "issue", "--role", "billing")
+    key = testing.json("keys", "issue", "--role", "billing", "--uncapped")
     testing.charge(key["token"], "2026-10")
     told = testing.run("settings", "foreign-lineage", key["id"], code=1).stderr
     assert "of this store" in told

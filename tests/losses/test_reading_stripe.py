@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kb_mcp.proxy.stripe.reader import Found
 from kb_mcp.proxy.walk import LOOK_BACK_AT_START_MS, Whole
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
@@ -126,8 +127,8 @@ def test_a_list_that_repeats_itself_is_never_whole(
 
     async def repeating(path: str) -> Any:
         found = await get(path.split("&starting_after", maxsplit=1)[0])
-        found.body["has_more"] = True
-        return found
+        assert isinstance(found, Found)
+        return Found(dict(found.body) | {"has_more": True})
 
     monkeypatch.setattr(type(walk.reads), "get", lambda _, path: repeating(path))
     assert run(walk.run(LOOK_BACK_AT_START_MS)).why == "Stripe's list repeats itself"

@@ -46,7 +46,7 @@ class OperatorsApp:
             public_url=public_url,
             operators=lambda: self.named,
             bench=Bench(
-                acts=StripeActs(proxy.store.ledger, reads, proxy.recovery.resolve_one),
+                acts=StripeActs(proxy.store.ledger, reads, proxy.recovery),
                 verifying=Verifying(verifier(in_process.settings, proxy.store), self.now_ms),
                 meters=proxy.meters,
                 stopping=lambda: self.stopping,

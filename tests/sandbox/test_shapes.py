@@ -157,3 +157,38 @@ def test_endpoints_take_the_parameters_that_stripe_publishes(openapi: Json) -> N
             placed = {item["name"] for item in operation["parameters"] if item["in"] != "path"}
             assert set(row["parameters"]) == placed | set(operation["requestSchema"]["properties"])
             assert row["required"] == operation["requestSchema"].get("required", [])
+
+
+FIXTURES = DOCUMENT.with_name("fixtures-subset.json")
+# Beside the published schemas: of an API version before the pinned one, or of a preview.
+NOT_OURS = {"charge": {"refunds", "source"}, "payment_intent": {"source"}}
+
+
+def test_every_key_of_stripes_own_examples_is_there(sandbox: Driver, openapi: Json) -> None:
+    if not FIXTURES.exists():
+        pytest.skip("Stripe's example objects are not beside this checkout")
+    examples = json.loads(FIXTURES.read_text())["resources"]
+    customer = sandbox.post("/v1/customers", {"payment_method": "pm_card_visa"}).json()
+    card = customer["invoice_settings"]["default_payment_method"]
+    sandbox.charge(customer=customer["id"])
+    mine = {
+        "charge": sandbox.get("/v1/charges")["data"][0],
+        "customer": customer,
+        "payment_intent": sandbox.post(INTENTS, CONFIRMED).json(),
+        "payment_method": sandbox.get(f"/v1/payment_methods/{card}"),
+    }
+    for name, body in mine.items():
+        published = openapi["components"]["schemas"][name]["properties"].keys()
+        wanted = (examples[name].keys() & published) - NOT_OURS.get(name, set())
+        assert wanted - body.keys() == set(), name
+    shown = mine["charge"]["payment_method_details"]["card"].keys()
+    assert {"authorization_code", "regulated_status"} <= shown
+    assert {"display_brand", "regulated_status"} <= mine["payment_method"]["card"].keys()
+
+
+def test_a_customer_account_is_kept_on_its_intent(sandbox: Driver, schemas: Json) -> None:
+    sent = INTENT | {"customer_account": "acct_9", "excluded_payment_method_types[0]": "klarna"}
+    intent = sandbox.post(INTENTS, sent).json()
+    assert intent["customer_account"] == "acct_9"
+    assert intent["excluded_payment_method_types"] == ["klarna"]
+    holds(intent, "payment_intent", schemas)

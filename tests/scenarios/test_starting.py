@@ -32,6 +32,7 @@ def test_a_store_of_another_account_or_with_other_settings_is_not_opened(
 ) -> None:
     machine = Machine(tmp_path)
     token = machine.token()
+    machine.serve_once()
     refused = machine.run("keys", "list", code=2, **environ)
     assert told in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 2  # the error, and a hint
@@ -41,7 +42,7 @@ def test_a_store_of_another_account_or_with_other_settings_is_not_opened(
 @pytest.mark.parametrize("name", ["KEYBRAKE_ACCOUNT", "KEYBRAKE_UPSTREAM_TIMEOUT"])
 def test_nor_is_it_served(tmp_path: Path, name: str) -> None:
     machine = Machine(tmp_path)
-    machine.token()
+    machine.serve_once()
     done = subprocess.run(
         [sys.executable, "-m", "kb_mcp", "up", "--port", "0", "--admin-port", "0"],
         env=machine.process_env | {name: "9"}, capture_output=True, text=True, timeout=60,

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from kb_mcp.operators.actions.keys import unfreeze_key
-from kb_mcp.operators.actions.operations import By, Done, reopen, settle_by_object, void_by_operator
+from kb_mcp.operators.actions.operations import By, Done, reopen
+from kb_mcp.operators.actions.resolve import Resolution, StripeActs
 from kb_mcp.proxy.ledger.records import Attempt, KeyId, Operation
-from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.evidence import prove_object
+from kb_mcp.proxy.stripe.reader import StripeReads
+from kb_mcp.serving.machine import boottime_ms
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
 from tests.scenarios.acts import (
     PAST_GRACE_S,
@@ -131,18 +132,24 @@ def test_a_charge_under_our_key_from_outside_is_left_to_an_operator(
         operation, _ = newest(in_process)
         assert (operation.state.value, operation.code) == ("unknown", "key_used_outside_ledger")
         assert bill(in_process, key) == (504, "outcome_unknown")
-        ledger = in_process.proxy.store.ledger
-        by = By("me", "looked at the dashboard")
+        made = None if busy else in_process.charges()[0]["id"]
+        said = Resolution(made, "looked at the dashboard")
+        done = in_process.run(acts(in_process).resolve(operation, said, "me"))
         if busy:
-            done = in_process.run(void_by_operator(ledger, operation, by))
-        else:
-            made = prove_object(in_process.charges()[0], ENDPOINTS[operation.route])
-            assert made is not None
-            done = in_process.run(settle_by_object(ledger, operation, made, by, 20))
+            # An operator's void takes a second look, a minute later.
+            in_process.turn_clock(61)
+            in_process.run(in_process.proxy.app.pipeline.follow())
+            done = in_process.run(acts(in_process).resolve(operation, said, "me"))
         assert isinstance(done, Done)
         assert bill(in_process, key) == (200, None)
         assert len(in_process.charges()) == 1
         assert broken_invariants(in_process) == []
+
+
+def acts(in_process: InProcessProxy) -> StripeActs:
+    proxy = in_process.proxy
+    reads = StripeReads(proxy.upstream, proxy.store.clock, boottime_ms)
+    return StripeActs(proxy.store.ledger, reads, proxy.recovery)
 
 
 def _derived(in_process: InProcessProxy, key: Issued) -> str:

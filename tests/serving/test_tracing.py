@@ -212,6 +212,6 @@ def test_a_request_is_a_span_and_its_send_one_below_it(tmp_path: Path) -> None:
 
 def test_a_collector_without_the_extra_is_refused_by_name() -> None:
     settings = load_settings({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"})
-    with pytest.raises(SettingsError, match=r"kb-mcp\[otel\]"):
+    with pytest.raises(SettingsError, match=r"kb-mcp-billing\[otel\]"):
         chosen_span(settings)
     assert chosen_span(load_settings({})) is no_span

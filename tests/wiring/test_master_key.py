@@ -15,7 +15,12 @@ from tests.proxy_processes import ProxyProcesses
 
 __all__ = ["database", "server"]
 
-COMMANDS = (("keys", "list"), ("doctor",), ("keys", "issue", "--role", "billing"), ("migrate",))
+COMMANDS = (
+    ("keys", "list"),
+    ("doctor",),
+    ("keys", "issue", "--role", "billing", "--uncapped"),
+    ("migrate",),
+)
 OTHER = "another-master-key-0123456789-0123456789"
 RELEASED = Path(__file__).parents[1] / "stores" / "v0_1_0"
 
@@ -103,7 +108,9 @@ def test_hosts_with_another_master_key_are_refused_and_nothing_is_written(
     cluster = ProxyProcesses.__new__(ProxyProcesses)
     cluster.folder, cluster.running, cluster.extra = tmp_path, [], dict(database.environ)
     cluster.extra |= {"KEYBRAKE_STRIPE_API_BASE": "http://127.0.0.1:9"}
-    key = json.loads(cluster.command("keys", "issue", "--role", "billing", "--json").stdout)
+    key = json.loads(
+        cluster.command("keys", "issue", "--role", "billing", "--uncapped", "--json").stdout
+    )
     rows = "SELECT (SELECT count(*) FROM audit), (SELECT count(*) FROM nodes), count(*) FROM facts"
     before = database.query(rows)
     cluster.extra["KEYBRAKE_MASTER_KEY"] = OTHER

@@ -7,11 +7,10 @@ Source: docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.htm
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
-from kb_mcp.agent.arguments import Invalid, has_repeated_names
+from kb_mcp.agent.arguments import Invalid
 from kb_mcp.agent.bedrock import (
     JSON,
     answer_api,
@@ -22,13 +21,15 @@ from kb_mcp.agent.bedrock import (
 )
 from kb_mcp.agent.bodies import body_of, is_error
 from kb_mcp.agent.calls import Answer, CallContext, Caller
+from kb_mcp.agent.converse_stream import BrokenInput, Json, Message
+from kb_mcp.agent.converse_stream import as_map as _map
 
-Message = dict[str, object]
-Json = Mapping[str, object]
-
-_RUNS: Final = "tool_use"
-_HALF: Final = Invalid(("The tool use came broken off or malformed. Ask for it again.",))
-_REPEATED: Final = Invalid(("An argument was sent twice. Send it once.",))
+# A tool use is whole under these. Some models end their turn beside it, and every framework runs
+# it. Any other reason cut the answer off or found it malformed.
+_RUNS: Final = frozenset({None, "tool_use", "end_turn", "stop_sequence"})
+_HALF: Final = Invalid(
+    ("The tool use came broken off, malformed or with a name twice. Ask for it again.",)
+)
 
 
 def answer_message(
@@ -36,10 +37,10 @@ def answer_message(
 ) -> Message | None:
     """Run the tool uses of an assistant's message and return the user message that answers them.
 
-    Nothing runs unless the model stopped in order to use tools. None when there is nothing to
+    Nothing runs on an answer that was cut off, blocked or malformed. None when there is nothing to
     answer. Uses that ran on a server (`server_tool_use`) were answered there.
     """
-    runs = stop_reason is None or stop_reason == _RUNS
+    runs = stop_reason in _RUNS
     content = message.get("content")
     results = [
         _result(use, caller, context) if runs else _framed(use, _HALF)
@@ -47,30 +48,6 @@ def answer_message(
         if (use := _use_of(block)) is not None
     ]
     return {"role": "user", "content": results} if results else None
-
-
-def read_stream(events: Iterable[Json]) -> tuple[Message, str]:
-    """Assemble a ConverseStream into the assistant's message and its stop reason.
-
-    A tool use whose input is no whole JSON object keeps it as text: nothing runs on that.
-    """
-    blocks: dict[int, Message] = {}
-    inputs: dict[int, str] = {}
-    stop_reason = "stream_ended"
-    for event in events:
-        start, delta = _map(event.get("contentBlockStart")), _map(event.get("contentBlockDelta"))
-        if start:
-            blocks[_index(start)] = dict(_map(start.get("start")))
-        if delta:
-            index, part = _index(delta), _map(delta.get("delta"))
-            _append(blocks.setdefault(index, {}), part)
-            inputs[index] = inputs.get(index, "") + _text(_map(part.get("toolUse")), "input")
-        stop_reason = str(_map(event.get("messageStop")).get("stopReason", stop_reason))
-    for index, block in blocks.items():
-        if "toolUse" in block:
-            block["toolUse"] = {**_map(block["toolUse"]), "input": _read(inputs.get(index, ""))}
-    content = [blocks[index] for index in sorted(blocks) if blocks[index]]
-    return {"role": "assistant", "content": content}, stop_reason
 
 
 def answer_returned_control(
@@ -88,9 +65,9 @@ def _result(use: Json, caller: Caller, context: CallContext) -> Message:
     arguments = use.get("input")
     name = use.get("name")
     if not isinstance(arguments, Mapping) or not isinstance(name, str):
-        # Of a stream: text that is no JSON object, kept as it came.
-        repeated = isinstance(arguments, str) and has_repeated_names(arguments)
-        return _framed(use, _REPEATED if repeated else _HALF)
+        return _framed(use, _HALF)
+    if isinstance(arguments, BrokenInput):
+        return _framed(use, _HALF)
     return _framed(use, caller(name, arguments, context))
 
 
@@ -127,40 +104,3 @@ def _with_state(result: Message, answer: Answer) -> Message:
 def _use_of(block: object) -> Json | None:
     use = _map(_map(block).get("toolUse"))
     return use if use and use.get("type") != "server_tool_use" else None
-
-
-def _append(block: Message, delta: Json) -> None:
-    if "text" in delta:
-        block["text"] = _text(block, "text") + _text(delta, "text")
-    thought = _map(delta.get("reasoningContent"))
-    if thought:
-        # A model wants its signed thoughts back, or rejects the history.
-        so_far = _map(_map(block.get("reasoningContent")).get("reasoningText"))
-        whole = {
-            name: _text(so_far, name) + _text(thought, name)
-            for name in ("text", "signature")
-            if name in so_far or name in thought
-        }
-        block["reasoningContent"] = {"reasoningText": whole}
-
-
-def _read(text: str) -> Json | str:
-    try:
-        value = json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, dict) and not has_repeated_names(text) else text
-
-
-def _text(part: Json, name: str) -> str:
-    value = part.get(name)
-    return value if isinstance(value, str) else ""
-
-
-def _index(part: Json) -> int:
-    index = part.get("contentBlockIndex")
-    return index if isinstance(index, int) else 0
-
-
-def _map(value: object) -> Json:
-    return value if isinstance(value, Mapping) else {}

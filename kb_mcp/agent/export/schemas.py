@@ -2,6 +2,8 @@
 
 Floor: wing A, below the exports. Pure. `plain` is the one dialect that all of Bedrock accepts:
 flat, with type, properties, required and description alone. `full` adds what MCP clients can use.
+Neither forbids further arguments: converters for Nova and Gemini choke on that, and the server
+refuses them anyway.
 """
 
 from __future__ import annotations
@@ -40,20 +42,24 @@ def _schema(model: type[BaseModel], hidden: frozenset[str], *, full: bool) -> Js
     schema: Json = {
         "type": "object",
         "properties": {
-            name: _flat(field, kept)
+            name: _flat(field, kept, required=name in whole.get("required", ()))
             for name, field in whole["properties"].items()
             if name not in hidden
         },
     }
     if "required" in whole:
         schema["required"] = whole["required"]
-    if full:
-        schema["additionalProperties"] = False
     return schema
 
 
-def _flat(field: Json, kept: tuple[str, ...]) -> Json:
-    """Take the one alternative that is not null: what may be left out need not be null too."""
+def _flat(field: Json, kept: tuple[str, ...], *, required: bool) -> Json:
+    """Take the one alternative that is not null: what may be left out need not be null too.
+
+    It may be empty instead: a client that makes every argument required can then say nothing.
+    """
     choices = [choice for choice in field.get("anyOf", ()) if choice.get("type") != "null"]
     merged = {**field, **(choices[0] if choices else {})}
-    return {key: merged[key] for key in kept if merged.get(key) is not None}
+    flat = {key: merged[key] for key in kept if merged.get(key) is not None}
+    if not required and "pattern" in flat:
+        flat["pattern"] = "^(" + flat["pattern"].removeprefix("^").removesuffix("$") + ")?$"
+    return flat

@@ -48,13 +48,32 @@ async def decide_approval(
         if approval.expires_at <= snapshot.now:
             return NotDecided("expired"), Changes()
         decided = replace(approval, state=verdict, decided_by=operator, decided_at=snapshot.now)
+        method, _, path = approval.endpoint.partition(" ")
         row = AuditDraft(
             kind="admin",
             decision=_DECISIONS[verdict],
             agent_id=operator,
+            key_id=approval.key_id,
+            method=method,
+            path=path,
             operation_id=approval.operation_id,
-            note=approval.id,
+            amount=approval.amount,
+            currency=approval.currency,
+            customer_id=approval.customer,
+            note=_note(approval),
         )
         return Decided(decided), Changes(approvals=(decided,), audit=(row,))
 
     return await ledger.transact(lambda _: Refs(approvals=frozenset({approval_id})), step)
+
+
+def _note(approval: Approval) -> str:
+    """Return what of `approval` has no column of its own in the audit."""
+    parts = {
+        "period": approval.period,
+        "reference": approval.reference,
+        "payment_method": approval.payment_method,
+        "destination": approval.destination,
+    }
+    told = [f"{name} {value}" for name, value in parts.items() if value is not None]
+    return ", ".join([approval.id, *told])

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.policy_files import dump_policy
 from kb_mcp.proxy.access.tokens import Minted, Mode, mint
+from kb_mcp.proxy.access.uncapped import is_uncapped
 from kb_mcp.proxy.edge.records import Records
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
@@ -35,19 +37,27 @@ class NoSuchKeyError(Exception):
     """There is no vault key with this id."""
 
 
-class KeyRevokedError(NoSuchKeyError):
-    """A revoked vault key has no successor."""
+class KeyEndedError(Exception):
+    """A vault key that can have no successor: revoked, rotated before, or past its policy."""
+
+
+class CapRequiredError(Exception):
+    """A new key would move money without a cap over time, and nobody said that it shall."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a new key shall be; `expires_at` in ms UTC."""
+    """What a new key shall be; `expires_at` in ms UTC.
+
+    `uncapped` says, in so many words, that it may move money without a cap over time.
+    """
 
     policy: Policy
     mode: Mode
     label: str | None = None
     agent: str | None = None
     expires_at: int | None = None
+    uncapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +72,18 @@ class Revoked:
 async def issue_key(
     ledger: Ledger, wanted: Wanted, random_bytes: Callable[[int], bytes], operator: str
 ) -> tuple[VaultKey, Minted]:
-    """Mint and store a key; the token is in the result and nowhere else."""
+    """Mint and store a key; the token is in the result and nowhere else.
+
+    Raises: CapRequiredError.
+    """
+    uncapped = is_uncapped(wanted.policy)
+    if uncapped and not wanted.uncapped:
+        raise CapRequiredError("This key would move money without a cap per day, month or customer")
     minted = mint(wanted.mode, random_bytes)
 
     def step(snapshot: Snapshot) -> tuple[VaultKey, Changes]:
         key = _new_key(wanted, minted, LineageId(minted.id), snapshot.now)
-        row = _row("issue", key, operator)
+        row = _row("issue", key, operator, note="uncapped" if uncapped else None)
         return key, Changes(keys=(key,), lineages=(Lineage(key.lineage_id),), audit=(row,))
 
     return await ledger.transact(lambda _: Refs(), step), minted
@@ -82,19 +98,19 @@ async def rotate_key(
 ) -> tuple[VaultKey, Minted]:
     """Mint the successor of `key_id`: same policy and lineage, so caps and freezes go on.
 
-    The old key expires after `overlap_ms`. Raises: NoSuchKeyError, KeyRevokedError.
+    The old key expires after `overlap_ms`, the new one no later than its policy. Raises:
+    NoSuchKeyError, KeyEndedError.
     """
 
     def step(snapshot: Snapshot) -> tuple[tuple[VaultKey, Minted], Changes]:
         old = _key(snapshot, key_id)
-        if old.revoked_at is not None:
-            raise KeyRevokedError(f"vault key {key_id} was revoked: issue a new one")
+        ended = _ended(old, snapshot.now)
+        if ended is not None:
+            raise KeyEndedError(f"vault key {key_id} {ended}")
         minted = mint("live" if old.mode == "live" else "test", random_bytes)
-        # As long a life as the old key had been given, from now on.
-        lasts = None if old.expires_at is None else old.expires_at - old.created_at
         successor = replace(
             old, id=minted.id, token_hash=minted.token_hash, created_at=snapshot.now,
-            expires_at=None if lasts is None else snapshot.now + lasts,
+            expires_at=_successor_ends(old, snapshot.now),
             revoked_at=None, revoke_reason=None, last_used_at=None, rotated_to=None,
         )  # fmt: skip
         ends = snapshot.now + overlap_ms
@@ -163,10 +179,33 @@ def _refs(key_id: KeyId) -> Refs:
     return Refs(keys=frozenset({key_id}))
 
 
+def _ended(key: VaultKey, now: int) -> str | None:
+    """Say why `key` can have no successor, or return None."""
+    if key.revoked_at is not None:
+        return "was revoked: issue a new one"
+    if key.rotated_to is not None:
+        return f"was rotated to {key.rotated_to}: rotate that one"
+    ends = _policy_ends(policy_of(key.policy))
+    if ends is not None and ends <= now:
+        return "has a policy that ended: issue a new one under another policy"
+    return None
+
+
+def _successor_ends(old: VaultKey, now: int) -> int | None:
+    """Return when a successor made `now` expires: it lives as long as `old`, within the policy."""
+    lasts = None if old.expires_at is None else now + old.expires_at - old.created_at
+    ends = (lasts, _policy_ends(policy_of(old.policy)))
+    return min((each for each in ends if each is not None), default=None)
+
+
+def _policy_ends(policy: Policy) -> int | None:
+    ends = policy.expires_at
+    return None if ends is None else int(ends.timestamp()) * 1000
+
+
 def _new_key(wanted: Wanted, minted: Minted, lineage: LineageId, now: int) -> VaultKey:
-    ends = wanted.policy.expires_at
-    policy_ends = None if ends is None else int(ends.timestamp()) * 1000
-    expiries = [each for each in (wanted.expires_at, policy_ends) if each is not None]
+    ends = (wanted.expires_at, _policy_ends(wanted.policy))
+    expiries = [each for each in ends if each is not None]
     return VaultKey(
         id=minted.id,
         lineage_id=lineage,

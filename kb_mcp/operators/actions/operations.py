@@ -1,24 +1,19 @@
-"""What an operator may do to one operation: resolve, reopen, reset, forget.
+"""What an operator may do to one operation: reopen, reset, forget; and how an act ends.
 
 Floor: wing B, above the ledger. Each is one audited transaction; what was seen at Stripe arrives
-as an argument. The law is ledger.md's: resolving works on `unknown` only, and what an unresolved
-operation needs is never erased.
+as an argument. What an unresolved operation needs is never erased.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from msgspec.structs import replace
 
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.governor import ending_refs
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
-    LISTINGS_THAT_FREE,
     Attempt,
     AttemptOutcome,
     AuditDraft,
@@ -30,14 +25,9 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.windows import release
-from kb_mcp.proxy.rules.conclude import conclude
-from kb_mcp.proxy.rules.ending import Ending
 from kb_mcp.proxy.rules.operation_names import tally_of
-from kb_mcp.proxy.stripe.evidence import Made
 
 REASON_MAX = 200
-LATE_LISTING_MS = 25 * 3_600_000
 FORGOTTEN_DECLINE = "The payment was declined. Its details were erased."
 
 
@@ -79,88 +69,6 @@ class By:
         )
 
 
-def mismatch(item: Mapping[str, Any], operation: Operation) -> str | None:
-    """Return in what an object at Stripe cannot be that of `operation`, or None."""
-    metadata = item.get("metadata")
-    mark = metadata.get("keybrake_operation") if isinstance(metadata, dict) else None
-    if mark is not None and mark != operation.id:
-        return f"it belongs to operation {mark}"
-    wanted = {
-        "amount": operation.amount,
-        "currency": operation.currency,
-        "customer": operation.customer,
-    }
-    for name, value in wanted.items():
-        if (item.get(name) or None) != value:
-            return f"its {name} is {item.get(name)}, the operation's is {value}"
-    return None
-
-
-async def settle_by_object(
-    ledger: Ledger, operation: Operation, made: Made, by: By, daily_declines: int
-) -> Done | NotDone:
-    """Conclude an unknown operation with the object that an operator found at Stripe."""
-
-    def step(snapshot: Snapshot) -> tuple[Done | NotDone, Changes]:
-        current = snapshot.operations[operation.id]
-        refusal = _not_resolvable(snapshot, current)
-        if refusal is not None:
-            return refusal, Changes()
-        ending = Ending(
-            operation_id=current.id,
-            attempt=current.attempt,
-            token=current.lease_token,
-            proof=made,
-            daily_declines=daily_declines,
-            request=AuditDraft(kind="admin", agent_id=by.operator),
-        )
-        after, changes = conclude(snapshot, ending)
-        if after.state is not S.SUCCEEDED:
-            why = f"{made.object_id} already concluded another operation"
-            return NotDone(why), Changes()
-        rows = (*changes.audit, by.row("resolve_succeeded", after))
-        return Done(after), replace(changes, audit=rows)
-
-    return await ledger.transact(lambda now: ending_refs(operation, made, now), step)
-
-
-async def void_by_operator(ledger: Ledger, operation: Operation, by: By) -> Done | NotDone:
-    """Void an operation on an operator's word: held money is released, its guards are freed.
-
-    An operation that recovery has just voided is freed too. It is listed once more after 25 h: a
-    late object still beats the word.
-    """
-
-    def step(snapshot: Snapshot) -> tuple[Done | NotDone, Changes]:
-        current = snapshot.operations[operation.id]
-        if current.state is not S.VOIDED:
-            refusal = _not_resolvable(snapshot, current) or _too_early(snapshot, current)
-            if refusal is not None:
-                return refusal, Changes()
-        voided = replace(
-            current,
-            state=S.VOIDED,
-            held=0,
-            code="voided_by_operator",
-            voided_at=snapshot.now,
-            empty_listings=LISTINGS_THAT_FREE,
-            next_read_at=snapshot.now + LATE_LISTING_MS,
-            lease_owner=None,
-            updated_at=snapshot.now,
-        )
-        attempt = snapshot.attempt(current)
-        closed = () if attempt is None else (replace(attempt, outcome=AttemptOutcome.VOIDED),)
-        changes = Changes(
-            operations=(voided,),
-            attempts=closed,
-            windows=release(snapshot, current) if current.held else (),
-            audit=(by.row("resolve_void", voided),),
-        )
-        return Done(voided), changes
-
-    return await ledger.transact(lambda _: _refs(operation), step)
-
-
 async def reopen(ledger: Ledger, operation: Operation, by: By, *, refunded: bool) -> Done | NotDone:
     """Let a refunded bill be billed once more (under K-r1…), or waive one wrong suspicion."""
 
@@ -168,7 +76,7 @@ async def reopen(ledger: Ledger, operation: Operation, by: By, *, refunded: bool
         current = snapshot.operations[operation.id]
         newest = snapshot.newest(current.name)
         if current.state is not S.SUCCEEDED or not current.final:
-            why = f"operation {current.id} is {_told(current)}, not succeeded for good"
+            why = f"operation {current.id} is {told_state(current)}, not succeeded for good"
             return NotDone(why, "Only what was charged can be billed once more."), Changes()
         if newest is None or newest.id != current.id:
             newer = newest.id if newest else "another operation"
@@ -235,30 +143,21 @@ def _bare_answer(operation: Operation, attempts: list[Attempt]) -> bytes | None:
     return json.dumps({"error": error}).encode()
 
 
-def _not_resolvable(snapshot: Snapshot, operation: Operation) -> NotDone | None:
-    if operation.state is not S.UNKNOWN:
-        why = f"operation {operation.id} is {_told(operation)}; only unknown ones are resolved"
-        hint = (
-            "A reserved one is being sent, or `kb-mcp recover` finds out."
-            if (operation.state is S.RESERVED)
-            else None
-        )
-        return NotDone(why, hint)
+def unresolvable(
+    snapshot: Snapshot, operation: Operation, states: frozenset[S], else_why: str
+) -> NotDone | None:
+    """Return why nobody may say now what became of `operation`: its state, or somebody is at it."""
+    if operation.state not in states:
+        reserved = operation.state is S.RESERVED
+        hint = "`kb-mcp recover` finds out, once its send is over." if reserved else None
+        return NotDone(f"operation {operation.id} is {told_state(operation)}; {else_why}", hint)
     if snapshot.leased(operation):
         return NotDone(f"operation {operation.id} is being sent or read right now", "Try again.")
     return None
 
 
-def _too_early(snapshot: Snapshot, operation: Operation) -> NotDone | None:
-    sent = max((each.last_sent_at for each in snapshot.attempts_of(operation)), default=0)
-    left_ms = sent + snapshot.settings.recovery_grace_ms - snapshot.now
-    if left_ms < 0:
-        return None
-    why = f"operation {operation.id} was sent so lately that Stripe may still be at it"
-    return NotDone(why, f"Try again in {left_ms // 1000 + 1} seconds.")
-
-
-def _told(operation: Operation) -> str:
+def told_state(operation: Operation) -> str:
+    """Return the state of an operation in words."""
     return operation.state.value + ("" if operation.final else " but not final")
 
 

@@ -1,13 +1,13 @@
 """What an operator does to an operation with Stripe's list at hand: resolve it, or reopen it.
 
-Floor: wing B, above operations_ops, for the admin API and the dashboard. Stripe is read first: what
+Floor: wing B, above operations, for commands, admin API and dashboard. Stripe is read first: what
 it shows beats anybody's word.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +15,17 @@ from kb_mcp.operators.actions.operations import (
     By,
     Done,
     NotDone,
-    mismatch,
     reopen,
-    settle_by_object,
-    void_by_operator,
 )
+from kb_mcp.operators.actions.settle import settle_by_object
+from kb_mcp.operators.actions.void import void_by, why_not_now
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import Operation, OperationId, State
-from kb_mcp.proxy.recovery import DAILY_DECLINES_DEFAULT
+from kb_mcp.proxy.ledger.records import Changes, Operation, Refs
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.list_walks import FOR_AN_OPERATOR
+from kb_mcp.proxy.recovery import DAILY_DECLINES_DEFAULT, Recovery
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.evidence import prove_object
 from kb_mcp.proxy.stripe.reader import Found, StripeReads, Unread
 
 _OBJECT_ID = re.compile(r"[A-Za-z0-9_]{1,128}")
@@ -34,7 +34,7 @@ _INTENTS = "POST /v1/payment_intents"
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What an operator says of an unknown operation; without `object_id`, that nothing happened."""
+    """What an operator says of an operation; without `object_id`, that nothing happened."""
 
     object_id: str | None
     reason: str | None
@@ -42,47 +42,46 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class StripeActs:
-    """Acts over `ledger`; `resolve_one` is recovery's look at one operation."""
+    """Acts over `ledger`; `recovery` looks at one operation in Stripe's list."""
 
     ledger: Ledger
     reads: StripeReads
-    resolve_one: Callable[[OperationId], Awaitable[Operation | None]]
+    recovery: Recovery
 
     async def resolve(self, operation: Operation, said: Resolution, who: str) -> Done | NotDone:
-        """Settle or void an unknown operation, in the name of `who`."""
+        """Settle or void an operation, in the name of `who`."""
         by = By(who, said.reason)
         if said.object_id is not None:
             return await self.succeed(operation, said.object_id, by)
         return await self.void(operation, by)
 
     async def succeed(self, operation: Operation, object_id: str, by: By) -> Done | NotDone:
-        """Settle an unknown operation with the object that was found at Stripe."""
+        """Settle an operation with the object that was found at Stripe, once it is compared."""
         route = ENDPOINTS[operation.route]
         item = await self._read(f"{route.template}/{object_id}", object_id)
         if isinstance(item, NotDone):
             return item
-        made = prove_object(item, route)
-        different = mismatch(item, operation)
-        if made is None or different is not None:
-            return NotDone(f"{object_id} is not its charge: {different or 'another kind'}")
-        if made.verdict == "failed":
-            return NotDone(f"{object_id} is {made.stripe_status}", "Void the operation instead.")
         found = await self.ledger.find_key(operation.key_id)
         limit = DAILY_DECLINES_DEFAULT
         if found is not None:
             limit = policy_of(found[0].policy).daily_declines
-        return await settle_by_object(self.ledger, operation, made, by, limit)
+        return await settle_by_object(self.ledger, operation, item, by, limit)
 
     async def void(self, operation: Operation, by: By) -> Done | NotDone:
-        """Void an unknown operation on an operator's word, unless Stripe shows its charge."""
-        if operation.state is State.UNKNOWN:
-            read = await self.resolve_one(operation.id)
-            if read is not None and read.state is State.SUCCEEDED:
-                why = f"Stripe shows {read.object_id}: it was settled with that just now"
-                return NotDone(why)
-        elif operation.state is State.VOIDED:
-            return NotDone(f"operation {operation.id} is voided already")
-        return await void_by_operator(self.ledger, operation, by)
+        """Void an operation on an operator's word, at the second whole look without its object."""
+        refs = Refs(operations=frozenset({operation.id}))
+
+        def refusal(snapshot: Snapshot) -> tuple[NotDone | None, Changes]:
+            return why_not_now(snapshot, snapshot.operations[operation.id]), Changes()
+
+        refused = await self.ledger.transact(lambda _: refs, refusal)
+        if refused is not None:
+            return refused
+        done = await self.recovery.examine(operation.id, void_by(by), FOR_AN_OPERATOR)
+        if done is None:
+            why = f"operation {operation.id} is being sent or read right now"
+            return NotDone(why, "Try again.")
+        return done
 
     async def reopen(self, operation: Operation, by: By) -> Done | NotDone:
         """Let a refunded bill be billed once more, or waive a suspicion that was wrong."""
@@ -104,6 +103,8 @@ class StripeActs:
             return NotDone("that is no id of an object at Stripe")
         seen = await self.reads.get(path)
         if isinstance(seen, Found):
+            if seen.body.get("id") != object_id:
+                return NotDone("Stripe answered with another object", "Nothing was changed.")
             return seen.body
         if isinstance(seen, Unread):
             return NotDone(f"{object_id} cannot be read: {seen.why}", "Nothing was changed.")

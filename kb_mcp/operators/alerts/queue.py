@@ -96,6 +96,8 @@ class Alerts:
             breaks=self._broken,
             since=since,
             burst=self.burst,
+            log_bytes=self.views.records.log_bytes() or 0,
+            today=day_of(now).isoformat(),
         )
 
     async def _raise(self, alert: Alert) -> None:

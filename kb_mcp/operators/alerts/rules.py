@@ -15,6 +15,7 @@ from kb_mcp.proxy.audit.verification import Break
 from kb_mcp.proxy.edge.records import Record, Spend
 
 CAP_STEPS = (100, 80)
+WAL_LARGE_BYTES = 128 * 2**20  # twice of what the writer empties by itself
 RECONCILE_DIFFERENCE = "reconcile_difference"
 
 
@@ -29,6 +30,7 @@ class Kind(StrEnum):
     CHAIN_BROKEN = "chain_broken"
     RECONCILE_DIFFERENCE = "reconcile_differs"
     REFUSAL_BURST = "refusal_burst"
+    WAL_LARGE = "wal_large"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,7 @@ class Sight:
     """What is looked at: records of the views. `since` (RFC 3339) bounds how old news may be.
 
     `refusals` are times of refused requests, newest first; `burst` many within one clock minute
-    are one alert.
+    are one alert. `log_bytes` is the size of the write-ahead log on `today`, a UTC day.
     """
 
     spend: Sequence[Spend]
@@ -61,6 +63,8 @@ class Sight:
     breaks: Sequence[Break]
     since: str
     burst: int
+    log_bytes: int = 0
+    today: str = ""
 
 
 def alerts_of(sight: Sight) -> list[Alert]:
@@ -71,6 +75,7 @@ def alerts_of(sight: Sight) -> list[Alert]:
         *_unknown(sight.unknown),
         *_audit(sight),
         *_bursts(sight),
+        *_log(sight),
     ]
 
 
@@ -160,6 +165,16 @@ def _bursts(sight: Sight) -> Iterator[Alert]:
                 text=f"{count} requests or more were refused in the minute of {minute} UTC.",
             )
             return
+
+
+def _log(sight: Sight) -> Iterator[Alert]:
+    if sight.log_bytes > WAL_LARGE_BYTES:
+        yield Alert(
+            id=f"wal_large:{sight.today}",
+            kind=Kind.WAL_LARGE,
+            text=f"The store's write-ahead log holds {sight.log_bytes // 2**20} MiB and cannot be "
+            "emptied: something outside reads an older state of the store.",
+        )
 
 
 def _because(reason: str | None) -> str:

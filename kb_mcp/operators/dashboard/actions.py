@@ -9,7 +9,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from kb_mcp.operators.actions.approvals import NotDecided, Verdict, decide_approval
-from kb_mcp.operators.actions.keys import issue_key, revoke_key, rotate_key, unfreeze_key
+from kb_mcp.operators.actions.keys import (
+    CapRequiredError,
+    issue_key,
+    revoke_key,
+    rotate_key,
+    unfreeze_key,
+)
 from kb_mcp.operators.actions.operations import By, NotDone, note, reset_declines
 from kb_mcp.operators.actions.operations import Done as Acted
 from kb_mcp.operators.actions.resolve import StripeActs
@@ -23,7 +29,7 @@ from kb_mcp.operators.api.admin import (
     unknown_key,
     unreasoned,
 )
-from kb_mcp.operators.dashboard.key_forms import Fields, read_key_form
+from kb_mcp.operators.dashboard.key_forms import Fields, FormError, read_key_form
 from kb_mcp.operators.dashboard.pages import Visit
 from kb_mcp.operators.reports.audit_state import Verifying
 from kb_mcp.operators.reports.views import Views
@@ -78,9 +84,13 @@ class Actions:
     async def issue(self, visit: Visit, fields: Fields) -> Done:
         """Issue a key from one of the two forms."""
         wanted = read_key_form(fields, self.views.mode, self.views.now_ms())
-        key, minted = await issue_key(
-            self.views.ledger, wanted, self.random_bytes, visit.session.operator
-        )
+        try:
+            key, minted = await issue_key(
+                self.views.ledger, wanted, self.random_bytes, visit.session.operator
+            )
+        except CapRequiredError as error:
+            hint = "Give a daily, monthly or customer's cap, or choose to have none."
+            raise FormError([f"{error}. {hint}"], "daily", fields) from None
         return Done(f"/keys/{key.id}", Note(TOKEN_NOTE, minted.token))
 
     async def revoke(self, visit: Visit, fields: Fields) -> Done:

@@ -46,13 +46,14 @@ def _from_file(form: Fields, mode: Mode, now: int) -> Wanted:
         raise InputError(400, "parameter_invalid", "Paste a policy, or choose its file.", "policy")
     # A TOML document never begins with a brace, a JSON object always does.
     policy = parse_policy(text, "json" if text.lstrip().startswith("{") else "toml")
-    body = check_body(KeyBody, _texts(form))
+    body = check_body(KeyBody, {**_texts(form), "uncapped": "uncapped" in form})
     return read_policy(policy, body, mode, now)
 
 
 def _from_role(form: Fields, mode: Mode, now: int) -> Wanted:
     caps = {name: _caps(name, form[name]) for name in CAPS if form.get(name, "").strip()}
     asked: dict[str, Any] = {**_texts(form), "role": form.get("role", "").strip(), "caps": caps}
+    asked["uncapped"] = "uncapped" in form
     for name in ("rate", "daily_charges"):
         if form.get(name, "").strip():
             asked[name] = _count(name, form[name].strip())

@@ -85,6 +85,7 @@ class Metrics:
             family("spend_minor_units", "gauge", "Held in the running window.", _held(spend)),
             family("cap_minor_units", "gauge", "What the window may hold.", _of(spend, "cap")),
             family("cap_left_minor_units", "gauge", "What is left of it.", _of(spend, "left")),
+            *self._log(),
             family("audit_rows_total", "counter", "Audit rows since start.", self._audited()),
         )
         own = {} if self.meters is None else {FIRST: self.meters.read()}
@@ -97,6 +98,11 @@ class Metrics:
         found = await self.views.records.audit_counts(self._last_row, ROWS_MAX)
         self._counts.update(found.counts)
         self._last_row = found.last_row
+
+    def _log(self) -> Iterator[Iterator[str]]:
+        size = self.views.records.log_bytes()
+        if size is not None:
+            yield family("wal_bytes", "gauge", "Size of SQLite's write-ahead log.", [("", size)])
 
     def _info(self) -> Iterator[Sample]:
         yield labels({"mode": self.views.ledger.settings.mode}), 1

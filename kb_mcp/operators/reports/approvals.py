@@ -6,32 +6,30 @@ Floor: beside the views. Pure.
 from __future__ import annotations
 
 from kb_mcp.proxy.edge.records import Record
-from kb_mcp.proxy.ledger.records import Approval, Operation
+from kb_mcp.proxy.ledger.records import Approval
 from kb_mcp.proxy.ledger.windows import rfc3339
-from kb_mcp.proxy.rules.follow_ups.find import RAISED_TO
 
 
-def _amount(approval: Approval, operation: Operation) -> int:
-    """Return the amount that `approval` covers, in minor units: what a bill is to be raised to."""
-    raised = approval.fingerprint.partition(RAISED_TO)[2]
-    return int(raised) if raised else operation.amount
-
-
-def approval_record(approval: Approval, operation: Operation | None, now: int) -> Record:
-    """Return an approval with the bill it is about; a pending one past its end is `expired`."""
+def approval_record(approval: Approval, now: int) -> Record:
+    """Return an approval with the request it is about; past its end it is `expired`."""
     state = approval.state
-    if state == "pending" and approval.expires_at <= now:
+    if state in {"pending", "approved"} and approval.expires_at <= now:
         state = "expired"
     return {
         "id": approval.id,
         "state": state,
         "operation_id": approval.operation_id,
-        "key_id": None if operation is None else operation.key_id,
+        "key_id": approval.key_id,
         "lineage": approval.lineage_id,
-        "amount": None if operation is None else _amount(approval, operation),
-        "currency": None if operation is None else operation.currency,
-        "customer_id": None if operation is None else operation.customer,
-        "billing_period": None if operation is None else operation.period,
+        "endpoint": approval.endpoint,
+        "amount": approval.amount,
+        "currency": approval.currency,
+        "customer_id": approval.customer,
+        "billing_period": approval.period,
+        "reference": approval.reference,
+        "payment_method": approval.payment_method,
+        "destination": approval.destination,
+        "fingerprint": approval.fingerprint,
         "created_at": rfc3339(approval.created_at),
         "expires_at": rfc3339(approval.expires_at),
         "decided_by": approval.decided_by,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import islice
 from typing import Any, Protocol
 
 from typing_extensions import override
@@ -60,6 +61,10 @@ class OperatorRecords(Records, GaugeRecords, Protocol):
 
     async def approvals(self) -> Sequence[Approval]:
         """Return every approval, newest first."""
+        ...
+
+    async def ceilings(self) -> Mapping[str, int]:
+        """Return the account's daily ceiling of each currency, in minor units, as it is now."""
         ...
 
     async def keys_by_id(self, ids: Sequence[str]) -> Sequence[tuple[VaultKey, Lineage]]:
@@ -199,7 +204,7 @@ class Views:
     async def account_spend(self, day: date) -> list[Spend]:
         """Return what all keys together hold on `day`, by currency, against the ceiling."""
         start = day.isoformat()
-        ceilings = self.ledger.settings.ceilings
+        ceilings = await self.records.ceilings()
         held = {
             window.key.currency: window
             for window in await self.records.windows(scope="account", starts=(start,))
@@ -216,17 +221,15 @@ class Views:
     async def approvals(
         self, limit: int, state: str | None = None, approval_id: str | None = None
     ) -> list[Record]:
-        """Return approvals with the bills they are about, newest first."""
+        """Return approvals with the requests they are about, newest first."""
         now = self.now_ms()
-        found: list[Record] = []
-        for approval in await self.records.approvals():
-            if len(found) >= limit:
-                break
-            shown = approval_record(approval, None, now)["state"]
-            if state in {None, shown} and approval_id in {None, approval.id}:
-                operation = await self._operation(approval.operation_id)
-                found.append(approval_record(approval, operation, now))
-        return found
+        records = (approval_record(each, now) for each in await self.records.approvals())
+        found = (
+            record
+            for record in records
+            if state in {None, record["state"]} and approval_id in {None, record["id"]}
+        )
+        return list(islice(found, limit))
 
     async def _operation(self, operation_id: OperationId) -> Operation | None:
         found = await self.records.operations(operation_id=operation_id, limit=1)

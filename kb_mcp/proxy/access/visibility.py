@@ -6,24 +6,20 @@ does not say whose object comes back.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from kb_mcp.proxy.access.authorize import may_touch
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.stripe.json_objects import parse_object
 
 
 def check_answer(policy: Policy, body: bytes) -> Refusal | None:
     """Return why this key may not see `body`, or None where it may."""
     if policy.customers.any:
         return None
-    try:
-        parsed = json.loads(body)
-    except ValueError:
-        parsed = None
-    shown = list(_shown(parsed))
+    shown = list(_shown(parse_object(body)))
     if all(may_touch(policy, *each) for each in shown):
         return None
     return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")

@@ -11,7 +11,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
 from kb_mcp.proxy.edge.key_api import KeyApi
@@ -28,6 +30,7 @@ BODY_MAX_BYTES = 64 * 1024
 BODY_WITHIN_S = 10
 IN_FLIGHT_MAX = 1_000
 _HEALTH = frozenset({b"/healthz", b"/readyz"})
+_BARE = frozenset({b"v1", b"stripe", b"keybrake"})
 _FULL = refused(refuse(Code.OVERLOADED))
 _log = logging.getLogger("kb_mcp.proxy")
 
@@ -94,7 +97,7 @@ class ProxyApp:
         try:
             if request.raw_path.startswith(b"/keybrake/"):
                 return await self.own.serve(request)
-            return await self.pipeline.serve(request, lambda: _read_body(request, receive))
+            reply = await self.pipeline.serve(request, lambda: _read_body(request, receive))
         except LedgerUnavailableError:
             _log.exception("the ledger is unavailable")
             return refused(refuse(Code.LEDGER_UNAVAILABLE))
@@ -102,6 +105,10 @@ class ProxyApp:
             # A fault of ours: whatever was reserved stays reserved, and nothing is told away.
             _log.exception("unexpected fault")
             return refused(refuse(Code.OUTCOME_UNKNOWN))
+        if reply.status == HTTPStatus.UNAUTHORIZED and not _is_ours(request.raw_path):
+            # A 401 would tell those who look for a registration that there is one, with a key.
+            return refused(refuse(Code.PATH_UNKNOWN))
+        return reply
 
     def _request(self, scope: Scope) -> Request:
         return Request(
@@ -120,6 +127,12 @@ class ProxyApp:
 def _raw_path(scope: Scope) -> bytes:
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     return raw
+
+
+def _is_ours(raw_path: bytes) -> bool:
+    """Say whether a path is of Stripe's or of the proxy's own, in whatever way it is written."""
+    path = unquote_to_bytes(raw_path).lstrip(b"/")
+    return path.startswith((b"v1/", b"stripe/", b"keybrake/")) or path in _BARE
 
 
 async def _read_body(request: Request, receive: Receive) -> bytes | Refusal:

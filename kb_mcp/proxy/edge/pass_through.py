@@ -6,7 +6,6 @@ checked against the customers a key may touch before it is forwarded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.stripe.interpret import Reading
+from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.messages import Reply, refused
 from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, Upstream, UpstreamRequest
 
@@ -63,10 +63,7 @@ class Reads:
         answer = await self._fetch(f"/v1/customers/{customer}")
         if not isinstance(answer, Answered) or answer.status != 200:
             return None
-        try:
-            metadata = json.loads(answer.body).get("metadata")
-        except (ValueError, AttributeError):
-            return None
+        metadata = (parse_object(answer.body) or {}).get("metadata")
         return metadata if isinstance(metadata, dict) else None
 
     async def _fetch(self, path: str, version: str | None = None) -> Answered | NotSent | Lost:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from kb_mcp.money import Money
+from kb_mcp.money import UNTOLD_CURRENCY, Money
 from kb_mcp.proxy.access.authenticate import Admitted, admit
 from kb_mcp.proxy.access.authorize import (
     authorize,
@@ -45,8 +45,7 @@ from kb_mcp.proxy.stripe.messages import Reply, Request, refused
 
 BodyReader = Callable[[], Awaitable[bytes | Refusal]]
 _ID_MAX = 128
-# What a request moves that does not tell its amount, in ISO 4217's code for no currency.
-UNTOLD = Money(0, "xxx")
+UNTOLD = Money(0, UNTOLD_CURRENCY)
 _NOT_ITS_OWN = refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")
 
 
@@ -181,8 +180,9 @@ class RequestPipeline:
     def _intend(self, admitted: Admitted, request: Request, reading: Reading) -> Command | Refusal:
         money = reading.money
         if money is None:
-            if admitted.policy.capped or self.ledger.settings.ceilings:
+            if admitted.policy.capped:
                 # Caps cannot hold what the request does not tell, whatever the allowlist grants.
+                # The account's ceiling refuses it too, where the decision reads that.
                 return refuse(Code.AMOUNT_NOT_METERED)
             money = UNTOLD
         name = name_of(admitted.policy, reading)

@@ -141,9 +141,10 @@ _FORBIDDEN: Final[Wording] = {
         "`daily_charges` of the policy is used up.",
     ),
     Code.CURRENCY_NOT_ALLOWED: (
-        "This vault key has no cap in {currency} and so may not spend in it. Nothing was "
-        "charged. Use a currency that it may spend.",
-        "A capped key spends only in currencies that have a cap; nothing is converted.",
+        "This vault key may not spend in {currency}: its limits are given for other currencies. "
+        "Nothing was charged. Use a currency that it may spend.",
+        "A cap, `approval_above` or the account's ceiling that is given for one currency refuses "
+        "every other; nothing is converted.",
     ),
     Code.AMOUNT_NOT_METERED: (
         "This request does not tell how much money it moves, so a capped vault key may not "

@@ -1,4 +1,4 @@
-"""Our own noes as values, and how they are written in Stripe's error shape.
+"""Refusals as values, and how they are written in Stripe's error shape.
 
 Floor: wing B, above the table of codes and sentences (refusal_rules). Pure.
 """

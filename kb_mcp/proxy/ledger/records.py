@@ -45,6 +45,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     fixes those windows, for good; a raise on a later day moves all of it there. `lease_token`
     fences: only the holder of the newest token may conclude with a no. `reopened` lets a refunded
     bill be billed once more, `waived` lets one other bill pass that looks like this one.
+    `void_look_at` is when the first whole look at Stripe's list began that did not show its object
+    since its last send: an operator's void needs a second one.
     """
 
     id: OperationId
@@ -83,6 +85,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     overshoot: bool = False
     voided_at: int | None = None
     empty_listings: int = 0
+    void_look_at: int | None = None
     next_read_at: int | None = None
     approval_id: str | None = None
     created_at: int
@@ -198,17 +201,34 @@ class Lineage(Struct, frozen=True):
 
 
 class Approval(Struct, frozen=True, kw_only=True):
-    """An operator's leave for one fingerprint of one operation by one key lineage; used once."""
+    """An operator's leave for one request, by one key lineage; used once.
+
+    It holds the request as the operator sees it, whatever becomes of the operation's row. `amount`
+    is in minor units: what a bill comes to, also where a step raises it.
+    """
 
     id: str
     operation_id: OperationId
     lineage_id: LineageId
+    key_id: KeyId
+    endpoint: str
+    customer: str | None
+    amount: int
+    currency: str
+    period: str | None
+    reference: str | None
+    payment_method: str | None
+    destination: str | None
     fingerprint: str
     state: str  # pending | approved | denied | used
     expires_at: int
     created_at: int
     decided_by: str | None = None
     decided_at: int | None = None
+
+    def waits(self, now: int) -> bool:
+        """Say whether an operator could still decide it at `now` (ms)."""
+        return self.state == "pending" and now < self.expires_at
 
 
 class AuditDraft(Struct, frozen=True, kw_only=True):

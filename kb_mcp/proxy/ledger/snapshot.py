@@ -82,6 +82,15 @@ class Snapshot:
         """Return every attempt of `operation`, oldest first."""
         return [self.attempts[key] for key in sorted(self.attempts) if key[0] == operation.id]
 
+    def approvals_of(self, operation: Operation, lineage: LineageId) -> list[Approval]:
+        """Return what `lineage` asked operators about `operation`, newest first."""
+        asked = [
+            each
+            for each in self.approvals.values()
+            if each.operation_id == operation.id and each.lineage_id == lineage
+        ]
+        return sorted(asked, key=lambda each: (each.created_at, each.id), reverse=True)
+
     def window(self, key: WindowKey) -> Window:
         """Return the window called `key`, empty where it has no row yet."""
         return self.windows.get(key) or Window(key)
@@ -140,8 +149,8 @@ class Snapshot:
 
     def _count_outstanding(self, new: Approval) -> None:
         old = self.approvals.get(new.id)
-        before = old is not None and old.state == "pending"
-        after = new.state == "pending"
+        before = old is not None and old.waits(self.now)
+        after = new.waits(self.now)
         if before != after:
             count = self.outstanding_approvals.get(new.lineage_id, 0)
             self.outstanding_approvals[new.lineage_id] = count + (1 if after else -1)

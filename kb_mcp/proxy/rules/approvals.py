@@ -1,20 +1,23 @@
-"""Approvals: an operator's leave for one fingerprint of one operation by one key lineage.
+"""Approvals: an operator's leave for one request of one key lineage.
 
-Floor: beside caps, below reserve. Pure. An approval is used once and expires; the number that
-may be outstanding per lineage is bounded, so that one key cannot bury an operator.
+Floor: beside caps, below gates. Pure. Each request has an approval of its own: another amount,
+currency or payment method neither replaces nor uses one that waits or was given. An approval is
+used once and expires; the number that may wait for each lineage is bounded, so that one key cannot
+bury an operator.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.ledger.records import Approval, Changes, Operation
-from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.records import Approval, Attempt, Operation
 from kb_mcp.proxy.ledger.windows import rfc3339
+from kb_mcp.proxy.stripe.interpret import PAYMENT_FIELDS
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
@@ -25,61 +28,123 @@ OUTSTANDING_MAX = 20
 
 
 class ApprovalCheck(Struct, frozen=True):
-    """A refusal with the rows it leaves, or, without one, the approval that is used up."""
+    """What the approval gate says of a request.
+
+    Without a `refusal` it passes, and `used` is the approval that this uses up, if it needs one.
+    With one, `asked` is the approval that an operator is asked for by it, if a new one is.
+    """
 
     refusal: Refusal | None = None
-    changes: Changes = field(default_factory=Changes)
+    asked: Approval | None = None
+    used: Approval | None = None
 
 
-def check_approval(snapshot: Snapshot, command: Command, operation: Operation) -> ApprovalCheck:
-    """Return whether `command` needs an operator's leave that it does not have."""
-    limit = command.policy.approval_above.get(command.money.currency)
-    if limit is None or command.money.amount <= limit:
+def check_approval(
+    snapshot: Snapshot, command: Command, operation: Operation, keep: Attempt | None
+) -> ApprovalCheck:
+    """Say whether `command` may reserve, by an operator's leave where it needs one.
+
+    `keep` is the attempt whose stored request is sent, rather than that of `command`.
+    """
+    above = _above(command)
+    if not isinstance(above, bool):
+        return ApprovalCheck(above)
+    if not above:
         return ApprovalCheck()
-    held = snapshot.approvals.get(operation.approval_id or "")
-    if held is None or not _covers(snapshot, command, held):
-        return _ask(snapshot, command, operation)
-    if held.state == "approved":
-        return ApprovalCheck(changes=Changes(approvals=(replace(held, state="used"),)))
-    return ApprovalCheck(_required(held))
+    wanted = _wanted(snapshot, command, operation, keep)
+    for held in snapshot.approvals_of(operation, command.lineage_id):
+        if held.state != "used" and snapshot.now < held.expires_at and _same(held, wanted):
+            if held.state == "approved":
+                return ApprovalCheck(used=replace(held, state="used"))
+            return ApprovalCheck(_required(held))
+    return _ask(snapshot, wanted)
 
 
-def _covers(snapshot: Snapshot, command: Command, approval: Approval) -> bool:
-    return (
-        approval.fingerprint == command.fingerprint
-        and approval.lineage_id == command.lineage_id
-        and approval.state != "used"
-        and snapshot.now < approval.expires_at
-    )
+def check_given(
+    snapshot: Snapshot, command: Command, operation: Operation, keep: Attempt | None
+) -> ApprovalCheck:
+    """Say whether `command` may send what `operation` holds already.
+
+    The approval under which it was reserved covers that; another lineage needs its own.
+    """
+    wanted = _wanted(snapshot, command, operation, keep)
+    given = snapshot.approvals_of(operation, command.lineage_id)
+    if any(_reserved_under(held, wanted) for held in given):
+        return ApprovalCheck()
+    return check_approval(snapshot, command, operation, keep)
 
 
-def _ask(snapshot: Snapshot, command: Command, operation: Operation) -> ApprovalCheck:
-    if snapshot.outstanding_approvals.get(command.lineage_id, 0) >= OUTSTANDING_MAX:
-        return ApprovalCheck(
-            refuse(
-                Code.APPROVAL_REQUIRED,
-                facts={"outstanding": OUTSTANDING_MAX},
-                approval="none asked for: too many are outstanding for this key",
-            )
-        )
-    approval = Approval(
+def _above(command: Command) -> bool | Refusal:
+    """Say whether the amount is above the limit of its currency; one without a limit is refused."""
+    limits, currency = command.policy.approval_above, command.money.currency
+    if limits and currency not in limits:
+        facts: dict[str, Fact] = {"currency": currency, "allowed": tuple(sorted(limits))}
+        return refuse(Code.CURRENCY_NOT_ALLOWED, param="currency", facts=facts)
+    return bool(limits) and command.money.amount > limits[currency]
+
+
+def _wanted(
+    snapshot: Snapshot, command: Command, operation: Operation, keep: Attempt | None
+) -> Approval:
+    """Return the approval that this request would need, as it would be asked for now."""
+    reading = command.reading
+    return Approval(
         id=command.fresh_approval_id,
         operation_id=operation.id,
         lineage_id=command.lineage_id,
+        key_id=command.key_id,
+        endpoint=reading.route.endpoint,
+        customer=reading.customer,
+        amount=command.money.amount,
+        currency=command.money.currency,
+        period=None if reading.period is None else reading.period.label,
+        reference=reading.reference,
+        payment_method=reading.payment_method if keep is None else _sent_with(keep),
+        destination=reading.destination,
         fingerprint=command.fingerprint,
         state="pending",
         expires_at=snapshot.now + APPROVAL_LASTS_MS,
         created_at=snapshot.now,
     )
-    # A voided operation keeps its guards, one to be raised what it holds; others hold nothing.
-    waiting = (
-        operation
-        if operation.state in {S.VOIDED, S.SUCCEEDED}
-        else replace(operation, state=S.AWAITING_APPROVAL, held=0, code="approval_required")
+
+
+def _sent_with(attempt: Attempt) -> str | None:
+    """Return the payment method in the stored request of `attempt`."""
+    form = parse_qs(attempt.body.decode("utf-8", "replace"))
+    return next((form[name][0] for name in PAYMENT_FIELDS if name in form), None)
+
+
+def _same(held: Approval, wanted: Approval) -> bool:
+    """Say whether `held` is about this very request; its fingerprint covers all the rest."""
+    return (
+        held.fingerprint == wanted.fingerprint
+        and held.endpoint == wanted.endpoint
+        and (held.amount, held.currency) == (wanted.amount, wanted.currency)
+        and held.payment_method == wanted.payment_method
     )
-    waiting = replace(waiting, approval_id=approval.id, updated_at=snapshot.now)
-    changes = Changes(operations=(waiting,), approvals=(approval,))
-    return ApprovalCheck(_required(approval), changes)
+
+
+def _reserved_under(held: Approval, wanted: Approval) -> bool:
+    """Say whether `held` was used up by what the operation holds now."""
+    method = wanted.payment_method
+    return (
+        held.state == "used"
+        and held.currency == wanted.currency
+        and held.amount >= wanted.amount
+        and (method is None or method == held.payment_method)
+    )
+
+
+def _ask(snapshot: Snapshot, wanted: Approval) -> ApprovalCheck:
+    if snapshot.outstanding_approvals.get(wanted.lineage_id, 0) >= OUTSTANDING_MAX:
+        return ApprovalCheck(
+            refuse(
+                Code.APPROVAL_REQUIRED,
+                facts={"outstanding": OUTSTANDING_MAX},
+                approval="none asked for: too many wait for an operator already",
+            )
+        )
+    return ApprovalCheck(_required(wanted), asked=wanted)
 
 
 def _required(approval: Approval) -> Refusal:

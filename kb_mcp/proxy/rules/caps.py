@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kb_mcp.money import Money, format_money
+from kb_mcp.money import UNTOLD_CURRENCY, Money, format_money
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.windows import OperationWindows, resets_at, windows_at, windows_of
 
@@ -22,30 +22,40 @@ if TYPE_CHECKING:
 
 
 def check_caps(
-    snapshot: Snapshot, command: Command, raised: Operation | None = None
+    snapshot: Snapshot, command: Command, holding: Operation | None = None
 ) -> Refusal | None:
     """Return the first cap that `command` would break, or None.
 
-    Order: currency, per charge, sends and declines per day, key day, key month, customer day,
-    account day. `left` in the facts is what the window still admits, in minor units. What an
-    operation that is `raised` holds already is its own, and no further send is counted.
+    Order: currency and per charge, sends and declines per day, key day, key month, customer day,
+    account day. `left` in the facts is what the window still admits, in minor units. What
+    `holding` holds already is no more to spend; a key that made it has counted its send, too.
     """
-    money = command.money
-    caps = command.policy.caps
-    for limits in (caps.per_charge, caps.daily, caps.monthly, caps.per_customer_daily):
+    refused = check_amount_caps(snapshot, command)
+    if refused is not None:
+        return refused
+    windows = windows_at(
+        snapshot.now, command.lineage_id, command.reading.customer, command.money.currency
+    )
+    own: dict[WindowKey, int] = {}
+    if holding is not None:
+        own = dict.fromkeys(windows_of(holding).money(), holding.held)
+    if holding is None or holding.lineage_id != command.lineage_id:
+        counted = _check_counts(snapshot, command, windows)
+        if counted is not None:
+            return counted
+    return _check_windows(snapshot, command, windows, own)
+
+
+def check_amount_caps(snapshot: Snapshot, command: Command) -> Refusal | None:
+    """Return the cap that `command` breaks whatever was spent before: its currency, its amount."""
+    money, caps = command.money, command.policy.caps
+    for limits in (*caps.tables(), snapshot.settings.ceilings):
         if limits and money.currency not in limits:
             return _currency_refused(money.currency, limits)
     per_charge = caps.per_charge.get(money.currency)
     if per_charge is not None and money.amount > per_charge:
         return _exceeded("per charge", per_charge, per_charge, money, None)
-    windows = windows_at(snapshot.now, command.lineage_id, command.reading.customer, money.currency)
-    own: dict[WindowKey, int] = {}
-    if raised is not None:
-        own = dict.fromkeys(windows_of(raised).money(), raised.held)
-        return _check_windows(snapshot, command, windows, own)
-    return _check_counts(snapshot, command, windows) or _check_windows(
-        snapshot, command, windows, own
-    )
+    return None
 
 
 def _check_counts(
@@ -111,5 +121,7 @@ def _exceeded(kind: str, limit: int, left: int, money: Money, window: WindowKey 
 
 
 def _currency_refused(currency: str, limits: Mapping[str, int]) -> Refusal:
+    if currency == UNTOLD_CURRENCY:
+        return refuse(Code.AMOUNT_NOT_METERED)
     facts: dict[str, Fact] = {"currency": currency, "allowed": tuple(sorted(limits))}
     return refuse(Code.CURRENCY_NOT_ALLOWED, param="currency", facts=facts)

@@ -29,6 +29,7 @@ from kb_mcp.proxy.ledger.windows import hold_again, release, settle
 from kb_mcp.proxy.rules.declines import count_decline, freeze
 from kb_mcp.proxy.rules.ending import Ending
 from kb_mcp.proxy.rules.follow_ups.conclude import READ_AGAIN_MS, conclude_follow_up
+from kb_mcp.proxy.rules.matching import difference
 from kb_mcp.proxy.stripe.evidence import (
     CANCELED,
     Declined,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
 
 FOREIGN_KEY = "key_used_outside_ledger"
+DIFFERS = "answer_differs"
 
 
 def conclude(snapshot: Snapshot, ending: Ending) -> tuple[Operation, Changes]:
@@ -92,10 +94,8 @@ def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Mad
     final = proof.verdict == "done"
     held = operation.state in HOLDING or not operation.final
     known = operation.state is S.SUCCEEDED and operation.final
-    # What was authorised first may be taken in part; what is made at once is taken whole.
-    taken = operation.held if known else operation.amount
-    if not operation.final and final:
-        taken = proof.moved or proof.total or operation.amount
+    differs = difference(snapshot, operation, proof, step=step)
+    taken = _taken(operation, proof, known=known, differs=differs is not None)
     late = not held and not (known and operation.object_id == proof.object_id)
     done = replace(
         operation,
@@ -105,21 +105,36 @@ def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Mad
         held=taken if final or known else operation.held or operation.amount,
         object_id=operation.object_id if known else proof.object_id,
         stripe_status=proof.stripe_status,
-        code=None,
+        code=None if differs is None else DIFFERS,
         answer_status=proof.status,
         answer=proof.body,
         lease_owner=None,
-        overshoot=operation.overshoot or late or taken > operation.held > 0,
+        overshoot=(
+            operation.overshoot or late or differs is not None or taken > operation.held > 0
+        ),
         next_read_at=None if final or known else snapshot.now + READ_AGAIN_MS,
         updated_at=snapshot.now,
     )
-    frozen = (freeze(snapshot, operation, "a charge turned up late"),) if late else ()
+    why = "a charge turned up late" if late else differs
     return Changes(
         operations=(done,),
         attempts=(closed,),
         windows=_counted(snapshot, operation, taken, final=final, held=held, late=late),
-        lineages=frozen,
+        lineages=() if why is None else (freeze(snapshot, operation, why),),
     )
+
+
+def _taken(operation: Operation, proof: Made, *, known: bool, differs: bool) -> int:
+    """Return what a yes counts for: what is known stays, and a larger amount is the truth."""
+    if known:
+        return operation.held
+    if not operation.final and proof.verdict == "done":
+        # What was authorised first may be taken in part; what is made at once is taken whole.
+        return proof.moved or proof.total or operation.amount
+    same_currency = proof.facts.get("currency", operation.currency) == operation.currency
+    if differs and same_currency:
+        return max(operation.amount, proof.total or 0)
+    return operation.amount
 
 
 def _known_since(operation: Operation, attempt: Attempt, object_id: str) -> bool:
@@ -221,7 +236,9 @@ def _negative(
 def _unproven(
     snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Nothing, ending: Ending
 ) -> Changes:
-    noted = replace(attempt, status=proof.status)
+    # An error that Stripe keeps under the key is remembered, whatever a later send comes to.
+    kept_error = (attempt.status or 0) >= 500 and (proof.status or 0) < 500
+    noted = attempt if kept_error else replace(attempt, status=proof.status)
     if operation.state not in HOLDING or operation.lease_token != ending.token:
         return Changes(attempts=(noted,))
     # While an earlier send is open, a key in use (409) is in use by that send: ours, not foreign.
@@ -249,7 +266,7 @@ def _given_back(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
 
 def _outcome_row(operation: Operation, ending: Ending) -> AuditDraft:
     proof = ending.proof
-    code: str | None = None
+    code: str | None = operation.code if isinstance(proof, Made) else None
     if isinstance(proof, Rejected) and proof.ours:
         # As the caller is told: it was our own key that Stripe refused, not the bill.
         code = "upstream_rejected_key"

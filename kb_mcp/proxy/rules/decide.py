@@ -18,7 +18,7 @@ failed, declined            Replay until decline_retry_after, then the checks be
 failed, not sent            the checks below -> the same key       the checks below -> a new key
 failed, rejected            the checks below -> a new key
 voided, not yet 25 h empty  the checks below -> the same key, 23 h idempotency_key_reused
-voided and free             the checks below -> a new key
+voided and free             the checks below -> the same key, 23 h the checks below -> a new key
 awaiting approval           approved: the checks below             another approval
 
 A step that goes on with an operation's object has a table of its own (`steps.py`); a create that is
@@ -40,7 +40,6 @@ from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Attempt,
     AttemptOutcome,
-    Changes,
     KeyId,
     NamedBy,
     Operation,
@@ -50,12 +49,14 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import suspect
 from kb_mcp.proxy.rules.follow_ups.decide import decide_follow_up
+from kb_mcp.proxy.rules.gates import check_send
 from kb_mcp.proxy.rules.reserve import (
     new_operation,
     recent_decline,
     resendable,
     reserve,
     send_again,
+    using,
 )
 
 if TYPE_CHECKING:
@@ -155,8 +156,14 @@ def _unsettled(
         return Join(operation)
     if attempt is None or not resendable(snapshot, attempt):
         return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=_named(operation)), operation)
+    gate = check_send(snapshot, command, operation, attempt)
+    if gate.refusal is not None:
+        # Money is held, and may have moved: that is what this caller must know first.
+        facts = {**_named(operation), "not_sent_again": gate.refusal.code.value}
+        return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=facts), operation)
     leased, sent = send_again(snapshot, command, operation, attempt)
-    return Proceed(leased, sent, Changes(operations=(leased,), attempts=(sent,)))
+    changes = replace(using(gate), operations=(leased,), attempts=(sent,))
+    return Proceed(leased, sent, changes)
 
 
 def _voided(
@@ -168,7 +175,9 @@ def _voided(
     same: bool,
 ) -> Decision:
     if not operation.live:
-        return reserve(snapshot, command, operation, None)
+        # Freed by an operator's word, which may be wrong: while Stripe remembers the key it stays.
+        keep = attempt if same and attempt is not None and resendable(snapshot, attempt) else None
+        return reserve(snapshot, command, operation, keep)
     if not same:
         return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
     if attempt is None or not resendable(snapshot, attempt):
@@ -202,6 +211,9 @@ def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> 
     if operation.reopened and operation.state is S.SUCCEEDED:
         return True
     if operation.named_by is not NamedBy.BODY or operation.state in HOLDING:
+        return False
+    if operation.state is S.AWAITING_APPROVAL:
+        # It was never charged: what an operator was asked, or said, is about this very bill.
         return False
     if operation.waived:
         return True

@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from kb_mcp.proxy.errors.refusals import Code, Fact, refuse
-from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation
+from kb_mcp.proxy.ledger.records import (
+    HOLDING,
+    Approval,
+    Attempt,
+    AttemptOutcome,
+    Changes,
+    Operation,
+)
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import hold
-from kb_mcp.proxy.rules.approvals import check_approval
+from kb_mcp.proxy.rules.approvals import ApprovalCheck, check_approval
 from kb_mcp.proxy.rules.caps import check_caps
 from kb_mcp.proxy.rules.decisions import Decision, Proceed, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import find_conflict, permits
+from kb_mcp.proxy.rules.gates import check_key
 from kb_mcp.proxy.rules.operation_names import later_name, request_body
 
 if TYPE_CHECKING:
@@ -35,14 +43,19 @@ def reserve(
 
     `operation` may be new; `keep` is the attempt whose key and stored bytes are used again.
     """
-    checked = check(snapshot, command, operation)
+    checked = check(snapshot, command, operation, keep)
     if not isinstance(checked, Changes):
         return checked
     return _proceed(snapshot, command, operation, keep, checked)
 
 
 def check(
-    snapshot: Snapshot, command: Command, operation: Operation, *, raised: bool = False
+    snapshot: Snapshot,
+    command: Command,
+    operation: Operation,
+    keep: Attempt | None = None,
+    *,
+    raised: bool = False,
 ) -> Refuse | Replay | Changes:
     """Run every check; return the approval that is used up where all pass.
 
@@ -54,24 +67,41 @@ def check(
     known = snapshot.operations.get(operation.id)
     if snapshot.turning:
         return Refuse(refuse(Code.LEDGER_UNAVAILABLE), known)
-    lineage = snapshot.lineage(command.lineage_id)
-    if lineage.frozen_at is not None:
-        return Refuse(
-            refuse(Code.VAULT_KEY_FROZEN, reason=lineage.frozen_reason or "an operator must look"),
-            known,
-        )
+    stopped = check_key(snapshot, command)
+    if stopped is not None:
+        return Refuse(stopped, known)
     if snapshot.unresolved.get(command.lineage_id, 0) >= command.policy.max_unresolved:
         return Refuse(refuse(Code.TOO_MANY_UNRESOLVED), known)
-    approval = check_approval(snapshot, command, operation)
+    approval = check_approval(snapshot, command, operation, keep)
     if approval.refusal is not None:
-        return Refuse(approval.refusal, known, approval.changes)
+        return Refuse(approval.refusal, known, asking(snapshot, command, operation, approval.asked))
     declined = recent_decline(snapshot, command) or _exhausted(snapshot, command, known)
     if declined is not None:
         return declined
     over = check_caps(snapshot, command, operation if raised else None)
     if over is not None:
         return Refuse(over, known)
-    return approval.changes
+    return using(approval)
+
+
+def using(approval: ApprovalCheck) -> Changes:
+    """Return the rows of an approval that is used up, if one is."""
+    return Changes() if approval.used is None else Changes(approvals=(approval.used,))
+
+
+def asking(
+    snapshot: Snapshot, command: Command, operation: Operation, asked: Approval | None
+) -> Changes:
+    """Return the rows of an approval that an operator is asked for, if one is."""
+    if asked is None:
+        return Changes()
+    waiting = replace(operation, approval_id=asked.id, updated_at=snapshot.now)
+    # A voided operation keeps its guards, one to go on with what it holds; others hold nothing.
+    if operation.state not in {S.VOIDED, S.SUCCEEDED, *HOLDING} or operation.id == command.fresh_id:
+        if command.continues is None:
+            waiting = _described(waiting, command)
+        waiting = replace(waiting, state=S.AWAITING_APPROVAL, held=0, code="approval_required")
+    return Changes(operations=(waiting,), approvals=(asked,))
 
 
 def recent_decline(snapshot: Snapshot, command: Command) -> Replay | None:
@@ -81,9 +111,10 @@ def recent_decline(snapshot: Snapshot, command: Command) -> Replay | None:
         return None
     declined = snapshot.operations.get(tally.last_operation)
     retry_at = tally.last_declined_at + command.policy.decline_retry_after_ms
-    if declined is None or declined.state is not S.FAILED or snapshot.now >= retry_at:
+    if declined is None or declined.answer is None or snapshot.now >= retry_at:
         return None
-    return Replay(declined)
+    # One that waits for an approval since then was declined all the same.
+    return Replay(declined) if declined.state in {S.FAILED, S.AWAITING_APPROVAL} else None
 
 
 def _exhausted(snapshot: Snapshot, command: Command, operation: Operation | None) -> Refuse | None:
@@ -224,6 +255,7 @@ def _lease(snapshot: Snapshot, command: Command, operation: Operation) -> Operat
         lease_owner=command.owner,
         lease_token=operation.lease_token + 1,
         lease_until=snapshot.now + command.lease_ms,
+        void_look_at=None,
         updated_at=snapshot.now,
     )
 

@@ -7,9 +7,7 @@ outside the ledger used the key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -35,6 +33,7 @@ LEASE_MS = 120_000
 # Listings of a voided operation, counted from the void; the last one frees its guards.
 SECOND_LISTING_MS = HOUR_MS
 LAST_LISTING_MS = 25 * HOUR_MS
+TWIN = "unmarked_charge"
 _ROW = AuditDraft(kind="recovery")
 
 
@@ -48,7 +47,19 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """A complete walk found no object of any attempt."""
+    """A complete walk found no object of any attempt.
+
+    `begun_at` is when the walk began, where that was before this lease. `twins` are the names of
+    objects without a mark that may be it all the same: somebody may have edited the mark away.
+    """
+
+    begun_at: int | None = None
+    twins: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def objects(self) -> frozenset[str]:
+        """Every name of a twin: whose they are decides whether absence is proven."""
+        return frozenset(name for names in self.twins for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,37 +111,22 @@ def resolve(
             freed = replace(after, lease_owner=None, next_read_at=snapshot.now + HOUR_MS)
             return freed, replace(changes, operations=(freed,))
         return after, changes
-    if isinstance(finding, Absent) and _proves_absence(snapshot, operation, read_at):
-        return _absent(snapshot, operation, read_at)
+    if isinstance(finding, Absent):
+        read_at = read_at if finding.begun_at is None else finding.begun_at
+        if unowned_twins(snapshot, operation, finding):
+            return _look_again(snapshot, operation, TWIN)
+        if _proves_absence(snapshot, operation, read_at):
+            return _absent(snapshot, operation, read_at)
     return _look_again(snapshot, operation)
 
 
-def match_attempt(
-    item: Mapping[str, Any], operation: Operation, attempts: list[Attempt]
-) -> int | None:
-    """Return the number of the attempt that made the listed object `item`, or None.
-
-    The mark alone is not enough: amount, currency and customer must be the operation's.
-    """
-    metadata = item.get("metadata")
-    mark = metadata.get("keybrake_attempt") if isinstance(metadata, dict) else None
-    # An operation whose request did not tell its amount has the mark alone.
-    same = operation.amount == 0 or (
-        item.get("amount") == operation.amount
-        and item.get("currency") == operation.currency
-        and (item.get("customer") or None) == operation.customer
-    )
-    if mark is None or not same:
-        return None
-    # A declined attempt is settled: its failed object says nothing about the attempts after it.
-    return next(
-        (
-            each.number
-            for each in attempts
-            if each.upstream_key == mark and each.outcome is not AttemptOutcome.DECLINED
-        ),
-        None,
-    )
+def unowned_twins(snapshot: Snapshot, operation: Operation, absent: Absent) -> list[str]:
+    """Return the objects without a mark that may be this operation's, and are no other's."""
+    return [
+        names[0]
+        for names in absent.twins
+        if all(snapshot.object_owners.get(name) in {None, operation.id} for name in names)
+    ]
 
 
 def _needs_reading(operation: Operation) -> bool:
@@ -160,6 +156,7 @@ def _absent(snapshot: Snapshot, operation: Operation, read_at: int) -> tuple[Ope
         code="voided",
         voided_at=snapshot.now,
         empty_listings=1,
+        void_look_at=read_at,
         next_read_at=snapshot.now + SECOND_LISTING_MS,
         lease_owner=None,
         updated_at=snapshot.now,
@@ -201,12 +198,21 @@ def _listed_empty(
     return listed, Changes(operations=(listed,))
 
 
-def _look_again(snapshot: Snapshot, operation: Operation) -> tuple[Operation, Changes]:
+def _look_again(
+    snapshot: Snapshot, operation: Operation, why: str | None = None
+) -> tuple[Operation, Changes]:
+    """Leave the operation as it is, to be read again; `why` it is unknown still, if there is one.
+
+    That others used its key outweighs everything else that is known of it.
+    """
     state = S.UNKNOWN if operation.state in HOLDING else operation.state
+    code = operation.code
+    if state is S.UNKNOWN and code != FOREIGN_KEY:
+        code = why or code or "outcome_unknown"
     waiting = replace(
         operation,
         state=state,
-        code=operation.code or ("outcome_unknown" if state is S.UNKNOWN else None),
+        code=code,
         lease_owner=None,
         next_read_at=max(operation.next_read_at or 0, snapshot.now),
         updated_at=snapshot.now,

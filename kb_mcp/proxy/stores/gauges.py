@@ -6,6 +6,7 @@ asks them in its own way.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -51,6 +52,11 @@ class Gauges(ABC):
     async def known_lineages(self, ids: Sequence[str]) -> frozenset[str]:
         """Return which of `ids` are lineages of this store."""
         return frozenset(row["id"] for row in await self._asked("known_lineages", **self._ids(ids)))
+
+    async def ceilings(self) -> Mapping[str, int]:
+        """Return the account's daily ceiling of each currency, in minor units, as it is now."""
+        rows = await self._asked("ceilings")
+        return json.loads(rows[0]["value"]) if rows else {}
 
     async def open_operations(self) -> dict[str, int]:
         """Return how many operations without an end there are, by state."""

@@ -10,9 +10,10 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
+from kb_mcp.proxy.stripe.json_objects import object_id, parse_object, whole, word
 from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, UpstreamAnswer
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ CANCELED = "canceled"
 class Made(Struct, frozen=True):
     """Stripe has the object: its own status decides.
 
-    `total` is what it is for and `moved` what it took, in minor units, where it says so.
+    `total` is what it is for and `moved` what it took, in minor units, where it says so. `facts`
+    are its amount, currency, customer and livemode, as far as it says them.
     """
 
     object_id: str
@@ -35,6 +37,7 @@ class Made(Struct, frozen=True):
     body: bytes
     total: int | None = None
     moved: int | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 class Declined(Struct, frozen=True):
@@ -92,24 +95,61 @@ def prove_object(
 
     `written` is the object as Stripe wrote it, where it came alone.
     """
-    object_id, status = body.get("id"), body.get("status", "")
-    if not isinstance(object_id, str) or not isinstance(status, str):
+    made_id, status, facts = object_id(body.get("id")), body.get("status", ""), _facts_of(body)
+    if made_id is None or not isinstance(status, str) or (status and word(status) is None):
         return None
     if body.get("object", route.object_type) != route.object_type:
         return None
     verdict = _verdict(route.lifecycle, body)
-    if verdict is None:
+    if verdict is None or facts is None or not _are_sound(route.lifecycle, body):
         return None
     if verdict == "failed" and status in route.lifecycle.done:
         status = CANCELED
     return Made(
-        object_id=object_id,
+        object_id=made_id,
         stripe_status=status,
         verdict=verdict,
         status=200,
         body=json.dumps(body, separators=(",", ":")).encode() if written is None else written,
-        total=_whole(body.get("amount")),
-        moved=_whole(body.get(route.lifecycle.moved or "")),
+        total=whole(body.get("amount")),
+        moved=whole(body.get(route.lifecycle.moved or "")),
+        facts=facts,
+    )
+
+
+def customer_of(body: Mapping[str, Any]) -> str | None:
+    """Return the customer of an object, be it an id or the customer itself."""
+    customer = body.get("customer")
+    if isinstance(customer, dict):
+        customer = customer.get("id")
+    return customer if isinstance(customer, str) and customer else None
+
+
+def _facts_of(body: Mapping[str, Any]) -> dict[str, object] | None:
+    """Return what an object says of the request it came from; None where a value has no sense."""
+    facts: dict[str, object] = {}
+    amount, currency = body.get("amount"), body.get("currency")
+    if amount is not None:
+        facts["amount"] = whole(amount)
+    if currency is not None:
+        facts["currency"] = currency.lower() if isinstance(currency, str) else None
+    if body.get("livemode") is not None:
+        facts["livemode"] = body["livemode"] if isinstance(body["livemode"], bool) else None
+    if any(value is None for value in facts.values()):
+        return None
+    if "customer" in body:
+        facts["customer"] = customer_of(body)
+        if facts["customer"] is None and body["customer"] is not None:
+            return None
+    return facts
+
+
+def _are_sound(lifecycle: Lifecycle, body: Mapping[str, Any]) -> bool:
+    """Say whether the fields by which a verdict is reached are of their kind, where they are."""
+    flags = (body.get(lifecycle.unless or ""), body.get("refunded") if lifecycle.unless else None)
+    moved = body.get(lifecycle.moved or "")
+    return all(flag is None or isinstance(flag, bool) for flag in flags) and (
+        moved is None or whole(moved) is not None
     )
 
 
@@ -131,12 +171,8 @@ def _verdict(lifecycle: Lifecycle, body: Mapping[str, Any]) -> str | None:
     return "failed" if body.get("refunded") is True else "pending"
 
 
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
 def _prove_answered(answer: Answered, route: Route) -> Proof:
-    parsed = _object(answer.body)
+    parsed = parse_object(answer.body)
     if parsed is None:
         return Nothing("unreadable", answer.status)
     if 200 <= answer.status < 300:
@@ -151,8 +187,7 @@ def _prove_error(answer: Answered, parsed: Mapping[str, Any]) -> Proof:
     error = parsed.get("error")
     if not isinstance(error, dict):
         return Nothing("unreadable", answer.status)
-    code = error.get("code") if isinstance(error.get("code"), str) else None
-    kind = error.get("type")
+    code, kind = word(error.get("code")), word(error.get("type"))
     if kind == "idempotency_error" or code == "idempotency_key_in_use":
         return Nothing("the key is in use outside the ledger", answer.status, foreign=True)
     if answer.status == 402:
@@ -161,20 +196,11 @@ def _prove_error(answer: Answered, parsed: Mapping[str, Any]) -> Proof:
         return NeverBegan(code or "rate_limited", answer.status, answer.body)
     if answer.status in _REJECTIONS:
         ours = answer.status in {401, 403}
-        return Rejected(answer.status, answer.body, code or str(kind), ours)
+        return Rejected(answer.status, answer.body, code or kind or "rejected", ours)
     return Nothing(f"status {answer.status}", answer.status)
 
 
 def _object_of(error: Mapping[str, Any]) -> str | None:
     """Return the id of the intent or the charge that a decline left behind."""
     intent = error.get("payment_intent")
-    named = intent.get("id") if isinstance(intent, dict) else error.get("charge")
-    return named if isinstance(named, str) else None
-
-
-def _object(body: bytes) -> dict[str, Any] | None:
-    try:
-        parsed = json.loads(body)
-    except ValueError:
-        return None
-    return parsed if isinstance(parsed, dict) else None
+    return object_id(intent.get("id") if isinstance(intent, dict) else error.get("charge"))

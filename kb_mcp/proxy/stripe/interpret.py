@@ -38,7 +38,7 @@ REFERENCE_FIELD: Final = "metadata[reference]"
 # Stripe's own limit on the header; printable, so that it can go into a header again.
 _KEY = re.compile(r"[ -~]{1,255}")
 _OBJECT_ID = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
-_PAYMENT_FIELDS = ("payment_method", "source")
+PAYMENT_FIELDS = ("payment_method", "source")
 _DESTINATION_FIELDS = ("destination", "destination[account]", "transfer_data[destination]")
 # As every fingerprint in a store was written.
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
@@ -191,7 +191,7 @@ def _read_parties(form: Form) -> tuple[str | None, str | None, str | None] | Ref
     customer = _matched(form, ("customer",), CUSTOMER_ID, "a customer id like cus_Abc123")
     if isinstance(customer, Refusal):
         return customer
-    payment_method = _matched(form, _PAYMENT_FIELDS, _OBJECT_ID, "the id of a payment method")
+    payment_method = _matched(form, PAYMENT_FIELDS, _OBJECT_ID, "the id of a payment method")
     if isinstance(payment_method, Refusal):
         return payment_method
     destination = _matched(form, _DESTINATION_FIELDS, _OBJECT_ID, "the id of a destination")

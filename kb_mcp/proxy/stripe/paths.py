@@ -33,8 +33,8 @@ _FAULTS: Final = (
 def canonical_path(raw: bytes) -> str | Refusal:
     """Read the path of a request line, without its query, to the form `/v1/...`.
 
-    One `/stripe` prefix is taken off, with the double slash that a base address with a trailing
-    slash makes (`/stripe//v1/charges`). The rest is percent-decoded once.
+    One `/stripe` prefix is taken off, and the double slash that a base address with a trailing
+    slash makes (`/stripe//v1/charges`, `//v1/charges`). The rest is percent-decoded once.
     """
     if len(raw) > MAX_PATH:
         return refuse(Code.PATH_INVALID, reason="it is too long")
@@ -43,8 +43,8 @@ def canonical_path(raw: bytes) -> str | Refusal:
     path = raw
     if raw.startswith(_PREFIX + b"/"):
         path = raw.removeprefix(_PREFIX)
-        if path.startswith(b"//v1/"):
-            path = path[1:]
+    if path.startswith(b"//v1/"):
+        path = path[1:]
     fault = _fault(path)
     if fault is not None:
         return refuse(Code.PATH_INVALID, reason=fault)

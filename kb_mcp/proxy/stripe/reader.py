@@ -5,13 +5,13 @@ Floor: wing B, above upstream. What could not be read says so; it is never taken
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import urlencode
 
 from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.stripe.json_objects import next_cursor, parse_object
 from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamRequest
 
 READ_WITHIN_MS = 10_000
@@ -61,11 +61,8 @@ class StripeReads:
             return Missing()
         if answer.status != 200:
             return Unread(f"Stripe answered {answer.status}", answer.status)
-        try:
-            body = json.loads(answer.body)
-        except ValueError:
-            return Unread("Stripe's answer is no JSON")
-        return Found(body) if isinstance(body, dict) else Unread("Stripe's answer is no object")
+        body = parse_object(answer.body)
+        return Unread("Stripe's answer is no JSON object") if body is None else Found(body)
 
     async def walk(
         self, path: str, since_ms: int, seen: Callable[[int], None] = lambda _: None
@@ -76,18 +73,24 @@ class StripeReads:
         """
         query = {"limit": str(PAGE), "created[gte]": str(max(since_ms, 0) // 1000)}
         items: list[Mapping[str, Any]] = []
+        seen_last: set[str] = set()
         for _ in range(PAGES_MAX):
             page = await self.get(f"{path}?{urlencode(query)}")
             if isinstance(page, Unread):
                 return page
             data = page.body.get("data") if isinstance(page, Found) else None
-            if not isinstance(page, Found) or not isinstance(data, list):
+            if not isinstance(page, Found) or not _is_list_of_objects(data):
                 return Unread("Stripe's answer is no list")
             items += data
             seen(len(items))
             if page.body.get("has_more") is False:
                 return items
-            if not data or not isinstance(data[-1].get("id"), str):
+            cursor = next_cursor(data, seen_last)
+            if cursor is None:
                 return Unread("Stripe's list breaks off")
-            query["starting_after"] = data[-1]["id"]
+            query["starting_after"] = cursor
         return Unread("Stripe's list does not end")
+
+
+def _is_list_of_objects(data: object) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(data, list) and all(isinstance(each, dict) for each in data)

@@ -6,9 +6,12 @@ Floor: wing B, below the deciders. Pure. The clients themselves stand in `upstre
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct, field
+
+SEND_WITHIN_MS: Final = 5_000
+"""How long after it was reserved a request may still leave."""
 
 
 class UpstreamRequest(Struct, frozen=True):

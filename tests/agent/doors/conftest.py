@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.doors.mcp import http_app
+from kb_mcp.agent.doors.mcp.http import http_app
 from tests.agent.conftest import Says, StubProxy
 
 POST = "POST /stripe/v1/charges"

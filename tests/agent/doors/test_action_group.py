@@ -251,6 +251,9 @@ class Broken:
     tools = frozenset(ToolName)
     allow_reference = False
 
+    def may_offer(self, tool: ToolName) -> bool:
+        return tool in self.tools
+
     def charge(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
         raise RuntimeError(f"{BILLING_KEY} {arguments} {context}")
 

@@ -12,7 +12,8 @@ from botocore.validate import ParamValidator
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext, caller_of
-from kb_mcp.agent.doors.converse import answer_message, answer_returned_control, read_stream
+from kb_mcp.agent.converse_stream import read_stream
+from kb_mcp.agent.doors.converse import answer_message, answer_returned_control
 from tests.agent.conftest import Says, StubProxy, charge, refusal
 
 POST = "POST /stripe/v1/charges"
@@ -103,8 +104,20 @@ def test_a_decimal_of_a_stored_history_is_refused_in_json(
     assert proxy.seen == []
 
 
-@pytest.mark.parametrize("reason", ["malformed_tool_use", "max_tokens", "guardrail_intervened"])
-def test_nothing_runs_unless_the_model_stopped_for_tools(
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "malformed_tool_use",
+        "malformed_model_output",
+        "max_tokens",
+        "model_context_window_exceeded",
+        "guardrail_intervened",
+        "content_filtered",
+        "stream_ended",
+        "a_reason_of_next_year",
+    ],
+)
+def test_nothing_runs_on_an_answer_that_was_cut_off_blocked_or_malformed(
     proxy: StubProxy, billing: Billing, reason: str
 ) -> None:
     (result,) = results(answer_message(message(use()), caller_of(billing), WHO, reason))
@@ -112,6 +125,18 @@ def test_nothing_runs_unless_the_model_stopped_for_tools(
     assert result["status"] == "error"
     assert result["content"]
     assert proxy.seen == []
+
+
+@pytest.mark.parametrize("reason", [None, "tool_use", "end_turn", "stop_sequence"])
+def test_a_whole_tool_use_runs_whatever_the_model_calls_its_end(
+    proxy: StubProxy, billing: Billing, reason: str | None
+) -> None:
+    proxy.on(POST, Says(200, charge()))
+
+    (result,) = results(answer_message(message(use()), caller_of(billing), WHO, reason))
+
+    assert result["content"][0]["json"]["status"] == "succeeded"
+    assert len(proxy.seen) == 1
 
 
 def stream(*inputs: str, stop: str = "tool_use") -> list[dict[str, Any]]:
@@ -153,7 +178,16 @@ def test_a_stream_is_put_together() -> None:
 
 @pytest.mark.parametrize(
     "inputs",
-    [('{"customer_id": "cus_A',), ('{"amount_cents": 1, "amount_cents": 2}',), ("[1]",)],
+    [
+        ('{"customer_id": "cus_A',),
+        ('{"amount_cents": 1, "amount_cents": 2}',),
+        ("[1]",),
+        ('"{}"',),
+        ('{"amount_cents": NaN}',),
+        ('{"amount_cents": 1e999}',),
+        ('{"description": "\\ud800"}',),
+        ("[" * 100_000,),
+    ],
 )
 def test_a_broken_or_doubled_input_runs_nothing(
     proxy: StubProxy, billing: Billing, inputs: tuple[str, ...]
@@ -163,6 +197,7 @@ def test_a_broken_or_doubled_input_runs_nothing(
     (result,) = results(answer_message(assembled, caller_of(billing), WHO, reason))
 
     assert (result["status"], result["content"][0]["json"]["status"]) == ("error", "invalid")
+    assert "Ask for it again" in result["content"][0]["json"]["message"]
     assert proxy.seen == []
 
 

@@ -28,11 +28,13 @@ SERVER = """
 import sys, anyio
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
-from kb_mcp.agent.doors.mcp import create_server, serve_stdio
+from kb_mcp.agent.doors.mcp.server import create_server
+from kb_mcp.agent.doors.mcp.stdio import serve_stdio
 billing = Billing({ToolName(name): sys.argv[2] for name in sys.argv[3:]}, sys.argv[1])
 # What a handler prints by accident must not reach the client.
 anyio.run(serve_stdio, create_server(lambda request: print("stray") or billing))
 """
+PING = b'{"jsonrpc": "2.0", "id": 5, "method": "ping", "params": {}}'
 MODERN = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
     "io.modelcontextprotocol/clientCapabilities": {},
@@ -50,7 +52,6 @@ class Client:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
         )
         self.modern = modern
         self.count = 0
@@ -60,9 +61,10 @@ class Client:
             self.ask("initialize", hello)
             self.write('{"jsonrpc": "2.0", "method": "notifications/initialized"}')
 
-    def write(self, line: str) -> None:
+    def write(self, line: str | bytes) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
+        raw = line if isinstance(line, bytes) else line.encode()
+        self.process.stdin.write(raw + b"\n")
         self.process.stdin.flush()
 
     def read(self) -> Any:
@@ -161,6 +163,96 @@ def test_a_repeated_name_is_refused_before_the_last_one_wins(
 
     assert (answer["id"], answer["error"]["code"]) == ("dup", -32602)
     assert proxy.seen == []
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "request_id"),
+    [
+        (b"\xef\xbb\xbf" + PING, -32700, None),
+        (b"{broken", -32700, None),
+        (b"\xff", -32700, None),
+        (b"[" + PING + b"]", -32600, None),
+        (PING.replace(b"5", b"2.5"), -32600, None),
+        (PING.replace(b"{}", b'{"a": "\\ud800"}'), -32602, 5),
+    ],
+)
+def test_a_line_that_is_no_message_is_answered(
+    client: Client, line: bytes, code: int, request_id: int | None
+) -> None:
+    client.write(line)
+
+    answer = client.read()
+
+    assert (answer["error"]["code"], answer["id"]) == (code, request_id)
+    assert "result" in client.ask("tools/list")
+
+
+def test_an_empty_line_is_no_line(client: Client) -> None:
+    client.write(" \r\n")
+
+    assert "result" in client.ask("tools/list")
+
+
+HELLO: dict[str, Any] = {
+    "protocolVersion": "2025-11-25",
+    "capabilities": {},
+    "clientInfo": {"name": "tester", "version": "1"},
+}
+DISCOVER = {"jsonrpc": "2.0", "id": "d", "method": "server/discover", "params": {"_meta": MODERN}}
+
+
+@pytest.mark.parametrize("discoveries", [1, 3])
+def test_a_handshake_after_a_discovery_opens_the_older_era(
+    proxy: StubProxy, discoveries: int
+) -> None:
+    proxy.on(POST, Says(200, charge()))
+    client = Client(proxy, "charge", modern=True)
+
+    # All at once: a client that has waited for long does not wait for the late answer.
+    for number in range(discoveries):
+        client.write(json.dumps({**DISCOVER, "id": f"d{number}"}))
+    cancelled = {"requestId": "d0", "reason": "timeout"}
+    client.write(
+        json.dumps({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": cancelled})
+    )
+    client.modern = False
+    client.write(json.dumps({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}))
+    answers = {}
+    while 0 not in answers:
+        answer = client.read()
+        answers[answer["id"]] = answer
+    client.write('{"jsonrpc": "2.0", "method": "notifications/initialized"}')
+    charged = client.call("charge", BILL)
+
+    assert answers[0]["result"]["protocolVersion"] == "2025-11-25"
+    assert charged["result"]["structuredContent"]["status"] == "succeeded"
+    client.close()
+
+
+def test_a_handshake_after_a_call_of_the_newer_era_is_refused(proxy: StubProxy) -> None:
+    client = Client(proxy, "charge", modern=True)
+    client.ask("server/discover")
+    client.ask("tools/list")
+
+    answer = client.ask("initialize", HELLO)
+
+    assert answer["error"]["data"]["supported"] == ["2026-07-28"]
+    client.close()
+
+
+def test_a_client_that_ends_its_input_still_gets_the_answers(proxy: StubProxy) -> None:
+    proxy.on(POST, Says(200, charge()))
+    client = Client(proxy, "charge", modern=True)
+    assert client.process.stdin is not None
+
+    params = {"name": "charge", "arguments": BILL, "_meta": MODERN}
+    sent = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    client.process.stdin.write(json.dumps(sent).encode())  # without a newline
+    client.process.stdin.close()
+
+    assert client.read()["result"]["structuredContent"]["status"] == "succeeded"
+    client.close()
+    assert client.process.returncode == 0
 
 
 def test_a_tool_whose_key_is_missing_is_an_unknown_tool(proxy: StubProxy) -> None:

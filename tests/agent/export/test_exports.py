@@ -242,12 +242,29 @@ def test_the_strict_profile_closes_every_object_and_has_no_bounds() -> None:
         assert all(not (UNSAFE - {"additionalProperties"}) & set(node) for node in nodes)
 
 
-def test_mcp_tools_are_closed_and_annotated() -> None:
+EXAMPLES = {"customer_id": "cus_Abc123", "charge_id": "ch_Abc123", "currency": "usd"}
+
+
+def test_mcp_schemas_leave_out_what_converters_for_other_models_choke_on() -> None:
+    for tool in mcp_tools(ALL)["tools"]:
+        for name in ("inputSchema", "outputSchema"):
+            assert set(tool[name]) == {"type", "properties", "required"} & set(tool[name])
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_what_an_mcp_client_may_leave_out_it_may_also_send_empty(empty: bool) -> None:
+    for tool in mcp_tools(ALL)["tools"]:
+        schema = tool["inputSchema"]
+        for name, field in schema["properties"].items():
+            if "pattern" in field:
+                optional = name not in schema.get("required", ())
+                given = "" if empty else EXAMPLES[name]
+                assert bool(re.search(field["pattern"], given)) is (optional or not empty)
+
+
+def test_mcp_tools_are_annotated() -> None:
     charge, status = mcp_tools(ALL)["tools"]
 
-    for tool in (charge, status):
-        assert tool["inputSchema"]["additionalProperties"] is False
-        assert tool["outputSchema"]["additionalProperties"] is False
     hints = charge["annotations"]
     assert (hints["readOnlyHint"], hints["destructiveHint"]) == (False, True)
     assert (hints["idempotentHint"], hints["openWorldHint"]) == (True, True)

@@ -58,6 +58,11 @@ def test_a_void_waits_until_stripe_cannot_be_at_it_any_more(operators_app: Opera
     assert operators_app.api("POST", path, json=said).status_code == 409
     operators_app.in_process.turn_clock(3600)
     operators_app.in_process.run(operators_app.in_process.proxy.app.pipeline.follow())
+    first = operators_app.api("POST", path, json=said)
+    assert (first.status_code, error_of(first)) == (409, "operation_state")
+    assert "ask for the same in 60 seconds" in first.json()["error"]["message"]
+    operators_app.in_process.turn_clock(61)
+    operators_app.in_process.run(operators_app.in_process.proxy.app.pipeline.follow())
     assert operators_app.api("POST", path, json=said).json()["state"] == "voided"
     assert operators_app.in_process.charge(key, period="2026-11").status_code == 200
     assert len(operators_app.in_process.charges()) == 1

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from kb_mcp.environment import SettingsError
 from kb_mcp.operators.actions.operations import note
+from kb_mcp.operators.alerts import rules
 from kb_mcp.operators.alerts.files import AlertFileError, load_alert_file
 from kb_mcp.operators.alerts.queue import TRIES_MAX, Alerts
 from kb_mcp.operators.alerts.rules import RECONCILE_DIFFERENCE
@@ -134,6 +135,20 @@ def test_a_freeze_and_a_broken_chain_are_told(in_process: InProcessProxy) -> Non
         in_process.run(in_process.proxy.app.pipeline.follow())
         in_process.run(alerts.run())
     assert {"key_frozen", "chain_broken"} <= {each["kind"] for each in told(server)}
+
+
+def test_a_large_write_ahead_log_is_told_once_a_day(
+    in_process: InProcessProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "WAL_LARGE_BYTES", 0)
+    in_process.charge(in_process.issue(), period="2026-11")
+    with receiver() as server:
+        alerts = watching(in_process, hook(server))
+        for _ in range(2):
+            in_process.run(alerts.run())
+        (alert,) = told(server)
+    assert alert["kind"] == "wal_large"
+    assert "cannot be emptied" in alert["text"]
 
 
 def test_a_body_is_signed_and_holds_no_secret(in_process: InProcessProxy) -> None:

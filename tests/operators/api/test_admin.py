@@ -97,9 +97,31 @@ def test_an_issued_key_charges_within_its_caps_and_its_token_is_shown_once(
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        {"role": "billing"},
+        {"role": "billing", "uncapped": False},
+        {"role": "billing", "caps": {"per_charge": {"usd": 100}}, "daily_charges": 5},
+        {"policy": {"role": "x", "allow": ["POST /v1/payment_intents/*/confirm"]}},
+        {"policy": {"role": "x", "allow": ["POST /v1/transfers"]}},
+    ],
+)
+def test_a_key_that_moves_money_needs_a_cap_or_the_word_that_it_has_none(
+    operators_app: OperatorsApp, body: dict[str, Any]
+) -> None:
+    answer = operators_app.api("POST", "/keys", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "cap_required", "caps")
+    assert "daily, monthly or per_customer_daily" in error["message"]
+    assert operators_app.api("GET", "/keys").json()["data"] == []
+    assert operators_app.api("POST", "/keys", json={**body, "uncapped": True}).status_code == 201
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         ({}, "role"),
+        ({"role": "billing", "uncapped": "yes"}, "uncapped"),
         ({"role": "billing", "policy": {}}, "role"),
         ({"role": "no-such-role"}, "role"),
         ({"role": "billing", "colour": "red"}, "colour"),
@@ -182,7 +204,8 @@ def test_a_revoked_key_cannot_come_back_by_rotation(operators_app: OperatorsApp)
 
 
 def test_a_frozen_key_thaws_only_with_a_reason(operators_app: OperatorsApp) -> None:
-    policy = {"role": "billing", "allow": ["POST /v1/charges"], "daily_declines": 1}
+    policy = {"role": "billing", "allow": ["POST /v1/charges"], "daily_declines": 1,
+              "caps": {"daily": {"usd": 1_000_000}}}  # fmt: skip
     issued = operators_app.api("POST", "/keys", json={"policy": policy}).json()
     key = Issued(issued["id"], issued["token"])
     operators_app.in_process.charge(key, customer="cus_Declined", period="2026-11")
@@ -354,6 +377,6 @@ def test_errors_of_the_router_have_stripes_shape_and_the_safe_headers(
 
 def test_a_closed_ledger_is_unavailable_and_nothing_is_issued(operators_app: OperatorsApp) -> None:
     operators_app.in_process.run(operators_app.in_process.proxy.store.ledger.close())
-    answer = operators_app.api("POST", "/keys", json={"role": "billing"})
+    answer = operators_app.api("POST", "/keys", json={"role": "audit"})
     assert (answer.status_code, error_of(answer)) == (503, "ledger_unavailable")
     assert TOKEN not in answer.text

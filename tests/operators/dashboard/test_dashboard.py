@@ -210,6 +210,23 @@ def test_a_key_is_issued_by_form_and_its_token_is_shown_on_one_page_once(
     assert error_of(refused) == "spend_cap_exceeded"
 
 
+POLICY = 'role = "mine"\nallow = ["POST /v1/charges"]'
+
+
+@pytest.mark.parametrize("fields", [{"role": "billing", "label": "nightly"}, {"policy": POLICY}])
+def test_a_form_for_a_key_without_a_cap_is_shown_again_until_that_is_chosen(
+    operators_app: OperatorsApp, fields: dict[str, str]
+) -> None:
+    operators_app.log_in()
+    answer = operators_app.submit("/keys", "/keys", fields)
+    assert (answer.status_code, "no key was issued" in answer.text.lower()) == (400, True)
+    assert "would move money without a cap per day, month or customer" in answer.text
+    assert operators_app.api("GET", "/keys").json()["data"] == []
+    chosen = operators_app.submit("/keys", "/keys", {**fields, "uncapped": "1"})
+    assert chosen.status_code == 303
+    assert len(operators_app.api("GET", "/keys").json()["data"]) == 1
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -307,7 +324,9 @@ def everything(operators_app: OperatorsApp, key: Issued) -> list[httpx.Response]
 
 
 def test_text_of_clients_and_operators_is_never_markup(operators_app: OperatorsApp) -> None:
-    body = {"role": "billing", "label": CANARY[:128], "agent": CANARY[:128]}
+    body = {
+        "role": "billing", "uncapped": True, "label": CANARY[:128], "agent": CANARY[:128],
+    }  # fmt: skip
     issued = operators_app.api("POST", "/keys", json=body).json()
     key = Issued(issued["id"], issued["token"])
     operators_app.in_process.charge(key, period="2026-11", description=CANARY)

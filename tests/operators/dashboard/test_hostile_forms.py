@@ -91,7 +91,7 @@ def test_a_form_with_anything_in_it_acts_as_said_or_not_at_all(
     path = form.format(key=key.id, operation=operation.id)
     csrf = csrf_of(operators_app.browser.get("/keys"))
     for name in FORMS[form]:
-        filled = {"csrf": csrf, "role": "billing", name: VALUES[kind]}
+        filled = {"csrf": csrf, "role": "billing", "daily": "5.00usd", name: VALUES[kind]}
         answer = operators_app.browser.post(path, data=filled)
         check(operators_app, answer.status_code, answer.text, VALUES[kind])
         if answer.status_code == 303:

@@ -27,7 +27,9 @@ def operators_app(tmp_path: Path) -> Iterator[OperatorsApp]:
 
 
 def issue(operators_app: OperatorsApp, **body: Any) -> Issued:
-    made = operators_app.api("POST", "/keys", json={"role": "billing", **body}).json()
+    made = operators_app.api(
+        "POST", "/keys", json={"role": "billing", "uncapped": True, **body}
+    ).json()
     return Issued(made["id"], made["token"])
 
 

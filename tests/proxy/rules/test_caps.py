@@ -79,16 +79,14 @@ def test_another_customer_has_a_window_of_its_own_and_the_key_has_one() -> None:
     assert refusal.facts["cap_kind"] == "per key and day"
 
 
-@pytest.mark.parametrize("table", ["per_charge", "daily", "monthly", "per_customer_daily"])
-def test_a_currency_without_a_cap_is_refused_where_there_are_caps(table: str) -> None:
-    limits: dict[str, Any] = {table: {"usd": 2900}}
-    some = one_key(**limits)
-    refusal = check_caps(some.snapshot, some.intend(currency="eur"))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("currency", "amount"), [("eur", 50), ("jpy", 50), ("kwd", 500)])
+def test_a_limit_in_one_currency_refuses_every_other(kind: str, currency: str, amount: int) -> None:
+    some = one_key(**KINDS[kind][0])
+    refusal = check_caps(some.snapshot, some.intend(currency=currency, amount=amount))
     assert refusal is not None
     assert (refusal.code.value, refusal.param) == ("currency_not_allowed", "currency")
-    assert (refusal.facts["allowed"], refusal.facts["currency"]) == (("usd",), "eur")
-    free = one_key(ceiling=1)
-    assert check_caps(free.snapshot, free.intend(currency="eur")) is None
+    assert (refusal.facts["allowed"], refusal.facts["currency"]) == (("usd",), currency)
 
 
 def test_sends_per_day_count_every_send_whatever_became_of_it() -> None:

@@ -10,17 +10,27 @@ from msgspec.structs import replace
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation, OperationId
 from kb_mcp.proxy.rules.conclude import FOREIGN_KEY
 from kb_mcp.proxy.rules.decisions import Proceed
+from kb_mcp.proxy.rules.matching import match_attempt, twin_names
 from kb_mcp.proxy.rules.resolve import (
     LEASE_MS,
     Absent,
     Found,
     Unreadable,
-    match_attempt,
     resolve,
     take,
 )
 from kb_mcp.proxy.stripe.evidence import Nothing
-from tests.proxy.rules.one_key import HOUR, LINEAGE, LOST, REJECTED, OneKey, declined, made, told
+from tests.proxy.rules.one_key import (
+    HOUR,
+    LINEAGE,
+    LOST,
+    REJECTED,
+    START_MS,
+    OneKey,
+    declined,
+    made,
+    told,
+)
 
 FIRST = OperationId("op_1")
 
@@ -245,12 +255,114 @@ def test_an_object_is_matched_by_its_attempt_and_by_what_it_says() -> None:
     assert match_attempt(listed(operation, second), operation, attempts) == 2
     # A declined attempt is settled, and its failed object is no news.
     assert match_attempt(listed(operation, first), operation, attempts) is None
-    for wrong in (
-        {"amount": 2901}, {"currency": "eur"}, {"customer": "cus_B2"}, {"customer": None},
-        {"metadata": None}, {"metadata": {"keybrake_operation": operation.id}},
-    ):  # fmt: skip
+    for wrong in ({"metadata": None}, {"metadata": {"keybrake_operation": operation.id}}):
         assert match_attempt(listed(operation, second) | wrong, operation, attempts) is None
     assert match_attempt(listed(operation, "another"), operation, attempts) is None
+    half_marked = {"metadata": {"keybrake_attempt": second}}
+    assert match_attempt(listed(operation, second) | half_marked, operation, attempts) == 2
+    for other in (
+        {"amount": 2901}, {"currency": "eur"}, {"customer": "cus_B2"}, {"customer": None},
+    ):  # fmt: skip
+        item = listed(operation, second) | other
+        # With both marks it is ours, whatever it says; with one of them it may be anybody's.
+        assert match_attempt(item, operation, attempts) == 2
+        assert match_attempt(item | half_marked, operation, attempts) is None
+
+
+GRACE = 600_000
+
+
+def bare(operation: Operation, **fields: Any) -> dict[str, Any]:
+    """Return an object without marks that is otherwise like the operation's."""
+    return listed(operation, None, id="ch_9", created=START_MS // 1000, metadata={}) | fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_twin"),
+    [
+        ({}, True),
+        ({"metadata": None}, True),
+        ({"metadata": {"note": "x"}}, True),
+        # A mark that was edited to half of one, or to nonsense, is edited away.
+        ({"metadata": {"keybrake_operation": "op_1"}}, True),
+        ({"metadata": {"keybrake_attempt": "nonsense"}}, True),
+        ({"metadata": {"keybrake_attempt": "", "keybrake_operation": "op_else"}}, True),
+        ({"metadata": {"keybrake_attempt": "K9", "keybrake_operation": "op_else"}}, False),
+        ({"status": "failed"}, False),
+        ({"status": "canceled"}, False),
+        ({"status": "pending"}, True),
+        ({"amount": 2901}, False),
+        ({"currency": "eur"}, False),
+        ({"customer": "cus_B2"}, False),
+        ({"customer": None}, False),
+        ({"customer": {"id": "cus_A1", "object": "customer"}}, True),
+        ({"created": None}, False),
+        ({"created": START_MS // 1000 - 90}, True),
+        ({"created": START_MS // 1000 - 91}, False),
+        ({"created": (START_MS + 5_000 + GRACE) // 1000}, True),
+        ({"created": (START_MS + 5_000 + GRACE) // 1000 + 1}, False),
+    ],
+)
+def test_an_unmarked_object_like_ours_of_the_time_of_our_sends_is_a_twin(
+    fields: dict[str, Any], is_twin: bool
+) -> None:
+    one_key = OneKey()
+    unknown(one_key)
+    operation = one_key.snapshot.operations[FIRST]
+    attempts = one_key.snapshot.attempts_of(operation)
+    names = twin_names(bare(operation, **fields), operation, attempts, GRACE)
+    assert names == (("ch_9",) if is_twin else ())
+
+
+def test_the_charge_of_a_customerless_bill_has_twins_too() -> None:
+    one_key = OneKey()
+    one_key.end(one_key.ask("june", customer="cus_A1"), LOST)
+    operation = replace(one_key.snapshot.operations[FIRST], customer=None)
+    attempts = one_key.snapshot.attempts_of(operation)
+    assert twin_names(bare(operation), operation, attempts, GRACE) == ("ch_9",)
+    assert twin_names(bare(operation, customer="cus_A1"), operation, attempts, GRACE) == ()
+
+
+def test_attempts_that_surely_made_nothing_do_not_widen_the_time_of_a_twin() -> None:
+    operation, attempts = two_attempts()
+    first = attempts[0].first_sent_at // 1000
+    assert twin_names(bare(operation, created=first), operation, attempts, GRACE) == ()
+    second = attempts[1].first_sent_at // 1000
+    assert twin_names(bare(operation, created=second), operation, attempts, GRACE) == ("ch_9",)
+
+
+@pytest.mark.parametrize("voided", [False, True])
+def test_a_twin_that_is_nobodys_keeps_an_operation_from_being_voided_or_freed(
+    voided: bool,
+) -> None:
+    one_key = OneKey()
+    unknown(one_key)
+    one_key.pass_time(one_key.snapshot.settings.recovery_grace_ms + 1)
+    if voided:
+        one_key.read(FIRST, Absent())
+    for _ in range(4):
+        one_key.pass_time(26 * HOUR)
+        one_key.read(FIRST, Absent(twins=(("ch_9", "pi_9"),)))
+    after = one_key.snapshot.operations[FIRST]
+    assert after.live
+    assert (after.state.value, after.code) == (
+        ("voided", "voided") if voided else ("unknown", "unmarked_charge")
+    )
+    # It is another operation's, as the ledger learns later: then absence is absence.
+    one_key.snapshot.object_owners["pi_9"] = OperationId("op_2")
+    one_key.read(FIRST, Absent(twins=(("ch_9", "pi_9"),)))
+    assert one_key.snapshot.operations[FIRST].state.value == "voided"
+
+
+def test_a_walk_counts_from_when_it_began() -> None:
+    one_key = OneKey()
+    unknown(one_key)
+    began = one_key.snapshot.now
+    one_key.pass_time(HOUR)
+    one_key.read(FIRST, Absent(begun_at=began))
+    assert state(one_key) == "unknown"
+    one_key.read(FIRST, Absent(begun_at=began + one_key.snapshot.settings.recovery_grace_ms + 1))
+    assert state(one_key) == "voided"
 
 
 def test_a_request_that_does_not_tell_its_amount_is_matched_by_the_mark_alone() -> None:

@@ -83,8 +83,10 @@ def test_what_one_process_committed_another_reads_back_whole(open_one: Open, run
         lease_owner="somebody", lease_token=3, lease_until=9, approval_id="ap_1",
     )  # fmt: skip
     approval = Approval(
-        id="ap_1", operation_id=wanted.id, lineage_id=LINEAGE, fingerprint="f", state="pending",
-        expires_at=9, created_at=1,
+        id="ap_1", operation_id=wanted.id, lineage_id=LINEAGE, key_id=KEY.id,
+        endpoint="POST /v1/charges", customer="cus_1", amount=2900, currency="usd",
+        period="2026-11", reference="r", payment_method="pm_1", destination="acct_1",
+        fingerprint="f", state="pending", expires_at=10**14, created_at=1,
     )  # fmt: skip
     changes = Changes(
         operations=(wanted,), attempts=(attempt(),), windows=(Window(DAY, 1, 2, 3, 4),),
@@ -117,7 +119,7 @@ def test_every_column_of_a_row_that_was_loaded_can_change(open_one: Open, run: R
         first_arrival_at=3, attempt=2, lease_owner="me", lease_token=4, lease_until=5,
         key_id=KeyId("key_2"), lineage_id=LineageId("lin_2"), object_id="ch_9",
         stripe_status="pending", code="x", answer_status=402, answer=b"second", reopened=True,
-        waived=True, overshoot=True, voided_at=6, empty_listings=1, next_read_at=7,
+        waived=True, overshoot=True, voided_at=6, empty_listings=1, void_look_at=5, next_read_at=7,
         approval_id="ap_9", created_at=8, updated_at=9,
     )  # fmt: skip
     assert set(differing(before, changed)) == set(changed.__struct_fields__) - {"id"}

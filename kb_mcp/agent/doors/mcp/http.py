@@ -28,7 +28,7 @@ from kb_mcp.agent import wording
 from kb_mcp.agent.bearer import Known, LookupFailed, NotAKey, look_up
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import Biller
-from kb_mcp.agent.doors.mcp.repeats import refuse_repeats
+from kb_mcp.agent.doors.mcp.messages import NoMessage, read_message
 from kb_mcp.agent.doors.mcp.server import Request as McpRequest
 from kb_mcp.agent.doors.mcp.server import create_server, trace_of
 from kb_mcp.agent.doors.mcp.sessions import labelled, opens_session
@@ -37,6 +37,10 @@ PATH: Final = "/mcp"
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 LOOKUPS_AT_ONCE: Final = 32
 _BILLER: Final = "kb_mcp.biller"
+_CREDENTIALS: Final = {
+    False: (None, "A vault key is needed as bearer token."),
+    True: ("invalid_request", "The request must hold one Authorization header: Bearer TOKEN."),
+}
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -84,7 +88,8 @@ class HttpDoor:
             return
         # RFC 9110 5.5: blanks around a value are no part of it, and not every server drops them.
         headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
-        scope = {**scope, "headers": headers}
+        # `/mcp/` is the same place. A redirect would name it by plain http behind TLS.
+        scope = {**scope, "headers": headers, "path": PATH, "raw_path": PATH.encode()}
         request = Request(scope, receive)
         refusal = await self._doorman.validate_request(request) or await self._identify(request)
         if refusal is None and request.method != "POST":
@@ -98,7 +103,7 @@ class HttpDoor:
     async def _identify(self, request: Request) -> Response | None:
         token = _bearer(request)
         if token is None:
-            return _unauthorized('Bearer realm="kb-mcp"')
+            return _unauthorized(*_CREDENTIALS[bool(request.headers.getlist("authorization"))])
         asks = partial(look_up, self._billing, token, trace_of(request.headers))
         found = await anyio.to_thread.run_sync(asks, limiter=self._limiter)
         match found:
@@ -106,26 +111,25 @@ class HttpDoor:
                 request.scope[_BILLER] = found.billing
                 return None
             case NotAKey():
-                return _unauthorized('Bearer realm="kb-mcp", error="invalid_token"')
+                return _unauthorized("invalid_token", found.message)
             case LookupFailed():
                 headers = {"Retry-After": "1"}
                 return PlainTextResponse(wording.UNAVAILABLE, found.status, headers=headers)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        first = await receive()
-        if first["type"] == "http.request" and not first.get("more_body", False):
-            refusal = refuse_repeats(first.get("body", b""))
-            if refusal is not None:
-                body = refusal.model_dump(mode="json", by_alias=True, exclude_unset=True)
-                await JSONResponse(body, status_code=400)(scope, receive, send)
-                return
-            if opens_session(scope["headers"], first.get("body", b"")):
-                send = labelled(send, self._new_session_id())
-        await self._sdk(scope, _again(first, receive), send)
+        body = await Request(scope, receive).body()
+        read = read_message(body)
+        if isinstance(read, NoMessage):
+            await JSONResponse(read.document(), status_code=400)(scope, receive, send)
+            return
+        if opens_session(scope["headers"], read):
+            send = labelled(send, self._new_session_id())
+        await self._sdk(scope, _again(body, receive), send)
 
 
-def _again(first: Message, receive: Receive) -> Receive:
-    waiting = [first]
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that yields `body`, and then what comes after it."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
         return waiting.pop() if waiting else await receive()
@@ -148,8 +152,10 @@ def _bearer(request: Request) -> str | None:
     return token if scheme.lower() == "bearer" and token.isascii() and token else None
 
 
-def _unauthorized(challenge: str) -> Response:
-    body = {"error": "invalid_token", "error_description": "A vault key is needed as bearer token."}
+def _unauthorized(error: str | None, message: str) -> Response:
+    """Answer 401. `error` is RFC 6750's, and none where no credentials came (its section 3.1)."""
+    challenge = 'Bearer realm="kb-mcp"' + (f', error="{error}"' if error else "")
+    body = {"error": error or "unauthorized", "error_description": message}
     return JSONResponse(body, status_code=401, headers={"WWW-Authenticate": challenge})
 
 

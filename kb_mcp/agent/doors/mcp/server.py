@@ -19,6 +19,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
+    INTERNAL_ERROR,
     INVALID_PARAMS,
     CallToolRequestParams,
     CallToolResult,
@@ -46,20 +47,16 @@ from kb_mcp.agent.calls import (
     call_tool,
 )
 from kb_mcp.agent.catalogue import TOOLS, ToolName, select_tools
+from kb_mcp.agent.doors.mcp.greeting import INSTRUCTIONS, NAME, TITLE
 from kb_mcp.agent.export.mcp import mcp_tools
 from kb_mcp.agent.export.schemas import arguments_schema
+from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
 from kb_mcp.traces import PARENT, STATE, Trace, read_trace
 
 Request = ServerRequestContext[Any, Any]  # the SDK's own parameters: lifespan and HTTP request
 BillingFor = Callable[[Request], Biller]
 """Whose keys serve this request: on stdio the environment's, over HTTP the bearer's."""
 
-NAME: Final = "kb-mcp"
-INSTRUCTIONS: Final = (
-    "Charges Stripe customers exactly once per billing period, under spend caps, and looks "
-    "charges up. For questions about a bill, a receipt or a complaint use charge_status; charge "
-    "only when the user asks for a charge."
-)
 # A call holds a thread while Stripe is asked; those beyond wait for one.
 CALLS_AT_ONCE: Final = 100
 LIST_TTL_MS: Final = 60_000
@@ -74,7 +71,12 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
         request: Request, _params: PaginatedRequestParams | None
     ) -> ListToolsResult:
         biller = billing_for(request)
-        return ListToolsResult(tools=[*_offered(biller.tools, biller.allow_reference)])
+        try:
+            # One key for all tools: the proxy has to be asked what it grants.
+            names = await anyio.to_thread.run_sync(lambda: biller.tools, limiter=limiter)
+        except (ProxyUnavailableError, RateLimitedError) as error:
+            raise MCPError(code=INTERNAL_ERROR, message=str(error)) from error
+        return ListToolsResult(tools=[*_offered(names, biller.allow_reference)])
 
     async def call(request: Request, params: CallToolRequestParams) -> CallToolResult:
         biller, context = billing_for(request), _context(request)
@@ -88,7 +90,7 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
     return Server(
         NAME,
         version=__version__,
-        title="kb-mcp billing",
+        title=TITLE,
         instructions=INSTRUCTIONS,
         on_list_tools=list_tools,
         on_call_tool=call,

@@ -8,24 +8,17 @@ Source: modelcontextprotocol.io/specification/2025-11-25/basic/transports, Sessi
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from starlette.types import Message, Send
 
 HEADER: Final = b"mcp-session-id"
 
 
-def opens_session(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
-    """Say whether `body` is an `initialize` whose sender has no session id yet."""
-    if b'"initialize"' not in body or any(name == HEADER for name, _ in headers):
-        return False
-    try:
-        message = json.loads(body)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(message, dict) and message.get("method") == "initialize"
+def opens_session(headers: Iterable[tuple[bytes, bytes]], message: Mapping[str, Any]) -> bool:
+    """Say whether `message` is an `initialize` whose sender has no session id yet."""
+    return message.get("method") == "initialize" and all(name != HEADER for name, _ in headers)
 
 
 def labelled(send: Send, session_id: str) -> Send:

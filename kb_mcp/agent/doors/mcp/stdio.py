@@ -1,67 +1,157 @@
 """MCP over stdin and stdout: one client, whose keys are the environment's.
 
-Floor: wing A, part of the MCP door. Lines are checked before the SDK parses them, since its
-parser keeps the last of two equal names.
+Floor: wing A, part of the MCP door. Lines are read strictly (messages) before the SDK sees them.
+The SDK serves one protocol era for as long as its stream is open, and the first request decides
+which. Clients ask with `server/discover` whether the newer era is served and then shake hands in
+the older one on the same pipe, so that a discovery alone decides nothing here.
+Source: modelcontextprotocol.io/specification (2026-07-28), Versioning.
 """
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TextIO
+import asyncio
+import json
+import logging
+from collections.abc import Collection
+from typing import Any, Final
 
 import anyio
+from anyio.abc import ObjectReceiveStream, ObjectSendStream, TaskGroup
 from mcp.server.lowlevel import Server
-from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
-from typing_extensions import override
+from mcp_types import JSONRPCError, JSONRPCResponse, jsonrpc_message_adapter
+from pydantic import ValidationError
 
-from kb_mcp.agent.doors.mcp.repeats import refuse_repeats
+from kb_mcp.agent.doors.mcp.messages import Json, NoMessage, read_message
+from kb_mcp.agent.doors.mcp.pipe import Line, Pipe, take_over
+
+logger = logging.getLogger(__name__)
+
+_DISCOVER: Final = "server/discover"
+_HANDSHAKE: Final = "initialize"
 
 
 async def serve_stdio(
     server: Server[Any],  # the SDK's lifespan parameter
-    stdin: TextIO | None = None,
-    stdout: TextIO | None = None,
+    pipe: Pipe | None = None,
+    *,
+    greeted: Collection[str | int] = (),
+    stop: asyncio.Event | None = None,
 ) -> None:
-    """Serve until stdin ends; a call under way then still runs to its end.
+    """Serve until stdin ends or `stop` is set; a call under way still runs to its end.
 
-    Without streams the process's own are taken over for good: what is printed by accident goes
-    to stderr, and not into the protocol.
+    `pipe` is one that was started, on which the requests `greeted` are answered already; without
+    it the process's own streams are taken over.
     """
-    lines = _CheckedLines(stdin or _take_over_stdin())
-    wire = anyio.AsyncFile(stdout or _take_over_stdout())
-    async with stdio_server(lines, wire) as (messages, answers):
-        # Before the first await here, and so before the first line is read.
-        lines.answer = answers.send
-        await server.run(messages, answers, server.create_initialization_options())
+    if pipe is None:
+        pipe = take_over()
+        pipe.start()
+    stop = stop or asyncio.Event()
+    lines = _lines_of(pipe, stop)
+    async with anyio.create_task_group() as group:
+        client = _Client(server, pipe, group, greeted)
+        while (line := await lines.get()) is not None and not stop.is_set():
+            pipe.taken()
+            await client.take(line)
+        await client.leave()
+    pipe.end()
 
 
-class _CheckedLines(anyio.AsyncFile[str]):
-    """Lines of stdin without those that are refused, which it answers itself."""
+def _lines_of(pipe: Pipe, stop: asyncio.Event) -> asyncio.Queue[Line]:
+    """Return the lines as they arrive; None is their end, or the end of waiting for more."""
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[Line] = asyncio.Queue()
 
-    answer: Callable[[SessionMessage], Awaitable[None]]
+    def deliver(line: Line) -> None:
+        try:
+            loop.call_soon_threadsafe(lines.put_nowait, line)
+        except RuntimeError:  # the loop has ended, and with it the interest in lines
+            return
 
-    @override
-    async def __aiter__(self) -> AsyncIterator[str]:
-        async for line in super().__aiter__():
-            refusal = refuse_repeats(line)
-            if refusal is None:
-                yield line
-            else:
-                await self.answer(SessionMessage(refusal))
-
-
-def _take_over_stdin() -> TextIO:
-    wire = os.dup(0)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    return io.TextIOWrapper(os.fdopen(wire, "rb"), encoding="utf-8", errors="replace")
+    pipe.deliver_to(deliver)
+    stopped = asyncio.ensure_future(stop.wait())
+    stopped.add_done_callback(lambda _: lines.put_nowait(None))
+    return lines
 
 
-def _take_over_stdout() -> TextIO:
-    wire = os.dup(1)
-    os.dup2(2, 1)
-    return io.TextIOWrapper(os.fdopen(wire, "wb"), encoding="utf-8")
+class _Client:
+    """The one client: hands its messages to the SDK, and the SDK's answers to it."""
+
+    def __init__(
+        self,
+        server: Server[Any],
+        pipe: Pipe,
+        group: TaskGroup,
+        greeted: Collection[str | int],
+    ) -> None:
+        self._server, self._pipe, self._group = server, pipe, group
+        self._greeted = set(greeted)
+        self._open: set[object] = set()
+        self._settled = asyncio.Event()
+        self._serving: ObjectSendStream[SessionMessage | Exception] | None = None
+        self._only_discovered = True
+
+    async def take(self, line: bytes) -> None:
+        """Answer what is no message, and hand on what is one."""
+        read = read_message(line)
+        if isinstance(read, NoMessage):
+            logger.warning("A line on stdin was refused: %s", read.message)
+            self._pipe.write(json.dumps(read.document()).encode())
+            return
+        try:
+            message = jsonrpc_message_adapter.validate_python(read, by_name=False)
+        except ValidationError:
+            # Of what is well-formed so far only an answer can be wrong, and answers get none.
+            logger.warning("An answer on stdin was dropped: it is not well-formed.")
+            return
+        await self._route(read)
+        await self._stream().send(SessionMessage(message))
+
+    async def leave(self) -> None:
+        """Wait for the answers that are under way, then end the SDK's serving."""
+        while self._open:
+            self._settled.clear()
+            await self._settled.wait()
+        if self._serving is not None:
+            await self._serving.aclose()
+            self._serving = None
+
+    async def _route(self, read: Json) -> None:
+        method = read.get("method")
+        if method == "notifications/cancelled":
+            # Nobody waits for its answer any more, and none is sent.
+            self._settle((read.get("params") or {}).get("requestId"))
+        if method is None or "id" not in read:
+            return
+        if method == _HANDSHAKE and self._only_discovered:
+            # After nothing but discoveries a handshake opens the older era.
+            await self.leave()
+        self._only_discovered = self._only_discovered and method == _DISCOVER
+        self._open.add(read["id"])
+
+    def _stream(self) -> ObjectSendStream[SessionMessage | Exception]:
+        if self._serving is None:
+            inward, messages = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+            answers, outward = anyio.create_memory_object_stream[SessionMessage](0)
+            options = self._server.create_initialization_options()
+            self._group.start_soon(self._server.run, messages, answers, options)
+            self._group.start_soon(self._write, outward)
+            self._serving = inward
+        return self._serving
+
+    async def _write(self, outward: ObjectReceiveStream[SessionMessage]) -> None:
+        async with outward:
+            async for each in outward:
+                answers = isinstance(each.message, JSONRPCResponse | JSONRPCError)
+                request_id = getattr(each.message, "id", None) if answers else None
+                if request_id in self._greeted:
+                    self._greeted.discard(request_id)
+                else:
+                    text = each.message.model_dump_json(by_alias=True, exclude_unset=True)
+                    self._pipe.write(text.encode())
+                self._settle(request_id)
+
+    def _settle(self, request_id: object) -> None:
+        if isinstance(request_id, str | int):
+            self._open.discard(request_id)
+            self._settled.set()

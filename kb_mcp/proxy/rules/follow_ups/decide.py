@@ -27,18 +27,28 @@ from typing import TYPE_CHECKING, assert_never
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.errors.refusals import Code, refuse
+from kb_mcp.proxy.errors.refusals import Code, Fact, refuse
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import move, windows_of
 from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import suspect
-from kb_mcp.proxy.rules.reserve import check, resendable, send_again, send_next, used_up
+from kb_mcp.proxy.rules.gates import check_cancel, check_send
+from kb_mcp.proxy.rules.reserve import (
+    asking,
+    check,
+    resendable,
+    send_again,
+    send_next,
+    used_up,
+    using,
+)
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
     from kb_mcp.proxy.rules.command import Command
 
+CANCEL = "/cancel"
 # An intent in one of these waits for a confirmation, though one was answered before.
 _CONFIRMABLE = frozenset({"requires_confirmation", "requires_payment_method"})
 
@@ -73,19 +83,39 @@ def _go_on(
     keep = same if maybe_sent and same is not None and resendable(snapshot, same) else None
     if same is not None and keep is None and not _again(command, operation, same):
         return Replay(operation)
+    cancels = command.reading.path.endswith(CANCEL)
     match operation.state:
+        case S.SUCCEEDED | S.FAILED | S.AWAITING_APPROVAL if cancels:
+            refused = check_cancel(snapshot, command, operation)
+            if refused is not None:
+                return Refuse(refused, operation)
+            return _proceed(snapshot, command, operation, operation, keep)
         case S.SUCCEEDED if (command.reading.total or 0) > operation.held:
             return _raise(snapshot, command, operation, keep)
         case S.SUCCEEDED:
-            return _proceed(snapshot, command, operation, operation, keep)
+            return _go_on_held(snapshot, command, operation, keep)
         case S.FAILED | S.AWAITING_APPROVAL:
-            if command.reading.path.endswith("/cancel"):
-                return _proceed(snapshot, command, operation, operation, keep)
             return _hold_anew(snapshot, command, operation)
         case S.RESERVED | S.UNKNOWN | S.VOIDED:
             return _refused(Code.OUTCOME_UNKNOWN, operation)
         case _:
             assert_never(operation.state)
+
+
+def _go_on_held(
+    snapshot: Snapshot, command: Command, operation: Operation, keep: Attempt | None
+) -> Decision:
+    """Send a step that needs no more than is held, if its sender may send that."""
+    gate = check_send(snapshot, command, operation, keep)
+    if gate.refusal is None:
+        return _proceed(snapshot, command, operation, operation, keep, using(gate))
+    if keep is not None:
+        facts: dict[str, Fact] = {
+            "operation": operation.id,
+            "not_sent_again": gate.refusal.code.value,
+        }
+        return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=facts), operation)
+    return Refuse(gate.refusal, operation, asking(snapshot, command, operation, gate.asked))
 
 
 def _last_step(snapshot: Snapshot, operation: Operation) -> Attempt | None:
@@ -123,7 +153,7 @@ def _raise(
     if operation.lineage_id != command.lineage_id:
         reason = "the bill was made by another key, and only that one may raise it"
         return Refuse(refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason), operation)
-    checked = check(snapshot, command, operation, raised=True)
+    checked = check(snapshot, command, operation, keep, raised=True)
     if not isinstance(checked, Changes):
         return checked
     raised = replace(operation, held=command.money.amount, reserved_at=snapshot.now)

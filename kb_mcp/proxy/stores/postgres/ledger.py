@@ -31,6 +31,7 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.stores.binding import LiveSettings
 from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
 from kb_mcp.proxy.stores.postgres.connection import (
     Connection,
@@ -102,7 +103,7 @@ class PostgresLedger:
         """Serve the migrated and bound store; `owner` names this process in leases."""
         self._reach = reach
         self._line = reach.line
-        self._settings = settings
+        self._live = LiveSettings(settings)
         self._clock = clock
         self._sealer = sealer
         self._journal = journal
@@ -118,7 +119,7 @@ class PostgresLedger:
     @property
     def settings(self) -> StoreSettings:
         """What the store is bound to and what all its processes agree on."""
-        return self._settings
+        return self._live.now
 
     @property
     def waiting(self) -> int:
@@ -234,15 +235,15 @@ class PostgresLedger:
         """Lock, load, and run every step; return the locks that turned out to be missing."""
         turn = self._prepare(batch, extra)
         refs = [each for each in turn.refs if each is not None]
-        loaded = self._loader.lock_and_load(connection, sorted(turn.locks), refs)
+        loaded = self._loader.lock_and_load(connection, sorted(turn.locks), refs, turn.now)
         self._reach.time.set(loaded.now_ms)
         high_water = max(loaded.high_water_ms, self._high_water)
         snapshot = Snapshot(
             now=self._clock.now(high_water),
-            settings=self._settings,
+            settings=self._live.read(loaded.facts),
             skewed=self._clock.skewed,
             turning=self._clock.turning(high_water),
-            facts=loaded.facts,
+            facts={name: value for name, value in loaded.facts.items() if value},
         )
         if abs(snapshot.now - turn.now) > SINCE_MARGIN_MS:
             # The store's clock was set: the refs of the time that we took it for may lack rows.

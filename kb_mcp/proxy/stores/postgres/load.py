@@ -39,12 +39,15 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class Loaded:
-    """What one round trip brought: the store's time (ms), its high-water mark, and rows."""
+    """What one round trip brought: the store's time (ms), its high-water mark, and rows.
+
+    `facts` are those that every decision depends on, None where the store has none.
+    """
 
     now_ms: int = 0
+    facts: Mapping[str, str | None] = field(default_factory=dict)
     high_water_ms: int = 0
     token: int | None = None
-    facts: dict[str, str] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
 
 
@@ -58,14 +61,14 @@ class PostgresLoader:
     node: str
 
     def lock_and_load(
-        self, connection: Connection, locks: Sequence[Lock], refs: Sequence[Refs]
+        self, connection: Connection, locks: Sequence[Lock], refs: Sequence[Refs], now: int
     ) -> Loaded:
         """Begin a transaction, take `locks` (sorted), and load what `refs` name.
 
-        Raises: psycopg.Error.
+        `now` (ms) is about when: the store's own time is in the answer. Raises: psycopg.Error.
         """
         kinds, values = [lock[0] for lock in locks], [lock[1] for lock in locks]
-        wanted = _Wanted(refs)
+        wanted = _Wanted(refs, now)
         with connection.pipeline():
             connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
             fence = connection.execute(self.queries["fence"], (self.node,))
@@ -78,9 +81,9 @@ class PostgresLoader:
         token = fence.fetchone()
         return Loaded(
             now_ms=int(told["now_ms"]),
+            facts={name: told[name] for name in (*HALTS, "ceilings", "recovery_grace_ms")},
             high_water_ms=int(told["high_water_ms"] or 0),
             token=None if token is None else int(token["token"]),
-            facts={name: told[name] for name in HALTS if told[name]},
             rows={name: cursor.fetchall() for name, cursor in cursors.items()},
         )
 
@@ -108,12 +111,13 @@ class PostgresLoader:
             windows.update(windows_of(snapshot.operations[operation_id]).all())
         lineages = {operation.lineage_id for operation in snapshot.operations.values()}
         lineages |= {key.lineage_id for key in snapshot.keys.values()}
-        approvals = {operation.approval_id for operation in snapshot.operations.values()} - {None}
+        operations = snapshot.operations.values()
         return list(
             _asked(
+                snapshot.now,
                 windows=windows - snapshot.windows.keys(),
                 lineages=lineages - snapshot.unresolved.keys(),
-                approvals=approvals - snapshot.approvals.keys(),
+                approvals_of={each.id for each in operations if each.approval_id is not None},
             )
         )
 
@@ -135,7 +139,7 @@ class PostgresLoader:
             snapshot.keys[row["id"]] = VaultKey(**row)
         for row in rows.get("objects", ()):
             snapshot.object_owners[row["object_id"]] = row["operation_id"]
-        for row in rows.get("approvals", ()):
+        for row in (*rows.get("approvals", ()), *rows.get("approvals_of", ())):
             snapshot.approvals[row["id"]] = Approval(**row)
         for row in rows.get("lineages", ()):
             _add_lineage(snapshot, row)
@@ -144,8 +148,9 @@ class PostgresLoader:
 class _Wanted:
     """What all the refs of a batch ask for, as the arguments of the named queries."""
 
-    def __init__(self, refs: Sequence[Refs]) -> None:
+    def __init__(self, refs: Sequence[Refs], now: int) -> None:
         self._refs = refs
+        self._now = now
 
     def asked(self) -> Iterable[tuple[str, Any]]:
         """Yield the queries to run, each with its arguments."""
@@ -154,6 +159,7 @@ class _Wanted:
             yield "operations", chosen
             yield "attempts", chosen
         yield from _asked(
+            self._now,
             windows=self._all(lambda each: each.windows),
             lineages=self._all(lambda each: each.lineages),
             approvals=self._all(lambda each: each.approvals),
@@ -193,10 +199,14 @@ def merged(refs: Sequence[Refs]) -> Refs:
     return Refs(operations=frozenset[OperationId]().union(*(each.operations for each in refs)))
 
 
-def _asked(*, windows: set[WindowKey], **ids: set[Any]) -> Iterable[tuple[str, Any]]:
+def _asked(
+    now: int, *, windows: set[WindowKey], lineages: set[Any], **ids: set[Any]
+) -> Iterable[tuple[str, Any]]:
     if windows:
         ordered = [tuple(getattr(key, name) for name in _WINDOW) for key in windows]
         yield "windows", tuple(list(column) for column in zip(*ordered, strict=True))
+    if lineages:
+        yield "lineages", {"wanted": sorted(lineages), "now": now}
     for name, wanted in ids.items():
         if wanted:
             yield name, (sorted(wanted),)

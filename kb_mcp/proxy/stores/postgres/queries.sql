@@ -23,6 +23,8 @@ SELECT guards.kind
 -- After the locks: clock_timestamp() says when we got them, now() only when we began to wait.
 SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms,
        (SELECT value FROM facts WHERE name = 'high_water_ms') AS high_water_ms,
+       (SELECT value FROM facts WHERE name = 'ceilings') AS ceilings,
+       (SELECT value FROM facts WHERE name = 'recovery_grace_ms') AS recovery_grace_ms,
        (SELECT value FROM facts WHERE name = 'gap') AS gap,
        (SELECT value FROM facts WHERE name = 'moved_to') AS moved_to
 
@@ -102,14 +104,17 @@ SELECT object_id, operation_id FROM attempts WHERE object_id = ANY(%s::text[])
 -- name: approvals
 SELECT * FROM approvals WHERE id = ANY(%s::text[])
 
+-- name: approvals_of
+SELECT * FROM approvals WHERE operation_id = ANY(%s::text[])
+
 -- name: lineages
 -- With what is counted of each; a lineage without a row (adopted charges) is counted too.
 SELECT wanted.id, l.id IS NOT NULL AS known, l.frozen_at, l.frozen_reason,
        (SELECT count(*) FROM operations o
          WHERE o.lineage_id = wanted.id AND o.state = 'unknown') AS unresolved,
        (SELECT count(*) FROM approvals a
-         WHERE a.lineage_id = wanted.id AND a.state = 'pending') AS outstanding
-  FROM unnest(%s::text[]) AS wanted (id) LEFT JOIN lineages l ON l.id = wanted.id
+         WHERE a.lineage_id = wanted.id AND a.state = 'pending' AND a.expires_at > %(now)s) AS outstanding
+  FROM unnest(%(wanted)s::text[]) AS wanted (id) LEFT JOIN lineages l ON l.id = wanted.id
 
 -- name: keys_with_lineages
 SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason
@@ -157,6 +162,9 @@ SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery(
 -- Every column of ours that is really there.
 SELECT table_name, column_name FROM information_schema.columns
  WHERE table_schema = current_schema()
+
+-- name: ceilings
+SELECT value FROM facts WHERE name = 'ceilings'
 
 -- name: open_operations
 SELECT state, count(*) AS count FROM operations

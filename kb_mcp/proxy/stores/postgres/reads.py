@@ -26,13 +26,13 @@ from kb_mcp.proxy.ledger.records import (
     WindowKey,
 )
 from kb_mcp.proxy.stores.gauges import Gauges
-from kb_mcp.proxy.stores.postgres.connection import telling
+from kb_mcp.proxy.stores.paging import in_pages
 from kb_mcp.proxy.stores.postgres.pool import Pool
 from kb_mcp.proxy.stores.queries import load_queries, state_clauses
 from kb_mcp.proxy.stores.rows import attempt_of, key_with_lineage, operation_of
 from kb_mcp.proxy.stores.sealing import Sealer
 
-STREAM_ROWS = 500
+_PLACE = '(time COLLATE "C", node COLLATE "C", seq)'  # in the order of the audit
 # Attempts know whose an object is, but where the request did not tell an amount.
 _OF_OBJECT = """
     id IN (WITH wanted (object) AS (SELECT %s::text)
@@ -59,7 +59,8 @@ _AUDIT_FILTERS = {
     "session": "session_id = %s",
     "since": 'time COLLATE "C" >= %s',
     "until": 'time COLLATE "C" < %s',
-    "after_row": '(time COLLATE "C", node COLLATE "C", seq) > (%s, %s, %s)',
+    "after_row": f"{_PLACE} > (%s, %s, %s)",
+    "up_to": f"{_PLACE} <= (%s, %s, %s)",
     "node": "node = %s",
 }
 _ROW = "time || '|' || node || '|' || lpad(seq::text, 12, '0') AS row"
@@ -148,17 +149,30 @@ class PostgresRecords(Gauges):
         """Yield audit rows as dicts, by time; `row` goes on after one (filter `after_row`)."""
         # 0 is where a reader begins who has seen no row yet.
         given = {name: value for name, value in filters.items() if value != 0}
-        where, values = _where(_AUDIT_FILTERS, given)
+        if limit is None and not newest_first and (end := self.newest_row()) != 0:
+            # What is written meanwhile is the next reader's, or a busy store had no end.
+            given["up_to"] = end
         order = _ORDER.format("DESC" if newest_first else "ASC")
-        return self._stream(
-            f"SELECT {_ROW}, * FROM audit {where} ORDER BY {order} LIMIT %s",  # noqa: S608 our own
-            *values,
-            limit,
-        )
+        going_on = f"{_PLACE} {'<' if newest_first else '>'} (%s, %s, %s)"
+
+        def page(last: dict[str, Any] | None, wanted: int) -> list[dict[str, Any]]:
+            where, values = _where(_AUDIT_FILTERS, given, () if last is None else (going_on,))
+            if last is not None:
+                values[:0] = [last["time"], last["node"], last["seq"]]
+            statement = f"SELECT {_ROW}, * FROM audit {where} ORDER BY {order} LIMIT %s"  # noqa: S608 our own
+            return self._rows(statement, (*values, wanted))
+
+        return in_pages(page, limit)
 
     def chain(self, node: str) -> Iterator[dict[str, Any]]:
         """Yield the audit rows of one node, in the order of its chain."""
-        return self._stream("SELECT * FROM audit WHERE node = %s ORDER BY seq", node)
+        statement = "SELECT * FROM audit WHERE node = %s AND seq > %s ORDER BY seq LIMIT %s"
+        return in_pages(
+            lambda last, wanted: self._rows(statement, (node, last["seq"] if last else 0, wanted))
+        )
+
+    def log_bytes(self) -> None:
+        """Return None: the server's log is its own."""
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return the registry of nodes, in its own order."""
@@ -219,18 +233,6 @@ class PostgresRecords(Gauges):
                 raise LedgerUnavailableError(str(error)) from error
         return []
 
-    def _stream(self, statement: str, *values: Any) -> Iterator[dict[str, Any]]:
-        """Yield rows without holding them all: an audit may be larger than memory."""
-        with (
-            telling(),
-            self._pool.connection(watched=False) as connection,
-            connection.transaction(),
-            connection.cursor(name="audit") as cursor,
-        ):
-            cursor.itersize = STREAM_ROWS
-            cursor.execute(statement, values)
-            yield from cursor
-
 
 def _where(
     columns: dict[str, str], filters: dict[str, Any], fixed: Sequence[str] = ()
@@ -243,7 +245,7 @@ def _where(
 
 def _parts(name: str, value: Any) -> tuple[Any, ...]:
     match name:
-        case "after_row":
+        case "after_row" | "up_to":
             return _row(value)
         case "after":
             return (value, value)

@@ -27,7 +27,7 @@ _FLAGS = frozenset({"final", "reopened", "waived", "overshoot"})
 _BYTES = frozenset({"answer", "body"})
 _NUMBERS = frozenset(
     "generation amount held reserved_at first_arrival_at attempt lease_token lease_until "
-    "answer_status voided_at empty_listings next_read_at created_at updated_at number "
+    "answer_status voided_at empty_listings void_look_at next_read_at created_at updated_at number "
     "first_sent_at last_sent_at sends open_sends status reserved settled declines "
     "last_declined_at expires_at decided_at frozen_at revoked_at last_used_at seq stripe_status "
     "duration_ms position".split()

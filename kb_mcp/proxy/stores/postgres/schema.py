@@ -15,12 +15,8 @@ from kb_mcp.proxy.audit.chain import node_hash
 from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.ledger.windows import rfc3339
-from kb_mcp.proxy.stores.binding import (
-    SchemaError,
-    bound_by,
-    check_account,
-    missing_facts,
-)
+from kb_mcp.proxy.store_admin import Binds
+from kb_mcp.proxy.stores.binding import SchemaError, bound_by, check_account, missing_facts
 from kb_mcp.proxy.stores.postgres.connection import OLDEST_SERVER, Connection
 from kb_mcp.proxy.stores.postgres.locks import Guard, lock
 from kb_mcp.proxy.stores.queries import load_grants, load_migrations, load_queries
@@ -94,20 +90,21 @@ def bind(
     connection: Connection,
     wanted: StoreSettings,
     explicit: Mapping[str, object],
+    binds: Binds,
     marks: Mapping[str, str],
 ) -> StoreSettings:
-    """Bind a new store to `wanted`, or return what it is bound to; see `binding.bound_by`.
+    """Return what the store is bound to, and bind it to `wanted` as far as it is not yet.
 
-    Raises: BindingError.
+    See `binding.bound_by`. Raises: BindingError.
     """
     queries = load_queries("postgres")
     with connection.transaction():
         _hold(connection, Guard.BINDING)
         stored = read_facts(connection)
-        missing = missing_facts(stored, wanted, marks)
-        for fact in missing.items():
+        bound = bound_by(stored, wanted, explicit)
+        for fact in missing_facts(stored, bound, binds, marks).items():
             connection.execute(queries["set_fact"], fact)
-    return bound_by(stored | missing, wanted, explicit)
+    return bound
 
 
 def bind_account(connection: Connection, account_id: str) -> None:

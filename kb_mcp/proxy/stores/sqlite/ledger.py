@@ -21,6 +21,7 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, StoreSettings, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.stores.binding import LiveSettings
 from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.rows import key_with_lineage
@@ -28,6 +29,7 @@ from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
 from kb_mcp.proxy.stores.sqlite.load import Loader
 from kb_mcp.proxy.stores.sqlite.save import save
 from kb_mcp.proxy.stores.sqlite.schema import register_node
+from kb_mcp.proxy.stores.sqlite.write_ahead_log import WriteAheadLog
 
 T = TypeVar("T")
 
@@ -64,7 +66,7 @@ class SqliteLedger:
     ) -> None:
         """Serve the migrated and bound store at `path`; `owner` names this process in leases."""
         self._path = path
-        self._settings = settings
+        self._live = LiveSettings(settings)
         self._clock = clock
         self._sealer = sealer
         self._journal = journal
@@ -78,6 +80,7 @@ class SqliteLedger:
         self._reader = connect(path)
         self._writer = connect(path)
         self._writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._log = WriteAheadLog(path, self._writer)
         self._loader = Loader(self._writer, self._queries, sealer.unseal, owner)
         self._closed = False
         self._batches = self._begin()
@@ -85,7 +88,7 @@ class SqliteLedger:
     @property
     def settings(self) -> StoreSettings:
         """What the store is bound to and what all its processes agree on."""
-        return self._settings
+        return self._live.now
 
     @property
     def waiting(self) -> int:
@@ -130,6 +133,7 @@ class SqliteLedger:
     def _rest(self) -> None:
         if not self._doubted:
             self._heads.export(self._journal.head, force=True)
+        self._log.rest()
 
     def _known(self, row: sqlite3.Row) -> tuple[VaultKey, Lineage]:
         # Each request reads its key twice, and nearly always the very same columns.
@@ -174,6 +178,7 @@ class SqliteLedger:
             # A wild clock must not freeze the time of this process once it is right again.
             self._high_water = snapshot.now
         self._heads.export(self._journal.head)
+        self._log.committed()
 
     def _settle_doubt(self, head: tuple[int, str]) -> tuple[int, str]:
         """Return where this process's chain really ends, after a commit that ended in an error.
@@ -191,11 +196,11 @@ class SqliteLedger:
 
     def _standing(self, loader: Loader) -> Snapshot:
         facts = {row["name"]: row["value"] for row in loader.rows("deciding_facts")}
-        self._marked = int(facts.pop("high_water_ms", 0))
+        self._marked = int(facts.get("high_water_ms", 0))
         high_water = max(self._marked, self._high_water)
         return Snapshot(
             now=self._clock.now(high_water),
-            settings=self._settings,
+            settings=self._live.read(facts),
             skewed=self._clock.skewed,
             turning=self._clock.turning(high_water),
             facts=facts,

@@ -100,8 +100,8 @@ class Loader:
 
     def _load_approvals(self, snapshot: Snapshot, named: set[Any]) -> None:
         operations = snapshot.operations.values()
-        asked_for = {each.approval_id for each in operations if each.approval_id is not None}
-        for row in self._some("approvals", named | asked_for):
+        asked = {each.id for each in operations if each.approval_id is not None}
+        for row in (*self._some("approvals", named), *self._some("approvals_of", asked)):
             snapshot.approvals[row["id"]] = Approval(**dict(row))
 
     def _load_windows(
@@ -120,7 +120,11 @@ class Loader:
         # A step may change any operation it sees, so the lineage of each is loaded too.
         seen = {operation.lineage_id for operation in snapshot.operations.values()}
         seen |= {key.lineage_id for key in snapshot.keys.values()}
-        for row in self._some("lineages", seen | named):
+        wanted = sorted(seen | named)
+        if not wanted:
+            return
+        asked = {"wanted": json.dumps(wanted), "now": snapshot.now}
+        for row in self._connection.execute(self._queries["lineages"], asked).fetchall():
             lineage_id = LineageId(row["id"])
             if row["known"]:
                 lineage = Lineage(lineage_id, row["frozen_at"], row["frozen_reason"])

@@ -55,13 +55,16 @@ SELECT k.* FROM json_each(?) AS wanted CROSS JOIN keys AS k ON k.id = wanted.val
 -- name: approvals
 SELECT a.* FROM json_each(?) AS wanted CROSS JOIN approvals AS a ON a.id = wanted.value
 
+-- name: approvals_of
+SELECT a.* FROM json_each(?) AS wanted CROSS JOIN approvals AS a ON a.operation_id = wanted.value
+
 -- name: lineages
 SELECT wanted.value AS id, l.id IS NOT NULL AS known, l.frozen_at, l.frozen_reason,
        (SELECT count(*) FROM operations AS o
          WHERE o.lineage_id = wanted.value AND o.state = 'unknown') AS unresolved,
        (SELECT count(*) FROM approvals AS a
-         WHERE a.lineage_id = wanted.value AND a.state = 'pending') AS outstanding
-  FROM json_each(?) AS wanted LEFT JOIN lineages AS l ON l.id = wanted.value
+         WHERE a.lineage_id = wanted.value AND a.state = 'pending' AND a.expires_at > :now) AS outstanding
+  FROM json_each(:wanted) AS wanted LEFT JOIN lineages AS l ON l.id = wanted.value
 
 -- name: key_with_lineage
 SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_reason
@@ -106,8 +109,10 @@ SELECT a.upstream_key, a.operation_id, a.outcome, o.state, o.next_read_at
 SELECT l.id FROM json_each(:ids) AS wanted CROSS JOIN lineages AS l ON l.id = wanted.value
 
 -- name: deciding_facts
--- What every transaction reads first: the clock's mark, and why nothing may be sent.
-SELECT name, value FROM facts WHERE name IN ('high_water_ms', 'gap', 'moved_to')
+-- What every decision depends on, whatever it is about: the clock's mark, what limits it, and why
+-- nothing may be sent.
+SELECT name, value FROM facts
+ WHERE name IN ('high_water_ms', 'ceilings', 'recovery_grace_ms', 'gap', 'moved_to')
 
 -- name: set_fact
 INSERT INTO facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -117,6 +122,9 @@ SELECT seq, hash FROM audit WHERE node = ? ORDER BY seq DESC LIMIT 1
 
 -- name: last_node
 SELECT position, hash FROM nodes ORDER BY position DESC LIMIT 1
+
+-- name: ceilings
+SELECT value FROM facts WHERE name = 'ceilings'
 
 -- name: open_operations
 SELECT state, count(*) AS count FROM operations

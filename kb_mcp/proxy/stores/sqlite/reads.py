@@ -26,10 +26,12 @@ from kb_mcp.proxy.ledger.records import (
     WindowKey,
 )
 from kb_mcp.proxy.stores.gauges import Gauges
+from kb_mcp.proxy.stores.paging import in_pages
 from kb_mcp.proxy.stores.queries import load_queries, state_clauses
 from kb_mcp.proxy.stores.rows import attempt_of, operation_of
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.ledger import connect
+from kb_mcp.proxy.stores.sqlite.write_ahead_log import log_bytes
 
 # Attempts know whose an object is, but where the request did not tell an amount.
 _OF_OBJECT = """
@@ -57,6 +59,7 @@ _AUDIT_FILTERS = {
     "since": "time >= ?",
     "until": "time < ?",
     "after_row": "rowid > ?",
+    "up_to": "rowid <= ?",
     "node": "node = ?",
 }
 
@@ -66,6 +69,7 @@ class SqliteRecords(Gauges):
 
     def __init__(self, path: Path, sealer: Sealer) -> None:
         """Read the migrated store at `path`."""
+        self._path = path
         self._connection = connect(path)
         self._queries = load_queries("sqlite")
         self._sealer = sealer
@@ -136,22 +140,35 @@ class SqliteRecords(Gauges):
         self, *, limit: int | None = None, newest_first: bool = False, **filters: Any
     ) -> Iterator[dict[str, Any]]:
         """Yield audit rows as dicts, in the order in which they were written."""
-        where, values = _where(_AUDIT_FILTERS, filters)
+        if limit is None and not newest_first:
+            # What is written meanwhile is the next reader's, or a busy store had no end.
+            filters["up_to"] = self.newest_row()
         # By time where the newest come first, so that the indexes of the filters serve the order.
         order = "time DESC, rowid DESC" if newest_first else "rowid ASC"
-        cursor = self._connection.execute(
-            f"SELECT rowid AS row, * FROM audit {where} ORDER BY {order} LIMIT ?",  # noqa: S608 our own
-            (*values, -1 if limit is None else limit),
-        )
-        for row in cursor:
-            yield dict(row)
+        going_on = "(time, rowid) < (?, ?)" if newest_first else "rowid > ?"
+
+        def page(last: dict[str, Any] | None, wanted: int) -> list[sqlite3.Row]:
+            where, values = _where(_AUDIT_FILTERS, filters, () if last is None else (going_on,))
+            if last is not None:
+                values[:0] = [last["time"], last["row"]] if newest_first else [last["row"]]
+            return self._rows(
+                f"SELECT rowid AS row, * FROM audit {where} ORDER BY {order} LIMIT ?",  # noqa: S608 our own
+                *values,
+                wanted,
+            )
+
+        return in_pages(page, limit)
 
     def chain(self, node: str) -> Iterator[dict[str, Any]]:
         """Yield the audit rows of one node, in the order of its chain."""
-        for row in self._connection.execute(
-            "SELECT * FROM audit WHERE node = ? ORDER BY seq", (node,)
-        ):
-            yield dict(row)
+        statement = "SELECT * FROM audit WHERE node = ? AND seq > ? ORDER BY seq LIMIT ?"
+        return in_pages(
+            lambda last, wanted: self._rows(statement, node, last["seq"] if last else 0, wanted)
+        )
+
+    def log_bytes(self) -> int:
+        """Return the size of the write-ahead log."""
+        return log_bytes(self._path)
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return the registry of nodes, in its own order."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from kb_mcp.proxy.audit.chain import node_hash
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.ledger.windows import rfc3339
+from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stores.binding import (
     BindingError,
     SchemaError,
@@ -60,9 +61,10 @@ def bind(
     connection: sqlite3.Connection,
     wanted: StoreSettings,
     explicit: Mapping[str, object],
+    binds: Binds,
     marks: Mapping[str, str],
 ) -> StoreSettings:
-    """Bind a new store to `wanted`, or return what the store is bound to.
+    """Return what the store is bound to, and bind it to `wanted` as far as it is not yet.
 
     `explicit` holds the settings that this process was configured with on purpose: they must
     agree with the store's. `marks` are facts of the store that are written once, where an earlier
@@ -71,14 +73,15 @@ def bind(
     connection.execute("BEGIN IMMEDIATE")
     try:
         stored = read_facts(connection)
-        missing = missing_facts(stored, wanted, marks)
+        bound = bound_by(stored, wanted, explicit)
+        missing = missing_facts(stored, bound, binds, marks)
         if missing:
-            _write(connection, missing)
+            connection.executemany(load_queries("sqlite")["set_fact"], missing.items())
             connection.execute("COMMIT")
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-    return bound_by(stored | missing, wanted, explicit)
+    return bound
 
 
 def bind_account(connection: sqlite3.Connection, account_id: str) -> None:
@@ -126,7 +129,3 @@ def _run_script(connection: sqlite3.Connection, script: str) -> None:
         if sqlite3.complete_statement(statement):
             connection.execute(statement)
             statement = ""
-
-
-def _write(connection: sqlite3.Connection, facts: Mapping[str, str]) -> None:
-    connection.executemany(load_queries("sqlite")["set_fact"], facts.items())

@@ -244,7 +244,7 @@ def test_a_raise_over_the_approval_limit_needs_an_approval_of_its_own(tmp_path: 
         asked = one_intent.step(path, amount=4000)
         assert error_of(asked) == "approval_required"
         approval = in_process.run(in_process.proxy.store.records.approvals())[0]
-        assert approval_record(approval, in_process.operations()[0], 0)["amount"] == 4000
+        assert approval_record(approval, 0)["amount"] == 4000
         assert one_intent.held() == ("succeeded", False, 2900)
         decided = decide_approval(in_process.proxy.store.ledger, approval.id, "approved", "ann")
         in_process.run(decided)

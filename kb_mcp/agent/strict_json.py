@@ -1,0 +1,86 @@
+"""JSON read in the one way in which every reader understands it, or refused.
+
+Floor: wing A, at the bottom. Pure. Python's parser keeps the last of two equal names, takes NaN
+and Infinity, and hands out halves of surrogate pairs: two readers could see two different bills,
+and what was read could not be written again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import NoReturn
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+class RepeatedNameError(ValueError):
+    """A JSON object that holds one name twice."""
+
+
+class LoneSurrogateError(ValueError):
+    """Text that holds half of a surrogate pair, and so cannot be written as UTF-8."""
+
+
+def read_json(text: str | bytes) -> object:
+    """Read `text`.
+
+    Raises: RepeatedNameError, LoneSurrogateError, else ValueError where it is no JSON.
+    """
+    try:
+        value: object = json.loads(
+            text,
+            object_pairs_hook=_unrepeated,
+            parse_constant=_no_number,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if has_surrogate(value):
+        raise LoneSurrogateError
+    return value
+
+
+def has_repeated_names(text: str | bytes) -> bool:
+    """Say whether JSON `text` holds an object with one name twice; of no JSON, say False."""
+    try:
+        read_json(text)
+    except RepeatedNameError:
+        return True
+    except ValueError:
+        return False
+    return False
+
+
+def has_surrogate(value: object) -> bool:
+    """Say whether a text in the JSON `value`, a name too, holds half of a surrogate pair."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            if _SURROGATE.search(each):
+                return True
+        elif isinstance(each, dict):
+            waiting += [*each, *each.values()]
+        elif isinstance(each, list):
+            waiting += each
+    return False
+
+
+def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise RepeatedNameError
+    return values
+
+
+def _no_number(_: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are no JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("a number is too large")
+    return number

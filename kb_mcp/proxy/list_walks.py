@@ -1,0 +1,111 @@
+"""Walking one of Stripe's lists for an operation's object, a few pages at a time.
+
+Floor: wing B, below recovery. A walk that ran out of its budget goes on in the next pass, so that
+one operation with a long list never keeps the others from being read. What it remembers is in this
+process alone: after a restart it begins anew, which costs reads and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+from kb_mcp.proxy.ledger.records import Attempt, Operation
+from kb_mcp.proxy.rules.matching import match_attempt, twin_names
+from kb_mcp.proxy.rules.resolve import Absent, Finding, Found, Unreadable
+from kb_mcp.proxy.stripe.endpoints import Route
+from kb_mcp.proxy.stripe.evidence import prove_object
+from kb_mcp.proxy.stripe.json_objects import next_cursor
+
+PAGE = 100
+LOOK_BACK_MS = 25 * 3_600_000
+
+Get = Callable[[str], Awaitable[Mapping[str, Any] | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much one reading may take: pages, and milliseconds."""
+
+    pages: int
+    within_ms: int
+
+
+IN_A_PASS = Budget(pages=200, within_ms=15_000)
+# Somebody waits for it, and for nothing else; below the lease of a reading.
+FOR_AN_OPERATOR = Budget(pages=2_000, within_ms=100_000)
+
+
+@dataclass(slots=True, kw_only=True)
+class Walk:
+    """One walk of the list of `route`, begun at `begun_at` (store's time, ms)."""
+
+    route: Route
+    operation: Operation
+    attempts: list[Attempt]
+    begun_at: int
+    grace_ms: int
+    cursor: str | None = None
+    seen: set[str] = field(default_factory=set)
+    twins: list[tuple[str, ...]] = field(default_factory=list)
+
+    def still_of(self, attempts: list[Attempt]) -> bool:
+        """Say whether nothing was sent since this walk began."""
+        return _sends(self.attempts) == _sends(attempts)
+
+    async def go_on(
+        self, get: Get, boottime_ms: Callable[[], int], budget: Budget
+    ) -> Finding | None:
+        """Read on; None where `budget` is used up and there is more to read."""
+        listing = self.route.listing
+        if listing is None:
+            return Unreadable()
+        query = self._query(listing.filters)
+        stop_at = boottime_ms() + budget.within_ms
+        for _ in range(budget.pages):
+            if self.cursor is not None:
+                query["starting_after"] = self.cursor
+            page = await get(f"{listing.path}?{urlencode(query)}")
+            items = None if page is None else page.get("data")
+            if page is None or not isinstance(items, list):
+                return Unreadable()
+            found = self._look(items)
+            if found is not None:
+                return found
+            if page.get("has_more") is not True:
+                # Only a list that says so itself has ended.
+                ended = page.get("has_more") is False
+                return Absent(self.begun_at, tuple(self.twins)) if ended else Unreadable()
+            self.cursor = next_cursor(items, self.seen)
+            if self.cursor is None:
+                return Unreadable()
+            if boottime_ms() >= stop_at:
+                return None
+        return None
+
+    def _query(self, filters: tuple[str, ...]) -> dict[str, str]:
+        since_ms = min(each.first_sent_at for each in self.attempts) - LOOK_BACK_MS
+        query = {"limit": str(PAGE), "created[gte]": str(since_ms // 1000)}
+        if "customer" in filters and self.operation.customer is not None:
+            query["customer"] = self.operation.customer
+        return query
+
+    def _look(self, items: list[Any]) -> Finding | None:
+        for item in items:
+            if not isinstance(item, dict):
+                return Unreadable()
+            number = match_attempt(item, self.operation, self.attempts)
+            if number is None:
+                names = twin_names(item, self.operation, self.attempts, self.grace_ms)
+                self.twins += [names] if names else []
+                continue
+            made = prove_object(item, self.route)
+            # It is ours, and does not say what became of it: that is no absence.
+            return Unreadable() if made is None else Found(number, made)
+        return None
+
+
+def _sends(attempts: list[Attempt]) -> tuple[int, ...]:
+    return tuple(each.sends for each in attempts)

@@ -1,0 +1,114 @@
+"""Matching: whether an object at Stripe is an operation's, and in what it differs from it.
+
+Floor: above the records and evidence, below resolve and conclude. Pure. Marks in the metadata name
+the attempt that made an object; they can be edited at Stripe, so that an object without them may be
+ours as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Operation
+from kb_mcp.proxy.stripe.evidence import customer_of
+from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS
+
+if TYPE_CHECKING:
+    from kb_mcp.proxy.ledger.snapshot import Snapshot
+    from kb_mcp.proxy.stripe.evidence import Made
+
+# Stripe's clock and ours may be a minute apart, and `created` has whole seconds.
+BEFORE_MS = 90_000
+# A failed or canceled object took no money, so that it is nobody's charge.
+NO_MONEY = frozenset({"failed", "canceled"})
+_MAY_HAVE_ARRIVED = frozenset({AttemptOutcome.OPEN, AttemptOutcome.VOIDED})
+
+
+def match_attempt(
+    item: Mapping[str, Any], operation: Operation, attempts: list[Attempt]
+) -> int | None:
+    """Return the number of the attempt that made the listed object `item`, or None.
+
+    The attempt's mark alone is not enough: the operation's must stand beside it, or amount,
+    currency and customer must be the operation's. With both marks it is ours whatever it says.
+    """
+    marks = marks_of(item)
+    mark = marks.get("keybrake_attempt")
+    ours = marks.get("keybrake_operation") == operation.id
+    # An operation whose request did not tell its amount has the mark alone.
+    if mark is None or not (ours or operation.amount == 0 or is_like(item, operation)):
+        return None
+    # A declined attempt is settled: its failed object says nothing about the attempts after it.
+    return next(
+        (
+            each.number
+            for each in attempts
+            if each.upstream_key == mark and each.outcome is not AttemptOutcome.DECLINED
+        ),
+        None,
+    )
+
+
+def twin_names(
+    item: Mapping[str, Any], operation: Operation, attempts: list[Attempt], grace_ms: int
+) -> tuple[str, ...]:
+    """Return the names of a listed object without a whole mark that may be the operation's.
+
+    It is of the same customer, amount and currency, and made between the first send that may have
+    arrived and the last one's deadline and grace. Empty where it is not.
+    """
+    marks = marks_of(item)
+    mark, owner = marks.get("keybrake_attempt"), marks.get("keybrake_operation")
+    known = any(each.upstream_key == mark for each in attempts)
+    if known or (mark and owner and owner != operation.id) or not is_like(item, operation):
+        return ()
+    created = item.get("created")
+    if not isinstance(created, int) or item.get("status") in NO_MONEY:
+        return ()
+    maybe = [each for each in attempts if each.outcome in _MAY_HAVE_ARRIVED] or attempts
+    begins = min(each.first_sent_at for each in maybe) - BEFORE_MS
+    ends = max(each.last_sent_at for each in maybe) + SEND_WITHIN_MS + grace_ms
+    if not begins <= created * 1000 <= ends:
+        return ()
+    names = (item.get("id"), item.get("payment_intent"))
+    return tuple(name for name in names if isinstance(name, str))
+
+
+def marks_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the metadata of an object, empty where it has none."""
+    metadata = item.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def is_like(item: Mapping[str, Any], operation: Operation) -> bool:
+    """Say whether an object has the operation's amount, currency and customer."""
+    return (
+        item.get("amount") == operation.amount
+        and item.get("currency") == operation.currency
+        and customer_of(item) == operation.customer
+    )
+
+
+def difference(
+    snapshot: Snapshot, operation: Operation, made: Made, *, step: bool = False
+) -> str | None:
+    """Return in what `made` differs from `operation`, in a sentence for operators, or None.
+
+    What the object does not say differs in nothing. A follow-up (`step`) may change the amount, up
+    to what is held; an operation whose request told no amount (0) is compared by its mode alone.
+    """
+    wanted: dict[str, object] = {"livemode": snapshot.settings.mode == "live"}
+    if operation.amount > 0:
+        wanted |= {"currency": operation.currency, "customer": operation.customer}
+        at_most = max(operation.amount, operation.held)
+        if not step or (made.total or 0) > at_most:
+            wanted["amount"] = at_most if step else operation.amount
+    return next(
+        (
+            f"its {name} at Stripe is {made.facts[name]}, not {value}"
+            for name, value in sorted(wanted.items())
+            if name in made.facts and made.facts[name] != value
+        ),
+        None,
+    )

@@ -1,0 +1,94 @@
+"""What limits every process is a row of the store: it holds from its commit, in all of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from kb_mcp.proxy.ledger.records import Changes, Refs, StoreSettings
+from kb_mcp.proxy.store_admin import Binds
+from kb_mcp.proxy.stores.binding import BindingError
+from kb_mcp.settings import load_settings
+from kb_mcp.wiring.store import Store, open_store
+from tests.proxy.stores.conftest import Open, Run
+
+TIMES = {"KEYBRAKE_UPSTREAM_TIMEOUT": "10", "KEYBRAKE_RECOVERY_GRACE": "60"}
+BOUND = {"account", "mode"}
+LIMITS = {"ceilings", "upstream_timeout_ms", "recovery_grace_ms"}
+
+
+async def decided_by(store: Store) -> StoreSettings:
+    """Return the settings that a decision of this process reads now."""
+    return await store.ledger.transact(
+        lambda _: Refs(), lambda snapshot: (snapshot.settings, Changes())
+    )
+
+
+def set_facts(store: Store, **facts: Any) -> None:
+    admin = store.open_office()
+    admin.set_facts({name: json.dumps(value) for name, value in facts.items()})
+    admin.close()
+
+
+def facts(store: Store) -> dict[str, str]:
+    admin = store.open_office()
+    found = admin.facts()
+    admin.close()
+    return {name: value for name, value in found.items() if name in BOUND | LIMITS}
+
+
+def test_a_ceiling_holds_in_every_process_from_its_commit(open_one: Open, run: Run) -> None:
+    one, two = open_one(), open_one()
+    assert run(decided_by(two)).ceilings == {}
+    set_facts(one, ceilings={"usd": 5000})
+    assert run(decided_by(two)).ceilings == {"usd": 5000}
+    assert two.ledger.settings.ceilings == {"usd": 5000}
+    set_facts(one, ceilings={})
+    assert run(decided_by(two)).ceilings == {}
+
+
+def test_a_longer_grace_holds_at_once_and_a_shorter_one_where_a_process_starts(
+    open_one: Open, run: Run
+) -> None:
+    one, two = open_one(), open_one()
+    set_facts(one, recovery_grace_ms=900_000)
+    assert run(decided_by(two)).recovery_grace_ms == 900_000
+    set_facts(one, recovery_grace_ms=60_000)
+    assert run(decided_by(two)).recovery_grace_ms == 600_000
+    assert run(decided_by(open_one())).recovery_grace_ms == 60_000
+
+
+@pytest.mark.parametrize(("binds", "written"), [(Binds.NOTHING, set()), (Binds.ACCOUNT, BOUND)])
+def test_what_serves_nobody_leaves_the_times_to_the_first_process_that_serves(
+    open_one: Open, environ: dict[str, str], run: Run, binds: Binds, written: set[str]
+) -> None:
+    command = open_store(load_settings(environ), binds=binds)
+    assert facts(command).keys() == written
+    run(command.close())
+    serving = open_one(**TIMES)
+    assert facts(serving).keys() == BOUND | LIMITS
+    assert run(decided_by(serving)).recovery_grace_ms == 60_000
+    with pytest.raises(BindingError, match="upstream_timeout_ms"):
+        open_one(**TIMES | {"KEYBRAKE_UPSTREAM_TIMEOUT": "12"})
+
+
+def test_what_an_operator_set_before_anything_served_holds_for_the_first_that_does(
+    open_one: Open, environ: dict[str, str], run: Run
+) -> None:
+    command = open_store(load_settings(environ), binds=Binds.NOTHING)
+    set_facts(command, ceilings={"usd": 5000})
+    run(command.close())
+    with pytest.raises(BindingError, match="ceilings"):
+        open_one(KEYBRAKE_ACCOUNT_DAILY_CAP="100.00usd")
+    assert run(decided_by(open_one())).ceilings == {"usd": 5000}
+
+
+def test_a_command_for_another_account_is_refused_by_a_store_that_serves(
+    open_one: Open, environ: dict[str, str]
+) -> None:
+    open_one(KEYBRAKE_ACCOUNT="acct_one")
+    other = load_settings(environ | {"KEYBRAKE_ACCOUNT": "acct_two"})
+    with pytest.raises(BindingError, match="acct_one"):
+        open_store(other, binds=Binds.NOTHING)

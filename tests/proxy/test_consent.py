@@ -1,0 +1,204 @@
+"""Over the wire, on both stores: what an operator was shown is charged, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kb_mcp.operators.actions.approvals import decide_approval
+from kb_mcp.operators.actions.keys import revoke_key
+from kb_mcp.operators.reports.approvals import approval_record
+from kb_mcp.proxy.access.policy import CapRules
+from kb_mcp.proxy.access.roles import built_in
+from kb_mcp.proxy.ledger.records import Approval, Changes, KeyId, Lineage, Refs, VaultKey
+from tests.in_process_proxy import InProcessProxy, Issued, error_of
+from tests.proxy.stores.conftest import database, server
+
+__all__ = ["database", "server"]
+
+INTENTS = "/v1/payment_intents"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def in_process(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[InProcessProxy]:
+    if request.param == "postgres":
+        monkeypatch.setattr(InProcessProxy, "store", request.getfixturevalue("database").environ)
+    with InProcessProxy(tmp_path) as built:
+        built.begin_day()
+        yield built
+
+
+def asking(in_process: InProcessProxy, role: str = "billing", **above: int) -> Issued:
+    return in_process.issue(built_in(role).model_copy(update={"approval_above": above}))
+
+
+def approvals(in_process: InProcessProxy) -> list[Approval]:
+    """Return every approval, oldest first."""
+    return list(in_process.run(in_process.proxy.store.records.approvals()))[::-1]
+
+
+def decide(in_process: InProcessProxy, approval: Approval, verdict: str = "approved") -> None:
+    in_process.run(decide_approval(in_process.proxy.store.ledger, approval.id, verdict, "ann"))  # type: ignore[arg-type] # one of two
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"amount": 9_999_900}, {"currency": "kwd", "amount": 99_999_990}, {"currency": "jpy"}],
+)
+def test_an_approval_under_a_callers_key_charges_what_was_shown(
+    in_process: InProcessProxy, other: dict[str, Any]
+) -> None:
+    key = asking(in_process, usd=25_000, kwd=0, jpy=0)
+    shown: dict[str, Any] = {"amount": 30_000, "key_header": "june"}
+    assert error_of(in_process.charge(key, **shown)) == "approval_required"
+    assert error_of(in_process.charge(key, **(shown | other))) == "approval_required"
+    first, second = approvals(in_process)
+    decide(in_process, first)
+    assert error_of(in_process.charge(key, **(shown | other))) == "approval_required"
+    assert in_process.charge(key, **shown).status_code == 200
+    assert [(each["amount"], each["currency"]) for each in in_process.charges()] == [
+        (30_000, "usd")
+    ]
+    record = approval_record(second, in_process.proxy.store.clock.now(0))
+    wanted = {"amount": 30_000, "currency": "usd", **other}
+    assert (record["amount"], record["currency"]) == (wanted["amount"], wanted["currency"])
+    told = next(row for row in in_process.audit() if row["decision"] == "approve")
+    assert (told["amount"], told["currency"], told["customer_id"], told["key_id"]) == (
+        30_000, "usd", "cus_A1", key.id,
+    )  # fmt: skip
+
+
+def test_a_looked_up_card_that_changed_since_needs_another_approval(
+    in_process: InProcessProxy,
+) -> None:
+    key = asking(in_process, "billing-payment-intents", usd=1000)
+    form = {"confirm": "true", "off_session": "true", "looked_up": True, "period": "2026-11"}
+    first = in_process.charge(key, INTENTS, payment_method="pm_card_visa", **form)
+    assert error_of(first) == "approval_required"
+    decide(in_process, approvals(in_process)[0])
+    other = in_process.charge(key, INTENTS, payment_method="pm_card_mastercard", **form)
+    assert error_of(other) == "approval_required"
+    assert [each.payment_method for each in approvals(in_process)] == [
+        "pm_card_visa", "pm_card_mastercard",
+    ]  # fmt: skip
+    made = in_process.charge(key, INTENTS, payment_method="pm_card_visa", **form)
+    assert made.json()["payment_method"] == "pm_card_visa"
+    # What is paid is paid, whatever card a later call looks up.
+    again = in_process.charge(key, INTENTS, payment_method="pm_card_mastercard", **form)
+    assert (again.json()["id"], again.headers["idempotent-replayed"]) == (made.json()["id"], "true")
+
+
+def test_two_keys_that_ask_for_one_bill_orphan_nothing_and_charge_once(
+    in_process: InProcessProxy,
+) -> None:
+    one, two = asking(in_process, usd=1000), asking(in_process, usd=1000)
+    for key in (one, two):
+        assert error_of(in_process.charge(key, period="2026-11")) == "approval_required"
+    for approval in approvals(in_process):
+        decide(in_process, approval)
+    made = in_process.charge(one, period="2026-11")
+    assert (made.status_code, "idempotent-replayed" in made.headers) == (200, False)
+    assert in_process.charge(two, period="2026-11").headers["idempotent-replayed"] == "true"
+    assert len(in_process.charges()) == 1
+    assert [each.state for each in approvals(in_process)] == ["used", "approved"]
+
+
+def test_approvals_that_expired_undecided_lock_nobody_out(in_process: InProcessProxy) -> None:
+    key = asking(in_process, usd=1000)
+    for number in range(21):
+        in_process.charge(key, customer=f"cus_N{number}", period="2026-11")
+    assert len(approvals(in_process)) == 20
+    in_process.turn_clock(25 * 3600)
+    late = in_process.charge(key, customer="cus_N20", period="2026-11")
+    assert error_of(late) == "approval_required"
+    asked = approvals(in_process)[-1]
+    assert late.json()["error"]["keybrake"]["approval"] == asked.id
+    decide(in_process, asked)
+    assert in_process.charge(key, customer="cus_N20", period="2026-11").status_code == 200
+
+
+@pytest.mark.parametrize("currency", ["eur", "kwd", "jpy"])
+def test_an_approval_limit_refuses_the_currencies_that_it_does_not_name(
+    in_process: InProcessProxy, currency: str
+) -> None:
+    key = asking(in_process, usd=5000)
+    for form in ({"period": "2026-11"}, {"key_header": "june"}, {}):
+        refused = in_process.charge(key, currency=currency, amount=6_000_000, **form)
+        assert error_of(refused) == "currency_not_allowed"
+    assert in_process.charges() == []
+
+
+def test_what_a_revoked_key_lost_is_not_charged_by_one_that_may_spend_less(
+    in_process: InProcessProxy,
+) -> None:
+    runaway = in_process.issue()
+    narrow = in_process.issue(
+        built_in("billing").model_copy(
+            update={"caps": CapRules(per_charge={"usd": 1000}), "approval_above": {"usd": 500}}
+        )
+    )
+    in_process.fault("drop_before")
+    lost = in_process.charge(runaway, amount=290_000, period="2026-11")
+    assert error_of(lost) == "outcome_unknown"
+    ledger, records = in_process.proxy.store.ledger, in_process.proxy.store.records
+    in_process.run(revoke_key(ledger, records, runaway.id, "ran away", "ann", 0))  # type: ignore[arg-type] # its id
+    refused = in_process.charge(narrow, amount=290_000, period="2026-11")
+    assert (refused.status_code, error_of(refused)) == (504, "outcome_unknown")
+    in_process.turn_clock(700)
+    in_process.recover()
+    assert in_process.operations()[0].state.value == "voided"
+    assert (
+        error_of(in_process.charge(narrow, amount=290_000, period="2026-11")) == "approval_required"
+    )
+    assert in_process.charges() == []
+
+
+def test_a_ceiling_that_is_set_while_it_serves_holds_for_the_next_charge(
+    in_process: InProcessProxy,
+) -> None:
+    key = in_process.issue()
+    assert in_process.charge(key, period="2026-10", amount=5000).status_code == 200
+    admin = in_process.proxy.store.open_office()
+    admin.set_facts({"ceilings": '{"usd": 6000}'})
+    admin.close()
+    assert error_of(in_process.charge(key, period="2026-11", amount=1001)) == "spend_cap_exceeded"
+    refused = in_process.charge(key, period="2026-11", amount=100, currency="eur")
+    assert error_of(refused) == "currency_not_allowed"
+    assert in_process.charge(key, period="2026-11", amount=1000).status_code == 200
+
+
+class FreezesBeforeTheSend:
+    """A ledger in which an operator freezes the key once its charge is reserved."""
+
+    def __init__(self, ledger: Any) -> None:
+        self.ledger = ledger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ledger, name)
+
+    async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
+        found: tuple[VaultKey, Lineage] | None = await self.ledger.find_key(key_id)
+        assert found is not None
+        frozen = Lineage(found[1].id, 1, "an operator said so")
+        await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(lineages=(frozen,))))
+        return await self.ledger.find_key(key_id)  # type: ignore[no-any-return] # as above
+
+
+def test_a_key_that_freezes_after_the_reservation_sends_nothing(tmp_path: Path) -> None:
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        app = in_process.proxy.app
+        governor = app.pipeline.governor
+        between = dataclasses.replace(governor, ledger=FreezesBeforeTheSend(governor.ledger))
+        app.pipeline = dataclasses.replace(app.pipeline, governor=between)
+        refused = in_process.charge(key, period="2026-11")
+        assert (refused.status_code, error_of(refused)) == (403, "vault_key_frozen")
+        assert in_process.charges() == []
+        operation = in_process.operations()[0]
+        assert (operation.state.value, operation.held) == ("failed", 0)
