@@ -70,8 +70,7 @@ class Proxy:
     async def start(self) -> None:
         """Check the account and walk Stripe's lists; recover once, then on a timer.
 
-        Counted noise is written every minute. Raises: BindingError, UpstreamKeyError,
-        MovedStoreError.
+        Counted noise is written every minute. Raises: BindingError, UpstreamKeyError.
         """
         await self.app.pipeline.follow()
         if self.settings.upstream_mode != "sandbox":

@@ -24,7 +24,7 @@ from kb_mcp.proxy.audit.verification import AuditReader
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.ledger.records import MOVED_TO, StoreSettings
 from kb_mcp.proxy.recovery import Due
 from kb_mcp.proxy.retention import Aged
 from kb_mcp.proxy.store_admin import Binds, StoreAdmin
@@ -52,6 +52,10 @@ STORE_ID_BYTES = 12
 
 class StoreError(Exception):
     """The store cannot be used; the message is one line and says what to do."""
+
+
+class MovedStoreError(StoreError):
+    """The store was copied to another one, which serves in its place."""
 
 
 class MasterKeyError(StoreError):
@@ -164,6 +168,7 @@ def _open_sqlite(
         connection = connect(path)
         migrate(connection)
         facts = read_facts(connection)
+        _check_not_moved(facts)
         check_key_of_new_store(settings, facts)
         wanted = (
             keyless_settings(settings, facts)
@@ -234,6 +239,15 @@ def shown_place(settings: Settings) -> str:
 def heads_folder(path: Path) -> Path:
     """Return where the audit heads of the store at `path` are exported to, outside the store."""
     return path.with_name(f"{path.name}.heads")
+
+
+def _check_not_moved(facts: Mapping[str, str]) -> None:
+    place = facts.get(MOVED_TO)
+    if place:
+        raise MovedStoreError(
+            f"this store was moved to {place}, which serves in its place: set "
+            "KEYBRAKE_DATABASE_URL to that one"
+        )
 
 
 def proven_master_key(settings: Settings, path: Path) -> bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import GAP, MOVED_TO, AuditDraft, Changes, Refs
+from kb_mcp.proxy.ledger.records import GAP, AuditDraft, Changes, Refs
 from kb_mcp.proxy.rules.gaps import WALK_FAILED
 from kb_mcp.proxy.walk import (
     HOUR_MS,
@@ -41,10 +41,6 @@ class UpstreamKeyError(Exception):
     """Stripe refuses a list to our key; the message says what the key lacks."""
 
 
-class MovedStoreError(Exception):
-    """The store was copied to another one, which serves in its place."""
-
-
 @dataclass(slots=True, kw_only=True)
 class Walks:
     """The walks of one process; `boottime_ms` counts suspended time."""
@@ -58,13 +54,7 @@ class Walks:
     _first: asyncio.Task[None] | None = field(default=None, init=False)
 
     async def begin(self) -> None:
-        """Walk before anything is sent. Raises: UpstreamKeyError, MovedStoreError."""
-        moved_to = (await self.walk.records.facts()).get(MOVED_TO)
-        if moved_to:
-            raise MovedStoreError(
-                f"this store was moved to {moved_to}, which serves in its place: set "
-                "KEYBRAKE_DATABASE_URL to that one"
-            )
+        """Walk before anything is sent. Raises: UpstreamKeyError."""
         self.gate.unwalked = True
         self._started = self.walk.stripe_ms()
         self._first = asyncio.create_task(self._walk_first())

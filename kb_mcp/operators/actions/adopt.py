@@ -153,11 +153,7 @@ def operation_of(
     name, named_by = _name(charge, period, reference)
     customer = charge.get("customer") or None
     money = UNTOLD if refund else Money(int(charge["amount"]), str(charge["currency"]))
-    days = ("", "")
-    if period is not None:
-        days = (period.start.isoformat(), period.end.isoformat())
-    elif customer is not None and not refund:
-        days = suspected_days(created_ms)
+    first, last = (None, None) if refund else _days_of(period, customer, created_ms)
     moved = made.moved if final and made is not None and made.moved is not None else money.amount
     operation = Operation(
         id=OperationId(mark) if _OPERATION_ID.fullmatch(mark) else fresh_id,
@@ -168,8 +164,8 @@ def operation_of(
         amount=money.amount,
         currency=money.currency,
         period=None if period is None else period.label,
-        period_start=days[0] or None,
-        period_end=days[1] or None,
+        period_start=first,
+        period_end=last,
         reference=reference,
         fingerprint=_fingerprint(route, customer, money, period, reference),
         upstream_name=_ATTEMPT_SUFFIX.sub("", attempt_mark or name),
@@ -248,6 +244,15 @@ def counted(snapshot: Snapshot, before: Operation | None, after: Operation) -> t
             else replace(window, reserved=window.reserved + after.held)
         )
     return tuple(changed.values())
+
+
+def _days_of(
+    period: Period | None, customer: str | None, created_ms: int
+) -> tuple[str, str] | tuple[None, None]:
+    """Return the days that a charge bills, or may bill where it says no period."""
+    if period is not None:
+        return period.start.isoformat(), period.end.isoformat()
+    return (None, None) if customer is None else suspected_days(created_ms)
 
 
 def _number_of(attempt_mark: str | None) -> int:
