@@ -60,7 +60,7 @@ lock: .venv/.python ## renew locks/ after a change in pyproject.toml (UPGRADE=1:
 
 prove: .venv/.dev .venv/.project ## crashes, many hosts, attacks, every door (KILLS=300 FAILOVERS=10)
 	KILLS=$(KILLS) HOST_KILLS=$(KILLS) SERVER_KILLS=20 FAILOVERS=$(FAILOVERS) \
-		$(BIN)/python -m pytest --timeout 3600 tests/scenarios tests/faults tests/hosts \
+		$(BIN)/python -m pytest --timeout 3600 tests/scenarios tests/faults tests/hosts tests/losses \
 		tests/attacks tests/every_door tests/clients
 
 simulate: .venv/.dev .venv/.project ## whole histories under faults, from seeds (SEEDS=2000)

@@ -260,8 +260,8 @@ _UNAVAILABLE: Final[Wording] = {
         "Without its store the proxy sends nothing.",
     ),
     Code.LEDGER_BEHIND: (
-        "The ledger has lost records and sends nothing until an operator has reconciled it.",
-        "The store is older than its last exported head; see `kb-mcp reconcile`.",
+        "The ledger may lack records, and nothing was sent. An operator must look: `kb-mcp doctor`.",
+        "Stripe has what the store lacks, its lists cannot be read yet, or the store was moved.",
     ),
     Code.DRAINING: (
         "The proxy is shutting down, and nothing was sent. Send the same request again.",
