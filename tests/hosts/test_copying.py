@@ -121,6 +121,8 @@ def test_a_ledger_that_is_served_stops_sending_before_it_is_copied(
     assert charge(again.url, token, period="2026-11", amount=6000).content == first.content
     later = charge(again.url, token, customer="cus_C", period="2026-11", amount=100)
     assert later.json()["metadata"]["keybrake_store"] == first.json()["metadata"]["keybrake_store"]
+    embedded.turn_clock(26 * 3600)
+    assert charge(again.url, token, period="2026-11", amount=6000).content == first.content
     assert sum(each["amount"] for each in embedded.charges()) == 6100
     embedded.command("doctor")
 
