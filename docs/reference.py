@@ -50,6 +50,8 @@ ABOUT = {
     "idempotency": "How bills are named: `content`, `strict` (a period is required) or `caller`.",
     "duplicate_window": "How long a bill without a period is suspected to be its twin.",
     "period_window": "Months back and ahead of this one that may be billed.",
+    "period_kinds": 'Which kinds of period may be billed, like `["month"]`; without it, all.',
+    "overlaps": "Whether periods that share days are one bill (`refuse`) or may be two (`allow`).",
     "allow_reference": "Whether `reference` may name a second bill in one period.",
     "decline_retry_after": "How long a decline is replayed before another attempt.",
     "max_attempts": "Declines of one bill after which it is refused.",

@@ -52,8 +52,13 @@ def explicit_name(endpoint: str, customer: str | None, key: str) -> str:
     return _name("explicit", endpoint, customer or "", key)
 
 
-def caller_name(endpoint: str, key: str) -> str:
+def caller_name(key: str) -> str:
     """Name an operation by the caller's key as it is, for policies of mode `caller`."""
+    return _name("caller", key)
+
+
+def caller_name_of_endpoint(endpoint: str, key: str) -> str:
+    """Name it as version 0.1.0 did, which let one key name an act at each endpoint."""
     return _name("caller", endpoint, key)
 
 

@@ -9,13 +9,15 @@ import re
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import lru_cache
-from typing import Final
+from typing import Final, Literal, get_args
 
 GRAMMAR: Final = (
     "A period is a year (2026), quarter (2026-Q2), month (2026-06), ISO week (2026-W23), "
     "day (2026-06-15) or a range of days within a year's length (2026-06-15/2026-07-14)."
 )
 MAX_DAYS: Final = 366
+PeriodKind = Literal["year", "quarter", "month", "week", "day", "range"]
+KINDS: Final[tuple[PeriodKind, ...]] = get_args(PeriodKind)
 MONTHS: Final = (
     "January February March April May June July August September October November December"
 ).split()
@@ -27,6 +29,7 @@ _NAMED_MONTH = re.compile(rf"({'|'.join(MONTHS)}) (20[0-9]{{2}})")
 _WEEK = re.compile(r"(20[0-9]{2})-W([0-5][0-9])")
 _DAY = re.compile(r"(20[0-9]{2})-([0-1][0-9])-([0-3][0-9])")
 _DESCRIPTION = "Subscription "
+_KINDS_BY_DASHES: Final[tuple[PeriodKind, ...]] = ("year", "month", "day")
 _WEEK_DAYS = 7
 
 
@@ -41,6 +44,17 @@ class Period:
     label: str
     start: date
     end: date
+
+    @property
+    def kind(self) -> PeriodKind:
+        """Return which of the grammar's kinds this is: its label alone tells."""
+        if "/" in self.label:
+            return "range"
+        if "W" in self.label:
+            return "week"
+        if "Q" in self.label:
+            return "quarter"
+        return _KINDS_BY_DASHES[self.label.count("-")]
 
 
 @lru_cache(maxsize=1024)
@@ -64,14 +78,17 @@ def parse_period(text: str) -> Period:
 def overlap(one: Period, other: Period) -> bool:
     """Say whether two periods bill the same days.
 
-    A shared boundary day is no overlap: many bills run from the 15th to the 15th. A period that
-    lies within the other overlaps it, be it a single day at its edge.
+    Ranges of seven days or more may share their boundary day: many bills run from the 15th to the
+    15th. A year, quarter, month or week says itself where it ends, so it shares no day.
     """
     start, end = max(one.start, other.start), min(one.end, other.end)
-    if end < start:
-        return False
-    within = (start, end) in ((one.start, one.end), (other.start, other.end))
-    return within or end > start
+    if end != start:
+        return end > start
+    return not (_may_share_a_day(one) and _may_share_a_day(other))
+
+
+def _may_share_a_day(period: Period) -> bool:
+    return period.kind == "range" and (period.end - period.start).days + 1 >= _WEEK_DAYS
 
 
 def period_from_description(text: str) -> Period | None:

@@ -14,6 +14,7 @@ import httpx
 
 from kb_mcp.agent.transport import AsgiTransport, start_loop
 from kb_mcp.operators.actions.keys import Wanted, issue_key
+from kb_mcp.operators.actions.operations import By, forget_answers
 from kb_mcp.proxy.access.policy import CapRules, Policy
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.sandbox.app import create_sandbox
@@ -152,6 +153,11 @@ class InProcessProxy:
     def audit(self, **filters: Any) -> list[dict[str, Any]]:
         """Return the audit's rows, oldest first."""
         return list(self.proxy.store.records.audit(**filters))
+
+    def forget(self, customer: str) -> None:
+        """Erase the stored answers of a customer, as an operator does."""
+        found = self.operations(customer_id=customer)
+        self.run(forget_answers(self.proxy.store.ledger, found, By("test")))
 
     def recover(self) -> None:
         """Make one recovery pass, by the sandbox's time."""

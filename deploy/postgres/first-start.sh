@@ -1,7 +1,7 @@
 #!/bin/sh
 # Run once by the postgres image on an empty volume: the database and both roles.
 set -eu
-KEYBRAKE_OWNER_PASSWORD=$(cat /run/secrets/owner_password)
-KEYBRAKE_PROXY_PASSWORD=$(cat /run/secrets/proxy_password)
+KEYBRAKE_OWNER_PASSWORD=$(cat /secrets/owner_password)
+KEYBRAKE_PROXY_PASSWORD=$(cat /secrets/proxy_password)
 export KEYBRAKE_OWNER_PASSWORD KEYBRAKE_PROXY_PASSWORD
 psql -v ON_ERROR_STOP=1 -U postgres -d postgres -f /keybrake/roles.sql

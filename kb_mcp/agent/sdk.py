@@ -16,7 +16,7 @@ from urllib.parse import quote
 from kb_mcp.agent.keys import is_live
 from kb_mcp.agent.outcomes import ProxyUnavailableError, Reply, as_map
 from kb_mcp.agent.trust import why_unreached
-from kb_mcp.agent.wording import UNREACHED
+from kb_mcp.agent.wording import UNAVAILABLE, UNREACHED
 
 if TYPE_CHECKING:
     import httpx
@@ -162,6 +162,7 @@ class ProxySdk:
         from kb_mcp.agent.stripe_http import MaybeSentError, NeverSentError
 
         http = self._client()[1]
+        http.begin()
         try:
             made = call()
         except NeverSentError as error:
@@ -172,7 +173,10 @@ class ProxySdk:
             if error.error is None or error.http_status is None:
                 return Lost(is_live(token))  # an answer, but none of the proxy's or Stripe's
             return _reply_of(error, token, doubtful=http.doubtful)
-        except Exception:  # noqa: BLE001 - the SDK itself breaks on errors that are not objects
+        except Exception as error:  # the SDK itself breaks on errors that are not objects
+            if not http.tried:
+                logger.error("The Stripe SDK failed before it sent: %s", type(error).__name__)  # noqa: TRY400 - no frames, no keys
+                raise ProxyUnavailableError(UNAVAILABLE) from error
             return Lost(is_live(token))
         response = made.last_response
         return Reply(
@@ -209,8 +213,9 @@ class ProxySdk:
     def _make_client(self, opened: httpx.Client) -> tuple[stripe.StripeClient, ProxyHTTPClient]:
         import stripe
 
-        from kb_mcp.agent.stripe_http import ProxyHTTPClient
+        from kb_mcp.agent.stripe_http import ProxyHTTPClient, settle_telemetry
 
+        settle_telemetry()
         http = ProxyHTTPClient(opened)
         client = stripe.StripeClient(
             # Every call brings its own key in its options: one client serves all of them.

@@ -6,6 +6,7 @@ does it late.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from typing import Any, Final
@@ -51,6 +52,15 @@ class ProxyHTTPClient(stripe.HTTPClient):
         self._http = http
         self._tries = threading.local()
 
+    def begin(self) -> None:
+        """Begin a call of this thread: nothing of it was tried yet."""
+        self._tries.tried = self._tries.doubtful = False
+
+    @property
+    def tried(self) -> bool:
+        """Whether this thread's last call came as far as a try to send."""
+        return bool(getattr(self._tries, "tried", False))
+
     @property
     def doubtful(self) -> bool:
         """Whether a try of this thread's last call may have been sent without an answer."""
@@ -82,6 +92,7 @@ class ProxyHTTPClient(stripe.HTTPClient):
         *,
         _usage: list[str] | None = None,
     ) -> tuple[str, int, Mapping[str, str]]:
+        self._tries.tried = True
         try:
             response = self._http.request(
                 method, url, headers=dict(headers or {}), content=post_data or None
@@ -107,3 +118,14 @@ class ProxyHTTPClient(stripe.HTTPClient):
     @override
     def close(self) -> None:
         self._http.close()
+
+
+def settle_telemetry() -> None:
+    """Let the SDK look for its telemetry id now, where a failure harms no call.
+
+    It looks once in a process, in the home folder, and raises where the user has none.
+    """
+    with contextlib.suppress(ImportError, RuntimeError, OSError, KeyError):
+        from stripe._telemetry_id import get_telemetry_id
+
+        get_telemetry_id()

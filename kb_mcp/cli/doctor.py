@@ -71,6 +71,7 @@ async def _examine_store(opened: OpenProxy) -> list[Check]:
         ("gap", _gap),
         ("adopted", _adopted),
         ("invariants", _invariants),
+        ("overlaps", _overlaps),
         ("audit", _audit),
         ("upstream", _upstream),
         ("clock", _clock),
@@ -175,6 +176,20 @@ async def _violations(opened: OpenProxy) -> set[str]:
         policies.setdefault(key.lineage_id, []).append(policy_of(key.policy))
     windows = await records.windows()
     return set(examination.end(windows, policies, opened.store.settings.ceilings))
+
+
+async def _overlaps(opened: OpenProxy) -> tuple[bool, str]:
+    """Count what was billed before overlaps were refused: it stands, and is for people to judge."""
+    from kb_mcp.operators.reports.overlaps import count_overlaps
+    from kb_mcp.proxy.access.authenticate import policy_of
+
+    keys = await opened.store.records.keys()
+    allowed = {key.id for key, _ in keys if policy_of(key.policy).overlaps == "allow"}
+    count = count_overlaps(await opened.store.records.billed_days(), allowed)
+    if not count:
+        return True, "no two live bills share days"
+    pairs = "pair of live bills shares" if count == 1 else "pairs of live bills share"
+    return True, f"{count} {pairs} days; the later one would be refused now"
 
 
 async def _audit(opened: OpenProxy) -> tuple[bool, str]:

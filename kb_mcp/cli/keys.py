@@ -15,7 +15,7 @@ import click
 from kb_mcp.cli.completion import key_ids, roles
 from kb_mcp.cli.failures import WRONG, Failure, say_failure
 from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
-from kb_mcp.cli.options import CAP, cap_table, duration_ms, future_ms
+from kb_mcp.cli.options import CAP, KINDS, cap_table, duration_ms, future_ms
 from kb_mcp.cli.output import json_option, print_json, print_list, print_record
 
 if TYPE_CHECKING:
@@ -64,6 +64,14 @@ def _cap_option(kind: str, help_text: str) -> Callable[[F], F]:
               help="Charges above this wait for an operator; once for each currency.")  # fmt: skip
 @click.option("--uncapped", is_flag=True,
               help="Let it move money without a cap per day, month or customer.")  # fmt: skip
+@click.option(
+    "--overlaps",
+    type=click.Choice(("refuse", "allow")),
+    help="Whether a bill may share days with one of another period.",
+)
+@click.option(
+    "--period-kinds", type=KINDS, help="The only kinds of period it may bill, like month,quarter."
+)
 @json_option
 def issue(  # noqa: PLR0913 an option each
     *,
@@ -76,6 +84,8 @@ def issue(  # noqa: PLR0913 an option each
     rate: str | None,
     approval_above: tuple[Money, ...],
     uncapped: bool,
+    overlaps: str | None,
+    period_kinds: list[str] | None,
     as_json: bool,
     **caps: tuple[Money, ...],
 ) -> None:
@@ -88,6 +98,8 @@ def issue(  # noqa: PLR0913 an option each
         "daily_charges": daily_charges,
         "rate": rate,
         "approval_above": cap_table(approval_above, "--approval-above"),
+        "overlaps": overlaps,
+        "period_kinds": period_kinds,
     }
     policy = _policy(role, policy_file, changes)
     if not uncapped:
@@ -258,8 +270,7 @@ def _policy(role: str | None, file: Path | None, changes: dict[str, Any]) -> Pol
             base = built_in(role or "")
         data = json.loads(dump_policy(base))
         data["caps"] = data.get("caps", {}) | changes["caps"]
-        narrowed = ("daily_charges", "rate", "approval_above")
-        data |= {name: changes[name] for name in narrowed if changes[name]}
+        data |= {name: value for name, value in changes.items() if name != "caps" and value}
         return load_policy(data)
     except KeyError as error:
         raise Failure(

@@ -44,6 +44,27 @@ class Cap(click.ParamType[Any]):
 CAP = Cap()
 
 
+class Kinds(click.ParamType[Any]):
+    """Kinds of billing period, separated by commas, like `month,quarter`."""
+
+    name = "KIND,…"
+
+    @override
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[str]:
+        """Read the kinds, each once."""
+        from kb_mcp import periods
+
+        found = [part.strip() for part in str(value).split(",")]
+        wrong = next((each for each in found if each not in periods.KINDS), None)
+        if wrong is not None:
+            there_are = ", ".join(periods.KINDS)
+            self.fail(f"{wrong!r} is no kind of period; there are {there_are}", param, ctx)
+        return list(dict.fromkeys(found))
+
+
+KINDS = Kinds()
+
+
 def cap_table(caps: Iterable[Money], name: str) -> dict[str, int]:
     """Return caps as minor units by currency. Raises: UsageError for a currency given twice."""
     table: dict[str, int] = {}

@@ -78,6 +78,8 @@ class KeyBody(_Body):
     rate: int | str | None = None
     approval_above: dict[str, Any] | None = None
     uncapped: bool = False
+    overlaps: str | None = None
+    period_kinds: list[str] | None = None
 
 
 class ReasonBody(_Body):
@@ -268,6 +270,8 @@ def _policy(body: KeyBody) -> Policy:
         "daily_charges": body.daily_charges,
         "rate": body.rate,
         "approval_above": body.approval_above,
+        "overlaps": body.overlaps,
+        "period_kinds": body.period_kinds,
     }
     data |= {name: value for name, value in narrowed.items() if value is not None}
     try:

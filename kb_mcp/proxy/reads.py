@@ -34,6 +34,16 @@ class KeyCaps(NamedTuple):
     rotated: bool
 
 
+class BilledDays(NamedTuple):
+    """The period of a live bill, when it was reserved (ms), and by whose key."""
+
+    customer: str
+    reference: str | None
+    period: str
+    reserved_at: int
+    key_id: KeyId
+
+
 @dataclass(frozen=True, slots=True)
 class KeySpend:
     """What caps a key, what its lineage holds in the running windows, and whether it serves."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
+from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
 from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
 from kb_mcp.proxy.edge.app import ProxyApp
@@ -254,6 +255,7 @@ def _pipeline(
         now_ms=lambda: store.clock.now(0),
         monotonic_ms=boottime_ms,
         new_id=new_id,
+        keys_secret=derive_key(store.chain_key, "caller keys"),
         owner=store.owner,
         lease_ms=_lease_ms(store),
         follow=follow,

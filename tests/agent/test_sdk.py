@@ -6,9 +6,12 @@ import errno
 from typing import Never
 
 import pytest
+from stripe import _telemetry_id
 
-from kb_mcp.agent.outcomes import ProxyUnavailableError
+from kb_mcp.agent.outcomes import ProxyUnavailableError, Reply
 from kb_mcp.agent.sdk import ProxySdk
+from kb_mcp.agent.transport import open_client
+from tests.agent.conftest import Says, StubProxy, charge
 
 PROXY = "http://127.0.0.1:9"
 
@@ -28,3 +31,36 @@ def test_a_line_that_cannot_be_opened_has_sent_nothing() -> None:
 
 def test_a_line_that_nobody_used_is_closed_without_being_opened() -> None:
     ProxySdk(PROXY, no_descriptor_left).close()
+
+
+def no_home() -> Never:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_a_user_without_a_home_folder_charges_at_the_first_call(
+    proxy: StubProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_telemetry_id, "_loaded", False)
+    monkeypatch.setattr(_telemetry_id, "get_config_dir", no_home)
+    proxy.on("POST /stripe/v1/charges", Says(200, charge()))
+    sdk = ProxySdk(proxy.url, lambda: open_client(proxy.url))
+
+    made = sdk.create("vk_test_billing", "charges", {"amount": 100}, "key", {})
+    sdk.close()
+
+    assert isinstance(made, Reply)
+    assert made.fields["id"] == "ch_1"
+
+
+def test_an_sdk_that_fails_before_it_sends_has_sent_nothing(
+    proxy: StubProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sdk = ProxySdk(proxy.url, lambda: open_client(proxy.url))
+    requestor = "stripe._api_requestor._APIRequestor.request_headers"
+    monkeypatch.setattr(requestor, lambda *_args, **_more: no_home())
+
+    with pytest.raises(ProxyUnavailableError):
+        sdk.create("vk_test_billing", "charges", {"amount": 100}, "key", {})
+    sdk.close()
+
+    assert proxy.seen == []

@@ -173,8 +173,26 @@ def test_a_sound_machine_passes_the_doctor(machine: Machine) -> None:
     found = machine.json("doctor")
     assert found["ok"] is True
     assert {check["name"] for check in found["checks"]} == set(
-        "settings store account heads adopted invariants audit upstream clock keys".split()
+        "settings store account heads adopted invariants overlaps audit upstream clock keys".split()
     )
+
+
+def test_the_doctor_counts_the_live_bills_that_share_days(machine: Machine) -> None:
+    allowing, plain = machine.token("--overlaps", "allow"), machine.token()
+    machine.charge(plain, "2026-11")
+    refused = machine.charge(plain, "2026-11-10/2026-11-20", 100)
+    assert refused.json()["error"]["code"] == "period_already_charged"
+    assert machine.charge(allowing, "2026-11-10/2026-11-20", 100).status_code == 200
+    assert machine.charge(allowing, "2026-11-12", 200).status_code == 200
+
+    def told() -> str:
+        (check,) = [each for each in machine.json("doctor")["checks"] if each["name"] == "overlaps"]
+        return str(check["detail"])
+
+    assert told() == "no two live bills share days"
+    # As the keys of an older version are, whatever they have billed.
+    machine.tamper("UPDATE keys SET policy = json_remove(policy, '$.overlaps')")
+    assert told() == "3 pairs of live bills share days; the later one would be refused now"
 
 
 @pytest.mark.parametrize(

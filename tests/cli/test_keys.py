@@ -26,6 +26,19 @@ def test_without_json_the_key_says_in_words_what_it_may_do(machine: Machine) -> 
     assert "At most 50.00 USD a charge." in shown
 
 
+def test_overlaps_and_kinds_of_period_are_options_of_a_new_key(machine: Machine) -> None:
+    issued = machine.json("keys", "issue", "--role", "billing", "--daily-cap", "5.00usd",
+                          "--overlaps", "allow", "--period-kinds", "month, quarter")  # fmt: skip
+    policy = issued["policy"]
+    assert (policy["overlaps"], policy["period_kinds"]) == ("allow", ["month", "quarter"])
+    shown = machine.run("keys", "show", issued["id"]).stdout
+    assert "A period must be a month or quarter." in shown
+    assert "It may bill days that another period's bill holds already" in shown
+    plain = machine.json("keys", "issue", "--role", "billing", "--daily-cap", "5.00usd")
+    assert plain["policy"]["overlaps"] == "refuse"
+    assert "period_kinds" not in plain["policy"]
+
+
 def test_a_token_is_shown_once(machine: Machine) -> None:
     token = machine.token()
     for args in (["keys", "list"], ["keys", "list", "--json"], ["audit", "list", "--json"]):
@@ -55,6 +68,9 @@ def test_a_bad_policy_is_refused_with_line_and_reason(machine: Machine) -> None:
         [],
         ["--role", "billing", "--policy", "x.toml"],
         ["--role", "nobody"],
+        ["--role", "billing", "--overlaps", "yes"],
+        ["--role", "billing", "--period-kinds", "months"],
+        ["--role", "billing", "--period-kinds", ""],
         ["--role", "billing", "--daily-cap", "ten"],
         ["--role", "billing", "--daily-cap", "1.00usd", "--daily-cap", "2.00usd"],
         ["--role", "billing", "--daily-cap", "1.00usd", "--monthly-cap", "2.00eur"],

@@ -6,6 +6,8 @@ import importlib
 import os
 import re
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +56,66 @@ def test_every_variable_that_is_set_is_a_setting() -> None:
     assert names - settings._KNOWN == set()  # noqa: SLF001 the list that typos are held against
 
 
-def test_no_proxy_is_given_the_owners_url() -> None:
+def handed_by_compose() -> dict[str, list[str]]:
+    """Return the names of the secrets that each service is handed."""
+    (script,) = documents("compose.yaml")[0]["services"]["secrets"]["command"]
+    lines = re.findall(r"^hand \d+ /handed/(\w+) (.+)$", script, re.MULTILINE)
+    return {service: names.split() for service, names in lines}
+
+
+def test_every_service_is_handed_the_secrets_that_it_names() -> None:
     compose = documents("compose.yaml")[0]["services"]
-    assert "owner_url" not in compose["proxy"]["secrets"]
-    assert "owner_url" in compose["migrate"]["secrets"]
+    handed = handed_by_compose()
+    assert handed.keys() == {"postgres", "migrate", "proxy"}
+    for service, names in handed.items():
+        assert f"for-{service}:/secrets:ro" in compose[service]["volumes"]
+        said = re.findall(r"/secrets/(\w+)", str(compose[service].get("environment")))
+        assert set(said) <= set(names)
+        # Mounted by compose itself, a file keeps the owner that it has on the host.
+        assert "secrets" not in compose[service]
+    first_start = (DEPLOY / "postgres" / "first-start.sh").read_text(encoding="utf-8")
+    assert set(re.findall(r"/secrets/(\w+)", first_start)) <= set(handed["postgres"])
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Return a new folder that every user may pass through."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        yield folder
+
+
+def test_secrets_of_the_hosts_user_are_readable_by_who_needs_them_alone(open_folder: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("files are given to other users by root alone")
+    given, handed = open_folder / "secrets", open_folder / "handed"
+    given.mkdir()
+    for name in documents("compose.yaml")[0]["secrets"]:
+        (given / name).write_text(name)
+        (given / name).chmod(0o600)
+        os.chown(given / name, 1000, 1000)
+    for service in handed_by_compose():
+        (handed / service).mkdir(parents=True)
+    (script,) = documents("compose.yaml")[0]["services"]["secrets"]["command"]
+    script = script.replace("$$", "$").replace("/run/secrets", str(given))
+    for _ in range(2):  # a second `up` hands them over again
+        command = ["sh", "-euc", script.replace("/handed", str(handed))]
+        subprocess.run(command, check=True)
+    for user, mine in ((10001, {"proxy", "migrate"}), (999, {"postgres"}), (1000, set())):
+        for service, names in handed_by_compose().items():
+            for name in names:
+                read = subprocess.run(
+                    ["cat", str(handed / service / name)], user=user, group=user, extra_groups=[],
+                    capture_output=True, text=True, check=False,
+                )  # fmt: skip
+                assert read.stdout == (name if service in mine else "")
+
+
+def test_no_proxy_is_given_the_owners_url() -> None:
+    handed = handed_by_compose()
+    assert "owner_url" not in handed["proxy"]
+    assert "owner_url" in handed["migrate"]
     kinds = {each["kind"]: each for each in documents("kubernetes/keybrake.yaml")}
     assert "keybrake-owner" not in str(kinds["StatefulSet"])
     assert "keybrake-owner" in str(kinds["Job"])

@@ -138,6 +138,7 @@ class Process:
             now_ms=lambda: clock.now(0),
             monotonic_ms=boottime_ms,
             new_id=lambda prefix: f"{prefix}_{place.chance.randbytes(6).hex()}",
+            keys_secret=b"of the simulation",
             owner=self.owner,
             lease_ms=LEASE_MS,
             follow=_nothing,

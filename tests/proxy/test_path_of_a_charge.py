@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
+from kb_mcp.proxy.access.policy import Policy
+from kb_mcp.proxy.access.roles import built_in
 from tests.in_process_proxy import InProcessProxy, error_of
+from tests.months import lately
+
+BOTH = Policy(role="both", allow=("POST /v1/charges", "POST /v1/payment_intents"))
 
 
 def test_the_same_bill_asked_for_five_times_is_charged_once(tmp_path: Path) -> None:
@@ -298,3 +303,48 @@ def test_a_body_paid_late_in_its_window_is_not_charged_again_by_a_runtime(tmp_pa
         assert in_process.charge(key).json()["id"] == made
         in_process.turn_clock(15 * 60)
         assert in_process.charge(key).json()["id"] != made
+
+
+def test_periods_that_share_days_are_one_bill_through_every_endpoint(tmp_path: Path) -> None:
+    intents = "/v1/payment_intents"
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue(BOTH)
+        assert in_process.charge(key, period="2026-11").status_code == 200
+        refused = (
+            in_process.charge(key, period="2026-11-10/2026-11-20", amount=100),
+            in_process.charge(key, period="2026-11-11", currency="eur", key_header="mine"),
+            in_process.charge(key, description=f"Subscription {lately('2026-11-28/2026-12-28')}"),
+            in_process.charge(key, intents, period="2026-10-15/2026-11-15", amount=5000),
+        )
+        for answer in refused:
+            assert (answer.status_code, error_of(answer)) == (400, "period_already_charged")
+            told = answer.json()["error"]
+            assert told["keybrake"]["charge_id"] == in_process.charges()[0]["id"]
+            assert told["keybrake"]["billing_period"] == lately("2026-11")
+        assert in_process.charge(key, intents, period="2026-10", amount=5000).status_code == 200
+        assert len(in_process.charges()) == 1
+
+
+def test_overlapping_periods_asked_for_at_once_are_charged_once(tmp_path: Path) -> None:
+    periods = ["2026-11", "2026-11-10/2026-11-20", "2026-11-11", "2026-10-15/2026-11-15"] * 4
+    with InProcessProxy(tmp_path) as in_process, ThreadPoolExecutor(16) as pool:
+        key = in_process.issue()
+        bills = enumerate(periods)
+        answers = list(
+            pool.map(lambda b: in_process.charge(key, period=b[1], amount=100 + b[0]), bills)
+        )
+        assert [each.status_code for each in answers].count(200) == 1
+        assert len(in_process.charges()) == 1
+
+
+def test_a_key_bills_the_kinds_of_period_that_its_policy_names(tmp_path: Path) -> None:
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue(built_in("billing").model_copy(update={"period_kinds": ("month",)}))
+        refused = in_process.charge(key, period="2026-11-11")
+        assert (refused.status_code, error_of(refused)) == (400, "period_out_of_window")
+        assert refused.json()["error"]["keybrake"] == {"period_kinds": ["month"]}
+        described = in_process.charge(key, description=f"Subscription {lately('2026-11-11')}")
+        assert error_of(described) == "period_out_of_window"
+        assert in_process.charge(key, period="2026-11").status_code == 200
+        own = in_process.get(key, "/keybrake/v1/key").json()
+        assert own["policy"]["period_kinds"] == ["month"]

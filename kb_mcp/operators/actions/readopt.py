@@ -104,7 +104,6 @@ def _succeeded(current: Operation, found: Operation, made: Attempt) -> Operation
         reference=kept.reference,
         fingerprint=kept.fingerprint,
         upstream_name=current.upstream_name,
-        caller_key=current.caller_key,
         first_arrival_at=max(current.first_arrival_at, found.first_arrival_at),
         attempt=made.number,
         lease_token=current.lease_token + 1,

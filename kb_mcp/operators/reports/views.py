@@ -39,7 +39,7 @@ from kb_mcp.proxy.ledger.records import (
     WindowKey,
 )
 from kb_mcp.proxy.ledger.windows import rfc3339
-from kb_mcp.proxy.reads import GaugeRecords
+from kb_mcp.proxy.reads import BilledDays, GaugeRecords
 
 AUDIT_COLUMNS = (
     "id time node kind decision code key_id role agent_id session_id method path operation_id "
@@ -65,6 +65,10 @@ class OperatorRecords(Records, GaugeRecords, Protocol):
 
     async def ceilings(self) -> Mapping[str, int]:
         """Return the account's daily ceiling of each currency, in minor units, as it is now."""
+        ...
+
+    async def billed_days(self) -> Sequence[BilledDays]:
+        """Return the periods of all live bills, those of one customer and reference together."""
         ...
 
     async def keys_by_id(self, ids: Sequence[str]) -> Sequence[tuple[VaultKey, Lineage]]:

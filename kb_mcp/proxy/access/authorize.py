@@ -116,11 +116,20 @@ def authorize(
 
 def check_period(policy: Policy, period: Period | None, today: date) -> Refusal | None:
     """Return why `period` may not be billed `today` (UTC), or None where it may."""
-    window = policy.period_window
-    if period is None or within_window(period, today, window.back, window.ahead):
+    if period is None:
         return None
-    facts: dict[str, Fact] = {"back_months": window.back, "ahead_months": window.ahead}
-    return refuse(Code.PERIOD_OUT_OF_WINDOW, facts=facts, period=period.label)
+    facts: dict[str, Fact]
+    kinds = policy.period_kinds
+    if kinds is not None and period.kind not in kinds:
+        facts = {"period_kinds": kinds}
+        reason = f"it bills by {' or '.join(kinds)}"
+        return refuse(Code.PERIOD_OUT_OF_WINDOW, facts=facts, period=period.label, reason=reason)
+    window = policy.period_window
+    if within_window(period, today, window.back, window.ahead):
+        return None
+    facts = {"back_months": window.back, "ahead_months": window.ahead}
+    reason = f"it bills from {window.back} months back to {window.ahead} months ahead"
+    return refuse(Code.PERIOD_OUT_OF_WINDOW, facts=facts, period=period.label, reason=reason)
 
 
 def check_hours(policy: Policy, now_ms: int) -> Refusal | None:

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from kb_mcp.money import check_cap, check_currency
+from kb_mcp.periods import PeriodKind
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 
 DAY_MS: Final = 86_400_000
@@ -76,6 +77,12 @@ def _check_thresholds(thresholds: Mapping[str, int]) -> Mapping[str, int]:
         if amount < 0:
             raise ValueError("an amount must not be negative")
     return thresholds
+
+
+def _check_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError("each is named once")
+    return names
 
 
 def _check_endpoint(text: str) -> str:
@@ -209,6 +216,10 @@ class Policy(_Record):
     idempotency: Literal["content", "strict", "caller"] = "content"
     duplicate_window_ms: Duration = Field(default=20 * 3_600_000, alias="duplicate_window")
     period_window: PeriodWindow = PeriodWindow()
+    period_kinds: (
+        Annotated[tuple[PeriodKind, ...], Field(min_length=1), AfterValidator(_check_once)] | None
+    ) = None
+    overlaps: Literal["refuse", "allow"] = "refuse"
     allow_reference: bool = False
     decline_retry_after_ms: Duration = Field(default=15 * 60_000, alias="decline_retry_after")
     max_attempts: Count = 4

@@ -126,6 +126,8 @@ def _describe_limits(policy: Policy) -> Iterator[str]:
 def _describe_naming(policy: Policy) -> Iterator[str]:
     window = policy.period_window
     yield f"Periods from {window.back} months back to {window.ahead} months ahead may be billed."
+    if policy.period_kinds is not None:
+        yield f"A period must be a {' or '.join(policy.period_kinds)}."
     match policy.idempotency:
         case "content":
             yield "What a bill says names it: the same bill is never charged twice."
@@ -133,6 +135,8 @@ def _describe_naming(policy: Policy) -> Iterator[str]:
             yield "Bills that do not name customer, amount, currency and period are refused."
         case "caller":
             yield "Bills are named by the caller's idempotency key alone: a new key charges again."
+    if policy.overlaps == "allow":
+        yield "It may bill days that another period's bill holds already; the same period, never."
     if policy.allow_reference:
         yield "A reference may make a second bill in one period."
     wait, attempts = format_duration(policy.decline_retry_after_ms), policy.max_attempts

@@ -27,11 +27,19 @@ from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import AuditDraft, Changes, KeyId, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.records import (
+    AuditDraft,
+    Changes,
+    KeyId,
+    NamedBy,
+    Operation,
+    OperationId,
+    Refs,
+)
 from kb_mcp.proxy.ledger.windows import day_of
 from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.follow_ups.find import as_step, find_made, step_fingerprint
-from kb_mcp.proxy.rules.operation_names import Name, caller_mark, name_of
+from kb_mcp.proxy.rules.operation_names import Name, caller_keys, name_of, older_caller_keys
 from kb_mcp.proxy.stripe.endpoints import Moves
 from kb_mcp.proxy.stripe.interpret import (
     Reading,
@@ -54,7 +62,7 @@ class RequestPipeline:
     """Receives every request on the Stripe surface. `new_id` makes random ids.
 
     `follow` asks the sandbox for its time before anything depends on it; without a sandbox it
-    does nothing.
+    does nothing. `keys_secret` keys the hashes of callers' keys.
     """
 
     ledger: Ledger
@@ -65,6 +73,7 @@ class RequestPipeline:
     now_ms: Callable[[], int]
     monotonic_ms: Callable[[], int]
     new_id: Callable[[str], str]
+    keys_secret: bytes
     owner: str
     lease_ms: int
     follow: Callable[[], Awaitable[None]]
@@ -188,7 +197,16 @@ class RequestPipeline:
         name = name_of(admitted.policy, reading)
         if not isinstance(name, Name):
             return name
-        return self._command(admitted, request, reading, money, name)
+        command = self._command(admitted, request, reading, money, name)
+        if name.named_by is not NamedBy.BODY:
+            return command
+        # Content or a key of the caller's own name the bill; else the key that an SDK made up says
+        # which of its occurrences is meant.
+        return replace(
+            command,
+            caller_keys=caller_keys(self.keys_secret, reading),
+            older_caller_keys=older_caller_keys(reading),
+        )
 
     def _command(
         self, admitted: Admitted, request: Request, reading: Reading, money: Money, name: Name
@@ -204,7 +222,7 @@ class RequestPipeline:
             upstream_name=name.upstream_name,
             fingerprint=fingerprint(_as_named(request, reading)),
             stripe_version=_version(admitted, request),
-            caller_key=caller_mark(reading.sent_key),
+            older_names=name.older,
             fresh_id=OperationId(self.new_id("op")),
             fresh_approval_id=self.new_id("apr"),
             owner=self.owner,

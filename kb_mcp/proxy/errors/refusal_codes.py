@@ -183,9 +183,10 @@ _BAD_REQUEST: Final[Wording] = {
         "Dot segments, double slashes, encoded slashes, control characters and the like.",
     ),
     Code.PERIOD_OUT_OF_WINDOW: (
-        "The billing period {period} is outside the window that this vault key may bill. "
+        "The billing period {period} is not one that this vault key may bill: {reason}. "
         "Nothing was charged. Check the period; do not choose another to get around this.",
-        "`period_window` of the policy, in calendar months back and ahead.",
+        "`period_window` of the policy, in calendar months back and ahead, or `period_kinds`, if "
+        "it names some.",
     ),
     Code.IDEMPOTENCY_KEY_REQUIRED: (
         "Nothing in this request names the bill. Send metadata[billing_period], for example "
@@ -193,15 +194,17 @@ _BAD_REQUEST: Final[Wording] = {
         "The policy is `strict`, and no key can be derived from the content.",
     ),
     Code.PERIOD_ALREADY_CHARGED: (
-        "This customer was already charged for this period: {charge}. Nothing was charged "
-        "now. Do not change amount, currency or period to charge again; look at that charge.",
-        "Another live bill holds the same customer and period.",
+        "This customer was already charged for this period, or a part of it: {charge}. Nothing "
+        "was charged now. Do not change amount, currency or period to charge again; look at that "
+        "charge.",
+        "Another live bill of the same customer and reference holds this period, or shares a day "
+        "with it. `overlaps` in the policy lets periods share days; the same one, never.",
     ),
     Code.DUPLICATE_SUSPECTED: (
         "This looks like a bill that was already made: {charge}. Nothing was charged now. "
         "Look at that charge; if it is another bill, tell an operator.",
-        "The same customer, amount and currency within `duplicate_window`, or periods that "
-        "overlap.",
+        "The same customer, amount and currency within `duplicate_window`, and one of the two "
+        "bills has no period.",
     ),
 }
 _REUSED: Final[Wording] = {
@@ -260,7 +263,7 @@ _UNAVAILABLE: Final[Wording] = {
         "Without its store the proxy sends nothing.",
     ),
     Code.LEDGER_BEHIND: (
-        "The ledger may lack records, and nothing was sent. An operator must look: `kb-mcp doctor`.",
+        "The ledger may lack records, and nothing was sent. An operator must run `kb-mcp doctor`.",
         "Stripe has what the store lacks, its lists cannot be read yet, or the store was moved.",
     ),
     Code.DRAINING: (

@@ -63,7 +63,6 @@ class Operation(Struct, frozen=True, kw_only=True):
     reference: str | None
     fingerprint: str
     upstream_name: str
-    caller_key: str | None = None
     state: State
     final: bool = True
     held: int = 0
@@ -152,6 +151,13 @@ class WindowKey(Struct, frozen=True, cache_hash=True):
     window: str
     start: str
     currency: str
+
+
+class CallerKey(Struct, frozen=True):
+    """A key that an SDK made up and the operation that answered it: kept, as a hash, for good."""
+
+    key: str
+    operation_id: OperationId
 
 
 class Window(Struct, frozen=True):
@@ -265,6 +271,7 @@ class Changes(Struct, frozen=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
     windows: tuple[Window, ...] = ()
     tallies: tuple[Tally, ...] = ()
+    caller_keys: tuple[CallerKey, ...] = ()
     keys: tuple[VaultKey, ...] = ()
     lineages: tuple[Lineage, ...] = ()
     approvals: tuple[Approval, ...] = ()
@@ -275,34 +282,60 @@ class Changes(Struct, frozen=True, kw_only=True):
 class Refs(Struct, frozen=True, kw_only=True):
     """The rows a step depends on: made if absent, locked in one global order, then loaded.
 
-    `periods` are (customer, period, reference); `bills` are (customer, amount, currency, oldest
-    arrival that still matters, period start, period end): ledger.md, "Rows and locks".
+    `periods` name two rows each, (customer, reference) and (customer, period, reference); `bills`
+    are (customer, amount, currency, oldest arrival that still matters).
     """
 
     keys: frozenset[KeyId] = frozenset()
     lineages: frozenset[LineageId] = frozenset()
     names: frozenset[str] = frozenset()
+    caller_keys: frozenset[str] = frozenset()
     operations: frozenset[OperationId] = frozenset()
     objects: frozenset[str] = frozenset()
-    periods: frozenset[tuple[str, str, str]] = frozenset()
+    periods: frozenset[BilledPeriod] = frozenset()
     bills: frozenset[Bill] = frozenset()
     windows: frozenset[WindowKey] = frozenset()
     tallies: frozenset[str] = frozenset()
     approvals: frozenset[str] = frozenset()
 
 
-class Bill(Struct, frozen=True):
-    """(customer, amount, currency): the guard of bills that carry no period, and of overlaps.
+class BilledPeriod(Struct, frozen=True):
+    """The guard of bills of one customer and reference ("" for none) that share days.
 
-    `since` bounds how far back arrivals matter; `start` and `end` are the period's own days.
+    `start` and `end` are the days of the period called `label`, both within it.
+    """
+
+    customer: str
+    reference: str
+    label: str
+    start: str
+    end: str
+
+    @property
+    def row(self) -> str:
+        """Return what the row of this very period is called."""
+        return f"{self.customer}|{self.label}|{self.reference}"
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Return the first label, and the one after the last, of periods that may share a day.
+
+        A label begins with the year in which its period starts, or for a week the year after; a
+        period is no longer than a year and a day.
+        """
+        return str(int(self.start[:4]) - 1), str(int(self.end[:4]) + 2)
+
+
+class Bill(Struct, frozen=True):
+    """(customer, amount, currency): the guard of bills that carry no period.
+
+    `since` bounds how far back arrivals matter.
     """
 
     customer: str
     amount: int
     currency: str
     since: int
-    start: str | None = None
-    end: str | None = None
 
 
 class StoreSettings(Struct, frozen=True):

@@ -6,6 +6,7 @@ Floor: above the records, below the deciders. Pure. A store fills it, deciders r
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -15,6 +16,7 @@ from kb_mcp.proxy.ledger.records import (
     Attempt,
     AuditDraft,
     Bill,
+    CallerKey,
     Changes,
     KeyId,
     Lineage,
@@ -45,6 +47,7 @@ class Snapshot:
     attempts: dict[tuple[OperationId, int], Attempt] = field(default_factory=dict)
     windows: dict[WindowKey, Window] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)
+    caller_keys: dict[str, CallerKey] = field(default_factory=dict)
     approvals: dict[str, Approval] = field(default_factory=dict)
     unresolved: dict[LineageId, int] = field(default_factory=dict)
     outstanding_approvals: dict[LineageId, int] = field(default_factory=dict)
@@ -58,12 +61,20 @@ class Snapshot:
         named = [self.operations[each] for each in self._index().named.get(name, ())]
         return max(named, key=lambda each: each.generation, default=None)
 
-    def period_peers(self, customer: str, period: str, reference: str | None) -> list[Operation]:
-        """Return the live operations that bill `period` to `customer` under `reference`."""
+    def answered_under(self, keys: Iterable[str]) -> Operation | None:
+        """Return the operation that answered one of the callers' `keys` before, or None."""
+        for key in keys:
+            row = self.caller_keys.get(key)
+            if row is not None:
+                return self.operations.get(row.operation_id)
+        return None
+
+    def period_peers(self, customer: str, reference: str | None) -> list[Operation]:
+        """Return the live operations that bill a period to `customer` under `reference`."""
         return [
             operation
             for operation in self._heads(customer)
-            if operation.period == period and (operation.reference or "") == (reference or "")
+            if operation.period is not None and (operation.reference or "") == (reference or "")
         ]
 
     def bill_peers(self, bill: Bill) -> list[Operation]:
@@ -134,6 +145,7 @@ class Snapshot:
                 self.object_owners.setdefault(attempt.object_id, attempt.operation_id)
         self.windows.update((window.key, window) for window in changes.windows)
         self.tallies.update((tally.key, tally) for tally in changes.tallies)
+        self.caller_keys.update((each.key, each) for each in changes.caller_keys)
         self.keys.update((key.id, key) for key in changes.keys)
         self.lineages.update((lineage.id, lineage) for lineage in changes.lineages)
         self.approvals.update((approval.id, approval) for approval in changes.approvals)
@@ -203,6 +215,7 @@ class Dirty:
     attempts: dict[tuple[OperationId, int], Attempt | None] = field(default_factory=dict)
     windows: set[WindowKey] = field(default_factory=set)
     tallies: set[str] = field(default_factory=set)
+    caller_keys: set[str] = field(default_factory=set)
     keys: set[KeyId] = field(default_factory=set)
     lineages: set[LineageId] = field(default_factory=set)
     approvals: set[str] = field(default_factory=set)
@@ -218,6 +231,7 @@ class Dirty:
             self.attempts.setdefault(name, snapshot.attempts.get(name))
         self.windows.update(window.key for window in changes.windows)
         self.tallies.update(tally.key for tally in changes.tallies)
+        self.caller_keys.update(each.key for each in changes.caller_keys)
         self.keys.update(key.id for key in changes.keys)
         self.lineages.update(lineage.id for lineage in changes.lineages)
         self.approvals.update(approval.id for approval in changes.approvals)

@@ -12,6 +12,7 @@ from msgspec import Struct
 from kb_mcp.proxy.ledger.records import (
     AuditDraft,
     Bill,
+    BilledPeriod,
     KeyId,
     LineageId,
     NamedBy,
@@ -19,7 +20,7 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     Refs,
 )
-from kb_mcp.proxy.ledger.windows import day_of, windows_at, windows_of
+from kb_mcp.proxy.ledger.windows import windows_at, windows_of
 from kb_mcp.proxy.rules.operation_names import tally_key, tally_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Command(Struct, frozen=True, kw_only=True):
     approval. `lease_ms` is how long a send may take, all told. `joined` says that it waited for
     somebody else's send before, and has its audit row of that. `continues` is the operation whose
     object a step goes on with, as it was read before; `money` is what it comes to then.
+    `caller_keys` are kept of keys that an SDK made up, where they may name the request; `older_…`
+    is how an older version kept either.
     """
 
     reading: Reading
@@ -45,9 +48,11 @@ class Command(Struct, frozen=True, kw_only=True):
     name: str
     named_by: NamedBy
     upstream_name: str
+    older_names: tuple[str, ...] = ()
     fingerprint: str
     stripe_version: str | None
-    caller_key: str | None
+    caller_keys: tuple[str, ...] = ()
+    older_caller_keys: tuple[str, ...] = ()
     fresh_id: OperationId
     fresh_approval_id: str
     owner: str
@@ -68,24 +73,27 @@ class Command(Struct, frozen=True, kw_only=True):
         reading = self.reading
         if reading.customer is None:
             return None
-        # Of the days up to today: what was adopted without a period may be a bill of any of them.
-        period, today = reading.period, day_of(now)
-        first, last = (today, today) if period is None else (period.start, period.end)
         return Bill(
             customer=reading.customer,
             amount=self.money.amount,
             currency=self.money.currency,
             since=now - self.policy.duplicate_window_ms,
-            start=min(first, today).isoformat(),
-            end=max(last, today).isoformat(),
         )
 
     def refs(self, now: int) -> Refs:
         """Return the rows that deciding on this intent depends on, at the store's `now`."""
         reading = self.reading
-        periods: frozenset[tuple[str, str, str]] = frozenset()
+        periods: frozenset[BilledPeriod] = frozenset()
         if reading.customer is not None and reading.period is not None:
-            periods = frozenset({(reading.customer, reading.period.label, reading.reference or "")})
+            period = reading.period
+            days = BilledPeriod(
+                customer=reading.customer,
+                reference=reading.reference or "",
+                label=period.label,
+                start=period.start.isoformat(),
+                end=period.end.isoformat(),
+            )
+            periods = frozenset({days})
         bill = self.bill(now)
         windows = windows_at(now, self.lineage_id, reading.customer, self.money.currency).all()
         if self.continues is not None:
@@ -93,7 +101,8 @@ class Command(Struct, frozen=True, kw_only=True):
         return Refs(
             keys=frozenset({self.key_id}),
             lineages=frozenset({self.lineage_id}),
-            names=frozenset({self.name}),
+            names=frozenset({self.name, *self.older_names}),
+            caller_keys=frozenset({*self.caller_keys, *self.older_caller_keys}),
             periods=periods,
             bills=frozenset() if bill is None else frozenset({bill}),
             windows=frozenset(windows),

@@ -40,6 +40,7 @@ from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Attempt,
     AttemptOutcome,
+    CallerKey,
     KeyId,
     NamedBy,
     Operation,
@@ -101,16 +102,19 @@ def _decide(snapshot: Snapshot, command: Command) -> Decision:
         return Refuse(dead)
     if command.continues is not None:
         return decide_follow_up(snapshot, command, command.continues)
-    operation = snapshot.newest(command.name)
-    if operation is None or _begins_anew(snapshot, command, operation):
+    answered = _answered(snapshot, command)
+    if answered is not None and answered.name != command.name:
+        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, answered), answered)
+    operation = answered or _newest(snapshot, command)
+    if operation is None or (answered is None and _begins_anew(snapshot, command, operation)):
         return reserve(snapshot, command, new_operation(snapshot, command, operation), None)
     if not _may_see(command, operation):
-        return Refuse(
-            refuse(
-                Code.VAULT_KEY_NOT_AUTHORIZED, reason="this bill was made through another endpoint"
-            ),
-            operation,
-        )
+        return _another_endpoint(command, operation)
+    return _again(snapshot, command, operation)
+
+
+def _again(snapshot: Snapshot, command: Command, operation: Operation) -> Decision:
+    """Decide where the operation is known, by what became of it."""
     same = operation.fingerprint == command.fingerprint
     attempt = snapshot.attempt(operation)
     match operation.state:
@@ -227,11 +231,30 @@ def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> 
     return snapshot.now >= over
 
 
+def _newest(snapshot: Snapshot, command: Command) -> Operation | None:
+    """Return the newest operation of this name, or of one that an older version gave it."""
+    found = (snapshot.newest(name) for name in (command.name, *command.older_names))
+    return next((each for each in found if each is not None), None)
+
+
+def _answered(snapshot: Snapshot, command: Command) -> Operation | None:
+    """Return the operation whose request this is, by a key that an SDK made up, or None.
+
+    A key whose request came to nothing is free for another, as at Stripe.
+    """
+    answered = snapshot.answered_under((*command.caller_keys, *command.older_caller_keys))
+    if answered is None or answered.live:
+        return answered
+    attempt = snapshot.attempt(answered)
+    declined = attempt is not None and attempt.outcome is AttemptOutcome.DECLINED
+    return answered if declined and answered.name != command.name else None
+
+
 def _late_body(snapshot: Snapshot, command: Command, operation: Operation) -> Refusal | None:
     """Refuse the same body under another SDK-made key once a runtime's retry is unlikely."""
-    if operation.named_by is not NamedBy.BODY or command.caller_key is None:
+    if operation.named_by is not NamedBy.BODY or not command.caller_keys:
         return None
-    if command.caller_key == operation.caller_key:
+    if _answered(snapshot, command) is operation:
         return None
     if snapshot.now <= operation.first_arrival_at + RUNTIME_RETRY_MS:
         return None
@@ -242,6 +265,15 @@ def _may_see(command: Command, operation: Operation) -> bool:
     """A key must be authorised for the stored operation before it may replay or join it."""
     reading = command.reading
     return operation.route == reading.route.endpoint and operation.customer == reading.customer
+
+
+def _another_endpoint(command: Command, operation: Operation) -> Refuse:
+    reading = command.reading
+    if operation.named_by is NamedBy.CALLER and operation.customer == reading.customer:
+        # A key that the caller chose is one act's, wherever it is sent, as at Stripe.
+        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+    reason = "this bill was made through another endpoint"
+    return Refuse(refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason), operation)
 
 
 def _named(operation: Operation) -> dict[str, Fact]:
@@ -268,9 +300,22 @@ def _audited(snapshot: Snapshot, command: Command, decision: Decision) -> Decisi
     changes = replace(
         decision.changes,
         keys=(*decision.changes.keys, *_used(snapshot, command)),
+        caller_keys=_remembered(snapshot, command, decision),
         audit=(*decision.changes.audit, row),
     )
     return replace(decision, changes=changes)
+
+
+def _remembered(snapshot: Snapshot, command: Command, decision: Decision) -> tuple[CallerKey, ...]:
+    """Note under which keys that an SDK made up this operation answers: the same one is the same.
+
+    A refusal answers nothing: its key names nothing yet.
+    """
+    operation = decision.operation
+    if isinstance(decision, Refuse) or operation is None:
+        return ()
+    rows = (CallerKey(key, operation.id) for key in command.caller_keys)
+    return tuple(row for row in rows if snapshot.caller_keys.get(row.key) != row)
 
 
 def _used(snapshot: Snapshot, command: Command) -> tuple[VaultKey, ...]:

@@ -17,6 +17,7 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import day_of
 
 if TYPE_CHECKING:
+    from kb_mcp.periods import Period
     from kb_mcp.proxy.ledger.snapshot import Snapshot
     from kb_mcp.proxy.rules.command import Command
 
@@ -53,10 +54,8 @@ def _conflicts(snapshot: Snapshot, command: Command) -> list[tuple[Code, Operati
     if reading.customer is not None and reading.period is not None:
         found += [
             (Code.PERIOD_ALREADY_CHARGED, peer)
-            for peer in snapshot.period_peers(
-                reading.customer, reading.period.label, reading.reference
-            )
-            if peer.name != command.name
+            for peer in snapshot.period_peers(reading.customer, reading.reference)
+            if peer.name != command.name and _same_days(command, reading.period, peer)
         ]
     bill = command.bill(snapshot.now)
     if bill is not None:
@@ -66,6 +65,14 @@ def _conflicts(snapshot: Snapshot, command: Command) -> list[tuple[Code, Operati
             if peer.name != command.name and _suspicious(command, peer, snapshot.now, bill.since)
         ]
     return found
+
+
+def _same_days(command: Command, period: Period, peer: Operation) -> bool:
+    if peer.period == period.label:
+        return True
+    # It is the sender's policy that may bill days twice: what the peer's was allowed is past.
+    refused = command.policy.overlaps == "refuse"
+    return refused and peer.period is not None and overlap(period, parse_period(peer.period))
 
 
 def _suspicious(command: Command, peer: Operation, now: int, since: int) -> bool:
@@ -78,8 +85,8 @@ def _suspicious(command: Command, peer: Operation, now: int, since: int) -> bool
         if any(start <= last and end >= first for start, end in spans):
             return True
     if period is not None and peer.period is not None:
-        # Equal periods are the period guard's; a shared boundary day is no overlap.
-        return peer.period != period.label and overlap(period, parse_period(peer.period))
+        # Both say what they are for: the guard of periods has judged them.
+        return False
     if period is None and command.named_by is NamedBy.CALLER:
         return False
     unresolved = peer.state in HOLDING or peer.state is S.VOIDED
@@ -97,4 +104,5 @@ def _refusal(code: Code, peer: Operation) -> Refusal:
     }
     named = peer.object_id or f"operation {peer.id}, whose outcome is {peer.state.value}"
     amount = format_money(Money(peer.amount, peer.currency))
-    return refuse(code, facts=facts, charge=f"{named}, {amount}")
+    period = f" for {peer.period}" if peer.period else ""
+    return refuse(code, facts=facts, charge=f"{named}, {amount}{period}")

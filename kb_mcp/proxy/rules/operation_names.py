@@ -14,13 +14,14 @@ from msgspec import Struct
 from kb_mcp.idempotency import (
     body_name,
     caller_name,
+    caller_name_of_endpoint,
     explicit_name,
     idempotency_key,
-    is_sdk_made_key,
     occurrence_key,
 )
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.records import LineageId, NamedBy, Operation, OperationId
+from kb_mcp.proxy.stripe.endpoints import METERED
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.access.policy import Policy
@@ -28,21 +29,29 @@ if TYPE_CHECKING:
 
 
 class Name(Struct, frozen=True):
-    """What an operation is called, by which rule, and the Stripe key of its first generation."""
+    """What an operation is called, by which rule, and the Stripe key of its first generation.
+
+    `older` are names under which an older version may have kept the same operation.
+    """
 
     text: str
     named_by: NamedBy
     upstream_name: str
+    older: tuple[str, ...] = ()
 
 
 def name_of(policy: Policy, reading: Reading) -> Name | Refusal:
     """Name the operation that `reading` intends, by the rules of `policy.idempotency`."""
     key = reading.explicit_key
     if policy.idempotency == "caller":
-        if reading.sent_key is None:
+        # Next to a key in the body, the SDK makes one up for the header.
+        sent = key or reading.sent_key
+        if sent is None:
             return refuse(Code.IDEMPOTENCY_KEY_REQUIRED)
-        name = caller_name(reading.route.endpoint, reading.sent_key)
-        return Name(name, NamedBy.CALLER, name)
+        name = caller_name(sent)
+        endpoints = dict.fromkeys((reading.route.endpoint, *METERED))
+        older = tuple(caller_name_of_endpoint(each, sent) for each in endpoints)
+        return Name(name, NamedBy.CALLER, name, older)
     derived = _derived(reading)
     if derived is not None:
         return Name(derived, NamedBy.CONTENT, derived)
@@ -72,11 +81,24 @@ def tally_key(reading: Reading, name: str) -> str:
     return f"name|{name}"
 
 
-def caller_mark(key: str | None) -> str | None:
-    """Return a short mark of the key an SDK made up, enough to tell a retry from another call."""
-    if key is None or not is_sdk_made_key(key):
-        return None
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
+def caller_keys(secret: bytes, reading: Reading) -> tuple[str, ...]:
+    """Return what is kept of the keys that an SDK made up for this customer and endpoint.
+
+    They are 16 bytes of a hash under `secret`, in hex: whoever reads the store learns no key.
+    """
+    scope = (reading.route.endpoint, reading.customer or "")
+    return tuple(
+        hashlib.blake2b("\0".join((*scope, key)).encode(), key=secret, digest_size=16).hexdigest()
+        for key in reading.made_up_keys
+    )
+
+
+def older_caller_keys(reading: Reading) -> tuple[str, ...]:
+    """Return what version 0.1.0 kept of the same keys."""
+    scope = f"{reading.route.endpoint}|{reading.customer or ''}"
+    return tuple(
+        f"{hashlib.sha256(key.encode()).hexdigest()[:16]}|{scope}" for key in reading.made_up_keys
+    )
 
 
 def request_body(

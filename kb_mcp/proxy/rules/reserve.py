@@ -142,7 +142,6 @@ def new_operation(snapshot: Snapshot, command: Command, older: Operation | None)
         reference=None,
         fingerprint=command.fingerprint,
         upstream_name=command.upstream_name if older is None else later_name(older),
-        caller_key=command.caller_key,
         state=S.RESERVED,
         first_arrival_at=snapshot.now,
         key_id=command.key_id,

@@ -14,7 +14,7 @@ from typing import Any
 
 from kb_mcp.proxy.access.policy import CapRules
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
-from kb_mcp.proxy.reads import AuditCounts, Held, KeyCaps, KeyCounts, KeySpend
+from kb_mcp.proxy.reads import AuditCounts, BilledDays, Held, KeyCaps, KeyCounts, KeySpend
 from kb_mcp.proxy.rules.gaps import Known, Trace
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage
 
@@ -61,6 +61,10 @@ class Gauges(ABC):
     async def open_operations(self) -> dict[str, int]:
         """Return how many operations without an end there are, by state."""
         return {row["state"]: row["count"] for row in await self._asked("open_operations")}
+
+    async def billed_days(self) -> list[BilledDays]:
+        """Return the periods of all live bills, those of one customer and reference together."""
+        return [BilledDays(*row) for row in await self._plain("billed_days")]
 
     async def key_counts(self, now: int) -> list[KeyCounts]:
         """Return how many keys there are at `now` (ms), by what they may do."""

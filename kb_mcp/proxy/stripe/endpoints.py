@@ -372,6 +372,9 @@ ENDPOINTS: Final[Mapping[str, Route]] = MappingProxyType(
     {route.endpoint: route for route in ROUTES}
 )
 
+# Where money is asked for that the request tells.
+METERED: Final = tuple(route.endpoint for route in ROUTES if route.moves is Moves.METERED)
+
 _TEMPLATES: dict[str, dict[str, Route]] = {}
 for _route in ROUTES:
     _TEMPLATES.setdefault(_route.template, {})[_route.method] = _route

@@ -47,8 +47,8 @@ _COMPACT = json.JSONEncoder(separators=(",", ":"))
 class Reading(Struct, frozen=True, kw_only=True):
     """A request understood. `form` is without `idempotency_key`, its currency in lower case.
 
-    `explicit_key` names the bill for its caller; keys that an SDK made up name nothing and are
-    only in `sent_key`, which is the header as it came, else the field of the body. `total` is what
+    `explicit_key` names the bill for its caller; `made_up_keys` are those of an SDK, which name
+    nothing new. `sent_key` is the header as it came, else the field of the body. `total` is what
     the operation comes to that a step goes on with, in minor units, where the request tells it.
     """
 
@@ -64,6 +64,7 @@ class Reading(Struct, frozen=True, kw_only=True):
     destination: str | None = None
     explicit_key: str | None = None
     sent_key: str | None = None
+    made_up_keys: tuple[str, ...] = ()
     key_lifted: bool = False
 
     @property
@@ -107,7 +108,7 @@ def read_request(
         return total
     customer, payment_method, destination = parties
     period, reference = bill
-    explicit_key, sent_key, key_lifted = key
+    explicit_key, sent_key, made_up_keys, key_lifted = key
     metered = money if route.moves is Moves.METERED else None
     return Reading(
         route=route,
@@ -122,6 +123,7 @@ def read_request(
         destination=destination,
         explicit_key=explicit_key,
         sent_key=sent_key,
+        made_up_keys=made_up_keys,
         key_lifted=key_lifted,
     )
 
@@ -142,19 +144,23 @@ def fingerprint(reading: Reading) -> str:
     return hashlib.sha256(_COMPACT.encode(parts).encode("ascii")).hexdigest()
 
 
-def _read_key(form: Form, header: str | None) -> tuple[str | None, str | None, bool] | Refusal:
+def _read_key(
+    form: Form, header: str | None
+) -> tuple[str | None, str | None, tuple[str, ...], bool] | Refusal:
     lifted = form.get(KEY_FIELD)
     for param, key in ((KEY_HEADER, header), (KEY_FIELD, lifted)):
         if key is not None and not _KEY.fullmatch(key):
             reason = "an idempotency key is 1 to 255 printable ASCII characters."
             return refuse(Code.PARAMETER_INVALID, param=param, reason=reason)
     # An SDK sends a header of its own making when the caller put the key into the body.
-    named = [key for key in (header, lifted) if key is not None and not is_sdk_made_key(key)]
-    if len(set(named)) > 1:
+    keys = tuple(dict.fromkeys(key for key in (header, lifted) if key is not None))
+    made_up = tuple(key for key in keys if is_sdk_made_key(key))
+    named = [key for key in keys if key not in made_up]
+    if len(named) > 1:
         reason = "it differs from the Idempotency-Key header. Send one of them, in the header."
         return refuse(Code.PARAMETER_INVALID, param=KEY_FIELD, reason=reason)
     sent = header if header is not None else lifted
-    return (named[0] if named else None), sent, lifted is not None
+    return (named[0] if named else None), sent, made_up, lifted is not None
 
 
 def _read_money(form: Form, *, required: bool) -> Money | Refusal | None:

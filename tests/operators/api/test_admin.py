@@ -71,6 +71,8 @@ def test_an_issued_key_charges_within_its_caps_and_its_token_is_shown_once(
         "agent": "biller",
         "caps": {"daily": {"usd": 3000}},
         "daily_charges": 5,
+        "overlaps": "allow",
+        "period_kinds": ["month"],
         "rate": "30/min",
         "expires_at": "30d",
     }

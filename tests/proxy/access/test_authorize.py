@@ -334,6 +334,7 @@ def test_a_period_outside_the_window_is_refused() -> None:
     today = date(2026, 11, 24)
     assert check_period(policy(), parse_period("2026-11"), today) is None
     assert check_period(policy(), None, today) is None
+    assert check_period(policy(period_kinds=["month"]), None, today) is None
     refusal = check_period(policy(), parse_period("2031-01"), today)
     assert refusal is not None
     assert refusal.code is Code.PERIOD_OUT_OF_WINDOW

@@ -29,6 +29,8 @@ rate = "60/min"
 idempotency = "strict"
 duplicate_window = "24h"
 allow_reference = true
+period_kinds = ["month", "quarter"]
+overlaps = "allow"
 decline_retry_after = "90s"
 max_attempts = 2
 max_unresolved = 3
@@ -107,8 +109,8 @@ def test_the_stored_record_has_the_names_of_the_contract() -> None:
     names = set(json.loads(dump_policy(parse_policy(EVERYTHING, "toml"))))
     assert names == set(
         "version role allow parameters headers customers caps daily_charges daily_declines rate "
-        "hours idempotency duplicate_window period_window allow_reference decline_retry_after "
-        "max_attempts max_unresolved approval_above expires_at".split()
+        "hours idempotency duplicate_window period_window period_kinds overlaps allow_reference "
+        "decline_retry_after max_attempts max_unresolved approval_above expires_at".split()
     )
 
 
@@ -145,6 +147,11 @@ def test_the_stored_record_has_the_names_of_the_contract() -> None:
         ({"version": 2}, "version", "1"),
         ({"role": "Billing Team"}, "role", "match"),
         ({"allow_reference": "yes"}, "allow_reference", "boolean"),
+        ({"overlaps": "yes"}, "overlaps", "'refuse' or 'allow'"),
+        ({"period_kinds": []}, "period_kinds", "at least 1"),
+        ({"period_kinds": "month"}, "period_kinds", "array"),
+        ({"period_kinds": ["months"]}, "period_kinds.0", "'month'"),
+        ({"period_kinds": ["month", "month"]}, "period_kinds", "once"),
         ({"period_window": {"back": -1}}, "period_window.back", "greater than or equal to 0"),
         ({"hours": {"start": "18:00", "end": "08:00"}}, "hours", "before end"),
         ({"hours": {"start": "8"}}, "hours.start", "time of day"),

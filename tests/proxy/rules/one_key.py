@@ -13,6 +13,7 @@ from kb_mcp.proxy.ledger.records import (
     KeyId,
     Lineage,
     LineageId,
+    NamedBy,
     Operation,
     OperationId,
     StoreSettings,
@@ -24,7 +25,7 @@ from kb_mcp.proxy.rules.conclude import conclude
 from kb_mcp.proxy.rules.decide import decide
 from kb_mcp.proxy.rules.decisions import Decision, Proceed, Refuse
 from kb_mcp.proxy.rules.ending import Ending
-from kb_mcp.proxy.rules.operation_names import Name, caller_mark, name_of
+from kb_mcp.proxy.rules.operation_names import Name, caller_keys, name_of, older_caller_keys
 from kb_mcp.proxy.rules.resolve import Absent, Finding, resolve, take
 from kb_mcp.proxy.stripe.evidence import Declined, Made, NeverBegan, Nothing, Proof, Rejected
 from kb_mcp.proxy.stripe.interpret import Reading, fingerprint, parse_form, read_request
@@ -88,6 +89,7 @@ class OneKey:
         assert reading.money is not None
         name = name_of(self.policy, reading)
         assert isinstance(name, Name), name
+        by_body = name.named_by is NamedBy.BODY
         number = next(self.numbers)
         return Command(
             reading=reading,
@@ -100,7 +102,9 @@ class OneKey:
             upstream_name=name.upstream_name,
             fingerprint=fingerprint(reading),
             stripe_version=None,
-            caller_key=caller_mark(reading.sent_key),
+            older_names=name.older,
+            caller_keys=caller_keys(b"secret", reading) if by_body else (),
+            older_caller_keys=older_caller_keys(reading) if by_body else (),
             fresh_id=OperationId(f"op_{number}"),
             fresh_approval_id=f"apr_{number}",
             owner="me",

@@ -142,11 +142,14 @@ def test_a_bill_without_a_period_is_suspected_both_ways(
     assert told(one_key.ask(**second)) == expected
 
 
-def test_overlapping_unequal_periods_of_one_amount_are_suspected() -> None:
+def test_overlapping_unequal_periods_are_one_bill_whatever_the_amount() -> None:
     one_key = OneKey()
     one_key.end(one_key.ask(period="2026-11"), made("ch_1"))
-    assert told(one_key.ask(period="2026-10-15/2026-11-14")) == "duplicate_suspected"
-    assert told(one_key.ask(period="2026-10-15/2026-11-14", amount=3000)) == "proceed as K"
+    assert told(one_key.ask(period="2026-10-15/2026-11-14")) == "period_already_charged"
+    assert (
+        told(one_key.ask(period="2026-10-15/2026-11-14", amount=3000)) == "period_already_charged"
+    )
+    assert told(one_key.ask(period="2026-12", amount=3000)) == "proceed as K"
 
 
 def test_the_window_of_a_body_makes_the_next_occurrence() -> None:

@@ -36,8 +36,14 @@ def change(one_key: OneKey, **fields: Any) -> Operation:
         ({"period": "2026-11", "customer": "cus_B2"}, None),
         ({"period": "2026-12"}, None),
         ({"period": "2026-12", "amount": 3000}, None),
-        ({"period": "2026-Q4"}, "duplicate_suspected"),  # it holds November
-        ({"period": "2026-Q4", "amount": 3000}, None),
+        ({"period": "2026-Q4"}, "period_already_charged"),  # it holds November
+        ({"period": "2026-Q4", "amount": 3000}, "period_already_charged"),
+        ({"period": "2026-Q4", "currency": "eur"}, "period_already_charged"),
+        ({"period": "2026-Q4", "customer": "cus_B2"}, None),
+        ({"period": "2026-Q4", "metadata[reference]": "seat-2"}, None),
+        ({"period": "2026-Q3", "amount": 3000}, None),
+        ({"period": "2026-11-30/2026-12-30", "amount": 3000}, "period_already_charged"),
+        ({"description": "Subscription 2026-W45", "amount": 1}, "period_already_charged"),
         ({}, "duplicate_suspected"),
         ({"amount": 3000}, None),
         ({"currency": "eur"}, None),

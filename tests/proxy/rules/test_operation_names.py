@@ -12,7 +12,7 @@ from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.ledger.records import NamedBy
 from kb_mcp.proxy.rules.operation_names import (
     Name,
-    caller_mark,
+    caller_keys,
     later_name,
     name_of,
     tally_key,
@@ -108,13 +108,26 @@ def test_declines_are_counted_per_period_whatever_the_amount() -> None:
         assert tally_of(operation) == command.tally
 
 
-def test_only_a_key_that_an_sdk_made_up_leaves_a_mark() -> None:
-    assert caller_mark(None) is caller_mark("june") is None
-    mark = caller_mark(SDK_KEY)
-    assert mark is not None
-    assert len(mark) == 16
-    assert mark != caller_mark(str(uuid.UUID(int=8, version=4)))
-    assert SDK_KEY not in mark
+def kept(header: str | None, secret: bytes = b"secret", **fields: Any) -> tuple[str, ...]:
+    return caller_keys(secret, OneKey().intend(header, **fields).reading)
+
+
+def test_only_a_key_that_an_sdk_made_up_is_kept_as_sixteen_bytes_of_a_keyed_hash() -> None:
+    assert kept(None) == kept("june") == ()
+    (key,) = kept(SDK_KEY)
+    assert len(bytes.fromhex(key)) == 16
+    other = str(uuid.UUID(int=8, version=4))
+    keys = {key, *kept(other), *kept(SDK_KEY, b"other"), *kept(SDK_KEY, customer="cus_B2")}
+    assert len(keys) == 4
+    assert kept(SDK_KEY, amount=3000) == (key,)
+    assert kept(SDK_KEY, idempotency_key=other) == (key, *kept(other))
+    assert kept(SDK_KEY, idempotency_key="june") == (key,)
+
+
+def test_a_key_in_the_body_names_where_the_header_is_the_sdks_own() -> None:
+    june = named("june", idempotency="caller")
+    assert named(SDK_KEY, idempotency="caller", idempotency_key="june") == june
+    assert named(SDK_KEY, idempotency_key="june") == named("june")
 
 
 def test_the_body_that_is_sent_bears_its_three_marks() -> None:

@@ -198,15 +198,17 @@ def test_a_late_body_is_told_apart_only_where_an_sdk_made_both_keys() -> None:
         (first, second, "duplicate_suspected"), (first, first, "replay"), (first, None, "replay"),
         (None, None, "replay"), (None, first, "duplicate_suspected"),
     ):  # fmt: skip
-        one_key = OneKey()
-        one_key.end(one_key.ask(header), made("ch_1"))
-        one_key.pass_time(RUNTIME_RETRY_MS)
-        assert told(one_key.ask(again)) == "replay"
-        one_key.pass_time(1)
-        decision = one_key.ask(again)
-        assert told(decision) == late
-        if isinstance(decision, Refuse):
-            assert decision.operation == one_key.snapshot.operations[FIRST]
+        for passed, expected in ((RUNTIME_RETRY_MS, "replay"), (RUNTIME_RETRY_MS + 1, late)):
+            one_key = OneKey()
+            one_key.end(one_key.ask(header), made("ch_1"))
+            one_key.pass_time(passed)
+            decision = one_key.ask(again)
+            assert told(decision) == expected
+            if isinstance(decision, Refuse):
+                assert decision.operation == one_key.snapshot.operations[FIRST]
+            # What was answered once is answered so again.
+            one_key.pass_time(1)
+            assert told(one_key.ask(again)) == expected
     # A name that says what is billed is replayed for ever.
     one_key = OneKey()
     one_key.end(one_key.ask(first, period="2026-11"), made("ch_1"))

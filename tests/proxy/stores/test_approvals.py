@@ -101,6 +101,8 @@ def test_a_database_keeps_what_still_says_what_it_covers_and_ends_the_rest(
         with monkeypatch.context() as earlier:
             earlier.setattr(postgres_schema, "load_migrations", lambda _: older)
             earlier.setattr(postgres_schema, "_check_columns", lambda _: None)
+            # Today's grants name tables that came later.
+            earlier.setattr(postgres_schema, "load_grants", lambda: "SELECT 1")
             postgres_schema.migrate(owner, PROXY)
         for table, row in rows():
             owner.execute(statement(table, row, "%s").encode(), list(row.values()))

@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.records import (
     Bill,
+    BilledPeriod,
     Changes,
     Lineage,
     LineageId,
@@ -21,6 +22,8 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_at
 from kb_mcp.proxy.stores.postgres.locks import Guard, lock, locks_changed, locks_named
 from tests.proxy.stores.test_conformance import LINEAGE, operation
+
+NOVEMBER = BilledPeriod("cus_1", "", "2026-11", "2026-11-01", "2026-11-30")
 
 
 def nobody(_: OperationId) -> None:
@@ -42,15 +45,24 @@ def changed(*, before: State | None, after: State) -> set[tuple[int, str]]:
 def test_a_charge_locks_from_the_widest_row_to_its_own() -> None:
     refs = Refs(
         lineages=frozenset({LINEAGE}), names=frozenset({"n"}),
-        periods=frozenset({("cus_1", "2026-11", "")}),
+        periods=frozenset({NOVEMBER}),
         bills=frozenset({Bill("cus_1", 2900, "usd", since=0)}),
         windows=frozenset(windows_at(0, LINEAGE, "cus_1", "usd").all()),
         tallies=frozenset({"cus_1|2026-11|"}),
     )  # fmt: skip
     assert kinds(locks_named([refs], nobody)) == [
-        Guard.ACCOUNT_DAY, Guard.LINEAGE, Guard.CUSTOMER_DAY, Guard.PERIOD, Guard.BILL,
-        Guard.OPERATION,
+        Guard.ACCOUNT_DAY, Guard.LINEAGE, Guard.CUSTOMER_DAY, Guard.REFERENCE, Guard.PERIOD,
+        Guard.BILL, Guard.OPERATION,
     ]  # fmt: skip
+
+
+def test_periods_that_share_days_share_the_row_of_customer_and_reference() -> None:
+    quarter = BilledPeriod("cus_1", "", "2026-Q4", "2026-10-01", "2026-12-31")
+    one, other = (locks_named([Refs(periods=frozenset({each}))], nobody)
+                  for each in (NOVEMBER, quarter))  # fmt: skip
+    assert kinds(one & other) == [Guard.REFERENCE]
+    seat = replace(quarter, reference="seat-2")
+    assert not one & locks_named([Refs(periods=frozenset({seat}))], nobody)
 
 
 def test_an_operation_named_by_its_id_is_locked_by_its_name_once_that_is_known() -> None:
@@ -69,7 +81,7 @@ def test_a_tally_without_a_period_is_its_operations() -> None:
 
 def test_what_becomes_live_must_hold_the_guards_that_it_occupies() -> None:
     assert kinds(changed(before=None, after=State.RESERVED)) == [
-        Guard.LINEAGE, Guard.PERIOD, Guard.BILL, Guard.OPERATION
+        Guard.LINEAGE, Guard.REFERENCE, Guard.PERIOD, Guard.BILL, Guard.OPERATION
     ]  # fmt: skip
     assert Guard.PERIOD in kinds(changed(before=State.FAILED, after=State.RESERVED))
     assert kinds(changed(before=State.RESERVED, after=State.SUCCEEDED)) == [

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
+from kb_mcp.proxy.ledger.records import Window
 from kb_mcp.proxy.stores.binding import SchemaError
 from kb_mcp.proxy.stores.postgres import schema as postgres_schema
 from kb_mcp.proxy.stores.postgres.connection import connector
 from kb_mcp.proxy.stores.postgres.schema import check_schema, migrate
-from kb_mcp.proxy.stores.queries import load_migrations, load_queries
-from kb_mcp.proxy.stores.sqlite import schema as sqlite_schema
-from kb_mcp.proxy.stores.sqlite.ledger import connect
+from kb_mcp.proxy.stores.queries import load_grants, load_migrations, load_queries
 from kb_mcp.wiring.verification import verifier
 from tests.in_process_proxy import InProcessProxy
 from tests.postgres import PROXY, Database
@@ -33,13 +32,13 @@ def charge_as(in_process: InProcessProxy, agent: str, session: str, **form: Any)
 
 def check_serves(in_process: InProcessProxy) -> None:
     """Charge, search what was charged, and verify every chain."""
-    charge_as(in_process, "owl", "night-1")
+    charge_as(in_process, "owl", "night-1", customer="cus_B2")
     assert {row["agent_id"] for row in in_process.audit(session="night-1")} == {"owl"}
-    assert len(in_process.audit(agent="owl")) == 2
-    assert len(in_process.operations(state="succeeded")) == 1
+    assert len(in_process.audit(agent="owl")) == 4
+    assert len(in_process.operations(state="succeeded")) == 2
     assert in_process.operations(state="failed") == in_process.operations(state="unheard-of") == []
     outcome = verifier(in_process.settings, in_process.proxy.store)()
-    assert (outcome.breaks, len(in_process.charges())) == ((), 1)
+    assert (outcome.breaks, len(in_process.charges())) == ((), 2)
 
 
 def shape(store: Path) -> set[tuple[str, str]]:
@@ -53,29 +52,61 @@ def indexes(database: Database) -> set[Any]:
     return set(database.query("SELECT indexname, indexdef FROM pg_indexes"))
 
 
+def windows(in_process: InProcessProxy) -> list[Window]:
+    return sorted(in_process.run(in_process.proxy.store.records.windows()), key=str)
+
+
+def as_of(version: int, store: Path) -> None:
+    """Turn a SQLite file into one of an older schema, with all that it can hold of its rows."""
+    older = store.with_name("older.db")
+    with closing(sqlite3.connect(older)) as connection:
+        for number, script in load_migrations("sqlite")[:version]:
+            connection.executescript(f"{script}; PRAGMA user_version = {number}")
+        connection.execute("ATTACH ? AS newest", (str(store),))
+        named = (
+            "SELECT name FROM main.sqlite_master WHERE type = 'table' AND name NOT GLOB 'sqlite_*'"
+        )
+        for (table,) in connection.execute(named).fetchall():
+            columns = ", ".join(columns_of_both(connection, table))
+            connection.execute(
+                f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM newest.{table}"
+            )
+        connection.commit()
+    older.replace(store)
+
+
+def columns_of_both(connection: sqlite3.Connection, table: str) -> list[str]:
+    main, newest = (
+        [f'"{row[1]}"' for row in connection.execute(f"PRAGMA {name}.table_info({table})")]
+        for name in ("main", "newest")
+    )
+    return [name for name in main if name in newest]
+
+
 @pytest.mark.parametrize("version", [1, 2, 3])
-def test_an_older_file_is_migrated_as_it_is_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+def test_an_older_file_is_migrated_as_it_is_opened_with_all_that_is_in_it(
+    tmp_path: Path, version: int
 ) -> None:
     (tmp_path / "new").mkdir()
     (tmp_path / "old").mkdir()
+    store = tmp_path / "old" / "ledger.db"
     with InProcessProxy(tmp_path / "new"):
         newest = shape(tmp_path / "new" / "ledger.db")
-    older = load_migrations("sqlite")[:version]
-    monkeypatch.setattr(sqlite_schema, "load_migrations", lambda _: older)
-    with closing(connect(tmp_path / "old" / "ledger.db")) as connection:
-        sqlite_schema.migrate(connection)
-    assert shape(tmp_path / "old" / "ledger.db") != newest
-    monkeypatch.undo()
     with InProcessProxy(tmp_path / "old") as in_process:
-        assert shape(tmp_path / "old" / "ledger.db") == newest
+        charge_as(in_process, "owl", "night-0")
+        before = windows(in_process)
+    as_of(version, store)
+    assert shape(store) != newest
+    with InProcessProxy(tmp_path / "old") as in_process:
+        assert shape(store) == newest
+        assert windows(in_process) == before != []
         check_serves(in_process)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_an_older_database_is_refused_until_its_owner_migrates_it(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+    database: Database, version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest = indexes(database)
     old = Database(database.server, f"older_{version}")
@@ -84,24 +115,27 @@ def test_an_older_database_is_refused_until_its_owner_migrates_it(
     with connector(old.owner_url)() as owner:
         with monkeypatch.context() as earlier:
             earlier.setattr(postgres_schema, "load_migrations", lambda _: older)
-            # An earlier version did not look for columns that came later.
+            # An earlier version did not look for the columns that came later.
             earlier.setattr(postgres_schema, "_check_columns", lambda _: None)
+            grants = load_grants().replace("caller_keys, ", "")
+            earlier.setattr(postgres_schema, "load_grants", lambda: grants)
             migrate(owner, PROXY)
         with connector(old.url)() as proxy, pytest.raises(SchemaError, match="has schema"):
             check_schema(proxy)
         assert indexes(old) != newest
         assert migrate(owner) == load_migrations("postgres")[-1][0]
         assert indexes(old) == newest
-    monkeypatch.setattr(InProcessProxy, "store", old.environ)
-    with InProcessProxy(tmp_path) as in_process:
-        check_serves(in_process)
 
 
 HOT: dict[str, Any] = {
-    "operations": dict.fromkeys(("names", "ids", "tallies", "periods", "bills"), "[[]]"),
+    "operations": dict.fromkeys(
+        ("names", "ids", "caller_keys", "tallies", "periods", "bills"), "[[]]"
+    ),
     "to_recover": {"now": 1, "limit": 1},
     "answered_before": (1, 1),
-    **dict.fromkeys(("attempts", "objects", "windows", "tallies", "keys"), ("[[]]",)),
+    **dict.fromkeys(
+        ("attempts", "objects", "windows", "tallies", "keys", "caller_keys"), ("[[]]",)
+    ),
     **dict.fromkeys(("approvals", "approvals_of", "key_with_lineage", "head_of_node"), ("[[]]",)),
     "lineages": {"wanted": "[[]]", "now": 1},
 }

@@ -14,6 +14,7 @@ from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.records import (
     HALTS,
     Approval,
+    CallerKey,
     Lineage,
     LineageId,
     OperationId,
@@ -33,7 +34,11 @@ from kb_mcp.proxy.stores.rows import Seal, attempt_of, operation_of
 SINCE_MARGIN_MS = 60_000
 _WINDOW = ("scope", "scope_id", "window", "start", "currency")
 _FIGURES = ("reserved", "settled", "sends", "declines")
-_BILL = ("customers", "amounts", "currencies", "sinces", "starts", "ends")
+_BILL = ("customers", "amounts", "currencies", "sinces")
+_PERIOD = (
+    *("period_customers", "references", "first_labels", "after_labels"),
+    *("starts", "ends"),
+)
 Row = dict[str, Any]
 
 
@@ -133,10 +138,7 @@ class PostgresLoader:
         for row in rows.get("windows", ()):
             key = WindowKey(*(row[name] for name in _WINDOW))
             snapshot.windows[key] = Window(key, *(row[name] for name in _FIGURES))
-        for row in rows.get("tallies", ()):
-            snapshot.tallies[row["key"]] = Tally(**row)
-        for row in rows.get("keys", ()):
-            snapshot.keys[row["id"]] = VaultKey(**row)
+        _add_plain(snapshot, rows)
         for row in rows.get("objects", ()):
             snapshot.object_owners[row["object_id"]] = row["operation_id"]
         for row in (*rows.get("approvals", ()), *rows.get("approvals_of", ())):
@@ -164,6 +166,7 @@ class _Wanted:
             lineages=self._all(lambda each: each.lineages),
             approvals=self._all(lambda each: each.approvals),
             tallies=self._all(lambda each: each.tallies),
+            caller_keys=self._all(lambda each: each.caller_keys),
             keys=self._all(lambda each: each.keys),
             objects=self._all(lambda each: each.objects),
         )
@@ -172,31 +175,33 @@ class _Wanted:
         return {item for each in self._refs for item in part(each)}
 
     def _operations(self) -> dict[str, list[Any]]:
-        periods = sorted(self._all(lambda each: each.periods))
-        bills = self._all(lambda each: each.bills)
-        columns = list(
-            zip(
-                *(
-                    (b.customer, b.amount, b.currency, b.since - SINCE_MARGIN_MS, b.start, b.end)
-                    for b in bills
-                ),
-                strict=True,
-            )
-        ) or [()] * len(_BILL)
+        periods = [
+            (each.customer, each.reference, *each.labels, each.start, each.end)
+            for each in self._all(lambda each: each.periods)
+        ]
+        bills = [
+            (each.customer, each.amount, each.currency, each.since - SINCE_MARGIN_MS)
+            for each in self._all(lambda each: each.bills)
+        ]
         return {
             "names": sorted(self._all(lambda each: each.names)),
             "ids": sorted(self._all(lambda each: each.operations)),
+            "caller_keys": sorted(self._all(lambda each: each.caller_keys)),
             "tallies": sorted(self._all(lambda each: each.tallies)),
-            "period_customers": [period[0] for period in periods],
-            "periods": [period[1] for period in periods],
-            "references": [period[2] for period in periods],
-            **{name: list(column) for name, column in zip(_BILL, columns, strict=True)},
+            **_columns(_PERIOD, periods),
+            **_columns(_BILL, bills),
         }
 
 
 def merged(refs: Sequence[Refs]) -> Refs:
     """Return the ids of operations that any of `refs` names; their windows are loaded with them."""
     return Refs(operations=frozenset[OperationId]().union(*(each.operations for each in refs)))
+
+
+def _columns(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    """Return `rows` as one array a column, in one order for every process."""
+    columns = list(zip(*sorted(rows), strict=True)) or [()] * len(names)
+    return {name: list(column) for name, column in zip(names, columns, strict=True)}
 
 
 def _asked(
@@ -210,6 +215,16 @@ def _asked(
     for name, wanted in ids.items():
         if wanted:
             yield name, (sorted(wanted),)
+
+
+def _add_plain(snapshot: Snapshot, rows: Mapping[str, list[Row]]) -> None:
+    """Add the rows that are records as they come."""
+    for row in rows.get("tallies", ()):
+        snapshot.tallies[row["key"]] = Tally(**row)
+    for row in rows.get("caller_keys", ()):
+        snapshot.caller_keys[row["key"]] = CallerKey(**row)
+    for row in rows.get("keys", ()):
+        snapshot.keys[row["id"]] = VaultKey(**row)
 
 
 def _add_lineage(snapshot: Snapshot, row: Row) -> None:

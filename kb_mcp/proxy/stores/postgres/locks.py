@@ -24,11 +24,12 @@ class Guard(IntEnum):
     ACCOUNT_DAY = 0
     LINEAGE = 1
     CUSTOMER_DAY = 2
-    PERIOD = 3
-    BILL = 4
-    OPERATION = 5
-    NODES = 6
-    BINDING = 7
+    REFERENCE = 3
+    PERIOD = 4
+    BILL = 5
+    OPERATION = 6
+    NODES = 7
+    BINDING = 8
 
 
 def lock(kind: Guard, *parts: object) -> Lock:
@@ -43,12 +44,16 @@ def locks_named(refs: Iterable[Refs], known: Known) -> set[Lock]:
     for each in refs:
         wanted.update(map(_window, each.windows))
         wanted.update(lock(Guard.LINEAGE, lineage) for lineage in each.lineages)
-        wanted.update(lock(Guard.PERIOD, "|".join(period)) for period in each.periods)
+        for period in each.periods:
+            # Two periods that share days have rows of their own: their one row comes before both.
+            wanted.add(lock(Guard.REFERENCE, period.customer, period.reference))
+            wanted.add(lock(Guard.PERIOD, period.row))
         wanted.update(
             lock(Guard.BILL, bill.customer, bill.amount, bill.currency) for bill in each.bills
         )
         wanted.update(map(_tally, each.tallies))
         wanted.update(lock(Guard.OPERATION, name) for name in each.names)
+        wanted.update(map(_caller_key, each.caller_keys))
         for operation_id in each.operations:
             found = known(operation_id)
             if found is not None:
@@ -63,6 +68,7 @@ def locks_changed(snapshot: Snapshot, before: Mapping[OperationId, Operation]) -
     """
     dirty = snapshot.dirty
     wanted = set(map(_window, dirty.windows)) | set(map(_tally, dirty.tallies))
+    wanted |= set(map(_caller_key, dirty.caller_keys))
     lineages = set(dirty.lineages)
     lineages |= {snapshot.keys[key_id].lineage_id for key_id in dirty.keys}
     lineages |= {snapshot.approvals[approval].lineage_id for approval in dirty.approvals}
@@ -83,8 +89,9 @@ def _occupied(operation: Operation) -> Iterator[Lock]:
         return
     yield lock(Guard.BILL, operation.customer, operation.amount, operation.currency)
     if operation.period is not None:
-        period = (operation.customer, operation.period, operation.reference or "")
-        yield lock(Guard.PERIOD, "|".join(period))
+        reference = operation.reference or ""
+        yield lock(Guard.REFERENCE, operation.customer, reference)
+        yield lock(Guard.PERIOD, f"{operation.customer}|{operation.period}|{reference}")
 
 
 def _window(key: WindowKey) -> Lock:
@@ -95,6 +102,11 @@ def _window(key: WindowKey) -> Lock:
             return lock(Guard.CUSTOMER_DAY, key.scope_id, key.start, key.currency)
         case _:
             return lock(Guard.LINEAGE, key.scope_id)
+
+
+def _caller_key(key: str) -> Lock:
+    # A key names an operation, as its name does.
+    return lock(Guard.OPERATION, "caller_key", key)
 
 
 def _tally(key: str) -> Lock:

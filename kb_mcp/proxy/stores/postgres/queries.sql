@@ -58,23 +58,26 @@ WITH wanted AS (
 ), chosen AS (
     SELECT id FROM wanted
     UNION SELECT unnest(%(ids)s::text[])
+    UNION SELECT operation_id FROM caller_keys WHERE key = ANY(%(caller_keys)s::text[])
     UNION SELECT last_operation FROM tallies WHERE key = ANY(%(tallies)s::text[])
     UNION SELECT o.id
-      FROM unnest(%(period_customers)s::text[], %(periods)s::text[], %(references)s::text[])
-           AS p (customer, period, reference)
-      JOIN operations o ON o.customer = p.customer AND o.period = p.period
-           AND coalesce(o.reference, '') = p.reference
+      FROM unnest(%(period_customers)s::text[], %(references)s::text[], %(first_labels)s::text[],
+                  %(after_labels)s::text[], %(starts)s::text[], %(ends)s::text[])
+           AS p (customer, reference, first_label, after_label, first_day, last_day)
+      JOIN operations o ON o.customer = p.customer AND o.period >= p.first_label
+           AND o.period < p.after_label AND coalesce(o.reference, '') = p.reference
      WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
+       AND o.period_start <= p.last_day AND o.period_end >= p.first_day
     UNION SELECT o.id
       FROM unnest(%(customers)s::text[], %(amounts)s::bigint[], %(currencies)s::text[],
-                  %(sinces)s::bigint[], %(starts)s::text[], %(ends)s::text[])
-           AS b (customer, amount, currency, since, period_start, period_end)
+                  %(sinces)s::bigint[])
+           AS b (customer, amount, currency, since)
       JOIN operations o ON o.customer = b.customer AND o.amount = b.amount
            AND o.currency = b.currency
      WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
        AND (o.first_arrival_at > b.since OR o.state <> 'succeeded'
-            OR (b.period_start IS NOT NULL AND o.period_start <= b.period_end
-                AND o.period_end >= b.period_start))
+            -- adopted without a period: it may be a bill of any of those days
+            OR (o.period IS NULL AND o.period_start IS NOT NULL))
 )
 
 -- name: operations
@@ -94,6 +97,9 @@ SELECT w.*
 
 -- name: tallies
 SELECT * FROM tallies WHERE key = ANY(%s::text[])
+
+-- name: caller_keys
+SELECT * FROM caller_keys WHERE key = ANY(%s::text[])
 
 -- name: keys
 SELECT * FROM keys WHERE id = ANY(%s::text[])
@@ -165,6 +171,16 @@ SELECT table_name, column_name FROM information_schema.columns
 
 -- name: ceilings
 SELECT value FROM facts WHERE name = 'ceilings'
+
+-- name: billed_days
+-- Of every live bill with a period: whose it is, and by whose key it came; of one customer and
+-- reference together, by their first day.
+SELECT o.customer, o.reference, o.period, o.reserved_at, o.key_id
+  FROM operations AS o
+ WHERE o.customer IS NOT NULL AND o.period IS NOT NULL
+   AND (o.state IN ('reserved', 'unknown', 'succeeded')
+        OR (o.state = 'voided' AND o.empty_listings < 3))
+ ORDER BY o.customer, o.reference, o.period_start, o.reserved_at
 
 -- name: open_operations
 SELECT state, count(*) AS count FROM operations

@@ -79,6 +79,7 @@ def _changed(snapshot: Snapshot, seal: Seal) -> Iterable[tuple[str, list[tuple[A
         "attempts": [attempt_values(snapshot.attempts[each], seal) for each in dirty.attempts],
         "windows": [window_values(snapshot.windows[each]) for each in dirty.windows],
         "tallies": [astuple(snapshot.tallies[each]) for each in dirty.tallies],
+        "caller_keys": [astuple(snapshot.caller_keys[each]) for each in dirty.caller_keys],
         "approvals": [astuple(snapshot.approvals[each]) for each in dirty.approvals],
     }
     return ((table, rows) for table, rows in tables.items() if rows)

@@ -14,6 +14,7 @@ from typing import Any
 from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.records import (
     Approval,
+    CallerKey,
     Lineage,
     LineageId,
     Refs,
@@ -53,6 +54,8 @@ class Loader:
         self._load_operations(snapshot, batch, operations, tallies)
         for row in self._some("tallies", tallies):
             snapshot.tallies[row["key"]] = tally_of_row(row)
+        for row in self._some("caller_keys", named(lambda refs: refs.caller_keys)):
+            snapshot.caller_keys[row["key"]] = CallerKey(**dict(row))
         for row in self._some("keys", named(lambda refs: refs.keys)):
             snapshot.keys[row["id"]] = VaultKey(**dict(row))
         for row in self._some("objects", named(lambda refs: refs.objects)):
@@ -77,10 +80,15 @@ class Loader:
         asked = {
             "names": sorted(name for refs in batch for name in refs.names),
             "ids": sorted(ids),
+            "caller_keys": sorted(key for refs in batch for key in refs.caller_keys),
             "tallies": sorted(tallies),
-            "periods": sorted(period for refs in batch for period in refs.periods),
+            "periods": sorted(
+                (each.customer, each.reference, *each.labels, each.start, each.end)
+                for refs in batch
+                for each in refs.periods
+            ),
             "bills": [
-                (bill.customer, bill.amount, bill.currency, bill.since, bill.start, bill.end)
+                (bill.customer, bill.amount, bill.currency, bill.since)
                 for refs in batch
                 for bill in refs.bills
             ],

@@ -4,29 +4,32 @@
 -- SQLite from walking a table where the list is short.
 
 -- name: operations
--- What a batch needs: by name (the newest), by id, by guard, and the last decline of each tally.
--- A bill's guard: same customer, amount and currency, and recent, unresolved, or a period that
--- touches ours.
+-- What a batch needs: by name (the newest), by id, by a caller's key, by guard, and the last decline of each tally.
+-- A period's guard: same customer and reference, and days that touch ours; the labels keep it to a
+-- part of the index. A bill's guard: same customer, amount and currency, and recent or unresolved.
 WITH chosen AS (
     SELECT id FROM (
         SELECT o.id, max(o.generation)
           FROM json_each(:names) AS n CROSS JOIN operations AS o ON o.name = n.value
          GROUP BY o.name)
     UNION SELECT value FROM json_each(:ids)
+    UNION SELECT c.operation_id
+      FROM json_each(:caller_keys) AS k CROSS JOIN caller_keys AS c ON c.key = k.value
     UNION SELECT t.last_operation
       FROM json_each(:tallies) AS k CROSS JOIN tallies AS t ON t.key = k.value
     UNION SELECT o.id
       FROM json_each(:periods) AS p CROSS JOIN operations AS o
-        ON o.customer = p.value ->> 0 AND o.period = p.value ->> 1
-           AND coalesce(o.reference, '') = p.value ->> 2
+        ON o.customer = p.value ->> 0 AND o.period >= p.value ->> 2 AND o.period < p.value ->> 3
+           AND coalesce(o.reference, '') = p.value ->> 1
      WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
+       AND o.period_start <= p.value ->> 5 AND o.period_end >= p.value ->> 4
     UNION SELECT o.id
       FROM json_each(:bills) AS b CROSS JOIN operations AS o
         ON o.customer = b.value ->> 0 AND o.amount = b.value ->> 1 AND o.currency = b.value ->> 2
      WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
        AND (o.first_arrival_at > b.value ->> 3 OR o.state <> 'succeeded'
-            OR (b.value ->> 4 IS NOT NULL AND o.period_start <= b.value ->> 5
-                AND o.period_end >= b.value ->> 4))
+            -- adopted without a period: it may be a bill of any of those days
+            OR (o.period IS NULL AND o.period_start IS NOT NULL))
 )
 SELECT o.* FROM chosen CROSS JOIN operations AS o ON o.id = chosen.id
 
@@ -48,6 +51,9 @@ SELECT w.*
 
 -- name: tallies
 SELECT t.* FROM json_each(?) AS wanted CROSS JOIN tallies AS t ON t.key = wanted.value
+
+-- name: caller_keys
+SELECT c.* FROM json_each(?) AS wanted CROSS JOIN caller_keys AS c ON c.key = wanted.value
 
 -- name: keys
 SELECT k.* FROM json_each(?) AS wanted CROSS JOIN keys AS k ON k.id = wanted.value
@@ -125,6 +131,16 @@ SELECT position, hash FROM nodes ORDER BY position DESC LIMIT 1
 
 -- name: ceilings
 SELECT value FROM facts WHERE name = 'ceilings'
+
+-- name: billed_days
+-- Of every live bill with a period: whose it is, and by whose key it came; of one customer and
+-- reference together, by their first day.
+SELECT o.customer, o.reference, o.period, o.reserved_at, o.key_id
+  FROM operations AS o
+ WHERE o.customer IS NOT NULL AND o.period IS NOT NULL
+   AND (o.state IN ('reserved', 'unknown', 'succeeded')
+        OR (o.state = 'voided' AND o.empty_listings < 3))
+ ORDER BY o.customer, o.reference, o.period_start, o.reserved_at
 
 -- name: open_operations
 SELECT state, count(*) AS count FROM operations

@@ -41,6 +41,8 @@ def save(connection: sqlite3.Connection, snapshot: Snapshot, seal: Seal) -> None
         write(_UPSERT["windows"], window_values(snapshot.windows[window_key]))
     for tally_key in dirty.tallies:
         write(_UPSERT["tallies"], astuple(snapshot.tallies[tally_key]))
+    for caller_key in dirty.caller_keys:
+        write(_UPSERT["caller_keys"], astuple(snapshot.caller_keys[caller_key]))
     for approval_id in dirty.approvals:
         write(_UPSERT["approvals"], astuple(snapshot.approvals[approval_id]))
 
