@@ -61,9 +61,13 @@ FOREIGN = "foreign_lineage:"
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """Every page was read, and every object of ours made until `began` (ms) is known."""
+    """Every page was read, and every object of ours made until `began` (ms) is known.
+
+    `owner` is the process that began the walk, which another one may have gone on with.
+    """
 
     began: int
+    owner: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     since: int
     began: int
     any_store: bool
+    owner: str
     place: int = 0
     after: str | None = None
     lost: tuple[str, ...] = ()
@@ -152,6 +157,7 @@ class StoreWalk:
     pace: Pace
     look: Callable[[OperationId], Awaitable[Operation | None]]
     stripe_ms: Callable[[], int]
+    owner: str
     warns: bool = False
 
     @property
@@ -204,7 +210,8 @@ class StoreWalk:
         any_store = facts.get(NEW_STORE) == "1" or (
             not until and not await self.records.operations(limit=1)
         )
-        since = until - look_back_ms if until else now - LOOK_BACK_FIRST_MS
+        # A clock that was wrong once may have dated the last walk too late.
+        since = min(until, now) - look_back_ms if until else now - LOOK_BACK_FIRST_MS
         confirmed = int(facts.get(CONFIRMED_NEW) or 0)
         if confirmed:
             # Stripe dates objects in whole seconds: from the next one on they may be this store's.
@@ -212,7 +219,7 @@ class StoreWalk:
         earlier = _read_checkpoint(facts.get(CHECKPOINT)) if resume else None
         if earlier is not None and earlier.since <= since and earlier.any_store == any_store:
             return earlier
-        return Checkpoint(since=since, began=now, any_store=any_store)
+        return Checkpoint(since=since, began=now, any_store=any_store, owner=self.owner)
 
     async def _lists(self, state: Checkpoint, whose: Whose, *, writes: bool) -> Outcome:
         for place in range(state.place, len(WALKED)):
@@ -222,7 +229,7 @@ class StoreWalk:
             if isinstance(ended, Broken):
                 return ended
             state = ended
-        return Lost(state.lost, whose.any_store) if state.lost else Whole(state.began)
+        return Lost(state.lost, whose.any_store) if state.lost else Whole(state.began, state.owner)
 
     async def _pages(self, state: Checkpoint, whose: Whose, *, writes: bool) -> Checkpoint | Broken:
         """Read one list to its end, from where `state` stands."""
@@ -283,7 +290,24 @@ class StoreWalk:
             for operation_id in sorted(late):
                 await self.look(operation_id)
             lost, _ = lost_among(ours, await self._known(ours))
+        if lost:
+            ours = await self._as_it_is_now(ours, place, set(lost))
+            lost, _ = lost_among(ours, await self._known(ours))
         return lost
+
+    async def _as_it_is_now(self, items: list[Item], place: int, ids: set[str]) -> list[Item]:
+        """Read these of `items` once more: what the page showed may have been cancelled since."""
+        path, route = WALKED[place]
+        found: list[Item] = []
+        for item in items:
+            if item["id"] not in ids:
+                continue
+            await self.pace.take()
+            seen = await self.reads.get(f"{path}/{item['id']}")
+            now = seen.body if isinstance(seen, Found) else item
+            if holds_money(now, route):
+                found.append(now)
+        return found
 
     async def _known(self, items: list[Item]) -> Known:
         names = sorted({name for each in items for name in object_names(each)})

@@ -270,6 +270,7 @@ def _walk(settings: Settings, store: Store, upstream: Upstream, recovery: Recove
         pace=Pace(boottime_ms, _pause),
         look=recovery.resolve_one,
         stripe_ms=store.clock.stripe_ms,
+        owner=store.node,
         warns=settings.upstream_mode == "sandbox",
     )
 

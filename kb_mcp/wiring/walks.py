@@ -48,7 +48,6 @@ class Walks:
     walk: StoreWalk
     gate: Gate
     boottime_ms: Callable[[], int]
-    _started: int = field(default=0, init=False)
     _walked_at: int = field(default=0, init=False)
     _failures: int = field(default=0, init=False)
     _first: asyncio.Task[None] | None = field(default=None, init=False)
@@ -56,7 +55,6 @@ class Walks:
     async def begin(self) -> None:
         """Walk before anything is sent. Raises: UpstreamKeyError."""
         self.gate.unwalked = True
-        self._started = self.walk.stripe_ms()
         self._first = asyncio.create_task(self._walk_first())
         done, _ = await asyncio.wait({self._first}, timeout=START_WAITS_S)
         for task in done:
@@ -95,9 +93,9 @@ class Walks:
     async def _again(self, look_back_ms: int) -> Outcome:
         outcome = await self.walk.run(look_back_ms, resume=True)
         match outcome:
-            case Whole(began=began):
+            case Whole(owner=owner):
                 self._walked_at, self._failures, self.gate.gap = self.boottime_ms(), 0, False
-                if began >= self._started:
+                if owner == self.walk.owner:
                     self.gate.unwalked = False
             case Lost(objects=objects, any_store=any_store):
                 self._failures = 0

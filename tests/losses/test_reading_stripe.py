@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from kb_mcp.proxy.stripe.reader import Found
-from kb_mcp.proxy.walk import LOOK_BACK_AT_START_MS, Whole
+from kb_mcp.proxy.walk import LOOK_BACK_AT_START_MS, Lost, Whole
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
 from kb_mcp.wiring.walks import UpstreamKeyError
@@ -93,7 +94,8 @@ def test_every_page_is_read_and_a_broken_walk_goes_on_where_it_stopped(
     monkeypatch.setattr(type(walk.reads), "get", lambda _, path: counted(path))
     fault(host, "500_before", "/v1/payment_intents")
     assert run(walk.run(LOOK_BACK_AT_START_MS, resume=True)).why == "Stripe answered 500"
-    assert len(read) == 5
+    # Four pages of charges, what was lost once more, and the list that broke off.
+    assert len(read) == 6
     assert "walk" in run(walk.records.facts())
     read.clear()
     outcome = run(walk.run(LOOK_BACK_AT_START_MS, resume=True))
@@ -184,3 +186,42 @@ def test_at_most_ten_reads_a_second_are_made(run: Run) -> None:
     assert waits == []
     run(take(31))
     assert now[0] == 3_000
+
+
+def test_what_was_cancelled_after_its_page_was_read_is_not_lost(
+    testing: Host, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = testing.token()
+    store = testing.charge(token, "2026-10").json()["metadata"]["keybrake_store"]
+    marks = {"keybrake_operation": "op_1", "keybrake_attempt": "a" * 32, "keybrake_store": store}
+    form = {f"metadata[{name}]": value for name, value in marks.items()}
+    bill = {"amount": "500", "currency": "usd", "customer": "cus_X", **form}
+    intent = testing.stripe("POST", "/v1/payment_intents", bill)["id"]
+    proxy = opened(testing, run)
+    walk = proxy.walks.walk
+    known = type(walk.records).known
+
+    async def after_a_cancel(records: Any, objects: Any, keys: Any) -> Any:
+        if intent in objects:
+            form = {"cancellation_reason": "abandoned"}
+            path = f"/v1/payment_intents/{intent}"
+            if (await asyncio.to_thread(testing.stripe, "GET", path))["status"] != "canceled":
+                await asyncio.to_thread(testing.stripe, "POST", f"{path}/cancel", form)
+        return await known(records, objects, keys)
+
+    assert isinstance(run(walk.run(LOOK_BACK_AT_START_MS, writes=False)), Lost)
+    monkeypatch.setattr(type(walk.records), "known", after_a_cancel)
+    assert isinstance(run(walk.run(LOOK_BACK_AT_START_MS)), Whole)
+    run(proxy.stop(0))
+
+
+def test_a_last_walk_that_is_dated_in_the_future_hides_nothing(host: Host) -> None:
+    token = host.token()
+    host.charge(token, "2026-10")
+    host.save()
+    lost = host.charge(token, "2026-11").json()["id"]
+    host.put_back()
+    later = "UPDATE facts SET value = '1995864048948' WHERE name = 'walked_until_ms'"
+    host.tamper(later) if host.database is None else host.database.query(later)
+    assert host.error(host.charge(token, "2026-12")) == BEHIND
+    assert lost in str(host.json("doctor", code=1))
