@@ -50,6 +50,8 @@ LOOK_BACK_AT_START_MS = 25 * HOUR_MS
 LOOK_BACK_HOURLY_MS = 15 * 60_000
 # Without a walk before: as far as a new store looks for marks of any store.
 LOOK_BACK_FIRST_MS = 40 * DAY_MS
+# Stripe's time comes in whole seconds; every look back reaches much further than is needed.
+SLACK_MS = 60_000
 SHOWN_MAX = 20
 
 # Facts of the store that the walk keeps.
@@ -217,7 +219,8 @@ class StoreWalk:
             # Stripe dates objects in whole seconds: from the next one on they may be this store's.
             since = max(since, (confirmed // 1000 + 1) * 1000)
         earlier = _read_checkpoint(facts.get(CHECKPOINT)) if resume else None
-        if earlier is not None and earlier.since <= since and earlier.any_store == any_store:
+        reaches = earlier is not None and earlier.since <= since + SLACK_MS
+        if earlier is not None and reaches and earlier.any_store == any_store:
             return earlier
         return Checkpoint(since=since, began=now, any_store=any_store, owner=self.owner)
 
