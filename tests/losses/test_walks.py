@@ -84,3 +84,44 @@ def test_an_open_attempt_is_left_to_recovery_and_holds_nobody_up(host: Host) -> 
     host.run("recover")
     assert len(host.succeeded()) == 2
     assert {each["state"] for each in host.json("operations", "list")} == {"succeeded"}
+
+
+def test_a_charge_that_turns_up_after_a_void_is_concluded_by_the_walk(host: Host) -> None:
+    """The void may still be taken back: recovery's lists are not over, so nothing is lost."""
+    token = host.token()
+    store = host.charge(token, "2026-09").json()["metadata"]["keybrake_store"]
+    host.fault("drop_before")
+    assert host.charge(token, "2026-10").status_code == 504
+    host.advance(700)
+    host.run("recover")
+    (voided,) = host.json("operations", "list", "--state", "voided")
+    marks = {
+        "metadata[keybrake_operation]": voided["id"],
+        "metadata[keybrake_attempt]": voided["idempotency_key"],
+        "metadata[keybrake_store]": store,
+        "amount": "2900", "currency": "usd", "customer": voided["customer_id"],
+    }  # fmt: skip
+    made = host.stripe("POST", "/v1/charges", marks)["id"]
+    assert host.error(host.charge(token, "2026-11")) == (403, "vault_key_frozen")
+    (late,) = (each for each in host.json("operations", "list") if each["id"] == voided["id"])
+    assert (late["state"], late["charge_id"], late["overshoot"]) == ("succeeded", made, True)
+    found = {check["name"]: check["ok"] for check in host.json("doctor", code=1)["checks"]}
+    assert (found["gap"], found["keys"]) == (True, False)
+
+
+def test_a_refund_of_ours_that_was_lost_stops_the_store_until_it_is_adopted(host: Host) -> None:
+    token = host.token()
+    made = host.charge(token, "2026-10").json()
+    store = made["metadata"]["keybrake_store"]
+    marks = {
+        "metadata[keybrake_operation]": "op_0123456789abcdef01234567",
+        "metadata[keybrake_attempt]": "38de2d05855909930dc2287649e68ba3",
+        "metadata[keybrake_store]": store,
+    }
+    host.stripe("POST", "/v1/refunds", {"charge": made["id"], "amount": "500"} | marks)
+    assert host.error(host.charge(token, "2026-11")) == BEHIND
+    host.advance(700)
+    (adopted,) = host.json("adopt", *SINCE, "--apply")
+    assert adopted["adopted"] is True
+    assert host.charge(token, "2026-11").status_code == 200
+    assert host.json("doctor")["ok"] is True
