@@ -56,12 +56,18 @@ lock: .venv/.python ## renew locks/ after a change in pyproject.toml (UPGRADE=1:
 	for name in strands langchain; do \
 		$(COMPILE) tests/clients/$$name.in -o tests/clients/$$name.txt || exit 1; \
 	done
+	for name in tests/clients/others/locks/*.in; do \
+		$(COMPILE) $$name -o $${name%.in}.txt || exit 1; \
+	done
 	$(COMPILE) benchmarks/litellm.in -o benchmarks/litellm.txt
 
 prove: .venv/.dev .venv/.project ## crashes, many hosts, attacks, every door (KILLS=300 FAILOVERS=10)
 	KILLS=$(KILLS) HOST_KILLS=$(KILLS) SERVER_KILLS=20 FAILOVERS=$(FAILOVERS) \
 		$(BIN)/python -m pytest --timeout 3600 tests/scenarios tests/faults tests/hosts tests/losses \
 		tests/attacks tests/every_door tests/clients
+
+clients: .venv/.dev .venv/.project ## other people's clients, each in its own environment: docs/clients.md
+	$(BIN)/python -m tests.clients.others $(ARGS)
 
 simulate: .venv/.dev .venv/.project ## whole histories under faults, from seeds (SEEDS=2000)
 	$(BIN)/python -m tests.simulate --seeds $(SEEDS)

@@ -8,26 +8,31 @@ from typing import Any
 
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")
 SECTIONS: list[tuple[str, list[str]]] = [
-    (
-        "Start",
-        ["index.md", "concepts.md", "glossary.md", "from-samples.md", "doors.md", "sandbox.md"],
-    ),
+    ("Try it", ["index.md", "sandbox.md"]),
+    ("Attach it", ["doors.md", "clients.md", "from-samples.md"]),
+    ("Give keys", ["policies.md", "identities.md"]),
+    ("Go live", ["go-live.md"]),
     (
         "Operate",
-        ["operators.md", "runbooks.md", "alerts.md", "metrics.md", "audit.md", "upgrading.md"],
+        [
+            *("operators.md", "runbooks.md", "alerts.md", "metrics.md", "audit.md"),
+            *("upgrading.md", "operations-postgres.md", "scale.md"),
+        ],
     ),
-    ("Run it at scale", ["operations-postgres.md", "scale.md"]),
-    ("Reference", ["commands.md", "settings.md", "policies.md", "errors.md"]),
-    ("Why to trust it", ["exactly-once.md", "threat-model.md", "performance.md", "comparison.md"]),
+    (
+        "Understand",
+        [
+            *("concepts.md", "glossary.md", "exactly-once.md", "threat-model.md"),
+            *("comparison.md", "performance.md"),
+        ],
+    ),
+    ("Reference", ["commands.md", "settings.md", "errors.md"]),
     (
         "Decisions",
         [
-            "decisions/index.md",
-            "decisions/content-names-the-bill.md",
-            "decisions/two-transactions.md",
-            "decisions/recovery-never-sends.md",
-            "decisions/stripe-is-the-wall.md",
-            "decisions/pyreqwest.md",
+            *("decisions/index.md", "decisions/content-names-the-bill.md"),
+            *("decisions/two-transactions.md", "decisions/recovery-never-sends.md"),
+            *("decisions/stripe-is-the-wall.md", "decisions/pyreqwest.md"),
         ],
     ),
 ]

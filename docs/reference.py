@@ -27,6 +27,7 @@ from kb_mcp.proxy.access.policy import (
     ParameterRule,
     PeriodWindow,
     Policy,
+    RefundCapRules,
     format_duration,
 )
 from kb_mcp.proxy.access.roles import ROLES, describe
@@ -43,7 +44,9 @@ ABOUT = {
     "headers": "Headers to ignore instead of refusing, and a pinned `stripe_version`.",
     "customers": "Which customers the key may touch; without rules, all.",
     "caps": "Spend caps in minor units by currency.",
+    "refund_caps": "Caps on refunds in minor units by currency; they are never netted with spend.",
     "daily_charges": "How many sends in a UTC day.",
+    "daily_refunds": "How many refunds in a UTC day.",
     "daily_declines": "Declines in a UTC day after which the key freezes (card testing).",
     "rate": 'Requests a minute, `600` or `"600/min"`.',
     "hours": "When the key serves, in UTC.",
@@ -57,11 +60,15 @@ ABOUT = {
     "max_attempts": "Declines of one bill after which it is refused.",
     "max_unresolved": "Operations without a known outcome after which the key waits.",
     "approval_above": "Amounts, by currency, above which an operator has to approve.",
+    "refund_approval_above": "The same for refunds.",
+    "refunds_of": "`ledger`: only charges that were made or adopted here; `any`: all charges.",
+    "max_refunds_per_charge": "How many refunds one charge may have; each but the first needs a "
+    "`metadata[reference]`.",
     "expires_at": "When keys of this policy end, at the latest.",
 }
 NAMES = {"str": "text", "int": "number", "bool": "true or false", "AwareDatetime": "time"}
 DURATIONS = ("duplicate_window", "decline_retry_after")
-PARTS = (CapRules, ParameterRule, HeaderRules, CustomerRules, Hours, PeriodWindow)
+PARTS = (CapRules, RefundCapRules, ParameterRule, HeaderRules, CustomerRules, Hours, PeriodWindow)
 
 
 def errors() -> str:

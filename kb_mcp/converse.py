@@ -31,14 +31,15 @@ class ConverseTools:
         *,
         billing: Biller | None = None,
         session_id: str | None = None,
+        subject: str | None = None,
     ) -> None:
         """Use `settings`, else those of the environment; `billing` replaces both.
 
-        `session_id` goes into the audit.
+        `session_id`, and `subject`, for whom the conversation is, go into the audit.
         Raises: SettingsError.
         """
         self._billing = connect(settings) if billing is None else billing
-        self._context = CallContext(agent_id="converse", session_id=session_id)
+        self._context = CallContext(agent_id="converse", session_id=session_id, subject=subject)
 
     def tool_config(self, profile: Literal["default", "strict"] = "default") -> Json:
         """Return the `toolConfig` of a Converse request; send it in every turn.
@@ -47,10 +48,12 @@ class ConverseTools:
         Raises: ProxyUnavailableError, RateLimitedError, where KEYBRAKE_VAULT_KEY is the one key
         and the proxy does not say which tools it grants.
         """
-        reference = self._billing.allow_reference
-        return tool_config(
-            select_tools(self._billing.tools, allow_reference=reference), profile=profile
+        tools = select_tools(
+            self._billing.tools,
+            allow_reference=self._billing.allow_reference,
+            period_kinds=self._billing.period_kinds,
         )
+        return tool_config(tools, profile=profile)
 
     def handle(
         self,
@@ -58,14 +61,20 @@ class ConverseTools:
         stop_reason: str | None = None,
         *,
         trace: Mapping[str, str] | None = None,
+        subject: str | None = None,
     ) -> Json | None:
         """Run the tool uses of `assistant_message` and return the user message that answers.
 
         None when there is nothing to answer. Give `stop_reason` where you have it: nothing runs
         on an answer that was cut off, blocked or malformed. `trace` is W3C's `traceparent` and
-        `tracestate` by name, as OpenTelemetry's `inject` writes them.
+        `tracestate` by name, as OpenTelemetry's `inject` writes them. `subject` is for whom this
+        turn is, where that differs from the conversation's.
         """
-        context = replace(self._context, trace=read_trace(trace or {}))
+        context = replace(
+            self._context,
+            trace=read_trace(trace or {}),
+            subject=subject or self._context.subject,
+        )
         return answer_message(assistant_message, caller_of(self._billing), context, stop_reason)
 
     def read_stream(self, events: Iterable[Mapping[str, Any]]) -> tuple[Json, str]:
@@ -76,14 +85,18 @@ class ConverseTools:
         return read_stream(events)
 
     def handle_stream(
-        self, events: Iterable[Mapping[str, Any]], *, trace: Mapping[str, str] | None = None
+        self,
+        events: Iterable[Mapping[str, Any]],
+        *,
+        trace: Mapping[str, str] | None = None,
+        subject: str | None = None,
     ) -> Json | None:
         """Assemble a ConverseStream, run its tool uses and return the user message that answers.
 
         Where the history needs the assistant's message too, use `read_stream` and `handle`.
         """
         message, stop_reason = read_stream(events)
-        return self.handle(message, stop_reason, trace=trace)
+        return self.handle(message, stop_reason, trace=trace, subject=subject)
 
 
 def answer_return_control(
@@ -93,14 +106,15 @@ def answer_return_control(
     billing: Biller | None = None,
     session_id: str | None = None,
     trace: Mapping[str, str] | None = None,
+    subject: str | None = None,
 ) -> list[Json]:
     """Run the invocations of a `returnControl` event; return `returnControlInvocationResults`.
 
-    `trace` as in `ConverseTools.handle`.
+    `trace` and `subject` as in `ConverseTools.handle`.
     Raises: SettingsError.
     """
     biller = connect(settings) if billing is None else billing
-    context = CallContext("return-control", session_id, read_trace(trace or {}))
+    context = CallContext("return-control", session_id, read_trace(trace or {}), subject)
     return answer_returned_control(return_control, caller_of(biller), context)
 
 

@@ -8,6 +8,7 @@ secrets land in the wrong variable too.
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -164,12 +165,21 @@ class Environment:
             raise SettingsError(PREFIX + name, "is not above zero", f"Set e.g. {default}.")
         return milliseconds
 
+    def addresses(self, name: str) -> tuple[str, ...]:
+        """Return http(s) addresses, separated by blanks, each as it is written."""
+        found = tuple((self.text(name) or "").split())
+        readable = all(is_address(each) and "," not in each for each in found)
+        if not readable or len(set(found)) != len(found):
+            hint = "Set addresses, each once, separated by spaces: https://idp.example."
+            raise SettingsError(PREFIX + name, "holds something else than addresses", hint)
+        return found
+
     def url(self, name: str, *, path: bool = True) -> str | None:
         """Return an http(s) address without a trailing slash, and without a path unless `path`."""
         value = self.text(name)
         if value is None:
             return None
-        if not _is_address(value, path=path):
+        if not is_address(value, path=path):
             hint = "Set scheme, host and port alone, for example http://127.0.0.1:8787."
             raise SettingsError(PREFIX + name, "is not an http(s) address", hint)
         return value.rstrip("/")
@@ -182,7 +192,20 @@ def check_replaced(value: str, variable: str) -> None:
         raise SettingsError(variable, "holds a ${…} that nothing replaced", hint)
 
 
-def _is_address(value: str, *, path: bool) -> bool:
+def is_private_line(address: str) -> bool:
+    """Say whether what is sent to `address` is encrypted, or stays on this machine."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    if parts.scheme == "https" or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_address(value: str, *, path: bool = True) -> bool:
+    """Say whether `value` is an http(s) address, with a path only where `path` allows it."""
     try:
         parts = urlsplit(value)
         port = parts.port

@@ -47,6 +47,11 @@ def idempotency_key(
     return hashlib.sha256(seed.encode()).hexdigest()[:NAME_LENGTH]
 
 
+def refund_name(charge_id: str, reference: str | None = None) -> str:
+    """Name a refund by the charge that it gives back, whatever its amount and its wording."""
+    return _name("refund", charge_id, reference or "")
+
+
 def explicit_name(endpoint: str, customer: str | None, key: str) -> str:
     """Name an operation by the caller's key, per endpoint and customer."""
     return _name("explicit", endpoint, customer or "", key)

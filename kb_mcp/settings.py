@@ -7,16 +7,21 @@ Each variable's meaning stands in docs/settings.md.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
-from urllib.parse import urlsplit
 
-from kb_mcp.environment import PREFIX, Environment, Secret, SettingsError, check_replaced
+from kb_mcp.environment import (
+    PREFIX,
+    Environment,
+    Secret,
+    SettingsError,
+    check_replaced,
+    is_private_line,
+)
 from kb_mcp.money import Money, parse_cap
 from kb_mcp.secret_text import SecretTextError, read_secret
 from kb_mcp.store_files import SQLITE, check_absolute, data_folder, expand_home
@@ -59,6 +64,9 @@ class Settings:
     vault_key: Secret | None = None
     vault_key_billing: Secret | None = None
     vault_key_audit: Secret | None = None
+    vault_key_refunds: Secret | None = None
+    oauth_issuers: tuple[str, ...] = ()
+    oauth_audience: str | None = None
     charge_api: ChargeApi = "charges"
     allow_reference: bool = False
     admin_token: Secret | None = None
@@ -66,6 +74,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     public_url: str | None = None
     account_daily_cap: tuple[Money, ...] = ()
+    account_daily_refund_cap: tuple[Money, ...] = ()
     upstream_timeout_ms: int = 25_000
     recovery_interval_ms: int = 15_000
     recovery_grace_ms: int = 600_000
@@ -76,7 +85,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse combinations. Raises: SettingsError."""
-        _check_upstream(self)
+        check_upstream(self)
         _check_reach(self)
         _check_store(self)
         _check_times(self)
@@ -94,6 +103,25 @@ class Settings:
         if self.upstream_mode == "sandbox":
             return self.stripe_api_base
         return self.stripe_api_base or STRIPE_API_BASE
+
+    @property
+    def oauth_resource(self) -> str | None:
+        """What tokens must be meant for: the audience, else the public address and `/mcp`."""
+        if self.oauth_audience is not None or self.public_url is None:
+            return self.oauth_audience
+        return f"{self.public_url}/mcp"
+
+    @property
+    def oauth_address(self) -> str | None:
+        """The address of `/mcp` that OAuth clients are told; None where none is known."""
+        resource = self.oauth_resource
+        if resource is not None and resource.startswith(("https://", "http://")):
+            return resource
+        return None if self.public_url is None else f"{self.public_url}/mcp"
+
+    def may_reach(self, address: str) -> bool:
+        """Say whether an address is https, or on this machine, or plain http is allowed."""
+        return self.allow_http or is_private_line(address)
 
     @property
     def account_label(self) -> str:
@@ -144,13 +172,17 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         vault_key=source.secret("VAULT_KEY", read_vault_key),
         vault_key_billing=source.secret("VAULT_KEY_BILLING", read_vault_key),
         vault_key_audit=source.secret("VAULT_KEY_AUDIT", read_vault_key),
+        vault_key_refunds=source.secret("VAULT_KEY_REFUNDS", read_vault_key),
+        oauth_issuers=source.addresses("OAUTH_ISSUERS"),
+        oauth_audience=source.text("OAUTH_AUDIENCE"),
         charge_api=_charge_api(source.text("CHARGE_API")),
         allow_reference=source.flag("ALLOW_REFERENCE"),
         admin_token=source.secret("ADMIN_TOKEN"),
         master_key=_master_key(source.secret("MASTER_KEY")),
         allowed_hosts=_allowed_hosts(source.text("ALLOWED_HOSTS")),
         public_url=source.url("PUBLIC_URL"),
-        account_daily_cap=_caps(source.text("ACCOUNT_DAILY_CAP")),
+        account_daily_cap=_caps(source, "ACCOUNT_DAILY_CAP"),
+        account_daily_refund_cap=_caps(source, "ACCOUNT_DAILY_REFUND_CAP"),
         upstream_timeout_ms=source.seconds("UPSTREAM_TIMEOUT", default="25"),
         recovery_interval_ms=source.seconds("RECOVERY_INTERVAL", default="15"),
         recovery_grace_ms=source.seconds("RECOVERY_GRACE", default="600"),
@@ -163,13 +195,14 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 _COLLECTOR = ("ENDPOINT", "TRACES_ENDPOINT")  # read in full by OpenTelemetry itself
 _SECRETS = frozenset(
-    "DATABASE_URL STRIPE_KEY VAULT_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT ADMIN_TOKEN "
-    "MASTER_KEY".split()
+    "DATABASE_URL STRIPE_KEY VAULT_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT VAULT_KEY_REFUNDS "
+    "ADMIN_TOKEN MASTER_KEY".split()
 )
 _PLAIN = frozenset(
     "STRIPE_API_BASE ACCOUNT ALLOW_UNRESTRICTED_KEY ALLOW_HTTP PROXY_URL EMBEDDED CHARGE_API "
-    "ALLOW_REFERENCE ALLOWED_HOSTS PUBLIC_URL ACCOUNT_DAILY_CAP UPSTREAM_TIMEOUT "
-    "RECOVERY_INTERVAL RECOVERY_GRACE NODE_ID CLOCK_OFFSET CA_FILE".split()
+    "ALLOW_REFERENCE ALLOWED_HOSTS PUBLIC_URL ACCOUNT_DAILY_CAP ACCOUNT_DAILY_REFUND_CAP "
+    "UPSTREAM_TIMEOUT RECOVERY_INTERVAL RECOVERY_GRACE NODE_ID CLOCK_OFFSET CA_FILE "
+    "OAUTH_ISSUERS OAUTH_AUDIENCE".split()
 )
 _KNOWN = frozenset(
     {PREFIX + name for name in _SECRETS | _PLAIN} | {f"{PREFIX}{name}_FILE" for name in _SECRETS}
@@ -281,19 +314,21 @@ def _allowed_hosts(value: str | None) -> tuple[str, ...]:
     return hosts
 
 
-def _caps(value: str | None) -> tuple[Money, ...]:
+def _caps(source: Environment, name: str) -> tuple[Money, ...]:
+    value, variable = source.text(name), PREFIX + name
     try:
         caps = tuple(parse_cap(part.strip()) for part in value.split(",")) if value else ()
     except ValueError:
         hint = "Set one amount per currency, for example 50000.00usd,40000.00eur."
-        raise SettingsError("KEYBRAKE_ACCOUNT_DAILY_CAP", "holds no cap", hint) from None
+        raise SettingsError(variable, "holds no cap", hint) from None
     if len({cap.currency for cap in caps}) != len(caps):
         problem, hint = "names a currency twice", "Set one amount per currency."
-        raise SettingsError("KEYBRAKE_ACCOUNT_DAILY_CAP", problem, hint)
+        raise SettingsError(variable, problem, hint)
     return caps
 
 
-def _check_upstream(settings: Settings) -> None:
+def check_upstream(settings: Settings) -> None:
+    """Check that the upstream key may be used with its address. Raises: SettingsError."""
     key, base = settings.stripe_key, settings.stripe_api_base
     if key is None:
         if base is not None:
@@ -318,26 +353,24 @@ def _check_reach(settings: Settings) -> None:
         "KEYBRAKE_PUBLIC_URL": settings.public_url,
     }
     for variable, address in addresses.items():
-        if address and not settings.allow_http and not _is_private_line(address):
+        if address and not settings.allow_http and not is_private_line(address):
             hint = "Set an https address, or KEYBRAKE_ALLOW_HTTP=1 inside a network you trust."
             raise SettingsError(variable, "is plain http beyond this machine", hint)
+    for issuer in settings.oauth_issuers:
+        if not settings.may_reach(issuer):
+            hint = "Set https addresses: whoever changes an issuer's keys on the way is anybody."
+            raise SettingsError("KEYBRAKE_OAUTH_ISSUERS", "is plain http beyond this machine", hint)
+    if settings.oauth_issuers and settings.oauth_resource is None:
+        hint = "Set it to the address of /mcp that clients use, or set KEYBRAKE_PUBLIC_URL."
+        raise SettingsError(
+            "KEYBRAKE_OAUTH_AUDIENCE", "is not set, with KEYBRAKE_OAUTH_ISSUERS", hint
+        )
     if settings.on_lambda and settings.proxy_url is None and not settings.embedded:
         hint = "Set it to your proxy, or KEYBRAKE_EMBEDDED=1 to give each environment a ledger."
         raise SettingsError("KEYBRAKE_PROXY_URL", "is not set, on Lambda", hint)
     if settings.proxy_url is not None and settings.embedded:
         hint = "Set one of them."
         raise SettingsError("KEYBRAKE_EMBEDDED", "is set beside KEYBRAKE_PROXY_URL", hint)
-
-
-def _is_private_line(address: str) -> bool:
-    parts = urlsplit(address)
-    host = parts.hostname or ""
-    if parts.scheme == "https" or host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_store(settings: Settings) -> None:

@@ -102,6 +102,16 @@ class InProcessProxy:
         named = {name: str(value) for name, value in fields.items() if value is not None}
         return self.client.post(path, data=named, headers=headers)
 
+    def refund(self, key: Issued, charge: str, /, **form: Any) -> httpx.Response:
+        """Send a refund of `charge`; `key_header` is spelled out, the rest is the form."""
+        of = "payment_intent" if charge.startswith("pi_") else "charge"
+        fields: dict[str, Any] = {of: charge, **form}
+        headers = {"Authorization": f"Bearer {key.token}"}
+        if "key_header" in fields:
+            headers["Idempotency-Key"] = str(fields.pop("key_header"))
+        named = {name: str(value) for name, value in fields.items() if value is not None}
+        return self.client.post("/v1/refunds", data=named, headers=headers)
+
     def charge_over_mcp(
         self, key: Issued, meta: Mapping[str, object], **params: object
     ) -> httpx.Response:
@@ -146,6 +156,14 @@ class InProcessProxy:
         )
         return [each for each in listed.json()["data"] if each["status"] == "succeeded"]
 
+    def refunds(self) -> list[dict[str, Any]]:
+        """Return the refunds that stand at Stripe, newest first, whoever made them."""
+        listed = self.stripe.get(
+            "/v1/refunds?limit=100", headers={"Authorization": "Bearer rk_test_sandbox"}
+        )
+        gone = {"failed", "canceled"}
+        return [each for each in listed.json()["data"] if each["status"] not in gone]
+
     def operations(self, **filters: Any) -> list[Any]:
         """Return the ledger's operations, newest first."""
         return [op for op, _ in self.run(self.proxy.store.records.operations(**filters))]
@@ -158,6 +176,11 @@ class InProcessProxy:
         """Erase the stored answers of a customer, as an operator does."""
         found = self.operations(customer_id=customer)
         self.run(forget_answers(self.proxy.store.ledger, found, By("test")))
+
+    def watch_refunds(self) -> None:
+        """Read the refunds that are due, by the sandbox's time."""
+        self.run(self.proxy.app.pipeline.follow())
+        self.run(self.proxy.refund_watch.run(self.proxy.store.clock.now(0)))
 
     def recover(self) -> None:
         """Make one recovery pass, by the sandbox's time."""

@@ -295,3 +295,13 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def either_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test of a whole proxy twice: with its ledger in SQLite, and in PostgreSQL."""
+    from tests.in_process_proxy import InProcessProxy
+
+    if request.param == "postgres":
+        monkeypatch.setattr(InProcessProxy, "store", request.getfixturevalue("database").environ)
+    return str(request.param)

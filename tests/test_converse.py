@@ -84,6 +84,22 @@ def test_a_trace_is_handed_on_with_every_call_and_kept_for_none(
     assert [seen.trace for seen in proxy.seen] == [TRACE, {}, {}, TRACE]
 
 
+def test_for_whom_a_turn_is_goes_with_its_calls(proxy: StubProxy, billing: Billing) -> None:
+    tools = ConverseTools(billing=billing, subject="maria")
+    message = {"role": "assistant", "content": [USE]}
+    function = {"actionGroup": "g", "function": "charge", "parameters": LISTED}
+    returned = {"invocationInputs": [{"functionInvocationInput": function}]}
+
+    tools.handle(message)
+    tools.handle(message, subject="eve")
+    tools.handle(message)
+    answer_return_control(returned, billing=billing, subject="mallory")
+    answer_return_control(returned, billing=billing)
+
+    said = [seen.headers.get("keybrake-subject") for seen in proxy.seen]
+    assert said == ["maria", "eve", "maria", "mallory", None]
+
+
 def test_returned_control_is_answered(billing: Billing) -> None:
     call = {"actionGroup": "B", "function": "charge", "parameters": LISTED}
     control = {"invocationId": "i", "invocationInputs": [{"functionInvocationInput": call}]}

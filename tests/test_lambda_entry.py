@@ -20,6 +20,8 @@ from kb_mcp.agent.catalogue import (
     ChargeResult,
     ChargeStatusArguments,
     ChargeStatusResult,
+    RefundArguments,
+    RefundResult,
     ToolName,
 )
 from kb_mcp.agent.outcomes import lost
@@ -48,6 +50,7 @@ class Unanswered:
 
     tools = frozenset(ToolName)
     allow_reference = False
+    period_kinds = ()
 
     def may_offer(self, tool: ToolName) -> bool:
         return tool in self.tools
@@ -59,6 +62,9 @@ class Unanswered:
     def charge_status(
         self, arguments: ChargeStatusArguments, context: CallContext
     ) -> ChargeStatusResult:
+        raise NotImplementedError(arguments, context)
+
+    def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
         raise NotImplementedError(arguments, context)
 
 

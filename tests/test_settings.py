@@ -322,3 +322,50 @@ def test_what_kubernetes_tells_of_a_service_of_our_name_is_ignored(name: str) ->
 def test_what_only_looks_like_a_service_link_is_still_an_error(name: str) -> None:
     with pytest.raises(SettingsError, match="is not a setting"):
         load(**{name: "1"})
+
+
+def test_issuers_are_kept_as_they_are_written() -> None:
+    settings = load(
+        OAUTH_ISSUERS="https://a.example/ https://b.example/realms/x http://127.0.0.1:9",
+        PUBLIC_URL="https://keybrake.example",
+    )
+
+    assert settings.oauth_issuers == (
+        "https://a.example/",
+        "https://b.example/realms/x",
+        "http://127.0.0.1:9",
+    )
+    assert settings.oauth_resource == "https://keybrake.example/mcp"
+    assert settings.oauth_address == "https://keybrake.example/mcp"
+
+
+def test_an_audience_need_not_be_an_address() -> None:
+    named = load(OAUTH_ISSUERS="https://a.example", OAUTH_AUDIENCE="api://kb-mcp")
+    public = load(
+        OAUTH_ISSUERS="https://a.example",
+        OAUTH_AUDIENCE="api://kb-mcp",
+        PUBLIC_URL="https://keybrake.example",
+    )
+
+    assert (named.oauth_resource, named.oauth_address) == ("api://kb-mcp", None)
+    assert public.oauth_address == "https://keybrake.example/mcp"
+
+
+@pytest.mark.parametrize(
+    ("environ", "variable"),
+    [
+        ({"OAUTH_ISSUERS": "idp.example", "OAUTH_AUDIENCE": "x"}, "OAUTH_ISSUERS"),
+        ({"OAUTH_ISSUERS": "https://a.example?x=1", "OAUTH_AUDIENCE": "x"}, "OAUTH_ISSUERS"),
+        ({"OAUTH_ISSUERS": "https://a.example,https://b.example", "OAUTH_AUDIENCE": "x"},
+         "OAUTH_ISSUERS"),
+        ({"OAUTH_ISSUERS": "https://a.example https://a.example", "OAUTH_AUDIENCE": "x"},
+         "OAUTH_ISSUERS"),
+        ({"OAUTH_ISSUERS": "http://a.example", "OAUTH_AUDIENCE": "x"}, "OAUTH_ISSUERS"),
+        ({"OAUTH_ISSUERS": "https://a.example"}, "OAUTH_AUDIENCE"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_issuers_that_cannot_be_meant_are_refused(environ: dict[str, str], variable: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        load(**environ)
+    assert refusal.value.variable == f"KEYBRAKE_{variable}"

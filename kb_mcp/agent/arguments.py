@@ -9,13 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
 from pydantic import ValidationError
 
-from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments, Tool
-
-Arguments = ChargeArguments | ChargeStatusArguments
+from kb_mcp.agent.catalogue import Arguments, Tool
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _HINTS: Final[Mapping[str, str]] = {
@@ -27,6 +25,7 @@ _HINTS: Final[Mapping[str, str]] = {
     "description": "send a string of at most 350 characters, or leave it out",
     "reference": "send a string of at most 100 characters, or leave it out",
     "charge_id": "send a charge id as a string, for example ch_Abc123",
+    "reason": "send duplicate, fraudulent or requested_by_customer, or leave it out",
 }
 _OUR_ERRORS = "value_error"
 # Bedrock hands every value over as text, and a model writes an empty one as its language does.
@@ -103,7 +102,7 @@ def _rename(tool: Tool, raw: Mapping[str, object]) -> dict[str, object] | Invali
 
 def _from_text(tool: Tool, name: str, value: object) -> object:
     field = tool.arguments.model_fields.get(tool.aliases.get(name, name))
-    is_integer = field is not None and field.annotation is int
+    is_integer = field is not None and int in {field.annotation, *get_args(field.annotation)}
     if is_integer and isinstance(value, str) and _INTEGER.fullmatch(value):
         return int(value)
     return value

@@ -19,12 +19,16 @@ from kb_mcp.agent.catalogue import (
     ChargeResult,
     ChargeStatusArguments,
     ChargeStatusResult,
+    RefundArguments,
+    RefundResult,
+    ShownRefund,
     ToolName,
     tools_granted,
 )
 from kb_mcp.agent.keys import STALE, HeldKey, KeySource
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
+    RateLimitedError,
     Reply,
     ToolNotGrantedError,
     as_map,
@@ -32,6 +36,12 @@ from kb_mcp.agent.outcomes import (
     lost,
     raise_if_nothing_sent,
     without_card,
+)
+from kb_mcp.agent.refunds import (
+    describe_refunds,
+    refund_outcome,
+    refund_params,
+    refund_unknown,
 )
 from kb_mcp.agent.sdk import Lost, NoCard, ProxySdk, Resource
 from kb_mcp.agent.status import (
@@ -46,7 +56,7 @@ from kb_mcp.agent.status import (
 from kb_mcp.agent.trust import Trust
 from kb_mcp.agent.wording import UNAVAILABLE
 from kb_mcp.environment import SettingsError
-from kb_mcp.idempotency import idempotency_key
+from kb_mcp.idempotency import idempotency_key, refund_name
 
 if TYPE_CHECKING:
     import httpx
@@ -64,7 +74,7 @@ _RESOURCES: Final[Mapping[str, Resource]] = MappingProxyType(
 
 
 class Billing:
-    """The two tools behind every door. Thread-safe; close it when done."""
+    """The tools behind every door. Thread-safe; close it when done."""
 
     def __init__(  # noqa: PLR0913 - what a line to a proxy is made of, each by name
         self,
@@ -77,10 +87,12 @@ class Billing:
         allow_http: bool = False,
         trust: Trust | None = None,
         sdk: ProxySdk | None = None,
+        period_kinds: tuple[str, ...] = (),
     ) -> None:
         """Hold `keys`; `transport` replaces the network for an embedded proxy.
 
         `keys` are the keys by tool, or one for all tools that it grants, which the proxy is asked.
+        `period_kinds` are those of the key of `charge`, where they are known.
         `sdk` is a line that is open already; `transport`, `allow_http` and `trust` (whose
         certificates are believed) are then not used.
 
@@ -95,6 +107,7 @@ class Billing:
         self._proxy_url = proxy_url
         self._charge_api: ChargeApi = charge_api
         self._allow_reference = allow_reference
+        self._period_kinds = period_kinds
         by_tool = keys if isinstance(keys, Mapping) else {}
         self._keys = {name: HeldKey(source) for name, source in by_tool.items()}
         self._shared = None if isinstance(keys, Mapping) else HeldKey(keys)
@@ -113,6 +126,16 @@ class Billing:
         return self._shared is not None or tool in self._keys
 
     @property
+    def period_kinds(self) -> tuple[str, ...]:
+        """The only kinds of period that the key of `charge` may bill, as far as they are known.
+
+        The proxy tells them with the tools that a key grants: a bearer's, or that of one key for
+        all tools. A key for `charge` alone is not asked about: a server on stdio lists its tools
+        without a proxy. The proxy refuses other kinds and names these all the same.
+        """
+        return self._period_kinds
+
+    @property
     def allow_reference(self) -> bool:
         """Whether `reference` is switched on."""
         return self._allow_reference
@@ -127,13 +150,16 @@ class Billing:
         """The line to the proxy, for doors that look a bearer key up."""
         return self._sdk
 
-    def with_keys(self, keys: Mapping[ToolName, KeySource]) -> Billing:
+    def with_keys(
+        self, keys: Mapping[ToolName, KeySource], period_kinds: tuple[str, ...] = ()
+    ) -> Billing:
         """Return a Billing with other keys over the same connections."""
         return Billing(
             keys,
             self._proxy_url,
             charge_api=self._charge_api,
             allow_reference=self._allow_reference,
+            period_kinds=period_kinds,
             sdk=self._sdk,
         )
 
@@ -166,7 +192,7 @@ class Billing:
         Raises: ProxyUnavailableError, RateLimitedError, ToolNotGrantedError.
         """
         if arguments.charge_id is not None:
-            found = self._status_of(arguments.charge_id, context)
+            found = self._status_by_id(arguments.charge_id, context)
             return another_bill() if contradicts(found, arguments) else found
         wanted = {
             "customer_id": arguments.customer_id or "",
@@ -180,10 +206,28 @@ class Billing:
             return not_found()
         charge_id = operation.get("charge_id")
         if isinstance(charge_id, str) and operation.get("state") == "succeeded":
-            found = self._status_of(charge_id, context)
-            if found.found:
-                return found
-        return describe_operation(operation)
+            try:
+                shown: ChargeStatusResult | None = self._status_of(charge_id, context)
+            except (ProxyUnavailableError, RateLimitedError):
+                shown = None
+            if shown is not None and shown.found:
+                return shown
+        # What cannot be read at Stripe now is told as the ledger has it.
+        return describe_operation(operation, livemode=reply.livemode)
+
+    def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
+        """Give a charge back once, all that is left of it or a part.
+
+        Raises: ProxyUnavailableError, RateLimitedError, where nothing was sent.
+        """
+        params, key = refund_params(arguments), refund_name(arguments.charge_id)
+        answer = self._ask(
+            ToolName.REFUND,
+            lambda token: self._sdk.refund(token, params, key, context.headers()),
+        )
+        if isinstance(answer, Lost):
+            return refund_unknown(arguments, livemode=answer.livemode)
+        return refund_outcome(arguments, answer)
 
     def _charge(
         self, arguments: ChargeArguments, context: CallContext, token: str
@@ -209,14 +253,42 @@ class Billing:
         )
         return self._sdk.create(token, self._charge_api, params, key, headers)
 
+    def _status_by_id(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
+        """Look a charge up at Stripe; where that does not show it, the ledger may know it."""
+        try:
+            found = self._status_of(charge_id, context)
+        except ProxyUnavailableError:
+            found = None
+        if found is not None and found.found:
+            return found
+        wanted = {"charge_id": charge_id}
+        reply = self._read(lambda token: self._sdk.operations(token, wanted, context.headers()))
+        operation = None if reply.is_error else most_telling(reply.fields.get("data"))
+        if operation is not None:
+            return describe_operation(operation, livemode=reply.livemode)
+        if found is None:
+            raise ProxyUnavailableError(UNAVAILABLE)
+        return found
+
     def _status_of(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
         resource = _RESOURCES[charge_id.partition("_")[0]]
         reply = self._read(
             lambda token: self._sdk.retrieve(token, resource, charge_id, context.headers())
         )
         if not reply.is_error:
-            return describe_charge(reply)
+            refunds = self._refunds_of(charge_id, context)
+            return describe_charge(reply).model_copy(update={"refunds": refunds})
         return not_found() if reply.status == 404 else not_readable(reply)
+
+    def _refunds_of(self, charge_id: str, context: CallContext) -> list[ShownRefund] | None:
+        """Return the refunds of a charge, or None where they cannot be said."""
+        wanted = {"charge_id": charge_id}
+        try:
+            reply = self._read(lambda token: self._sdk.operations(token, wanted, context.headers()))
+        except (ProxyUnavailableError, RateLimitedError):
+            # The charge was found: that there is more to say must not hide it.
+            return None
+        return describe_refunds(reply)
 
     def _read(self, ask: Callable[[str], Reply | Lost]) -> Reply:
         answer = self._ask(ToolName.CHARGE_STATUS, ask)
@@ -243,6 +315,7 @@ class Billing:
         granted = granted_tools(answer, self._charge_api)
         if granted is None:
             raise ProxyUnavailableError(answer.text("message") or UNAVAILABLE)
+        self._period_kinds = granted_period_kinds(answer)
         return granted
 
 
@@ -252,6 +325,14 @@ def granted_tools(reply: Reply, charge_api: ChargeApi) -> frozenset[ToolName] | 
     if reply.is_error or not isinstance(allow, list):
         return None
     return tools_granted(frozenset(entry for entry in allow if isinstance(entry, str)), charge_api)
+
+
+def granted_period_kinds(reply: Reply) -> tuple[str, ...]:
+    """Return the kinds of period that a key may bill, from what the proxy says of it."""
+    kinds = as_map(reply.fields.get("policy")).get("period_kinds")
+    if reply.is_error or not isinstance(kinds, list):
+        return ()
+    return tuple(kind for kind in kinds if isinstance(kind, str))
 
 
 def _ask_with(held: HeldKey, ask: Callable[[str], T]) -> T:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol, assert_never
 
 from kb_mcp.agent.arguments import Invalid, read_arguments
 from kb_mcp.agent.catalogue import (
+    Arguments,
     ChargeArguments,
     ChargeResult,
     ChargeStatusArguments,
     ChargeStatusResult,
+    RefundArguments,
+    RefundResult,
     Result,
     ToolName,
     find_tool,
@@ -26,10 +29,12 @@ from kb_mcp.agent.outcomes import (
     ToolNotGrantedError,
     uncertain,
 )
+from kb_mcp.agent.refunds import refund_unknown
 from kb_mcp.traces import Trace
 
 logger = logging.getLogger(__name__)
 
+SUBJECT: Final = "keybrake-subject"
 _ID_LENGTH = 128
 
 
@@ -40,12 +45,30 @@ class CallContext:
     agent_id: str | None = None
     session_id: str | None = None
     trace: Trace | None = None
+    subject: str | None = None  # for whom: what the caller says, and nobody has proven
 
     def headers(self) -> dict[str, str]:
         """Return the headers that carry it: bounded, printable ASCII only."""
-        named = {"Keybrake-Agent": self.agent_id, "Keybrake-Session": self.session_id}
+        named = {
+            "Keybrake-Agent": self.agent_id,
+            "Keybrake-Session": self.session_id,
+            "Keybrake-Subject": self.subject,
+        }
         clean = {name: kept for name, text in named.items() if (kept := _clean(text))}
         return clean if self.trace is None else clean | self.trace.headers()
+
+
+def read_subject(*attributes: object) -> str | None:
+    """Return for whom a call is, where session attributes or metadata say so; the first counts.
+
+    The name is `keybrake_subject`, in whatever case, with a dash or a slash for the underscore.
+    """
+    for each in attributes:
+        for name, value in each.items() if isinstance(each, Mapping) else ():
+            plain = str(name).lower().replace("_", "-").replace("/", "-")
+            if plain == SUBJECT and isinstance(value, str) and value.strip():
+                return value
+    return None
 
 
 class Biller(Protocol):
@@ -59,6 +82,10 @@ class Biller(Protocol):
         """Say whether a key is held for `tool`, without asking anyone."""
 
     @property
+    def period_kinds(self) -> tuple[str, ...]:
+        """The only kinds of period that `charge` may bill; none where all are."""
+
+    @property
     def allow_reference(self) -> bool:
         """Whether `reference` is switched on."""
 
@@ -69,6 +96,9 @@ class Biller(Protocol):
         self, arguments: ChargeStatusArguments, context: CallContext
     ) -> ChargeStatusResult:
         """Look up a charge."""
+
+    def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
+        """Give a charge back once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +159,26 @@ def call_tool(
     except Exception as error:  # noqa: BLE001 - a door must answer; after a send, with "unknown"
         # Not the exception itself: its text and frames can hold keys.
         logger.error("The tool %s broke: %s", tool.name, type(error).__name__)  # noqa: TRY400 - without the trace
-        return Answered(uncertain(arguments))
+        return Answered(_broken(arguments))
 
 
-def _run(
-    biller: Biller, arguments: ChargeArguments | ChargeStatusArguments, context: CallContext
-) -> Result:
-    if isinstance(arguments, ChargeArguments):
-        return biller.charge(arguments, context)
-    return biller.charge_status(arguments, context)
+def _run(biller: Biller, arguments: Arguments, context: CallContext) -> Result:
+    match arguments:
+        case ChargeArguments():
+            return biller.charge(arguments, context)
+        case ChargeStatusArguments():
+            return biller.charge_status(arguments, context)
+        case RefundArguments():
+            return biller.refund(arguments, context)
+        case _:
+            assert_never(arguments)
+
+
+def _broken(arguments: Arguments) -> Result:
+    """Say, of a call that broke in our own code, what is safe to assume: nothing."""
+    if isinstance(arguments, RefundArguments):
+        return refund_unknown(arguments, code="internal_error", livemode=False)
+    return uncertain(arguments)
 
 
 def _clean(text: str | None) -> str:

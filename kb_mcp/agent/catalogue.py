@@ -36,6 +36,7 @@ class ToolName(StrEnum):
 
     CHARGE = "charge"
     CHARGE_STATUS = "charge_status"
+    REFUND = "refund"
 
 
 def _period(text: str) -> str:
@@ -59,6 +60,16 @@ CustomerId = Annotated[str, StringConstraints(pattern=r"^cus_[A-Za-z0-9]{1,64}$"
 ChargeId = Annotated[str, StringConstraints(pattern=r"^(ch|py|pi)_[A-Za-z0-9_]{1,200}$")]
 PeriodLabel = Annotated[str, AfterValidator(_period)]
 
+_PERIOD_EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "year": "a year (2026)",
+        "quarter": "a quarter (2026-Q2)",
+        "month": "a month (2026-06)",
+        "week": "an ISO week (2026-W23)",
+        "day": "a day (2026-06-15)",
+        "range": "a range of days (2026-06-15/2026-07-14)",
+    }
+)
 _PERIOD = (
     "The period this bill is for: 2026-06 (month), 2026-Q2, 2026, 2026-W23, 2026-06-15 or "
     "2026-06-15/2026-07-14. Take it from the user or the contract; never invent one."
@@ -157,6 +168,30 @@ class ChargeStatusArguments(_Arguments):
         return self
 
 
+class RefundArguments(_Arguments):
+    """What `refund` takes; without an amount, all that is left of the charge is given back."""
+
+    charge_id: ChargeId = Field(
+        description="The charge to give back, ch_Abc123 or pi_Abc123. Never the id of a refund."
+    )
+    amount_cents: int | None = Field(
+        default=None,
+        gt=0,
+        description=(
+            "How much to give back, as a whole number in the currency's minor unit: 2900 is 29.00 "
+            "USD. Leave it out only to give back all that is left of the charge; it is never 0 and "
+            "never empty."
+        ),
+    )
+    reason: Literal["duplicate", "fraudulent", "requested_by_customer"] | None = Field(
+        default=None,
+        description=(
+            "Why: duplicate, fraudulent or requested_by_customer. Leave it out if the user gave "
+            "no reason."
+        ),
+    )
+
+
 class ChargeResult(BaseModel):
     """What `charge` answers; what is None is left out."""
 
@@ -185,6 +220,20 @@ class ChargeResult(BaseModel):
     next_step: str = Field(description="What to do next, and what not to do.")
 
 
+class ShownRefund(BaseModel):
+    """One refund of a charge, whoever made it; what is None is left out."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    refund_id: str | None = Field(default=None, description="The refund, re_Abc123.")
+    amount_cents: int | None = Field(default=None, description="Amount in minor units.")
+    status: str | None = Field(
+        default=None,
+        description="succeeded, pending, failed, canceled, or unknown (sent, outcome not known).",
+    )
+    created: str | None = Field(default=None, description="When it was made, RFC 3339 in UTC.")
+
+
 class ChargeStatusResult(BaseModel):
     """What `charge_status` answers; what is None is left out."""
 
@@ -203,6 +252,9 @@ class ChargeStatusResult(BaseModel):
     amount_refunded: int | None = Field(
         default=None, description="How much of it was given back, in minor units."
     )
+    refunds: list[ShownRefund] | None = Field(
+        default=None, description="Its refunds, newest first, whoever made them."
+    )
     disputed: bool | None = Field(default=None, description="True if the customer disputes it.")
     receipt_url: str | None = Field(default=None, description="The receipt to show or send.")
     currency: str | None = Field(default=None, description="Lower-case ISO currency code.")
@@ -215,7 +267,37 @@ class ChargeStatusResult(BaseModel):
     next_step: str = Field(description="What to do next, and what not to do.")
 
 
-Result = ChargeResult | ChargeStatusResult
+class RefundResult(BaseModel):
+    """What `refund` answers; what is None is left out."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    status: Status = Field(
+        description=(
+            "succeeded (the money is on its way back), pending (accepted, not final), failed "
+            "(nothing was given back), unknown (sent, outcome not known: do not refund again), or "
+            "refused (stopped by a rule, nothing was given back)."
+        )
+    )
+    refund_id: str | None = Field(default=None, description="The refund, re_Abc123.")
+    charge_id: str = Field(description="The charge that is given back.")
+    amount_cents: int | None = Field(default=None, description="Amount in minor units.")
+    currency: str | None = Field(default=None, description="Lower-case ISO currency code.")
+    already_refunded: bool = Field(
+        description="True if the refund existed before this call: nothing was given back now."
+    )
+    amount_left: int | None = Field(
+        default=None, description="What is left of the charge, in minor units, where it is known."
+    )
+    livemode: bool = Field(description="True if real money is concerned, false in test mode.")
+    operation_id: str | None = Field(default=None, description="The operation in the ledger.")
+    code: str | None = Field(default=None, description="Why it failed or was refused.")
+    message: str = Field(description="What happened, in words.")
+    next_step: str = Field(description="What to do next, and what not to do.")
+
+
+Result = ChargeResult | ChargeStatusResult | RefundResult
+Arguments = ChargeArguments | ChargeStatusArguments | RefundArguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,13 +307,15 @@ class Tool:
     name: ToolName
     title: str
     description: str
-    arguments: type[ChargeArguments | ChargeStatusArguments]
-    result: type[ChargeResult | ChargeStatusResult]
-    vault_key: Literal["billing", "audit"]
+    arguments: type[Arguments]
+    result: type[Result]
+    vault_key: Literal["billing", "audit", "refunds"]
     http_method: Literal["POST", "GET"]
     http_path: str
     read_only: bool
     hidden: frozenset[str] = frozenset()
+    # Descriptions of arguments that stand in place of the model's own, by argument.
+    texts: Mapping[str, str] = field(default_factory=dict)
     # Arguments of which only null and a missing one count as left out, and no empty text.
     said_by_absence: frozenset[str] = frozenset()
     # Old names that are accepted for one version after a rename. Keys are made of values alone,
@@ -280,8 +364,29 @@ _CHARGE_STATUS = Tool(
     http_path="/charge-status",
     read_only=True,
 )
+_REFUND = Tool(
+    name=ToolName.REFUND,
+    title="Give a charge back once",
+    description=(
+        "Gives a charge back to the customer, all that is left of it or a part, exactly once. It "
+        "cannot be taken back. Use it only when the user asked for this refund of this charge; "
+        "look at the charge with charge_status first. A complaint, a question or a dispute is no "
+        "reason to refund. Asking again for the same charge never refunds twice: it returns the "
+        "first refund with already_refunded true. If the status is failed or refused, do not try "
+        "other amounts or other charges: tell the user what next_step says. If the status is "
+        "unknown, the refund may have gone through: do not refund again, ask charge_status later. "
+        "livemode tells whether real money is concerned."
+    ),
+    arguments=RefundArguments,
+    result=RefundResult,
+    vault_key="refunds",
+    http_method="POST",
+    http_path="/refund",
+    read_only=False,
+    said_by_absence=frozenset({"amount_cents"}),
+)
 TOOLS: Final[Mapping[ToolName, Tool]] = MappingProxyType(
-    {tool.name: tool for tool in (_CHARGE, _CHARGE_STATUS)}
+    {tool.name: tool for tool in (_CHARGE, _CHARGE_STATUS, _REFUND)}
 )
 _REFERENCE_OFF: Final = replace(_CHARGE, hidden=frozenset({"reference"}))
 READS: Final[Mapping[ChargeApi, str]] = MappingProxyType(
@@ -299,13 +404,33 @@ def find_tool(name: str, *, allow_reference: bool) -> Tool | None:
     return next((tool for tool in TOOLS.values() if tool.name == name), None)
 
 
-def select_tools(names: frozenset[ToolName], *, allow_reference: bool) -> tuple[Tool, ...]:
-    """Return the tools of `names` in the catalogue's order."""
+def select_tools(
+    names: frozenset[ToolName], *, allow_reference: bool, period_kinds: tuple[str, ...] = ()
+) -> tuple[Tool, ...]:
+    """Return the tools of `names` in the catalogue's order.
+
+    `period_kinds` are the only kinds of period that the key may bill, all where there are none.
+    """
     found = (find_tool(name, allow_reference=allow_reference) for name in TOOLS if name in names)
-    return tuple(tool for tool in found if tool is not None)
+    return tuple(_narrowed(tool, period_kinds) for tool in found if tool is not None)
+
+
+def _narrowed(tool: Tool, period_kinds: tuple[str, ...]) -> Tool:
+    allowed = [text for kind, text in _PERIOD_EXAMPLES.items() if kind in period_kinds]
+    if tool.name is not ToolName.CHARGE or not allowed:
+        return tool
+    text = (
+        f"The period this bill is for: {' or '.join(allowed)}, and nothing else. Take it from the "
+        "user or the contract; never invent one, and do not bill another period in its place."
+    )
+    return replace(tool, texts={"billing_period": text})
 
 
 def tools_granted(allow: frozenset[str], charge_api: ChargeApi) -> frozenset[ToolName]:
     """Return the tools that a vault key with the allowlist `allow` can serve."""
-    needed = {ToolName.CHARGE: WRITES[charge_api], ToolName.CHARGE_STATUS: READS[charge_api]}
+    needed = {
+        ToolName.CHARGE: WRITES[charge_api],
+        ToolName.CHARGE_STATUS: READS[charge_api],
+        ToolName.REFUND: "POST /v1/refunds",
+    }
     return frozenset(name for name, endpoint in needed.items() if endpoint in allow)

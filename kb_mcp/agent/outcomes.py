@@ -34,11 +34,12 @@ STATUSES: Final[Mapping[str, Status]] = MappingProxyType(
         "processing": "pending",
         "requires_capture": "pending",
         "requires_action": "pending",
-        "requires_confirmation": "failed",
-        "requires_payment_method": "failed",
+        "requires_confirmation": "pending",
+        "requires_payment_method": "pending",
         "canceled": "failed",
     }
 )
+LAPSED: Final = "authorization_lapsed"
 _NOT_SENT = frozenset(
     "ledger_unavailable ledger_behind draining overloaded upstream_unreachable".split()
 )
@@ -122,6 +123,13 @@ def raise_if_nothing_sent(reply: Reply) -> None:
         raise ProxyUnavailableError(reply.text("message") or wording.UNAVAILABLE)
 
 
+def is_definite_no(reply: Reply) -> bool:
+    """Say whether an error is a no to what was asked for, and not only to a second try of it."""
+    if reply.doubtful and reply.status not in _SPEAKS_OF_THE_BILL:
+        return False
+    return reply.text("code") == "upstream_rejected_key" or _is_final_no(reply.status)
+
+
 def lost(arguments: ChargeArguments, *, livemode: bool) -> ChargeResult:
     """Say that the request was sent, and that no answer came."""
     return _unknown(arguments, Reply(0, livemode=livemode), "outcome_unknown")
@@ -167,9 +175,27 @@ def _is_final_no(status: int) -> bool:
     return 400 <= status < 500 and status not in _OPEN
 
 
+def status_of(fields: Mapping[str, object]) -> Status:
+    """Return what the object of a charge or an intent means for its bill.
+
+    A charge that is authorised is not paid, and has failed once it was let go of. An intent waits
+    for a payment method, until it says why one failed.
+    """
+    told = STATUSES.get(as_text(fields.get("status")) or "", "unknown")
+    if told == "succeeded" and fields.get("captured") is False:
+        return "failed" if fields.get("refunded") is True else "pending"
+    waits = fields.get("status") == "requires_payment_method"
+    return "failed" if waits and fields.get("last_payment_error") else told
+
+
+def lapsed(fields: Mapping[str, object]) -> bool:
+    """Say whether a charge was authorised and let go of, so that nothing was taken."""
+    return fields.get("captured") is False and status_of(fields) == "failed"
+
+
 def _made(arguments: ChargeArguments, reply: Reply) -> ChargeResult:
-    status = STATUSES.get(reply.text("status") or "", "unknown")
-    return _result(arguments, reply, status, charge_id=reply.text("id"))
+    code = LAPSED if lapsed(reply.fields) else None
+    return _result(arguments, reply, status_of(reply.fields), charge_id=reply.text("id"), code=code)
 
 
 def _declined(arguments: ChargeArguments, reply: Reply) -> ChargeResult:
@@ -208,6 +234,8 @@ def _result(
     amount = as_number(reply.fields.get("amount")) or arguments.amount_cents
     currency = reply.text("currency") or arguments.currency
     said = reply.text("message") if reply.is_error or code == "no_default_payment_method" else None
+    if code == LAPSED:
+        said = wording.LAPSED
     money = format_money(Money(amount, currency))
     return ChargeResult(
         status=status,
@@ -223,7 +251,7 @@ def _result(
             arguments.currency,
             arguments.reference,
         ),
-        already_charged=(replayed and status in {"succeeded", "pending"}) or exists,
+        already_charged=(replayed and status == "succeeded") or exists,
         livemode=livemode,
         operation_id=as_text(reply.headers.get("keybrake-operation"))
         or as_text(reply.facts.get("operation")),

@@ -82,6 +82,14 @@ class ProxySdk:
             return self._send(token, lambda: client.v1.charges.create(dict(params), options))  # type: ignore[arg-type]  # the SDK's TypedDict
         return self._send(token, lambda: client.v1.payment_intents.create(dict(params), options))  # type: ignore[arg-type]  # as above
 
+    def refund(
+        self, token: str, params: Mapping[str, Any], key: str, headers: Headers
+    ) -> Reply | Lost:
+        """Create a refund under the idempotency key `key`."""
+        client = self._client()[0]
+        options = _options(token, headers, key)
+        return self._send(token, lambda: client.v1.refunds.create(dict(params), options))  # type: ignore[arg-type]  # as above
+
     def retrieve(
         self, token: str, resource: Resource, object_id: str, headers: Headers
     ) -> Reply | Lost:

@@ -11,7 +11,7 @@ from typing import Final
 
 from kb_mcp.agent import wording
 from kb_mcp.agent.catalogue import ChargeStatusArguments, ChargeStatusResult
-from kb_mcp.agent.outcomes import STATUSES, Reply, as_map, as_number, as_text
+from kb_mcp.agent.outcomes import Reply, as_map, as_number, as_text, lapsed, status_of
 from kb_mcp.money import Money, format_money
 from kb_mcp.periods import PeriodError, parse_period
 
@@ -22,11 +22,13 @@ _YEAR_9999 = 253_402_300_799
 
 def describe_charge(reply: Reply) -> ChargeStatusResult:
     """Describe a charge or a payment intent as Stripe shows it."""
-    status = STATUSES.get(reply.text("status") or "", "unknown")
+    status = status_of(reply.fields)
     amount, currency = as_number(reply.fields.get("amount")), reply.text("currency")
     refunded = as_number(reply.fields.get("amount_refunded"))
     livemode = reply.fields.get("livemode")
     disputed = reply.fields.get("disputed")
+    receipt = as_text(reply.fields.get("receipt_url"), 2000)
+    kind = _kind_of(status, reply.fields)
     return ChargeStatusResult(
         found=True,
         status=status,
@@ -34,21 +36,25 @@ def describe_charge(reply: Reply) -> ChargeStatusResult:
         amount_cents=amount,
         amount_refunded=refunded,
         disputed=disputed if isinstance(disputed, bool) else None,
-        receipt_url=as_text(reply.fields.get("receipt_url"), 2000),
+        receipt_url=receipt,
         currency=currency,
         customer_id=reply.text("customer"),
         billing_period=as_text(as_map(reply.fields.get("metadata")).get("billing_period")),
         description=reply.text("description"),
         created=_when(as_number(reply.fields.get("created"))),
         livemode=livemode if isinstance(livemode, bool) else reply.livemode,
-        message=_charge_message(status, amount, refunded, currency, disputed=disputed is True),
-        next_step=wording.status_step(status),
+        message=_charge_message(kind, amount, refunded, currency, disputed=disputed is True),
+        next_step=wording.status_step("receipt" if status == "succeeded" and receipt else status),
     )
 
 
-def describe_operation(operation: Mapping[str, object]) -> ChargeStatusResult:
-    """Describe an operation of the ledger that has no charge to show."""
+def describe_operation(
+    operation: Mapping[str, object], *, livemode: bool | None = None
+) -> ChargeStatusResult:
+    """Describe an operation of the ledger whose charge cannot be shown; `livemode` of the key."""
     state = as_text(operation.get("state")) or "unknown"
+    if state == "succeeded" and operation.get("final") is False:
+        state = "pending"
     status = "unknown" if state == "reserved" else state
     amount, currency = as_number(operation.get("amount")), as_text(operation.get("currency"))
     return ChargeStatusResult(
@@ -60,9 +66,10 @@ def describe_operation(operation: Mapping[str, object]) -> ChargeStatusResult:
         customer_id=as_text(operation.get("customer_id")),
         billing_period=as_text(operation.get("billing_period")),
         created=as_text(operation.get("created_at")),
-        message=wording.OPERATION_MESSAGES.get(
-            status, wording.OPERATION_MESSAGES["unknown"]
-        ).format(money=_money(amount, currency)),
+        livemode=livemode,
+        message=wording.OPERATION_MESSAGES.get(state, wording.OPERATION_MESSAGES["unknown"]).format(
+            money=_money(amount, currency)
+        ),
         next_step=wording.status_step(status),
     )
 
@@ -110,6 +117,13 @@ def not_readable(reply: Reply) -> ChargeStatusResult:
     )
 
 
+def _kind_of(status: str, fields: Mapping[str, object]) -> str:
+    """Return the wording of a charge: authorised and lapsed ones are told apart."""
+    if lapsed(fields):
+        return "lapsed"
+    return "authorized" if status == "pending" and fields.get("captured") is False else status
+
+
 def _label(period: str | None) -> str | None:
     """Return the canonical form of a charge's own period; of one that cannot be read, None."""
     try:
@@ -123,10 +137,10 @@ def _rank(state: object) -> int:
 
 
 def _charge_message(
-    status: str, amount: int | None, refunded: int | None, currency: str | None, *, disputed: bool
+    kind: str, amount: int | None, refunded: int | None, currency: str | None, *, disputed: bool
 ) -> str:
     parts: Iterable[str] = (
-        wording.OPERATION_MESSAGES[status].format(money=_money(amount, currency)),
+        wording.OPERATION_MESSAGES[kind].format(money=_money(amount, currency)),
         f" {_money(refunded, currency)} of it was refunded." if refunded else "",
         " The customer disputes it." if disputed else "",
     )

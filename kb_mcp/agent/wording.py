@@ -31,6 +31,7 @@ CORRECT: Final = "Correct the arguments from what the user said; ask the user fo
 USE_ANOTHER: Final = "Use one of the tools that are listed."
 LATER: Final = "Tell the user that billing is not available at the moment."
 
+LAPSED: Final = "The authorisation of this charge lapsed, and no money moved."
 NOT_FOUND: Final = "There is no such charge in the records."
 ANOTHER_BILL: Final = (
     "There is a charge with this charge_id, but it is of another customer or period than was asked "
@@ -40,8 +41,11 @@ OPERATION_MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "succeeded": "{money} was charged.",
         "pending": "A charge of {money} was accepted and is not final yet.",
+        "authorized": "{money} was authorised, and is not charged yet.",
+        "lapsed": "{money} was authorised, and the authorisation lapsed. No money moved.",
         "failed": "A charge of {money} failed. No money moved.",
         "unknown": "A charge of {money} was sent, and its outcome is not known yet.",
+        "reserved": "A charge of {money} is under way, and may have been sent.",
         "awaiting_approval": "A charge of {money} waits for an operator's approval.",
         "voided": "A charge of {money} was asked for and never happened.",
     }
@@ -53,7 +57,8 @@ _OPERATOR = f"{_TELL} An operator of kb-mcp can help."
 
 STATUS_STEPS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "succeeded": "Nothing more to charge. Tell the user; the receipt is at receipt_url.",
+        "succeeded": "Nothing more to charge. Tell the user.",
+        "receipt": "Nothing more to charge. Tell the user; the receipt is at receipt_url.",
         "pending": "Do not charge again. Ask charge_status later whether it succeeded.",
         "processing": "Do not charge again. Ask charge_status later whether it succeeded.",
         "failed": "No money moved. Tell the user; charge only if the user asks for it.",
@@ -106,7 +111,7 @@ _MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
         "succeeded": "{money} was charged.",
         "pending": "The charge of {money} was accepted and is not final yet.",
         "failed": "The charge of {money} failed. No money moved.",
-        "unknown": "The charge of {money} was sent, and its outcome is not known yet.",
+        "unknown": "The charge of {money} may have been sent, and its outcome is not known yet.",
         "refused": "The charge of {money} was refused. Nothing was charged.",
     }
 )
@@ -117,8 +122,12 @@ def charge_message(
 ) -> str:
     """Say what became of a charge; `said` are the proxy's own words, which are more exact."""
     text = said or _MESSAGES[status].format(money=money)
-    if replayed and status in {"succeeded", "pending"}:
+    if replayed and status == "succeeded":
         text = f"{money} had been charged before for this period; nothing was charged now."
+    elif replayed and status == "pending":
+        text = (
+            f"A charge of {money} was accepted before and is not final yet; nothing was sent now."
+        )
     return text if livemode or status not in {"succeeded", "pending"} else text + _TEST_MODE
 
 
@@ -127,6 +136,63 @@ def charge_step(status: str, code: str | None, *, replayed: bool) -> str:
     if replayed and status == "succeeded":
         return "This bill is paid. Do not charge again; tell the user it was charged before."
     return _CODE_STEPS.get(code or "", _CHARGE_STEPS[status])
+
+
+_REFUND_MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "succeeded": "{money} was given back.",
+        "pending": "The refund of {money} was accepted and is not final yet.",
+        "failed": "The refund of {money} failed. Nothing was given back.",
+        "unknown": "The refund of {money} was sent, and its outcome is not known yet.",
+        "refused": "The refund of {money} was refused. Nothing was given back.",
+    }
+)
+_REFUND_STEPS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "succeeded": "Done. Tell the user, with the refund id. Do not refund again.",
+        "pending": "Accepted, not final. Do not refund again; ask charge_status later.",
+        "failed": "Nothing was given back. Tell the user why. Do not try another amount.",
+        "unknown": "The refund may have gone through. Do not refund again; ask charge_status with "
+        "charge_id in a few minutes.",
+        "refused": "Do not refund again. Tell the user what the message says. An operator of "
+        "kb-mcp can help.",
+    }
+)
+_REFUND_CODE_STEPS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "already_refunded": "Do not refund again. Use charge_status to look at the refunds of the "
+        "charge, and tell the user.",
+        "refund_exceeds_charge": "Nothing was given back. Tell the user how much is left; do not "
+        "choose another amount yourself.",
+        "charge_disputed": "Do not refund. Tell the user that the bank is dealing with this "
+        "charge.",
+        "charge_not_refundable": "Check the charge id with the user. Do not try other ids.",
+        "refund_cap_exceeded": "Do not split, lower or repeat the refund. Tell the user; an "
+        "operator can raise the cap, or the window has to turn.",
+        "refund_count_exceeded": "Do not refund again today. Tell the user.",
+        "approval_required": "Tell the user that an operator must approve this refund. Do not make "
+        "the same call again before the user says that it was approved.",
+        "idempotency_key_in_use": "The same refund is being sent right now. Do not change it; ask "
+        "charge_status in a moment.",
+    }
+)
+
+
+def refund_message(
+    status: str, money: str, said: str | None, *, replayed: bool, livemode: bool
+) -> str:
+    """Say what became of a refund; `said` are the proxy's own words, which are more exact."""
+    text = said or _REFUND_MESSAGES[status].format(money=money)
+    if replayed and status in {"succeeded", "pending"}:
+        text = f"{money} had been given back before; nothing was given back now."
+    return text if livemode or status not in {"succeeded", "pending"} else text + _TEST_MODE
+
+
+def refund_step(status: str, code: str | None, *, replayed: bool) -> str:
+    """Say what a model should do next after a refund."""
+    if replayed and status == "succeeded":
+        return "This was refunded before. Do not refund again; tell the user."
+    return _REFUND_CODE_STEPS.get(code or "", _REFUND_STEPS[status])
 
 
 def status_step(status: str) -> str:

@@ -20,6 +20,7 @@ _MODULES = {
     "audit": "audit",
     "doctor": "doctor",
     "export": "export",
+    "grants": "grants",
     "keys": "keys",
     "migrate": "migrate",
     "operations": "operations",

@@ -13,8 +13,8 @@ from kb_mcp.cli.failures import Failure
 from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
 from kb_mcp.cli.output import json_option, print_list, print_record
 
-COLUMNS = ("id", "state", "endpoint", "customer_id", "billing_period", "reference", "amount",
-           "currency", "payment_method", "key_id", "expires_at")  # fmt: skip
+COLUMNS = ("id", "state", "endpoint", "customer_id", "billing_period", "reference", "charge_id",
+           "amount", "currency", "payment_method", "key_id", "expires_at")  # fmt: skip
 
 
 @click.group()

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.audit.chain import Head
     from kb_mcp.proxy.audit.verification import Verification
 
-COLUMNS = ("time", "kind", "decision", "code", "key_id", "method", "path", "customer_id", "amount",
-           "currency", "operation_id", "object_id", "note")  # fmt: skip
+COLUMNS = ("time", "kind", "decision", "code", "key_id", "subject", "method", "path",
+           "customer_id", "amount", "currency", "operation_id", "object_id", "note")  # fmt: skip
 TAIL_FIRST = 10
 TAIL_EVERY_S = 1
 FORMS = ("jsonl", "csv", "ecs")
@@ -45,6 +45,9 @@ def audit() -> None:
 @click.option("--customer", help="Only this customer's.")
 @click.option("--operation", help="Only this operation's.")
 @click.option("--code", shell_complete=codes, help="Only with this code, like spend_cap_exceeded.")
+@click.option("--agent", help="Only this agent's, or this operator's.")
+@click.option("--session", help="Only of this session.")
+@click.option("--subject", help="Only for this person or agent: 'ISSUER SUB', or 'said:NAME'.")
 @click.option("--since", help="A date, time or age: 2026-06-01, 36h.")
 @click.option("--until", help="A date, time or age, not included.")
 @click.option("--limit", type=click.IntRange(min=1), help="The newest N; without it, all.")

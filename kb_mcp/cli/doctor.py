@@ -6,7 +6,7 @@ Floor: the commands. A check that cannot be made is a check that failed, and say
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import click
@@ -175,7 +175,16 @@ async def _violations(opened: OpenProxy) -> set[str]:
     for key, _ in await records.keys():
         policies.setdefault(key.lineage_id, []).append(policy_of(key.policy))
     windows = await records.windows()
-    return set(examination.end(windows, policies, opened.store.settings.ceilings))
+    since = _ceilings_since(opened.store_admin.facts())
+    return set(examination.end(windows, policies, opened.store.settings.ceilings, since))
+
+
+def _ceilings_since(facts: Mapping[str, str]) -> str:
+    """Return the day on which an operator set the ceiling, or "" where nobody did."""
+    from kb_mcp.proxy.ledger.windows import day_of
+
+    at = facts.get("ceilings_set_at")
+    return "" if at is None else day_of(int(at)).isoformat()
 
 
 async def _overlaps(opened: OpenProxy) -> tuple[bool, str]:
@@ -222,11 +231,27 @@ async def _upstream(opened: OpenProxy) -> tuple[bool, str]:
 
 
 async def _clock(opened: OpenProxy) -> tuple[bool, str]:
-    skew_ms = opened.store.clock.skew_ms
-    if opened.store.clock.skewed:
-        seconds = skew_ms // 1000
-        return False, f"{seconds} s apart from Stripe's: nothing is voided or sent again meanwhile"
-    return True, f"within {abs(skew_ms) // 1000 + 1} s of Stripe's"
+    from kb_mcp.proxy.ledger.clock import AGREE_MS, CONFIRMED
+    from kb_mcp.proxy.ledger.records import Changes, Refs
+
+    # The clock reads what the store holds about the time.
+    await opened.store.ledger.transact(lambda _: Refs(), lambda _: (None, Changes()))
+    clock = opened.store.clock
+    if clock.dispute:
+        return False, (
+            f"{clock.dispute}: what depends on the time answers 503. Set this host's clock right; "
+            "if it is right, type `kb-mcp settings confirm-clock`"
+        )
+    if opened.store_admin.facts().get(CONFIRMED, "").isdigit():
+        apart_s = abs(clock.skew_ms) // 1000
+        return True, f"the host's, as an operator confirmed; Stripe's is {apart_s} s apart"
+    if clock.follows:
+        return True, "the sandbox's"
+    if not clock.heard:
+        return True, "the host's alone: Stripe has told no time"
+    if abs(clock.skew_ms) > AGREE_MS:
+        return True, f"Stripe's: this host's is {clock.skew_ms // 1000} s apart"
+    return True, f"within {abs(clock.skew_ms) // 1000 + 1} s of Stripe's"
 
 
 async def _keys(opened: OpenProxy) -> tuple[bool, str]:

@@ -17,10 +17,10 @@ TARGETS = ("openapi", "functions", "gateway", "converse", "mcp")
 
 @click.command()
 @click.argument("target", type=click.Choice((*TARGETS, "all")), default="all")
-@click.option("--tools", default="charge,charge_status", show_default=True,
+@click.option("--tools", default="charge,charge_status,refund", show_default=True,
               help="Which tools, separated by commas.")  # fmt: skip
 @click.option("--confirmation", type=click.Choice(["on", "off"]), default="on", show_default=True,
-              help="Whether Bedrock asks its user before a charge.")  # fmt: skip
+              help="Whether Bedrock asks its user before a charge or a refund.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               help="Write files into this folder, or compare with them.")  # fmt: skip
 @click.option("--check", is_flag=True, help="Compare with the files in --out; write nothing.")

@@ -46,9 +46,7 @@ def _cap_option(kind: str, help_text: str) -> Callable[[F], F]:
 
 
 @keys.command()
-@click.option(
-    "--role", shell_complete=roles, help="A built-in role: billing, audit, billing-with-status, …"
-)
+@click.option("--role", shell_complete=roles, help="A built-in role: billing, audit, refunds, …")
 @click.option("--policy", "policy_file", type=POLICY_FILE,
               help="A policy of your own, TOML or JSON.")  # fmt: skip
 @click.option("--label", help="A note for people.")
@@ -59,6 +57,10 @@ def _cap_option(kind: str, help_text: str) -> Callable[[F], F]:
 @_cap_option("monthly", "The most in a calendar month, UTC.")
 @_cap_option("per_customer_daily", "The most for one customer in a day, over all keys.")
 @click.option("--daily-charges", type=click.IntRange(min=1), help="The most charges in a day.")
+@click.option("--refund-daily-cap", "refund_daily", type=CAP, multiple=True,
+              help="The most that it may give back in a UTC day.")  # fmt: skip
+@click.option("--refund-approval-above", "refund_above", type=CAP, multiple=True,
+              help="A refund above this needs an operator's approval.")  # fmt: skip
 @click.option("--rate", help="Requests a minute, like 60/min.")
 @click.option("--approval-above", "approval_above", type=CAP, multiple=True,
               help="Charges above this wait for an operator; once for each currency.")  # fmt: skip
@@ -81,6 +83,8 @@ def issue(  # noqa: PLR0913 an option each
     agent: str | None,
     expires: str | None,
     daily_charges: int | None,
+    refund_daily: tuple[Money, ...],
+    refund_above: tuple[Money, ...],
     rate: str | None,
     approval_above: tuple[Money, ...],
     uncapped: bool,
@@ -95,6 +99,8 @@ def issue(  # noqa: PLR0913 an option each
     """
     changes: dict[str, Any] = {
         "caps": {kind: cap_table(caps[kind], kind) for kind in CAP_KINDS if caps[kind]},
+        "refund_caps": {"daily": cap_table(refund_daily, "refund_daily")} if refund_daily else {},
+        "refund_approval_above": cap_table(refund_above, "refund_approval_above"),
         "daily_charges": daily_charges,
         "rate": rate,
         "approval_above": cap_table(approval_above, "--approval-above"),
@@ -269,8 +275,9 @@ def _policy(role: str | None, file: Path | None, changes: dict[str, Any]) -> Pol
         else:
             base = built_in(role or "")
         data = json.loads(dump_policy(base))
-        data["caps"] = data.get("caps", {}) | changes["caps"]
-        data |= {name: value for name, value in changes.items() if name != "caps" and value}
+        for caps in ("caps", "refund_caps"):
+            data[caps] = data.get(caps, {}) | changes.pop(caps)
+        data |= {name: value for name, value in changes.items() if value}
         return load_policy(data)
     except KeyError as error:
         raise Failure(
@@ -288,16 +295,18 @@ def _policy(role: str | None, file: Path | None, changes: dict[str, Any]) -> Pol
 def _check_capped(policy: Policy, what: tuple[str, str]) -> None:
     """Check that a cap over time holds what `policy` moves. Raises: Failure."""
     from kb_mcp.money import CURRENCIES
-    from kb_mcp.proxy.access.uncapped import is_uncapped
+    from kb_mcp.proxy.access.uncapped import missing_caps
 
-    if not is_uncapped(policy):
+    missing = missing_caps(policy)
+    if not missing:
         return
     line = f"kb-mcp keys issue {' '.join(what)}"
     currency = next(iter((*policy.caps.per_charge, *policy.approval_above, "usd")))
-    cap = f"1000.00{currency}" if CURRENCIES[currency] == 2 else f"1000{currency}"
+    amount = f"1000.00{currency}" if CURRENCIES[currency] == 2 else f"1000{currency}"
+    caps = " ".join(f"{option} {amount}" for option in missing)
     raise Failure(
         f"a key of role {policy.role} moves money, and no cap per day, month or customer holds it",
-        f"{line} --daily-cap {cap} (or, to have none: {line} --uncapped)",
+        f"{line} {caps} (or, to have none: {line} --uncapped)",
         WRONG,
     )
 

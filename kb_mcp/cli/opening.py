@@ -107,10 +107,12 @@ async def _on_store(
 
 
 def _open(settings: Settings) -> Store:
+    """Open the store; a new one is bound to the account of this process's Stripe key, if any."""
     from kb_mcp.proxy.store_admin import Binds
     from kb_mcp.wiring.store import open_store
 
-    return open_store(settings, binds=Binds.NOTHING)
+    keyless = settings.stripe_key is None
+    return open_store(settings, binds=Binds.NOTHING if keyless else Binds.ACCOUNT)
 
 
 def _open_leniently(settings: Settings) -> Store:
@@ -121,6 +123,10 @@ def _open_leniently(settings: Settings) -> Store:
             raise
     # What differs may be the ceiling or a time: those give way. Another account still refuses.
     plain = replace(
-        settings, account_daily_cap=(), upstream_timeout_ms=25_000, recovery_grace_ms=600_000
+        settings,
+        account_daily_cap=(),
+        account_daily_refund_cap=(),
+        upstream_timeout_ms=25_000,
+        recovery_grace_ms=600_000,
     )
     return _open(plain)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.records import Attempt, Operation
 
 STATES = ("reserved", "unknown", "awaiting_approval", "succeeded", "failed", "voided")
-COLUMNS = ("id", "state", "customer_id", "billing_period", "amount", "currency", "charge_id",
-           "code", "created_at")  # fmt: skip
+COLUMNS = ("id", "kind", "state", "customer_id", "billing_period", "amount", "currency",
+           "charge_id", "code", "created_at")  # fmt: skip
 INTENTS = "POST /v1/payment_intents"
 _OBJECT_ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9]{1,128}")
 
@@ -105,22 +105,37 @@ def resolve(
 @operations.command()
 @click.argument("operation_id", metavar="ID")
 @click.option("--reason", required=True, help="Why it may be billed again; kept in the audit.")
+@click.option(
+    "--amount",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="For another amount than before, in the currency's minor unit.",
+)
+@click.option("--release", is_flag=True, help="Free its days for other periods instead.")
 @json_option
-def reopen(*, operation_id: str, reason: str, as_json: bool) -> None:
+def reopen(
+    *, operation_id: str, reason: str, amount: int | None, release: bool, as_json: bool
+) -> None:
     """Let a refunded bill be billed once more, or waive a suspicion that was wrong.
 
+    The bill must be refunded in full, by refunds that succeeded. The same customer, period,
+    reference, amount and currency may then be billed once; --amount allows another amount.
+    --release frees the days for other periods, while the period itself stays charged.
+
     Where Stripe shows no full refund, the bill stays charged; one other bill that was taken for
-    it may pass.
+    it may pass. Of a refund, it lets one more be made of the same charge.
 
     Example: kb-mcp operations reopen op_0123456789abcdef01234567 --reason "wrong card"
     """
+    if release and amount is not None:
+        raise click.UsageError("give either --amount or --release")
 
     async def act(opened: OpenProxy, operation: Operation) -> Done | NotDone:
-        from kb_mcp.operators.actions.operations import reopen as reopen_operation
+        from kb_mcp.operators.actions.operations import Reopening
+        from kb_mcp.operators.actions.resolve import StripeActs
 
-        refunded = operation.object_id is not None and await _refunded(opened, operation)
-        ledger = opened.store.ledger
-        return await reopen_operation(ledger, operation, _by(reason), refunded=refunded)
+        acts = StripeActs(opened.store.ledger, opened.reads, opened.proxy.recovery)
+        return await acts.reopen(operation, _by(reason), Reopening(amount, release))
 
     _act_at_stripe(operation_id, act, as_json=as_json)
 
@@ -243,16 +258,6 @@ async def _find(opened: OpenStore, operation_id: str) -> tuple[Operation, list[A
         hint = "`kb-mcp operations list` shows every operation."
         raise Failure(f"there is no operation {operation_id}", hint)
     return found[0]
-
-
-async def _refunded(opened: OpenProxy, operation: Operation) -> bool:
-    """Say whether Stripe shows the whole charge of `operation` as refunded."""
-    path = f"/v1/charges/{operation.object_id}"
-    if operation.route == INTENTS:
-        path = f"/v1/payment_intents/{operation.object_id}?expand[]=latest_charge"
-    item = await _read(opened, path, operation.object_id or "")
-    charge = item.get("latest_charge") if operation.route == INTENTS else item
-    return isinstance(charge, Mapping) and charge.get("refunded") is True
 
 
 async def _read(opened: OpenProxy, path: str, object_id: str) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # A charge may be listed under an earlier second than its reservation: clocks differ.
 MARGIN_MS = 3_600_000
-CHARGE_COLUMNS = ("charge_id", "status", "amount", "currency", "customer_id", "description",
+CHARGE_COLUMNS = ("kind", "charge_id", "status", "amount", "currency", "customer_id", "description",
                   "created_at", "marked")  # fmt: skip
 OPERATION_COLUMNS = ("id", "state", "amount", "currency", "customer_id", "billing_period",
                      "charge_id", "created_at")  # fmt: skip
@@ -52,26 +52,33 @@ def recover(*, as_json: bool) -> None:
 @click.option("--since", required=True, help="A date, time or age: 2026-06-01, 30d.")
 @json_option
 def reconcile(*, since: str, as_json: bool) -> None:
-    """Compare the ledger with Stripe's own list of charges. Exit code 1 if anything differs.
+    """Compare the ledger with Stripe's lists of charges and refunds. Exit code 1 if any differ.
 
     Example: kb-mcp reconcile --since 2026-06-01
     """
 
     async def work(opened: OpenProxy) -> dict[str, list[dict[str, Any]]]:
         from kb_mcp.operators.reports.reconcile import charge_record
+        from kb_mcp.operators.reports.refund_reconcile import refund_record
 
         since_ms = past_ms(since, opened.now())
         outcome = await _compare(opened, since_ms, shown=not as_json)
+        refunds = await _compare_refunds(opened, since_ms, shown=not as_json)
         with progress("Asking for what was not listed", shown=not as_json) as advance:
             missing = await _missing(opened, outcome, advance)
+            missing += await _missing(opened, refunds, advance)
         found = {
             "missing_operations": [
-                charge_record(charge)
-                for charge in outcome.unknown_charges
-                if int(charge["created"]) * 1000 >= since_ms
+                write(each)
+                for write, unknown in (
+                    (charge_record, outcome.unknown_charges),
+                    (refund_record, refunds.unknown_charges),
+                )
+                for each in unknown
+                if int(each["created"]) * 1000 >= since_ms
             ],
             "missing_charges": missing,
-            "differing": list(outcome.differing),
+            "differing": [*outcome.differing, *refunds.differing],
         }
         if any(found.values()):
             await _note_difference(opened, found)
@@ -102,6 +109,22 @@ async def _compare(opened: OpenProxy, since_ms: int, *, shown: bool) -> Reconcil
     ledger = every_operation(opened.store.records)
     operations = [each async for each, _ in ledger if wanted.holds(each)]
     return compare(operations, charges, since_ms)
+
+
+async def _compare_refunds(opened: OpenProxy, since_ms: int, *, shown: bool) -> Reconciliation:
+    from kb_mcp.operators.reports.refund_reconcile import reconcile_refunds
+    from kb_mcp.proxy.edge.records import every_operation
+    from kb_mcp.proxy.stripe.reader import Unread
+
+    with progress("Reading refunds", shown=shown) as advance:
+        refunds = await opened.reads.walk(
+            "/v1/refunds", since_ms - MARGIN_MS, lambda done: advance(done, None)
+        )
+    if isinstance(refunds, Unread):
+        raise Failure(f"the list of refunds cannot be read: {refunds.why}", "Nothing was changed.")
+    ledger = every_operation(opened.store.records)
+    operations = [each async for each, _ in ledger if each.kind == "refund"]
+    return reconcile_refunds(operations, refunds, since_ms)
 
 
 async def _missing(

@@ -21,8 +21,10 @@ from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX
 if TYPE_CHECKING:
     from kb_mcp.operators.actions.operations import NotDone
 
+_CEILINGS = {"account_daily_cap": "ceilings", "account_daily_refund_cap": "refund_ceilings"}
 _TAKEN_UP = {
     "account_daily_cap": "It holds for every charge from now on, in every process.",
+    "account_daily_refund_cap": "It holds for every refund from now on, in every process.",
     "upstream_timeout": "Processes that are serving take it up when they start again.",
     "recovery_grace": "A longer one holds from now on, a shorter one where a process starts again.",
 }
@@ -73,7 +75,9 @@ def set_(*, name: str, value: str, as_json: bool) -> None:
         # The audit row commits first: no change is without one.
         row = AuditDraft(kind="admin", decision="settings_set", agent_id=OPERATOR, note=change)
         await note(opened.store.ledger, row)
-        opened.store_admin.set_facts(facts)
+        opened.store_admin.set_facts(
+            facts | {f"{fact.removesuffix('_ms')}_set_at": str(opened.now())}
+        )
         return _record(_held(opened))
 
     record = with_store(work, lenient=True)
@@ -151,9 +155,36 @@ def _demand(refusal: NotDone | None) -> None:
         raise Failure(refusal.why, refusal.hint)
 
 
+@settings.command("confirm-clock")
+@json_option
+def confirm_clock(*, as_json: bool) -> None:
+    """Say that this host's clock is right, where it and Stripe's, or the store's, disagree.
+
+    `kb-mcp doctor` says what is disputed. The word holds until the clocks agree again.
+
+    Example: kb-mcp settings confirm-clock
+    """
+
+    async def work(opened: OpenStore) -> dict[str, Any]:
+        from kb_mcp.operators.actions.operations import note
+        from kb_mcp.proxy.ledger.clock import StoredTime, word_of_operator
+        from kb_mcp.proxy.ledger.records import AuditDraft
+        from kb_mcp.proxy.ledger.windows import rfc3339
+
+        host_ms = opened.store.clock.host_time
+        stored = StoredTime.of_facts(opened.store_admin.facts())
+        change = f"clock: {rfc3339(stored.mark)} -> {rfc3339(host_ms)}"
+        row = AuditDraft(kind="admin", decision="clock_confirmed", agent_id=OPERATOR, note=change)
+        await note(opened.store.ledger, row)
+        opened.store_admin.set_facts(word_of_operator(host_ms, stored))
+        return {"time": rfc3339(host_ms), "latest_seen_before": rfc3339(stored.mark)}
+
+    print_record(with_store(work, lenient=True), as_json=as_json)
+
+
 def _facts(name: str, value: str) -> dict[str, str]:
-    if name == "account_daily_cap":
-        return {"ceilings": json.dumps(_ceilings(value))}
+    if name in _CEILINGS:
+        return {_CEILINGS[name]: json.dumps(_ceilings(value))}
     if not value.isascii() or not value.isdigit() or not 0 < int(value) <= 86_400:
         raise click.BadParameter(f"{name} is a whole number of seconds, at most a day")
     return {f"{name}_ms": str(int(value) * 1000)}
@@ -184,6 +215,7 @@ def _record(facts: Mapping[str, str]) -> dict[str, Any]:
         "account": facts["account"],
         "mode": facts["mode"],
         "account_daily_cap": json.loads(facts["ceilings"]),
+        "account_daily_refund_cap": json.loads(facts.get("refund_ceilings", "{}")),
         "upstream_timeout": int(facts["upstream_timeout_ms"]) // 1000,
         "recovery_grace": int(facts["recovery_grace_ms"]) // 1000,
     }

@@ -38,15 +38,17 @@ def spend(*, key_id: str | None, day: str | None, as_json: bool) -> None:
 
 
 async def _spend(opened: OpenStore, key_id: str | None, day: str | None) -> list[Spend]:
-    from kb_mcp.operators.reports.spend import spend_of_every_key
+    from kb_mcp.operators.reports.spend import refunds_of_every_key, spend_of_every_key
     from kb_mcp.proxy.ledger.windows import day_of
 
     now = opened.now()
     date = day_of(now if day is None else past_ms(day, now))
+    refunds = await refunds_of_every_key(opened.store.records, date)
     if key_id is not None:
-        return await _spend_of(opened, key_id, date)
+        mine = [each for each in refunds if each.key_id == key_id]
+        return [*await _spend_of(opened, key_id, date), *mine]
     rows = await spend_of_every_key(opened.store.records, date, rotated=True)
-    return [*await _account(opened, date.isoformat()), *rows]
+    return [*await _account(opened, date.isoformat()), *rows, *refunds]
 
 
 async def _spend_of(opened: OpenStore, key_id: str, day: date) -> list[Spend]:

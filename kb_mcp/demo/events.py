@@ -26,13 +26,30 @@ def charge_event(bill: Bill, *, session: str, said: str, agent: str = "billing")
         {"name": "amount_cents", "type": "integer", "value": str(bill.amount_cents)},
         {"name": "billing_period", "type": "string", "value": bill.billing_period},
     ]
+    return _event("/charge", properties, session, said, agent)
+
+
+def refund_event(
+    charge_id: str, amount_cents: int, *, session: str, said: str, agent: str = "billing"
+) -> dict[str, Any]:
+    """Return the event in which `agent` asks to give a part of a charge back."""
+    properties = [
+        {"name": "charge_id", "type": "string", "value": charge_id},
+        {"name": "amount_cents", "type": "integer", "value": str(amount_cents)},
+    ]
+    return _event("/refund", properties, session, said, agent)
+
+
+def _event(
+    path: str, properties: list[dict[str, str]], session: str, said: str, agent: str
+) -> dict[str, Any]:
     return {
         "messageVersion": "1.0",
         "agent": {"name": agent, "id": agent.upper(), "alias": "DEMO", "version": "1"},
         "inputText": said,
         "sessionId": session,
         "actionGroup": "billing",
-        "apiPath": "/charge",
+        "apiPath": path,
         "httpMethod": "POST",
         "requestBody": {"content": {"application/json": {"properties": properties}}},
         "sessionAttributes": {},

@@ -45,6 +45,12 @@ class Outcome:
         return found if isinstance(found, str) else None
 
     @property
+    def refund_id(self) -> str | None:
+        """The refund that the handler speaks of."""
+        found = self.body.get("refund_id")
+        return found if isinstance(found, str) else None
+
+    @property
     def said(self) -> str:
         """The answer in two words."""
         words = (self.status, self.error or self.body.get("status"), self.body.get("code"))

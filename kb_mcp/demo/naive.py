@@ -26,8 +26,11 @@ stripe.api_base = STRIPE_ADDRESS
 
 
 def without_key(event: dict[str, Any], _context: object) -> dict[str, Any]:
-    """Charge as most samples do: no idempotency key at all."""
+    """Charge and refund as most samples do: no idempotency key at all."""
     params = _arguments(event)
+    if event["apiPath"] == "/refund":
+        amount = int(params["amount_cents"])
+        return _answer(event, stripe.Refund.create(charge=params["charge_id"], amount=amount))
     charge = stripe.Charge.create(
         amount=int(params["amount_cents"]),
         currency="usd",
@@ -38,8 +41,10 @@ def without_key(event: dict[str, Any], _context: object) -> dict[str, Any]:
 
 
 def with_key_in_params(event: dict[str, Any], _context: object) -> dict[str, Any]:
-    """Charge with a well-made key in the wrong place: the SDK sends a random one of its own."""
+    """Charge and refund with a good key in the wrong place: the SDK sends one of its own."""
     params = _arguments(event)
+    if event["apiPath"] == "/refund":
+        return _answer(event, _refund_with_key_in_params(params))
     named = f"{params['customer_id']}:{params['amount_cents']}:{params['billing_period']}"
     client = stripe.StripeClient(STRIPE_KEY, base_addresses={"api": STRIPE_ADDRESS})
     charge = client.v1.charges.create(
@@ -54,13 +59,26 @@ def with_key_in_params(event: dict[str, Any], _context: object) -> dict[str, Any
     return _answer(event, charge)
 
 
+def _refund_with_key_in_params(params: dict[str, str]) -> stripe.Refund:
+    named = f"{params['charge_id']}:{params['amount_cents']}"
+    client = stripe.StripeClient(STRIPE_KEY, base_addresses={"api": STRIPE_ADDRESS})
+    return client.v1.refunds.create(
+        params={
+            "amount": int(params["amount_cents"]),
+            "charge": params["charge_id"],
+            "metadata": {"idempotency_key": hashlib.sha256(named.encode()).hexdigest()[:32]},
+        }
+    )
+
+
 def _arguments(event: dict[str, Any]) -> dict[str, str]:
     properties = event["requestBody"]["content"]["application/json"]["properties"]
     return {each["name"]: each["value"] for each in properties}
 
 
-def _answer(event: dict[str, Any], charge: stripe.Charge) -> dict[str, Any]:
-    body = json.dumps({"charge_id": charge.id, "status": charge.status})
+def _answer(event: dict[str, Any], made: stripe.Charge | stripe.Refund) -> dict[str, Any]:
+    named = "refund_id" if event["apiPath"] == "/refund" else "charge_id"
+    body = json.dumps({named: made.id, "status": made.status})
     return {
         "messageVersion": "1.0",
         "response": {

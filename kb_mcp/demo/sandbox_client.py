@@ -1,6 +1,6 @@
-"""The demo's own line to the sandbox: its faults, its clock, and its list of charges.
+"""The demo's own line to the sandbox: its faults, its clock, and its lists of charges and refunds.
 
-Floor: the demo, ground. The list is the only witness: the demo keeps no count of its own.
+Floor: the demo, ground. Those lists are the only witness: the demo keeps no count of its own.
 """
 
 from __future__ import annotations
@@ -39,9 +39,17 @@ class SandboxClient:
             raise DemoError("more charges than a demo makes")
         return [charge["id"] for charge in listed["data"] if charge["paid"]]
 
-    def lose_answers(self, times: int) -> None:
-        """Let the next `times` charges happen and their answers get lost."""
-        fault = {"match": "POST /v1/charges", "kind": "drop_after", "times": times}
+    def refunds(self, charge_id: str) -> list[str]:
+        """Return the ids of the refunds of a charge."""
+        query = {"charge": charge_id, "limit": str(_CHARGES_MAX)}
+        return [
+            refund["id"]
+            for refund in self._done(self._http.get("/v1/refunds", params=query))["data"]
+        ]
+
+    def lose_answers(self, times: int, endpoint: str = "POST /v1/charges") -> None:
+        """Let the next `times` charges (or refunds) happen and their answers get lost."""
+        fault = {"match": endpoint, "kind": "drop_after", "times": times}
         self._done(self._http.post("/_sandbox/faults", json=[fault]))
 
     def answers_still_to_lose(self) -> int:

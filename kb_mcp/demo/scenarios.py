@@ -1,6 +1,6 @@
-"""The three failure modes, played for one handler each, and what has to come of them.
+"""The three failure modes, with charges and with refunds, and what has to come of them.
 
-Floor: the demo, above machines and events. How many charges were made is asked of the sandbox.
+Floor: the demo, above machines and events. How many were made is asked of the sandbox.
 """
 
 from __future__ import annotations
@@ -8,15 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from kb_mcp.demo.events import Bill, charge_event
+from kb_mcp.demo.events import Bill, charge_event, refund_event
 from kb_mcp.demo.machines import DemoError, Machine, Outcome
 from kb_mcp.demo.sandbox_client import SandboxClient
 
 RUNTIME_RETRY: Final = "1 runtime retry"
 SESSION_REPLAY: Final = "2 session replay"
 SUPERVISOR: Final = "3 supervisor beside collaborator"
+REFUND_RETRY: Final = "4 refund, runtime retry"
+REFUND_REPLAY: Final = "5 refund, session replay"
+REFUND_SUPERVISOR: Final = "6 refund, supervisor beside collaborator"
 WANTED: Final = 1
 _LATER_SECONDS: Final = 40 * 60
+_GIVEN_BACK_CENTS: Final = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Row:
     made: int
     answered: bool
     note: str
+    act: str = "charged"
 
     @property
     def passes(self) -> bool:
@@ -56,8 +61,8 @@ class Row:
     @property
     def verdict(self) -> str:
         """What to make of it, in a few words."""
-        times = {0: "not charged", 1: "charged once", 2: "charged twice"}
-        made = times.get(self.made, f"charged {self.made} times")
+        times = {0: f"not {self.act}", 1: f"{self.act} once", 2: f"{self.act} twice"}
+        made = times.get(self.made, f"{self.act} {self.made} times")
         return f"{made}: {self.note}" if self.governed else made
 
 
@@ -109,6 +114,56 @@ def play_refused_supervisor(sandbox: SandboxClient, handler: Handler, auditor: M
         (refused.status, refused.body.get("code")) == (403, "vault_key_not_authorized"),
         f"supervisor told {refused.status} {refused.body.get('code')}",
     )
+
+
+def play_refund_retry(sandbox: SandboxClient, handler: Handler) -> Row:
+    """The refund succeeds, its response is lost, and the runtime calls the handler again."""
+    charge_id = _charged(sandbox, handler, "RefundRetry")
+    event = refund_event(charge_id, _GIVEN_BACK_CENTS, session="session-7", said="Refund 9 USD.")
+    sandbox.lose_answers(handler.tries, "POST /v1/refunds")
+    lost = handler.agent.invoke(event)
+    if sandbox.answers_still_to_lose():
+        raise DemoError(f"{handler.label}: no answer got lost; it said {lost.said}")
+    again = handler.agent.invoke(event)
+    return _refund_row(REFUND_RETRY, handler, sandbox.refunds(charge_id), again)
+
+
+def play_refund_replay(sandbox: SandboxClient, handler: Handler) -> Row:
+    """A later turn asks whether the money is on its way, and the model refunds again."""
+    charge_id = _charged(sandbox, handler, "RefundReplay")
+    asked = ("Refund 9 USD.", "Where is my refund? Sort this out.")
+    first, later = (
+        refund_event(charge_id, _GIVEN_BACK_CENTS, session="session-8", said=said) for said in asked
+    )
+    handler.agent.invoke(first)
+    sandbox.advance(_LATER_SECONDS)
+    again = handler.agent.invoke(later)
+    return _refund_row(REFUND_REPLAY, handler, sandbox.refunds(charge_id), again)
+
+
+def play_refund_supervisor(sandbox: SandboxClient, handler: Handler) -> Row:
+    """The collaborator has refunded; its supervisor, with a key of its own, refunds too."""
+    charge_id = _charged(sandbox, handler, "RefundBeside")
+    ask, said = _GIVEN_BACK_CENTS, "Refund 9 USD."
+    handler.agent.invoke(refund_event(charge_id, ask, session="session-9", said=said))
+    beside = refund_event(charge_id, ask, session="session-10", said=said, agent="supervisor")
+    again = handler.supervisor.invoke(beside)
+    return _refund_row(REFUND_SUPERVISOR, handler, sandbox.refunds(charge_id), again)
+
+
+def _charged(sandbox: SandboxClient, handler: Handler, name: str) -> str:
+    bill = Bill(f"cus_Demo{name}{handler.tag}", sandbox.month())
+    made = handler.agent.invoke(charge_event(bill, session="session-0", said="Charge it."))
+    if made.charge_id is None:
+        raise DemoError(f"{handler.label}: there is nothing to refund; it said {made.said}")
+    return made.charge_id
+
+
+def _refund_row(mode: str, handler: Handler, refunds: list[str], again: Outcome) -> Row:
+    told = (again.status, again.body.get("status"), again.body.get("already_refunded"))
+    known = told == (200, "succeeded", True) and again.refund_id in refunds
+    note = "the second call got the first refund" if known else f"answered {again.said}"
+    return Row(mode, handler.label, handler.governed, len(refunds), known, note, "refunded")
 
 
 def _row(mode: str, handler: Handler, charges: list[str], again: Outcome) -> Row:

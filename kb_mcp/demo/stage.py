@@ -23,11 +23,24 @@ from kb_mcp.demo.scenarios import Handler, Row
 # The SDK's own tries of one charge: its module retries twice, its StripeClient does not.
 _MODULE_TRIES: Final = 3
 _CLIENT_TRIES: Final = 1
-_KEYS: Final = {"agent": "billing", "supervisor": "billing", "auditor": "audit"}
+_KEYS: Final = {
+    "agent": "billing",
+    "supervisor": "billing",
+    "agent-refunds": "refunds",
+    "supervisor-refunds": "refunds",
+    "auditor": "audit",
+}
+_CAPS: Final = {"billing": "--daily-cap", "refunds": "--refund-daily-cap"}
+Play = Callable[[SandboxClient, Handler], Row]
 _MODES: Final = {
     scenarios.RUNTIME_RETRY: scenarios.play_runtime_retry,
     scenarios.SESSION_REPLAY: scenarios.play_session_replay,
     scenarios.SUPERVISOR: scenarios.play_supervisor,
+}
+_REFUND_MODES: Final = {
+    scenarios.REFUND_RETRY: scenarios.play_refund_retry,
+    scenarios.REFUND_REPLAY: scenarios.play_refund_replay,
+    scenarios.REFUND_SUPERVISOR: scenarios.play_refund_supervisor,
 }
 
 
@@ -42,11 +55,15 @@ class Stage:
 
     def play(self, say: Callable[[str], object]) -> list[Row]:
         """Play every mode for every handler, the naive ones first. Raises: DemoError."""
+        rows = self._play(_MODES, say)
+        rows.append(scenarios.play_refused_supervisor(self.sandbox, self.governed, self.auditor))
+        return rows + self._play(_REFUND_MODES, say)
+
+    def _play(self, modes: Mapping[str, Play], say: Callable[[str], object]) -> list[Row]:
         rows = []
-        for mode, play in _MODES.items():
+        for mode, play in modes.items():
             say(f"Playing {mode}.")
             rows += [play(self.sandbox, handler) for handler in (*self.naive, self.governed)]
-        rows.append(scenarios.play_refused_supervisor(self.sandbox, self.governed, self.auditor))
         return rows
 
 
@@ -91,8 +108,8 @@ def _build(stack: ExitStack, folder: Path) -> Stage:
     governed = Handler(
         "kb-mcp",
         "Governed",
-        start_handler("governed-agent", entry, _at_proxy(keys["agent"], proxy)),
-        start_handler("governed-supervisor", entry, _at_proxy(keys["supervisor"], proxy)),
+        start_handler("governed-agent", entry, _at_proxy(keys, "agent", proxy)),
+        start_handler("governed-supervisor", entry, _at_proxy(keys, "supervisor", proxy)),
         governed=True,
     )
     # The published handler with nothing changed but key and address: the wall holds for it too.
@@ -106,7 +123,7 @@ def _build(stack: ExitStack, folder: Path) -> Stage:
 def _issue_keys(settings: Mapping[str, str], folder: Path) -> dict[str, str]:
     def issue(item: tuple[str, str]) -> tuple[str, str]:
         label, role = item
-        cap = ["--daily-cap", "1000.00usd"] if role == "billing" else []
+        cap = [_CAPS[role], "1000.00usd"] if role in _CAPS else []
         arguments = ["keys", "issue", "--role", role, *cap, "--label", label, "--json"]
         return label, command(arguments, settings, folder)["token"]
 
@@ -131,8 +148,12 @@ def _at_stripe(key: str, address: str) -> dict[str, str]:
     return {"STRIPE_SECRET_KEY": key, "STRIPE_API_BASE": address}
 
 
-def _at_proxy(vault_key: str, proxy: str) -> dict[str, str]:
-    return {"KEYBRAKE_VAULT_KEY_BILLING": vault_key, "KEYBRAKE_PROXY_URL": proxy}
+def _at_proxy(keys: Mapping[str, str], who: str, proxy: str) -> dict[str, str]:
+    return {
+        "KEYBRAKE_VAULT_KEY_BILLING": keys[who],
+        "KEYBRAKE_VAULT_KEY_REFUNDS": keys[f"{who}-refunds"],
+        "KEYBRAKE_PROXY_URL": proxy,
+    }
 
 
 @contextmanager

@@ -13,21 +13,21 @@ from kb_mcp.demo.scenarios import WANTED, Row
 if TYPE_CHECKING:
     from rich.console import Console
 
-HEADINGS: Final = ("failure mode", "handler", "charges wanted", "charges made", "verdict")
+_COUNTED: Final = {"charged": "charges", "refunded": "refunds"}
 
 
 def print_verdict(console: Console, rows: Sequence[Row]) -> int:
     """Print the table and what it shows. Returns the exit code."""
-    console.print()
-    if console.is_terminal:
-        _draw(console, rows)
-    else:
-        _write(console, rows)
+    for act in _COUNTED:
+        of_act = [row for row in rows if row.act == act]
+        if of_act:
+            console.print()
+            (_draw if console.is_terminal else _write)(console, of_act)
     failed = [row for row in rows if not row.passes]
     for row in failed:
-        wanted = f"{WANTED} charge" if row.governed else "a failure to show"
+        wanted = f"{row.act} once" if row.governed else "a failure to show"
         _say(console, f"NOT AS EXPECTED: {row.mode}, {row.handler}: wanted {wanted}.")
-    _say(console, "Charges were counted in the sandbox's own list, over HTTP.")
+    _say(console, "Charges and refunds were counted in the sandbox's own lists, over HTTP.")
     return 1 if failed else 0
 
 
@@ -35,12 +35,17 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (row.mode, row.handler, str(WANTED), str(row.made), row.verdict)
 
 
+def _headings(rows: Sequence[Row]) -> tuple[str, ...]:
+    counted = _COUNTED[rows[0].act]
+    return ("failure mode", "handler", f"{counted} wanted", f"{counted} made", "verdict")
+
+
 def _draw(console: Console, rows: Sequence[Row]) -> None:
     from rich.table import Table
 
     table = Table()
-    for heading in HEADINGS:
-        counts = heading.startswith("charges")
+    for heading in _headings(rows):
+        counts = heading.endswith((" wanted", " made"))
         table.add_column(
             heading.replace(" ", "\n") if counts else heading,
             justify="right" if counts else "left",
@@ -57,7 +62,7 @@ def _draw(console: Console, rows: Sequence[Row]) -> None:
 
 
 def _write(console: Console, rows: Sequence[Row]) -> None:
-    lines = [HEADINGS, *map(_cells, rows)]
+    lines = [_headings(rows), *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))

@@ -74,12 +74,24 @@ class KeyBody(_Body):
     agent: str | None = Field(default=None, max_length=TEXT_MAX)
     expires_at: str | None = None
     caps: dict[str, Any] | None = None
+    refund_caps: dict[str, Any] | None = None
     daily_charges: int | None = None
+    daily_refunds: int | None = None
     rate: int | str | None = None
     approval_above: dict[str, Any] | None = None
+    refund_approval_above: dict[str, Any] | None = None
     uncapped: bool = False
     overlaps: str | None = None
     period_kinds: list[str] | None = None
+
+
+class GrantBody(_Body):
+    """`POST /admin/v1/grants`: an issuer, the claims to match, and a vault key."""
+
+    issuer: str = Field(max_length=REASON_MAX)
+    match: dict[str, str]
+    key_id: str = Field(max_length=TEXT_MAX)
+    label: str | None = Field(default=None, max_length=TEXT_MAX)
 
 
 class ReasonBody(_Body):
@@ -103,9 +115,14 @@ class ResolveBody(_Body):
 
 
 class ReopenBody(_Body):
-    """Why a bill may be billed once more; it has to be said."""
+    """Why a bill may be billed once more; it has to be said.
+
+    `amount` (minor units) is for another amount than before; `release` frees its days instead.
+    """
 
     reason: str = Field(min_length=1, max_length=REASON_MAX)
+    amount: int | None = Field(default=None, gt=0, lt=2**53)
+    release: bool = False
 
 
 class RotateBody(_Body):
@@ -266,10 +283,14 @@ def _policy(body: KeyBody) -> Policy:
             raise _invalid("role", f"{error.args[0]}.") from None
     if body.caps is not None:
         data["caps"] = {**data.get("caps", {}), **body.caps}
+    if body.refund_caps is not None:
+        data["refund_caps"] = {**data.get("refund_caps", {}), **body.refund_caps}
     narrowed = {
         "daily_charges": body.daily_charges,
         "rate": body.rate,
+        "daily_refunds": body.daily_refunds,
         "approval_above": body.approval_above,
+        "refund_approval_above": body.refund_approval_above,
         "overlaps": body.overlaps,
         "period_kinds": body.period_kinds,
     }

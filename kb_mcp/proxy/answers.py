@@ -6,15 +6,25 @@ ledger carries `Idempotent-Replayed`, whether the first caller or a joined one a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
 
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.errors.scrub import scrub_error, strip_client_secret
-from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Operation
+from kb_mcp.proxy.errors.scrub import strip_client_secret
+from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Operation, State
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.evidence import Declined, Made, NeverBegan, Nothing, Proof, Rejected
+from kb_mcp.proxy.stripe.evidence import (
+    Declined,
+    Made,
+    NeverBegan,
+    Nothing,
+    Proof,
+    Rejected,
+    prove_object,
+)
+from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.messages import Reply, refused
 from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamAnswer, UpstreamRequest
 
@@ -22,20 +32,25 @@ from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamAnswer, Upstre
 _NEVER_SENT = {
     "vault_key_revoked": Code.VAULT_KEY_REVOKED,
     "vault_key_frozen": Code.VAULT_KEY_FROZEN,
+    "identity_not_granted": Code.IDENTITY_NOT_GRANTED,
     "ledger_unavailable": Code.LEDGER_UNAVAILABLE,
 }
 _WORDS = {Code.VAULT_KEY_FROZEN: {"reason": "an operator must look"}}
+FAILED_BEFORE = "The payment failed before. Its details were erased."
 _SETTLED_NO = frozenset({AttemptOutcome.REJECTED, AttemptOutcome.NOT_SENT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """Writes replies; `upstream` is read where a stored answer was dropped."""
+    """Writes replies; `upstream` is read where a stored answer was dropped.
+
+    `livemode` is the store's: whether its money is real.
+    """
 
     upstream: Upstream
-    upstream_key: str
     boottime_ms: Callable[[], int]
     read_within_ms: int
+    livemode: bool = False
 
     def first(
         self, operation: Operation, attempt: Attempt, proof: Proof, answer: UpstreamAnswer
@@ -64,27 +79,60 @@ class Answers:
                 assert_never(proof)
 
     async def replay(self, operation: Operation) -> Reply:
-        """Answer from the ledger, or by reading the object where the stored answer is gone."""
+        """Answer from the ledger, or by reading the object where the stored answer is gone.
+
+        What cannot be read now is told as the ledger has it: a paid bill is never told as failed.
+        """
         if operation.answer is not None and operation.answer_status is not None:
             return _stored(operation)
-        return _again(await self._read(operation), operation)
+        reply = await self._read(operation)
+        return _again(reply or as_recorded(operation, livemode=self.livemode), operation)
 
-    async def _read(self, operation: Operation) -> Reply:
-        template = ENDPOINTS[operation.route].template
+    async def _read(self, operation: Operation) -> Reply | None:
+        """Return the object as Stripe shows it, or None where it cannot be read."""
+        if operation.object_id is None:
+            return None
+        route = ENDPOINTS[operation.route]
         request = UpstreamRequest(
             method="GET",
-            path=f"{template}/{operation.object_id}",
+            path=f"{route.template}/{operation.object_id}",
             body=None,
             stripe_version=None,
             idempotency_key=None,
         )
         deadline_ms = self.boottime_ms() + self.read_within_ms
         answer = await self.upstream.send(request, deadline_ms=deadline_ms)
-        if not isinstance(answer, Answered):
-            return _refused(Code.UPSTREAM_UNREACHABLE, operation)
-        if answer.status >= 400:
-            return Reply(answer.status, scrub_error(answer.body, self.upstream_key))
+        if not isinstance(answer, Answered) or answer.status != 200:
+            return None
+        made = prove_object(parse_object(answer.body) or {}, route)
+        if made is None or made.object_id != operation.object_id:
+            return None
         return Reply(answer.status, strip_client_secret(answer.body))
+
+
+def as_recorded(operation: Operation, *, livemode: bool) -> Reply:
+    """Return an operation in the shape of its object, as far as the ledger has it."""
+    if operation.state is State.FAILED:
+        error = {"type": "card_error", "code": operation.code, "message": FAILED_BEFORE}
+        return Reply(402, json.dumps({"error": error}).encode())
+    named = {"billing_period": operation.period, "reference": operation.reference}
+    final, moved = operation.final, ENDPOINTS[operation.route].lifecycle.moved
+    fields: dict[str, object] = {
+        "id": operation.object_id,
+        "object": ENDPOINTS[operation.route].object_type,
+        "amount": operation.amount,
+        "currency": operation.currency,
+        "customer": operation.customer,
+        "status": operation.stripe_status or ("succeeded" if final else "pending"),
+        "created": operation.created_at // 1000,
+        "livemode": livemode,
+        "metadata": {name: value for name, value in named.items() if value is not None},
+    }
+    if moved is not None:
+        fields[moved] = operation.held if final else 0
+    if ENDPOINTS[operation.route].lifecycle.unless is not None:
+        fields["captured"] = final
+    return Reply(200, json.dumps(fields).encode())
 
 
 def _stored(operation: Operation) -> Reply:

@@ -17,19 +17,20 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.access.authenticate import Admitted, spent
 from kb_mcp.proxy.answers import Answers
+from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
-from kb_mcp.proxy.errors.refusals import Code, refuse
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.errors.scrub import scrub_error
 from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Attempt, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.windows import windows_at, windows_of
+from kb_mcp.proxy.ledger.windows import windows_of, windows_then
 from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.conclude import conclude
 from kb_mcp.proxy.rules.decide import decide
-from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, Refuse, Replay
+from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, ReadAgain, Refuse, Replay
 from kb_mcp.proxy.rules.ending import Ending
 from kb_mcp.proxy.rules.follow_ups.decide import CANCEL
 from kb_mcp.proxy.rules.operation_names import tally_of
@@ -47,6 +48,8 @@ from kb_mcp.proxy.stripe.sends import (
 from kb_mcp.proxy.waiters import Waiters
 
 JOIN_WAIT_MS = 10_000
+REQUEST_ID_MAX = 128
+READS_MAX = 5  # of one request: each follows another refund of the same charge
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +58,8 @@ class Governor:
     """Wing B's core: one per process. `boottime_ms` counts suspended time.
 
     `gate` says that the store may lack records: nothing is sent then. `look` reads the object of
-    one operation, as recovery does.
+    one operation, as recovery does; `look_at_refund` whether what was given back of it still is;
+    `read_again` what a command depends on.
     """
 
     ledger: Ledger
@@ -67,6 +71,8 @@ class Governor:
     upstream_key: str
     abandoned: AbandonedIntents
     look: Callable[[OperationId], Awaitable[Operation | None]]
+    look_at_refund: Callable[[OperationId], Awaitable[None]]
+    read_again: Callable[[Command], Awaitable[Command | Refusal]]
     tasks: set[asyncio.Task[Any]]
     gate: Gate = field(default_factory=Gate)
 
@@ -77,8 +83,7 @@ class Governor:
         """
         if self.gate.closed:
             return refused(refuse(Code.LEDGER_BEHIND))
-        give_up_at = self.boottime_ms() + JOIN_WAIT_MS
-        looked = False
+        waited = _Waited(self.boottime_ms() + JOIN_WAIT_MS)
         while True:
             decision = await self.ledger.transact(command.refs, _decider(command))
             match decision:
@@ -87,24 +92,55 @@ class Governor:
                         refusal, Keybrake_Operation=None if operation is None else operation.id
                     )
                 case Replay(operation=operation):
-                    return await self.answers.replay(operation)
+                    return await self._replay(operation)
                 case Proceed():
                     return await self._detached(self._lead(admitted, command, decision))
-                case Join(operation=operation):
-                    left_ms = give_up_at - self.boottime_ms()
-                    if left_ms <= 0:
-                        facts = {"operation": operation.id}
-                        return refused(refuse(Code.IDEMPOTENCY_KEY_IN_USE, facts=facts))
-                    await self.waiters.wait(operation.id, left_ms)
-                    command = replace(command, joined=True)
-                case Look(operation=operation):
-                    if looked:
-                        facts = {"operation": operation.id}
-                        return refused(refuse(Code.OUTCOME_UNKNOWN, facts=facts))
-                    await self.look(operation.id)
-                    looked = True
+                case Join() | Look() | ReadAgain():
+                    ready = await self._wait(decision, command, waited)
+                    if isinstance(ready, Refusal):
+                        return refused(ready)
+                    command = ready
                 case _:
                     assert_never(decision)
+
+    async def _wait(
+        self, decision: Join | Look | ReadAgain, command: Command, waited: _Waited
+    ) -> Command | Refusal:
+        """Wait for what `decision` needs; return the command to decide on again, or why not."""
+        match decision:
+            case Join(operation=operation):
+                left_ms = waited.give_up_at - self.boottime_ms()
+                if left_ms <= 0:
+                    return refuse(Code.IDEMPOTENCY_KEY_IN_USE, facts={"operation": operation.id})
+                await self.waiters.wait(operation.id, left_ms)
+                return replace(command, joined=True)
+            case Look(operation=operation):
+                if waited.looked:
+                    return _unread(operation)
+                await (self.look_at_refund if operation.refunded else self.look)(operation.id)
+                waited.looked = True
+                return command
+            case ReadAgain():
+                waited.reads += 1
+                if waited.reads > READS_MAX:
+                    return refuse(Code.IDEMPOTENCY_KEY_IN_USE)
+                return await self._read(command)
+            case _:
+                assert_never(decision)
+
+    async def _read(self, command: Command) -> Command | Refusal:
+        """Read again what `command` depends on; a refusal leaves its audit row."""
+        read = await self.read_again(command)
+        if isinstance(read, Refusal):
+            row = replace(command.request, kind="refusal", decision="refuse", code=read.code.value)
+            await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
+        return read
+
+    async def _replay(self, operation: Operation) -> Reply:
+        """Answer with what is known; what was not final when it was last read is read again."""
+        if not operation.final:
+            operation = await self.look(operation.id) or operation
+        return await self.answers.replay(operation)
 
     async def _lead(self, admitted: Admitted, command: Command, go: Proceed) -> Reply:
         """Send what was reserved and conclude by what the answer proves."""
@@ -124,14 +160,17 @@ class Governor:
         return self.answers.first(operation, attempt, proof, answer)
 
     async def _send(self, admitted: Admitted, go: Proceed) -> UpstreamAnswer:
-        """Check the key once more, directly before the send; then send, once."""
+        """Check key and grant once more, directly before the send; then send, once."""
         deadline_ms = self.boottime_ms() + SEND_WITHIN_MS
         try:
             found = await self.ledger.find_key(admitted.key.id)
+            granted = await self._is_granted(admitted)
         except LedgerUnavailableError:
             return NotSent("ledger_unavailable")
         if found is None or spent(found[0], self.clock.now(0)) is not None:
             return NotSent("vault_key_revoked")
+        if not granted:
+            return NotSent("identity_not_granted")
         if found[1].frozen_at is not None and not go.attempt.path.endswith(CANCEL):
             return NotSent("vault_key_frozen")
         if not await self.abandoned.cancelled(go, deadline_ms):
@@ -146,12 +185,19 @@ class Governor:
         )
         return await self.upstream.send(request, deadline_ms=deadline_ms)
 
+    async def _is_granted(self, admitted: Admitted) -> bool:
+        """Say whether the grant that the identity stands by is still there."""
+        grant = admitted.grant
+        if grant is None:
+            return True
+        return any(each.id == grant.id for each in await self.ledger.find_grants(grant.issuer))
+
     async def _conclude(
         self, command: Command, go: Proceed, proof: Proof, answer: UpstreamAnswer
     ) -> tuple[Operation, Attempt]:
         request = command.request
         if isinstance(answer, Answered):
-            request = replace(request, request_id=answer.headers.get("request-id"))
+            request = replace(request, request_id=_short(answer.headers.get("request-id")))
         ending = Ending(
             operation_id=go.operation.id,
             attempt=go.attempt.number,
@@ -180,6 +226,19 @@ class Governor:
         return await asyncio.shield(task)
 
 
+def _short(text: str | None) -> str | None:
+    return None if text is None else clean_text(text, REQUEST_ID_MAX)
+
+
+@dataclass(slots=True)
+class _Waited:
+    """What a request has waited for: until when it may, and how often it has read."""
+
+    give_up_at: int
+    looked: bool = False
+    reads: int = 0
+
+
 def _prove(answer: UpstreamAnswer, route: Route) -> Proof:
     """Return what `answer` proves; what cannot be read proves nothing, whatever went wrong."""
     try:
@@ -191,14 +250,19 @@ def _prove(answer: UpstreamAnswer, route: Route) -> Proof:
 
 def ending_refs(operation: Operation, proof: Proof, now: int) -> Refs:
     """Return the rows that concluding `operation` by `proof` depends on."""
-    today = windows_at(now, operation.lineage_id, operation.customer, operation.currency)
     return Refs(
         operations=frozenset({operation.id}),
         lineages=frozenset({operation.lineage_id}),
-        windows=frozenset((*windows_of(operation).all(), *today.all())),
+        windows=frozenset((*windows_of(operation).all(), *windows_then(operation, now).all())),
         tallies=frozenset({tally_of(operation)}),
         objects=frozenset({proof.object_id}) if isinstance(proof, Made) else frozenset(),
     )
+
+
+def _unread(operation: Operation) -> Refusal:
+    """Say that nothing is sent, since `operation` could not be read first."""
+    code = Code.UPSTREAM_UNREACHABLE if operation.refunded else Code.OUTCOME_UNKNOWN
+    return refuse(code, facts={"operation": operation.id})
 
 
 def _decider(command: Command) -> Callable[[Snapshot], tuple[Decision, Changes]]:

@@ -33,6 +33,8 @@ class Budget:
     within_ms: int
 
 
+# Everything that is due gets a little first, and long lists get the rest.
+AT_FIRST = Budget(pages=20, within_ms=3_000)
 IN_A_PASS = Budget(pages=200, within_ms=15_000)
 # Somebody waits for it, and for nothing else; below the lease of a reading.
 FOR_AN_OPERATOR = Budget(pages=2_000, within_ms=100_000)
@@ -40,13 +42,17 @@ FOR_AN_OPERATOR = Budget(pages=2_000, within_ms=100_000)
 
 @dataclass(slots=True, kw_only=True)
 class Walk:
-    """One walk of the list of `route`, begun at `begun_at` (store's time, ms)."""
+    """One walk of the list of `route`, begun at `begun_at` (store's time, ms).
+
+    `ahead_ms` is by how much the times of `attempts` may be later than they really were.
+    """
 
     route: Route
     operation: Operation
     attempts: list[Attempt]
     begun_at: int
     grace_ms: int
+    ahead_ms: int = 0
     cursor: str | None = None
     seen: set[str] = field(default_factory=set)
     twins: list[tuple[str, ...]] = field(default_factory=list)
@@ -86,11 +92,13 @@ class Walk:
         return None
 
     def _query(self, filters: tuple[str, ...]) -> dict[str, str]:
-        since_ms = min(each.first_sent_at for each in self.attempts) - LOOK_BACK_MS
+        first_ms = min(each.first_sent_at for each in self.attempts)
+        since_ms = first_ms - LOOK_BACK_MS - self.ahead_ms
         query = {"limit": str(PAGE), "created[gte]": str(since_ms // 1000)}
-        if "customer" in filters and self.operation.customer is not None:
-            query["customer"] = self.operation.customer
-        return query
+        narrowed = {"customer": self.operation.customer, "charge": self.operation.gives_back}
+        return query | {
+            name: value for name, value in narrowed.items() if name in filters and value is not None
+        }
 
     def _look(self, items: list[Any]) -> Finding | None:
         for item in items:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from kb_mcp.proxy.ledger.port import Ledger, Step
-from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, StoreSettings, VaultKey
+from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, StoreSettings, VaultKey
 from kb_mcp.proxy.stripe.sends import Answered, NotSent, Upstream, UpstreamAnswer, UpstreamRequest
 
 T = TypeVar("T")
@@ -140,6 +140,10 @@ class MeteredLedger:
     async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
         """Return the key and its lineage as committed right now, or None."""
         return await self._ledger.find_key(key_id)
+
+    async def find_grants(self, issuer: str) -> list[Grant]:
+        """Return the grants of `issuer` as committed right now."""
+        return await self._ledger.find_grants(issuer)
 
     async def close(self) -> None:
         """Close the ledger."""

@@ -20,7 +20,7 @@ from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Attempt, Changes, KeyId, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.list_walks import IN_A_PASS, Budget, Walk
+from kb_mcp.proxy.list_walks import AT_FIRST, IN_A_PASS, Budget, Walk
 from kb_mcp.proxy.rules.resolve import LEASE_MS, Absent, Finding, Found, Unreadable, resolve, take
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import Nothing, prove_object
@@ -81,19 +81,22 @@ class Recovery:
             del self.walks[settled]
         for done, operation_id in enumerate(due):
             seen(done, len(due))
-            after = await self._resolve_beside_others(operation_id)
-            if after is not None:
-                states[operation_id] = after.state
+            await self._resolve_beside_others(operation_id, AT_FIRST, states)
+        for operation_id in [each for each in due if each in self.walks]:
+            await self._resolve_beside_others(operation_id, IN_A_PASS, states)
         return Pass(states)
 
-    async def _resolve_beside_others(self, operation_id: OperationId) -> Operation | None:
+    async def _resolve_beside_others(
+        self, operation_id: OperationId, budget: Budget, states: dict[OperationId, S]
+    ) -> None:
         try:
-            return await self.resolve_one(operation_id)
+            after = await self.examine(operation_id, resolve, budget)
+            if after is not None:
+                states[operation_id] = after.state
         except LedgerUnavailableError:
             raise
         except Exception:  # noqa: BLE001 one operation must not keep the others from theirs
             _log.exception("operation %s cannot be resolved", operation_id)
-            return None
 
     async def resolve_one(self, operation_id: OperationId) -> Operation | None:
         """Lease, read and resolve one operation; None where somebody else is at it."""
@@ -159,6 +162,7 @@ class Recovery:
                 attempts=attempts,
                 begun_at=operation.lease_until - LEASE_MS,
                 grace_ms=self.ledger.settings.recovery_grace_ms,
+                ahead_ms=max(self.clock.may_be_ahead_ms(each.first_sent_at) for each in attempts),
             )
         finding = await walk.go_on(self._get, self.boottime_ms, budget)
         if finding is None:

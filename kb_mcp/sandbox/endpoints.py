@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from kb_mcp.sandbox import charges, customers, intents, refunds, search
+from kb_mcp.sandbox import charges, customers, disputes, intents, refunds, search
 from kb_mcp.sandbox.answers import Answer, unknown_url
 from kb_mcp.sandbox.calls import Call
 
@@ -33,6 +33,10 @@ ENDPOINTS: Final[dict[str, Callable[[Call], Answer]]] = {
     "POST /v1/refunds": refunds.create_refund,
     "GET /v1/refunds": refunds.list_refunds,
     "GET /v1/refunds/{refund}": refunds.get_refund,
+    "POST /v1/refunds/{refund}": refunds.update_refund,
+    "POST /v1/refunds/{refund}/cancel": refunds.cancel_refund,
+    "GET /v1/disputes": disputes.list_disputes,
+    "GET /v1/disputes/{dispute}": disputes.get_dispute,
     "POST /v1/customers": customers.create_customer,
     "GET /v1/customers": customers.list_customers,
     "GET /v1/customers/{customer}": customers.get_customer,

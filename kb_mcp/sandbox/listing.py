@@ -19,6 +19,7 @@ EXPANSIONS_MAX: Final = 20
 _PREFIXES: Final = {
     "ch_": "charge",
     "cus_": "customer",
+    "dp_": "dispute",
     "pi_": "payment_intent",
     "pm_": "payment_method",
     "re_": "refund",

@@ -1,25 +1,100 @@
 """Refunds, of a charge or of an intent's charge.
 
-Floor: sandbox, ground.
+Floor: sandbox, ground. A refund succeeds at once, unless the id of the customer or of the payment
+method contains `PendingRefund` (it waits) or `RefundAction` (the customer must act first).
+`POST /_sandbox/refunds` moves one on, as the bank would. Source: docs.stripe.com/refunds.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from kb_mcp.money import Money
 from kb_mcp.sandbox.answers import Answer, Json, invalid, missing_object
 from kb_mcp.sandbox.calls import Call, show
+from kb_mcp.sandbox.disputes import takes_refunds
 from kb_mcp.sandbox.listing import expand, list_objects
 from kb_mcp.sandbox.params import integer, metadata, text
+from kb_mcp.sandbox.store import Records
+
+STATUSES: Final = ("pending", "requires_action", "succeeded", "failed", "canceled")
+_GIVEN_BACK: Final = frozenset({"failed", "canceled"})
+_ACTION_LASTS_SECONDS: Final = 45 * 24 * 3600
 
 
 def create_refund(call: Call) -> Answer:
     """POST /v1/refunds."""
     charge = _refunded_charge(call)
+    amount = _refunded_amount(call, charge)
+    _count(charge, amount)
+    call.records.save(charge)
+    refund = _new_refund(call, charge, amount)
+    call.records.save(refund)
+    return Answer(200, expand(call.records, refund, call.params))
+
+
+def update_refund(call: Call) -> Answer:
+    """POST /v1/refunds/{refund}: its metadata."""
+    refund = _require(call)
+    given = call.params.get("metadata", {})
+    refund["metadata"] = metadata({"metadata": refund["metadata"] | given if given != "" else {}})
+    call.records.save(refund)
+    return Answer(200, expand(call.records, refund, call.params))
+
+
+def cancel_refund(call: Call) -> Answer:
+    """POST /v1/refunds/{refund}/cancel: only one that waits for the customer."""
+    refund = _require(call)
+    if refund["status"] != "requires_action":
+        raise invalid("You can only cancel refunds that require customer actions.")
+    end_refund(call.records, refund, "canceled")
+    return Answer(200, expand(call.records, refund, call.params))
+
+
+def end_refund(records: Records, refund: Json, status: str) -> None:
+    """Move `refund` to `status`; what failed or was canceled is left on its charge again."""
+    before, refund["status"] = refund["status"], status
+    refund.pop("next_action", None)
+    if status == "failed":
+        refund |= {
+            "failure_balance_transaction": f"txn_failed{refund['id'][3:]}",
+            "failure_reason": "lost_or_stolen_card",
+        }
+    charge = records.find("charge", refund["charge"]) or {}
+    counted = [1 if each in _GIVEN_BACK else 0 for each in (before, status)]
+    _count(charge, refund["amount"] * (counted[0] - counted[1]))
+    records.save(charge)
+    records.save(refund)
+
+
+def get_refund(call: Call) -> Answer:
+    """GET /v1/refunds/{refund}."""
+    return Answer(200, expand(call.records, _require(call), call.params))
+
+
+def list_refunds(call: Call) -> Answer:
+    """GET /v1/refunds."""
+    filters = ("charge", "payment_intent")
+    page = list_objects(call.records, "refund", "/v1/refunds", call.params, filters)
+    return Answer(200, expand(call.records, page, call.params))
+
+
+def _require(call: Call) -> Json:
+    refund = call.records.find("refund", call.ids[0])
+    if refund is None:
+        raise missing_object("refund", call.ids[0], "id", 404)
+    return refund
+
+
+def _refunded_amount(call: Call, charge: Json) -> int:
     if charge["status"] != "succeeded":
         raise invalid(f"Charge {charge['id']} has not succeeded and cannot be refunded.")
     if charge["refunded"]:
         sentence = f"Charge {charge['id']} has already been refunded."
         raise invalid(sentence, "charge_already_refunded")
+    if not takes_refunds(call.records, charge):
+        sentence = f"Charge {charge['id']} has been charged back; cannot issue a refund."
+        raise invalid(sentence, "charge_disputed")
     left = charge["amount"] - charge["amount_refunded"]
     asked = integer(call.params, "amount")
     amount = left if asked is None else asked
@@ -32,27 +107,17 @@ def create_refund(call: Call) -> Answer:
             "Refund amount ({}) is greater than unrefunded amount on charge ({})".format(*shown),
             param="amount",
         )
+    if amount < left and not charge["captured"]:
+        raise invalid(
+            f"Charge {charge['id']} has not been captured, so it cannot be refunded in part.",
+            param="amount",
+        )
+    return amount
+
+
+def _count(charge: Json, amount: int) -> None:
     refunded = charge["amount_refunded"] + amount
     charge |= {"amount_refunded": refunded, "refunded": refunded == charge["amount"]}
-    call.records.save(charge)
-    refund = _new_refund(call, charge, amount)
-    call.records.save(refund)
-    return Answer(200, expand(call.records, refund, call.params))
-
-
-def get_refund(call: Call) -> Answer:
-    """GET /v1/refunds/{refund}."""
-    refund = call.records.find("refund", call.ids[0])
-    if refund is None:
-        raise missing_object("refund", call.ids[0], "id", 404)
-    return Answer(200, expand(call.records, refund, call.params))
-
-
-def list_refunds(call: Call) -> Answer:
-    """GET /v1/refunds."""
-    filters = ("charge", "payment_intent")
-    page = list_objects(call.records, "refund", "/v1/refunds", call.params, filters)
-    return Answer(200, expand(call.records, page, call.params))
 
 
 def _refunded_charge(call: Call) -> Json:
@@ -73,11 +138,21 @@ def _refunded_charge(call: Call) -> Json:
     charge = call.records.find("charge", charge_id or "")
     if charge is None:
         raise missing_object("charge", charge_id or "", "charge")
+    if intent_id is not None and charge["payment_intent"] != intent_id:
+        raise invalid(f"Charge {charge_id} does not belong to {intent_id}.", param="charge")
     return charge
 
 
+def _first_status(charge: Json) -> str:
+    named = f"{charge['customer']} {charge['payment_method']}"
+    if "RefundAction" in named:
+        return "requires_action"
+    return "pending" if "PendingRefund" in named else "succeeded"
+
+
 def _new_refund(call: Call, charge: Json, amount: int) -> Json:
-    return {
+    status = _first_status(charge)
+    refund = {
         "id": f"re_{call.new_id()}",
         "object": "refund",
         "amount": amount,
@@ -98,6 +173,13 @@ def _new_refund(call: Call, charge: Json, amount: int) -> Json:
         "reason": text(call.params, "reason"),
         "receipt_number": None,
         "source_transfer_reversal": None,
-        "status": "succeeded",
+        "status": status,
         "transfer_reversal": None,
     }
+    if status == "requires_action":
+        details = {
+            "email_sent": {"email_sent_at": call.now, "email_sent_to": "customer@example.com"},
+            "expires_at": call.now + _ACTION_LASTS_SECONDS,
+        }
+        refund["next_action"] = {"display_details": details, "type": "display_details"}
+    return refund

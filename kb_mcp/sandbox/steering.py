@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from kb_mcp.sandbox import disputes, refunds
 from kb_mcp.sandbox.answers import Answer, Json, unknown_url
 from kb_mcp.sandbox.faults import FaultError, parse_fault
 from kb_mcp.sandbox.store import Records, Store
 
 PREFIX: Final = "/_sandbox/"
 _ADVANCE_MAX_SECONDS: Final = 10 * 366 * 24 * 60 * 60
+_HOW: Final = 'Send {{"{}": "{}", "status": "{}"}}, of one that is here.'
 _KINDS: Final = {
     "charges": "charge",
     "customers": "customer",
+    "disputes": "dispute",
     "payment_intents": "payment_intent",
     "payment_methods": "payment_method",
     "refunds": "refund",
@@ -39,6 +42,10 @@ def steer(store: Store, method: str, path: str, body: bytes) -> Answer:
                 return Answer(200, {"faults": _faults(records)})
             case "POST faults":
                 return _add_faults(records, given)
+            case "POST refunds":
+                return _end_refund(records, given)
+            case "POST disputes":
+                return _dispute(records, given)
             case "GET state":
                 return Answer(200, _state(records))
             case "POST reset":
@@ -66,6 +73,32 @@ def _add_faults(records: Records, given: object) -> Answer:
     for fault in faults:
         records.run("put_fault", fault.match, fault.kind, fault.times, fault.delay_ms)
     return Answer(200, {"faults": _faults(records)})
+
+
+def _end_refund(records: Records, given: object) -> Answer:
+    named = _named(given, "refund", refunds.STATUSES)
+    refund = None if named is None else records.find("refund", named[0])
+    if named is None or refund is None:
+        return _wrong(_HOW.format("refund", "re_1", "|".join(refunds.STATUSES)))
+    refunds.end_refund(records, refund, named[1])
+    return Answer(200, refund)
+
+
+def _dispute(records: Records, given: object) -> Answer:
+    named = _named(given, "charge", disputes.STATUSES)
+    charge = None if named is None else records.find("charge", named[0])
+    if named is None or charge is None:
+        return _wrong(_HOW.format("charge", "ch_1", "|".join(disputes.STATUSES)))
+    suffix = charge["id"].removeprefix("ch_")
+    return Answer(200, disputes.dispute_charge(records, charge, named[1], suffix))
+
+
+def _named(given: object, name: str, statuses: tuple[str, ...]) -> tuple[str, str] | None:
+    """Return the id and the status that `given` says, or None where it says something else."""
+    if not isinstance(given, dict) or set(given) != {name, "status"}:
+        return None
+    named, status = given[name], given["status"]
+    return (named, status) if isinstance(named, str) and status in statuses else None
 
 
 def _clock(records: Records) -> Json:

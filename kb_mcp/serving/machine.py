@@ -10,6 +10,7 @@ import secrets
 import socket
 import threading
 import time
+from pathlib import Path
 
 ID_BYTES = 7
 NAME_BYTES = 12
@@ -25,6 +26,14 @@ def boottime_ms() -> int:
     """Return a clock that never goes back and counts suspended time, where there is one."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime_ns(clock) // 1_000_000
+
+
+def boot_id() -> str:
+    """Return the name of this boot of this machine, or nothing where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def new_id(prefix: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from kb_mcp.serving.machine import new_id
 from kb_mcp.settings import Secret, Settings, SettingsError, read_token
 
 if TYPE_CHECKING:
+    from kb_mcp.agent.bearer import Identify
+    from kb_mcp.agent.doors.mcp.challenges import Resource
     from kb_mcp.agent.doors.mcp.http import HttpDoor
     from kb_mcp.serving.host_check import App
     from kb_mcp.wiring.proxy import Proxy
@@ -72,6 +74,7 @@ def held_keys(settings: Settings) -> Mapping[ToolName, KeySource]:
     configured = {
         ToolName.CHARGE: settings.vault_key_billing,
         ToolName.CHARGE_STATUS: settings.vault_key_audit,
+        ToolName.REFUND: settings.vault_key_refunds,
     }
     return {tool: key_source(secret) for tool, secret in configured.items() if secret is not None}
 
@@ -93,9 +96,18 @@ def key_source(secret: Secret) -> KeySource:
     return read
 
 
-def mcp_door(settings: Settings, app: App, loop: asyncio.AbstractEventLoop) -> HttpDoor:
-    """Return the MCP door of the agents' listener, in front of the proxy `app` on `loop`."""
-    # `mcp` takes 0.7 s to import: only those who use it pay for it.
+def mcp_door(
+    settings: Settings,
+    app: App,
+    loop: asyncio.AbstractEventLoop,
+    identify: Callable[[Billing], Identify],
+) -> HttpDoor:
+    """Return the MCP door of the agents' listener, in front of the proxy `app` on `loop`.
+
+    `identify` makes, for the line to that proxy, the way to say whose a bearer is.
+    """
+    # `mcp` takes a second to import, and the Stripe SDK a tenth of one: only those who serve pay.
+    import kb_mcp.agent.stripe_http  # noqa: F401 - or the first call would import it
     from kb_mcp.agent.doors.mcp.http import http_app
     from kb_mcp.agent.transport import AsgiTransport
 
@@ -106,7 +118,23 @@ def mcp_door(settings: Settings, app: App, loop: asyncio.AbstractEventLoop) -> H
         charge_api=settings.charge_api,
         allow_reference=settings.allow_reference,
     )
-    return http_app(base, partial(new_id, "mcp"), allowed_hosts=settings.allowed_hosts)
+    return http_app(
+        base,
+        partial(new_id, "mcp"),
+        allowed_hosts=settings.allowed_hosts,
+        identify=identify(base),
+        resource=oauth_resource(settings),
+    )
+
+
+def oauth_resource(settings: Settings) -> Resource | None:
+    """Return what this server is to OAuth clients; None where vault keys alone are accepted."""
+    from kb_mcp.agent.doors.mcp.challenges import Resource
+
+    address = settings.oauth_address
+    if not settings.oauth_issuers or address is None:
+        return None
+    return Resource(address, settings.oauth_issuers)
 
 
 def _embed(settings: Settings) -> tuple[App, asyncio.AbstractEventLoop]:

@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import MutableMapping
+from functools import partial
 from typing import Any
 
+from kb_mcp.agent.doors.mcp.challenges import describe
 from kb_mcp.serving.host_check import App, HostGuard
 from kb_mcp.serving.tracing import Traced
 from kb_mcp.settings import Settings, load_settings
-from kb_mcp.wiring.agent import mcp_door
+from kb_mcp.wiring.agent import mcp_door, oauth_resource
+from kb_mcp.wiring.identify import identifying
 from kb_mcp.wiring.proxy import Proxy, build_proxy
 
 Scope = MutableMapping[str, Any]
 
 
-class LazyDoor:
-    """The MCP door, opened by its first request: `mcp` takes 0.7 s to import.
+class OpenDoor:
+    """The MCP door, open: its sessions live in a task of their own, to end where they began."""
 
-    Its sessions live in a task of their own, since they must end where they began.
-    """
-
-    def __init__(self, settings: Settings, app: App) -> None:
-        """Open in front of the proxy `app`, on the running loop."""
+    def __init__(self, settings: Settings, app: App, proxy: Proxy) -> None:
+        """Open in front of `app`, which is `proxy` behind its traces, on the running loop."""
         self._opened = asyncio.Event()
         self._closing = asyncio.Event()
-        self._door = mcp_door(settings, app, asyncio.get_running_loop())
+        self._door = mcp_door(
+            settings, app, asyncio.get_running_loop(), partial(identifying, proxy.app.pipeline)
+        )
         self._home = asyncio.create_task(self._live())
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -48,7 +50,7 @@ class LazyDoor:
 
 
 class Agents:
-    """Hands `/mcp` to the door, which is made on the first request, and the rest to the proxy.
+    """Hands `/mcp` to the door, what it says of itself to anyone, and the rest to the proxy.
 
     As an application of its own (`create_app`) it also lives through ASGI's lifespan: timers run
     between start-up and shutdown.
@@ -59,19 +61,29 @@ class Agents:
         self._settings = settings
         self._proxy = proxy
         self._traced = Traced(proxy.app, proxy.span)
-        self._door: LazyDoor | None = None
+        self._resource = oauth_resource(settings)
+        self._door: OpenDoor | None = None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Serve one connection."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http" and scope["path"] in {"/mcp", "/mcp/"}:
-            if self._door is None:
-                # What the door asks of the proxy belongs to its caller's trace, too.
-                self._door = LazyDoor(self._settings, self._traced)
-            await self._door(scope, receive, send)
+            await self.open()(scope, receive, send)
+        elif self._resource is not None and self._resource.serves(scope.get("path", "")):
+            await describe(self._resource, scope)(scope, receive, send)
         else:
             await self._traced(scope, receive, send)
+
+    def open(self) -> OpenDoor:
+        """Open the door, once, on the running loop.
+
+        Whoever serves opens it before: what it imports would hold up every other request.
+        """
+        if self._door is None:
+            # What the door asks of the proxy belongs to its caller's trace, too.
+            self._door = OpenDoor(self._settings, self._traced, self._proxy)
+        return self._door
 
     async def close(self) -> None:
         """Close the door, where it was opened."""
@@ -82,6 +94,7 @@ class Agents:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                self.open()
                 await self._proxy.start()
                 await send({"type": "lifespan.startup.complete"})
             else:

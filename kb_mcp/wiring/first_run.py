@@ -19,7 +19,9 @@ from kb_mcp.serving.machine import random_bytes
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.store import Store, store_path, write_once
 
-FIRST_DAILY_CAP = {"usd": 1_000_000}  # minor units: $10,000 a day
+# For trying out: $100 a charge, $1,000 a day, and for a month.
+FIRST_CAPS = CapRules(per_charge={"usd": 10_000}, daily={"usd": 100_000})
+FIRST_KEYS_LAST_MS = 30 * 86_400_000
 OPERATOR_TOKEN_BYTES = 24
 
 
@@ -47,9 +49,11 @@ async def first_run(settings: Settings, store: Store, proxy_url: str) -> FirstRu
     if file.exists() or not store.claim_first_run():
         return FirstRun(file, written=False)
     mode: Mode = "live" if settings.upstream_mode == "live" else "test"
+    ends = store.clock.now(0) + FIRST_KEYS_LAST_MS
     tokens = {}
     for role in ("billing", "audit"):
-        wanted = Wanted(policy=_first_policy(role), mode=mode, label="first run")
+        policy = _first_policy(role)
+        wanted = Wanted(policy=policy, mode=mode, label="first run", expires_at=ends)
         _, minted = await issue_key(store.ledger, wanted, random_bytes, "first-run")
         tokens[role] = minted.token
     lines = {
@@ -94,4 +98,4 @@ def _first_policy(role: str) -> Policy:
     policy = built_in(role)
     if role == "audit":
         return policy
-    return policy.model_copy(update={"caps": CapRules(daily=FIRST_DAILY_CAP)})
+    return policy.model_copy(update={"caps": FIRST_CAPS})

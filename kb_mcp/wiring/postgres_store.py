@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stores.key_check import CHECK, check_value, witnesses_of
 from kb_mcp.proxy.stores.postgres.admin import PostgresAdmin
+from kb_mcp.proxy.stores.postgres.committed import CommittedReader, read_grants, read_keys
 from kb_mcp.proxy.stores.postgres.connection import (
     Connect,
     Connection,
@@ -32,7 +32,6 @@ from kb_mcp.proxy.stores.postgres.connection import (
 )
 from kb_mcp.proxy.stores.postgres.fence import FencedLine, Server, server_of
 from kb_mcp.proxy.stores.postgres.heads import PostgresHeads
-from kb_mcp.proxy.stores.postgres.keys import KeyReader
 from kb_mcp.proxy.stores.postgres.ledger import PostgresLedger, Reach
 from kb_mcp.proxy.stores.postgres.pool import Pool
 from kb_mcp.proxy.stores.postgres.reads import PostgresRecords
@@ -47,12 +46,13 @@ from kb_mcp.proxy.stores.postgres.schema import (
 )
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.sealing import Sealer
-from kb_mcp.serving.machine import boottime_ms, process_name, random_bytes
+from kb_mcp.serving.machine import boot_id, boottime_ms, process_name, random_bytes
 from kb_mcp.settings import Settings
 from kb_mcp.store_files import data_folder
 from kb_mcp.wiring.store import (
     Store,
     StoreError,
+    Turned,
     check_key_of_new_store,
     check_master_key,
     explicit_settings,
@@ -112,7 +112,7 @@ def local_path(settings: Settings) -> Path:
 def open_postgres(
     settings: Settings,
     path: Path,
-    clock_offset: Callable[[], int],
+    turned: Turned,
     connect: Connect | None = None,
     *,
     binds: Binds = Binds.LIMITS,
@@ -131,7 +131,7 @@ def open_postgres(
         sealer=Sealer(derive_key(master, "answers"), random_bytes),
     )
     try:
-        return _open(settings, path, parts, master, clock_offset, binds)
+        return _open(settings, path, parts, master, turned, binds)
     except psycopg.Error as error:
         raise StoreError(f"cannot use the store: {told(error)}") from error
     except OSError as error:
@@ -155,15 +155,17 @@ def _open(
     path: Path,
     parts: _Parts,
     master: bytes,
-    clock_offset: Callable[[], int],
+    turned: Turned,
     binds: Binds,
 ) -> Store:
     chain_key = derive_key(master, "audit")
     node = process_name(settings.node_id)
     owner = this_process(node)
     clock = StoreClock(
-        lambda: parts.time.now_ms() + clock_offset(),
-        steady_ms=lambda: boottime_ms() + clock_offset(),
+        lambda: parts.time.now_ms() + turned.offset_ms,
+        steady_ms=boottime_ms,
+        followed=lambda: turned.followed,
+        boot_id=boot_id(),
     )
     with parts.connect() as connection:
         server, bound = _join(settings, parts, connection, master, binds)
@@ -235,7 +237,10 @@ def _ledger(
     queries = load_queries("postgres")
     reach = Reach(
         line=line,
-        keys=KeyReader(parts.connect, queries, parts.watchdog),
+        keys=CommittedReader(
+            parts.connect, parts.watchdog, queries["keys_with_lineages"], read_keys
+        ),
+        grants=CommittedReader(parts.connect, parts.watchdog, queries["issuers"], read_grants),
         watchdog=parts.watchdog,
         time=parts.time,
         jitter=secrets.randbelow,

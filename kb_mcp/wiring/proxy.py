@@ -10,13 +10,16 @@ import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
+from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
 from kb_mcp.proxy.edge.app import ProxyApp
 from kb_mcp.proxy.edge.health import Readiness
@@ -24,24 +27,29 @@ from kb_mcp.proxy.edge.key_api import KeyApi
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
+from kb_mcp.proxy.edge.shown_refunds import ShownRefunds
 from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
+from kb_mcp.proxy.refund_watch import RefundWatch
 from kb_mcp.proxy.retention import Retention
 from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS, Upstream
+from kb_mcp.proxy.stripe.time_reader import TimeReader
 from kb_mcp.proxy.waiters import Waiters
 from kb_mcp.proxy.walk import Pace, StoreWalk
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id, random_name
 from kb_mcp.serving.telemetry import chosen_span
 from kb_mcp.serving.tracing import Span, TracedUpstream, no_span
-from kb_mcp.settings import SANDBOX_KEY, Settings
+from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings
 from kb_mcp.wiring.account import Account
 from kb_mcp.wiring.failover_check import Moves
+from kb_mcp.wiring.issuers import build_issuers
+from kb_mcp.wiring.key_file import UpstreamWithKeyFile, is_of_account
 from kb_mcp.wiring.sandboxed import FollowedClock
 from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
 from kb_mcp.wiring.walks import Walks
@@ -60,7 +68,9 @@ class Proxy:
     store: Store
     upstream: Upstream
     recovery: Recovery
+    time: TimeReader
     retention: Retention
+    refund_watch: RefundWatch
     settings: Settings
     walks: Walks
     moves: Moves | None = None
@@ -78,6 +88,10 @@ class Proxy:
             await self.account.bind()
         if self.store.watch is not None:
             self.store.watch.begin()
+        issuers = self.app.pipeline.issuers
+        if issuers is not None:
+            # One that cannot be reached is told of now; its tokens get 503 until it is back.
+            await issuers.greet()
         await self.walks.begin()
         self.timers = [
             asyncio.create_task(_every(self.settings.recovery_interval_ms, self._recover)),
@@ -115,7 +129,8 @@ class Proxy:
         if self.moves is not None:
             await self.moves.check()
         await self.recovery.run()
-        await self.retention.run(self.store.clock.now(0))
+        await self.refund_watch.run(self.store.clock.now())
+        await self.retention.run(self.store.clock.now())
 
     async def _write_noise(self) -> None:
         await self.app.pipeline.refusal_counts.flush(self.store.ledger)
@@ -135,25 +150,30 @@ def build_proxy(
     Raises: StoreError, BindingError, SchemaError, EgressError.
     """
     span = span or chosen_span(settings)
-    upstream = TracedUpstream(build_upstream(settings, sandbox_app), span)
+    plain = build_upstream(settings, sandbox_app)
+    upstream = TracedUpstream(plain, span)
     followed = FollowedClock(upstream, host_ms)
-    store = open_store(settings, lambda: followed.offset_ms, binds)
+    store = open_store(settings, followed, binds)
     followed.measure_from(store.base_ms)
+    if isinstance(plain, UpstreamWithKeyFile):
+        plain.proves = partial(is_of_account, store, settings.account_label)
     key = _upstream_key(settings)
     waiters, gate = Waiters(), Gate(heads_behind=bool(store.behind))
-    follow = _follower(settings, followed)
+    time = TimeReader(upstream, store.clock, boottime_ms)
+    follow = _follower(settings, followed, time)
     meters = Meters(queued=lambda: store.ledger.waiting, batches=lambda: store.ledger.sizes)
-    recovery = Recovery(
+    recovery = _recovery(store, upstream, waiters)
+    reads = StripeReads(upstream, store.clock, boottime_ms)
+    refund_watch = RefundWatch(store.ledger, store.records, reads)
+    charges = ChargeReads(
         ledger=store.ledger,
-        due=store.records,
-        upstream=upstream,
-        clock=store.clock,
-        waiters=waiters,
-        owner=store.owner,
-        boottime_ms=boottime_ms,
+        stripe=reads,
+        look=recovery.resolve_one,
+        live=store.settings.mode == "live",
     )
-    governor = _governor(store, upstream, key, recovery, waiters, meters, gate)
-    pipeline = _pipeline(store, governor, upstream, key, follow)
+    reading = _Reading(recovery, refund_watch, charges)
+    governor = _governor(store, upstream, key, reading, waiters, meters, gate)
+    pipeline = _pipeline(store, governor, charges, upstream, key, follow, build_issuers(settings))
     walk = _walk(settings, store, upstream, recovery)
     app = ProxyApp(pipeline, _own(store, pipeline, upstream, gate), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
@@ -162,7 +182,9 @@ def build_proxy(
         store=store,
         upstream=upstream,
         recovery=recovery,
+        time=time,
         retention=Retention(store.ledger, store.records),
+        refund_watch=refund_watch,
         settings=settings,
         walks=Walks(walk=walk, gate=gate, boottime_ms=boottime_ms),
         moves=_moves(store, walk),
@@ -171,13 +193,29 @@ def build_proxy(
     )
 
 
+def _recovery(store: Store, upstream: Upstream, waiters: Waiters) -> Recovery:
+    return Recovery(
+        ledger=store.ledger,
+        due=store.records,
+        upstream=upstream,
+        clock=store.clock,
+        waiters=waiters,
+        owner=store.owner,
+        boottime_ms=boottime_ms,
+    )
+
+
 def build_upstream(settings: Settings, sandbox_app: Any | None) -> Upstream:
     """Return the way to Stripe: over the network, or the sandbox in this process."""
     if settings.upstream_base is None:
         app = sandbox_app or build_sandbox(settings)
         return InProcessUpstream(app, SANDBOX_KEY, settings.upstream_timeout_ms)
+    return UpstreamWithKeyFile(settings, _over_network, boottime_ms)
+
+
+def _over_network(settings: Settings) -> Upstream:
     return StripeUpstream(
-        base_url=settings.upstream_base,
+        base_url=settings.upstream_base or STRIPE_API_BASE,
         api_key=_upstream_key(settings),
         timeout_ms=settings.upstream_timeout_ms,
         boottime_ms=boottime_ms,
@@ -204,11 +242,19 @@ def sandbox_file(settings: Settings) -> Path:
     return store_path(settings).with_name(f"{store_path(settings).name}.sandbox")
 
 
+class _Reading(NamedTuple):
+    """What reads Stripe on the path of a request."""
+
+    recovery: Recovery
+    refund_watch: RefundWatch
+    charges: ChargeReads
+
+
 def _governor(
     store: Store,
     upstream: Upstream,
     key: str,
-    recovery: Recovery,
+    reading: _Reading,
     waiters: Waiters,
     meters: Meters,
     gate: Gate,
@@ -219,13 +265,15 @@ def _governor(
         clock=store.clock,
         answers=Answers(
             upstream=upstream,
-            upstream_key=key,
             boottime_ms=boottime_ms,
             read_within_ms=READ_WITHIN_MS,
+            livemode=store.settings.mode == "live",
         ),
         waiters=waiters,
         abandoned=AbandonedIntents(upstream),
-        look=recovery.resolve_one,
+        look=reading.recovery.resolve_one,
+        look_at_refund=reading.refund_watch.look,
+        read_again=reading.charges.again,
         boottime_ms=boottime_ms,
         upstream_key=key,
         tasks=set(),
@@ -236,9 +284,11 @@ def _governor(
 def _pipeline(
     store: Store,
     governor: Governor,
+    charges: ChargeReads,
     upstream: Upstream,
     key: str,
     follow: Callable[[], Awaitable[None]],
+    issuers: Issuers | None,
 ) -> RequestPipeline:
     return RequestPipeline(
         ledger=store.ledger,
@@ -250,15 +300,18 @@ def _pipeline(
             upstream_key=key,
             boottime_ms=boottime_ms,
         ),
+        charges=charges,
         rates=Rates(),
         refusal_counts=RefusalCounts(),
-        now_ms=lambda: store.clock.now(0),
+        now_ms=store.clock.now,
+        latest_ms=lambda: store.clock.latest,
         monotonic_ms=boottime_ms,
         new_id=new_id,
         keys_secret=derive_key(store.chain_key, "caller keys"),
         owner=store.owner,
         lease_ms=_lease_ms(store),
         follow=follow,
+        issuers=issuers,
     )
 
 
@@ -303,8 +356,11 @@ def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream, gate: Gate
         now_ms=pipeline.now_ms,
         rate=pipeline.rate,
         readiness=Readiness(upstream, boottime_ms),
+        customer_metadata=pipeline.reads.customer_metadata,
+        refunds=ShownRefunds(pipeline.charges),
         gate=gate,
         follow=pipeline.follow,
+        issuers=pipeline.issuers,
     )
 
 
@@ -312,10 +368,13 @@ def _upstream_key(settings: Settings) -> str:
     return SANDBOX_KEY if settings.stripe_key is None else settings.stripe_key.reveal()
 
 
-def _follower(settings: Settings, followed: FollowedClock) -> Callable[[], Awaitable[None]]:
+def _follower(
+    settings: Settings, followed: FollowedClock, time: TimeReader
+) -> Callable[[], Awaitable[None]]:
     async def follow() -> None:
         if settings.upstream_mode == "sandbox":
             await followed.follow(boottime_ms)
+        await time.settle()
 
     return follow
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
 
 from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamRequest
 
@@ -15,13 +14,18 @@ _CLOCK_WITHIN_MS = 2_000
 
 
 class FollowedClock:
-    """How far the sandbox's clock was turned, asked for before each request that may charge."""
+    """How far the sandbox's clock was turned, asked for before each request that may charge.
+
+    What stands at the sandbox's address may be no sandbox of ours: then nobody is `followed`, and
+    its `Date` is compared as Stripe's is.
+    """
 
     def __init__(self, upstream: Upstream, host_ms: Callable[[], int]) -> None:
         """Follow the clock behind `upstream`; `host_ms` is this host's."""
         self._upstream = upstream
         self._host_ms = host_ms
         self.offset_ms = 0
+        self.followed = False
 
     def measure_from(self, base_ms: Callable[[], int]) -> None:
         """Tell the offset from another clock than this host's: the store's own."""
@@ -37,17 +41,10 @@ class FollowedClock:
             idempotency_key=None,
         )
         answer = await self._upstream.send(request, deadline_ms=boottime_ms() + _CLOCK_WITHIN_MS)
-        if not isinstance(answer, Answered):
-            return
-        exact = _now_of(answer.body)
+        exact = _now_of(answer.body) if isinstance(answer, Answered) else None
         if exact is not None:
+            self.followed = True
             self.offset_ms = exact - self._host_ms()
-            return
-        dated = _date_of(answer.headers.get("date"))
-        # A header has whole seconds: an offset within them is none.
-        if dated is not None:
-            offset = dated - self._host_ms()
-            self.offset_ms = 0 if -2_000 < offset < 1_000 else offset
 
 
 def _now_of(body: bytes) -> int | None:
@@ -57,10 +54,3 @@ def _now_of(body: bytes) -> int | None:
         return None
     now = parsed.get("now_ms") if isinstance(parsed, dict) else None
     return now if type(now) is int else None
-
-
-def _date_of(header: str | None) -> int | None:
-    try:
-        return None if header is None else int(parsedate_to_datetime(header).timestamp()) * 1000
-    except (ValueError, TypeError):
-        return None

@@ -139,6 +139,7 @@ async def _run(
         name: listen(app, note=count, new_id=new_id, free=free.get(name, unbounded))
         for name, app in apps.items()
     }
+    agents.open()
     alerts = None if urls is None else build_alerts(settings, proxy.store)
     await proxy.start()
     ready_to_serve()

@@ -26,6 +26,7 @@ from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import MOVED_TO, StoreSettings
 from kb_mcp.proxy.recovery import Due
+from kb_mcp.proxy.refund_watch import Refunded
 from kb_mcp.proxy.retention import Aged
 from kb_mcp.proxy.store_admin import Binds, StoreAdmin
 from kb_mcp.proxy.stores.binding import facts_of
@@ -42,7 +43,7 @@ from kb_mcp.proxy.stores.sqlite.schema import (
     read_facts,
 )
 from kb_mcp.proxy.walk import WalkRecords
-from kb_mcp.serving.machine import boottime_ms, host_ms, process_name, random_bytes
+from kb_mcp.serving.machine import boot_id, boottime_ms, host_ms, process_name, random_bytes
 from kb_mcp.settings import MASTER_KEY_CHARACTERS_NEW, Settings, SettingsError
 from kb_mcp.wiring.failover_check import Watch
 
@@ -62,6 +63,21 @@ class MasterKeyError(StoreError):
     """The master key is not the one that the store was written under, or is gone."""
 
 
+class Turned(Protocol):
+    """A clock that somebody else turns: the sandbox's. `followed` says that it is there."""
+
+    offset_ms: int
+    followed: bool
+
+
+@dataclass(slots=True)
+class NotTurned:
+    """Nobody turns the clock."""
+
+    offset_ms: int = 0
+    followed: bool = False
+
+
 class StoreLedger(Ledger, Protocol):
     """A ledger, and how full its writer's hands are."""
 
@@ -76,7 +92,7 @@ class StoreLedger(Ledger, Protocol):
         ...
 
 
-class StoreRecords(OperatorRecords, Due, Aged, AuditReader, WalkRecords, Protocol):
+class StoreRecords(OperatorRecords, Due, Aged, Refunded, AuditReader, WalkRecords, Protocol):
     """Every read of a store, outside any decision. Raises: LedgerUnavailableError."""
 
     def audit_size(self) -> int:
@@ -133,36 +149,35 @@ class Store:
 
 
 def open_store(
-    settings: Settings,
-    clock_offset: Callable[[], int] = lambda: 0,
-    binds: Binds = Binds.LIMITS,
+    settings: Settings, turned: Turned | None = None, binds: Binds = Binds.LIMITS
 ) -> Store:
     """Open the store that `settings` name.
 
-    `clock_offset` is what the sandbox has been turned by, in ms. `binds` is what a new store is
-    bound to by this: a serving process writes all of it. With `Binds.NOTHING` no Stripe key is
-    needed, whatever the store's mode. Raises: StoreError.
+    `turned` is the sandbox's clock, where there is one. `binds` is what a new store is bound to by
+    this: a serving process writes all of it. With `Binds.NOTHING` no Stripe key is needed, whatever
+    the store's mode. Raises: StoreError.
     """
+    turned = turned or NotTurned()
     path = store_path(settings)
     if settings.database_path is None:
         from kb_mcp.wiring.postgres_store import open_postgres
 
-        return open_postgres(settings, path, clock_offset, binds=binds)
-    return _open_sqlite(settings, path, clock_offset, binds)
+        return open_postgres(settings, path, turned, binds=binds)
+    return _open_sqlite(settings, path, turned, binds)
 
 
-def _open_sqlite(
-    settings: Settings, path: Path, clock_offset: Callable[[], int], binds: Binds
-) -> Store:
+def _open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) -> Store:
     master = proven_master_key(settings, path)
     chain_key = derive_key(master, "audit")
     sealer = Sealer(derive_key(master, "answers"), random_bytes)
     node = process_name(settings.node_id)
     owner = this_process(node)
     clock = StoreClock(
-        lambda: host_ms() + settings.clock_offset_ms + clock_offset(),
-        lambda: host_ms() + clock_offset(),
-        lambda: boottime_ms() + clock_offset(),
+        lambda: host_ms() + settings.clock_offset_ms + turned.offset_ms,
+        lambda: host_ms() + turned.offset_ms,
+        boottime_ms,
+        followed=lambda: turned.followed,
+        boot_id=boot_id(),
     )
     try:
         connection = connect(path)
@@ -242,12 +257,9 @@ def heads_folder(path: Path) -> Path:
 
 
 def _check_not_moved(facts: Mapping[str, str]) -> None:
-    place = facts.get(MOVED_TO)
-    if place:
-        raise MovedStoreError(
-            f"this store was moved to {place}, which serves in its place: set "
-            "KEYBRAKE_DATABASE_URL to that one"
-        )
+    if place := facts.get(MOVED_TO):
+        why = f"this store was moved to {place}, which serves in its place: set "
+        raise MovedStoreError(f"{why}KEYBRAKE_DATABASE_URL to that one")
 
 
 def proven_master_key(settings: Settings, path: Path) -> bytes:
@@ -335,6 +347,9 @@ def wanted_settings(settings: Settings) -> StoreSettings:
         account=settings.account_label,
         mode=settings.upstream_mode,
         ceilings={money.currency: money.amount for money in settings.account_daily_cap},
+        refund_ceilings={
+            money.currency: money.amount for money in settings.account_daily_refund_cap
+        },
         upstream_timeout_ms=settings.upstream_timeout_ms,
         recovery_grace_ms=settings.recovery_grace_ms,
         store_id=f"st_{secrets.token_hex(STORE_ID_BYTES)}",
@@ -358,7 +373,7 @@ def keyless_settings(settings: Settings, facts: Mapping[str, str]) -> StoreSetti
 def explicit_settings(settings: Settings) -> Mapping[str, object]:
     """Return what was set on purpose: a default gives way to what the store says."""
     wanted, default = wanted_settings(settings), StoreSettings(account="", mode="")
-    names = ("ceilings", "upstream_timeout_ms", "recovery_grace_ms")
+    names = ("ceilings", "refund_ceilings", "upstream_timeout_ms", "recovery_grace_ms")
     return {
         name: getattr(wanted, name)
         for name in names

@@ -110,13 +110,15 @@ def test_settings_that_cannot_be_meant_are_refused(machine: Machine, args: tuple
 def test_keys_can_be_issued_before_anything_is_said_of_account_or_times(machine: Machine) -> None:
     machine.token()
     machine.json("settings", "show")
-    set_up = {"KEYBRAKE_UPSTREAM_TIMEOUT": "10", "KEYBRAKE_STRIPE_KEY": "rk_test_another"}
-    assert len(machine.json("keys", "list", code=0, **set_up)) == 1
-    facts = machine.json("settings", "show", code=0, **set_up)
-    assert (facts["mode"], facts["upstream_timeout"]) == ("test", 10)
-    assert machine.charge(machine.token()).status_code == 200
-    assert machine.json("settings", "show")["mode"] == "sandbox"
-    machine.run("keys", "list", code=2, **set_up)
+    # The first that has a Stripe key binds the store to its mode; the times are for who serves.
+    told = {"KEYBRAKE_STRIPE_KEY": "rk_test_another"}
+    for seconds in ("10", "12"):
+        times = {"KEYBRAKE_UPSTREAM_TIMEOUT": seconds}
+        facts = machine.json("settings", "show", code=0, **told, **times)
+        assert (facts["mode"], facts["upstream_timeout"]) == ("test", int(seconds))
+    assert len(machine.json("keys", "list", code=0, **told)) == 1
+    other = {"KEYBRAKE_STRIPE_KEY": "rk_live_another"}
+    assert "in test mode" in machine.run("keys", "list", code=2, **other).stderr
 
 
 def test_a_process_set_up_otherwise_can_still_put_the_store_right(machine: Machine) -> None:
@@ -173,7 +175,8 @@ def test_a_sound_machine_passes_the_doctor(machine: Machine) -> None:
     found = machine.json("doctor")
     assert found["ok"] is True
     assert {check["name"] for check in found["checks"]} == set(
-        "settings store account heads adopted invariants overlaps audit upstream clock keys".split()
+        "settings store account heads gap adopted invariants overlaps audit upstream clock "
+        "keys".split()
     )
 
 
@@ -294,3 +297,12 @@ def test_up_prints_where_it_listens_and_drains_when_told(machine: Machine) -> No
         assert len(machine.json("keys", "list")) == 2
         process.terminate()
         assert process.wait(20) == 0
+
+
+def test_a_ceiling_below_what_was_charged_before_it_is_no_broken_invariant(
+    machine: Machine,
+) -> None:
+    machine.charge(machine.token(), "2026-11")
+    machine.run("settings", "set", "account_daily_cap", "10.00usd")
+    checks = {check["name"]: check for check in machine.json("doctor")["checks"]}
+    assert checks["invariants"]["detail"] == "hold"

@@ -37,14 +37,16 @@ def test_the_demo_shows_each_failure_and_its_cure(tmp_path: Path) -> None:
         out, errors = demo.communicate()
 
     assert (demo.returncode, errors) == (0, ""), out + errors
-    table = [re.split(r"  +", line) for line in out.splitlines() if re.match(r"[123] .*  ", line)]
+    table = [re.split(r"  +", line) for line in out.splitlines() if re.match(r"[1-6] .*  ", line)]
     made = [(mode[0], handler, wanted, made) for mode, handler, wanted, made, _ in table]
     naive = ("sample, no key", "sample, key in params")
-    rows = [(mode, handler, "1", "2") for mode in "123" for handler in naive]
-    rows += [(mode, "kb-mcp", "1", "1") for mode in "123"]
+    rows = [(mode, handler, "1", "2") for mode in "123456" for handler in naive]
+    rows += [(mode, "kb-mcp", "1", "1") for mode in "123456"]
     rows += [("3", "kb-mcp, audit key", "1", "1")]
     assert sorted(made) == sorted(rows)
-    assert table[-1][-1] == "charged once: supervisor told 403 vault_key_not_authorized"
+    (refused,) = [row for row in table if row[1] == "kb-mcp, audit key"]
+    assert refused[-1] == "charged once: supervisor told 403 vault_key_not_authorized"
+    assert table[-1][-1] == "refunded once: the second call got the first refund"
     assert "\x1b" not in out
     assert list(tmp_path.iterdir()) == []
 

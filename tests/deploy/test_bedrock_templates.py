@@ -39,12 +39,12 @@ def linted(text: str) -> list[str]:
     return [f"{each.rule.id} {each.message}" for each in found]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [*TEMPLATES, "gateway-mcp.yaml"])
 def test_a_template_passes_cfn_lint(name: str) -> None:
     assert linted(text_of(name)) == []
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [*TEMPLATES, "gateway-mcp.yaml"])
 def test_a_template_uses_no_yaml_that_cloudformation_does_not_read(name: str) -> None:
     assert not re.search(r"(?m):\s+[&*]\w+\s*$|<<:", text_of(name))
 
@@ -79,7 +79,8 @@ def test_the_gateway_takes_its_schemas_from_the_exports() -> None:
     ]
 
     inline = [tool for schema in taken for tool in schema["InlinePayload"]]
-    assert inline == in_cloudformation(committed["inlinePayload"])
+    deployed = [tool for tool in committed["inlinePayload"] if tool["name"] != "refund"]
+    assert inline == in_cloudformation(deployed)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -356,7 +356,8 @@ def a_key_in_use_by_our_own_send_is_held_for_foreign(_: Simulation) -> Iterator[
 
 
 def _standing_without_mark(self: Any, loader: Any) -> Snapshot:
-    return Snapshot(now=self._clock.now(0), settings=self._settings, skewed=False, turning=False)
+    now = self._clock.host_time
+    return Snapshot(now=now, latest=now, settings=self._settings)
 
 
 def _without(name: str) -> Callable[[Any], str]:

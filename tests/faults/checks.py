@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId, State, Window, WindowKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from tests.faults.gates import Gates, overlapping
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.access.policy import Policy
@@ -42,12 +43,14 @@ class Mirror:
 
     policies: Mapping[LineageId, Policy]
     ceilings: Mapping[str, int]
+    gates: Gates
     operations: dict[OperationId, Operation] = field(default_factory=dict)
     windows: dict[WindowKey, Window] = field(default_factory=dict)
     owner_of_key: dict[str, tuple[OperationId, int]] = field(default_factory=dict)
     leave: Counter[tuple[str, int]] = field(default_factory=Counter)
     sent: Counter[tuple[str, int]] = field(default_factory=Counter)
     revoked: set[str] = field(default_factory=set)
+    reopened: dict[OperationId, Operation] = field(default_factory=dict)
     high_water: int = 0
     broken: list[str] = field(default_factory=list)
 
@@ -62,6 +65,7 @@ class Mirror:
                 f"{operation.period} {operation.state} attempt {operation.attempt} "
                 f"token {operation.lease_token} {operation.code or ''}"
             )
+        before = {key: self.windows[key] for key in dirty.windows if key in self.windows}
         for key in dirty.windows:
             self.windows[key] = snapshot.windows[key]
         for operation_id, number in dirty.attempts:
@@ -71,8 +75,9 @@ class Mirror:
             if row.kind == "decision":
                 yield f"{row.decision} {row.code or ''} for {(row.operation_id or 'none')[-6:]}"
             self._note_audit(row)
+        self.broken += self.gates.note(snapshot)
         self._check_time(snapshot)
-        self._check_caps(dirty.windows)
+        self._check_caps(dirty.windows, before)
         self._check_guards(dirty.operations)
 
     def note_send(self, upstream_key: str) -> None:
@@ -97,16 +102,19 @@ class Mirror:
             self.revoked.add(row.key_id)
 
     def _check_time(self, snapshot: Snapshot) -> None:
-        if snapshot.now < self.high_water - MARK_STEP_MS and not snapshot.skewed:
+        """Check what binds: the time by which something was billed, where it was certain."""
+        if snapshot.skewed or not snapshot.dirty.operations:
+            return
+        if snapshot.now < self.high_water - MARK_STEP_MS:
             self.broken.append(f"time ran back by {self.high_water - snapshot.now} ms")
-        if not snapshot.skewed:
-            self.high_water = max(self.high_water, snapshot.now)
+        self.high_water = max(self.high_water, snapshot.now)
 
-    def _check_caps(self, keys: Iterable[WindowKey]) -> None:
+    def _check_caps(self, keys: Iterable[WindowKey], before: Mapping[WindowKey, Window]) -> None:
         for key in keys:
-            window, cap = self.windows[key], self._cap(key)
+            window, cap, old = self.windows[key], self._cap(key), before.get(key)
             spent = window.reserved + window.settled
-            if cap is None or spent <= cap:
+            # A ceiling that was lowered takes nothing back: it holds for what comes.
+            if cap is None or spent <= cap or (old and spent <= old.reserved + old.settled):
                 continue
             late = sum(
                 each.amount
@@ -130,11 +138,17 @@ class Mirror:
             if one.period is None or not live(one):
                 continue
             for other in self.operations.values():
-                same = (other.customer, other.period, other.reference or "") == (
-                    one.customer, one.period, one.reference or "",
-                )  # fmt: skip
-                if same and other.id != one.id and live(other):
+                if other.id == one.id or other.customer != one.customer or not live(other):
+                    continue
+                bills = {(each.period, each.reference or "") for each in (one, other)}
+                if {one.id, other.id} & set(self.reopened):
+                    continue
+                if len(bills) == 1:
                     self.broken.append(f"{one.id} and {other.id} are live for one bill")
+                if overlapping(one, other):
+                    self.broken.append(
+                        f"{one.id} and {other.id} are live for some of the same days"
+                    )
 
 
 def live(operation: Operation) -> bool:

@@ -17,6 +17,7 @@ from typing_extensions import override
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
+from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
@@ -24,16 +25,20 @@ from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.recovery import Recovery
+from kb_mcp.proxy.refund_watch import RefundWatch
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
 from kb_mcp.proxy.stripe.messages import Reply, Request
+from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.stripe.sends import (
     SEND_WITHIN_MS,
+    Answered,
     NotSent,
     Upstream,
     UpstreamAnswer,
     UpstreamRequest,
 )
+from kb_mcp.proxy.stripe.time_reader import TimeReader
 from kb_mcp.proxy.waiters import Waiters
 from tests.faults.loop import SimulatedLoop
 from tests.faults.store import SEAL_KEY, Plan, SimulatedLedger
@@ -44,6 +49,8 @@ T = TypeVar("T")
 UPSTREAM_KEY = "rk_test_simulated"
 LEASE_MS = SEND_WITHIN_MS + TIMEOUT_MS + 5_000
 
+# An answer that took longer may have lain in a suspended host: it tells no time.
+HEARD_WITHIN_MS = 10_000
 CALL: ContextVar[int | None] = ContextVar("call", default=None)
 """Which caller's request is being served; the tasks of the product inherit it."""
 
@@ -60,6 +67,7 @@ class Place:
     plan: Callable[[], Plan]
     host_ms: Callable[[], int]
     on_send: Callable[[UpstreamRequest], None]
+    boot_id: str = "a boot"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,7 +78,9 @@ class Process:
     owner: str
     place: Place
     alive: bool = True
+    heard_at: int | None = None  # when an answer last brought a Date here, by the loop
     tasks: set[asyncio.Task[Any]] = field(default_factory=lambda: InOrder())  # noqa: PLW0108 defined below
+    clock: StoreClock = field(init=False)
     ledger: SimulatedLedger = field(init=False)
     records: SqliteRecords = field(init=False)
     pipeline: RequestPipeline = field(init=False)
@@ -82,9 +92,8 @@ class Process:
         def boottime_ms() -> int:
             return loop.now_ms
 
-        clock = StoreClock(place.host_ms, place.host_ms, boottime_ms)
-        # As a process that serves has asked Stripe for something before its first charge.
-        clock.observe(place.stripe.date())
+        clock = StoreClock(place.host_ms, place.host_ms, boottime_ms, boot_id=place.boot_id)
+        self.clock = clock
         upstream = Way(self)
         waiters = OrderedJoins()
         self.ledger = SimulatedLedger(
@@ -106,13 +115,18 @@ class Process:
             owner=self.owner,
             boottime_ms=boottime_ms,
         )
+        charges = ChargeReads(
+            ledger=self.ledger,
+            stripe=StripeReads(upstream, clock, boottime_ms),
+            look=self.recovery.resolve_one,
+            live=False,
+        )
         governor = Governor(
             ledger=self.ledger,
             upstream=upstream,
             clock=clock,
             answers=Answers(
                 upstream=upstream,
-                upstream_key=UPSTREAM_KEY,
                 boottime_ms=boottime_ms,
                 read_within_ms=READ_WITHIN_MS,
             ),
@@ -121,6 +135,10 @@ class Process:
             upstream_key=UPSTREAM_KEY,
             abandoned=AbandonedIntents(upstream),
             look=self.recovery.resolve_one,
+            look_at_refund=RefundWatch(
+                self.ledger, self.records, StripeReads(upstream, clock, boottime_ms)
+            ).look,
+            read_again=charges.again,
             tasks=InOrder(),
         )
         self.pipeline = RequestPipeline(
@@ -133,15 +151,17 @@ class Process:
                 upstream_key=UPSTREAM_KEY,
                 boottime_ms=boottime_ms,
             ),
+            charges=charges,
             rates=Rates(),
             refusal_counts=RefusalCounts(),
-            now_ms=lambda: clock.now(0),
+            now_ms=clock.now,
+            latest_ms=lambda: clock.latest,
             monotonic_ms=boottime_ms,
             new_id=lambda prefix: f"{prefix}_{place.chance.randbytes(6).hex()}",
             keys_secret=b"of the simulation",
             owner=self.owner,
             lease_ms=LEASE_MS,
-            follow=_nothing,
+            follow=TimeReader(upstream, clock, boottime_ms).settle,
         )
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -187,9 +207,13 @@ class Way(Upstream):
             return NotSent("deadline_passed")
         if request.method == "POST":
             place.on_send(request)
+        asked_at = place.loop.now_ms
         answer = await place.stripe.exchange(request, CALL.get())
         if place.chance.random() < 0.03 and place.stripe.faulty:
             await place.loop.pause(place.chance.randrange(1, 1_200_000))  # again, with the answer
+        in_time = place.loop.now_ms - asked_at <= HEARD_WITHIN_MS
+        if in_time and isinstance(answer, Answered) and "date" in answer.headers:
+            self._process.heard_at = place.loop.now_ms
         return answer
 
     @override
@@ -225,10 +249,6 @@ class InOrder(set[Any]):
     @override
     def __iter__(self) -> Any:
         return iter(self._order)
-
-
-async def _nothing() -> None:
-    """There is no sandbox whose clock could be followed."""
 
 
 def _place_of(task: asyncio.Task[Any]) -> str | None:

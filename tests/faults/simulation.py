@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,6 +26,8 @@ from kb_mcp.proxy.stores.sqlite import load as loading
 from kb_mcp.proxy.stores.sqlite.schema import bind, migrate
 from kb_mcp.proxy.stripe.sends import UpstreamRequest
 from tests.faults.checks import Mirror, ViolationError
+from tests.faults.dates import Dates, TrueTime
+from tests.faults.gates import Gates
 from tests.faults.loop import SimulatedLoop
 from tests.faults.process import Place, Process
 from tests.faults.store import DEATHS, DISK_FAULTS, Plan, make_template
@@ -80,6 +82,8 @@ class Simulation:
     trace: list[str] = field(default_factory=list)
     crashed_at: list[str] = field(default_factory=list)
     commits: int = 0
+    aside: Random = field(default_factory=Random)
+    true_time: TrueTime = field(default_factory=TrueTime)
 
     def log(self, text: str) -> None:
         self.trace.append(f"{self.loop.now_ms:>12} ms  {text}")
@@ -143,6 +147,9 @@ class Simulation:
         snapshot = process.ledger.snapshot
         if snapshot is not None:
             process.ledger.snapshot = None
+            off = self.true_time.check(self, process, snapshot)
+            if off:
+                self.mirror.broken.append(off)
             for line in self.mirror.note_commit(snapshot):
                 self.log(f"  {process.owner} commits {line}")
 
@@ -156,8 +163,14 @@ def new_world(seed: int) -> Iterator[Simulation]:
     chance = Random(seed)
     loop = SimulatedLoop(chance)
     trace: list[str] = []
+    # A stream of its own: what a seed draws for the rest does not depend on it.
+    aside = Random(f"aside {seed}")
     stripe = SimulatedStripe(
-        loop=loop, chance=chance, began_ms=MIDNIGHT_MS - chance.choice(BEGINNINGS), log=trace.append
+        loop=loop,
+        chance=chance,
+        began_ms=MIDNIGHT_MS - chance.choice(BEGINNINGS),
+        log=trace.append,
+        dates=Dates(aside),
     )
     template, keys = _template()
     rough = chance.random()
@@ -171,7 +184,8 @@ def new_world(seed: int) -> Iterator[Simulation]:
             stripe=stripe,
             path=path,
             keys=list(keys),
-            mirror=Mirror({key.lineage: key.policy for key in keys}, CEILINGS),
+            mirror=_mirror(keys),
+            aside=aside,
             odds=Odds(die=int(25 * rough), disk=int(40 * chance.random())),
         )
         stripe.log = simulation.log
@@ -197,6 +211,12 @@ class _Liveness:
     def gone_owners(self, owners: Any, mine: str) -> frozenset[str]:
         alive = {process.owner for process in self._world.processes}
         return frozenset(owner for owner in owners if owner not in alive and owner != mine)
+
+
+def _mirror(keys: Iterable[Key]) -> Mirror:
+    policies = {key.lineage: key.policy for key in keys}
+    gates = Gates(policies, {key.id: key.lineage for key in keys})
+    return Mirror(policies, CEILINGS, gates)
 
 
 def _drain(loop: SimulatedLoop) -> None:

@@ -12,18 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
-from msgspec.structs import replace
-
-from kb_mcp.operators.actions.approvals import decide_approval
-from kb_mcp.operators.actions.keys import revoke_key, unfreeze_key
 from kb_mcp.proxy.audit.chain import Broken, read_row, verify_chain
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import AuditDraft, Changes, LineageId, Refs
-from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stripe.messages import Reply, Request
 from tests.faults.checks import Answer, check_answer, check_end
 from tests.faults.loop import StalledError
 from tests.faults.moods import MOODS, Mood, draw_bill, drift
+from tests.faults.people import SHARE, busy_operator, confirm_clock, done_by_operator, operator_of
 from tests.faults.process import CALL, Process
 from tests.faults.simulation import DAY_MS, Key, Simulation, new_world
 from tests.faults.store import CHAIN_KEY
@@ -96,6 +91,8 @@ async def _play(simulation: Simulation, book: Book) -> None:
     work += [_crasher(simulation) for _ in range(chance.choice((0, 1, 2)))]
     work += [_clock_turner(simulation) for _ in range(chance.choice((0, 0, 1)))]
     work += [_operator(simulation) for _ in range(chance.choice(mood.operators))]
+    if simulation.aside.random() < SHARE:
+        work.append(busy_operator(simulation, lambda: _think(simulation)))
     await asyncio.gather(*(simulation.loop.create_task(each) for each in work))
     await _rest(simulation)
 
@@ -224,40 +221,7 @@ async def _operator(simulation: Simulation) -> None:
             continue
         process = chance.choice(simulation.processes)
         what = chance.choice(("revoke", "freeze", *("thaw",) * 3, *("approve",) * 4))
-        simulation.log(f"the operator at {process.owner}: {what}")
-        task = process.spawn(_operate(simulation, process, what))
-        await asyncio.wait({task})
-        broke = None if task.cancelled() else task.exception()
-        if broke is not None and not isinstance(broke, LedgerUnavailableError):
-            simulation.fail(f"the operator's {what} broke: {broke!r}")
-
-
-async def _operate(simulation: Simulation, process: Process, what: str) -> None:
-    key, ledger = simulation.chance.choice(simulation.keys), process.ledger
-    if what == "revoke":
-        await revoke_key(ledger, process.records, key.id, "over", "ann", wait_s=1)
-    elif what == "thaw":
-        await unfreeze_key(ledger, key.id, "looked", "ann")
-    elif what == "freeze":
-        await ledger.transact(_lineage_refs(key.lineage), _freeze(key.lineage))
-    else:
-        for approval in sorted(await process.records.approvals(), key=lambda each: each.id):
-            await decide_approval(ledger, approval.id, "approved", "ann")
-
-
-def _lineage_refs(lineage: LineageId) -> Callable[[int], Refs]:
-    return lambda _: Refs(lineages=frozenset({lineage}))
-
-
-def _freeze(lineage: LineageId) -> Callable[[Snapshot], tuple[None, Changes]]:
-    def step(snapshot: Snapshot) -> tuple[None, Changes]:
-        frozen = replace(
-            snapshot.lineage(lineage), frozen_at=snapshot.now, frozen_reason="the operator"
-        )
-        row = AuditDraft(kind="admin", decision="freeze")
-        return None, Changes(lineages=(frozen,), audit=(row,))
-
-    return step
+        await done_by_operator(simulation, process, what, operator_of(what)(simulation, process))
 
 
 async def _think(simulation: Simulation) -> None:
@@ -279,6 +243,9 @@ async def _rest(simulation: Simulation) -> None:
         simulation.stripe.settle_pending()
         for process in list(simulation.processes):
             await _recover(simulation, process)
+            if process.clock.dispute:
+                await confirm_clock(simulation, process)
+                await _recover(simulation, process)
         _fail_if_broken(simulation)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, UpstreamAnswer, UpstreamRequest
+from tests.faults.dates import Dates
 from tests.faults.loop import SimulatedLoop
 
 SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
@@ -54,6 +55,7 @@ class Charge:
     status: str
     created_ms: int
     call: int | None
+    refunded: bool = False
 
     @property
     def operation(self) -> str:
@@ -73,6 +75,8 @@ class Charge:
             "customer": self.fields.get("customer"),
             "status": self.status,
             "captured": True,
+            "refunded": self.refunded,
+            "amount_refunded": int(self.fields["amount"]) if self.refunded else 0,
             "created": self.created_ms // 1000,
             "metadata": marks,
         }
@@ -103,6 +107,7 @@ class SimulatedStripe:
     wrong: list[str] = field(default_factory=list)
     overtaken: set[str] = field(default_factory=set)  # keys of requests later than grace
     first_sent_ms: dict[str, int] = field(default_factory=dict)
+    dates: Dates
 
     @property
     def now_ms(self) -> int:
@@ -128,8 +133,10 @@ class SimulatedStripe:
         await self.loop.pause(self._latency())
         return Lost("connection_broke") if fate == "lost_after" else answer
 
-    def date(self) -> str:
-        """Return the time as the header of an answer tells it."""
+    def date(self) -> str | None:
+        """Return the time as the header of an answer tells it, rightly once nothing fails."""
+        if self.faulty:
+            return self.dates.told(self.loop.now_ms, self.now_ms)
         return formatdate(self.now_ms // 1000, usegmt=True)
 
     def settle_pending(self) -> None:
@@ -241,7 +248,8 @@ class SimulatedStripe:
     ) -> None:
         if reply.done():
             return
-        headers = {"date": self.date()}
+        date = self.date()
+        headers = {} if date is None else {"date": date}
         if replayed:
             headers["idempotent-replayed"] = "true"
         reply.set_result(Answered(status, body, headers))

@@ -6,6 +6,7 @@ import json
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -135,4 +136,10 @@ def test_the_first_host_issues_the_first_keys_and_the_others_none(
 ) -> None:
     start_host("a")
     start_host("b")
-    assert len(json.loads(here.command("keys", "list", "--json").stdout)) == 2
+    billing, audit = json.loads(here.command("keys", "list", "--json").stdout)
+    assert (billing["role"], audit["role"]) == ("billing", "audit")
+    caps = billing["policy"]["caps"]
+    assert (caps["per_charge"], caps["daily"]) == ({"usd": 10_000}, {"usd": 100_000})
+    for key in (billing, audit):
+        made, ends = (datetime.fromisoformat(key[at]) for at in ("created_at", "expires_at"))
+        assert 29 <= (ends - made).days <= 30

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from kb_mcp.operators.actions.approvals import decide_approval
 from kb_mcp.operators.actions.keys import revoke_key
 from kb_mcp.operators.reports.approvals import approval_record
-from kb_mcp.proxy.access.policy import CapRules
+from kb_mcp.proxy.access.policy import CapRules, ParameterRule, Policy
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.records import Approval, Changes, KeyId, Lineage, Refs, VaultKey
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
@@ -202,3 +203,71 @@ def test_a_key_that_freezes_after_the_reservation_sends_nothing(tmp_path: Path) 
         assert in_process.charges() == []
         operation = in_process.operations()[0]
         assert (operation.state.value, operation.held) == ("failed", 0)
+
+
+COLLECTOR = Policy(
+    role="collector",
+    allow=(
+        "POST /v1/payment_intents",
+        *(f"POST /v1/payment_intents/*/{step}" for step in ("confirm", "capture", "cancel")),
+    ),
+    parameters={"POST /v1/payment_intents": ParameterRule(allowed=("capture_method",))},
+    max_attempts=9,
+)
+
+
+def step(in_process: InProcessProxy, key: Issued, intent: str, verb: str) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key.token}"}
+    return in_process.client.post(f"{INTENTS}/{intent}/{verb}", headers=headers)
+
+
+def freeze(in_process: InProcessProxy, key: Issued) -> None:
+    found = in_process.run(in_process.proxy.store.ledger.find_key(KeyId(key.id)))
+    assert found is not None
+    frozen = (Lineage(found[1].id, 1, "an operator said so"),)
+    ledger = in_process.proxy.store.ledger
+    in_process.run(ledger.transact(lambda _: Refs(), lambda _: (None, Changes(lineages=frozen))))
+
+
+def test_a_frozen_key_confirms_captures_and_sends_again_nothing_and_may_cancel(
+    in_process: InProcessProxy,
+) -> None:
+    key = in_process.issue(COLLECTOR)
+    form: dict[str, Any] = {"payment_method": "pm_card_visa"}
+    waiting = in_process.charge(key, INTENTS, amount=9000, period="2026-10", **form).json()["id"]
+    form |= {"confirm": "true", "off_session": "true"}
+    manual = form | {"capture_method": "manual"}
+    authorised = in_process.charge(key, INTENTS, amount=8000, period="2026-09", **manual)
+    paid = in_process.charge(key, INTENTS, amount=6000, period="2026-08", **form)
+    in_process.fault("drop_before", match="POST /v1/payment_intents")
+    lost = in_process.charge(key, INTENTS, amount=7000, period="2026-11", **form)
+    assert error_of(lost) == "outcome_unknown"
+    freeze(in_process, key)
+    assert error_of(step(in_process, key, waiting, "confirm")) == "vault_key_frozen"
+    assert error_of(step(in_process, key, authorised.json()["id"], "capture")) == "vault_key_frozen"
+    again = in_process.charge(key, INTENTS, amount=7000, period="2026-11", **form)
+    assert (again.status_code, error_of(again)) == (504, "outcome_unknown")
+    replayed = in_process.charge(key, INTENTS, amount=6000, period="2026-08", **form)
+    assert replayed.json()["id"] == paid.json()["id"]
+    assert step(in_process, key, waiting, "cancel").json()["status"] == "canceled"
+    assert [each["amount"] for each in in_process.charges() if each["captured"]] == [6000]
+
+
+def test_a_narrow_key_neither_confirms_nor_captures_what_another_has_made(
+    in_process: InProcessProxy,
+) -> None:
+    maker = in_process.issue(COLLECTOR)
+    narrow = in_process.issue(
+        COLLECTOR.model_copy(
+            update={"caps": CapRules(per_charge={"usd": 1000}), "approval_above": {"usd": 500}}
+        )
+    )
+    form = {"payment_method": "pm_card_visa", "period": "2026-11", "amount": 290_000}
+    intent = in_process.charge(maker, INTENTS, **form).json()["id"]
+    assert error_of(step(in_process, narrow, intent, "confirm")) == "approval_required"
+    decide(in_process, approvals(in_process)[0])
+    # An operator's leave lifts the threshold, not the cap.
+    assert error_of(step(in_process, narrow, intent, "confirm")) == "spend_cap_exceeded"
+    assert error_of(step(in_process, narrow, intent, "cancel")) == "spend_cap_exceeded"
+    assert in_process.charges() == []
+    assert step(in_process, maker, intent, "confirm").json()["status"] == "succeeded"

@@ -11,6 +11,11 @@ import pytest
 
 from kb_mcp.proxy.access.policy import Policy
 from tests.in_process_proxy import InProcessProxy, error_of
+from tests.postgres import database, either_store, server
+
+__all__ = ["database", "either_store", "server"]
+
+pytestmark = pytest.mark.usefixtures("either_store")
 
 FIRST, SECOND, THIRD = (str(uuid.UUID(int=number, version=4)) for number in (1, 2, 3))
 BOTH = Policy(role="both", allow=("POST /v1/charges", "POST /v1/payment_intents"))
@@ -155,6 +160,32 @@ def test_one_key_with_two_bodies_at_once_charges_one(tmp_path: Path) -> None:
 
         assert sorted(pool.map(ask, range(12))) == [200] + [400] * 11
         assert len(in_process.charges()) == 1
+
+
+def test_a_declined_key_does_not_come_back_beside_the_next_occurrence(tmp_path: Path) -> None:
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        in_process.fault("402")
+        assert in_process.charge(key, key_header=FIRST).status_code == 402
+        assert error_of(in_process.charge(key, key_header=FIRST, amount=77)) == (
+            "idempotency_key_reused"
+        )
+        in_process.turn_clock(21 * HOUR)
+        paid = in_process.charge(key, key_header=SECOND)
+        assert paid.status_code == 200
+        in_process.turn_clock(HOUR)
+        assert error_of(in_process.charge(key, key_header=FIRST)) == "duplicate_suspected"
+        assert len(in_process.charges()) == 1
+
+
+def test_one_key_through_two_vault_keys_is_one_request(tmp_path: Path) -> None:
+    with InProcessProxy(tmp_path) as in_process:
+        one, other = in_process.issue(), in_process.issue()
+        first = in_process.charge(one, key_header=FIRST).json()["id"]
+        assert in_process.charge(other, key_header=FIRST).json()["id"] == first
+        assert error_of(in_process.charge(other, key_header=FIRST, amount=77)) == (
+            "idempotency_key_reused"
+        )
 
 
 def test_a_callers_key_spans_endpoints(tmp_path: Path) -> None:

@@ -127,6 +127,20 @@ def test_refunds_customers_and_payment_methods_hold(sandbox: Driver, schemas: Js
     holds(expanded, "charge", schemas)
 
 
+@pytest.mark.parametrize("name", ["cus_Abc123", "cus_PendingRefund1", "cus_RefundAction1"])
+@pytest.mark.parametrize("later", [None, "succeeded", "failed", "canceled"])
+def test_refunds_hold_in_every_state(
+    sandbox: Driver, schemas: Json, name: str, later: str | None
+) -> None:
+    charge = sandbox.charge(customer=name).json()["id"]
+    refund = sandbox.post("/v1/refunds", {"charge": charge, "amount": "900"}).json()
+    if later is not None:
+        moved = {"refund": refund["id"], "status": later}
+        refund = sandbox.post("/_sandbox/refunds", json=moved).json()
+    holds(refund, "refund", schemas)
+    holds(sandbox.get(f"/v1/charges/{charge}"), "charge", schemas)
+
+
 @pytest.mark.parametrize("kind", ["400", "401", "402", "403", "409", "429", "500_before"])
 def test_injected_errors_hold(sandbox: Driver, schemas: Json, kind: str) -> None:
     sandbox.fault(kind)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.operators.actions.keys import unfreeze_key
-from kb_mcp.operators.actions.operations import By, Done, reopen
+from kb_mcp.operators.actions.operations import By, Done, Reopening, reopen
 from kb_mcp.operators.actions.resolve import Resolution, StripeActs
 from kb_mcp.proxy.ledger.records import Attempt, KeyId, Operation
 from kb_mcp.proxy.stripe.reader import StripeReads
@@ -215,7 +215,9 @@ def test_a_refunded_bill_is_billed_once_more_under_a_key_of_its_own(tmp_path: Pa
         assert in_process.charge(key, period="2026-11").json()["id"] == first
         operation, _ = newest(in_process)
         ledger, by = in_process.proxy.store.ledger, By("me", "wrong card")
-        assert isinstance(in_process.run(reopen(ledger, operation, by, refunded=True)), Done)
+        assert isinstance(
+            in_process.run(reopen(ledger, operation, by, Reopening(), refunded=True)), Done
+        )
         second = in_process.charge(key, period="2026-11").json()["id"]
         assert second != first
         assert in_process.charge(key, period="2026-11").json()["id"] == second
@@ -223,7 +225,9 @@ def test_a_refunded_bill_is_billed_once_more_under_a_key_of_its_own(tmp_path: Pa
             "period_already_charged"
         )
         assert newest(in_process)[1][0].upstream_key == f"{operation.upstream_name}-r1"
-        assert not isinstance(in_process.run(reopen(ledger, operation, by, refunded=True)), Done)
+        assert not isinstance(
+            in_process.run(reopen(ledger, operation, by, Reopening(), refunded=True)), Done
+        )
         assert len(in_process.charges()) == 2
         assert broken_invariants(in_process) == []
 

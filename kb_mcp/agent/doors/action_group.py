@@ -15,7 +15,7 @@ from kb_mcp.agent.bedrock import (
     http_status,
     response_state,
 )
-from kb_mcp.agent.calls import CallContext, Caller
+from kb_mcp.agent.calls import CallContext, Caller, read_subject
 from kb_mcp.traces import Trace, read_trace
 
 Event = Mapping[str, object]
@@ -63,8 +63,10 @@ def _context(event: Event) -> CallContext:
     names = (agent.get("id"), agent.get("alias")) if isinstance(agent, Mapping) else ()
     agent_id = "/".join(name for name in names if isinstance(name, str))
     session = event.get("sessionId")
+    # An application says for whom it is where its other session facts are; a turn's own come first.
+    subject = read_subject(event.get("promptSessionAttributes"), event.get("sessionAttributes"))
     return CallContext(
-        agent_id or None, session if isinstance(session, str) else None, _trace(event)
+        agent_id or None, session if isinstance(session, str) else None, _trace(event), subject
     )
 
 

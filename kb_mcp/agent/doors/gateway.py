@@ -12,7 +12,7 @@ from typing import Final
 
 from kb_mcp.agent.arguments import Invalid, read_texts
 from kb_mcp.agent.bodies import Body, body_of
-from kb_mcp.agent.calls import Answer, CallContext, Caller, NotOffered
+from kb_mcp.agent.calls import Answer, CallContext, Caller, NotOffered, read_subject
 from kb_mcp.agent.catalogue import TOOLS
 from kb_mcp.traces import Trace, read_trace
 
@@ -46,7 +46,9 @@ def _answer(event: Mapping[str, object], names: Mapping[str, object], caller: Ca
     arguments = read_texts(tool, event.items())
     if isinstance(arguments, Invalid):
         return arguments
-    return caller(tool.name, arguments, CallContext(_text(names, GATEWAY_ID), trace=_trace(names)))
+    subject = read_subject(names.get(HEADERS))
+    context = CallContext(_text(names, GATEWAY_ID), trace=_trace(names), subject=subject)
+    return caller(tool.name, arguments, context)
 
 
 def _trace(names: Mapping[str, object]) -> Trace | None:

@@ -21,7 +21,8 @@ def openapi(tools: Sequence[Tool], *, confirmation: bool = True) -> Json:
         "info": {
             "title": "kb-mcp billing",
             "version": "1.0.0",
-            "description": "Charge a customer exactly once for a period, and look charges up.",
+            "description": "Charge a customer exactly once for a period, look charges up, and "
+            "give them back.",
         },
         "paths": {
             tool.http_path: {tool.http_method.lower(): _operation(tool, confirmation=confirmation)}
@@ -42,7 +43,7 @@ def _operation(tool: Tool, *, confirmation: bool) -> Json:
     if tool.http_method == "POST":
         content = {JSON: {"schema": schema}}
         operation["requestBody"] = {
-            "description": "The bill.",
+            "description": "The arguments.",
             "required": True,
             "content": content,
         }

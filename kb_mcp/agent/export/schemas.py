@@ -22,7 +22,10 @@ _FULL: Final = (*_PLAIN, "enum", "pattern", "minimum", "exclusiveMinimum", "maxL
 
 def arguments_schema(tool: Tool, *, full: bool = False) -> Json:
     """Return the schema of what `tool` takes, without what is hidden."""
-    return _schema(tool.arguments, tool.hidden, full=full)
+    schema = _schema(tool.arguments, tool.hidden, full=full)
+    for name, text in tool.texts.items():
+        schema["properties"][name]["description"] = text
+    return schema
 
 
 def result_schema(tool: Tool, *, full: bool = False) -> Json:
@@ -37,12 +40,16 @@ def properties(schema: Json) -> dict[str, Json]:
 
 
 def _schema(model: type[BaseModel], hidden: frozenset[str], *, full: bool) -> Json:
-    whole = model.model_json_schema()
+    return _object(whole := model.model_json_schema(), whole.get("$defs", {}), hidden, full=full)
+
+
+def _object(whole: Json, shared: Json, hidden: frozenset[str], *, full: bool) -> Json:
+    """Return an object's schema; `shared` are the schemas that it names, which are inlined."""
     kept = _FULL if full else _PLAIN
     schema: Json = {
         "type": "object",
         "properties": {
-            name: _flat(field, kept, required=name in whole.get("required", ()))
+            name: _flat(field, kept, shared, full=full, required=name in whole.get("required", ()))
             for name, field in whole["properties"].items()
             if name not in hidden
         },
@@ -52,7 +59,7 @@ def _schema(model: type[BaseModel], hidden: frozenset[str], *, full: bool) -> Js
     return schema
 
 
-def _flat(field: Json, kept: tuple[str, ...], *, required: bool) -> Json:
+def _flat(field: Json, kept: tuple[str, ...], shared: Json, *, full: bool, required: bool) -> Json:
     """Take the one alternative that is not null: what may be left out need not be null too.
 
     It may be empty instead: a client that makes every argument required can then say nothing.
@@ -62,4 +69,7 @@ def _flat(field: Json, kept: tuple[str, ...], *, required: bool) -> Json:
     flat = {key: merged[key] for key in kept if merged.get(key) is not None}
     if not required and "pattern" in flat:
         flat["pattern"] = "^(" + flat["pattern"].removeprefix("^").removesuffix("$") + ")?$"
+    named = merged.get("items", {}).get("$ref", "").rpartition("/")[2]
+    if named:
+        flat["items"] = _object(shared[named], shared, frozenset(), full=full)
     return flat

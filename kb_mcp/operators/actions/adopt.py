@@ -156,7 +156,7 @@ def operation_of(
     first, last = (None, None) if refund else _days_of(period, customer, created_ms)
     moved = made.moved if final and made is not None and made.moved is not None else money.amount
     operation = Operation(
-        id=OperationId(mark) if _OPERATION_ID.fullmatch(mark) else fresh_id,
+        id=marked_id(mark, fresh_id),
         name=name,
         named_by=named_by,
         route=route.endpoint,
@@ -174,7 +174,7 @@ def operation_of(
         held=0 if refund else moved,
         reserved_at=created_ms,
         first_arrival_at=created_ms,
-        attempt=_number_of(attempt_mark),
+        attempt=number_of(attempt_mark),
         key_id=lineages.get(lineage, KeyId(NOBODY)),
         lineage_id=LineageId(lineage if lineage in lineages else NOBODY),
         object_id=names[-1],
@@ -182,6 +182,7 @@ def operation_of(
         answer_status=None if len(names) > 1 else 200,
         answer=None if len(names) > 1 else json.dumps(charge, separators=(",", ":")).encode(),
         overshoot=True,
+        refunded_at=now if final and charge.get("refunded") is True else None,
         next_read_at=None if final else now,
         created_at=created_ms,
         updated_at=now,
@@ -207,8 +208,13 @@ async def adopt(
         # K-r2 alone is the third generation: the next one must not be called K-r2 again.
         generation = max(_generation_of(operation), 0 if newest is None else newest.generation + 1)
         kept = replace(operation, generation=generation)
+        older = (
+            (replace(newest, successor=kept.id, updated_at=snapshot.now),)
+            if newest is not None and newest.refunded and newest.successor is None
+            else ()
+        )
         changes = Changes(
-            operations=(kept,),
+            operations=(*older, kept),
             attempts=(attempt,),
             windows=counted(snapshot, None, kept),
             audit=(_row(kept, operator),),
@@ -255,7 +261,13 @@ def _days_of(
     return (None, None) if customer is None else suspected_days(created_ms)
 
 
-def _number_of(attempt_mark: str | None) -> int:
+def marked_id(mark: object, fresh_id: OperationId) -> OperationId:
+    """Return the id of the operation that a mark names; `fresh_id` where it names none."""
+    named = isinstance(mark, str) and _OPERATION_ID.fullmatch(mark)
+    return OperationId(str(mark)) if named else fresh_id
+
+
+def number_of(attempt_mark: str | None) -> int:
     """Return which attempt of its operation a mark stands for: 2 for K-2, 1 for K and K-r1."""
     found = _ATTEMPT_SUFFIX.search(attempt_mark or "")
     return max(int(found[1]), 1) if found and len(found[1]) < 10 else 1

@@ -21,12 +21,13 @@ from kb_mcp.operators.actions.adopt import (
     proof_of,
 )
 from kb_mcp.operators.actions.readopt import adopt_known
+from kb_mcp.operators.actions.refunds import adopt_refund, refund_operation
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import Attempt, KeyId, Operation, OperationId
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.gaps import WALKED, Known, holds_money, mark_of
 from kb_mcp.proxy.stripe.marks import marks, object_names
-from kb_mcp.proxy.stripe.reader import StripeReads, Unread
+from kb_mcp.proxy.stripe.reader import Found, StripeReads, Unread
 
 Item = Mapping[str, Any]
 CHUNK = 100
@@ -79,7 +80,8 @@ class Adoption:
     ) -> list[Item] | Unread:
         """Return what moved or holds money at Stripe and is not in the ledger, oldest first.
 
-        Of intents and refunds those alone that kb-mcp made; the charge of an intent speaks for it.
+        Of intents those alone that kb-mcp made; the charge of an intent speaks for it. Refunds come
+        after the charges that they give back.
         """
         found: list[Item] = []
         spoken: set[str] = set()
@@ -88,7 +90,7 @@ class Adoption:
             if isinstance(listed, Unread):
                 return listed
             for item in listed:
-                ours = path == "/v1/charges" or "keybrake_operation" in marks(item)
+                ours = path != "/v1/payment_intents" or "keybrake_operation" in marks(item)
                 names = set(object_names(item))
                 if ours and holds_money(item, route) and not names & spoken:
                     found.append(item)
@@ -96,17 +98,23 @@ class Adoption:
         lacking = [each for chunk in _chunks(found) for each in await self._lacking(chunk)]
         # Stripe lists the newest first, and the newest of a bill is to speak for it.
         lacking.reverse()
-        return sorted(lacking, key=lambda each: int(each.get("created", 0)))
+        return sorted(lacking, key=lambda each: (_is_refund(each), int(each.get("created", 0))))
 
     async def take(self, item: Item) -> Taken:
         """Adopt one object, or say why not. Raises: LedgerUnavailableError."""
         if proof_of(item) is None:
             return Taken(item, None, Left("its status cannot be read"))
-        period = period_of(item, self.period_from)
+        period = None if _is_refund(item) else period_of(item, self.period_from)
         plain = None if isinstance(period, Left) else period
-        found, attempt = operation_of(
-            item, plain, self.lineages, self.now, OperationId(self.new_id("op"))
-        )
+        fresh = OperationId(self.new_id("op"))
+        if _is_refund(item):
+            charge = await self.reads.get(f"/v1/charges/{item.get('charge')}")
+            if not isinstance(charge, Found):
+                return Taken(item, None, Left("its charge cannot be read"))
+            customer = charge.body.get("customer")
+            found, attempt = refund_operation(item, customer, self.lineages, self.now, fresh)
+        else:
+            found, attempt = operation_of(item, plain, self.lineages, self.now, fresh)
         young = self.now - found.reserved_at < self.ledger.settings.recovery_grace_ms
         if young and found.lineage_id != NOBODY:
             # Ours, and so new that the process that sent it may be about to conclude it.
@@ -120,7 +128,8 @@ class Adoption:
                 found = replace(found, id=OperationId(self.new_id("op")))
                 key = f"{NOBODY}-{found.object_id}"
                 attempt = replace(attempt, operation_id=found.id, upstream_key=key)
-            return Taken(item, found, await self._write(adopt, found, attempt))
+            how = adopt_refund if _is_refund(item) else adopt
+            return Taken(item, found, await self._write(how, found, attempt))
         found = replace(found, id=known.id)
         return Taken(
             item,
@@ -145,6 +154,10 @@ class Adoption:
         names = sorted({name for each in items for name in object_names(each)})
         known = await self.records.known(names, ())
         return [each for each in items if not known.objects.intersection(object_names(each))]
+
+
+def _is_refund(item: Item) -> bool:
+    return item.get("object") == "refund"
 
 
 def _chunks(items: Sequence[Item]) -> list[Sequence[Item]]:

@@ -29,6 +29,7 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.windows import counts_at
 
 POLL_S = 0.05
 
@@ -137,34 +138,44 @@ async def revoke_key(
         return key, Changes(keys=(key,), audit=(_row("revoke", key, operator, note=reason),))
 
     key = await ledger.transact(lambda _: _refs(key_id), step)
-    under_way = left = await _under_way(records, key)
+    under_way = left = await sends_under_way(records, key.lineage_id)
     try:
         async with asyncio.timeout(wait_s):
             while left:
                 await asyncio.sleep(POLL_S)
-                left = await _under_way(records, key)
+                left = await sends_under_way(records, key.lineage_id)
     except TimeoutError:
         pass
     return Revoked(key, under_way, left)
 
 
 async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str) -> Lineage:
-    """Thaw the lineage of `key_id`, and start its count of declines anew.
+    """Thaw the lineage of `key_id`, and start its count of the day's declines anew.
 
     Raises: NoSuchKeyError.
     """
+    known = await ledger.find_key(key_id)
+    if known is None:
+        raise NoSuchKeyError(f"there is no vault key {key_id}")
+    lineage_id = known[0].lineage_id
 
     def step(snapshot: Snapshot) -> tuple[Lineage, Changes]:
         key = _key(snapshot, key_id)
-        thawed = replace(snapshot.lineage(key.lineage_id), frozen_at=None, frozen_reason=None)
+        thawed = replace(snapshot.lineage(lineage_id), frozen_at=None, frozen_reason=None)
+        today = snapshot.window(counts_at(snapshot.now, lineage_id))
         row = _row("unfreeze", key, operator, note=reason)
-        return thawed, Changes(lineages=(thawed,), audit=(row,))
+        anew = (replace(today, declines=0),) if today.declines else ()
+        return thawed, Changes(lineages=(thawed,), windows=anew, audit=(row,))
 
-    return await ledger.transact(lambda _: _refs(key_id), step)
+    return await ledger.transact(
+        lambda now: replace(_refs(key_id), windows=frozenset({counts_at(now, lineage_id)})),
+        step,
+    )
 
 
-async def _under_way(records: Records, key: VaultKey) -> int:
-    found = await records.operations(state="reserved", lineage_id=key.lineage_id)
+async def sends_under_way(records: Records, lineage_id: str) -> int:
+    """Return how many sends of a lineage's keys are under way now."""
+    found = await records.operations(state="reserved", lineage_id=lineage_id)
     return sum(operation.lease_owner is not None for operation, _ in found)
 
 

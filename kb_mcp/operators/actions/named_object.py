@@ -15,6 +15,7 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.matching import BEFORE_MS, marks_of
 from kb_mcp.proxy.stripe.evidence import customer_of
+from kb_mcp.proxy.stripe.json_objects import created_ms, object_id
 
 # What is known to have made nothing is settled by its own mark alone.
 _NEEDS_A_MARK = frozenset({S.FAILED, S.AWAITING_APPROVAL})
@@ -22,8 +23,10 @@ _NEEDS_A_MARK = frozenset({S.FAILED, S.AWAITING_APPROVAL})
 
 def names_of(item: Mapping[str, Any]) -> frozenset[str]:
     """Return the ids under which another operation may own `item`: its own, and its intent's."""
-    names = (item.get("id"), item.get("payment_intent"))
-    return frozenset(name for name in names if isinstance(name, str))
+    names = {object_id(item.get("id"))}
+    if item.get("object") != "refund":
+        names.add(object_id(item.get("payment_intent")))
+    return frozenset(name for name in names if name is not None)
 
 
 def why_not_its(snapshot: Snapshot, operation: Operation, item: Mapping[str, Any]) -> str | None:
@@ -70,16 +73,20 @@ def _wrong_mark(
 
 
 def _other_values(snapshot: Snapshot, operation: Operation, item: Mapping[str, Any]) -> str | None:
+    whose: tuple[str, object, object] = ("customer", customer_of(item), operation.customer)
+    if operation.gives_back is not None:
+        # A refund does not say whose it is, nor in which mode: its charge does.
+        whose = ("charge", item.get("charge"), operation.gives_back)
     found = {
         "amount": item.get("amount"),
         "currency": item.get("currency"),
-        "customer": customer_of(item),
+        whose[0]: whose[1],
         "livemode": item.get("livemode", snapshot.settings.mode == "live"),
     }
     wanted = {
         "amount": operation.amount,
         "currency": operation.currency,
-        "customer": operation.customer,
+        whose[0]: whose[2],
         "livemode": snapshot.settings.mode == "live",
     }
     return next(
@@ -93,14 +100,16 @@ def _other_values(snapshot: Snapshot, operation: Operation, item: Mapping[str, A
 
 
 def _too_old(operation: Operation, attempts: list[Attempt], item: Mapping[str, Any]) -> str | None:
-    created = item.get("created")
+    created = created_ms(item.get("created"))
     sent = min((each.first_sent_at for each in attempts), default=operation.first_arrival_at)
-    if isinstance(created, int) and created * 1000 >= sent - BEFORE_MS:
+    if created is not None and created >= sent - BEFORE_MS:
         return None
     return "it was created before the operation was first sent"
 
 
 def _another_bill(operation: Operation, item: Mapping[str, Any]) -> str | None:
+    if operation.gives_back is not None:
+        return None
     marks = marks_of(item)
     reference = marks.get("reference")
     if reference and reference != operation.reference:

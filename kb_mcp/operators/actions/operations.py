@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from kb_mcp.money import MoneyError, check_amount
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
@@ -26,6 +27,7 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.operation_names import tally_of
+from kb_mcp.proxy.rules.permits import REFUND_READ_EVERY_MS
 
 REASON_MAX = 200
 FORGOTTEN_DECLINE = "The payment was declined. Its details were erased."
@@ -69,26 +71,92 @@ class By:
         )
 
 
-async def reopen(ledger: Ledger, operation: Operation, by: By, *, refunded: bool) -> Done | NotDone:
-    """Let a refunded bill be billed once more (under K-r1…), or waive one wrong suspicion."""
+@dataclass(frozen=True, slots=True)
+class Reopening:
+    """What may be billed once more: this bill, for `amount` (minor units) where one is given.
+
+    With `release` it is the days of the bill, for other periods than its own.
+    """
+
+    amount: int | None = None
+    release: bool = False
+
+
+async def reopen(
+    ledger: Ledger, operation: Operation, by: By, said: Reopening, *, refunded: bool
+) -> Done | NotDone:
+    """Let a refunded bill be billed once more (under K-r1…), or waive one wrong suspicion.
+
+    `refunded` says that Stripe shows it as given back in full, by refunds that succeeded.
+    """
 
     def step(snapshot: Snapshot) -> tuple[Done | NotDone, Changes]:
         current = snapshot.operations[operation.id]
-        newest = snapshot.newest(current.name)
-        if current.state is not S.SUCCEEDED or not current.final:
-            why = f"operation {current.id} is {told_state(current)}, not succeeded for good"
-            return NotDone(why, "Only what was charged can be billed once more."), Changes()
-        if newest is None or newest.id != current.id:
-            newer = newest.id if newest else "another operation"
-            return NotDone(f"{newer} is the newest of this bill", None), Changes()
-        if current.reopened or (current.waived and not refunded):
-            return NotDone(f"operation {current.id} is open already", None), Changes()
-        # Unrefunded, its own period stays charged: one other bill that looks like it may pass.
-        again = replace(current, reopened=refunded, waived=not refunded, updated_at=snapshot.now)
-        return Done(again), Changes(operations=(again,), audit=(by.row("reopen", again),))
+        refusal = _not_reopenable(snapshot, current, said, refunded=refunded)
+        if refusal is not None:
+            return refusal, Changes()
+        again = replace(current, updated_at=snapshot.now)
+        if refunded:
+            due = snapshot.now + REFUND_READ_EVERY_MS
+            again = replace(again, refunded_at=snapshot.now, refund_read_at=due, waived=False)
+        if said.release:
+            row = by.row("release", again)
+            again = replace(again, released=True)
+        else:
+            # Unrefunded, its own period stays charged: one other bill that looks like it may pass.
+            row = replace(by.row("reopen", again), amount=said.amount or again.amount)
+            again = replace(
+                again,
+                reopened=refunded,
+                waived=not refunded,
+                permit_amount=said.amount,
+                successor=None,
+            )
+        return Done(again), Changes(operations=(again,), audit=(row,))
 
-    refs = Refs(operations=frozenset({operation.id}), names=frozenset({operation.name}))
+    ids = frozenset({operation.id, *filter(None, [operation.successor])})
+    refs = Refs(operations=ids, names=frozenset({operation.name}))
     return await ledger.transact(lambda _: refs, step)
+
+
+def _not_reopenable(
+    snapshot: Snapshot, current: Operation, said: Reopening, *, refunded: bool
+) -> NotDone | None:
+    if current.state is not S.SUCCEEDED or not current.final:
+        why = f"operation {current.id} is {told_state(current)}, not succeeded for good"
+        return NotDone(why, "Only what was charged can be billed once more.")
+    newest = snapshot.newest(current.name)
+    if newest is not None and newest.id != current.id:
+        return NotDone(f"{newest.id} is the newest of this bill", "Reopen that one.")
+    if not refunded and (said.release or said.amount is not None):
+        hint = "Refund it at Stripe first; a refund counts once it has succeeded."
+        return NotDone(f"Stripe shows no full refund of {current.object_id}", hint)
+    wrong = _wrong_amount(said, current)
+    if wrong is not None:
+        return wrong
+    if said.release:
+        return NotDone(f"operation {current.id} is released already") if current.released else None
+    if current.refunded and (taker := snapshot.successor(current)) is not None:
+        billed = taker.object_id or taker.state.value
+        return NotDone(f"{taker.id} ({billed}) was billed in its place", "Look at that one.")
+    open_for = current.permit_amount or current.amount
+    unused = current.successor is None
+    same = (current.reopened and open_for == (said.amount or current.amount)) or (
+        current.waived and not refunded
+    )
+    return NotDone(f"operation {current.id} is open already") if unused and same else None
+
+
+def _wrong_amount(said: Reopening, operation: Operation) -> NotDone | None:
+    if said.amount is None:
+        return None
+    if said.release:
+        return NotDone("days are freed without an amount", "Give an amount or release, not both.")
+    try:
+        check_amount(said.amount, operation.currency)
+    except MoneyError as error:
+        return NotDone(str(error), "The amount is in the currency's minor unit: 2900 is 29.00 USD.")
+    return None
 
 
 async def reset_declines(ledger: Ledger, operation: Operation, by: By) -> int:

@@ -15,8 +15,10 @@ from kb_mcp.operators.actions.operations import (
     By,
     Done,
     NotDone,
+    Reopening,
     reopen,
 )
+from kb_mcp.operators.actions.refunds import reopen_refund
 from kb_mcp.operators.actions.settle import settle_by_object
 from kb_mcp.operators.actions.void import void_by, why_not_now
 from kb_mcp.proxy.access.authenticate import policy_of
@@ -26,10 +28,10 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.list_walks import FOR_AN_OPERATOR
 from kb_mcp.proxy.recovery import DAILY_DECLINES_DEFAULT, Recovery
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.reader import Found, StripeReads, Unread
+from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads, Unread
+from kb_mcp.proxy.stripe.refund_reads import GivenBack, read_refund
 
 _OBJECT_ID = re.compile(r"[A-Za-z0-9_]{1,128}")
-_INTENTS = "POST /v1/payment_intents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +85,29 @@ class StripeActs:
             return NotDone(why, "Try again.")
         return done
 
-    async def reopen(self, operation: Operation, by: By) -> Done | NotDone:
-        """Let a refunded bill be billed once more, or waive a suspicion that was wrong."""
+    async def reopen(self, operation: Operation, by: By, said: Reopening) -> Done | NotDone:
+        """Let a refunded bill be billed once more, or waive a suspicion that was wrong.
+
+        What counts is what Stripe's list of refunds shows now. Of a refund, one more may be made.
+        """
+        if operation.kind == "refund":
+            return await reopen_refund(self.ledger, operation, by)
         refunded = False
         if operation.object_id is not None:
-            intent = operation.route == _INTENTS
-            path = f"/v1/charges/{operation.object_id}"
-            if intent:
-                path = f"/v1/payment_intents/{operation.object_id}?expand[]=latest_charge"
-            item = await self._read(path, operation.object_id)
-            if isinstance(item, NotDone):
-                return item
-            charge = item.get("latest_charge") if intent else item
-            refunded = isinstance(charge, Mapping) and charge.get("refunded") is True
-        return await reopen(self.ledger, operation, by, refunded=refunded)
+            seen = await read_refund(self.reads, operation)
+            match seen:
+                case Unread():
+                    why = f"the refunds of {operation.object_id} cannot be read: {seen.why}"
+                    hint = "Nothing was changed. The Stripe key must be allowed to read refunds."
+                    return NotDone(why, hint)
+                case Missing():
+                    return NotDone(f"Stripe has no {operation.object_id}", "Check the key's mode.")
+                case GivenBack(waiting=waiting) if waiting is not None:
+                    why = f"the refund {waiting} of {operation.object_id} has not succeeded"
+                    return NotDone(why, "It may still fail. Run this again once it has succeeded.")
+                case GivenBack():
+                    refunded = seen.whole
+        return await reopen(self.ledger, operation, by, said, refunded=refunded)
 
     async def _read(self, path: str, object_id: str) -> Mapping[str, Any] | NotDone:
         if not _OBJECT_ID.fullmatch(object_id):

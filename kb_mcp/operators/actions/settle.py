@@ -13,17 +13,21 @@ from msgspec.structs import replace
 
 from kb_mcp.operators.actions.named_object import marked_key, names_of, why_not_its
 from kb_mcp.operators.actions.operations import By, Done, NotDone, unresolvable
+from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.governor import ending_refs
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import Attempt, AuditDraft, Changes, Operation, Refs
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.windows import windows_at
+from kb_mcp.proxy.ledger.windows import windows_then
 from kb_mcp.proxy.rules.conclude import conclude
 from kb_mcp.proxy.rules.ending import Ending
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.evidence import Made, prove_object
+from kb_mcp.proxy.stripe.json_objects import created_ms
 
+# What an object says of itself may be anybody's text, and is shown on a terminal.
+WHY_MAX = 400
 _SETTLED_BY_OBJECT = frozenset({S.UNKNOWN, S.FAILED, S.VOIDED, S.AWAITING_APPROVAL})
 
 
@@ -52,14 +56,12 @@ async def settle_by_object(
         different = why_not_its(snapshot, current, item)
         if different is not None:
             why = f"{made.object_id} is not operation {current.id}: {different}"
-            return NotDone(why), Changes()
+            return NotDone(clean_text(why, WHY_MAX)), Changes()
         return _settle(snapshot, current, item, made, by, daily_declines)
 
     def refs(now: int) -> Refs:
         named = ending_refs(operation, made, now)
-        made_in = windows_at(
-            created_ms(item), operation.lineage_id, operation.customer, operation.currency
-        )
+        made_in = windows_then(operation, _made_at(item))
         return replace(
             named,
             objects=named.objects | names_of(item),
@@ -67,12 +69,6 @@ async def settle_by_object(
         )
 
     return await ledger.transact(refs, step)
-
-
-def created_ms(item: Mapping[str, Any]) -> int:
-    """Return when Stripe made an object, in ms; 0 where it does not say."""
-    created = item.get("created")
-    return created * 1000 if isinstance(created, int) and created > 0 else 0
 
 
 def _settle(
@@ -86,7 +82,7 @@ def _settle(
     attempt = _attempt_of(snapshot, current, item)
     if (current.id, attempt.number) not in snapshot.attempts:
         # A store that lost records knows nothing of this send: it counts when it was made.
-        current = replace(current, attempt=attempt.number, reserved_at=created_ms(item))
+        current = replace(current, attempt=attempt.number, reserved_at=_made_at(item))
         snapshot.apply(Changes(operations=(current,), attempts=(attempt,)))
     ending = Ending(
         operation_id=current.id,
@@ -109,7 +105,7 @@ def _attempt_of(snapshot: Snapshot, operation: Operation, item: Mapping[str, Any
         return marked
     if mark is None and attempts:
         return attempts[-1]
-    at = created_ms(item)
+    at = _made_at(item)
     return Attempt(
         operation_id=operation.id,
         number=operation.attempt + 1,
@@ -121,3 +117,7 @@ def _attempt_of(snapshot: Snapshot, operation: Operation, item: Mapping[str, Any
         last_sent_at=at,
         key_id=operation.key_id,
     )
+
+
+def _made_at(item: Mapping[str, Any]) -> int:
+    return created_ms(item.get("created")) or 0

@@ -21,6 +21,7 @@ from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs, State, Tally
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import day_of, rfc3339
+from kb_mcp.proxy.refund_watch import REFUND_FAILED
 from kb_mcp.proxy.rules.gaps import GAP_FOUND, WALK_FAILED
 
 AUDIT_KIND = "alert"
@@ -92,6 +93,7 @@ class Alerts:
             spend=await self.views.spend(day_of(now)),
             keys=await self.views.keys(),
             unknown=await self.views.operations(OPEN_MAX, state=State.UNKNOWN.value),
+            refunds_failed=self.views.audit(OPEN_MAX, code=REFUND_FAILED, since=since),
             reconciled=self.views.audit(OPEN_MAX, code=RECONCILE_DIFFERENCE, since=since),
             gaps=self.views.audit(OPEN_MAX, code=GAP_FOUND, since=since),
             unwalked=self.views.audit(OPEN_MAX, code=WALK_FAILED, since=since),

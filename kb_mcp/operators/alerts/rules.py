@@ -29,6 +29,7 @@ class Kind(StrEnum):
     OUTCOME_UNKNOWN = "outcome_unknown"
     CHAIN_BROKEN = "chain_broken"
     RECONCILE_DIFFERENCE = "reconcile_differs"
+    REFUND_FAILED = "reopened_refund_failed"
     REFUSAL_BURST = "refusal_burst"
     LEDGER_BEHIND = "ledger_behind"
     WALK_FAILED = "walk_failed"
@@ -61,6 +62,7 @@ class Sight:
     keys: Sequence[Record]
     unknown: Sequence[Record]
     reconciled: Sequence[Record]
+    refunds_failed: Sequence[Record]
     refusals: Sequence[str]
     breaks: Sequence[Break]
     since: str
@@ -78,6 +80,7 @@ def alerts_of(sight: Sight) -> list[Alert]:
         *_keys(sight),
         *_unknown(sight.unknown),
         *_audit(sight),
+        *_refunds(sight),
         *_bursts(sight),
         *_log(sight),
     ]
@@ -163,6 +166,19 @@ def _walks(sight: Sight) -> Iterator[Alert]:
         for row in rows:
             if row["time"] >= sight.since:
                 yield Alert(id=f"{kind}:{row['id']}", kind=kind, text=f"{text}: {row['note']}.")
+
+
+def _refunds(sight: Sight) -> Iterator[Alert]:
+    for row in sight.refunds_failed:
+        yield Alert(
+            id=f"reopened_refund_failed:{row['id']}",
+            kind=Kind.REFUND_FAILED,
+            text=f"{row['object_id']} of {row['customer_id']} was reopened. {row['note']}",
+            operation_id=row["operation_id"],
+            customer_id=row["customer_id"],
+            amount=row["amount"],
+            currency=row["currency"],
+        )
 
 
 def _bursts(sight: Sight) -> Iterator[Alert]:

@@ -15,11 +15,25 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kb_mcp.operators.actions.approvals import NotDecided, Verdict, decide_approval
-from kb_mcp.operators.actions.keys import issue_key, revoke_key, rotate_key, unfreeze_key
-from kb_mcp.operators.actions.operations import By, Done, NotDone, reset_declines
+from kb_mcp.operators.actions.grants import (
+    NoSuchGrantError,
+    NotGrantedError,
+    add_grant,
+    new_grant,
+    remove_grant,
+)
+from kb_mcp.operators.actions.keys import (
+    NoSuchKeyError,
+    issue_key,
+    revoke_key,
+    rotate_key,
+    unfreeze_key,
+)
+from kb_mcp.operators.actions.operations import By, Done, NotDone, Reopening, reset_declines
 from kb_mcp.operators.actions.resolve import Resolution, StripeActs
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.operators.requests import (
+    GrantBody,
     InputError,
     KeyBody,
     NoBody,
@@ -38,8 +52,9 @@ from kb_mcp.operators.requests import (
     read_wanted,
 )
 from kb_mcp.operators.sign_in.access import Access
+from kb_mcp.proxy.access.grants import MatchError
 from kb_mcp.proxy.access.tokens import Minted
-from kb_mcp.proxy.edge.records import Record, Spend
+from kb_mcp.proxy.edge.records import Record, Spend, grant_record
 from kb_mcp.proxy.ledger.records import KeyId, Operation
 
 REVOKE_WAIT_S = 5
@@ -66,6 +81,7 @@ class AdminApi:
             "/spend": self.list_spend,
             "/audit": self.list_audit,
             "/approvals": self.list_approvals,
+            "/grants": self.list_grants,
         }
         post: dict[str, Answer] = {
             "/keys": self.issue,
@@ -73,6 +89,8 @@ class AdminApi:
             "/keys/{id}/unfreeze": self.unfreeze,
             "/keys/{id}/rotate": self.rotate,
             "/approvals/{id}/{verdict:str}": self.decide,
+            "/grants": self.add_grant,
+            "/grants/{id}/remove": self.remove_grant,
             "/operations/{id}/resolve": self.resolve,
             "/operations/{id}/reopen": self.reopen,
             "/operations/{id}/reset": self.reset,
@@ -122,7 +140,7 @@ class AdminApi:
 
     async def list_audit(self, request: Request, _operator: str) -> Response:
         """Answer with matching audit rows, newest first."""
-        names = ("key", "customer", "code", "operation", "agent", "session")
+        names = ("key", "customer", "code", "operation", "agent", "session", "subject")
         query = read_query(request, (*names, "since", "until", "limit"))
         filters = {name: query.get(name) for name in names}
         span = {name: read_moment(query, name) for name in ("since", "until")}
@@ -132,6 +150,44 @@ class AdminApi:
         """Answer with approvals, newest first."""
         query = read_query(request, ("state", "limit"))
         return _list(await self.views.approvals(read_limit(query), query.get("state")))
+
+    async def list_grants(self, request: Request, _operator: str) -> Response:
+        """Answer with every grant that is not removed."""
+        read_query(request, ())
+        found = await self.views.records.grants()
+        return _list([grant_record(grant) for grant in found if grant.removed_at is None])
+
+    async def add_grant(self, request: Request, operator: str) -> Response:
+        """Let identities stand for a vault key."""
+        body = await read_json(request, GrantBody)
+        matches = [f"{name}={value}" for name, value in body.match.items()]
+        try:
+            wanted = new_grant(body.issuer, matches, body.key_id, clean_reason(body.label))
+            grant = await add_grant(self.views.ledger, wanted, self.random_bytes, operator)
+        except MatchError as error:
+            raise InputError(400, "parameter_invalid", f"{error}.", "match") from None
+        except NoSuchKeyError:
+            raise unknown_key() from None
+        except NotGrantedError as error:
+            raise InputError(409, "grant_refused", f"{error}.") from None
+        return JSONResponse(grant_record(grant), 201)
+
+    async def remove_grant(self, request: Request, operator: str) -> Response:
+        """Remove a grant, and say how many sends of its key were under way."""
+        await read_json(request, NoBody)
+        try:
+            removed = await remove_grant(
+                self.views.ledger,
+                self.views.records,
+                request.path_params["id"],
+                operator,
+                REVOKE_WAIT_S,
+            )
+        except NoSuchGrantError:
+            message = "There is no grant with this id."
+            raise InputError(404, "grant_unknown", message) from None
+        counts = {"under_way": removed.under_way, "still_under_way": removed.still_under_way}
+        return JSONResponse({**grant_record(removed.grant), **counts})
 
     async def issue(self, request: Request, operator: str) -> Response:
         """Issue a key; the answer alone holds its token."""
@@ -202,12 +258,10 @@ class AdminApi:
         return await self._done(await acts.resolve(operation, said, operator))
 
     async def reopen(self, request: Request, operator: str) -> Response:
-        """Let a refunded bill be billed once more."""
+        """Let a refunded bill be billed once more, or free its days."""
         acts, operation = await self._at_stripe(request)
-        reason = clean_reason((await read_json(request, ReopenBody)).reason)
-        if reason is None:
-            raise unreasoned()
-        return await self._done(await acts.reopen(operation, By(operator, reason)))
+        reason, said = read_reopening(await read_json(request, ReopenBody))
+        return await self._done(await acts.reopen(operation, By(operator, reason), said))
 
     async def reset(self, request: Request, operator: str) -> Response:
         """Start the count of declines of a bill anew."""
@@ -266,6 +320,14 @@ def read_resolution(body: ResolveBody) -> Resolution:
     if body.void and reason is None:
         raise unreasoned()
     return Resolution(object_id, reason)
+
+
+def read_reopening(body: ReopenBody) -> tuple[str, Reopening]:
+    """Return why, and what is reopened. Raises: InputError."""
+    reason = clean_reason(body.reason)
+    if reason is None:
+        raise unreasoned()
+    return reason, Reopening(body.amount, body.release)
 
 
 def unreasoned() -> InputError:

@@ -16,7 +16,7 @@ from kb_mcp.operators.actions.keys import (
     rotate_key,
     unfreeze_key,
 )
-from kb_mcp.operators.actions.operations import By, NotDone, note, reset_declines
+from kb_mcp.operators.actions.operations import By, NotDone, Reopening, note, reset_declines
 from kb_mcp.operators.actions.operations import Done as Acted
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.operators.api.admin import (
@@ -152,7 +152,7 @@ class Actions:
         if reason is None:
             raise unreasoned()
         by = By(visit.session.operator, reason)
-        outcome = await lent(self.acts).reopen(operation, by)
+        outcome = await lent(self.acts).reopen(operation, by, Reopening())
         return _done(outcome, operation, "Reopened: the next call may bill it once more.")
 
     async def reset(self, visit: Visit, _fields: Fields) -> Done:

@@ -57,8 +57,11 @@ def _from_role(form: Fields, mode: Mode, now: int) -> Wanted:
     for name in ("rate", "daily_charges"):
         if form.get(name, "").strip():
             asked[name] = _count(name, form[name].strip())
-    if form.get("approval_above", "").strip():
-        asked["approval_above"] = _caps("approval_above", form["approval_above"])
+    for name in ("approval_above", "refund_approval_above"):
+        if form.get(name, "").strip():
+            asked[name] = _caps(name, form[name])
+    if form.get("refund_daily", "").strip():
+        asked["refund_caps"] = {"daily": _caps("refund_daily", form["refund_daily"])}
     return read_wanted(check_body(KeyBody, asked), mode, now)
 
 

@@ -176,11 +176,7 @@ class Pages:
         found = await self.views.operation(operation_id)
         if found is None:
             raise InputError(404, "operation_unknown", "There is no operation with this id.")
-        approvals = [
-            approval
-            for approval in await self.views.approvals(NEEDS_MAX, "pending")
-            if approval["operation_id"] == operation_id
-        ]
+        approvals = await self.views.approvals(NEEDS_MAX, "pending", operation_id=operation_id)
         trail = self.views.audit(TIMELINE_MAX, operation=operation_id)[::-1]
         return self._page(
             visit, "operation.html", "operations", operation=found, approvals=approvals, trail=trail
@@ -188,7 +184,7 @@ class Pages:
 
     async def audit(self, visit: Visit) -> Response:
         """Show the audit, newest first."""
-        names = ("key", "customer", "code", "operation", "agent", "session")
+        names = ("key", "customer", "code", "operation", "agent", "session", "subject")
         query = read_query(visit.request, (*names, "limit"))
         filters = {name: query.get(name) for name in names}
         rows = self.views.audit(read_limit(query), **filters)

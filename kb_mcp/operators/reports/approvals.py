@@ -25,6 +25,7 @@ def approval_record(approval: Approval, now: int) -> Record:
         "amount": approval.amount,
         "currency": approval.currency,
         "customer_id": approval.customer,
+        "charge_id": approval.gives_back,
         "billing_period": approval.period,
         "reference": approval.reference,
         "payment_method": approval.payment_method,

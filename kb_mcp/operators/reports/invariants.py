@@ -20,7 +20,7 @@ from kb_mcp.proxy.ledger.records import (
     WindowKey,
 )
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.ledger.windows import windows_of
+from kb_mcp.proxy.ledger.windows import REFUNDS, windows_of
 
 
 class Examination:
@@ -53,13 +53,17 @@ class Examination:
         windows: Sequence[Window],
         policies: Mapping[LineageId, Sequence[Policy]],
         ceilings: Mapping[str, int],
+        ceilings_since: str = "",
     ) -> list[str]:
         """Return all violations, once every operation was looked at.
 
-        `policies` are those of each lineage's keys, `ceilings` the account's.
+        `policies` are those of each lineage's keys. `ceilings` are the account's, which were set on
+        the day `ceilings_since`: what was charged until then was within others.
         """
         self.violations += self._of_sums(windows)
         for window in windows:
+            if window.key.scope == "account" and window.key.start <= ceilings_since:
+                continue
             cap = _cap_of(window.key, policies, ceilings)
             held = window.reserved + window.settled - self._late[window.key]
             if cap is not None and held > cap:
@@ -108,12 +112,15 @@ def _cap_of(
     """Return the widest cap that any key may have been held to, or None."""
     if key.scope == "account":
         return ceilings.get(key.currency) if key.window == "day" else None
-    if key.scope != "key" or not key.currency:
+    refunds = key.scope == f"key{REFUNDS}"
+    if not (refunds or key.scope == "key") or not key.currency:
         return None
-    tables = [
-        policy.caps.daily if key.window == "day" else policy.caps.monthly
+    limits = [
+        policy.refund_caps if refunds else policy.caps
         for policy in policies.get(LineageId(key.scope_id), ())
     ]
+    # The second and the third of each table: a day's, a month's.
+    tables = [each.tables()[1 if key.window == "day" else 2] for each in limits]
     caps = [table.get(key.currency) for table in tables]
     known = [cap for cap in caps if cap is not None]
     return max(known) if caps and len(known) == len(caps) else None

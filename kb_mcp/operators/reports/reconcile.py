@@ -13,10 +13,10 @@ from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import rfc3339
+from kb_mcp.proxy.stripe.endpoints import CHARGED_BY
 from kb_mcp.proxy.stripe.marks import marks, object_names
 
 Charge = Mapping[str, Any]
-CHARGED_BY = frozenset({"POST /v1/charges", "POST /v1/payment_intents"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,7 @@ class Wanted:
 def charge_record(charge: Charge) -> Record:
     """Return a charge that the ledger lacks, as `reconcile` and `adopt` show it."""
     return {
+        "kind": "charge",
         "charge_id": charge["id"],
         "payment_intent": charge.get("payment_intent"),
         "status": charge.get("status"),

@@ -5,10 +5,23 @@ Floor: wing B, above records. There may be tens of thousands of keys.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import date
+from typing import Protocol
 
-from kb_mcp.proxy.edge.records import Spend, spend
+from kb_mcp.proxy.access.authenticate import policy_of
+from kb_mcp.proxy.edge.records import Records, Spend, spend
+from kb_mcp.proxy.ledger.records import Window
+from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.reads import GaugeRecords
+
+
+class RefundRecords(Records, Protocol):
+    """The reads of refunds against their caps."""
+
+    async def ceilings(self, *, refunds: bool = False) -> Mapping[str, int]:
+        """Return the account's daily ceiling of each currency."""
+        ...
 
 
 async def spend_of_every_key(records: GaugeRecords, day: date, *, rotated: bool) -> list[Spend]:
@@ -31,3 +44,46 @@ async def spend_of_every_key(records: GaugeRecords, day: date, *, rotated: bool)
                 cap, there = limits.get(currency), here.get(currency, (0, 0))
                 rows.append(spend(key_id, "key", window, start, currency, cap, *there))
     return rows
+
+
+async def refunds_of_every_key(records: RefundRecords, day: date) -> list[Spend]:
+    """Return what was given back on `day` and in its month: the account's, then each key's.
+
+    Raises: LedgerUnavailableError.
+    """
+    today, month = day.isoformat(), day.replace(day=1).isoformat()
+    ceilings = await records.ceilings(refunds=True)
+    account = _held(await records.windows(scope=f"account{REFUNDS}", starts=(today,)))
+    keys = _held(await records.windows(scope=f"key{REFUNDS}", starts=(today, month)))
+    rows = _rows(None, f"account{REFUNDS}", "day", today, ceilings, account.get(("", "day"), {}))
+    for key, _ in await records.keys():
+        if key.rotated_to is not None:
+            continue
+        caps = policy_of(key.policy).refund_caps
+        for window, start, limits in (("day", today, caps.daily), ("month", month, caps.monthly)):
+            here = keys.get((key.lineage_id, window), {})
+            rows += _rows(key.id, f"key{REFUNDS}", window, start, limits, here)
+    return rows
+
+
+def _held(windows: Iterable[Window]) -> dict[tuple[str, str], dict[str, tuple[int, int]]]:
+    held: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    for each in windows:
+        if each.key.currency:
+            here = held.setdefault((each.key.scope_id, each.key.window), {})
+            here[each.key.currency] = (each.reserved, each.settled)
+    return held
+
+
+def _rows(
+    key_id: str | None,
+    scope: str,
+    window: str,
+    start: str,
+    limits: Mapping[str, int],
+    held: Mapping[str, tuple[int, int]],
+) -> list[Spend]:
+    return [
+        spend(key_id, scope, window, start, each, limits.get(each), *held.get(each, (0, 0)))
+        for each in sorted(limits.keys() | held)
+    ]

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from typing_extensions import override
 
 from kb_mcp.operators.reports.approvals import approval_record
-from kb_mcp.operators.reports.spend import spend_of_every_key
+from kb_mcp.operators.reports.spend import refunds_of_every_key, spend_of_every_key
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.tokens import Mode
 from kb_mcp.proxy.edge.records import (
@@ -42,8 +42,9 @@ from kb_mcp.proxy.ledger.windows import rfc3339
 from kb_mcp.proxy.reads import BilledDays, GaugeRecords
 
 AUDIT_COLUMNS = (
-    "id time node kind decision code key_id role agent_id session_id method path operation_id "
-    "attempt amount currency stripe_status request_id object_id duration_ms customer_id note hash"
+    "id time node kind decision code key_id role agent_id session_id subject method path "
+    "operation_id attempt amount currency stripe_status request_id object_id duration_ms "
+    "customer_id note hash"
 ).split()
 AGENT_ROWS_MAX = 1_000
 KEY_STATUSES = ("active", "frozen", "expired", "revoked")
@@ -63,7 +64,7 @@ class OperatorRecords(Records, GaugeRecords, Protocol):
         """Return every approval, newest first."""
         ...
 
-    async def ceilings(self) -> Mapping[str, int]:
+    async def ceilings(self, *, refunds: bool = False) -> Mapping[str, int]:
         """Return the account's daily ceiling of each currency, in minor units, as it is now."""
         ...
 
@@ -194,7 +195,8 @@ class Views:
         stands for them.
         """
         rows = await spend_of_every_key(self.records, day, rotated=False)
-        return [*await self.account_spend(day), *rows]
+        refunds = await refunds_of_every_key(self.records, day)
+        return [*await self.account_spend(day), *rows, *refunds]
 
     async def spend_of(self, day: date, key_id: str) -> list[Spend]:
         """Return spend against cap on `day` and in its month of one key, rotated or not."""
@@ -223,7 +225,11 @@ class Views:
         return [{name: row[name] for name in AUDIT_COLUMNS} for row in rows]
 
     async def approvals(
-        self, limit: int, state: str | None = None, approval_id: str | None = None
+        self,
+        limit: int,
+        state: str | None = None,
+        approval_id: str | None = None,
+        operation_id: str | None = None,
     ) -> list[Record]:
         """Return approvals with the requests they are about, newest first."""
         now = self.now_ms()
@@ -231,7 +237,9 @@ class Views:
         found = (
             record
             for record in records
-            if state in {None, record["state"]} and approval_id in {None, record["id"]}
+            if state in {None, record["state"]}
+            and approval_id in {None, record["id"]}
+            and operation_id in {None, record["operation_id"]}
         )
         return list(islice(found, limit))
 

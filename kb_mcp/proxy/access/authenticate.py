@@ -1,7 +1,7 @@
-"""Admission: which vault key a request carries, and whether it may do anything at all.
+"""Who asks: the vault key that a request carries, or the one that its identity stands for.
 
-Floor: below the governor, above vault and ledger. The same check is repeated inside the
-reserving transaction and just before the send (design: One charge).
+Floor: below the governor, above tokens, issuers and the ledger's port. The same check is repeated
+inside the reserving transaction and just before the send.
 """
 
 from __future__ import annotations
@@ -13,22 +13,37 @@ from functools import lru_cache
 
 from msgspec import Struct
 
+from kb_mcp.proxy.access.grants import find_matching
+from kb_mcp.proxy.access.issuers import Identity, Issuers
+from kb_mcp.proxy.access.jwts import looks_like_jwt
 from kb_mcp.proxy.access.policy import Policy
+from kb_mcp.proxy.access.scopes import narrowing
 from kb_mcp.proxy.access.tokens import matches, parse_token
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import VaultKey
+from kb_mcp.proxy.ledger.records import Grant, VaultKey
 from kb_mcp.proxy.stripe.messages import Request
+
+ROTATIONS_MAX = 1_000
 
 
 class Admitted(Struct, frozen=True):
-    """A key that may act, with its policy."""
+    """A key that may act, with its policy.
+
+    `grant` and `subject` are of the identity that stands for it, where a token was presented;
+    `scopes` narrow what it may do, None does not.
+    """
 
     key: VaultKey
     policy: Policy
+    grant: Grant | None = None
+    subject: str | None = None
+    scopes: frozenset[str] | None = None
 
 
-async def admit(ledger: Ledger, request: Request, now_ms: Callable[[], int]) -> Admitted | Refusal:
+async def admit(
+    ledger: Ledger, request: Request, now_ms: Callable[[], int], issuers: Issuers | None = None
+) -> Admitted | Refusal:
     """Return the key that `request` carries as Bearer or as Basic user, or why it may not act.
 
     Raises: LedgerUnavailableError.
@@ -36,15 +51,57 @@ async def admit(ledger: Ledger, request: Request, now_ms: Callable[[], int]) -> 
     token = presented_token(request)
     if token is None:
         return refuse(Code.VAULT_KEY_MISSING)
+    return await admit_token(ledger, token, now_ms, issuers)
+
+
+async def admit_token(
+    ledger: Ledger, token: str, now_ms: Callable[[], int], issuers: Issuers | None
+) -> Admitted | Refusal:
+    """Return the key that `token` is, or that its identity stands for, or why it may not act.
+
+    Raises: LedgerUnavailableError.
+    """
+    if issuers is not None and looks_like_jwt(token):
+        identity = await issuers.identify(token)
+        if isinstance(identity, Refusal):
+            return identity
+        return await _stand_in(ledger, identity, now_ms)
     parsed = parse_token(token)
     if parsed is None or (parsed.mode == "live") != (ledger.settings.mode == "live"):
-        # Test keys reach a test-mode store only, live keys a live one (design: Vault keys).
+        # Test keys reach a test-mode store only, live keys a live one.
         return refuse(Code.VAULT_KEY_UNKNOWN)
     found = await ledger.find_key(parsed.id)
     if found is None or not matches(token, found[0].token_hash):
         return refuse(Code.VAULT_KEY_UNKNOWN)
     refusal = spent(found[0], now_ms())
     return refusal or Admitted(found[0], policy_of(found[0].policy))
+
+
+async def _stand_in(
+    ledger: Ledger, identity: Identity, now_ms: Callable[[], int]
+) -> Admitted | Refusal:
+    """Return the key that the one grant of `identity` names, or why there is none."""
+    granted = find_matching(await ledger.find_grants(identity.issuer), identity.claims)
+    if len(granted) != 1:
+        # Which grants they are would tell a caller how to become somebody else.
+        return refuse(Code.IDENTITY_AMBIGUOUS if granted else Code.IDENTITY_NOT_GRANTED)
+    (grant,) = granted
+    key = await _newest(ledger, grant)
+    if key is None:
+        return refuse(Code.IDENTITY_NOT_GRANTED)
+    refusal = spent(key, now_ms())
+    scopes = narrowing(identity.scopes)
+    return refusal or Admitted(key, policy_of(key.policy), grant, identity.subject, scopes)
+
+
+async def _newest(ledger: Ledger, grant: Grant) -> VaultKey | None:
+    """Return the key of `grant`, or its newest successor: a grant goes on through rotations."""
+    found = await ledger.find_key(grant.key_id)
+    for _ in range(ROTATIONS_MAX):
+        if found is None or found[0].rotated_to is None or found[0].revoked_at is not None:
+            break
+        found = await ledger.find_key(found[0].rotated_to)
+    return None if found is None else found[0]
 
 
 def spent(key: VaultKey, now: int) -> Refusal | None:

@@ -78,6 +78,14 @@ DEFAULT_PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "GET /v1/payment_intents": ("customer", *_CREATED, *_PAGE),
         "GET /v1/refunds": ("charge", "payment_intent", *_CREATED, *_PAGE),
         "GET /v1/customers/*/payment_methods": ("type", *_PAGE),
+        "POST /v1/refunds": (
+            "amount",
+            "charge",
+            "currency",
+            "metadata[*]",
+            "payment_intent",
+            "reason",
+        ),
         "POST /v1/payouts": ("amount", "currency", "description", "metadata[*]", *_WORDING[:1]),
         "POST /v1/topups": ("amount", "currency", "description", "metadata[*]", *_WORDING[:1]),
     }
@@ -202,7 +210,8 @@ def _granted(policy: Policy, route: Route, name: str, granted: Iterable[str]) ->
     if name.lower().startswith(_MARK):
         return False
     if name == REFERENCE_FIELD:
-        return policy.allow_reference
+        further = route.moves is Moves.READ_FIRST and policy.max_refunds_per_charge > 1
+        return policy.allow_reference or further
     # The key names a bill and never goes upstream: surface lifts it out.
     return (name == KEY_FIELD and route.moves is not Moves.READS) or _fits_any(name, granted)
 
@@ -236,7 +245,8 @@ def _check_values(policy: Policy, route: Route, path: str, form: Form) -> Refusa
     # a search or a write without a customer could be anybody's.
     shown = route.moves is Moves.READS and route.template.endswith("/*")
     # A step goes on with an object whose operation says whose it is: the pipeline asks the ledger.
-    shown = shown or route.belongs_to is not None
+    # What is read first says it, too.
+    shown = shown or route.belongs_to is not None or route.moves is Moves.READ_FIRST
     if (named or shown) and all(_listed(rules, customer) for customer in named):
         return None
     return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")

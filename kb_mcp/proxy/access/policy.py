@@ -7,7 +7,7 @@ caps are minor units by lower-case currency.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Final, Literal
 
 from pydantic import (
@@ -94,6 +94,12 @@ def _check_endpoint(text: str) -> str:
     return text
 
 
+def _check_same_currencies(tables: Iterable[Mapping[str, int]]) -> None:
+    given = [table for table in tables if table]
+    if any(set(table) != set(given[0]) for table in given):
+        raise ValueError("every cap that is given must name the same currencies")
+
+
 def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
     def check(text: str) -> str:
         if not pattern.fullmatch(text):
@@ -134,14 +140,30 @@ class CapRules(_Record):
 
     @model_validator(mode="after")
     def _same_currencies(self) -> CapRules:
-        tables = [table for table in self.tables() if table]
-        if any(set(table) != set(tables[0]) for table in tables):
-            raise ValueError("every cap that is given must name the same currencies")
+        _check_same_currencies(self.tables())
         return self
 
     def tables(self) -> tuple[Mapping[str, int], ...]:
         """Return the four kinds of cap, in the record's order."""
         return self.per_charge, self.daily, self.monthly, self.per_customer_daily
+
+
+class RefundCapRules(_Record):
+    """Caps on what is given back, never netted with spend; as `CapRules` otherwise."""
+
+    per_refund: Caps = Field(default_factory=dict)
+    daily: Caps = Field(default_factory=dict)
+    monthly: Caps = Field(default_factory=dict)
+    per_customer_daily: Caps = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _same_currencies(self) -> RefundCapRules:
+        _check_same_currencies(self.tables())
+        return self
+
+    def tables(self) -> tuple[Mapping[str, int], ...]:
+        """Return the four kinds of cap, in the record's order."""
+        return self.per_refund, self.daily, self.monthly, self.per_customer_daily
 
 
 class ParameterRule(_Record):
@@ -209,7 +231,9 @@ class Policy(_Record):
     headers: HeaderRules = HeaderRules()
     customers: CustomerRules = CustomerRules()
     caps: CapRules = CapRules()
+    refund_caps: RefundCapRules = RefundCapRules()
     daily_charges: Count | None = None
+    daily_refunds: Count | None = None
     daily_declines: Count = 20
     rate: Annotated[Count, BeforeValidator(_parse_rate)] = DEFAULT_RATE
     hours: Hours | None = None
@@ -227,6 +251,11 @@ class Policy(_Record):
     approval_above: Annotated[Mapping[str, int], AfterValidator(_check_thresholds)] = Field(
         default_factory=dict
     )
+    refund_approval_above: Annotated[Mapping[str, int], AfterValidator(_check_thresholds)] = Field(
+        default_factory=dict
+    )
+    refunds_of: Literal["ledger", "any"] = "ledger"
+    max_refunds_per_charge: Count = 1
     expires_at: AwareDatetime | None = None
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 CHARGE: Final = "POST /v1/charges"
+REFUND: Final = "POST /v1/refunds"
 READ_CHARGE: Final = "GET /v1/charges/*"
 INTENT: Final = "POST /v1/payment_intents"
 READ_INTENT: Final = "GET /v1/payment_intents/*"
@@ -36,6 +37,12 @@ ROLES: Final[Mapping[str, Policy]] = MappingProxyType(
                 allow=(CHARGE, READ_CHARGE),
                 parameters={CHARGE: _BILL},
             ),
+            Policy(role="refunds", allow=(REFUND,)),
+            Policy(
+                role="billing-with-refunds",
+                allow=(CHARGE, READ_CHARGE, REFUND),
+                parameters={CHARGE: _BILL},
+            ),
             Policy(
                 role="billing-payment-intents",
                 allow=(INTENT, *FIND_CARD),
@@ -45,6 +52,12 @@ ROLES: Final[Mapping[str, Policy]] = MappingProxyType(
             Policy(
                 role="billing-payment-intents-with-status",
                 allow=(INTENT, READ_INTENT, *FIND_CARD),
+                parameters={INTENT: _BILL},
+            ),
+            Policy(role="refunds-payment-intents", allow=(REFUND,)),
+            Policy(
+                role="billing-payment-intents-with-refunds",
+                allow=(INTENT, READ_INTENT, *FIND_CARD, REFUND),
                 parameters={INTENT: _BILL},
             ),
         )
@@ -91,6 +104,10 @@ def _describe_parameters(policy: Policy) -> Iterator[str]:
 
 
 def _describe_caps(policy: Policy) -> Iterator[str]:
+    if REFUND in policy.allow:
+        yield from _describe_refunds(policy)
+    if policy.allow == (REFUND,):
+        return
     words = ("a charge", "a day", "a month", "a customer and day")
     for per, table in zip(words, policy.caps.tables(), strict=True):
         if table:
@@ -101,6 +118,35 @@ def _describe_caps(policy: Policy) -> Iterator[str]:
         yield f"At most {policy.daily_charges} charges a day."
     for currency, amount in policy.approval_above.items():
         yield f"Above {format_money(Money(amount, currency))} an operator must approve."
+    limits = [set(table) for table in (*policy.caps.tables(), policy.approval_above) if table]
+    if limits:
+        # A limit that is given for one currency refuses the others.
+        passing = sorted(set.intersection(*limits))
+        named = " and ".join(currency.upper() for currency in passing)
+        yield (
+            f"Charges are in {named} alone."
+            if passing
+            else ("No currency is within all of its limits: it charges nothing.")
+        )
+
+
+def _describe_refunds(policy: Policy) -> Iterator[str]:
+    words = ("a refund", "a day", "a month", "a customer and day")
+    for per, table in zip(words, policy.refund_caps.tables(), strict=True):
+        if table:
+            yield f"It gives back at most {_amounts(table)} {per}."
+    if not any(policy.refund_caps.tables()):
+        yield "No cap on refunds of its own: only the account's ceiling for refunds limits them."
+    if policy.daily_refunds is not None:
+        yield f"At most {policy.daily_refunds} refunds a day."
+    for currency, amount in policy.refund_approval_above.items():
+        shown = format_money(Money(amount, currency))
+        yield f"A refund above {shown} needs an operator's approval."
+    if policy.refunds_of == "any":
+        yield "It may refund charges that were not made through this proxy."
+    if policy.max_refunds_per_charge > 1:
+        most = policy.max_refunds_per_charge
+        yield f"At most {most} refunds of one charge; each but the first needs a reference."
 
 
 def _describe_customers(policy: Policy) -> Iterator[str]:

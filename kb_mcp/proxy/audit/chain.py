@@ -59,6 +59,7 @@ class AuditRow(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field=
     duration_ms: int | None = None
     note: str | None = None
     customer_id: str | None = None
+    subject: str | None = None
 
     @property
     def id(self) -> str:

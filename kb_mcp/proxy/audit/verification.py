@@ -26,8 +26,9 @@ from kb_mcp.proxy.ledger.windows import rfc3339
 
 Columns = dict[str, Any]
 FIELDS: Final = (
-    "id time node kind decision code key_id role agent_id session_id method path operation_id "
-    "attempt amount currency stripe_status request_id object_id duration_ms customer_id note hash"
+    "id time node kind decision code key_id role agent_id session_id subject method path "
+    "operation_id attempt amount currency stripe_status request_id object_id duration_ms "
+    "customer_id note hash"
 ).split()
 _ECS_VERSION = "8.11.0"
 # Elastic Common Schema name -> ours; what it has no name for goes under "keybrake".

@@ -1,6 +1,6 @@
-"""Readiness: whether Stripe can be reached, asked at most every few seconds.
+"""Readiness: whether Stripe can be reached and takes our key, asked at most every few seconds.
 
-Floor: below own. Any answer will do, a refusal too: it shows that there is a way.
+Floor: below the key API. Any answer but a 401 will do: it shows that there is a way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Readiness:
         self._reachable = False
 
     async def reachable(self) -> bool:
-        """Say whether Stripe answered, now or a few seconds ago."""
+        """Say whether Stripe answered and knows our key, now or a few seconds ago."""
         now = self._boottime_ms()
         if now >= self._looked_at + ASK_EVERY_MS:
             self._looked_at = now
@@ -36,5 +36,5 @@ class Readiness:
                 idempotency_key=None,
             )
             answer = await self._upstream.send(request, deadline_ms=now + ASK_WITHIN_MS)
-            self._reachable = isinstance(answer, Answered)
+            self._reachable = isinstance(answer, Answered) and answer.status != 401
         return self._reachable

@@ -1,7 +1,7 @@
 """The proxy's own paths on the agents' listener: health, the key itself, its operations.
 
 Floor: below http, above admission and records. Reads the ledger only; never Stripe, but for
-readiness.
+readiness and for the refunds of a charge.
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ import msgspec
 
 from kb_mcp.periods import PeriodError, parse_period
 from kb_mcp.proxy.access.authenticate import Admitted, admit
-from kb_mcp.proxy.access.authorize import may_touch
+from kb_mcp.proxy.access.authorize import may_touch, needs_customer
+from kb_mcp.proxy.access.issuers import Issuers
+from kb_mcp.proxy.access.scopes import check_scopes
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.health import Readiness
+from kb_mcp.proxy.edge.pipeline import subject_of
 from kb_mcp.proxy.edge.records import Records, key_record, operation_record, spend_records
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
+from kb_mcp.proxy.edge.shown_refunds import ShownRefunds
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.ledger.windows import day_of
 from kb_mcp.proxy.stripe.messages import Reply, Request, refused
+
+CustomerMetadata = Callable[[str], Awaitable[dict[str, str] | None]]
 
 _KEY = b"/keybrake/v1/key"
 _OPERATIONS = b"/keybrake/v1/operations"
@@ -42,8 +48,11 @@ class KeyApi:
     now_ms: Callable[[], int]
     rate: Callable[[Admitted], Refusal | None]
     readiness: Readiness
+    customer_metadata: CustomerMetadata
+    refunds: ShownRefunds
     follow: Callable[[], Awaitable[None]]
     gate: Gate = field(default_factory=Gate)
+    issuers: Issuers | None = None
 
     async def health(self, request: Request) -> Reply:
         """Say whether the process is alive, and for `/readyz` whether it could charge."""
@@ -62,7 +71,7 @@ class KeyApi:
     async def serve(self, request: Request) -> Reply:
         """Answer a request to `/keybrake/…`. Raises: LedgerUnavailableError."""
         await self.follow()
-        admitted = await admit(self.ledger, request, self.now_ms)
+        admitted = await admit(self.ledger, request, self.now_ms, self.issuers)
         if isinstance(admitted, Refusal):
             self.refusal_counts.count(admitted.code)
             return refused(admitted)
@@ -93,10 +102,18 @@ class KeyApi:
             scope="key", scope_id=admitted.key.lineage_id, starts=(day, month)
         )
         record = key_record(*found, admitted.policy)
+        record["policy"]["allow"] = [
+            entry
+            for entry in record["policy"]["allow"]
+            if check_scopes(admitted.scopes, entry) is None
+        ]
         record["spend"] = spend_records(admitted.key.id, admitted.policy.caps, windows, day, month)
         return _json(record)
 
     async def _operations(self, admitted: Admitted, request: Request) -> Reply | Refusal:
+        beyond = check_scopes(admitted.scopes, f"GET {_OPERATIONS.decode()}")
+        if beyond is not None:
+            return beyond
         if not any(entry.startswith(_READS_BILLS) for entry in admitted.policy.allow):
             reason = "it may not read charges"
             return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
@@ -114,12 +131,29 @@ class KeyApi:
             except PeriodError as error:
                 return refuse(Code.PARAMETER_INVALID, param="billing_period", reason=str(error))
         found = await self.records.operations(**filters, limit=_MATCHES_MAX)
+        visible = await self._visible(admitted, {operation.customer for operation, _ in found})
         data = [
             operation_record(operation, attempts)
             for operation, attempts in found
-            if may_touch(admitted.policy, operation.customer)
+            # What the key has made itself it sees, whatever can be looked up now.
+            if operation.customer in visible or operation.lineage_id == admitted.key.lineage_id
         ]
-        return _json({"object": "list", "data": data})
+        answer: dict[str, object] = {"object": "list", "data": data}
+        if "charge_id" in filters:
+            refunds = await self.refunds.of(admitted.policy, filters["charge_id"])
+            answer |= {} if refunds is None else {"refunds": refunds}
+        return _json(answer)
+
+    async def _visible(self, admitted: Admitted, customers: set[str | None]) -> set[str | None]:
+        """Return those of `customers` that the key may touch, by their metadata if need be."""
+        visible: set[str | None] = set()
+        for customer in customers:
+            metadata = None
+            if customer is not None and needs_customer(admitted.policy, customer):
+                metadata = await self.customer_metadata(customer)
+            if may_touch(admitted.policy, customer, metadata):
+                visible.add(customer)
+        return visible
 
     async def _note(self, admitted: Admitted, request: Request, answer: Reply | Refusal) -> None:
         row = AuditDraft(
@@ -132,6 +166,7 @@ class KeyApi:
             request_id=request.request_id,
             stripe_status=None,
             code=answer.code.value if isinstance(answer, Refusal) else None,
+            subject=subject_of(admitted, request),
         )
         await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
 

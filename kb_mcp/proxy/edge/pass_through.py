@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from kb_mcp.proxy.access.authenticate import Admitted
-from kb_mcp.proxy.access.visibility import check_answer
+from kb_mcp.proxy.access.visibility import check_answer, customers_to_look_up
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.errors.scrub import scrub_error, strip_client_secret
 from kb_mcp.proxy.ledger.clock import StoreClock
@@ -24,6 +24,7 @@ from kb_mcp.proxy.stripe.messages import Reply, refused
 from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, Upstream, UpstreamRequest
 
 READ_WITHIN_MS = 5_000
+LOOKED_UP_MAX = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class Reads:
         query = reading.form.encode().decode()
         path = f"{reading.path}?{query}" if query else reading.path
         answer = await self._fetch(path, version)
-        shown = self._shown(admitted, answer)
+        shown = await self._shown(admitted, answer)
         row = replace(
             base,
             kind="read",
@@ -76,7 +77,9 @@ class Reads:
             self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
         return answer
 
-    def _shown(self, admitted: Admitted, answer: Answered | NotSent | Lost) -> Reply | Refusal:
+    async def _shown(
+        self, admitted: Admitted, answer: Answered | NotSent | Lost
+    ) -> Reply | Refusal:
         if not isinstance(answer, Answered):
             # A read that got no answer changed nothing: it may simply be asked again.
             return refuse(Code.UPSTREAM_UNREACHABLE)
@@ -89,7 +92,11 @@ class Reads:
             return refuse(Code.UPSTREAM_REJECTED_KEY)
         if answer.status >= 400:
             return Reply(answer.status, scrub_error(answer.body, self.upstream_key), headers)
-        hidden = check_answer(admitted.policy, answer.body)
+        asked = customers_to_look_up(admitted.policy, answer.body)
+        # More would be a search among customers, which such a key may not see anyway.
+        looked_up = asked if len(asked) <= LOOKED_UP_MAX else frozenset()
+        known = {each: await self.customer_metadata(each) for each in sorted(looked_up)}
+        hidden = check_answer(admitted.policy, answer.body, known)
         if hidden is not None:
             return hidden
         return Reply(answer.status, strip_client_secret(answer.body), headers)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from kb_mcp.money import UNTOLD_CURRENCY, Money
-from kb_mcp.proxy.access.authenticate import Admitted, admit
+from kb_mcp.proxy.access.authenticate import Admitted, admit, admit_token, spent
 from kb_mcp.proxy.access.authorize import (
     authorize,
     check_hours,
@@ -20,11 +20,14 @@ from kb_mcp.proxy.access.authorize import (
     may_touch,
     needs_customer,
 )
+from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.access.rate_limit import Rates
+from kb_mcp.proxy.access.scopes import check_scopes
 from kb_mcp.proxy.audit.chain import clean_text
+from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pass_through import Reads
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
-from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
@@ -53,6 +56,8 @@ from kb_mcp.proxy.stripe.messages import Reply, Request, refused
 
 BodyReader = Callable[[], Awaitable[bytes | Refusal]]
 _ID_MAX = 128
+_SUBJECT_MAX = 512
+SAID = "said:"
 UNTOLD = Money(0, UNTOLD_CURRENCY)
 _NOT_ITS_OWN = refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")
 
@@ -61,27 +66,42 @@ _NOT_ITS_OWN = refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not
 class RequestPipeline:
     """Receives every request on the Stripe surface. `new_id` makes random ids.
 
-    `follow` asks the sandbox for its time before anything depends on it; without a sandbox it
-    does nothing. `keys_secret` keys the hashes of callers' keys.
+    `now_ms` and `latest_ms` are the same unless the clocks disagree: see `StoreClock`. `follow`
+    asks the sandbox, or Stripe where the time is not certain, before anything depends on it.
+    `keys_secret` keys the hashes of callers' keys.
     """
 
     ledger: Ledger
     governor: Governor
     reads: Reads
+    charges: ChargeReads
     rates: Rates
     refusal_counts: RefusalCounts
     now_ms: Callable[[], int]
+    latest_ms: Callable[[], int]
     monotonic_ms: Callable[[], int]
     new_id: Callable[[str], str]
     keys_secret: bytes
     owner: str
     lease_ms: int
     follow: Callable[[], Awaitable[None]]
+    issuers: Issuers | None = None
+
+    async def admit(self, token: str) -> Admitted | Refusal:
+        """Return whose `token` is, as for a request. Raises: LedgerUnavailableError."""
+        await self.follow()
+        admitted = await admit_token(self.ledger, token, self.now_ms, self.issuers)
+        if isinstance(admitted, Refusal):
+            self.refusal_counts.count(admitted.code)
+        return admitted
 
     async def serve(self, request: Request, read_body: BodyReader) -> Reply:
         """Answer one request. Raises: LedgerUnavailableError, with nothing sent."""
         await self.follow()
-        admitted = await admit(self.ledger, request, self.now_ms)
+        admitted = await admit(self.ledger, request, self.now_ms, self.issuers)
+        if isinstance(admitted, Admitted):
+            key = admitted.key
+            admitted = self._by_every_clock(lambda now: spent(key, now)) or admitted
         if isinstance(admitted, Refusal):
             self.refusal_counts.count(admitted.code)
             return refused(admitted)
@@ -102,7 +122,10 @@ class RequestPipeline:
             base = self.audit_base(admitted, request)
             return await self.reads.read(admitted, reading, version, base)
         made = await find_made(self.ledger, reading)
-        if made is not None:
+        command: Command | Refusal
+        if reading.route.moves is Moves.READ_FIRST:
+            command = await self._refund(admitted, request, reading)
+        elif made is not None:
             command = await self._continue(admitted, request, reading, made)
         else:
             touched = await self._touch(admitted, reading)
@@ -125,6 +148,7 @@ class RequestPipeline:
             method=clean_text(request.method, 16),
             path=clean_text(path, _ID_MAX),
             request_id=request.request_id,
+            subject=subject_of(admitted, request),
         )
 
     def _understand(self, admitted: Admitted, request: Request) -> Reading | Refusal:
@@ -142,16 +166,27 @@ class RequestPipeline:
         )
         if isinstance(form, Refusal):
             return form
-        policy, now = admitted.policy, self.now_ms()
-        refusal = check_hours(policy, now) or authorize(
-            policy, route, path, dict(request.headers), form
+        policy = admitted.policy
+        refusal = (
+            check_scopes(admitted.scopes, route.endpoint)
+            or self._by_every_clock(lambda now: check_hours(policy, now))
+            or authorize(policy, route, path, dict(request.headers), form)
         )
         if refusal is not None:
             return refusal
         reading = read_request(request.method, path, form, request.header("idempotency-key"))
         if isinstance(reading, Refusal):
             return reading
-        return check_period(policy, reading.period, day_of(now)) or reading
+        period = reading.period
+        return (
+            self._by_every_clock(lambda now: check_period(policy, period, day_of(now))) or reading
+        )
+
+    def _by_every_clock(self, check: Callable[[int], Refusal | None]) -> Refusal | None:
+        """Return what `check` says of the time, or that the clocks disagree and it matters."""
+        refusal = check(self.now_ms())
+        latest = check(self.latest_ms())
+        return refusal if (refusal is None) == (latest is None) else clock_disputed()
 
     def rate(self, admitted: Admitted) -> Refusal | None:
         """Take one request of the key's rate, or say that there is none left."""
@@ -164,8 +199,9 @@ class RequestPipeline:
         """Look the customer up where only its metadata says whether the key may touch it."""
         customer = reading.customer
         if not needs_customer(admitted.policy, customer):
-            # Whose object a step goes on with, its path does not say.
-            step = reading.route.belongs_to is not None
+            # Whose object a step goes on with, or a refund gives back, the request does not say.
+            route = reading.route
+            step = route.belongs_to is not None or route.moves is Moves.READ_FIRST
             return _NOT_ITS_OWN if step and not may_touch(admitted.policy, customer) else None
         metadata = None if customer is None else await self.reads.customer_metadata(customer)
         if may_touch(admitted.policy, customer, metadata):
@@ -185,6 +221,25 @@ class RequestPipeline:
             return touched or refuse(Code.AMOUNT_NOT_METERED)
         command = self._command(admitted, request, step, step.money, name)
         return replace(command, fingerprint=step_fingerprint(step, made), continues=made)
+
+    async def _refund(
+        self, admitted: Admitted, request: Request, reading: Reading
+    ) -> Command | Refusal:
+        """Return the command of a refund, which is bound to what Stripe says of its charge."""
+
+        async def touch(owned: Reading) -> Refusal | None:
+            return await self._touch(admitted, owned)
+
+        policy = admitted.policy
+        if policy.capped and not any(policy.refund_caps.tables()):
+            # A policy that caps what is charged, and says nothing of refunds, caps no refund.
+            return refuse(Code.AMOUNT_NOT_METERED)
+        asked = await self.charges.prepare(policy, reading, touch)
+        if isinstance(asked, Refusal):
+            return asked
+        name = Name(asked.name, NamedBy.CONTENT, asked.name)
+        command = self._command(admitted, request, asked.reading, asked.money, name)
+        return replace(command, fingerprint=asked.fingerprint, refund=asked.view)
 
     def _intend(self, admitted: Admitted, request: Request, reading: Reading) -> Command | Refusal:
         money = reading.money
@@ -217,6 +272,7 @@ class RequestPipeline:
             policy=admitted.policy,
             key_id=KeyId(admitted.key.id),
             lineage_id=admitted.key.lineage_id,
+            grant_id=None if admitted.grant is None else admitted.grant.id,
             name=name.text,
             named_by=name.named_by,
             upstream_name=name.upstream_name,
@@ -243,6 +299,14 @@ class RequestPipeline:
         )
         await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
         return refused(refusal)
+
+
+def subject_of(admitted: Admitted, request: Request) -> str | None:
+    """Return for whom `request` is: proven by a token, or marked as what the caller says."""
+    if admitted.subject is not None:
+        return clean_text(admitted.subject, _SUBJECT_MAX)
+    said = clean_text(request.header("keybrake-subject") or "", _SUBJECT_MAX).strip()
+    return f"{SAID}{said}" if said else None
 
 
 def _version(admitted: Admitted, request: Request) -> str | None:

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from kb_mcp.proxy.access.grants import claims_of
 from kb_mcp.proxy.access.policy import CapRules, Policy
-from kb_mcp.proxy.ledger.records import Attempt, KeyId, Lineage, Operation, VaultKey, Window
+from kb_mcp.proxy.ledger.records import Attempt, Grant, KeyId, Lineage, Operation, VaultKey, Window
 from kb_mcp.proxy.ledger.windows import rfc3339
 
 Record = dict[str, Any]
@@ -48,6 +49,10 @@ class Records(Protocol):
         """
         ...
 
+    async def grants(self) -> Sequence[Grant]:
+        """Return every grant, oldest first, those that were removed too."""
+        ...
+
     async def windows(
         self, *, scope_id: str | None = None, starts: Sequence[str] = (), scope: str | None = None
     ) -> Sequence[Window]:
@@ -78,6 +83,7 @@ async def every_operation(records: Records) -> AsyncIterator[tuple[Operation, li
 def operation_record(operation: Operation, attempts: Iterable[Attempt]) -> Record:
     """Return an operation as the contract writes it."""
     return {
+        "kind": operation.kind,
         "id": operation.id,
         "state": operation.state.value,
         "final": operation.final,
@@ -86,7 +92,8 @@ def operation_record(operation: Operation, attempts: Iterable[Attempt]) -> Recor
         "customer_id": operation.customer,
         "billing_period": operation.period,
         "reference": operation.reference,
-        "charge_id": operation.object_id,
+        "charge_id": operation.gives_back or operation.object_id,
+        **({} if operation.gives_back is None else {"refund_id": operation.object_id}),
         "stripe_status": operation.stripe_status,
         "idempotency_key": operation.upstream_name,
         "attempts": [attempt_record(attempt) for attempt in attempts],
@@ -127,6 +134,19 @@ def key_record(key: VaultKey, lineage: Lineage, policy: Policy) -> Record:
         "rotated_to": key.rotated_to,
         "last_used_at": None if key.last_used_at is None else rfc3339(key.last_used_at),
         "lineage": key.lineage_id,
+    }
+
+
+def grant_record(grant: Grant) -> Record:
+    """Return a grant."""
+    return {
+        "id": grant.id,
+        "issuer": grant.issuer,
+        "match": dict(claims_of(grant.claims)),
+        "key_id": grant.key_id,
+        "label": grant.label,
+        "created_at": rfc3339(grant.created_at),
+        "removed_at": None if grant.removed_at is None else rfc3339(grant.removed_at),
     }
 
 

@@ -24,6 +24,9 @@ class Code(StrEnum):
     VAULT_KEY_REVOKED = "vault_key_revoked"
     VAULT_KEY_NOT_AUTHORIZED = "vault_key_not_authorized"
     VAULT_KEY_FROZEN = "vault_key_frozen"
+    IDENTITY_NOT_GRANTED = "identity_not_granted"
+    IDENTITY_AMBIGUOUS = "identity_ambiguous"
+    TOOL_NOT_GRANTED = "tool_not_granted"
     TOO_MANY_UNRESOLVED = "too_many_unresolved"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     PARAMETER_NOT_ALLOWED = "parameter_not_allowed"
@@ -32,6 +35,13 @@ class Code(StrEnum):
     CHARGE_COUNT_EXCEEDED = "charge_count_exceeded"
     CURRENCY_NOT_ALLOWED = "currency_not_allowed"
     AMOUNT_NOT_METERED = "amount_not_metered"
+    REFUND_CAP_EXCEEDED = "refund_cap_exceeded"
+    REFUND_COUNT_EXCEEDED = "refund_count_exceeded"
+    CHARGE_NOT_REFUNDABLE = "charge_not_refundable"
+    CHARGE_DISPUTED = "charge_disputed"
+    ALREADY_REFUNDED = "already_refunded"
+    REFUND_EXCEEDS_CHARGE = "refund_exceeds_charge"
+    AMOUNT_CHANGED = "amount_changed"
     APPROVAL_REQUIRED = "approval_required"
     PARAMETER_UNKNOWN = "parameter_unknown"
     PARAMETER_INVALID = "parameter_invalid"
@@ -55,6 +65,7 @@ class Code(StrEnum):
     LEDGER_BEHIND = "ledger_behind"
     DRAINING = "draining"
     OVERLOADED = "overloaded"
+    ISSUER_UNREACHABLE = "issuer_unreachable"
     OUTCOME_UNKNOWN = "outcome_unknown"
 
 
@@ -110,6 +121,24 @@ _FORBIDDEN: Final[Wording] = {
         "Too many declines in a day, or a charge that turned up after it was taken for void. "
         "`kb-mcp keys unfreeze` after a look.",
     ),
+    Code.IDENTITY_NOT_GRANTED: (
+        "This token is genuine, and no grant gives its identity a vault key. Nothing was done. "
+        "Ask an operator for a grant.",
+        "A token of a known issuer that no grant matches, or whose grant was removed; `kb-mcp "
+        "grants add` makes one.",
+    ),
+    Code.IDENTITY_AMBIGUOUS: (
+        "This token is genuine, and several grants match its identity. Nothing was done. Tell an "
+        "operator.",
+        "One identity stands for one vault key; `kb-mcp grants list` shows the grants of the "
+        "issuer.",
+    ),
+    Code.TOOL_NOT_GRANTED: (
+        "The scopes of this token do not reach that: it needs the scope {scope}. Nothing was "
+        "done. Ask for a token with that scope.",
+        "A token that has any of the scopes `charge`, `charge_status` and `refund` may do no "
+        "more than they say.",
+    ),
     Code.TOO_MANY_UNRESOLVED: (
         "Too many charges of this vault key have no known outcome yet. Nothing was charged. "
         "Wait until they are resolved, or tell an operator.",
@@ -149,7 +178,20 @@ _FORBIDDEN: Final[Wording] = {
     Code.AMOUNT_NOT_METERED: (
         "This request does not tell how much money it moves, so a capped vault key may not "
         "send it. Nothing was done.",
-        "Caps cannot hold what the request does not say, whatever the allowlist grants.",
+        "Caps cannot hold what the request does not say, whatever the allowlist grants. A refund "
+        "is refused so where a policy has caps, and none on refunds.",
+    ),
+    Code.REFUND_CAP_EXCEEDED: (
+        "This refund would exceed a refund cap ({window}): the cap is {cap} and {left} is left. "
+        "Nothing was given back. Do not split it or try again; ask an operator, or wait until "
+        "the window turns.",
+        "One of the refund caps per refund, day, month, customer or account does not cover the "
+        "amount. `keybrake` says which, what is left and when it turns.",
+    ),
+    Code.REFUND_COUNT_EXCEEDED: (
+        "This vault key has made as many refunds today as it may. Nothing was given back. Wait "
+        "until the day turns (UTC), or ask an operator.",
+        "`daily_refunds` of the policy is used up.",
     ),
     Code.APPROVAL_REQUIRED: (
         "This charge waits for an operator's approval ({approval}). Nothing was charged. Do "
@@ -194,11 +236,37 @@ _BAD_REQUEST: Final[Wording] = {
         "The policy is `strict`, and no key can be derived from the content.",
     ),
     Code.PERIOD_ALREADY_CHARGED: (
-        "This customer was already charged for this period, or a part of it: {charge}. Nothing "
-        "was charged now. Do not change amount, currency or period to charge again; look at that "
+        "This customer has a bill for this period, or a part of it, already: {charge}. Nothing was "
+        "charged now. Do not change amount, currency or period to charge again; look at that "
         "charge.",
         "Another live bill of the same customer and reference holds this period, or shares a day "
         "with it. `overlaps` in the policy lets periods share days; the same one, never.",
+    ),
+    Code.CHARGE_NOT_REFUNDABLE: (
+        "This charge cannot be refunded: {reason}. Nothing was given back. Check the charge id; "
+        "do not try other ids.",
+        "The charge is unknown, was not made through this proxy, failed, or was not captured.",
+    ),
+    Code.CHARGE_DISPUTED: (
+        "The customer's bank disputes this charge ({charge}) and has its money, so it cannot be "
+        "refunded. Nothing was given back. Do not try again; tell an operator.",
+        "A dispute that is open or lost. A won one, and an inquiry, do not stand in the way.",
+    ),
+    Code.ALREADY_REFUNDED: (
+        "This charge was refunded before: {refund}; {left} of it is left. Nothing was given back "
+        "now. Do not refund it again; if a second refund is meant, ask an operator.",
+        "The charge has a refund, or nothing of it is left. `kb-mcp operations reopen` of that "
+        "refund, or `max_refunds_per_charge` of the policy, allows one more.",
+    ),
+    Code.REFUND_EXCEEDS_CHARGE: (
+        "The refund is more than what is left of the charge: {left}. Nothing was given back. "
+        "Check the amount with the user; do not split it.",
+        "All refunds of a charge together, those under way too, are never more than the charge.",
+    ),
+    Code.AMOUNT_CHANGED: (
+        "The amount at Stripe changed while it was being paid: {reason}. Nothing was charged. "
+        "Look at it again before you go on.",
+        "What was reserved is no longer what Stripe would take.",
     ),
     Code.DUPLICATE_SUSPECTED: (
         "This looks like a bill that was already made: {charge}. Nothing was charged now. "
@@ -259,8 +327,10 @@ _BAD_GATEWAY: Final[Wording] = {
 }
 _UNAVAILABLE: Final[Wording] = {
     Code.LEDGER_UNAVAILABLE: (
-        "The ledger cannot be reached, and nothing was sent. Send the same request later.",
-        "Without its store the proxy sends nothing.",
+        "The ledger cannot be reached or is not sure of the time, and nothing was sent. "
+        "Send the same request later.",
+        "Without its store the proxy sends nothing, nor while clocks disagree on what the request "
+        "depends on (`clock` is `disputed`): `kb-mcp doctor` says which, and what to do.",
     ),
     Code.LEDGER_BEHIND: (
         "The ledger may lack records, and nothing was sent. An operator must run `kb-mcp doctor`.",
@@ -270,6 +340,12 @@ _UNAVAILABLE: Final[Wording] = {
         "The proxy is shutting down, and nothing was sent. Send the same request again.",
         "SIGTERM was received; requests under way still finish.",
     ),
+    Code.ISSUER_UNREACHABLE: (
+        "The issuer of this token cannot be asked for its keys, and nothing was sent. Send the "
+        "same request later.",
+        "The provider's metadata or keys cannot be fetched or read, and what was fetched before "
+        "has reached its end.",
+    ),
     Code.OVERLOADED: (
         "Too many requests are waiting, and nothing was sent. Send the same request later.",
         "Work is shed before anything is reserved.",
@@ -277,8 +353,8 @@ _UNAVAILABLE: Final[Wording] = {
 }
 _TIMEOUT: Final[Wording] = {
     Code.OUTCOME_UNKNOWN: (
-        "The charge was sent and its outcome is not known yet. It may have gone through. Do "
-        "not charge again; ask charge_status later.",
+        "The charge may have been sent, and its outcome is not known yet. It may have gone "
+        "through. Do not charge again; ask charge_status later.",
         "The amount stays reserved until a read of Stripe's list proves what happened.",
     ),
 }

@@ -76,6 +76,11 @@ def refuse(
     return Refusal(code, sentence.format_map(shown), param, MappingProxyType(dict(facts or {})))
 
 
+def clock_disputed() -> Refusal:
+    """Refuse what depends on the time while the clocks disagree on it."""
+    return refuse(Code.LEDGER_UNAVAILABLE, facts={"clock": "disputed"})
+
+
 def error_body(refusal: Refusal) -> bytes:
     """Write `refusal` in Stripe's error shape, as ASCII JSON."""
     error: dict[str, object] = {

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from kb_mcp.proxy.ledger.records import Changes, KeyId, Lineage, Refs, StoreSettings, VaultKey
+from kb_mcp.proxy.ledger.records import (
+    Changes,
+    Grant,
+    KeyId,
+    Lineage,
+    Refs,
+    StoreSettings,
+    VaultKey,
+)
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 
 T = TypeVar("T")
@@ -42,6 +50,10 @@ class Ledger(Protocol):
 
     async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
         """Return the key and its lineage as committed right now, or None."""
+        ...
+
+    async def find_grants(self, issuer: str) -> list[Grant]:
+        """Return the grants of `issuer` that are not removed, as committed right now."""
         ...
 
     async def close(self) -> None:

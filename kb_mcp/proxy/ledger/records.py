@@ -42,11 +42,17 @@ class Operation(Struct, frozen=True, kw_only=True):
 
     `held` is what it counts for in its windows: the amount while reserved, unknown or succeeded
     (more while a raise is under way, less where only a part was captured), else zero. `reserved_at`
-    fixes those windows, for good; a raise on a later day moves all of it there. `lease_token`
-    fences: only the holder of the newest token may conclude with a no. `reopened` lets a refunded
-    bill be billed once more, `waived` lets one other bill pass that looks like this one.
-    `void_look_at` is when the first whole look at Stripe's list began that did not show its object
-    since its last send: an operator's void needs a second one.
+    fixes those windows, for good; a raise on a later day moves all of it there. `gives_back` is the
+    charge that a refund gives back; its windows are those of refunds. `lease_token` fences: only
+    the holder of the newest token may conclude with a no. `void_look_at` is when the first whole
+    look at Stripe's list began that did not show its object since its last send: an operator's
+    void needs a second one.
+
+    What an operator allowed: `reopened` lets a refunded bill be billed once more, for
+    `permit_amount`, or a refund be made once more; `waived` lets one other bill pass that looks
+    like this one; `successor` is the operation that took either. `released` frees the days of a
+    refunded bill for other periods. `refunded_at` says since when it is known as given back in
+    full, and `refund_read_at` when that is looked at next: a refund can fail later.
     """
 
     id: OperationId
@@ -79,8 +85,14 @@ class Operation(Struct, frozen=True, kw_only=True):
     code: str | None = None
     answer_status: int | None = None
     answer: bytes | None = None
+    gives_back: str | None = None
     reopened: bool = False
     waived: bool = False
+    permit_amount: int | None = None
+    successor: OperationId | None = None
+    released: bool = False
+    refunded_at: int | None = None
+    refund_read_at: int | None = None
     overshoot: bool = False
     voided_at: int | None = None
     empty_listings: int = 0
@@ -96,6 +108,18 @@ class Operation(Struct, frozen=True, kw_only=True):
         if self.state is State.VOIDED:
             return self.empty_listings < LISTINGS_THAT_FREE
         return self.state in HOLDING or self.state is State.SUCCEEDED
+
+    @property
+    def refunded(self) -> bool:
+        """Say whether this bill is known as given back: it counts as charged, and is not paid."""
+        return self.refunded_at is not None
+
+    @property
+    def kind(self) -> str:
+        """Say what people call this act: a charge, a refund or an invoice."""
+        if self.gives_back is not None:
+            return "refund"
+        return "invoice" if self.route.startswith("POST /v1/invoices/") else "charge"
 
     def continued_by(self, attempt: Attempt) -> bool:
         """Say whether `attempt` goes on with this operation's object, rather than makes it."""
@@ -225,6 +249,7 @@ class Approval(Struct, frozen=True, kw_only=True):
     reference: str | None
     payment_method: str | None
     destination: str | None
+    gives_back: str | None = None
     fingerprint: str
     state: str  # pending | approved | denied | used
     expires_at: int
@@ -235,6 +260,22 @@ class Approval(Struct, frozen=True, kw_only=True):
     def waits(self, now: int) -> bool:
         """Say whether an operator could still decide it at `now` (ms)."""
         return self.state == "pending" and now < self.expires_at
+
+
+class Grant(Struct, frozen=True, kw_only=True):
+    """An identity of a provider that stands for a vault key.
+
+    `claims` is JSON: each claim that the identity must have, with its value, or a prefix of it
+    where it ends in `*`.
+    """
+
+    id: str
+    issuer: str
+    claims: str
+    key_id: KeyId
+    label: str | None
+    created_at: int
+    removed_at: int | None = None
 
 
 class AuditDraft(Struct, frozen=True, kw_only=True):
@@ -259,6 +300,7 @@ class AuditDraft(Struct, frozen=True, kw_only=True):
     duration_ms: int | None = None
     note: str | None = None
     customer_id: str | None = None
+    subject: str | None = None
 
 
 class Changes(Struct, frozen=True, kw_only=True):
@@ -275,6 +317,7 @@ class Changes(Struct, frozen=True, kw_only=True):
     keys: tuple[VaultKey, ...] = ()
     lineages: tuple[Lineage, ...] = ()
     approvals: tuple[Approval, ...] = ()
+    grants: tuple[Grant, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     audit: tuple[AuditDraft, ...] = ()
 
@@ -283,7 +326,8 @@ class Refs(Struct, frozen=True, kw_only=True):
     """The rows a step depends on: made if absent, locked in one global order, then loaded.
 
     `periods` name two rows each, (customer, reference) and (customer, period, reference); `bills`
-    are (customer, amount, currency, oldest arrival that still matters).
+    are (customer, amount, currency, oldest arrival that still matters). `charges` are those of
+    which all refunds are loaded. `issuers` stand for all of their grants that are not removed.
     """
 
     keys: frozenset[KeyId] = frozenset()
@@ -294,9 +338,12 @@ class Refs(Struct, frozen=True, kw_only=True):
     objects: frozenset[str] = frozenset()
     periods: frozenset[BilledPeriod] = frozenset()
     bills: frozenset[Bill] = frozenset()
+    charges: frozenset[str] = frozenset()
     windows: frozenset[WindowKey] = frozenset()
     tallies: frozenset[str] = frozenset()
     approvals: frozenset[str] = frozenset()
+    grants: frozenset[str] = frozenset()
+    issuers: frozenset[str] = frozenset()
 
 
 class BilledPeriod(Struct, frozen=True):
@@ -347,6 +394,7 @@ class StoreSettings(Struct, frozen=True):
     account: str
     mode: str
     ceilings: Mapping[str, int] = field(default_factory=dict)
+    refund_ceilings: Mapping[str, int] = field(default_factory=dict)
     upstream_timeout_ms: int = 25_000
     recovery_grace_ms: int = 600_000
     store_id: str = ""

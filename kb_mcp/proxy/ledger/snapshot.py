@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
+from kb_mcp.proxy.ledger.clock import Doubt
 from kb_mcp.proxy.ledger.records import (
     HALTS,
     Approval,
@@ -18,6 +19,7 @@ from kb_mcp.proxy.ledger.records import (
     Bill,
     CallerKey,
     Changes,
+    Grant,
     KeyId,
     Lineage,
     LineageId,
@@ -34,12 +36,21 @@ from kb_mcp.proxy.ledger.records import State as S
 
 @dataclass(slots=True)
 class Snapshot:
-    """The loaded rows, and which of them a batch has changed (`dirty`)."""
+    """The loaded rows, and which of them a batch has changed (`dirty`).
+
+    `skewed` says that the clocks disagree, and `latest` what the latest of them says: an age that
+    has passed by one of the two alone has not surely passed. `turning` says that they do not even
+    agree on the day; `unheard` that Stripe has not answered yet. Times in `doubt` may be earlier
+    than they say.
+    """
 
     now: int
     settings: StoreSettings
+    latest: int = 0
     skewed: bool = False
     turning: bool = False
+    unheard: bool = False
+    doubt: Doubt | None = None
     gone_owners: frozenset[str] = frozenset()
     keys: dict[KeyId, VaultKey] = field(default_factory=dict)
     lineages: dict[LineageId, Lineage] = field(default_factory=dict)
@@ -49,6 +60,7 @@ class Snapshot:
     tallies: dict[str, Tally] = field(default_factory=dict)
     caller_keys: dict[str, CallerKey] = field(default_factory=dict)
     approvals: dict[str, Approval] = field(default_factory=dict)
+    grants: dict[str, Grant] = field(default_factory=dict)
     unresolved: dict[LineageId, int] = field(default_factory=dict)
     outstanding_approvals: dict[LineageId, int] = field(default_factory=dict)
     object_owners: dict[str, OperationId] = field(default_factory=dict)
@@ -73,7 +85,7 @@ class Snapshot:
         """Return the live operations that bill a period to `customer` under `reference`."""
         return [
             operation
-            for operation in self._heads(customer)
+            for operation in self._standing_bills(customer)
             if operation.period is not None and (operation.reference or "") == (reference or "")
         ]
 
@@ -81,9 +93,13 @@ class Snapshot:
         """Return the live operations of the same customer, amount and currency."""
         return [
             operation
-            for operation in self._heads(bill.customer)
+            for operation in self._standing_bills(bill.customer)
             if operation.amount == bill.amount and operation.currency == bill.currency
         ]
+
+    def refunds_of(self, charge: str) -> list[Operation]:
+        """Return the refunds of `charge`, those that came to nothing too."""
+        return [self.operations[each] for each in self._index().refunds.get(charge, ())]
 
     def attempt(self, operation: Operation) -> Attempt | None:
         """Return the current attempt of `operation`."""
@@ -149,6 +165,7 @@ class Snapshot:
         self.keys.update((key.id, key) for key in changes.keys)
         self.lineages.update((lineage.id, lineage) for lineage in changes.lineages)
         self.approvals.update((approval.id, approval) for approval in changes.approvals)
+        self.grants.update((grant.id, grant) for grant in changes.grants)
         self.facts.update(changes.facts)
 
     def _count_unresolved(self, new: Operation) -> None:
@@ -167,13 +184,29 @@ class Snapshot:
             count = self.outstanding_approvals.get(new.lineage_id, 0)
             self.outstanding_approvals[new.lineage_id] = count + (1 if after else -1)
 
-    def _heads(self, customer: str) -> list[Operation]:
-        """Return the live operations of `customer`, of each name the newest generation."""
-        billed = [self.operations[each] for each in self._index().billed.get(customer, ())]
-        names = {each.name for each in billed if each.customer == customer}
-        # An older generation of a name no longer guards: the newest speaks for the bill.
-        heads = [head for name in sorted(names) if (head := self.newest(name)) is not None]
-        return [head for head in heads if head.live and head.customer == customer]
+    def successor(self, operation: Operation) -> Operation | None:
+        """Return the operation that took the permit of `operation`, while it is live."""
+        taken = self.operations.get(operation.successor) if operation.successor else None
+        return taken if taken is not None and taken.live else None
+
+    def predecessors(self, operation: Operation) -> list[Operation]:
+        """Return the operations whose permit `operation` took."""
+        return [self.operations[each] for each in self._index().succeeded.get(operation.id, ())]
+
+    def _standing_bills(self, customer: str) -> list[Operation]:
+        """Return the live operations of `customer`, the newest first.
+
+        A refunded bill whose successor is live is left out: the successor speaks for it.
+        """
+        billed = (self.operations[each] for each in self._index().billed.get(customer, ()))
+        live = [
+            each
+            for each in billed
+            if each.live
+            and each.customer == customer
+            and not (each.refunded and self.successor(each) is not None)
+        ]
+        return sorted(live, key=lambda each: (-each.reserved_at, each.id))
 
     def _index(self) -> Found:
         found = self._found
@@ -195,12 +228,20 @@ class Found:
 
     named: dict[str, dict[OperationId, None]] = field(default_factory=dict)
     billed: dict[str | None, dict[OperationId, None]] = field(default_factory=dict)
+    succeeded: dict[OperationId, dict[OperationId, None]] = field(default_factory=dict)
+    refunds: dict[str, dict[OperationId, None]] = field(default_factory=dict)
     count: int = 0
 
     def add(self, operation: Operation) -> None:
         """Find `operation` from now on."""
         self.named.setdefault(operation.name, {})[operation.id] = None
-        self.billed.setdefault(operation.customer, {})[operation.id] = None
+        if operation.gives_back is not None:
+            # A refund is no bill: nothing that is charged is taken for it.
+            self.refunds.setdefault(operation.gives_back, {})[operation.id] = None
+        else:
+            self.billed.setdefault(operation.customer, {})[operation.id] = None
+        if operation.successor is not None:
+            self.succeeded.setdefault(operation.successor, {})[operation.id] = None
 
 
 @dataclass(slots=True)
@@ -219,6 +260,7 @@ class Dirty:
     keys: set[KeyId] = field(default_factory=set)
     lineages: set[LineageId] = field(default_factory=set)
     approvals: set[str] = field(default_factory=set)
+    grants: set[str] = field(default_factory=set)
     facts: dict[str, str] = field(default_factory=dict)
     audit: list[AuditDraft] = field(default_factory=list)
 
@@ -235,5 +277,6 @@ class Dirty:
         self.keys.update(key.id for key in changes.keys)
         self.lineages.update(lineage.id for lineage in changes.lineages)
         self.approvals.update(approval.id for approval in changes.approvals)
+        self.grants.update(grant.id for grant in changes.grants)
         self.facts.update(changes.facts)
         self.audit.extend(changes.audit)

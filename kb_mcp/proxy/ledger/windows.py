@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
 
 DAY_MS = 86_400_000
+REFUNDS = "_refunds"  # ends the scope of a window of refunds
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 
 
@@ -47,33 +48,51 @@ def day_of(at_ms: int) -> date:
 
 
 def windows_at(
-    at_ms: int, lineage: LineageId, customer: str | None, currency: str
+    at_ms: int, lineage: LineageId, customer: str | None, currency: str, *, refunds: bool = False
 ) -> OperationWindows:
-    """Return the windows in which a reservation made at `at_ms` counts."""
-    return _windows(day_of(at_ms), lineage, customer, currency)
+    """Return the windows in which a reservation made at `at_ms` counts.
+
+    `refunds` have windows of their own: what is given back is never netted with what is charged.
+    """
+    return _windows(day_of(at_ms), lineage, customer, currency, REFUNDS if refunds else "")
 
 
 @lru_cache(maxsize=4096)
 def _windows(
-    day: date, lineage: LineageId, customer: str | None, currency: str
+    day: date, lineage: LineageId, customer: str | None, currency: str, of: str
 ) -> OperationWindows:
     today = day.isoformat()
     month = day.replace(day=1).isoformat()
+    customer_day = None
+    if customer is not None:
+        customer_day = WindowKey(f"customer{of}", customer, "day", today, currency)
     return OperationWindows(
-        account_day=WindowKey("account", "", "day", today, currency),
-        key_day=WindowKey("key", lineage, "day", today, currency),
-        key_month=WindowKey("key", lineage, "month", month, currency),
-        counts=WindowKey("key", lineage, "day", today, ""),
-        customer_day=(
-            None if customer is None else WindowKey("customer", customer, "day", today, currency)
-        ),
+        account_day=WindowKey(f"account{of}", "", "day", today, currency),
+        key_day=WindowKey(f"key{of}", lineage, "day", today, currency),
+        key_month=WindowKey(f"key{of}", lineage, "month", month, currency),
+        counts=WindowKey(f"key{of}", lineage, "day", today, ""),
+        customer_day=customer_day,
     )
+
+
+def counts_at(at_ms: int, lineage: LineageId) -> WindowKey:
+    """Return the window that counts the sends and declines of `lineage` on the day of `at_ms`."""
+    return WindowKey("key", lineage, "day", day_of(at_ms).isoformat(), "")
 
 
 def windows_of(operation: Operation) -> OperationWindows:
     """Return the windows in which `operation` was reserved."""
+    return windows_then(operation, operation.reserved_at)
+
+
+def windows_then(operation: Operation, at_ms: int) -> OperationWindows:
+    """Return the windows in which `operation` would count if it were reserved at `at_ms`."""
     return windows_at(
-        operation.reserved_at, operation.lineage_id, operation.customer, operation.currency
+        at_ms,
+        operation.lineage_id,
+        operation.customer,
+        operation.currency,
+        refunds=operation.gives_back is not None,
     )
 
 
@@ -133,6 +152,14 @@ def release(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
     """Give the reservation of `operation` back."""
     return tuple(
         replace(snapshot.window(key), reserved=snapshot.window(key).reserved - operation.held)
+        for key in windows_of(operation).money()
+    )
+
+
+def take_back(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
+    """Take out what `operation` had settled: its money came back after it was done."""
+    return tuple(
+        replace(snapshot.window(key), settled=snapshot.window(key).settled - operation.held)
         for key in windows_of(operation).money()
     )
 

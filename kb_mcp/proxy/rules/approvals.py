@@ -76,7 +76,8 @@ def check_given(
 
 def _above(command: Command) -> bool | Refusal:
     """Say whether the amount is above the limit of its currency; one without a limit is refused."""
-    limits, currency = command.policy.approval_above, command.money.currency
+    policy, currency = command.policy, command.money.currency
+    limits = policy.approval_above if command.refund is None else policy.refund_approval_above
     if limits and currency not in limits:
         facts: dict[str, Fact] = {"currency": currency, "allowed": tuple(sorted(limits))}
         return refuse(Code.CURRENCY_NOT_ALLOWED, param="currency", facts=facts)
@@ -101,6 +102,7 @@ def _wanted(
         reference=reading.reference,
         payment_method=reading.payment_method if keep is None else _sent_with(keep),
         destination=reading.destination,
+        gives_back=None if command.refund is None else command.refund.charge,
         fingerprint=command.fingerprint,
         state="pending",
         expires_at=snapshot.now + APPROVAL_LASTS_MS,

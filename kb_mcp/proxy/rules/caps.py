@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kb_mcp.money import UNTOLD_CURRENCY, Money, format_money
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.ledger.windows import OperationWindows, resets_at, windows_at, windows_of
+from kb_mcp.proxy.ledger.windows import OperationWindows, resets_at, windows_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,9 +33,7 @@ def check_caps(
     refused = check_amount_caps(snapshot, command)
     if refused is not None:
         return refused
-    windows = windows_at(
-        snapshot.now, command.lineage_id, command.reading.customer, command.money.currency
-    )
+    windows = command.windows(snapshot.now)
     own: dict[WindowKey, int] = {}
     if holding is not None:
         own = dict.fromkeys(windows_of(holding).money(), holding.held)
@@ -48,30 +46,45 @@ def check_caps(
 
 def check_amount_caps(snapshot: Snapshot, command: Command) -> Refusal | None:
     """Return the cap that `command` breaks whatever was spent before: its currency, its amount."""
-    money, caps = command.money, command.policy.caps
-    for limits in (*caps.tables(), snapshot.settings.ceilings):
+    money, caps = command.money, caps_of(command)
+    for limits in (*caps, _ceilings(snapshot, command)):
         if limits and money.currency not in limits:
             return _currency_refused(money.currency, limits)
-    per_charge = caps.per_charge.get(money.currency)
-    if per_charge is not None and money.amount > per_charge:
-        return _exceeded("per charge", per_charge, per_charge, money, None)
+    most = caps[0].get(money.currency)
+    if most is not None and money.amount > most:
+        return _exceeded(command, most, most, None)
     return None
+
+
+def caps_of(command: Command) -> tuple[Mapping[str, int], ...]:
+    """Return the caps that hold `command`: per act, day, month, customer and day."""
+    policy = command.policy
+    return (policy.caps if command.refund is None else policy.refund_caps).tables()
+
+
+def _ceilings(snapshot: Snapshot, command: Command) -> Mapping[str, int]:
+    settings = snapshot.settings
+    return settings.ceilings if command.refund is None else settings.refund_ceilings
 
 
 def _check_counts(
     snapshot: Snapshot, command: Command, windows: OperationWindows
 ) -> Refusal | None:
+    kind, code = "daily_charges", Code.CHARGE_COUNT_EXCEEDED
     limit = command.policy.daily_charges
+    if command.refund is not None:
+        kind, code = "daily_refunds", Code.REFUND_COUNT_EXCEEDED
+        limit = command.policy.daily_refunds
     if limit is None or snapshot.window(windows.counts).sends < limit:
         return None
     facts: dict[str, Fact] = {
         "cap": limit,
-        "cap_kind": "daily_charges",
+        "cap_kind": kind,
         "window": "day",
         "left": 0,
         "resets_at": resets_at(windows.counts),
     }
-    return refuse(Code.CHARGE_COUNT_EXCEEDED, facts=facts)
+    return refuse(code, facts=facts)
 
 
 def _check_windows(
@@ -85,26 +98,33 @@ def _check_windows(
         window = snapshot.window(key)
         left = max(limit - window.reserved - window.settled + own.get(key, 0), 0)
         if money.amount > left:
-            return _exceeded(kind, limit, left, money, key)
+            return _exceeded(command, limit, left, key, kind)
     return None
 
 
 def _limits(
     snapshot: Snapshot, command: Command, windows: OperationWindows
 ) -> Iterator[tuple[str, WindowKey, Mapping[str, int]]]:
-    caps = command.policy.caps
-    yield "per key and day", windows.key_day, caps.daily
-    yield "per key and month", windows.key_month, caps.monthly
+    _, daily, monthly, per_customer_daily = caps_of(command)
+    yield "per key and day", windows.key_day, daily
+    yield "per key and month", windows.key_month, monthly
     if windows.customer_day is not None:
-        yield "per customer and day", windows.customer_day, caps.per_customer_daily
-    yield "account and day", windows.account_day, snapshot.settings.ceilings
+        yield "per customer and day", windows.customer_day, per_customer_daily
+    yield "account and day", windows.account_day, _ceilings(snapshot, command)
 
 
-def _exceeded(kind: str, limit: int, left: int, money: Money, window: WindowKey | None) -> Refusal:
+def _exceeded(
+    command: Command, limit: int, left: int, window: WindowKey | None, kind: str | None = None
+) -> Refusal:
+    """Refuse by the cap `kind`, or by the one of a single charge or refund."""
+    money = command.money
+    act = "charge" if command.refund is None else "refund"
+    code = Code.SPEND_CAP_EXCEEDED if command.refund is None else Code.REFUND_CAP_EXCEEDED
+    kind = kind or f"per {act}"
     facts: dict[str, Fact] = {
         "cap": limit,
         "cap_kind": kind,
-        "window": "charge" if window is None else window.window,
+        "window": act if window is None else window.window,
         "left": left,
         "currency": money.currency,
         "amount": money.amount,
@@ -112,7 +132,7 @@ def _exceeded(kind: str, limit: int, left: int, money: Money, window: WindowKey 
     if window is not None:
         facts |= {"window_start": window.start, "resets_at": resets_at(window)}
     return refuse(
-        Code.SPEND_CAP_EXCEEDED,
+        code,
         facts=facts,
         window=kind,
         cap=format_money(Money(limit, money.currency)),

@@ -20,8 +20,9 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     Refs,
 )
-from kb_mcp.proxy.ledger.windows import windows_at, windows_of
+from kb_mcp.proxy.ledger.windows import OperationWindows, windows_at, windows_of
 from kb_mcp.proxy.rules.operation_names import tally_key, tally_of
+from kb_mcp.proxy.rules.refunds import Refundable
 
 if TYPE_CHECKING:
     from kb_mcp.money import Money
@@ -35,9 +36,10 @@ class Command(Struct, frozen=True, kw_only=True):
     `fresh_id` and `fresh_approval_id` are used if this intent begins an operation or asks for an
     approval. `lease_ms` is how long a send may take, all told. `joined` says that it waited for
     somebody else's send before, and has its audit row of that. `continues` is the operation whose
-    object a step goes on with, as it was read before; `money` is what it comes to then.
-    `caller_keys` are kept of keys that an SDK made up, where they may name the request; `older_…`
-    is how an older version kept either.
+    object a step goes on with, as it was read before; `money` is what it comes to then. `refund` is
+    what was read of the charge that is to be given back. `caller_keys` are kept of keys that an SDK
+    made up, where they may name the request; `older_…` is how an older version kept either.
+    `grant_id` is the grant that lets an identity stand for the key.
     """
 
     reading: Reading
@@ -45,6 +47,7 @@ class Command(Struct, frozen=True, kw_only=True):
     policy: Policy
     key_id: KeyId
     lineage_id: LineageId
+    grant_id: str | None = None
     name: str
     named_by: NamedBy
     upstream_name: str
@@ -60,6 +63,7 @@ class Command(Struct, frozen=True, kw_only=True):
     request: AuditDraft
     joined: bool = False
     continues: Operation | None = None
+    refund: Refundable | None = None
 
     @property
     def tally(self) -> str:
@@ -68,10 +72,16 @@ class Command(Struct, frozen=True, kw_only=True):
             return tally_of(self.continues)
         return tally_key(self.reading, self.name)
 
+    def windows(self, now: int) -> OperationWindows:
+        """Return the windows in which a reservation that is made `now` counts."""
+        customer, currency = self.reading.customer, self.money.currency
+        refunds = self.refund is not None
+        return windows_at(now, self.lineage_id, customer, currency, refunds=refunds)
+
     def bill(self, now: int) -> Bill | None:
         """Return the guard row of bills of the same customer, amount and currency."""
         reading = self.reading
-        if reading.customer is None:
+        if reading.customer is None or self.refund is not None:
             return None
         return Bill(
             customer=reading.customer,
@@ -95,7 +105,7 @@ class Command(Struct, frozen=True, kw_only=True):
             )
             periods = frozenset({days})
         bill = self.bill(now)
-        windows = windows_at(now, self.lineage_id, reading.customer, self.money.currency).all()
+        windows = self.windows(now).all()
         if self.continues is not None:
             windows = (*windows, *windows_of(self.continues).all())
         return Refs(
@@ -105,6 +115,8 @@ class Command(Struct, frozen=True, kw_only=True):
             caller_keys=frozenset({*self.caller_keys, *self.older_caller_keys}),
             periods=periods,
             bills=frozenset() if bill is None else frozenset({bill}),
+            charges=frozenset() if self.refund is None else frozenset({self.refund.charge}),
             windows=frozenset(windows),
             tallies=frozenset({self.tally}),
+            grants=frozenset() if self.grant_id is None else frozenset({self.grant_id}),
         )

@@ -25,7 +25,7 @@ from kb_mcp.proxy.ledger.records import (
     Window,
 )
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.ledger.windows import hold_again, release, settle
+from kb_mcp.proxy.ledger.windows import hold_again, release, settle, take_back
 from kb_mcp.proxy.rules.declines import count_decline, freeze
 from kb_mcp.proxy.rules.ending import Ending
 from kb_mcp.proxy.rules.follow_ups.conclude import READ_AGAIN_MS, conclude_follow_up
@@ -42,6 +42,9 @@ from kb_mcp.proxy.stripe.evidence import (
 if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
 
+# A bank may return a refund for some 30 days.
+COMES_BACK_WITHIN_MS = 32 * 86_400_000
+HOUR_MS = 3_600_000
 FOREIGN_KEY = "key_used_outside_ledger"
 DIFFERS = "answer_differs"
 
@@ -112,16 +115,30 @@ def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Mad
         overshoot=(
             operation.overshoot or late or differs is not None or taken > operation.held > 0
         ),
-        next_read_at=None if final or known else snapshot.now + READ_AGAIN_MS,
+        next_read_at=_next_read(snapshot, operation, final=final or known),
         updated_at=snapshot.now,
     )
-    why = "a charge turned up late" if late else differs
+    why = f"a {operation.kind} turned up late" if late else differs
     return Changes(
         operations=(done,),
         attempts=(closed,),
         windows=_counted(snapshot, operation, taken, final=final, held=held, late=late),
         lineages=() if why is None else (freeze(snapshot, operation, why),),
     )
+
+
+def _next_read(snapshot: Snapshot, operation: Operation, *, final: bool) -> int | None:
+    """Return when the object must be read again, or None where nothing can come any more.
+
+    A refund may fail days after it succeeded, so it is read at ever longer intervals for a month.
+    Source: docs.stripe.com/refunds#failed-refunds.
+    """
+    if not final:
+        return snapshot.now + READ_AGAIN_MS
+    if operation.gives_back is None:
+        return None
+    age_ms = snapshot.now - operation.reserved_at
+    return None if age_ms > COMES_BACK_WITHIN_MS else snapshot.now + max(age_ms, HOUR_MS)
 
 
 def _taken(operation: Operation, proof: Made, *, known: bool, differs: bool) -> int:
@@ -172,7 +189,8 @@ def _declined(
     if attempt.outcome is AttemptOutcome.DECLINED:
         return Changes()
     settled = operation.state is S.SUCCEEDED and operation.final
-    if settled or operation.attempt != attempt.number:
+    came_back = settled and operation.gives_back is not None
+    if (settled and not came_back) or operation.attempt != attempt.number:
         return Changes(attempts=(closed,))
     failed = replace(
         operation,
@@ -188,9 +206,9 @@ def _declined(
         next_read_at=None,
         updated_at=snapshot.now,
     )
-    given_back = _given_back(snapshot, operation)
-    if proof.code == CANCELED:
-        # Nobody's card said no: a cancelled intent is over, and counts for nothing.
+    given_back = take_back(snapshot, operation) if came_back else _given_back(snapshot, operation)
+    if proof.code == CANCELED or operation.gives_back is not None:
+        # Nobody's card said no: a cancelled intent, or a refund that came back, counts for nothing.
         return Changes(operations=(failed,), attempts=(closed,), windows=given_back)
     counted = count_decline(snapshot, operation, ending.daily_declines)
     return replace(

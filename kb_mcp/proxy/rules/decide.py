@@ -26,16 +26,20 @@ repeated while one is under way joins it.
 
 The checks, on every reservation: guards -> key frozen, too many unresolved -> approval ->
 attempts -> caps. A key that is unknown, revoked or expired by the store's clock is refused first.
+What is reserved already is sent again only past the gates of who asks (`gates.py`): frozen, hours,
+approval, caps; else outcome_unknown.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, assert_never
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
+from kb_mcp.money import Money
+from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Attempt,
@@ -47,10 +51,12 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
 )
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, Refuse, Replay
-from kb_mcp.proxy.rules.duplicates import suspect
+from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, ReadAgain, Refuse, Replay
+from kb_mcp.proxy.rules.duplicates import known_as, suspect
 from kb_mcp.proxy.rules.follow_ups.decide import decide_follow_up
 from kb_mcp.proxy.rules.gates import check_send
+from kb_mcp.proxy.rules.permits import may_bill_again
+from kb_mcp.proxy.rules.refunds import already_refunded, with_amount
 from kb_mcp.proxy.rules.reserve import (
     new_operation,
     recent_decline,
@@ -81,7 +87,33 @@ def fold(snapshot: Snapshot, commands: Iterable[Command]) -> list[Decision]:
 
 def decide(snapshot: Snapshot, command: Command) -> Decision:
     """Decide one command, with the audit row of the decision among the changes."""
-    return _audited(snapshot, command, _decide(snapshot, command))
+    decision = _decide(snapshot, command)
+    if snapshot.latest > snapshot.now:
+        # The clocks disagree: what another of them would decide otherwise is not decided at all.
+        later = _decide(dataclasses.replace(snapshot, now=snapshot.latest), command)
+        if _outcome(decision) != _outcome(later):
+            decision = Refuse(clock_disputed(), _known(snapshot, decision))
+    if snapshot.unheard and isinstance(decision, Proceed):
+        # What is sent before Stripe has told the time may be dated wrongly, and so not be found.
+        decision = Refuse(refuse(Code.UPSTREAM_UNREACHABLE), _known(snapshot, decision))
+    return _audited(snapshot, command, decision)
+
+
+def _known(snapshot: Snapshot, decision: Decision) -> Operation | None:
+    """Return the operation of `decision`, unless the decision would have begun it."""
+    return None if decision.operation is None else snapshot.operations.get(decision.operation.id)
+
+
+def _outcome(decision: Decision) -> tuple[object, ...]:
+    """Return what a decision comes to, without the times that it leaves behind."""
+    operation_id = None if decision.operation is None else decision.operation.id
+    match decision:
+        case Refuse():
+            return (Refuse, decision.refusal.code)
+        case Proceed():
+            return (Proceed, operation_id, decision.attempt.number, decision.attempt.sends)
+        case _:
+            return (type(decision), operation_id)
 
 
 def key_refusal(snapshot: Snapshot, key_id: KeyId) -> Refusal | None:
@@ -96,8 +128,17 @@ def key_refusal(snapshot: Snapshot, key_id: KeyId) -> Refusal | None:
     return None
 
 
+def grant_refusal(snapshot: Snapshot, grant_id: str | None) -> Refusal | None:
+    """Return why the grant `grant_id` no longer lets its identity act, or None."""
+    if grant_id is None:
+        return None
+    grant = snapshot.grants.get(grant_id)
+    gone = grant is None or grant.removed_at is not None
+    return refuse(Code.IDENTITY_NOT_GRANTED) if gone else None
+
+
 def _decide(snapshot: Snapshot, command: Command) -> Decision:
-    dead = key_refusal(snapshot, command.key_id)
+    dead = key_refusal(snapshot, command.key_id) or grant_refusal(snapshot, command.grant_id)
     if dead is not None:
         return Refuse(dead)
     if command.continues is not None:
@@ -107,7 +148,9 @@ def _decide(snapshot: Snapshot, command: Command) -> Decision:
         return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, answered), answered)
     operation = answered or _newest(snapshot, command)
     if operation is None or (answered is None and _begins_anew(snapshot, command, operation)):
+        command = with_amount(snapshot, command, None)
         return reserve(snapshot, command, new_operation(snapshot, command, operation), None)
+    command = with_amount(snapshot, command, operation)
     if not _may_see(command, operation):
         return _another_endpoint(command, operation)
     return _again(snapshot, command, operation)
@@ -133,6 +176,10 @@ def _again(snapshot: Snapshot, command: Command, operation: Operation) -> Decisi
 
 
 def _settled(snapshot: Snapshot, command: Command, operation: Operation, *, same: bool) -> Decision:
+    if operation.refunded and (same or operation.period is not None):
+        # What was given back is not told as paid; what took its place is named instead.
+        stands = snapshot.successor(operation) or operation
+        return Refuse(suspect(known_as(operation), stands), stands)
     if same and not operation.final and (operation.answer_status or 0) >= 400:
         # It had failed, and a step may have brought it to life: what was told then is no answer.
         facts = _named(operation)
@@ -141,8 +188,14 @@ def _settled(snapshot: Snapshot, command: Command, operation: Operation, *, same
     if same:
         late = _late_body(snapshot, command, operation)
         return Replay(operation) if late is None else Refuse(late, operation)
-    if operation.named_by is NamedBy.CONTENT:
+    if operation.gives_back is None and operation.named_by is NamedBy.CONTENT:
         return Refuse(suspect(Code.PERIOD_ALREADY_CHARGED, operation), operation)
+    return _differs(operation)
+
+
+def _differs(operation: Operation) -> Refuse:
+    if operation.gives_back is not None:
+        return Refuse(already_refunded(operation), operation)
     return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
 
 
@@ -155,7 +208,7 @@ def _unsettled(
     same: bool,
 ) -> Decision:
     if not same:
-        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+        return _differs(operation)
     if snapshot.leased(operation):
         return Join(operation)
     if attempt is None or not resendable(snapshot, attempt):
@@ -183,7 +236,7 @@ def _voided(
         keep = attempt if same and attempt is not None and resendable(snapshot, attempt) else None
         return reserve(snapshot, command, operation, keep)
     if not same:
-        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+        return _differs(operation)
     if attempt is None or not resendable(snapshot, attempt):
         return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=_named(operation)), operation)
     return reserve(snapshot, command, operation, attempt)
@@ -212,14 +265,15 @@ def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> 
     That is where it was reopened after a refund, or where the window of a body has passed or an
     operator said that the body means another bill.
     """
-    if operation.reopened and operation.state is S.SUCCEEDED:
+    refunded = operation.refunded and operation.state is S.SUCCEEDED
+    if refunded and may_bill_again(snapshot, command, operation):
         return True
     if operation.named_by is not NamedBy.BODY or operation.state in HOLDING:
         return False
     if operation.state is S.AWAITING_APPROVAL:
         # It was never charged: what an operator was asked, or said, is about this very bill.
         return False
-    if operation.waived:
+    if operation.waived and operation.successor is None:
         return True
     if operation.state is S.VOIDED and operation.live:
         return False
@@ -243,8 +297,12 @@ def _answered(snapshot: Snapshot, command: Command) -> Operation | None:
     A key whose request came to nothing is free for another, as at Stripe.
     """
     answered = snapshot.answered_under((*command.caller_keys, *command.older_caller_keys))
-    if answered is None or answered.live:
-        return answered
+    if answered is None:
+        return None
+    if answered.live:
+        # A request that was given back and may be made once more is the newest of its name.
+        same = answered.name == command.name
+        return None if answered.refunded and same else answered
     attempt = snapshot.attempt(answered)
     declined = attempt is not None and attempt.outcome is AttemptOutcome.DECLINED
     return answered if declined and answered.name != command.name else None
@@ -281,17 +339,21 @@ def _named(operation: Operation) -> dict[str, Fact]:
 
 
 def _audited(snapshot: Snapshot, command: Command, decision: Decision) -> Decision:
-    if isinstance(decision, Look) or (command.joined and isinstance(decision, Join)):
+    if isinstance(decision, Look | ReadAgain) or (command.joined and isinstance(decision, Join)):
         # Looking again is no new request.
         return decision
     operation = decision.operation
+    money = command.money
+    if command.refund is not None and isinstance(decision, Proceed):
+        # A request that leaves the amount out means what was left when this was decided.
+        money = Money(decision.operation.amount, decision.operation.currency)
     row = replace(
         command.request,
         kind="decision",
         decision=type(decision).__name__.lower(),
         code=decision.refusal.code.value if isinstance(decision, Refuse) else None,
-        amount=command.money.amount,
-        currency=command.money.currency,
+        amount=money.amount,
+        currency=money.currency,
         customer_id=command.reading.customer,
         operation_id=None if operation is None else operation.id,
         attempt=None if operation is None else operation.attempt,

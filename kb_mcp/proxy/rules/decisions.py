@@ -40,6 +40,13 @@ class Look(Struct, frozen=True):
     changes: Changes = field(default_factory=Changes)
 
 
+class ReadAgain(Struct, frozen=True):
+    """What the request depends on at Stripe must be read before anything is reserved."""
+
+    operation: Operation | None = None
+    changes: Changes = field(default_factory=Changes)
+
+
 class Refuse(Struct, frozen=True):
     """Our own no."""
 
@@ -48,4 +55,4 @@ class Refuse(Struct, frozen=True):
     changes: Changes = field(default_factory=Changes)
 
 
-Decision = Proceed | Replay | Join | Look | Refuse
+Decision = Proceed | Replay | Join | Look | ReadAgain | Refuse

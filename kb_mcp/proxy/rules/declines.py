@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.records import Changes, Lineage, Operation
-from kb_mcp.proxy.ledger.windows import windows_at
+from kb_mcp.proxy.ledger.windows import windows_then
 from kb_mcp.proxy.rules.operation_names import tally_of
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ def count_decline(snapshot: Snapshot, operation: Operation, daily_declines: int)
         last_declined_at=snapshot.now,
         last_operation=operation.id,
     )
-    places = windows_at(snapshot.now, operation.lineage_id, operation.customer, operation.currency)
-    today = snapshot.window(places.counts)
+    today = snapshot.window(windows_then(operation, snapshot.now).counts)
     today = replace(today, declines=today.declines + 1)
     too_many = today.declines >= daily_declines
     lineages = (freeze(snapshot, operation, "too many declines"),) if too_many else ()

@@ -15,6 +15,7 @@ from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.records import HOLDING, NamedBy, Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import day_of
+from kb_mcp.proxy.rules.permits import opened_for, permitted, withdrawn
 
 if TYPE_CHECKING:
     from kb_mcp.periods import Period
@@ -22,20 +23,41 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.rules.command import Command
 
 
-def find_conflict(snapshot: Snapshot, command: Command) -> tuple[Refusal, Operation] | None:
-    """Return the refusal for the first other live operation that may be this bill, or None.
+def find_conflict(
+    snapshot: Snapshot, command: Command, operation: Operation
+) -> tuple[Refusal, Operation] | None:
+    """Return the refusal for the first live operation beside `operation` that may be this bill.
 
-    What an operator reopened or waived does not conflict: `permits` lists those instead.
+    What an operator reopened or waived for it does not conflict: `permits` lists those instead.
     """
-    for code, peer in _conflicts(snapshot, command):
-        if not _permitted(code, peer):
+    stands = withdrawn(snapshot, command, operation)
+    if stands is not None:
+        return suspect(known_as(stands), stands), stands
+    for code, peer in _conflicts(snapshot, command, operation):
+        if not permitted(code, peer, command, operation):
             return _refusal(code, peer), peer
     return None
 
 
-def permits(snapshot: Snapshot, command: Command) -> list[Operation]:
-    """Return the operations whose one permit `command` would use up."""
-    return [peer for code, peer in _conflicts(snapshot, command) if _permitted(code, peer)]
+def permits(snapshot: Snapshot, command: Command, operation: Operation) -> list[Operation]:
+    """Return the operations whose permit `operation` takes, or took before."""
+    found = {
+        peer.id: peer
+        for code, peer in _conflicts(snapshot, command, operation)
+        if permitted(code, peer, command, operation)
+    }
+    found |= {each.id: each for each in snapshot.predecessors(operation)}
+    older = snapshot.newest(command.name)
+    if older is not None and older.id != operation.id and older.successor is None:
+        # Of the same name, though it may lie too far back to be suspected.
+        found |= {older.id: older} if older.waived or opened_for(older, command) else {}
+    return list(found.values())
+
+
+def known_as(bill: Operation) -> Code:
+    """Return the code that refuses a second bill beside `bill`, which stands."""
+    charged = bill.period is not None
+    return Code.PERIOD_ALREADY_CHARGED if charged else Code.DUPLICATE_SUSPECTED
 
 
 def suspect(code: Code, peer: Operation) -> Refusal:
@@ -43,26 +65,23 @@ def suspect(code: Code, peer: Operation) -> Refusal:
     return _refusal(code, peer)
 
 
-def _permitted(code: Code, peer: Operation) -> bool:
-    # A charge that stands and was only suspected never lets its own period be billed again.
-    return peer.reopened or (peer.waived and code is Code.DUPLICATE_SUSPECTED)
-
-
-def _conflicts(snapshot: Snapshot, command: Command) -> list[tuple[Code, Operation]]:
+def _conflicts(
+    snapshot: Snapshot, command: Command, operation: Operation
+) -> list[tuple[Code, Operation]]:
     reading = command.reading
     found: list[tuple[Code, Operation]] = []
     if reading.customer is not None and reading.period is not None:
         found += [
             (Code.PERIOD_ALREADY_CHARGED, peer)
             for peer in snapshot.period_peers(reading.customer, reading.reference)
-            if peer.name != command.name and _same_days(command, reading.period, peer)
+            if peer.id != operation.id and _same_days(command, reading.period, peer)
         ]
     bill = command.bill(snapshot.now)
     if bill is not None:
         found += [
             (Code.DUPLICATE_SUSPECTED, peer)
             for peer in snapshot.bill_peers(bill)
-            if peer.name != command.name and _suspicious(command, peer, snapshot.now, bill.since)
+            if peer.id != operation.id and _suspicious(command, peer, snapshot.now, bill.since)
         ]
     return found
 
@@ -71,7 +90,7 @@ def _same_days(command: Command, period: Period, peer: Operation) -> bool:
     if peer.period == period.label:
         return True
     # It is the sender's policy that may bill days twice: what the peer's was allowed is past.
-    refused = command.policy.overlaps == "refuse"
+    refused = command.policy.overlaps == "refuse" and not peer.released
     return refused and peer.period is not None and overlap(period, parse_period(peer.period))
 
 
@@ -89,6 +108,8 @@ def _suspicious(command: Command, peer: Operation, now: int, since: int) -> bool
         return False
     if period is None and command.named_by is NamedBy.CALLER:
         return False
+    if peer.released and (period is None) != (peer.period is None):
+        return False
     unresolved = peer.state in HOLDING or peer.state is S.VOIDED
     return unresolved or peer.first_arrival_at > since
 
@@ -102,7 +123,11 @@ def _refusal(code: Code, peer: Operation) -> Refusal:
         "billing_period": peer.period,
         "state": peer.state.value,
     }
-    named = peer.object_id or f"operation {peer.id}, whose outcome is {peer.state.value}"
+    if peer.refunded:
+        facts["refunded"] = True
+    named = peer.object_id and peer.object_id + ("" if peer.final else ", which is not final yet")
+    named = named or f"operation {peer.id}, whose outcome is {peer.state.value}"
     amount = format_money(Money(peer.amount, peer.currency))
     period = f" for {peer.period}" if peer.period else ""
-    return refuse(code, facts=facts, charge=f"{named}, {amount}{period}")
+    state = ", refunded since" if peer.refunded else ""
+    return refuse(code, facts=facts, charge=f"{named}, {amount}{period}{state}")

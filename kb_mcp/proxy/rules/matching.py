@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Operation
 from kb_mcp.proxy.stripe.evidence import customer_of
+from kb_mcp.proxy.stripe.json_objects import created_ms, object_id
 from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS
 
 if TYPE_CHECKING:
@@ -63,16 +64,16 @@ def twin_names(
     known = any(each.upstream_key == mark for each in attempts)
     if known or (mark and owner and owner != operation.id) or not is_like(item, operation):
         return ()
-    created = item.get("created")
-    if not isinstance(created, int) or item.get("status") in NO_MONEY:
+    created = created_ms(item.get("created"))
+    if created is None or item.get("status") in NO_MONEY:
         return ()
     maybe = [each for each in attempts if each.outcome in _MAY_HAVE_ARRIVED] or attempts
     begins = min(each.first_sent_at for each in maybe) - BEFORE_MS
     ends = max(each.last_sent_at for each in maybe) + SEND_WITHIN_MS + grace_ms
-    if not begins <= created * 1000 <= ends:
+    if not begins <= created <= ends:
         return ()
-    names = (item.get("id"), item.get("payment_intent"))
-    return tuple(name for name in names if isinstance(name, str))
+    names = (object_id(item.get("id")), object_id(item.get("payment_intent")))
+    return tuple(name for name in names if name is not None)
 
 
 def marks_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -82,11 +83,18 @@ def marks_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def is_like(item: Mapping[str, Any], operation: Operation) -> bool:
-    """Say whether an object has the operation's amount, currency and customer."""
+    """Say whether an object has the operation's amount, currency and customer.
+
+    A refund does not say whose it is: its charge does.
+    """
+    if operation.gives_back is None:
+        same = customer_of(item) == operation.customer
+    else:
+        same = item.get("charge") == operation.gives_back
     return (
-        item.get("amount") == operation.amount
+        same
+        and item.get("amount") == operation.amount
         and item.get("currency") == operation.currency
-        and customer_of(item) == operation.customer
     )
 
 
@@ -100,7 +108,11 @@ def difference(
     """
     wanted: dict[str, object] = {"livemode": snapshot.settings.mode == "live"}
     if operation.amount > 0:
-        wanted |= {"currency": operation.currency, "customer": operation.customer}
+        wanted["currency"] = operation.currency
+        if operation.gives_back is None:
+            wanted["customer"] = operation.customer
+        else:
+            wanted["charge"] = operation.gives_back
         at_most = max(operation.amount, operation.held)
         if not step or (made.total or 0) > at_most:
             wanted["amount"] = at_most if step else operation.amount

@@ -66,12 +66,17 @@ def name_of(policy: Policy, reading: Reading) -> Name | Refusal:
 
 def later_name(older: Operation) -> str:
     """Return the upstream key of the generation after `older`: the next occurrence, or K-rN."""
-    if older.named_by is NamedBy.BODY and not older.reopened:
+    if older.named_by is NamedBy.BODY and not older.refunded:
         return occurrence_key(older.name, older.generation + 2)
     root, _, suffix = older.upstream_name.partition("-r")
     # One that was adopted by itself may have a higher number than its generation.
     count = max(older.generation, int(suffix) if suffix.isdecimal() else 0)
     return f"{root.split('-', 1)[0]}-r{count + 1}"
+
+
+def attempt_key(operation: Operation, number: int) -> str:
+    """Return the upstream key of the attempt `number` of `operation`: K, K-2, K-3 and so on."""
+    return operation.upstream_name if number == 1 else f"{operation.upstream_name}-{number}"
 
 
 def tally_key(reading: Reading, name: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.errors.refusals import Code, Fact, refuse
+from kb_mcp.proxy.errors.refusals import Code, Fact, clock_disputed, refuse
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Approval,
@@ -23,10 +23,12 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import hold
 from kb_mcp.proxy.rules.approvals import ApprovalCheck, check_approval
 from kb_mcp.proxy.rules.caps import check_caps
-from kb_mcp.proxy.rules.decisions import Decision, Proceed, Refuse, Replay
+from kb_mcp.proxy.rules.decisions import Decision, Look, Proceed, ReadAgain, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import find_conflict, permits
 from kb_mcp.proxy.rules.gates import check_key
-from kb_mcp.proxy.rules.operation_names import later_name, request_body
+from kb_mcp.proxy.rules.operation_names import attempt_key, later_name, request_body
+from kb_mcp.proxy.rules.permits import not_read_lately
+from kb_mcp.proxy.rules.refunds import refund_conflict
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
@@ -46,7 +48,10 @@ def reserve(
     checked = check(snapshot, command, operation, keep)
     if not isinstance(checked, Changes):
         return checked
-    return _proceed(snapshot, command, operation, keep, checked)
+    taken = take_permits(snapshot, command, operation)
+    if isinstance(taken, Look):
+        return taken
+    return _proceed(snapshot, command, operation, keep, replace(checked, operations=taken))
 
 
 def check(
@@ -56,17 +61,20 @@ def check(
     keep: Attempt | None = None,
     *,
     raised: bool = False,
-) -> Refuse | Replay | Changes:
+) -> Refuse | Replay | ReadAgain | Changes:
     """Run every check; return the approval that is used up where all pass.
 
     `raised` says that `operation` holds a part of what `command` comes to, and its guards, already.
     """
-    conflict = None if raised else find_conflict(snapshot, command)
+    conflict = None if raised else find_conflict(snapshot, command, operation)
     if conflict is not None:
         return Refuse(conflict[0], conflict[1])
+    refunded = refund_conflict(snapshot, command, operation)
+    if refunded is not None:
+        return refunded
     known = snapshot.operations.get(operation.id)
     if snapshot.turning:
-        return Refuse(refuse(Code.LEDGER_UNAVAILABLE), known)
+        return Refuse(clock_disputed(), known)
     stopped = check_key(snapshot, command)
     if stopped is not None:
         return Refuse(stopped, known)
@@ -142,6 +150,7 @@ def new_operation(snapshot: Snapshot, command: Command, older: Operation | None)
         reference=None,
         fingerprint=command.fingerprint,
         upstream_name=command.upstream_name if older is None else later_name(older),
+        gives_back=None if command.refund is None else command.refund.charge,
         state=S.RESERVED,
         first_arrival_at=snapshot.now,
         key_id=command.key_id,
@@ -193,7 +202,7 @@ def _proceed(
     else:
         leased, attempt = _send_new(snapshot, command, reserved)
     changes = Changes(
-        operations=(*used_up(snapshot, command), leased),
+        operations=(*consumed.operations, leased),
         attempts=(attempt,),
         windows=hold(snapshot, leased, command.money.amount),
         approvals=consumed.approvals,
@@ -205,7 +214,7 @@ def _send_new(
     snapshot: Snapshot, command: Command, operation: Operation
 ) -> tuple[Operation, Attempt]:
     number = operation.attempt + 1
-    key = operation.upstream_name if number == 1 else f"{operation.upstream_name}-{number}"
+    key = attempt_key(operation, number)
     store_id = snapshot.settings.store_id
     body = request_body(command.reading, operation.id, key, command.lineage_id, store_id)
     return send_next(snapshot, command, operation, key, body)
@@ -231,7 +240,9 @@ def send_next(
 
 def resendable(snapshot: Snapshot, attempt: Attempt) -> bool:
     """Say whether the key of `attempt` is still good: Stripe surely remembers it."""
-    return not snapshot.skewed and snapshot.now < attempt.first_sent_at + RESEND_WITHIN_MS
+    if snapshot.skewed or (snapshot.doubt and snapshot.doubt.ahead_ms(attempt.first_sent_at)):
+        return False
+    return snapshot.now < attempt.first_sent_at + RESEND_WITHIN_MS
 
 
 def send_again(
@@ -259,9 +270,19 @@ def _lease(snapshot: Snapshot, command: Command, operation: Operation) -> Operat
     )
 
 
-def used_up(snapshot: Snapshot, command: Command) -> list[Operation]:
-    """Return the operations whose permit this reservation uses, without it: it holds once."""
-    return [
-        replace(peer, reopened=False, waived=False, updated_at=snapshot.now)
-        for peer in permits(snapshot, command)
-    ]
+def take_permits(
+    snapshot: Snapshot, command: Command, operation: Operation
+) -> tuple[Operation, ...] | Look:
+    """Return the bills whose permit `operation` takes, with it as their successor.
+
+    Where the refund of one was not read lately, that comes first.
+    """
+    opened = permits(snapshot, command, operation)
+    for each in opened:
+        if not_read_lately(snapshot, each):
+            return Look(each)
+    return tuple(
+        replace(each, successor=operation.id, updated_at=snapshot.now)
+        for each in opened
+        if each.successor is None
+    )

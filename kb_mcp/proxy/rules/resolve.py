@@ -132,7 +132,8 @@ def unowned_twins(snapshot: Snapshot, operation: Operation, absent: Absent) -> l
 def _needs_reading(operation: Operation) -> bool:
     if operation.state in HOLDING:
         return True
-    return operation.next_read_at is not None
+    came_back = operation.state is S.SUCCEEDED and operation.gives_back is not None
+    return came_back or operation.next_read_at is not None
 
 
 def _proves_absence(snapshot: Snapshot, operation: Operation, read_at: int) -> bool:
@@ -206,6 +207,8 @@ def _look_again(
     That others used its key outweighs everything else that is known of it.
     """
     state = S.UNKNOWN if operation.state in HOLDING else operation.state
+    # What is done already can wait where Stripe does not show it.
+    later = HOUR_MS if state is S.SUCCEEDED and operation.final else 0
     code = operation.code
     if state is S.UNKNOWN and code != FOREIGN_KEY:
         code = why or code or "outcome_unknown"
@@ -214,7 +217,7 @@ def _look_again(
         state=state,
         code=code,
         lease_owner=None,
-        next_read_at=max(operation.next_read_at or 0, snapshot.now),
+        next_read_at=max(operation.next_read_at or 0, snapshot.now + later),
         updated_at=snapshot.now,
     )
     return waiting, Changes(operations=(waiting,))

@@ -28,6 +28,7 @@ def facts_of(settings: StoreSettings, binds: Binds) -> dict[str, str]:
     account = {"account": settings.account, "mode": settings.mode}
     limits = {
         "ceilings": json.dumps(dict(settings.ceilings)),
+        "refund_ceilings": json.dumps(dict(settings.refund_ceilings)),
         "upstream_timeout_ms": str(settings.upstream_timeout_ms),
         "recovery_grace_ms": str(settings.recovery_grace_ms),
     }
@@ -52,16 +53,17 @@ class LiveSettings:
     def __init__(self, bound: StoreSettings) -> None:
         """Begin with what the store was bound to when it was opened."""
         self.now = self._bound = bound
-        self._read: tuple[str | None, str | None] = (None, None)
+        self._read: tuple[str | None, ...] = ()
 
     def read(self, facts: Mapping[str, str | None]) -> StoreSettings:
         """Return the settings that `facts` tell, and keep them in `now`."""
-        told = (facts.get("ceilings"), facts.get("recovery_grace_ms"))
+        told = tuple(map(facts.get, ("ceilings", "refund_ceilings", "recovery_grace_ms")))
         if told != self._read:
-            bound, (ceilings, grace) = self._bound, told
+            bound, (ceilings, refunds, grace) = self._bound, told
             self.now = replace(
                 bound,
                 ceilings=bound.ceilings if ceilings is None else json.loads(ceilings),
+                refund_ceilings=bound.refund_ceilings if refunds is None else json.loads(refunds),
                 recovery_grace_ms=max(bound.recovery_grace_ms, int(grace or 0)),
             )
             self._read = told
@@ -98,6 +100,7 @@ def bound_by(
         account=told["account"],
         mode=told["mode"],
         ceilings=json.loads(told["ceilings"]),
+        refund_ceilings=json.loads(told["refund_ceilings"]),
         upstream_timeout_ms=int(told["upstream_timeout_ms"]),
         recovery_grace_ms=int(told["recovery_grace_ms"]),
         store_id=facts.get("store_id", wanted.store_id),

@@ -19,7 +19,7 @@ from kb_mcp.proxy.stores.postgres.save import columns_of, insert
 from kb_mcp.proxy.stores.rows import COLUMNS
 
 BATCH = 500
-_FLAGS = frozenset({"final", "reopened", "waived", "overshoot"})
+_FLAGS = frozenset({"final", "reopened", "waived", "released", "overshoot"})
 TABLES: Mapping[str, tuple[str, ...]] = dict(COLUMNS) | {
     "audit": AUDIT_COLUMNS,
     "nodes": ("position", "node", "started_at", "hash"),

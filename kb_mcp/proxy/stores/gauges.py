@@ -13,7 +13,15 @@ from functools import lru_cache
 from typing import Any
 
 from kb_mcp.proxy.access.policy import CapRules
-from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
+from kb_mcp.proxy.ledger.records import (
+    KeyId,
+    Lineage,
+    LineageId,
+    OperationId,
+    VaultKey,
+    Window,
+    WindowKey,
+)
 from kb_mcp.proxy.reads import AuditCounts, BilledDays, Held, KeyCaps, KeyCounts, KeySpend
 from kb_mcp.proxy.rules.gaps import Known, Trace
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage
@@ -53,10 +61,14 @@ class Gauges(ABC):
         """Return which of `ids` are lineages of this store."""
         return frozenset(row["id"] for row in await self._asked("known_lineages", **self._ids(ids)))
 
-    async def ceilings(self) -> Mapping[str, int]:
-        """Return the account's daily ceiling of each currency, in minor units, as it is now."""
-        rows = await self._asked("ceilings")
-        return json.loads(rows[0]["value"]) if rows else {}
+    async def ceilings(self, *, refunds: bool = False) -> Mapping[str, int]:
+        """Return the account's daily ceiling of each currency, in minor units, as it is now.
+
+        `refunds` asks for the ceiling of what is given back.
+        """
+        told = {row["name"]: row["value"] for row in await self._asked("ceilings")}
+        wanted = "refund_ceilings" if refunds else "ceilings"
+        return json.loads(told[wanted]) if wanted in told else {}
 
     async def open_operations(self) -> dict[str, int]:
         """Return how many operations without an end there are, by state."""
@@ -65,6 +77,11 @@ class Gauges(ABC):
     async def billed_days(self) -> list[BilledDays]:
         """Return the periods of all live bills, those of one customer and reference together."""
         return [BilledDays(*row) for row in await self._plain("billed_days")]
+
+    async def refunds_to_watch(self, now: int, limit: int) -> list[OperationId]:
+        """Return bills whose refund is to be read by `now` (ms), the most overdue first."""
+        rows = await self._asked("refunds_to_watch", now=now, limit=limit)
+        return [OperationId(row["id"]) for row in rows]
 
     async def key_counts(self, now: int) -> list[KeyCounts]:
         """Return how many keys there are at `now` (ms), by what they may do."""

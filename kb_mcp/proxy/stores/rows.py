@@ -17,6 +17,7 @@ from kb_mcp.proxy.ledger.records import (
     Attempt,
     AttemptOutcome,
     CallerKey,
+    Grant,
     Lineage,
     NamedBy,
     Operation,
@@ -38,6 +39,7 @@ KEYED: Mapping[str, tuple[type[Struct], tuple[str, ...]]] = {
     "keys": (VaultKey, ("id",)),
     "lineages": (Lineage, ("id",)),
     "approvals": (Approval, ("id",)),
+    "grants": (Grant, ("id",)),
 }
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     table: record.__struct_fields__ for table, (record, _) in KEYED.items()
@@ -107,7 +109,7 @@ def operation_of(row: Row, unseal: Seal) -> Operation:
         plain["answer"] = unseal(bytes(plain["answer"]), plain["id"])
     plain["state"] = State(plain["state"])
     plain["named_by"] = NamedBy(plain["named_by"])
-    for name in ("final", "reopened", "waived", "overshoot"):
+    for name in ("final", "reopened", "waived", "released", "overshoot"):
         plain[name] = bool(plain[name])
     return Operation(**plain)
 

@@ -239,8 +239,10 @@ def _judge(error: Exception) -> NotSent | Lost:
     if isinstance(error, PoolTimeoutError):
         return NotSent("pool_timeout")
     if isinstance(error, RequestError):
-        causes = error.details["causes"] or ()
+        causes = list(error.details["causes"] or ())
         if any(cause["message"] == _NO_CONNECTION for cause in causes):
+            # The innermost cause names what broke (a certificate, a name, a port), and no request.
+            _log.warning("Stripe cannot be reached: %s", causes[-1]["message"])
             return NotSent("upstream_unreachable")
     return Lost("timeout" if isinstance(error, TimeoutError) else "connection_broke")
 

@@ -23,6 +23,7 @@ class Moves(StrEnum):
 
     READS = "reads"
     METERED = "metered"  # the request tells amount and currency, so caps hold
+    READ_FIRST = "read_first"  # its amount stands at Stripe, or is bounded by what stands there
     UNMETERED = "unmetered"  # writes whose amount the request does not tell
 
 
@@ -48,8 +49,8 @@ class Lifecycle:
 class Listing:
     """The list that proves what became of an operation, and what an object must match.
 
-    `filters` are the parameters of the request that narrow the list (beside `created`), `match`
-    the fields in which an object must equal the request, beside its `keybrake_attempt`.
+    `filters` narrow the list (beside `created`), `match` are the fields in which an object must
+    equal its operation, beside its `keybrake_attempt`. `charge` is what a refund gives back.
     """
 
     path: str
@@ -290,15 +291,20 @@ ROUTES: Final[tuple[Route, ...]] = (
     *_reads("topup", "/v1/topups", "/v1/topups/*", lifecycle=_TOPUP),
     *_unmetered("topup", _TOPUP, "POST /v1/topups/*/cancel", belongs_to="POST /v1/topups"),
     *_reads("refund", "/v1/refunds", "/v1/refunds/*", lifecycle=_REFUND),
-    # Refunds and transfers may leave the amount to Stripe: the rest of the charge.
-    *_unmetered(
-        "refund",
-        _REFUND,
-        "POST /v1/refunds",
-        listing=Listing("/v1/refunds", ("charge", "payment_intent"), ("amount", "currency")),
+    # A refund may leave its amount to Stripe, and is never more than what is left of its charge.
+    Route(
+        method="POST",
+        template="/v1/refunds",
+        moves=Moves.READ_FIRST,
+        object_type="refund",
+        lifecycle=_REFUND,
+        listing=Listing("/v1/refunds", ("charge",), ("charge", "amount", "currency")),
+        total="amount",
+        source="api/refunds/create",
     ),
     *_unmetered("refund", _REFUND, "POST /v1/refunds/*", "POST /v1/refunds/*/cancel"),
     *_reads("transfer", "/v1/transfers", "/v1/transfers/*"),
+    # Transfers may leave the amount to Stripe: the rest of the charge.
     *_unmetered(
         "transfer",
         _NONE,
@@ -371,6 +377,9 @@ ROUTES: Final[tuple[Route, ...]] = (
 ENDPOINTS: Final[Mapping[str, Route]] = MappingProxyType(
     {route.endpoint: route for route in ROUTES}
 )
+
+CHARGED_BY: Final = frozenset({"POST /v1/charges", "POST /v1/payment_intents"})
+"""The endpoints whose operations are charges, as people count them."""
 
 # Where money is asked for that the request tells.
 METERED: Final = tuple(route.endpoint for route in ROUTES if route.moves is Moves.METERED)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from kb_mcp.proxy.stripe.json_objects import object_id, parse_object, whole, word
+from kb_mcp.proxy.stripe.json_objects import currency, object_id, parse_object, whole, word
 from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, UpstreamAnswer
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Made(Struct, frozen=True):
     """Stripe has the object: its own status decides.
 
     `total` is what it is for and `moved` what it took, in minor units, where it says so. `facts`
-    are its amount, currency, customer and livemode, as far as it says them.
+    are its amount, currency, customer, charge and livemode, as far as it says them.
     """
 
     object_id: str
@@ -120,28 +120,25 @@ def prove_object(
 def customer_of(body: Mapping[str, Any]) -> str | None:
     """Return the customer of an object, be it an id or the customer itself."""
     customer = body.get("customer")
-    if isinstance(customer, dict):
-        customer = customer.get("id")
-    return customer if isinstance(customer, str) and customer else None
+    return object_id(customer.get("id") if isinstance(customer, dict) else customer)
 
 
 def _facts_of(body: Mapping[str, Any]) -> dict[str, object] | None:
     """Return what an object says of the request it came from; None where a value has no sense."""
-    facts: dict[str, object] = {}
-    amount, currency = body.get("amount"), body.get("currency")
-    if amount is not None:
-        facts["amount"] = whole(amount)
-    if currency is not None:
-        facts["currency"] = currency.lower() if isinstance(currency, str) else None
-    if body.get("livemode") is not None:
-        facts["livemode"] = body["livemode"] if isinstance(body["livemode"], bool) else None
-    if any(value is None for value in facts.values()):
+    flag = body.get("livemode")
+    read = {
+        "amount": whole(body.get("amount")),
+        "currency": currency(body.get("currency")),
+        "livemode": flag if isinstance(flag, bool) else None,
+        "customer": customer_of(body),
+    }
+    if any(body.get(name) is not None and value is None for name, value in read.items()):
         return None
-    if "customer" in body:
-        facts["customer"] = customer_of(body)
-        if facts["customer"] is None and body["customer"] is not None:
-            return None
-    return facts
+    said = {name: value for name, value in read.items() if value is not None}
+    if isinstance(body.get("charge"), str):
+        said["charge"] = body["charge"]
+    # That it has no customer is said, too.
+    return said | ({"customer": None} if "customer" in body and not read["customer"] else {})
 
 
 def _are_sound(lifecycle: Lifecycle, body: Mapping[str, Any]) -> bool:

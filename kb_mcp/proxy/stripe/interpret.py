@@ -38,6 +38,11 @@ REFERENCE_FIELD: Final = "metadata[reference]"
 # Stripe's own limit on the header; printable, so that it can go into a header again.
 _KEY = re.compile(r"[ -~]{1,255}")
 _OBJECT_ID = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
+_REFUNDED = ("charge", "payment_intent")
+_REFUNDED_IDS: Final = {
+    "charge": (re.compile(r"(?:ch|py)_[A-Za-z0-9]{1,128}"), "the id of a charge, like ch_Abc123"),
+    "payment_intent": (re.compile(r"pi_[A-Za-z0-9]{1,128}"), "the id of an intent, like pi_Abc123"),
+}
 PAYMENT_FIELDS = ("payment_method", "source")
 _DESTINATION_FIELDS = ("destination", "destination[account]", "transfer_data[destination]")
 # As every fingerprint in a store was written.
@@ -49,7 +54,8 @@ class Reading(Struct, frozen=True, kw_only=True):
 
     `explicit_key` names the bill for its caller; `made_up_keys` are those of an SDK, which name
     nothing new. `sent_key` is the header as it came, else the field of the body. `total` is what
-    the operation comes to that a step goes on with, in minor units, where the request tells it.
+    the operation comes to that a step goes on with, or what a refund gives back, in minor units,
+    where the request tells it. `of` is the charge or the intent that a refund names.
     """
 
     route: Route
@@ -58,6 +64,7 @@ class Reading(Struct, frozen=True, kw_only=True):
     customer: str | None = None
     money: Money | None = None
     total: int | None = None
+    of: str | None = None
     period: Period | None = None
     reference: str | None = None
     payment_method: str | None = None
@@ -94,6 +101,8 @@ def read_request(
     if isinstance(key, Refusal):
         return key
     bare = form.without(KEY_FIELD)
+    if route.moves is Moves.READ_FIRST:
+        return _read_refund(route, path, bare, key)
     money = _read_money(bare, required=route.moves is Moves.METERED)
     if isinstance(money, Refusal):
         return money
@@ -142,6 +151,44 @@ def fingerprint(reading: Reading) -> str:
         reading.reference,
     )
     return hashlib.sha256(_COMPACT.encode(parts).encode("ascii")).hexdigest()
+
+
+def _read_refund(
+    route: Route,
+    path: str,
+    form: Form,
+    key: tuple[str | None, str | None, tuple[str, ...], bool],
+) -> Reading | Refusal:
+    """Read what a refund names; whose charge it is and in which currency, only Stripe can say.
+
+    A period in its metadata is wording: no refund is a bill.
+    """
+    named = [name for name in _REFUNDED if name in form]
+    if len(named) != 1:
+        param = named[0] if named else _REFUNDED[0]
+        return refuse(Code.PARAMETER_DUPLICATE if named else Code.PARAMETER_MISSING, param=param)
+    pattern, what = _REFUNDED_IDS[named[0]]
+    of = _matched(form, (named[0],), pattern, what)
+    if isinstance(of, Refusal):
+        return of
+    total = _read_total(route, form)
+    if isinstance(total, Refusal):
+        return total
+    reference = _read_reference(form)
+    if isinstance(reference, Refusal):
+        return reference
+    return Reading(
+        route=route,
+        path=path,
+        form=form,
+        total=total,
+        of=of,
+        reference=reference,
+        explicit_key=key[0],
+        sent_key=key[1],
+        made_up_keys=key[2],
+        key_lifted=key[3],
+    )
 
 
 def _read_key(
@@ -235,11 +282,18 @@ def _read_bill(form: Form) -> tuple[Period | None, str | None] | Refusal:
         if described is not None and described != period:
             reason = "it disagrees with the period in the description. Make them the same."
             return refuse(Code.PARAMETER_INVALID, param=PERIOD_FIELD, reason=reason)
+    reference = _read_reference(form)
+    if isinstance(reference, Refusal):
+        return reference
+    return period, reference
+
+
+def _read_reference(form: Form) -> str | Refusal | None:
     reference = form.get(REFERENCE_FIELD)
     if reference is not None and not REFERENCE.fullmatch(reference):
         reason = "it must be 1 to 100 printable ASCII characters."
         return refuse(Code.PARAMETER_INVALID, param=REFERENCE_FIELD, reason=reason)
-    return period, reference
+    return reference
 
 
 def _owner(route: Route, path: str) -> str | None:

@@ -13,7 +13,11 @@ from typing import Any
 import msgspec
 
 DEPTH_MAX = 64
+# More digits than any amount at Stripe, and few enough that sums of them fit every store.
+AMOUNT_MAX = 10**15
+LAST_SECOND = 4_102_444_800  # 2100-01-01
 _ID = re.compile(r"[A-Za-z0-9_]{1,255}")
+_CURRENCY = re.compile(r"[A-Za-z]{3}")
 _WORD = re.compile(r"[A-Za-z0-9_.\-]{1,100}")
 
 
@@ -39,8 +43,21 @@ def word(value: object) -> str | None:
 
 
 def whole(value: object) -> int | None:
-    """Return `value` where it is an integer from 0 up; a boolean or a float is none."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """Return `value` where it is an amount that can be: a boolean or a float is none."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value <= AMOUNT_MAX else None
+
+
+def created_ms(value: object) -> int | None:
+    """Return when an object was created, in ms; None where it says no second of our time."""
+    seconds = whole(value)
+    return seconds * 1000 if seconds is not None and seconds <= LAST_SECOND else None
+
+
+def currency(value: object) -> str | None:
+    """Return `value` where it is a currency's code, in lower case."""
+    return value.lower() if isinstance(value, str) and _CURRENCY.fullmatch(value) else None
 
 
 def next_cursor(items: list[Any], seen: set[str]) -> str | None:

@@ -22,6 +22,7 @@ SINGLE = frozenset(
         "idempotency-key",
         "keybrake-agent",
         "keybrake-session",
+        "keybrake-subject",
         "stripe-version",
         "transfer-encoding",
     }

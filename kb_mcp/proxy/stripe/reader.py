@@ -65,13 +65,20 @@ class StripeReads:
         return Unread("Stripe's answer is no JSON object") if body is None else Found(body)
 
     async def walk(
-        self, path: str, since_ms: int, seen: Callable[[int], None] = lambda _: None
+        self,
+        path: str,
+        since_ms: int,
+        seen: Callable[[int], None] = lambda _: None,
+        **filters: str,
     ) -> list[Mapping[str, Any]] | Unread:
         """Read every page of the list at `path`, newest first, of what was made since then.
 
-        `seen` hears after each page how many there are so far.
+        `filters` are the list's own parameters; `since_ms` 0 asks for all of it. `seen` hears after
+        each page how many there are so far.
         """
-        query = {"limit": str(PAGE), "created[gte]": str(max(since_ms, 0) // 1000)}
+        query = {"limit": str(PAGE)} | filters
+        if since_ms > 0:
+            query["created[gte]"] = str(since_ms // 1000)
         items: list[Mapping[str, Any]] = []
         seen_last: set[str] = set()
         for _ in range(PAGES_MAX):

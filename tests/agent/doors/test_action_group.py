@@ -14,6 +14,8 @@ from kb_mcp.agent.catalogue import (
     ChargeResult,
     ChargeStatusArguments,
     ChargeStatusResult,
+    RefundArguments,
+    RefundResult,
     ToolName,
 )
 from kb_mcp.agent.doors.action_group import answer_action_group, is_action_group_event
@@ -111,6 +113,35 @@ def test_a_trace_in_session_attributes_is_handed_on(
         ask(billing, event | attributes)
 
     assert [seen.trace for seen in proxy.seen] == [trace, trace]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "subject"),
+    [
+        ({"sessionAttributes": {"keybrake_subject": "maria"}}, "maria"),
+        ({"promptSessionAttributes": {"keybrake_subject": "maria"}}, "maria"),
+        (
+            {
+                "promptSessionAttributes": {"keybrake_subject": "maria"},
+                "sessionAttributes": {"keybrake_subject": "eve"},
+            },
+            "maria",
+        ),
+        ({"sessionAttributes": {"keybrake_subject": "maria\r\nCookie: y"}}, "mariaCookie: y"),
+        ({"sessionAttributes": "keybrake_subject", "promptSessionAttributes": None}, None),
+    ],
+    ids=["session", "prompt", "both", "malformed", "broken"],
+)
+def test_for_whom_a_call_is_stands_in_session_attributes(
+    proxy: StubProxy, billing: Billing, attributes: dict[str, Any], subject: str | None
+) -> None:
+    proxy.on(POST, Says(200, charge()))
+
+    for event in (api_event(BILL), function_event(BILL)):
+        ask(billing, event | attributes)
+
+    said = [seen.headers.get("keybrake-subject") for seen in proxy.seen]
+    assert said == [subject, subject]
 
 
 def test_the_response_echoes_what_names_the_action(proxy: StubProxy, billing: Billing) -> None:
@@ -250,6 +281,7 @@ class Broken:
 
     tools = frozenset(ToolName)
     allow_reference = False
+    period_kinds = ()
 
     def may_offer(self, tool: ToolName) -> bool:
         return tool in self.tools
@@ -260,6 +292,9 @@ class Broken:
     def charge_status(
         self, arguments: ChargeStatusArguments, context: CallContext
     ) -> ChargeStatusResult:
+        raise RuntimeError(f"{BILLING_KEY} {arguments} {context}")
+
+    def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
         raise RuntimeError(f"{BILLING_KEY} {arguments} {context}")
 
 

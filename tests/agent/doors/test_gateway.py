@@ -72,7 +72,20 @@ def test_a_trace_in_propagated_headers_is_handed_on(
     answer_gateway(BILL, names, caller_of(billing))
 
     assert proxy.seen[0].trace == trace
+    assert "keybrake-subject" not in proxy.seen[0].headers
     assert "Bearer x" not in proxy.seen[0].headers.values()
+
+
+def test_for_whom_a_call_is_stands_in_a_propagated_header(
+    proxy: StubProxy, billing: Billing
+) -> None:
+    proxy.on(POST, Says(200, charge()))
+    headers = {"Keybrake-Subject": "maria"}
+    names = {"bedrockAgentCoreToolName": "t___charge", "bedrockAgentCorePropagatedHeaders": headers}
+
+    answer_gateway(BILL, names, caller_of(billing))
+
+    assert proxy.seen[0].headers["keybrake-subject"] == "maria"
 
 
 @pytest.mark.parametrize(

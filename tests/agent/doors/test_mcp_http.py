@@ -56,7 +56,10 @@ def test_the_key_decides_which_tools_there_are(
 
 
 @either_era
-def test_what_is_listed_is_the_committed_snapshot(door: httpx.Client, modern: bool) -> None:
+def test_what_is_listed_is_the_committed_snapshot(
+    door: httpx.Client, proxy: StubProxy, modern: bool
+) -> None:
+    proxy.on(KEY, grants(*BOTH, "POST /v1/refunds"))
     snapshot = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
 
     assert ask(door, "tools/list", {}, modern=modern)["result"]["tools"] == snapshot["tools"]

@@ -193,6 +193,8 @@ def test_the_openapi_is_exactly_what_bedrock_reads() -> None:
 
     assert made["openapi"] == "3.0.0"
     post, get = made["paths"]["/charge"]["post"], made["paths"]["/charge-status"]["get"]
+    refund = made["paths"]["/refund"]["post"]
+    assert (refund["operationId"], refund["x-requireConfirmation"]) == ("refund", "ENABLED")
     assert (post["operationId"], get["operationId"]) == ("charge", "charge_status")
     assert (post["x-requireConfirmation"], get["x-requireConfirmation"]) == ("ENABLED", "DISABLED")
     assert "requestBody" not in get
@@ -202,11 +204,12 @@ def test_the_openapi_is_exactly_what_bedrock_reads() -> None:
         assert len(f"GET__Billing__{operation['operationId']}") <= 64
 
 
-def test_confirmation_is_asked_only_for_the_charge_and_can_be_switched_off() -> None:
+def test_confirmation_is_asked_for_what_moves_money_and_can_be_switched_off() -> None:
     on, off = document("functions"), document("functions", confirmation=False)
 
-    assert [entry["requireConfirmation"] for entry in on["functions"]] == ["ENABLED", "DISABLED"]
-    assert [entry["requireConfirmation"] for entry in off["functions"]] == ["DISABLED"] * 2
+    asked = {entry["name"]: entry["requireConfirmation"] for entry in on["functions"]}
+    assert asked == {"charge": "ENABLED", "charge_status": "DISABLED", "refund": "ENABLED"}
+    assert [entry["requireConfirmation"] for entry in off["functions"]] == ["DISABLED"] * 3
 
 
 def test_limits_of_function_schemas_hold() -> None:
@@ -215,9 +218,19 @@ def test_limits_of_function_schemas_hold() -> None:
         assert all(1 <= len(p["description"]) <= 500 for p in entry["parameters"].values())
 
 
-def test_the_supervisor_gets_no_tool_that_charges() -> None:
+def test_the_supervisor_gets_no_tool_that_moves_money() -> None:
     for name in FILE_NAMES:
         assert '"charge"' not in render(name, SUPERVISOR)
+        assert '"refund"' not in render(name, SUPERVISOR)
+
+
+def test_what_a_tool_lists_is_inlined_in_every_dialect() -> None:
+    answers = {each["name"]: each for each in document("mcp")["tools"]}
+    refunds = answers["charge_status"]["outputSchema"]["properties"]["refunds"]
+
+    assert refunds["type"] == "array"
+    shown = {"refund_id", "amount_cents", "status", "created"}
+    assert set(refunds["items"]["properties"]) == shown
 
 
 def test_a_reference_is_exported_only_when_it_is_switched_on() -> None:
@@ -263,11 +276,12 @@ def test_what_an_mcp_client_may_leave_out_it_may_also_send_empty(empty: bool) ->
 
 
 def test_mcp_tools_are_annotated() -> None:
-    charge, status = mcp_tools(ALL)["tools"]
+    charge, status, refund = mcp_tools(ALL)["tools"]
 
-    hints = charge["annotations"]
-    assert (hints["readOnlyHint"], hints["destructiveHint"]) == (False, True)
-    assert (hints["idempotentHint"], hints["openWorldHint"]) == (True, True)
+    for moving in (charge, refund):
+        hints = moving["annotations"]
+        assert (hints["readOnlyHint"], hints["destructiveHint"]) == (False, True)
+        assert (hints["idempotentHint"], hints["openWorldHint"]) == (True, True)
     assert (status["annotations"]["readOnlyHint"], status["annotations"]["destructiveHint"]) == (
         True,
         False,

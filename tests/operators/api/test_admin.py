@@ -13,7 +13,7 @@ from tests.in_process_proxy import InProcessProxy, Issued, error_of
 from tests.months import lately
 from tests.operators.operators_app import OTHER_TOKEN, TOKEN, OperatorsApp, asking_above
 
-LISTS = ["keys", "operations", "spend", "audit", "approvals"]
+LISTS = ["keys", "operations", "spend", "audit", "approvals", "grants"]
 
 
 @pytest.fixture

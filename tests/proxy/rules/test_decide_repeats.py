@@ -82,11 +82,11 @@ def test_a_body_that_an_operator_waived_means_another_bill() -> None:
 def test_a_reopened_bill_begins_anew_only_where_it_was_paid() -> None:
     one_key = OneKey()
     one_key.end(one_key.ask(period="2026-11"), made("ch_1"))
-    marked(one_key, reopened=True)
+    marked(one_key, reopened=True, refunded_at=1, refund_read_at=one_key.snapshot.now + HOUR)
     assert told(one_key.ask(period="2026-11")) == "proceed as K-r1"
     one_key = OneKey()
     one_key.end(one_key.ask(period="2026-11"), LOST)
-    marked(one_key, reopened=True)
+    marked(one_key, reopened=True, refunded_at=1, refund_read_at=one_key.snapshot.now + HOUR)
     assert told(one_key.ask(period="2026-11")) == "proceed as K"
 
 

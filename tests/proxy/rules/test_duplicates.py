@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.ledger.records import Operation, OperationId
+from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.duplicates import find_conflict, permits
+from kb_mcp.proxy.rules.reserve import new_operation
 from kb_mcp.proxy.stripe.evidence import Proof
 from tests.proxy.rules.one_key import BILLING, HOUR, LOST, REJECTED, OneKey, declined, made, told
 
@@ -16,9 +19,24 @@ FIRST = OperationId("op_1")
 CALLER = BILLING.model_copy(update={"idempotency": "caller"})
 
 
+def found(
+    one_key: OneKey, header: str | None = None, **fields: Any
+) -> tuple[Refusal, Operation] | None:
+    """Look for what stands in the way of what would be asked for next."""
+    command = one_key.intend(header, **fields)
+    asked = operation_of(one_key, command)
+    return find_conflict(one_key.snapshot, command, asked)
+
+
+def operation_of(one_key: OneKey, command: Command) -> Operation:
+    """Return the operation that `command` is about: the newest of its name, or a new one."""
+    newest = one_key.snapshot.newest(command.name)
+    return newest or new_operation(one_key.snapshot, command, None)
+
+
 def conflict(one_key: OneKey, header: str | None = None, **fields: Any) -> str | None:
-    found = find_conflict(one_key.snapshot, one_key.intend(header, **fields))
-    return None if found is None else found[0].code.value
+    conflicting = found(one_key, header, **fields)
+    return None if conflicting is None else conflicting[0].code.value
 
 
 def change(one_key: OneKey, **fields: Any) -> Operation:
@@ -107,43 +125,72 @@ def test_a_reference_makes_another_bill_of_one_period() -> None:
     assert conflict(one_key, **{**extra, "amount": 3100}) == "period_already_charged"
 
 
+def reopened(one_key: OneKey, **fields: Any) -> Operation:
+    now = one_key.snapshot.now
+    read = {"refunded_at": now, "refund_read_at": now + HOUR}
+    return change(one_key, reopened=True, **read, **fields)
+
+
 def test_a_reopened_bill_and_a_waived_suspicion_let_one_pass() -> None:
     one_key = OneKey()
     one_key.end(one_key.ask(period="2026-11"), made("ch_1"))
-    reopened = change(one_key, reopened=True)
+    bill = reopened(one_key, permit_amount=3000)
     command = one_key.intend(period="2026-11", amount=3000)
-    assert find_conflict(one_key.snapshot, command) is None
-    assert permits(one_key.snapshot, command) == [reopened]
-    waived = change(one_key, reopened=False, waived=True)
+    asked = operation_of(one_key, command)
+    assert find_conflict(one_key.snapshot, command, asked) is None
+    assert permits(one_key.snapshot, command, asked) == [bill]
+    for other in ({"amount": 2900}, {"amount": 2999}, {"currency": "eur", "amount": 3000}):
+        assert told(one_key.ask(period="2026-11", **other)) == "period_already_charged"
+    waived = change(one_key, reopened=False, refunded_at=None, waived=True)
     # Waived is a suspicion only: its own period is charged.
     assert conflict(one_key, period="2026-11", amount=3000) == "period_already_charged"
-    assert permits(one_key.snapshot, one_key.intend("july")) == [waived]
+    command = one_key.intend("july")
+    asked = operation_of(one_key, command)
+    assert permits(one_key.snapshot, command, asked) == [waived]
     assert told(one_key.ask("july")) == "proceed as K"
-    assert one_key.snapshot.operations[FIRST].waived is False
+    assert one_key.snapshot.operations[FIRST].successor is not None
     assert conflict(one_key, "august") == "duplicate_suspected"
 
 
-def test_an_older_generation_guards_no_more() -> None:
+def test_whoever_took_a_permit_may_be_tried_again_and_nobody_else() -> None:
+    one_key = OneKey()
+    one_key.end(one_key.ask("june"), made("ch_1"))
+    change(one_key, waived=True)
+    one_key.end(one_key.ask("july"), declined())
+    one_key.pass_time(one_key.policy.decline_retry_after_ms)
+    assert told(one_key.ask("august")) == "duplicate_suspected"
+    assert told(one_key.ask("july")) == "proceed as K-2"
+
+
+def test_the_newest_generation_speaks_for_the_bill() -> None:
     one_key = OneKey()
     one_key.end(one_key.ask(period="2026-11"), made("ch_1"))
-    change(one_key, reopened=True)
-    assert told(one_key.ask(period="2026-11")) == "proceed as K-r1"
-    assert conflict(one_key, period="2026-11", amount=3000) == "period_already_charged"
+    reopened(one_key)
+    again = one_key.ask(period="2026-11")
+    assert told(again) == "proceed as K-r1"
+    refused = found(one_key, period="2026-11", amount=3000)
+    assert refused is not None
+    assert refused[1] == again.operation
+    one_key.end(again, declined())
+    # What was given back counts as charged, whatever came of the bill in its place.
+    refused = found(one_key, period="2026-11", amount=3000)
+    assert refused is not None
+    assert (refused[0].code.value, refused[1].id) == ("period_already_charged", FIRST)
 
 
 def test_a_refusal_names_the_charge_or_the_operation() -> None:
     one_key = OneKey()
     one_key.end(one_key.ask(period="2026-11"), made("ch_1"))
-    found = find_conflict(one_key.snapshot, one_key.intend(period="2026-11", amount=3000))
-    assert found is not None
-    facts = found[0].facts
+    refused = found(one_key, period="2026-11", amount=3000)
+    assert refused is not None
+    facts = refused[0].facts
     assert (facts["operation"], facts["charge_id"], facts["amount"], facts["currency"]) == (
         FIRST, "ch_1", 2900, "usd",
     )  # fmt: skip
     assert (facts["billing_period"], facts["state"]) == ("2026-11", "succeeded")
-    assert "ch_1, 29.00 USD" in found[0].message
+    assert "ch_1, 29.00 USD for 2026-11" in refused[0].message
     one_key = OneKey()
     one_key.end(one_key.ask(period="2026-11"), LOST)
-    found = find_conflict(one_key.snapshot, one_key.intend(period="2026-11", amount=3000))
-    assert found is not None
-    assert "operation op_1, whose outcome is unknown, 29.00 USD" in found[0].message
+    refused = found(one_key, period="2026-11", amount=3000)
+    assert refused is not None
+    assert "operation op_1, whose outcome is unknown, 29.00 USD" in refused[0].message

@@ -314,3 +314,51 @@ def test_a_ceiling_refuses_steps_in_the_currencies_that_it_does_not_name() -> No
     one_intent = intent_of_another()
     one_intent.snapshot.settings = replace(one_intent.snapshot.settings, ceilings={"eur": 10_000})
     assert step(one_intent, "confirm") == "currency_not_allowed"
+
+
+def approved(amount: int = 2900, **form: Any) -> OneIntent:
+    """Return an intent that waits for its confirmation, made under an approval of `amount`."""
+    one_intent = intent_of_another("requires_payment_method")
+    one_intent.policy = one_intent.policy.model_copy(update={"approval_above": {"usd": 1000}})
+    told_first = step(one_intent, "confirm", **form)
+    assert told_first == "approval_required"
+    (name,) = one_intent.snapshot.approvals
+    asked = one_intent.snapshot.approvals[name]
+    one_intent.snapshot.approvals[name] = replace(asked, state="used", amount=amount)
+    return one_intent
+
+
+def test_what_an_approval_was_used_for_covers_no_more_than_that() -> None:
+    assert step(approved(2900), "capture") == "proceed as K-s2"
+    assert step(approved(2899), "capture") == "approval_required"
+
+
+@pytest.mark.parametrize("method", ["pm_other", None])
+def test_what_an_approval_was_used_for_covers_its_own_card_or_the_one_that_is_set(
+    method: str | None,
+) -> None:
+    one_intent = approved(payment_method="pm_first")
+    form: dict[str, Any] = {} if method is None else {"payment_method": method}
+    told_now = step(one_intent, "confirm", **form)
+    assert told_now == ("proceed as K-s2" if method is None else "approval_required")
+
+
+def test_another_destination_of_the_same_sum_is_another_approval() -> None:
+    one_key = OneKey(policy=policy(approval_above={"usd": 1000}))
+    assert told(one_key.ask("june", destination="acct_1")) == "approval_required"
+    assert told(one_key.ask("june", destination="acct_2")) == "approval_required"
+    first, second = one_key.snapshot.approvals.values()
+    assert (first.destination, second.destination) == ("acct_1", "acct_2")
+    one_key.snapshot.approvals[first.id] = replace(first, state="approved")
+    assert told(one_key.ask("june", destination="acct_2")) == "approval_required"
+    assert told(one_key.ask("june", destination="acct_1")) == "proceed as K"
+
+
+def test_what_expired_waits_for_nobody() -> None:
+    one_key = OneKey(policy=policy(approval_above={"usd": 1000}))
+    one_key.ask("june")
+    assert one_key.snapshot.outstanding_approvals == {LINEAGE: 1}
+    (asked,) = one_key.snapshot.approvals.values()
+    assert asked.waits(asked.expires_at - 1)
+    assert not asked.waits(asked.expires_at)
+    assert not replace(asked, state="denied").waits(asked.created_at)

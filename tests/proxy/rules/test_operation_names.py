@@ -88,7 +88,7 @@ def test_a_later_generation_has_an_upstream_key_of_its_own() -> None:
     occurrence = later_name(body)
     assert occurrence not in {body.upstream_name, f"{body.upstream_name}-r1"}
     assert later_name(replace(body, generation=1)) not in {occurrence, body.upstream_name}
-    assert later_name(replace(body, reopened=True)) == f"{body.upstream_name}-r1"
+    assert later_name(replace(body, refunded_at=1)) == f"{body.upstream_name}-r1"
 
 
 def test_declines_are_counted_per_period_whatever_the_amount() -> None:

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from kb_mcp.proxy.audit.verification import verify_audit
-from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
@@ -119,8 +119,10 @@ def test_every_column_of_a_row_that_was_loaded_can_change(open_one: Open, run: R
         first_arrival_at=3, attempt=2, lease_owner="me", lease_token=4, lease_until=5,
         key_id=KeyId("key_2"), lineage_id=LineageId("lin_2"), object_id="ch_9",
         stripe_status="pending", code="x", answer_status=402, answer=b"second", reopened=True,
-        waived=True, overshoot=True, voided_at=6, empty_listings=1, void_look_at=5, next_read_at=7,
-        approval_id="ap_9", created_at=8, updated_at=9,
+        waived=True, permit_amount=7, successor=OperationId("op_8"), released=True, refunded_at=9,
+        refund_read_at=10, overshoot=True, voided_at=6, empty_listings=1, void_look_at=5,
+        next_read_at=7,
+        approval_id="ap_9", created_at=8, updated_at=9, gives_back="ch_8",
     )  # fmt: skip
     assert set(differing(before, changed)) == set(changed.__struct_fields__) - {"id"}
     again = attempt(
@@ -260,6 +262,47 @@ def test_a_name_loads_its_newest_generation_and_a_guard_every_live_peer(
     assert period.operations.keys() == {"op_1", "op_2"}
     bill = Bill("cus_1", 2900, "usd", since=9_000_000_000_000)
     assert run(read(store, Refs(bills=frozenset({bill})))).operations.keys() == {"op_5"}
+
+
+def test_a_charge_loads_all_its_refunds_and_no_bill_is_taken_for_one(
+    open_one: Open, run: Run
+) -> None:
+    one, two = open_one(), open_one()
+    bill = operation(1)
+    refunds = [
+        operation(2, gives_back="ch_1", period=None, route="POST /v1/refunds"),
+        operation(3, gives_back="ch_1", period=None, state=State.FAILED, object_id=None),
+        operation(4, gives_back="ch_9", period=None),
+    ]
+    run(write(one, Changes(operations=(bill, *refunds))))
+    guard = Bill(customer="cus_1", amount=2900, currency="usd", since=0)
+    found = run(read(two, Refs(charges=frozenset({"ch_1"}), bills=frozenset({guard}))))
+    assert {each.id for each in found.refunds_of("ch_1")} == {refunds[0].id, refunds[1].id}
+    assert [each.id for each in found.bill_peers(guard)] == [bill.id]
+
+
+def test_refunds_of_one_charge_wait_for_each_other(open_one: Open, run: Run) -> None:
+    stores = [open_one() for _ in range(3)]
+    refs = Refs(charges=frozenset({"ch_1"}))
+
+    def one_more(number: int) -> Step[bool]:
+        def step(snapshot: Snapshot) -> tuple[bool, Changes]:
+            given = sum(each.amount for each in snapshot.refunds_of("ch_1"))
+            if given + 900 > 2900:
+                return False, Changes()
+            made = operation(number, gives_back="ch_1", amount=900, period=None, attempt=0)
+            return True, Changes(operations=(made,))
+
+        return step
+
+    async def crowd() -> list[bool]:
+        asked = (
+            stores[number % 3].ledger.transact(lambda _: refs, one_more(number))
+            for number in range(1, 31)
+        )
+        return await asyncio.gather(*asked)
+
+    assert run(crowd()).count(True) == 3
 
 
 def test_a_revocation_is_seen_by_every_process_at_once(open_one: Open, run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 
 import pytest
 from msgspec.structs import replace
@@ -62,6 +63,33 @@ def test_of_overlapping_periods_asked_for_at_once_one_is_charged(open_one: Open,
 
     for number in range(CUSTOMERS):
         decided = run(everything(f"cus_{number}"))
+        assert [isinstance(each, Proceed) for each in decided].count(True) == 1
+
+
+def test_of_two_bodies_under_one_key_asked_for_at_once_one_is_charged(
+    open_one: Open, run: Run
+) -> None:
+    stores = [open_one() for _ in PERIODS]
+    keys = [replace(ALICE, id=KeyId(name), lineage_id=LineageId(name)) for name in "abcdef"]
+    lineages = tuple(Lineage(key.lineage_id) for key in keys)
+    run(write(stores[0], Changes(keys=tuple(keys), lineages=lineages)))
+    one_key = OneKey()
+
+    async def everything(number: int) -> list[Decision]:
+        made_up = str(uuid.UUID(int=number, version=4))
+        bills = [
+            replace(
+                one_key.intend(made_up, customer=f"cus_{number}", currency=currency),
+                key_id=key.id, lineage_id=key.lineage_id,
+                fresh_id=OperationId(f"op_{number}_{key.id}"),
+            )
+            for key, currency in zip(keys, PERIODS.values(), strict=True)
+        ]  # fmt: skip
+        sent = [asked(store, bill) for store, bill in zip(stores, bills, strict=True)]
+        return list(await asyncio.gather(*sent))
+
+    for number in range(CUSTOMERS):
+        decided = run(everything(number))
         assert [isinstance(each, Proceed) for each in decided].count(True) == 1
 
 

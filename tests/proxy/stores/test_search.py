@@ -117,7 +117,7 @@ def test_an_older_database_is_refused_until_its_owner_migrates_it(
             earlier.setattr(postgres_schema, "load_migrations", lambda _: older)
             # An earlier version did not look for the columns that came later.
             earlier.setattr(postgres_schema, "_check_columns", lambda _: None)
-            grants = load_grants().replace("caller_keys, ", "")
+            grants = load_grants().replace("caller_keys, grants, ", "")
             earlier.setattr(postgres_schema, "load_grants", lambda: grants)
             migrate(owner, PROXY)
         with connector(old.url)() as proxy, pytest.raises(SchemaError, match="has schema"):
@@ -129,12 +129,13 @@ def test_an_older_database_is_refused_until_its_owner_migrates_it(
 
 HOT: dict[str, Any] = {
     "operations": dict.fromkeys(
-        ("names", "ids", "caller_keys", "tallies", "periods", "bills"), "[[]]"
+        ("names", "ids", "caller_keys", "tallies", "periods", "bills", "charges"), "[[]]"
     ),
     "to_recover": {"now": 1, "limit": 1},
     "answered_before": (1, 1),
     **dict.fromkeys(
-        ("attempts", "objects", "windows", "tallies", "keys", "caller_keys"), ("[[]]",)
+        ("attempts", "objects", "windows", "tallies", "keys", "caller_keys", "grants", "issuers"),
+        ("[[]]",),
     ),
     **dict.fromkeys(("approvals", "approvals_of", "key_with_lineage", "head_of_node"), ("[[]]",)),
     "lineages": {"wanted": "[[]]", "now": 1},
@@ -149,10 +150,10 @@ def test_no_charge_and_no_recovery_walks_a_table(tmp_path: Path, name: str) -> N
     store.close()
     # What is walked is the list that was asked for, or what was found so far.
     walked = [step for step in steps if step.startswith("SCAN") and "VIRTUAL" not in step]
-    assert set(walked) <= {"SCAN chosen", "SCAN (subquery-1)", "SCAN (subquery-2)"}
+    assert set(walked) <= {"SCAN chosen", "SCAN named", "SCAN (subquery-1)", "SCAN (subquery-2)"}
 
 
-AUDIT = ("key", "customer", "code", "operation", "agent", "session", "since", "node")
+AUDIT = ("key", "customer", "code", "operation", "agent", "session", "subject", "since", "node")
 OPERATIONS = ("customer_id", "billing_period", "charge_id", "operation_id")
 
 

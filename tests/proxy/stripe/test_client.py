@@ -212,7 +212,22 @@ async def _send_to(url: str) -> UpstreamAnswer:
     return await send_once(upstream_to(url))
 
 
-def test_a_certificate_nobody_vouches_for_proves_that_nothing_was_sent(tmp_path: Path) -> None:
+def test_an_authority_that_is_named_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = self_signed(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "peer.pem"))
+
+    async def scenario() -> None:
+        async with peer(answer, tls=tls) as stripe:
+            assert isinstance(await send_once(upstream_to(stripe.url)), Answered)
+
+    run(scenario())
+
+
+def test_a_certificate_nobody_vouches_for_proves_that_nothing_was_sent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
         async with peer(answer, tls=self_signed(tmp_path)) as stripe:
@@ -220,6 +235,7 @@ def test_a_certificate_nobody_vouches_for_proves_that_nothing_was_sent(tmp_path:
         assert stripe.calls == []
 
     run(scenario())
+    assert "Stripe cannot be reached: invalid peer certificate" in caplog.text
 
 
 def test_a_full_pool_proves_that_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:

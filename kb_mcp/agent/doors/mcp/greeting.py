@@ -18,9 +18,9 @@ from kb_mcp.agent.doors.mcp.messages import NoMessage, read_message
 NAME: Final = "kb-mcp"
 TITLE: Final = "kb-mcp billing"
 INSTRUCTIONS: Final = (
-    "Charges Stripe customers exactly once per billing period, under spend caps, and looks "
-    "charges up. For questions about a bill, a receipt or a complaint use charge_status; charge "
-    "only when the user asks for a charge."
+    "Charges Stripe customers exactly once per billing period, under spend caps, looks charges up "
+    "and gives them back. For questions about a bill, a receipt or a complaint use charge_status; "
+    "charge only when the user asks for a charge, and refund only when the user asks for a refund."
 )
 HANDSHAKE_VERSIONS: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 STATELESS_VERSION: Final = "2026-07-28"

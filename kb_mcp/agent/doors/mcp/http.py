@@ -21,49 +21,65 @@ from mcp.server.transport_security import (
     TransportSecuritySettings,
 )
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from kb_mcp.agent import wording
-from kb_mcp.agent.bearer import Known, LookupFailed, NotAKey, look_up
+from kb_mcp.agent.bearer import Bearer, Identify, Known, look_up
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import Biller
-from kb_mcp.agent.doors.mcp.messages import NoMessage, read_message
+from kb_mcp.agent.doors.mcp.challenges import (
+    Resource,
+    refuse_bearer,
+    refuse_scope,
+    refuse_unnamed,
+)
+from kb_mcp.agent.doors.mcp.messages import Json, NoMessage, read_message
 from kb_mcp.agent.doors.mcp.server import Request as McpRequest
-from kb_mcp.agent.doors.mcp.server import create_server, trace_of
+from kb_mcp.agent.doors.mcp.server import context_of, create_server
 from kb_mcp.agent.doors.mcp.sessions import labelled, opens_session
 
 PATH: Final = "/mcp"
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 LOOKUPS_AT_ONCE: Final = 32
-_BILLER: Final = "kb_mcp.biller"
-_CREDENTIALS: Final = {
-    False: (None, "A vault key is needed as bearer token."),
-    True: ("invalid_request", "The request must hold one Authorization header: Bearer TOKEN."),
-}
+_FOUND: Final = "kb_mcp.bearer"
+_CALL: Final = "tools/call"
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
 def http_app(
-    billing: Billing, new_session_id: Callable[[], str], *, allowed_hosts: Iterable[str] = ()
+    billing: Billing,
+    new_session_id: Callable[[], str],
+    *,
+    allowed_hosts: Iterable[str] = (),
+    identify: Identify | None = None,
+    resource: Resource | None = None,
 ) -> HttpDoor:
     """Return the ASGI app that serves `/mcp`; `allowed_hosts` are accepted beside loopback.
 
     `billing` is the line to the proxy; its own keys are not used: each bearer brings one.
-    `new_session_id` makes what nobody can guess, in visible ASCII.
+    `new_session_id` makes what nobody can guess, in visible ASCII. `identify` is a way to say
+    whose a bearer is that spares a tool call the request for it; without one the proxy is asked
+    over the line. `resource` is what this server is to OAuth clients.
     """
-    return HttpDoor(billing, new_session_id, allowed_hosts)
+    return HttpDoor(billing, new_session_id, allowed_hosts, identify, resource)
 
 
 class HttpDoor:
     """An ASGI app. Run its lifespan, or enter `running()` where another app hosts it."""
 
     def __init__(
-        self, billing: Billing, new_session_id: Callable[[], str], allowed_hosts: Iterable[str]
+        self,
+        billing: Billing,
+        new_session_id: Callable[[], str],
+        allowed_hosts: Iterable[str],
+        identify: Identify | None,
+        resource: Resource | None,
     ) -> None:
         """Serve with the line of `billing`, for `allowed_hosts` and loopback."""
         self._billing = billing
         self._new_session_id = new_session_id
+        self._identify = identify
+        self._resource = resource
         security = _security(allowed_hosts)
         self._doorman = TransportSecurityMiddleware(security)
         self._limiter = CapacityLimiter(LOOKUPS_AT_ONCE)
@@ -71,6 +87,7 @@ class HttpDoor:
         self._sdk = server.streamable_http_app(
             streamable_http_path=PATH,
             stateless_http=True,
+            json_response=True,
             max_request_body_size=BODY_BYTES_MAX,
             transport_security=security,
         )
@@ -91,7 +108,7 @@ class HttpDoor:
         # `/mcp/` is the same place. A redirect would name it by plain http behind TLS.
         scope = {**scope, "headers": headers, "path": PATH, "raw_path": PATH.encode()}
         request = Request(scope, receive)
-        refusal = await self._doorman.validate_request(request) or await self._identify(request)
+        refusal = await self._doorman.validate_request(request) or await self._admit(request)
         if refusal is None and request.method != "POST":
             # Nothing is ever pushed and no session is kept: no stream to open, nothing to end.
             refusal = Response(status_code=405, headers={"Allow": "POST"})
@@ -100,31 +117,52 @@ class HttpDoor:
         else:
             await refusal(scope, receive, send)
 
-    async def _identify(self, request: Request) -> Response | None:
+    async def _admit(self, request: Request) -> Response | None:
         token = _bearer(request)
         if token is None:
-            return _unauthorized(*_CREDENTIALS[bool(request.headers.getlist("authorization"))])
-        asks = partial(look_up, self._billing, token, trace_of(request.headers))
-        found = await anyio.to_thread.run_sync(asks, limiter=self._limiter)
-        match found:
-            case Known():
-                request.scope[_BILLER] = found.billing
-                return None
-            case NotAKey():
-                return _unauthorized("invalid_token", found.message)
-            case LookupFailed():
-                headers = {"Retry-After": "1"}
-                return PlainTextResponse(wording.UNAVAILABLE, found.status, headers=headers)
+            presented = bool(request.headers.getlist("authorization"))
+            return refuse_unnamed(self._resource, presented=presented)
+        if self._identify is None:
+            return await self._look_up(request, token)
+        return self._let_in(request, await self._identify(token))
+
+    async def _look_up(self, request: Request, token: str) -> Response | None:
+        """Ask the proxy whose `token` is: a request of its own, counted and in the audit."""
+        asks = partial(look_up, self._billing, token, context_of(request.headers))
+        return self._let_in(request, await anyio.to_thread.run_sync(asks, limiter=self._limiter))
+
+    def _let_in(self, request: Request, found: Bearer) -> Response | None:
+        if not isinstance(found, Known):
+            return refuse_bearer(found, self._resource)
+        request.scope[_FOUND] = found
+        return None
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await Request(scope, receive).body()
+        request = Request(scope, receive)
+        body = await request.body()
         read = read_message(body)
         if isinstance(read, NoMessage):
             await JSONResponse(read.document(), status_code=400)(scope, receive, send)
             return
+        refusal = await self._check(request, read)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
         if opens_session(scope["headers"], read):
             send = labelled(send, self._new_session_id())
         await self._sdk(scope, _again(body, receive), send)
+
+    async def _check(self, request: Request, message: Json) -> Response | None:
+        """Check what only the message says. A call asks the proxy itself, all else must do so."""
+        if message.get("method") != _CALL:
+            token = _bearer(request)
+            if self._identify is None or token is None:
+                return None
+            return await self._look_up(request, token)
+        found: Known = request.scope[_FOUND]
+        name = (message.get("params") or {}).get("name")
+        beyond = isinstance(name, str) and name in found.beyond
+        return refuse_scope(self._resource, str(name)) if beyond else None
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
@@ -141,8 +179,8 @@ def _biller_of(request: McpRequest) -> Biller:
     http = request.request
     if not isinstance(http, Request):
         raise TypeError("a request without its HTTP request has no key")
-    biller: Biller = http.scope[_BILLER]
-    return biller
+    found: Known = http.scope[_FOUND]
+    return found.billing
 
 
 def _bearer(request: Request) -> str | None:
@@ -150,13 +188,6 @@ def _bearer(request: Request) -> str | None:
     scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
     token = token.strip()
     return token if scheme.lower() == "bearer" and token.isascii() and token else None
-
-
-def _unauthorized(error: str | None, message: str) -> Response:
-    """Answer 401. `error` is RFC 6750's, and none where no credentials came (its section 3.1)."""
-    challenge = 'Bearer realm="kb-mcp"' + (f', error="{error}"' if error else "")
-    body = {"error": error or "unauthorized", "error_description": message}
-    return JSONResponse(body, status_code=401, headers={"WWW-Authenticate": challenge})
 
 
 def _security(allowed_hosts: Iterable[str]) -> TransportSecuritySettings:

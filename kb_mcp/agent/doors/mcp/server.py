@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
@@ -39,19 +40,21 @@ from kb_mcp import __version__
 from kb_mcp.agent import wording
 from kb_mcp.agent.bodies import body_of, is_error
 from kb_mcp.agent.calls import (
+    SUBJECT,
     Answer,
     Answered,
     Biller,
     CallContext,
     NotOffered,
     call_tool,
+    read_subject,
 )
 from kb_mcp.agent.catalogue import TOOLS, ToolName, select_tools
 from kb_mcp.agent.doors.mcp.greeting import INSTRUCTIONS, NAME, TITLE
 from kb_mcp.agent.export.mcp import mcp_tools
 from kb_mcp.agent.export.schemas import arguments_schema
 from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
-from kb_mcp.traces import PARENT, STATE, Trace, read_trace
+from kb_mcp.traces import PARENT, STATE, read_trace
 
 Request = ServerRequestContext[Any, Any]  # the SDK's own parameters: lifespan and HTTP request
 BillingFor = Callable[[Request], Biller]
@@ -73,10 +76,12 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
         biller = billing_for(request)
         try:
             # One key for all tools: the proxy has to be asked what it grants.
-            names = await anyio.to_thread.run_sync(lambda: biller.tools, limiter=limiter)
+            names, kinds = await anyio.to_thread.run_sync(
+                lambda: (biller.tools, biller.period_kinds), limiter=limiter
+            )
         except (ProxyUnavailableError, RateLimitedError) as error:
             raise MCPError(code=INTERNAL_ERROR, message=str(error)) from error
-        return ListToolsResult(tools=[*_offered(names, biller.allow_reference)])
+        return ListToolsResult(tools=[*_offered(names, biller.allow_reference, kinds)])
 
     async def call(request: Request, params: CallToolRequestParams) -> CallToolResult:
         biller, context = billing_for(request), _context(request)
@@ -128,8 +133,12 @@ async def _no_prompts(_: Request, _params: PaginatedRequestParams | None) -> Lis
 
 # The catalogue does not change while a process runs, and pydantic takes its time over schemas.
 @cache
-def _offered(names: frozenset[ToolName], allow_reference: bool) -> tuple[Tool, ...]:  # noqa: FBT001 part of the cache's key
-    tools = select_tools(names, allow_reference=allow_reference)
+def _offered(
+    names: frozenset[ToolName],
+    allow_reference: bool,  # noqa: FBT001 part of the cache's key
+    period_kinds: tuple[str, ...],
+) -> tuple[Tool, ...]:
+    tools = select_tools(names, allow_reference=allow_reference, period_kinds=period_kinds)
     return tuple(Tool.model_validate(tool) for tool in mcp_tools(tools)["tools"])
 
 
@@ -153,13 +162,22 @@ def _result(answer: Answer) -> CallToolResult:
 def _context(request: Request) -> CallContext:
     client = request.session.client_params
     name = None if client is None else client.client_info.name
-    headers = getattr(request.request, "headers", Headers())
+    line = context_of(getattr(request.request, "headers", Headers()))
     # What the client says of this message is nearer than what its HTTP library says of the line.
-    trace = read_trace(dict(request.meta or {})) or trace_of(headers)
-    return CallContext(name, headers.get("mcp-session-id"), trace)
+    meta = dict(request.meta or {})
+    return replace(
+        line,
+        agent_id=name or line.agent_id,
+        trace=read_trace(meta) or line.trace,
+        subject=read_subject(meta) or line.subject,
+    )
 
 
-def trace_of(headers: Headers) -> Trace | None:
-    """Return the trace that HTTP headers name, if any; sent twice, it is none."""
-    given = {name: headers.getlist(name) for name in (PARENT, STATE)}
-    return read_trace({name: each[0] for name, each in given.items() if len(each) == 1})
+def context_of(headers: Headers) -> CallContext:
+    """Return what the HTTP headers of a request say of its caller; sent twice, it is nothing."""
+    given = {name: headers.getlist(name) for name in (PARENT, STATE, SUBJECT)}
+    once = {name: each[0] for name, each in given.items() if len(each) == 1}
+    session = headers.get("mcp-session-id")
+    return CallContext(
+        session_id=session, trace=read_trace(once), subject=once.get(SUBJECT) or None
+    )

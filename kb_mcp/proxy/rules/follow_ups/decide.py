@@ -19,6 +19,10 @@ succeeded, final           the last, known to be done    Replay
 failed, holding nothing    cancel                        Proceed; nothing is held
                            any other                     guards, the checks -> held anew
 reserved, unknown, voided  any                           outcome_unknown
+
+Whoever takes a step that reserves nothing must pass the gates for what is held (`gates.py`):
+frozen, hours, approval, caps. A cancel only releases: a frozen key may cancel what its lineage
+made.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ from kb_mcp.proxy.rules.reserve import (
     resendable,
     send_again,
     send_next,
-    used_up,
+    take_permits,
     using,
 )
 
@@ -165,6 +169,9 @@ def _hold_anew(snapshot: Snapshot, command: Command, operation: Operation) -> De
     checked = check(snapshot, command, operation)
     if not isinstance(checked, Changes):
         return checked
+    permits = take_permits(snapshot, command, operation)
+    if isinstance(permits, Look):
+        return permits
     held = replace(
         operation,
         state=S.SUCCEEDED,
@@ -175,7 +182,7 @@ def _hold_anew(snapshot: Snapshot, command: Command, operation: Operation) -> De
         lineage_id=command.lineage_id,
     )
     counts = snapshot.window(windows_of(held).counts)
-    consumed = replace(checked, operations=tuple(used_up(snapshot, command)))
+    consumed = replace(checked, operations=permits)
     sent = (replace(counts, sends=counts.sends + 1),)
     return _proceed(snapshot, command, operation, held, None, replace(consumed, windows=sent))
 

@@ -19,9 +19,10 @@ from psycopg import errors
 
 from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.audit.journal import Journal
-from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.clock import MARK, StoreClock, StoredTime, Told
 from kb_mcp.proxy.ledger.port import CommitUnknownError, LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import (
+    Grant,
     KeyId,
     Lineage,
     LineageId,
@@ -33,6 +34,8 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.binding import LiveSettings
 from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
+from kb_mcp.proxy.stores.marks import raises_mark, snapshot_at
+from kb_mcp.proxy.stores.postgres.committed import CommittedReader
 from kb_mcp.proxy.stores.postgres.connection import (
     Connection,
     StoreTime,
@@ -41,7 +44,6 @@ from kb_mcp.proxy.stores.postgres.connection import (
     told,
 )
 from kb_mcp.proxy.stores.postgres.fence import FencedLine, LostCommitsError, Pending
-from kb_mcp.proxy.stores.postgres.keys import KeyReader
 from kb_mcp.proxy.stores.postgres.load import SINCE_MARGIN_MS, PostgresLoader, merged
 from kb_mcp.proxy.stores.postgres.locks import Lock, locks_changed, locks_named
 from kb_mcp.proxy.stores.postgres.save import save
@@ -53,7 +55,6 @@ T = TypeVar("T")
 TURNS_MAX = 12
 PAUSE_MAX_MS = 40
 GIVE_UP_MS = 8_000  # no further turn begins later than this
-HIGH_WATER_STEP_MS = 1_000
 KNOWN_MAX = 50_000
 _AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, errors.ReadOnlySqlTransaction)
 # One step's row is not what the schema takes: the others must not suffer for it.
@@ -79,7 +80,8 @@ class Reach:
     """How the ledger reaches its store; `jitter(n)` is chance below n."""
 
     line: FencedLine
-    keys: KeyReader
+    keys: CommittedReader[KeyId, tuple[VaultKey, Lineage]]
+    grants: CommittedReader[str, list[Grant]]
     watchdog: Watchdog
     time: StoreTime
     jitter: Callable[[int], int]
@@ -111,8 +113,8 @@ class PostgresLedger:
         self._queries = load_queries("postgres")
         self._loader = PostgresLoader(self._queries, sealer.unseal, owner, journal.node)
         self._known: OrderedDict[OperationId, tuple[str, LineageId]] = OrderedDict()
-        self._high_water = 0  # what this process has seen
-        self._marked = 0  # what the store holds, as this transaction read it
+        self._marked = 0  # the store's high-water mark, as this transaction read it
+        self._told = Told(0, 0)  # the time, as this transaction was told it
         self._stopped = Event()
         self._batches = GroupCommit("ledger-writer", self._flush, self._rest)
 
@@ -144,6 +146,10 @@ class PostgresLedger:
         """Return the key and its lineage as committed right now, or None."""
         return await self._reach.keys.find(key_id)
 
+    async def find_grants(self, issuer: str) -> list[Grant]:
+        """Return the grants of `issuer` as committed right now."""
+        return await self._reach.grants.find(issuer) or []
+
     async def close(self) -> None:
         """Run what still waits, export the heads, and end the threads."""
         if self._stopped.is_set():
@@ -153,6 +159,7 @@ class PostgresLedger:
         self._export(force=True)
         self._line.drop()
         await self._reach.keys.close()
+        await self._reach.grants.close()
         self._reach.watchdog.close()
 
     def _rest(self) -> None:
@@ -237,17 +244,12 @@ class PostgresLedger:
         refs = [each for each in turn.refs if each is not None]
         loaded = self._loader.lock_and_load(connection, sorted(turn.locks), refs, turn.now)
         self._reach.time.set(loaded.now_ms)
-        high_water = max(loaded.high_water_ms, self._high_water)
-        snapshot = Snapshot(
-            now=self._clock.now(high_water),
-            settings=self._live.read(loaded.facts),
-            skewed=self._clock.skewed,
-            turning=self._clock.turning(high_water),
-            facts={name: value for name, value in loaded.facts.items() if value},
-        )
+        stored = StoredTime.of_facts(loaded.facts)
+        self._marked, self._told = stored.mark, self._clock.tell(stored)
+        snapshot = snapshot_at(self._told, self._live.read(loaded.facts))
+        snapshot.facts = {name: value for name, value in loaded.facts.items() if value}
         if abs(snapshot.now - turn.now) > SINCE_MARGIN_MS:
             # The store's clock was set: the refs of the time that we took it for may lack rows.
-            self._high_water = high_water
             raise _AgainError
         self._loader.fill(connection, snapshot, loaded, merged(refs))
         before = dict(snapshot.operations)
@@ -258,11 +260,10 @@ class PostgresLedger:
         needed = locks_named(_refs_at(batch, turn, snapshot.now), self._known.get)
         needed |= locks_changed(snapshot, before)
         self._remember(snapshot)
-        self._marked = loaded.high_water_ms
         return snapshot, needed - turn.locks
 
     def _prepare(self, batch: list[Item], extra: set[Lock]) -> _Turn:
-        now = self._clock.now(self._high_water)
+        now = self._clock.now()
         refs: list[Refs | None] = []
         for item in batch:
             item.result = item.error = None
@@ -298,17 +299,20 @@ class PostgresLedger:
             self._line.drop()
             raise CommitUnknownError(f"the store committed with a warning: {warning}")
         self._line.token = token
-        self._high_water = snapshot.now
 
     def _send(self, connection: Connection, snapshot: Snapshot, token: int) -> None:
         rows = [self._journal.values(draft, snapshot.now) for draft in snapshot.dirty.audit]
-        raised = snapshot.now >= self._marked + HIGH_WATER_STEP_MS and not snapshot.skewed
+        raised = raises_mark(self._told, self._marked, snapshot)
         with connection.pipeline():
             save(connection, snapshot, self._sealer.seal, rows)
             for fact in sorted(snapshot.dirty.facts.items()):
                 connection.execute(self._queries["set_fact"], fact)
-            if raised:
-                connection.execute(self._queries["raise_high_water"], (str(snapshot.now),))
+            for name, value in self._clock.facts(self._told, raised=raised).items():
+                # Another process may be ahead of us: time never runs back.
+                if name == MARK:
+                    connection.execute(self._queries["raise_high_water"], (value,))
+                else:
+                    connection.execute(self._queries["set_fact"], (name, value))
             connection.execute(self._queries["set_token"], (token, self._journal.node))
             done = connection.execute("COMMIT")
         if done.statusmessage != "COMMIT":

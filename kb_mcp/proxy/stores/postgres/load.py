@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kb_mcp.proxy.ledger.clock import TIME_FACTS
 from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.records import (
     HALTS,
     Approval,
     CallerKey,
+    Grant,
     Lineage,
     LineageId,
     OperationId,
@@ -44,14 +46,13 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class Loaded:
-    """What one round trip brought: the store's time (ms), its high-water mark, and rows.
+    """What one round trip brought: the server's time (ms) and rows.
 
     `facts` are those that every decision depends on, None where the store has none.
     """
 
     now_ms: int = 0
     facts: Mapping[str, str | None] = field(default_factory=dict)
-    high_water_ms: int = 0
     token: int | None = None
     rows: dict[str, list[Row]] = field(default_factory=dict)
 
@@ -86,8 +87,14 @@ class PostgresLoader:
         token = fence.fetchone()
         return Loaded(
             now_ms=int(told["now_ms"]),
-            facts={name: told[name] for name in (*HALTS, "ceilings", "recovery_grace_ms")},
-            high_water_ms=int(told["high_water_ms"] or 0),
+            facts={
+                name: told[name]
+                for name in (
+                    *("ceilings", "refund_ceilings", "recovery_grace_ms"),
+                    *HALTS,
+                    *TIME_FACTS,
+                )
+            },
             token=None if token is None else int(token["token"]),
             rows={name: cursor.fetchall() for name, cursor in cursors.items()},
         )
@@ -169,6 +176,8 @@ class _Wanted:
             caller_keys=self._all(lambda each: each.caller_keys),
             keys=self._all(lambda each: each.keys),
             objects=self._all(lambda each: each.objects),
+            grants=self._all(lambda each: each.grants),
+            issuers=self._all(lambda each: each.issuers),
         )
 
     def _all(self, part: Callable[[Refs], frozenset[Any]]) -> set[Any]:
@@ -188,6 +197,7 @@ class _Wanted:
             "ids": sorted(self._all(lambda each: each.operations)),
             "caller_keys": sorted(self._all(lambda each: each.caller_keys)),
             "tallies": sorted(self._all(lambda each: each.tallies)),
+            "charges": sorted(self._all(lambda each: each.charges)),
             **_columns(_PERIOD, periods),
             **_columns(_BILL, bills),
         }
@@ -225,6 +235,8 @@ def _add_plain(snapshot: Snapshot, rows: Mapping[str, list[Row]]) -> None:
         snapshot.caller_keys[row["key"]] = CallerKey(**row)
     for row in rows.get("keys", ()):
         snapshot.keys[row["id"]] = VaultKey(**row)
+    for row in (*rows.get("grants", ()), *rows.get("issuers", ())):
+        snapshot.grants[row["id"]] = Grant(**row)
 
 
 def _add_lineage(snapshot: Snapshot, row: Row) -> None:

@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId, Refs, WindowKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.windows import REFUNDS
 
 Lock = tuple[int, str]
 # What never changes about an operation: its name and its lineage at the last look.
@@ -30,6 +31,7 @@ class Guard(IntEnum):
     OPERATION = 6
     NODES = 7
     BINDING = 8
+    ISSUER = 9
 
 
 def lock(kind: Guard, *parts: object) -> Lock:
@@ -51,9 +53,11 @@ def locks_named(refs: Iterable[Refs], known: Known) -> set[Lock]:
         wanted.update(
             lock(Guard.BILL, bill.customer, bill.amount, bill.currency) for bill in each.bills
         )
+        wanted.update(map(_charge, each.charges))
         wanted.update(map(_tally, each.tallies))
         wanted.update(lock(Guard.OPERATION, name) for name in each.names)
         wanted.update(map(_caller_key, each.caller_keys))
+        wanted.update(lock(Guard.ISSUER, issuer) for issuer in each.issuers)
         for operation_id in each.operations:
             found = known(operation_id)
             if found is not None:
@@ -72,6 +76,8 @@ def locks_changed(snapshot: Snapshot, before: Mapping[OperationId, Operation]) -
     lineages = set(dirty.lineages)
     lineages |= {snapshot.keys[key_id].lineage_id for key_id in dirty.keys}
     lineages |= {snapshot.approvals[approval].lineage_id for approval in dirty.approvals}
+    granted = {snapshot.grants[grant].key_id for grant in dirty.grants}
+    lineages |= {snapshot.keys[key_id].lineage_id for key_id in granted}
     touched = dirty.operations.keys() | {operation_id for operation_id, _ in dirty.attempts}
     for operation_id in touched:
         operation = snapshot.operations[operation_id]
@@ -85,6 +91,9 @@ def locks_changed(snapshot: Snapshot, before: Mapping[OperationId, Operation]) -
 
 def _occupied(operation: Operation) -> Iterator[Lock]:
     """Yield the guards that a live operation occupies."""
+    if operation.gives_back is not None:
+        yield _charge(operation.gives_back)
+        return
     if operation.customer is None:
         return
     yield lock(Guard.BILL, operation.customer, operation.amount, operation.currency)
@@ -94,12 +103,19 @@ def _occupied(operation: Operation) -> Iterator[Lock]:
         yield lock(Guard.PERIOD, f"{operation.customer}|{operation.period}|{reference}")
 
 
+def _charge(charge: str) -> Lock:
+    # All refunds of one charge, which no other bill's guard can be.
+    return lock(Guard.BILL, "refunds", charge)
+
+
 def _window(key: WindowKey) -> Lock:
-    match key.scope:
+    # A window of refunds is a row beside the one of charges.
+    of = (REFUNDS,) if key.scope.endswith(REFUNDS) else ()
+    match key.scope.removesuffix(REFUNDS):
         case "account":
-            return lock(Guard.ACCOUNT_DAY, key.start, key.currency)
+            return lock(Guard.ACCOUNT_DAY, key.start, key.currency, *of)
         case "customer":
-            return lock(Guard.CUSTOMER_DAY, key.scope_id, key.start, key.currency)
+            return lock(Guard.CUSTOMER_DAY, key.scope_id, key.start, key.currency, *of)
         case _:
             return lock(Guard.LINEAGE, key.scope_id)
 

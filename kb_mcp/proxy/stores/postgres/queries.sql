@@ -23,7 +23,11 @@ SELECT guards.kind
 -- After the locks: clock_timestamp() says when we got them, now() only when we began to wait.
 SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms,
        (SELECT value FROM facts WHERE name = 'high_water_ms') AS high_water_ms,
+       (SELECT value FROM facts WHERE name = 'clock_boot') AS clock_boot,
+       (SELECT value FROM facts WHERE name = 'clock_confirmed') AS clock_confirmed,
+       (SELECT value FROM facts WHERE name = 'clock_doubt') AS clock_doubt,
        (SELECT value FROM facts WHERE name = 'ceilings') AS ceilings,
+       (SELECT value FROM facts WHERE name = 'refund_ceilings') AS refund_ceilings,
        (SELECT value FROM facts WHERE name = 'recovery_grace_ms') AS recovery_grace_ms,
        (SELECT value FROM facts WHERE name = 'gap') AS gap,
        (SELECT value FROM facts WHERE name = 'moved_to') AS moved_to
@@ -57,6 +61,7 @@ WITH wanted AS (
      ORDER BY name, generation DESC
 ), chosen AS (
     SELECT id FROM wanted
+    UNION SELECT o.id FROM wanted JOIN operations o ON o.successor = wanted.id
     UNION SELECT unnest(%(ids)s::text[])
     UNION SELECT operation_id FROM caller_keys WHERE key = ANY(%(caller_keys)s::text[])
     UNION SELECT last_operation FROM tallies WHERE key = ANY(%(tallies)s::text[])
@@ -78,6 +83,7 @@ WITH wanted AS (
        AND (o.first_arrival_at > b.since OR o.state <> 'succeeded'
             -- adopted without a period: it may be a bill of any of those days
             OR (o.period IS NULL AND o.period_start IS NOT NULL))
+    UNION SELECT o.id FROM operations o WHERE o.gives_back = ANY(%(charges)s::text[])
 )
 
 -- name: operations
@@ -112,6 +118,13 @@ SELECT * FROM approvals WHERE id = ANY(%s::text[])
 
 -- name: approvals_of
 SELECT * FROM approvals WHERE operation_id = ANY(%s::text[])
+
+-- name: grants
+SELECT * FROM grants WHERE id = ANY(%s::text[])
+
+-- name: issuers
+SELECT * FROM grants WHERE issuer = ANY(%s::text[]) AND removed_at IS NULL
+ ORDER BY created_at, id
 
 -- name: lineages
 -- With what is counted of each; a lineage without a row (adopted charges) is counted too.
@@ -149,6 +162,10 @@ SELECT id FROM (
      WHERE state = 'reserved' AND state <> 'succeeded' AND next_read_at IS NULL) AS due
  ORDER BY updated_at LIMIT %(limit)s
 
+-- name: refunds_to_watch
+SELECT id FROM operations WHERE refund_read_at <= %(now)s
+ ORDER BY refund_read_at LIMIT %(limit)s
+
 -- name: answered_before
 SELECT id FROM operations
  WHERE created_at < %s AND state = 'succeeded' AND final AND answer IS NOT NULL
@@ -170,7 +187,7 @@ SELECT table_name, column_name FROM information_schema.columns
  WHERE table_schema = current_schema()
 
 -- name: ceilings
-SELECT value FROM facts WHERE name = 'ceilings'
+SELECT name, value FROM facts WHERE name IN ('ceilings', 'refund_ceilings')
 
 -- name: billed_days
 -- Of every live bill with a period: whose it is, and by whose key it came; of one customer and
@@ -180,6 +197,7 @@ SELECT o.customer, o.reference, o.period, o.reserved_at, o.key_id
  WHERE o.customer IS NOT NULL AND o.period IS NOT NULL
    AND (o.state IN ('reserved', 'unknown', 'succeeded')
         OR (o.state = 'voided' AND o.empty_listings < 3))
+   AND NOT o.released
  ORDER BY o.customer, o.reference, o.period_start, o.reserved_at
 
 -- name: open_operations

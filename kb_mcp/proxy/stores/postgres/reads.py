@@ -18,6 +18,7 @@ from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
+    Grant,
     Lineage,
     Operation,
     OperationId,
@@ -33,14 +34,17 @@ from kb_mcp.proxy.stores.rows import attempt_of, key_with_lineage, operation_of
 from kb_mcp.proxy.stores.sealing import Sealer
 
 _PLACE = '(time COLLATE "C", node COLLATE "C", seq)'  # in the order of the audit
-# Attempts know whose an object is, but where the request did not tell an amount.
+# Attempts know whose an object is, but where the request did not tell an amount. A charge finds its
+# refunds, too.
 _OF_OBJECT = """
     id IN (WITH wanted (object) AS (SELECT %s::text)
         SELECT o.id FROM wanted JOIN attempts a ON a.object_id = wanted.object
                JOIN operations o ON o.id = a.operation_id AND o.object_id = wanted.object
         UNION ALL
         SELECT o.id FROM wanted JOIN operations o ON o.object_id = wanted.object
-         WHERE o.amount = 0 AND o.object_id IS NOT NULL)"""
+         WHERE o.amount = 0 AND o.object_id IS NOT NULL
+        UNION ALL
+        SELECT o.id FROM wanted JOIN operations o ON o.gives_back = wanted.object)"""
 _OPERATION_FILTERS = {
     "customer_id": "customer = %s",
     "billing_period": "period = %s",
@@ -57,6 +61,7 @@ _AUDIT_FILTERS = {
     "operation": "operation_id = %s",
     "agent": "agent_id = %s",
     "session": "session_id = %s",
+    "subject": "subject = %s",
     "since": 'time COLLATE "C" >= %s',
     "until": 'time COLLATE "C" < %s',
     "after_row": f"{_PLACE} > (%s, %s, %s)",
@@ -142,6 +147,11 @@ class PostgresRecords(Gauges):
         """Return every approval, newest first."""
         rows = await self._read("SELECT * FROM approvals ORDER BY created_at DESC, id")
         return [Approval(**row) for row in rows]
+
+    async def grants(self) -> list[Grant]:
+        """Return every grant, oldest first, those that were removed too."""
+        rows = await self._read("SELECT * FROM grants ORDER BY created_at, id")
+        return [Grant(**row) for row in rows]
 
     def audit(
         self, *, limit: int | None = None, newest_first: bool = False, **filters: Any

@@ -23,14 +23,15 @@ from kb_mcp.proxy.stores.rows import (
     window_values,
 )
 
-_FLAGS = frozenset({"final", "reopened", "waived", "overshoot"})
+_FLAGS = frozenset({"final", "reopened", "waived", "released", "overshoot"})
 _BYTES = frozenset({"answer", "body"})
 _NUMBERS = frozenset(
     "generation amount held reserved_at first_arrival_at attempt lease_token lease_until "
-    "answer_status voided_at empty_listings void_look_at next_read_at created_at updated_at number "
+    "answer_status permit_amount refunded_at refund_read_at voided_at empty_listings "
+    "void_look_at next_read_at created_at updated_at number "
     "first_sent_at last_sent_at sends open_sends status reserved settled declines "
     "last_declined_at expires_at decided_at frozen_at revoked_at last_used_at seq stripe_status "
-    "duration_ms position".split()
+    "duration_ms position removed_at".split()
 )
 # Names that are a number in one table and a word in another.
 _WORDS = frozenset({("operations", "stripe_status")})
@@ -81,6 +82,7 @@ def _changed(snapshot: Snapshot, seal: Seal) -> Iterable[tuple[str, list[tuple[A
         "tallies": [astuple(snapshot.tallies[each]) for each in dirty.tallies],
         "caller_keys": [astuple(snapshot.caller_keys[each]) for each in dirty.caller_keys],
         "approvals": [astuple(snapshot.approvals[each]) for each in dirty.approvals],
+        "grants": [astuple(snapshot.grants[each]) for each in dirty.grants],
     }
     return ((table, rows) for table, rows in tables.items() if rows)
 

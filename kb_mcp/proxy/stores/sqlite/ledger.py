@@ -9,6 +9,7 @@ file; each has its own audit chain.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 from collections.abc import Callable
@@ -17,12 +18,13 @@ from typing import Any, TypeVar
 
 from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS, Journal
-from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.clock import StoreClock, StoredTime, Told
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
-from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, StoreSettings, VaultKey
+from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, StoreSettings, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.binding import LiveSettings
 from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
+from kb_mcp.proxy.stores.marks import raises_mark, snapshot_at
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.rows import key_with_lineage
 from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
@@ -34,7 +36,6 @@ from kb_mcp.proxy.stores.sqlite.write_ahead_log import WriteAheadLog
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
-HIGH_WATER_STEP_MS = 1_000
 # A charge writes some twenty pages, many of them again for the next one: the fewer checkpoints, the
 # fewer copies of each. The index of the WAL holds as many in its first block.
 CHECKPOINT_PAGES = 4_000
@@ -73,8 +74,8 @@ class SqliteLedger:
         self._heads = heads
         self._owner = owner
         self._queries = load_queries("sqlite")
-        self._high_water = 0  # what this process has seen
-        self._marked = 0  # what the store holds, as this transaction read it
+        self._marked = 0  # the store's high-water mark, as this transaction read it
+        self._told = Told(0, 0)  # the time, as this transaction was told it
         self._doubted = False  # a commit ended in an error, and the store is not read again yet
         self._keys: dict[KeyId, tuple[tuple[Any, ...], tuple[VaultKey, Lineage]]] = {}
         self._reader = connect(path)
@@ -115,6 +116,14 @@ class SqliteLedger:
         except sqlite3.Error as error:
             raise LedgerUnavailableError(str(error)) from error
         return None if row is None else self._known(row)
+
+    async def find_grants(self, issuer: str) -> list[Grant]:
+        """Return the grants of `issuer` as committed right now."""
+        try:
+            rows = self._reader.execute(self._queries["issuers"], (json.dumps([issuer]),))
+            return [Grant(**dict(row)) for row in rows]
+        except sqlite3.Error as error:
+            raise LedgerUnavailableError(str(error)) from error
 
     async def close(self) -> None:
         """Run what still waits, export the heads, and end the writer."""
@@ -174,9 +183,6 @@ class SqliteLedger:
             for item in batch:
                 item.error = error if sealed else LedgerUnavailableError(str(error))
             return
-        if not snapshot.skewed:
-            # A wild clock must not freeze the time of this process once it is right again.
-            self._high_water = snapshot.now
         self._heads.export(self._journal.head)
         self._log.committed()
 
@@ -196,22 +202,19 @@ class SqliteLedger:
 
     def _standing(self, loader: Loader) -> Snapshot:
         facts = {row["name"]: row["value"] for row in loader.rows("deciding_facts")}
-        self._marked = int(facts.get("high_water_ms", 0))
-        high_water = max(self._marked, self._high_water)
-        return Snapshot(
-            now=self._clock.now(high_water),
-            settings=self._live.read(facts),
-            skewed=self._clock.skewed,
-            turning=self._clock.turning(high_water),
-            facts=facts,
-        )
+        stored = StoredTime.of_facts(facts)
+        self._marked, self._told = stored.mark, self._clock.tell(stored)
+        snapshot = snapshot_at(self._told, self._live.read(facts))
+        snapshot.facts = facts
+        return snapshot
 
     def _save(self, connection: sqlite3.Connection, snapshot: Snapshot) -> None:
         save(connection, snapshot, self._sealer.seal)
         self._save_audit(connection, snapshot)
         connection.executemany(self._queries["set_fact"], snapshot.dirty.facts.items())
-        if snapshot.now >= self._marked + HIGH_WATER_STEP_MS and not snapshot.skewed:
-            connection.execute(self._queries["set_fact"], ("high_water_ms", str(snapshot.now)))
+        raised = raises_mark(self._told, self._marked, snapshot)
+        facts = self._clock.facts(self._told, raised=raised)
+        connection.executemany(self._queries["set_fact"], facts.items())
 
     def _save_audit(self, connection: sqlite3.Connection, snapshot: Snapshot) -> None:
         drafts, journal = snapshot.dirty.audit, self._journal

@@ -15,6 +15,7 @@ from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.records import (
     Approval,
     CallerKey,
+    Grant,
     Lineage,
     LineageId,
     Refs,
@@ -61,6 +62,7 @@ class Loader:
         for row in self._some("objects", named(lambda refs: refs.objects)):
             snapshot.object_owners[row["object_id"]] = row["operation_id"]
         self._load_approvals(snapshot, named(lambda refs: refs.approvals))
+        self._load_grants(snapshot, batch)
         self._load_windows(snapshot, named(lambda refs: refs.windows), operations)
         self._load_lineages(snapshot, named(lambda refs: refs.lineages))
 
@@ -82,6 +84,7 @@ class Loader:
             "ids": sorted(ids),
             "caller_keys": sorted(key for refs in batch for key in refs.caller_keys),
             "tallies": sorted(tallies),
+            "charges": sorted(charge for refs in batch for charge in refs.charges),
             "periods": sorted(
                 (each.customer, each.reference, *each.labels, each.start, each.end)
                 for refs in batch
@@ -111,6 +114,12 @@ class Loader:
         asked = {each.id for each in operations if each.approval_id is not None}
         for row in (*self._some("approvals", named), *self._some("approvals_of", asked)):
             snapshot.approvals[row["id"]] = Approval(**dict(row))
+
+    def _load_grants(self, snapshot: Snapshot, batch: Sequence[Refs]) -> None:
+        ids = {each for refs in batch for each in refs.grants}
+        issuers = {each for refs in batch for each in refs.issuers}
+        for row in (*self._some("grants", ids), *self._some("issuers", issuers)):
+            snapshot.grants[row["id"]] = Grant(**dict(row))
 
     def _load_windows(
         self, snapshot: Snapshot, named: set[WindowKey], operations: set[Any]

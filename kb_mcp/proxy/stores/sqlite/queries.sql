@@ -4,14 +4,18 @@
 -- SQLite from walking a table where the list is short.
 
 -- name: operations
--- What a batch needs: by name (the newest), by id, by a caller's key, by guard, and the last decline of each tally.
+-- What a batch needs: by name (the newest, and whose permit it took), by id, by a caller's key, by guard, and the last decline of each tally.
 -- A period's guard: same customer and reference, and days that touch ours; the labels keep it to a
 -- part of the index. A bill's guard: same customer, amount and currency, and recent or unresolved.
-WITH chosen AS (
-    SELECT id FROM (
-        SELECT o.id, max(o.generation)
-          FROM json_each(:names) AS n CROSS JOIN operations AS o ON o.name = n.value
-         GROUP BY o.name)
+WITH named AS (
+    SELECT o.id, max(o.generation)
+      FROM json_each(:names) AS n CROSS JOIN operations AS o ON o.name = n.value
+     GROUP BY o.name
+), chosen AS (
+    SELECT id FROM named
+    UNION SELECT o.id
+      FROM named CROSS JOIN operations AS o
+        ON o.successor = named.id AND o.successor IS NOT NULL
     UNION SELECT value FROM json_each(:ids)
     UNION SELECT c.operation_id
       FROM json_each(:caller_keys) AS k CROSS JOIN caller_keys AS c ON c.key = k.value
@@ -30,6 +34,8 @@ WITH chosen AS (
        AND (o.first_arrival_at > b.value ->> 3 OR o.state <> 'succeeded'
             -- adopted without a period: it may be a bill of any of those days
             OR (o.period IS NULL AND o.period_start IS NOT NULL))
+    UNION SELECT o.id
+      FROM json_each(:charges) AS c CROSS JOIN operations AS o ON o.gives_back = c.value
 )
 SELECT o.* FROM chosen CROSS JOIN operations AS o ON o.id = chosen.id
 
@@ -64,6 +70,13 @@ SELECT a.* FROM json_each(?) AS wanted CROSS JOIN approvals AS a ON a.id = wante
 -- name: approvals_of
 SELECT a.* FROM json_each(?) AS wanted CROSS JOIN approvals AS a ON a.operation_id = wanted.value
 
+-- name: grants
+SELECT g.* FROM json_each(?) AS wanted CROSS JOIN grants AS g ON g.id = wanted.value
+
+-- name: issuers
+SELECT g.* FROM json_each(?) AS wanted CROSS JOIN grants AS g ON g.issuer = wanted.value
+ WHERE g.removed_at IS NULL ORDER BY g.created_at, g.id
+
 -- name: lineages
 SELECT wanted.value AS id, l.id IS NOT NULL AS known, l.frozen_at, l.frozen_reason,
        (SELECT count(*) FROM operations AS o
@@ -85,6 +98,10 @@ SELECT id FROM (
     SELECT id, updated_at FROM operations
      WHERE state = 'reserved' AND state <> 'succeeded' AND next_read_at IS NULL)
  ORDER BY updated_at LIMIT :limit
+
+-- name: refunds_to_watch
+SELECT id FROM operations WHERE refund_read_at <= :now
+ ORDER BY refund_read_at LIMIT :limit
 
 -- name: answered_before
 SELECT id FROM operations
@@ -115,10 +132,10 @@ SELECT a.upstream_key, a.operation_id, a.outcome, o.state, o.next_read_at
 SELECT l.id FROM json_each(:ids) AS wanted CROSS JOIN lineages AS l ON l.id = wanted.value
 
 -- name: deciding_facts
--- What every decision depends on, whatever it is about: the clock's mark, what limits it, and why
--- nothing may be sent.
+-- What every decision depends on, whatever it is about, and why nothing may be sent.
 SELECT name, value FROM facts
- WHERE name IN ('high_water_ms', 'ceilings', 'recovery_grace_ms', 'gap', 'moved_to')
+ WHERE name IN ('high_water_ms', 'clock_boot', 'clock_confirmed', 'clock_doubt',
+                'ceilings', 'refund_ceilings', 'recovery_grace_ms', 'gap', 'moved_to')
 
 -- name: set_fact
 INSERT INTO facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -130,7 +147,7 @@ SELECT seq, hash FROM audit WHERE node = ? ORDER BY seq DESC LIMIT 1
 SELECT position, hash FROM nodes ORDER BY position DESC LIMIT 1
 
 -- name: ceilings
-SELECT value FROM facts WHERE name = 'ceilings'
+SELECT name, value FROM facts WHERE name IN ('ceilings', 'refund_ceilings')
 
 -- name: billed_days
 -- Of every live bill with a period: whose it is, and by whose key it came; of one customer and
@@ -140,6 +157,7 @@ SELECT o.customer, o.reference, o.period, o.reserved_at, o.key_id
  WHERE o.customer IS NOT NULL AND o.period IS NOT NULL
    AND (o.state IN ('reserved', 'unknown', 'succeeded')
         OR (o.state = 'voided' AND o.empty_listings < 3))
+   AND NOT o.released
  ORDER BY o.customer, o.reference, o.period_start, o.reserved_at
 
 -- name: open_operations

@@ -18,6 +18,7 @@ from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
+    Grant,
     Lineage,
     Operation,
     OperationId,
@@ -33,14 +34,17 @@ from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.ledger import connect
 from kb_mcp.proxy.stores.sqlite.write_ahead_log import log_bytes
 
-# Attempts know whose an object is, but where the request did not tell an amount.
+# Attempts know whose an object is, but where the request did not tell an amount. A charge finds its
+# refunds, too.
 _OF_OBJECT = """
     id IN (WITH wanted (object) AS (SELECT ?)
         SELECT o.id FROM wanted CROSS JOIN attempts AS a ON a.object_id = wanted.object
                CROSS JOIN operations AS o ON o.id = a.operation_id AND o.object_id = wanted.object
         UNION ALL
         SELECT o.id FROM wanted CROSS JOIN operations AS o ON o.object_id = wanted.object
-         WHERE o.amount = 0 AND o.object_id IS NOT NULL)"""
+         WHERE o.amount = 0 AND o.object_id IS NOT NULL
+        UNION ALL
+        SELECT o.id FROM wanted CROSS JOIN operations AS o ON o.gives_back = wanted.object)"""
 _OPERATION_FILTERS = {
     "customer_id": "customer = ?",
     "billing_period": "period = ?",
@@ -56,6 +60,7 @@ _AUDIT_FILTERS = {
     "operation": "operation_id = ?",
     "agent": "agent_id = ?",
     "session": "session_id = ?",
+    "subject": "subject = ?",
     "since": "time >= ?",
     "until": "time < ?",
     "after_row": "rowid > ?",
@@ -135,6 +140,11 @@ class SqliteRecords(Gauges):
         """Return every approval, newest first."""
         rows = self._rows("SELECT * FROM approvals ORDER BY created_at DESC")
         return [Approval(**dict(row)) for row in rows]
+
+    async def grants(self) -> list[Grant]:
+        """Return every grant, oldest first, those that were removed too."""
+        rows = self._rows("SELECT * FROM grants ORDER BY created_at, id")
+        return [Grant(**dict(row)) for row in rows]
 
     def audit(
         self, *, limit: int | None = None, newest_first: bool = False, **filters: Any

@@ -45,6 +45,8 @@ def save(connection: sqlite3.Connection, snapshot: Snapshot, seal: Seal) -> None
         write(_UPSERT["caller_keys"], astuple(snapshot.caller_keys[caller_key]))
     for approval_id in dirty.approvals:
         write(_UPSERT["approvals"], astuple(snapshot.approvals[approval_id]))
+    for grant_id in dirty.grants:
+        write(_UPSERT["grants"], astuple(snapshot.grants[grant_id]))
 
 
 def _save_operation(

@@ -214,9 +214,16 @@ def test_a_bill_paid_meanwhile_keeps_a_failed_intent_from_coming_to_life() -> No
     assert told(asked) == "period_already_charged"
     assert asked.operation == operation
     # An operator who reopens the other bill lets one more pass, and that one uses it up.
-    one_intent.snapshot.operations[operation.id] = replace(operation, reopened=True)
+    now = one_intent.snapshot.now
+    reopened = replace(operation, reopened=True, refunded_at=now, refund_read_at=now + HOUR)
+    one_intent.snapshot.operations[operation.id] = reopened
+    assert told(one_intent.step("confirm", payment_method="pm_1")) == "period_already_charged"
+    for_it = replace(reopened, permit_amount=one_intent.operation.amount)
+    one_intent.snapshot.operations[operation.id] = replace(for_it, refund_read_at=now)
+    assert told(one_intent.step("confirm", payment_method="pm_1")) == "look"
+    one_intent.snapshot.operations[operation.id] = for_it
     assert told(one_intent.step("confirm", payment_method="pm_1")) == "proceed as K-s3"
-    assert not one_intent.snapshot.operations[operation.id].reopened
+    assert one_intent.snapshot.operations[operation.id].successor == one_intent.operation.id
 
 
 @pytest.mark.parametrize("state", [S.RESERVED, S.UNKNOWN, S.VOIDED])

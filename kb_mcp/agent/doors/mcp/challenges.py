@@ -1,0 +1,116 @@
+"""What the MCP door answers to those whom it does not let in, and what it says of itself.
+
+Floor: wing A, part of the MCP door over HTTP. Pure.
+Source: RFC 6750, 3 (challenges), RFC 9728 (metadata of a protected resource),
+modelcontextprotocol.io/specification (2026-07-28), Authorization.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import Scope
+
+from kb_mcp.agent import wording
+from kb_mcp.agent.bearer import Denied, LookupFailed, NotAKey
+from kb_mcp.agent.catalogue import TOOLS
+
+WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
+SCOPES: Final = tuple(str(name) for name in TOOLS)
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """This server as an OAuth resource: its identifier, and who issues tokens for it."""
+
+    identifier: str
+    issuers: tuple[str, ...]
+
+    @property
+    def metadata_url(self) -> str:
+        """The address of the metadata: beside the resource, on the same host."""
+        parts = urlsplit(self.identifier)
+        return f"{parts.scheme}://{parts.netloc}{WELL_KNOWN}{parts.path.rstrip('/')}"
+
+    def serves(self, path: str) -> bool:
+        """Say whether the metadata stands at `path`."""
+        return path in {WELL_KNOWN, f"{WELL_KNOWN}/mcp", urlsplit(self.metadata_url).path}
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the metadata."""
+        return {
+            "resource": self.identifier,
+            "authorization_servers": list(self.issuers),
+            "bearer_methods_supported": ["header"],
+            "scopes_supported": list(SCOPES),
+            "resource_name": "kb-mcp billing",
+        }
+
+
+def describe(resource: Resource, scope: Scope) -> Response:
+    """Answer a request for the metadata."""
+    if scope["method"] not in {"GET", "HEAD"}:
+        return Response(status_code=405, headers={"Allow": "GET, HEAD"})
+    headers = {"Cache-Control": "public, max-age=300"}
+    return JSONResponse(resource.metadata(), headers=headers)
+
+
+def refuse_unnamed(resource: Resource | None, *, presented: bool) -> Response:
+    """Answer a request without a bearer; `presented` says that there was some other header."""
+    if presented:
+        message = "The request must hold one Authorization header: Bearer TOKEN."
+        return _challenge(401, resource, message, error="invalid_request")
+    # RFC 6750, 3.1: no error code where no credentials came.
+    return _challenge(401, resource, "A vault key is needed as bearer token.")
+
+
+def refuse_bearer(found: NotAKey | Denied | LookupFailed, resource: Resource | None) -> Response:
+    """Answer a request whose bearer is not let in."""
+    match found:
+        case NotAKey():
+            return _challenge(401, resource, found.message, error="invalid_token")
+        case Denied():
+            body = {
+                "error": "access_denied",
+                "error_description": found.message,
+                "code": found.code,
+            }
+            return JSONResponse(body, status_code=403)
+        case LookupFailed():
+            headers = {"Retry-After": "1"}
+            return PlainTextResponse(wording.UNAVAILABLE, found.status, headers=headers)
+
+
+def refuse_scope(resource: Resource | None, tool: str) -> Response:
+    """Answer a call of a tool that the token's scopes do not reach."""
+    message = f"The scopes of this token do not reach that: it needs the scope {tool}."
+    return _challenge(
+        403, resource, message, error="insufficient_scope", scope=tool, code="tool_not_granted"
+    )
+
+
+def _challenge(
+    status: int,
+    resource: Resource | None,
+    message: str,
+    *,
+    error: str | None = None,
+    scope: str | None = None,
+    code: str | None = None,
+) -> Response:
+    given = {
+        "realm": "kb-mcp",
+        "error": error,
+        "scope": scope,
+        "resource_metadata": None if resource is None else resource.metadata_url,
+    }
+    named = ", ".join(f'{name}="{value}"' for name, value in given.items() if value is not None)
+    body = {"error": error or "unauthorized", "error_description": message}
+    return JSONResponse(
+        body if code is None else {**body, "code": code},
+        status_code=status,
+        headers={"WWW-Authenticate": f"Bearer {named}"},
+    )

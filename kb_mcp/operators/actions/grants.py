@@ -1,0 +1,154 @@
+"""Grants: add and remove. Each is one audited transaction.
+
+Floor: operators, above the ledger. A removal holds the lineage of the grant's key, which every
+reservation holds, too: none commits after it, on any process, as with a revoked key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from kb_mcp.environment import is_address
+from kb_mcp.operators.actions.keys import POLL_S, NoSuchKeyError, sends_under_way
+from kb_mcp.proxy.access.authenticate import spent
+from kb_mcp.proxy.access.grants import (
+    Claims,
+    MatchError,
+    claims_of,
+    overlapping,
+    read_matches,
+    write_claims,
+)
+from kb_mcp.proxy.audit.chain import clean_text
+from kb_mcp.proxy.edge.records import Records
+from kb_mcp.proxy.ledger.port import Ledger
+from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Grant, KeyId, Refs
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+
+LABEL_MAX = 128
+ID_BYTES = 10
+
+
+class NotGrantedError(Exception):
+    """A grant that cannot be; the message says why."""
+
+
+class NoSuchGrantError(Exception):
+    """There is no grant with this id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewGrant:
+    """What a grant shall be."""
+
+    issuer: str
+    claims: Claims
+    key_id: KeyId
+    label: str | None = None
+
+
+def new_grant(issuer: str, matches: Sequence[str], key_id: str, label: str | None) -> NewGrant:
+    """Read what a grant shall be. Raises: MatchError."""
+    if not is_address(issuer):
+        raise MatchError("an issuer is an http(s) address, as `iss` in its tokens writes it")
+    note = None if label is None else clean_text(label, LABEL_MAX)
+    return NewGrant(issuer=issuer, claims=read_matches(matches), key_id=KeyId(key_id), label=note)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A removal, and the sends of the key that were under way when it committed."""
+
+    grant: Grant
+    under_way: int
+    still_under_way: int
+
+
+async def add_grant(
+    ledger: Ledger, wanted: NewGrant, random_bytes: Callable[[int], bytes], operator: str
+) -> Grant:
+    """Let the identities that `wanted` names stand for its vault key.
+
+    Raises: NoSuchKeyError, NotGrantedError.
+    """
+    refs = Refs(keys=frozenset({wanted.key_id}), issuers=frozenset({wanted.issuer}))
+    grant_id = f"grt_{random_bytes(ID_BYTES).hex()}"
+
+    def step(snapshot: Snapshot) -> tuple[Grant, Changes]:
+        key = snapshot.keys.get(wanted.key_id)
+        if key is None:
+            raise NoSuchKeyError(f"there is no vault key {wanted.key_id}")
+        if spent(key, snapshot.now) is not None:
+            raise NotGrantedError(f"vault key {key.id} was revoked or has expired")
+        if key.rotated_to is not None:
+            raise NotGrantedError(f"vault key {key.id} was rotated: name {key.rotated_to}")
+        standing = [
+            grant
+            for grant in snapshot.grants.values()
+            if grant.issuer == wanted.issuer and grant.removed_at is None
+        ]
+        other = overlapping(standing, wanted.claims)
+        if other is not None:
+            raise NotGrantedError(f"grant {other.id} matches some of the same identities")
+        grant = Grant(
+            id=grant_id,
+            issuer=wanted.issuer,
+            claims=write_claims(wanted.claims),
+            key_id=key.id,
+            label=wanted.label,
+            created_at=snapshot.now,
+        )
+        return grant, Changes(grants=(grant,), audit=(_row("grant_add", grant, operator),))
+
+    return await ledger.transact(lambda _: refs, step)
+
+
+async def remove_grant(
+    ledger: Ledger, records: Records, grant_id: str, operator: str, wait_s: int
+) -> Removed:
+    """Remove a grant now, and wait at most `wait_s` for sends of its key under way to end.
+
+    Raises: NoSuchGrantError.
+    """
+    known = next((each for each in await records.grants() if each.id == grant_id), None)
+    if known is None:
+        raise NoSuchGrantError(f"there is no grant {grant_id}")
+    refs = Refs(keys=frozenset({known.key_id}), grants=frozenset({grant_id}))
+
+    def step(snapshot: Snapshot) -> tuple[Grant, Changes]:
+        grant = snapshot.grants[grant_id]
+        if grant.removed_at is None:
+            grant = replace(grant, removed_at=snapshot.now)
+        return grant, Changes(grants=(grant,), audit=(_row("grant_remove", grant, operator),))
+
+    grant = await ledger.transact(lambda _: refs, step)
+    lineage = await _lineage(ledger, grant)
+    under_way = left = await sends_under_way(records, lineage)
+    try:
+        async with asyncio.timeout(wait_s):
+            while left:
+                await asyncio.sleep(POLL_S)
+                left = await sends_under_way(records, lineage)
+    except TimeoutError:
+        pass
+    return Removed(grant, under_way, left)
+
+
+async def _lineage(ledger: Ledger, grant: Grant) -> str:
+    found = await ledger.find_key(grant.key_id)
+    return "" if found is None else found[0].lineage_id
+
+
+def _row(decision: str, grant: Grant, operator: str) -> AuditDraft:
+    claims = " ".join(f"{name}={value}" for name, value in claims_of(grant.claims).items())
+    return AuditDraft(
+        kind="admin",
+        decision=decision,
+        key_id=grant.key_id,
+        agent_id=operator,
+        note=f"{grant.id} {grant.issuer} {claims}"[:500],
+    )

@@ -1,0 +1,230 @@
+"""Issuers: the identity providers whose tokens are accepted, and their keys.
+
+Floor: wing B, in the room of access. Keys are found by the issuer's own metadata and kept. They
+are fetched again when they are old, and once in a while for a key id that is not among them: a
+thousand unknown ids a second are one fetch. What cannot be fetched serves until its end, then
+nobody is let in.
+Source: RFC 8414 (3.3: the metadata's issuer must be the one that was asked), OpenID Connect
+Discovery 1.0, RFC 7517.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from kb_mcp.proxy.access.jwts import (
+    Claimed,
+    SigningKey,
+    TokenError,
+    TokenExpiredError,
+    choose_key,
+    read_claimed,
+    read_keys,
+    verify,
+)
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+
+FRESH_MS: Final = 5 * 60_000
+END_MS: Final = 60 * 60_000
+AGAIN_MS: Final = 10_000
+FETCH_WITHIN_S: Final = 5
+DOCUMENT_BYTES_MAX: Final = 256 * 1024
+_OAUTH: Final = "/.well-known/oauth-authorization-server"
+_OPENID: Final = "/.well-known/openid-configuration"
+_log = logging.getLogger(__name__)
+
+Fetch = Callable[[str], Awaitable[bytes]]
+"""Gets the document at a URL, at most DOCUMENT_BYTES_MAX of it. Raises: FetchError."""
+
+
+class FetchError(Exception):
+    """A document that cannot be had, or is none; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom a verified token speaks for."""
+
+    issuer: str
+    claims: Mapping[str, Any]
+
+    @property
+    def subject(self) -> str:
+        """The issuer and the subject, as the audit has them."""
+        return f"{self.issuer} {self.claims['sub']}"
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """Every scope that the token has."""
+        found: set[str] = set()
+        for name in ("scope", "scp"):
+            given = self.claims.get(name)
+            listed = given if isinstance(given, list) else str(given or "").split()
+            found.update(each for each in listed if isinstance(each, str))
+        return frozenset(found)
+
+
+@dataclass(slots=True)
+class _Issuer:
+    """One issuer: its keys, when they came (ms), and when they were last asked for."""
+
+    name: str
+    keys: tuple[SigningKey, ...] = ()
+    fetched_at: int | None = None
+    asked_at: int | None = None
+    fetching: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class Issuers:
+    """Verifies the tokens of the issuers that are configured, for one audience."""
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        audience: str,
+        fetch: Fetch,
+        may_fetch: Callable[[str], bool],
+        monotonic_ms: Callable[[], int],
+    ) -> None:
+        """Accept tokens of `names`; `may_fetch` says whether a URL of theirs may be asked."""
+        self._issuers = {name: _Issuer(name) for name in names}
+        self._audience = audience
+        self._fetch = fetch
+        self._may_fetch = may_fetch
+        self._monotonic_ms = monotonic_ms
+
+    async def greet(self) -> None:
+        """Fetch every issuer's keys, so that one that cannot be reached is told of at start."""
+        await asyncio.gather(*map(self._renew, self._issuers.values()))
+
+    async def identify(self, token: str) -> Identity | Refusal:
+        """Return whom `token` speaks for, or why it is not accepted."""
+        try:
+            claimed = read_claimed(token)
+            issuer = self._known(claimed)
+            if not await self._ready(issuer):
+                return refuse(Code.ISSUER_UNREACHABLE)
+            claims = verify(
+                token,
+                await self._key(issuer, claimed),
+                algorithm=claimed.algorithm,
+                issuer=issuer.name,
+                audience=self._audience,
+            )
+        except TokenExpiredError:
+            message = "This token has expired. Ask its issuer for a new one."
+            return Refusal(Code.VAULT_KEY_EXPIRED, message)
+        except TokenError as error:
+            message = f"This token is not accepted: {error}. Nothing was done."
+            return Refusal(Code.VAULT_KEY_UNKNOWN, message)
+        return Identity(issuer.name, claims)
+
+    def _known(self, claimed: Claimed) -> _Issuer:
+        issuer = self._issuers.get(claimed.issuer)
+        if issuer is None:
+            raise TokenError("its issuer is not one of those that are accepted")
+        return issuer
+
+    async def _ready(self, issuer: _Issuer) -> bool:
+        """Say whether there are keys that still serve; those that are old are fetched meanwhile."""
+        age = self._age(issuer.fetched_at)
+        if (age is None or age >= FRESH_MS) and self._may_ask(issuer):
+            fetching = self._renew(issuer)
+            if not self._serves(issuer):
+                await asyncio.shield(fetching)
+        return self._serves(issuer)
+
+    async def _key(self, issuer: _Issuer, claimed: Claimed) -> SigningKey:
+        key = choose_key(issuer.keys, claimed)
+        if key is None and self._may_ask(issuer):
+            # The issuer may have a new key: once in a while somebody may ask for it.
+            await asyncio.shield(self._renew(issuer))
+            key = choose_key(issuer.keys, claimed)
+        if key is None:
+            raise TokenError("its issuer has no such key, or not for that algorithm")
+        return key
+
+    def _serves(self, issuer: _Issuer) -> bool:
+        age = self._age(issuer.fetched_at)
+        return age is not None and age < END_MS
+
+    def _may_ask(self, issuer: _Issuer) -> bool:
+        """Say whether a fetch is under way, or the last one is long enough ago for another."""
+        age = self._age(issuer.asked_at)
+        return issuer.fetching is not None or age is None or age >= AGAIN_MS
+
+    def _age(self, then: int | None) -> int | None:
+        return None if then is None else self._monotonic_ms() - then
+
+    def _renew(self, issuer: _Issuer) -> asyncio.Task[None]:
+        """Fetch the keys anew, or join the fetch that is under way.
+
+        Whoever waits shields it: a caller that goes away does not take the keys from the others.
+        """
+        if issuer.fetching is None:
+            issuer.asked_at = self._monotonic_ms()
+            issuer.fetching = asyncio.create_task(self._load(issuer))
+            issuer.fetching.add_done_callback(lambda _: setattr(issuer, "fetching", None))
+        return issuer.fetching
+
+    async def _load(self, issuer: _Issuer) -> None:
+        try:
+            async with asyncio.timeout(FETCH_WITHIN_S):
+                keys = await self._fetch_keys(issuer.name)
+        except (FetchError, TimeoutError) as error:
+            reason = str(error) or "it did not answer in time"
+            _log.warning("the keys of the issuer %s cannot be had: %s", issuer.name, reason)
+        except Exception:  # noqa: BLE001 whatever a document holds, nobody is let in by it
+            _log.exception("the keys of the issuer %s cannot be had", issuer.name)
+        else:
+            issuer.keys, issuer.fetched_at = keys, self._monotonic_ms()
+
+    async def _fetch_keys(self, issuer: str) -> tuple[SigningKey, ...]:
+        address = (await self._metadata(issuer)).get("jwks_uri")
+        if not isinstance(address, str) or not self._may_fetch(address):
+            raise FetchError("its metadata names no address of keys that may be asked")
+        document = _parse(await self._fetch(address))
+        try:
+            keys = read_keys(document)
+        except ValueError as error:
+            raise FetchError(f"what stands for its keys is none: {error}") from error
+        if not keys:
+            raise FetchError("it has no key that could verify a signature")
+        return keys
+
+    async def _metadata(self, name: str) -> Mapping[str, Any]:
+        problem = FetchError("it has no metadata")
+        for address in _addresses(name):
+            try:
+                document = _parse(await self._fetch(address))
+            except FetchError as error:
+                problem = error
+                continue
+            if not isinstance(document, Mapping) or document.get("issuer") != name:
+                raise FetchError("its metadata is of another issuer")
+            return document
+        raise problem
+
+
+def _addresses(issuer: str) -> Iterator[str]:
+    """Yield where the metadata of `issuer` may stand, as MCP's clients look for it."""
+    parts = urlsplit(issuer)
+    origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
+    yield f"{origin}{_OAUTH}{path}"
+    yield f"{origin}{_OPENID}{path}"
+    if path:
+        yield f"{origin}{path}{_OPENID}"
+
+
+def _parse(document: bytes) -> object:
+    try:
+        parsed: object = json.loads(document)
+    except (ValueError, RecursionError):
+        raise FetchError("what it answers is no JSON") from None
+    return parsed

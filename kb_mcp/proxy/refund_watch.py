@@ -1,0 +1,110 @@
+"""Watching refunds: a bill that was reopened stays open only while its refund holds.
+
+Floor: wing B, beside recovery. It reads and never posts. A refund can fail days after it succeeded:
+then the charge is paid again, whatever was not sent yet in its place must not be sent, and people
+are told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from kb_mcp.proxy.ledger.port import Ledger
+from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.rules.permits import REFUND_READ_EVERY_MS
+from kb_mcp.proxy.stripe.reader import StripeReads
+from kb_mcp.proxy.stripe.refund_reads import GivenBack, read_refund
+
+WATCHED_MS = 30 * 86_400_000
+REFUND_FAILED = "refund_failed"
+_BATCH = 100
+
+
+class Refunded(Protocol):
+    """The part of a store's reads that the watch needs."""
+
+    async def refunds_to_watch(self, now: int, limit: int) -> list[OperationId]:
+        """Return bills whose refund is to be read by `now` (ms), the most overdue first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RefundWatch:
+    """Reads the refunds of reopened bills: hourly, and before such a bill is sent once more."""
+
+    ledger: Ledger
+    refunded: Refunded
+    reads: StripeReads
+
+    async def run(self, now: int) -> None:
+        """Read the refunds that are due at `now` (ms). Raises: LedgerUnavailableError."""
+        for operation_id in await self.refunded.refunds_to_watch(now, _BATCH):
+            await self.look(operation_id)
+
+    async def look(self, operation_id: OperationId) -> None:
+        """Read one refund and note what follows; what cannot be read changes nothing.
+
+        Raises: LedgerUnavailableError.
+        """
+        refs = Refs(operations=frozenset({operation_id}))
+        operation = await self.ledger.transact(
+            lambda _: refs, lambda snapshot: (snapshot.operations.get(operation_id), Changes())
+        )
+        if operation is None or not operation.refunded:
+            return
+        seen = await read_refund(self.reads, operation)
+        if not isinstance(seen, GivenBack):
+            return
+        ids = {operation_id, operation.successor} - {None}
+        refs = Refs(operations=frozenset(OperationId(each) for each in ids if each))
+
+        def step(snapshot: Snapshot) -> tuple[None, Changes]:
+            current = snapshot.operations[operation_id]
+            if current.refunded_at != operation.refunded_at:
+                return None, Changes()
+            return None, (_holds if seen.whole else _failed)(snapshot, current)
+
+        await self.ledger.transact(lambda _: refs, step)
+
+
+def _holds(snapshot: Snapshot, operation: Operation) -> Changes:
+    unused = operation.reopened and operation.successor is None
+    over = not unused and snapshot.now >= (operation.refunded_at or 0) + WATCHED_MS
+    due = None if over else snapshot.now + REFUND_READ_EVERY_MS
+    return Changes(operations=(replace(operation, refund_read_at=due),))
+
+
+def _failed(snapshot: Snapshot, operation: Operation) -> Changes:
+    """Close what was opened: the charge is paid again."""
+    successor = snapshot.successor(operation)
+    note = "The refund failed: the charge stands as paid. "
+    if successor is None:
+        note += "A new bill was not sent in its place and will not be."
+    else:
+        billed = successor.object_id or successor.state.value
+        note += f"Its new bill {successor.id} ({billed}) was sent: the customer is billed twice."
+    paid = replace(
+        operation,
+        reopened=False,
+        released=False,
+        permit_amount=None,
+        refunded_at=None,
+        refund_read_at=None,
+        updated_at=snapshot.now,
+    )
+    row = AuditDraft(
+        kind="recovery",
+        decision=REFUND_FAILED,
+        code=REFUND_FAILED,
+        operation_id=operation.id,
+        amount=operation.amount,
+        currency=operation.currency,
+        customer_id=operation.customer,
+        object_id=operation.object_id,
+        note=note,
+    )
+    return Changes(operations=(paid,), audit=(row,))

@@ -1,0 +1,121 @@
+"""A provider in a process of its own, and a proxy that accepts its tokens."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from kb_mcp.operators.actions.grants import add_grant, new_grant
+from kb_mcp.proxy.ledger.records import Grant
+from kb_mcp.serving.machine import random_bytes
+from tests.in_process_proxy import InProcessProxy, Issued
+from tests.postgres import database, server
+
+__all__ = ["database", "server"]
+
+PROVIDER = Path(__file__).with_name("provider.py")
+MCP_META: dict[str, object] = {"io.modelcontextprotocol/clientCapabilities": {}}
+RESOURCE = "http://127.0.0.1/mcp"
+
+
+class Provider:
+    """The provider's process, steered over HTTP."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start it, at the same address as before if it was stopped."""
+        command = [sys.executable, str(PROVIDER), str(self.port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+        self.port = int(self.url.rpartition(":")[2])
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+
+    def stop(self) -> None:
+        """End it, and free its address."""
+        self.http.close()
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def do(self, what: str, **body: Any) -> Any:
+        """Have it rotate, sign, lie, or tell what it was asked."""
+        answer = self.http.post(f"/_test/{what}", json=body)
+        answer.raise_for_status()
+        return answer.json()
+
+    def claims(self, **changed: Any) -> dict[str, Any]:
+        """Return the claims of a good token; a claim that is None is left out."""
+        now = int(time.time())  # noqa: TID251 - a provider's time is the host's
+        claims = {
+            "iss": self.url,
+            "sub": "agent-7",
+            "aud": RESOURCE,
+            "iat": now,
+            "exp": now + 300,
+            **changed,
+        }
+        return {name: value for name, value in claims.items() if value is not None}
+
+    def sign(self, header: dict[str, Any] | None = None, **changed: Any) -> str:
+        """Sign a token whose claims are good but for what is changed."""
+        token = self.do("sign", claims=self.claims(**changed), header=header or {})["token"]
+        return str(token)
+
+
+@pytest.fixture(scope="session")
+def one_provider() -> Iterator[Provider]:
+    provider = Provider()
+    yield provider
+    provider.stop()
+
+
+@pytest.fixture
+def provider(one_provider: Provider) -> Provider:
+    """Return the provider, truthful and with new keys."""
+    one_provider.do("lie")
+    one_provider.do("rotate")
+    return one_provider
+
+
+@pytest.fixture
+def store() -> dict[str, str]:
+    """Return the settings of the store: the SQLite file in the test's own folder."""
+    return {}
+
+
+@pytest.fixture
+def in_process(
+    provider: Provider, tmp_path: Path, store: dict[str, str]
+) -> Iterator[InProcessProxy]:
+    environ = {"KEYBRAKE_OAUTH_ISSUERS": provider.url, "KEYBRAKE_OAUTH_AUDIENCE": RESOURCE}
+    with InProcessProxy(tmp_path, **environ, **store) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def key(in_process: InProcessProxy) -> Issued:
+    return in_process.issue("billing-with-status", daily={"usd": 10_000})
+
+
+def grant(in_process: InProcessProxy, key: Issued, issuer: str, *matches: str) -> Grant:
+    """Let identities of `issuer` stand for `key`."""
+    wanted = new_grant(issuer, matches, key.id, None)
+    ledger = in_process.proxy.store.ledger
+    return in_process.run(add_grant(ledger, wanted, random_bytes, "test"))
+
+
+def bearer(token: str) -> Issued:
+    """Return `token` as what a test charges with."""
+    return Issued("", token)

@@ -1,0 +1,182 @@
+"""Clients that know OAuth alone find their way from the address of /mcp to a charge."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import httpx2
+import pytest
+from mcp.client.auth import OAuthClientProvider
+from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
+from mcp.client.client import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.auth import (
+    AuthorizationCodeResult,
+    OAuthClientInformationFull,
+    OAuthClientMetadata,
+    OAuthToken,
+)
+from pydantic import AnyUrl
+
+from tests.identity.conftest import Provider
+from tests.months import lately
+from tests.proxy_processes import ProxyProcesses
+
+BACK = "http://127.0.0.1:9/callback"
+BILL = {"customer_id": "cus_A1", "amount_cents": 2900, "billing_period": lately("2026-11")}
+
+
+@dataclass
+class Door:
+    """The address of /mcp of a running proxy, and the processes behind it."""
+
+    url: str
+    processes: ProxyProcesses
+
+
+@pytest.fixture
+def door(provider: Provider, tmp_path: Path) -> Iterator[Door]:
+    # A token is meant for one address, so that it has to be known before the proxy starts.
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/mcp"
+    processes = ProxyProcesses(
+        tmp_path, KEYBRAKE_OAUTH_ISSUERS=provider.url, KEYBRAKE_OAUTH_AUDIENCE=url
+    )
+    issued = ("keys", "issue", "--role", "billing-with-status", "--daily-cap", "100.00usd")
+    key = json.loads(processes.command(*issued, "--json").stdout)
+    for match in ("sub=person-*", "sub=machine"):
+        given = ("--issuer", provider.url, "--match", match, "--key", key["id"])
+        processes.command("grants", "add", *given, "--label", "a test's", "--json")
+    processes.start_proxy(port=port)
+    yield Door(url, processes)
+    processes.close()
+
+
+@dataclass
+class Person:
+    """Somebody at a browser: follows the authorization address, and brings the code back."""
+
+    tokens: OAuthToken | None = None
+    client: OAuthClientInformationFull | None = None
+    landed: dict[str, list[str]] = field(default_factory=dict)
+
+    async def get_tokens(self) -> OAuthToken | None:
+        return self.tokens
+
+    async def set_tokens(self, tokens: OAuthToken) -> None:
+        self.tokens = tokens
+
+    async def get_client_info(self) -> OAuthClientInformationFull | None:
+        return self.client
+
+    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+        self.client = client_info
+
+    async def go_to(self, address: str) -> None:
+        async with httpx.AsyncClient(trust_env=False) as browser:
+            answer = await browser.get(address)
+        self.landed = parse_qs(urlsplit(answer.headers["location"]).query)
+
+    async def come_back(self) -> AuthorizationCodeResult:
+        return AuthorizationCodeResult(code=self.landed["code"][0], state=self.landed["state"][0])
+
+
+def charge(door: Door, auth: httpx2.Auth) -> Any:
+    """Connect with `auth` alone, and charge; return the tools and what the charge said."""
+
+    async def work() -> Any:
+        async with httpx2.AsyncClient(auth=auth, timeout=60, trust_env=False) as http:
+            transport = streamable_http_client(door.url, http_client=http)
+            async with Client(transport) as client:
+                listed = await client.list_tools()
+                charged = await client.call_tool("charge", BILL)
+        return [tool.name for tool in listed.tools], charged.structured_content
+
+    return asyncio.run(work())
+
+
+def test_the_python_sdk_finds_the_provider_registers_and_charges_for_a_person(
+    door: Door, provider: Provider
+) -> None:
+    person = Person()
+    metadata = OAuthClientMetadata(client_name="a test", redirect_uris=[AnyUrl(BACK)])
+    auth = OAuthClientProvider(door.url, metadata, person, person.go_to, person.come_back)
+
+    tools, charged = charge(door, auth)
+
+    assert tools == ["charge", "charge_status"]
+    assert charged["status"] == "succeeded"
+    assert len(door.processes.charges()) == 1
+    rows = json.loads(door.processes.command("audit", "list", "--json").stdout)
+    assert f"{provider.url} person-1" in {row["subject"] for row in rows}
+
+
+def test_the_python_sdk_charges_with_the_credentials_of_a_machine(
+    door: Door, provider: Provider
+) -> None:
+    registered = provider.http.post(
+        "/register",
+        json={"client_id": "machine", "token_endpoint_auth_method": "client_secret_post"},
+    ).json()
+    auth = ClientCredentialsOAuthProvider(
+        door.url,
+        Person(),
+        "machine",
+        registered["client_secret"],
+        token_endpoint_auth_method="client_secret_post",
+        issuer=provider.url,
+    )
+
+    tools, charged = charge(door, auth)
+
+    assert tools == ["charge", "charge_status"]
+    assert charged["status"] == "succeeded"
+
+
+def test_what_the_proxy_says_of_itself_leads_from_a_challenge_to_the_issuer(
+    door: Door, provider: Provider
+) -> None:
+    origin = door.url.removesuffix("/mcp")
+    with httpx.Client(trust_env=False) as client:
+        challenge = client.post(door.url, json={}).headers["www-authenticate"]
+        address = challenge.partition('resource_metadata="')[2].rstrip('"')
+        led = client.get(address)
+        others = [
+            client.get(f"{origin}/.well-known/{name}")
+            for name in ("oauth-protected-resource", "oauth-protected-resource/mcp")
+        ]
+        unknown = client.get(f"{origin}/.well-known/oauth-authorization-server")
+        wrong = client.post(f"{origin}/.well-known/oauth-protected-resource")
+
+    assert address == f"{origin}/.well-known/oauth-protected-resource/mcp"
+    assert "error=" not in challenge
+    assert led.json()["resource"] == door.url
+    assert led.json()["authorization_servers"] == [provider.url]
+    assert led.json()["scopes_supported"] == ["charge", "charge_status"]
+    assert [each.json() for each in others] == [led.json()] * 2
+    assert (unknown.status_code, wrong.status_code) == (404, 405)
+
+
+def test_a_token_for_one_resource_is_none_at_another(door: Door, provider: Provider) -> None:
+    other = provider.sign(sub="person-1")  # of the address that other tests use
+    good = provider.sign(sub="person-1", aud=door.url)
+    with httpx.Client(trust_env=False, timeout=60) as client:
+        answers = [
+            client.post(
+                door.url.replace("/mcp", "/v1/charges"),
+                data={"customer": "cus_A1", "amount": "2900", "currency": "usd"},
+                headers={"Authorization": f"Bearer {token}"},
+            )
+            for token in (other, good)
+        ]
+
+    assert [each.status_code for each in answers] == [401, 200]
