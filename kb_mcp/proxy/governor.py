@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 from msgspec.structs import replace
@@ -21,6 +21,7 @@ from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.errors.scrub import scrub_error
+from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Attempt, Changes, Operation, OperationId, Refs
@@ -56,9 +57,9 @@ _log = logging.getLogger(__name__)
 class Governor:
     """Wing B's core: one per process. `boottime_ms` counts suspended time.
 
-    `behind` says that the store has lost records: nothing is sent until it is reconciled. `look`
-    reads the object of one operation, as recovery does; `look_at_refund` whether what was given
-    back of it still is; `read_again` what a command depends on.
+    `gate` says that the store may lack records: nothing is sent then. `look` reads the object of
+    one operation, as recovery does; `look_at_refund` whether what was given back of it still is;
+    `read_again` what a command depends on.
     """
 
     ledger: Ledger
@@ -73,14 +74,14 @@ class Governor:
     look_at_refund: Callable[[OperationId], Awaitable[None]]
     read_again: Callable[[Command], Awaitable[Command | Refusal]]
     tasks: set[asyncio.Task[Any]]
-    behind: bool = False
+    gate: Gate = field(default_factory=Gate)
 
     async def govern(self, admitted: Admitted, command: Command) -> Reply:
         """Carry out `command` at most once and answer as Stripe would.
 
         Raises: LedgerUnavailableError, with nothing sent.
         """
-        if self.behind:
+        if self.gate.closed:
             return refused(refuse(Code.LEDGER_BEHIND))
         waited = _Waited(self.boottime_ms() + JOIN_WAIT_MS)
         while True:
@@ -271,6 +272,8 @@ def _unread(operation: Operation) -> Refusal:
 
 def _decider(command: Command) -> Callable[[Snapshot], tuple[Decision, Changes]]:
     def step(snapshot: Snapshot) -> tuple[Decision, Changes]:
+        if snapshot.halted:
+            return Refuse(refuse(Code.LEDGER_BEHIND)), Changes()
         decision = decide(snapshot, command)
         return decision, decision.changes
 

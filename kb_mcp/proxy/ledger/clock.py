@@ -296,6 +296,13 @@ class StoreClock:
             unheard=not (self._answered or self._host_rules),
         )  # fmt: skip
 
+    def stripe_ms(self) -> int:
+        """Return Stripe's time as far as it is known, else this host's as it is."""
+        if self._followed():
+            return self._host_ms()
+        last = self._newest
+        return self._plain_ms() if last is None else self._steady_ms() + last.ahead_ms
+
     def _carried_over(self, stored: StoredTime) -> int | None:
         """Return how far the last certain time is ahead of the boot clock, if this boot had one."""
         parts = stored.boot.split(" ")
