@@ -265,8 +265,8 @@ def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> 
     That is where it was reopened after a refund, or where the window of a body has passed or an
     operator said that the body means another bill.
     """
-    refunded = operation.refunded and operation.state is S.SUCCEEDED
-    if refunded and may_bill_again(snapshot, command, operation):
+    again = operation.refunded or operation.gives_back is not None
+    if again and operation.state is S.SUCCEEDED and may_bill_again(snapshot, command, operation):
         return True
     if operation.named_by is not NamedBy.BODY or operation.state in HOLDING:
         return False

@@ -32,6 +32,10 @@ def permitted(code: Code, peer: Operation, command: Command, operation: Operatio
 def opened_for(peer: Operation, command: Command) -> bool:
     """Say whether `peer` was reopened for just the bill that `command` asks for."""
     reading = command.reading
+    if peer.gives_back is not None:
+        # Another refund of its charge may be of another amount.
+        same = command.refund is not None and peer.gives_back == command.refund.charge
+        return peer.reopened and same and (peer.reference or "") == (reading.reference or "")
     period = None if reading.period is None else reading.period.label
     amount = peer.amount if peer.permit_amount is None else peer.permit_amount
     return (
