@@ -248,7 +248,7 @@ def _template() -> tuple[bytes, tuple[Key, ...]]:
         "per_customer_daily": {"usd": 6_500, "eur": 6_500},
     }
     capped = Policy.model_validate({**common, "caps": caps, "daily_charges": 8})
-    asking = Policy.model_validate({**common, "approval_above": {"usd": 2_950}})
+    asking = Policy.model_validate({**common, "approval_above": {"usd": 2_850}})
     made: list[Key] = []
     rows: list[tuple[VaultKey, Lineage]] = []
     for policy, heir_of in ((capped, None), (capped, 0), (asking, None)):
