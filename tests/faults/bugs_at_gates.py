@@ -21,7 +21,7 @@ from tests.faults.simulation import Simulation
 def an_approval_covers_whatever_the_bill_becomes(_: Simulation) -> Iterator[None]:
     right = part(approvals, "_same")
 
-    def wrong(held: Any, wanted: Any) -> bool:
+    def wrong(held: Any, wanted: Any) -> Any:
         return held.endpoint == wanted.endpoint or right(held, wanted)
 
     with swapped(approvals, "_same", wrong):

@@ -258,7 +258,8 @@ def check_made_up(
     paid = Counter(
         made_up[each.call]
         for each in charges
-        if each.call in made_up
+        if each.call is not None
+        and each.call in made_up
         and each.status != "failed"
         and each.fields.get("customer") not in again
     )
