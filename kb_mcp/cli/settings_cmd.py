@@ -167,7 +167,7 @@ def confirm_clock(*, as_json: bool) -> None:
 
     async def work(opened: OpenStore) -> dict[str, Any]:
         from kb_mcp.operators.actions.operations import note
-        from kb_mcp.proxy.ledger.clock import StoredTime, word_of_operator
+        from kb_mcp.proxy.ledger.clock import StoredTime
         from kb_mcp.proxy.ledger.records import AuditDraft
         from kb_mcp.proxy.ledger.windows import rfc3339
 
@@ -176,7 +176,7 @@ def confirm_clock(*, as_json: bool) -> None:
         change = f"clock: {rfc3339(stored.mark)} -> {rfc3339(host_ms)}"
         row = AuditDraft(kind="admin", decision="clock_confirmed", agent_id=OPERATOR, note=change)
         await note(opened.store.ledger, row)
-        opened.store_admin.set_facts(word_of_operator(host_ms, stored))
+        opened.store_admin.set_facts(opened.store.clock.word_of_operator(stored))
         return {"time": rfc3339(host_ms), "latest_seen_before": rfc3339(stored.mark)}
 
     print_record(with_store(work, lenient=True), as_json=as_json)

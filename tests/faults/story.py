@@ -225,7 +225,7 @@ async def _operator(simulation: Simulation) -> None:
             continue
         process = chance.choice(simulation.processes)
         what = chance.choice(("revoke", "freeze", *("thaw",) * 3, *("approve",) * 4))
-        await done_by_operator(simulation, process, what, operator_of(what)(simulation, process))
+        await done_by_operator(simulation, process, what, operator_of(what))
 
 
 async def _think(simulation: Simulation) -> None:

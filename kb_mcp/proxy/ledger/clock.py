@@ -101,14 +101,6 @@ class StoredTime(Struct, frozen=True):
         )
 
 
-def word_of_operator(host_ms: int, stored: StoredTime) -> dict[str, str]:
-    """Return the facts that make `host_ms`, this host's time, the store's: an operator said so."""
-    facts = {MARK: str(host_ms), BOOT: "", CONFIRMED: str(host_ms)}
-    if host_ms < stored.mark:
-        facts[DOUBT] = Doubt(host_ms, stored.mark).joined(stored.doubt).text
-    return facts
-
-
 class Told(Struct, frozen=True):
     """What time it is. `dispute` says why that is not certain, and is empty where it is.
 
@@ -221,6 +213,17 @@ class StoreClock:
         if raised and told.agreed and self._host_rules:
             # The dispute is over, and so is the operator's word about it.
             facts[CONFIRMED] = f"until {told.now}"
+        return facts
+
+    def word_of_operator(self, stored: StoredTime) -> dict[str, str]:
+        """Return the facts that make this host's time the store's: an operator said so."""
+        host_ms = self._host_ms()
+        facts = {MARK: str(host_ms), BOOT: "", CONFIRMED: str(host_ms)}
+        if self._boot_id:
+            # The word is about the clock as it is: one that is set later is not what was meant.
+            facts[BOOT] = f"{self._boot_id} {self._steady_ms()} {host_ms}"
+        if host_ms < stored.mark:
+            facts[DOUBT] = Doubt(host_ms, stored.mark).joined(stored.doubt).text
         return facts
 
     def may_be_ahead_ms(self, at_ms: int) -> int:
