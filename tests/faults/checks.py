@@ -141,7 +141,10 @@ class Mirror:
                 if other.id == one.id or other.customer != one.customer or not live(other):
                     continue
                 bills = {(each.period, each.reference or "") for each in (one, other)}
-                if {one.id, other.id} & set(self.reopened):
+                bound = (one.period, one.amount, one.currency) == (
+                    other.period, other.amount, other.currency,
+                )  # fmt: skip
+                if bound and {one.id, other.id} & set(self.reopened):
                     continue
                 if len(bills) == 1:
                     self.broken.append(f"{one.id} and {other.id} are live for one bill")
