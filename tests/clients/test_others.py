@@ -37,7 +37,7 @@ def test_six_are_chosen() -> None:
 @pytest.mark.parametrize(
     ("other", "transport"),
     [(other, transport) for other in CHOSEN for transport in other.transports],
-    ids=lambda each: each if isinstance(each, str) else each.lock,
+    ids=lambda each: each if isinstance(each, str) else each.name,
 )
 def test_a_client_charges_once_by_the_upstreams_count(
     other: Other, transport: str, place: Place
@@ -47,7 +47,7 @@ def test_a_client_charges_once_by_the_upstreams_count(
     assert outcome.charged_once, (outcome.counted, outcome.failed, outcome.said)
 
 
-@pytest.mark.parametrize("other", OTHERS, ids=lambda each: each.lock)
+@pytest.mark.parametrize("other", OTHERS, ids=lambda each: f"{each.name} {each.lock}")
 def test_every_client_is_pinned_by_hash_and_names_no_host(other: Other) -> None:
     text = lock_of(other).read_text(encoding="utf-8")
     assert version_of(other)

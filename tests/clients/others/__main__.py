@@ -59,8 +59,8 @@ def _all_of(
         for transport in other.transports:
             try:
                 yield attempt(other, transport)
-            except OSError as error:
-                yield Outcome(other, transport, failed=str(error))
+            except Exception as error:  # noqa: BLE001 - whatever a trial ends with is a row
+                yield Outcome(other, transport, failed=f"{type(error).__name__}: {error}"[:300])
 
 
 def _say(line: str) -> None:

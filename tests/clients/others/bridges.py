@@ -50,9 +50,14 @@ class Place:
 def place_on(running: ProxyProcesses, folder: Path) -> Place:
     """Start a proxy, and issue keys."""
     url = running.start_proxy().url
-    roles = {"audit": "audit", "both": "billing-with-status"}
-    keys = {name: running.issue("--role", role) for name, role in roles.items()}
-    return Place(running, url, keys | {"billing": running.issue()}, folder)
+    cap = ("--daily-cap", "10000.00usd")
+    roles = {
+        "audit": ("audit",),
+        "billing": ("billing", *cap),
+        "both": ("billing-with-status", *cap),
+    }
+    keys = {name: running.issue("--role", *options) for name, options in roles.items()}
+    return Place(running, url, keys, folder)
 
 
 def tried(other: Other, transport: str, place: Place) -> Outcome:
