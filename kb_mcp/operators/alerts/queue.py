@@ -21,7 +21,7 @@ from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs, State, Tally
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import day_of, rfc3339
-from kb_mcp.proxy.refund_watch import REFUND_FAILED
+from kb_mcp.proxy.rules.conclude import REFUND_FAILED
 from kb_mcp.proxy.rules.gaps import GAP_FOUND, WALK_FAILED
 
 AUDIT_KIND = "alert"

@@ -13,6 +13,7 @@ from enum import StrEnum
 from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.audit.verification import Break
 from kb_mcp.proxy.edge.records import Record, Spend
+from kb_mcp.proxy.rules.conclude import REFUND_FAILED
 
 CAP_STEPS = (100, 80)
 WAL_LARGE_BYTES = 128 * 2**20  # twice of what the writer empties by itself
@@ -30,6 +31,7 @@ class Kind(StrEnum):
     CHAIN_BROKEN = "chain_broken"
     RECONCILE_DIFFERENCE = "reconcile_differs"
     REFUND_FAILED = "reopened_refund_failed"
+    REFUND_RETURNED = "refund_returned"
     REFUSAL_BURST = "refusal_burst"
     LEDGER_BEHIND = "ledger_behind"
     WALK_FAILED = "walk_failed"
@@ -93,12 +95,14 @@ def _caps(spend: Iterable[Spend]) -> Iterator[Alert]:
         if reached is None:
             continue
         whose = f"key {row.key_id}" if row.key_id else "the whole account"
+        refunds = row.scope.endswith("refunds")
+        kind = "refund cap" if refunds else "cap"
         shown, of = (format_money(Money(each, row.currency)) for each in (used, cap))
         yield Alert(
             id=f"cap_{reached}:{row.key_id or 'account'}:{row.window}:"
-            f"{row.window_start}:{row.currency}",
+            f"{row.window_start}:{row.currency}{':refunds' if refunds else ''}",
             kind=Kind.CAP_100 if reached == 100 else Kind.CAP_80,
-            text=f"{shown} of {of} of the {row.window}'s cap of {whose} are used.",
+            text=f"{shown} of {of} of the {row.window}'s {kind} of {whose} are used.",
             key_id=row.key_id,
             amount=used,
             currency=row.currency,
@@ -131,7 +135,8 @@ def _unknown(operations: Iterable[Record]) -> Iterator[Alert]:
         yield Alert(
             id=f"outcome_unknown:{operation['id']}:{sent}",
             kind=Kind.OUTCOME_UNKNOWN,
-            text=f"Nobody knows yet whether {money} for {operation['customer_id']} was charged "
+            text=f"Nobody knows yet whether {money} for {operation['customer_id']} was "
+            f"{'refunded' if operation['kind'] == 'refund' else 'charged'} "
             f"(operation {operation['id']}).",
             key_id=operation["key_id"],
             operation_id=operation["id"],
@@ -170,10 +175,18 @@ def _walks(sight: Sight) -> Iterator[Alert]:
 
 def _refunds(sight: Sight) -> Iterator[Alert]:
     for row in sight.refunds_failed:
+        reopened = row["decision"] == REFUND_FAILED
+        text = f"{row['object_id']} of {row['customer_id']} was reopened. {row['note']}"
+        alert_id = f"reopened_refund_failed:{row['id']}"
+        if not reopened:
+            alert_id = f"refund_returned:{row['object_id']}"
+            money = format_money(Money(row["amount"], row["currency"]))
+            text = f"The refund {row['object_id']} of {money} to {row['customer_id']} failed: the "
+            text += "money is back, and the customer has nothing of it."
         yield Alert(
-            id=f"reopened_refund_failed:{row['id']}",
-            kind=Kind.REFUND_FAILED,
-            text=f"{row['object_id']} of {row['customer_id']} was reopened. {row['note']}",
+            id=alert_id,
+            kind=Kind.REFUND_FAILED if reopened else Kind.REFUND_RETURNED,
+            text=text,
             operation_id=row["operation_id"],
             customer_id=row["customer_id"],
             amount=row["amount"],

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 # A bank may return a refund for some 30 days.
 COMES_BACK_WITHIN_MS = 32 * 86_400_000
 HOUR_MS = 3_600_000
+REFUND_FAILED = "refund_failed"
 FOREIGN_KEY = "key_used_outside_ledger"
 DIFFERS = "answer_differs"
 
@@ -285,6 +286,9 @@ def _given_back(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
 def _outcome_row(operation: Operation, ending: Ending) -> AuditDraft:
     proof = ending.proof
     code: str | None = operation.code if isinstance(proof, Made) else None
+    if operation.gives_back is not None and isinstance(proof, Made) and proof.verdict == "failed":
+        # However late: people are told.
+        code = REFUND_FAILED
     if isinstance(proof, Rejected) and proof.ours:
         # As the caller is told: it was our own key that Stripe refused, not the bill.
         code = "upstream_rejected_key"

@@ -20,6 +20,8 @@ from kb_mcp.operators.alerts import rules
 from kb_mcp.operators.alerts.files import AlertFileError, load_alert_file
 from kb_mcp.operators.alerts.queue import TRIES_MAX, Alerts
 from kb_mcp.operators.alerts.rules import RECONCILE_DIFFERENCE
+from kb_mcp.proxy.access.policy import Policy
+from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.rules.gaps import GAP_FOUND, WALK_FAILED
 from kb_mcp.wiring.alerts import alerts_path, build_alerts, is_public
@@ -115,6 +117,30 @@ def test_every_kind_of_trouble_is_told_once(in_process: InProcessProxy) -> None:
         2900,
         "sandbox",
     )
+
+
+def test_refund_caps_and_a_refund_that_fails_later_are_told(in_process: InProcessProxy) -> None:
+    fields = built_in("refunds").model_dump(mode="json", by_alias=True)
+    fields |= {"refund_caps": {"daily": {"usd": 2900}}}
+    refunder = in_process.issue(Policy.model_validate(fields, strict=False))
+    payer = in_process.issue()
+    charge = in_process.charge(payer, period="2026-11").json()["id"]
+    with receiver() as server:
+        alerts = watching(in_process, hook(server))
+        refund = in_process.refund(refunder, charge, amount=2900)
+        assert refund.status_code == 200, refund.text
+        in_process.run(alerts.run())
+        moved = {"refund": refund.json()["id"], "status": "failed"}
+        in_process.stripe.post("/_sandbox/refunds", json=moved)
+        in_process.turn_clock(2 * 86_400)
+        in_process.recover()
+        for _ in range(2):
+            in_process.run(alerts.run())
+    capped = next(each for each in told(server) if each["kind"] == "cap_100")
+    assert f"of the day's refund cap of key {refunder.id} are used" in capped["text"]
+    failed = [each for each in told(server) if each["kind"] == "refund_returned"]
+    assert [each["amount"] for each in failed] == [2900]
+    assert f"The refund {refund.json()['id']} of 29.00 USD to cus_A1 failed" in failed[0]["text"]
 
 
 def test_a_freeze_and_a_broken_chain_are_told(in_process: InProcessProxy) -> None:
