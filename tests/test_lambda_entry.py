@@ -15,16 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kb_mcp.agent.calls import CallContext
-from kb_mcp.agent.catalogue import (
-    ChargeArguments,
-    ChargeResult,
-    ChargeStatusArguments,
-    ChargeStatusResult,
-    RefundArguments,
-    RefundResult,
-    ToolName,
-)
+from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments, RefundArguments, ToolName
 from kb_mcp.agent.outcomes import lost
+from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult
 from kb_mcp.lambda_entry import handler
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.agent import connect_billing

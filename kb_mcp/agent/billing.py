@@ -16,12 +16,8 @@ from kb_mcp.agent.address import check_address
 from kb_mcp.agent.catalogue import (
     ChargeApi,
     ChargeArguments,
-    ChargeResult,
     ChargeStatusArguments,
-    ChargeStatusResult,
     RefundArguments,
-    RefundResult,
-    ShownRefund,
     ToolName,
 )
 from kb_mcp.agent.granted import granted_period_kinds, granted_tools
@@ -42,6 +38,7 @@ from kb_mcp.agent.refunds import (
     refund_params,
     refund_unknown,
 )
+from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, ShownRefund
 from kb_mcp.agent.sdk import Lost, NoCard, ProxySdk, Resource
 from kb_mcp.agent.status import (
     another_bill,

@@ -14,12 +14,8 @@ from kb_mcp.agent.arguments import Invalid, read_arguments
 from kb_mcp.agent.catalogue import (
     Arguments,
     ChargeArguments,
-    ChargeResult,
     ChargeStatusArguments,
-    ChargeStatusResult,
     RefundArguments,
-    RefundResult,
-    Result,
     ToolName,
     find_tool,
 )
@@ -30,6 +26,7 @@ from kb_mcp.agent.outcomes import (
     uncertain,
 )
 from kb_mcp.agent.refunds import refund_unknown
+from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result
 from kb_mcp.traces import Trace
 
 logger = logging.getLogger(__name__)

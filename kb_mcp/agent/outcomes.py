@@ -13,15 +13,9 @@ from types import MappingProxyType
 from typing import Final
 
 from kb_mcp.agent import wording
-from kb_mcp.agent.catalogue import (
-    ChargeArguments,
-    ChargeResult,
-    ChargeStatusArguments,
-    ChargeStatusResult,
-    Result,
-    Status,
-)
+from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments
 from kb_mcp.agent.characters import without_forbidden
+from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, Result, Status
 from kb_mcp.idempotency import idempotency_key
 from kb_mcp.money import Money, format_money
 

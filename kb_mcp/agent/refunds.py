@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from kb_mcp.agent import wording
-from kb_mcp.agent.catalogue import RefundArguments, RefundResult, ShownRefund, Status
+from kb_mcp.agent.catalogue import RefundArguments
 from kb_mcp.agent.outcomes import (
     Reply,
     as_map,
@@ -20,6 +20,7 @@ from kb_mcp.agent.outcomes import (
     is_definite_no,
     raise_if_nothing_sent,
 )
+from kb_mcp.agent.results import RefundResult, ShownRefund, Status
 from kb_mcp.money import Money, format_money
 
 _STATUSES: Final[Mapping[str, Status]] = MappingProxyType(

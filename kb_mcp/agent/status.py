@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from typing import Final
 
 from kb_mcp.agent import wording
-from kb_mcp.agent.catalogue import ChargeStatusArguments, ChargeStatusResult
+from kb_mcp.agent.catalogue import ChargeStatusArguments
 from kb_mcp.agent.outcomes import Reply, as_map, as_number, as_text, lapsed, status_of
+from kb_mcp.agent.results import ChargeStatusResult
 from kb_mcp.money import Money, format_money
 from kb_mcp.periods import PeriodError, parse_period
 

@@ -114,7 +114,7 @@ async def _close_gap(opened: OpenProxy, since_ms: int) -> None:
 
     Raises: Failure.
     """
-    from kb_mcp.proxy.ledger.records import GAP, NEW_STORE
+    from kb_mcp.proxy.ledger.store_settings import GAP, NEW_STORE
     from kb_mcp.proxy.ledger.windows import rfc3339
 
     facts = opened.store_admin.facts()

@@ -1,7 +1,7 @@
 """Reading what a refund depends on: the charge, its disputes and its refunds, as Stripe has them.
 
-It reads outside any transaction, so what it returns says what the ledger held before the reading:
-whoever decides later sees whether that is still so.
+Floor: below the governor. It reads outside any transaction, so what it returns says what the
+ledger held before the reading: whoever decides later sees whether that is still so.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from kb_mcp.proxy.ledger.port import Ledger, Step
-from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, StoreSettings, VaultKey
+from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, VaultKey
+from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.stripe.sends import Answered, NotSent, Upstream, UpstreamAnswer, UpstreamRequest
 
 T = TypeVar("T")

@@ -18,17 +18,9 @@ from msgspec.json import decode, encode
 from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import (
-    GAP,
-    NEW_STORE,
-    AuditDraft,
-    Changes,
-    Operation,
-    OperationId,
-    Refs,
-    StoreSettings,
-)
+from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.store_settings import GAP, NEW_STORE, StoreSettings
 from kb_mcp.proxy.rules.gaps import (
     GAP_FOUND,
     WALKED,

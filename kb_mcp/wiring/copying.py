@@ -15,7 +15,7 @@ import psycopg
 from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.audit.verification import verify_audit
-from kb_mcp.proxy.ledger.records import MOVED_TO
+from kb_mcp.proxy.ledger.store_settings import MOVED_TO
 from kb_mcp.proxy.store_admin import Binds, archived_in
 from kb_mcp.proxy.stores.copying import CopyError, copy_rows
 from kb_mcp.proxy.stores.key_check import CHECK, check_value

@@ -17,7 +17,7 @@ from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
-from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stores.key_check import CHECK, check_value, witnesses_of
 from kb_mcp.proxy.stores.postgres.admin import PostgresAdmin

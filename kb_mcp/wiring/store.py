@@ -24,7 +24,7 @@ from kb_mcp.proxy.audit.verification import AuditReader
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import MOVED_TO, StoreSettings
+from kb_mcp.proxy.ledger.store_settings import MOVED_TO, StoreSettings
 from kb_mcp.proxy.recovery import Due
 from kb_mcp.proxy.refund_watch import Refunded
 from kb_mcp.proxy.retention import Aged

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import GAP, AuditDraft, Changes, Refs
+from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
+from kb_mcp.proxy.ledger.store_settings import GAP
 from kb_mcp.proxy.rules.gaps import WALK_FAILED
 from kb_mcp.proxy.walk import (
     HOUR_MS,

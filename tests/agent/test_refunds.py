@@ -10,7 +10,8 @@ import pytest
 from kb_mcp.agent.arguments import Invalid, read_arguments, read_texts
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import Answered, CallContext, NotOffered, Unavailable, call_tool
-from kb_mcp.agent.catalogue import TOOLS, RefundArguments, RefundResult, ToolName, tools_granted
+from kb_mcp.agent.catalogue import TOOLS, RefundArguments, ToolName, tools_granted
+from kb_mcp.agent.results import RefundResult
 from tests.agent.conftest import AUDIT_KEY, Says, StubProxy, charge, refusal
 
 POST = "POST /stripe/v1/refunds"

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from kb_mcp.agent.bedrock import body_text
 from kb_mcp.agent.bodies import body_of
 from kb_mcp.agent.calls import Answered
-from kb_mcp.agent.catalogue import TOOLS, ChargeArguments, Result
+from kb_mcp.agent.catalogue import TOOLS, ChargeArguments
 from kb_mcp.agent.export.mcp import mcp_tools
 from kb_mcp.agent.outcomes import (
     STATUSES,
@@ -23,6 +23,7 @@ from kb_mcp.agent.outcomes import (
     Reply,
     charge_outcome,
 )
+from kb_mcp.agent.results import Result
 from kb_mcp.agent.status import describe_charge, describe_operation, most_telling, not_readable
 
 BILL = ChargeArguments(customer_id="cus_Abc123", amount_cents=2900, billing_period="2026-06")

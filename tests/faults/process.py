@@ -23,7 +23,7 @@ from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.clock import StoreClock
-from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.refund_watch import RefundWatch
 from kb_mcp.proxy.stores.sealing import Sealer

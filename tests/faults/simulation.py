@@ -19,7 +19,8 @@ from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.policy_files import dump_policy
 from kb_mcp.proxy.access.tokens import mint
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, StoreSettings, VaultKey
+from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey
+from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stores.rows import upsert
 from kb_mcp.proxy.stores.sqlite import load as loading

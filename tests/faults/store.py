@@ -23,8 +23,9 @@ from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
-from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, StoreSettings, VaultKey
+from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.stores.group_commit import Queued
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.ledger import Item, SqliteLedger, connect

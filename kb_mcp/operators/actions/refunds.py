@@ -104,22 +104,7 @@ def refund_operation(
         created_at=at,
         updated_at=now,
     )
-    attempt = Attempt(
-        operation_id=operation.id,
-        number=operation.attempt,
-        upstream_key=mark or f"{NOBODY}-{refund['id']}",
-        path="/v1/refunds",
-        stripe_version=None,
-        body=b"",
-        first_sent_at=at,
-        last_sent_at=at,
-        open_sends=0,
-        status=200,
-        object_id=operation.object_id,
-        outcome=AttemptOutcome.SUCCEEDED,
-        key_id=operation.key_id,
-    )
-    return operation, attempt
+    return operation, _attempt_of(operation, mark)
 
 
 async def adopt_refund(
@@ -150,3 +135,22 @@ async def adopt_refund(
         windows=frozenset(windows_of(operation).all()),
     )
     return await ledger.transact(lambda _: refs, step)
+
+
+def _attempt_of(operation: Operation, mark: str) -> Attempt:
+    """Return the one attempt of an adopted refund; `mark` is its upstream key, if it is ours."""
+    return Attempt(
+        operation_id=operation.id,
+        number=operation.attempt,
+        upstream_key=mark or f"{NOBODY}-{operation.object_id}",
+        path="/v1/refunds",
+        stripe_version=None,
+        body=b"",
+        first_sent_at=operation.reserved_at,
+        last_sent_at=operation.reserved_at,
+        open_sends=0,
+        status=200,
+        object_id=operation.object_id,
+        outcome=AttemptOutcome.SUCCEEDED,
+        key_id=operation.key_id,
+    )

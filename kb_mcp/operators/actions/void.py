@@ -12,12 +12,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from kb_mcp.operators.actions.operations import By, Done, NotDone, unresolvable
-from kb_mcp.proxy.ledger.records import (
-    LISTINGS_THAT_FREE,
-    AttemptOutcome,
-    Changes,
-    Operation,
-)
+from kb_mcp.proxy.ledger.records import LISTINGS_THAT_FREE, AttemptOutcome, Changes, Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import release

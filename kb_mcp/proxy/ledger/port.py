@@ -8,16 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from kb_mcp.proxy.ledger.records import (
-    Changes,
-    Grant,
-    KeyId,
-    Lineage,
-    Refs,
-    StoreSettings,
-    VaultKey,
-)
+from kb_mcp.proxy.ledger.records import Changes, Grant, KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.store_settings import StoreSettings
 
 T = TypeVar("T")
 

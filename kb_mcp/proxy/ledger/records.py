@@ -6,11 +6,10 @@ units, times are milliseconds since 1970 UTC by the store's clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import NewType
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 OperationId = NewType("OperationId", str)
 KeyId = NewType("KeyId", str)
@@ -383,26 +382,3 @@ class Bill(Struct, frozen=True):
     amount: int
     currency: str
     since: int
-
-
-class StoreSettings(Struct, frozen=True):
-    """What all processes on one store must agree on.
-
-    `store_id` is the store's own name; every object that is made at Stripe carries it.
-    """
-
-    account: str
-    mode: str
-    ceilings: Mapping[str, int] = field(default_factory=dict)
-    refund_ceilings: Mapping[str, int] = field(default_factory=dict)
-    upstream_timeout_ms: int = 25_000
-    recovery_grace_ms: int = 600_000
-    store_id: str = ""
-
-
-# What every transaction reads before it decides: why nothing may be sent, if so.
-GAP = "gap"
-MOVED_TO = "moved_to"
-HALTS = (GAP, MOVED_TO)
-# Says that no walk of Stripe's lists was ever whole for this store.
-NEW_STORE = "new_store"

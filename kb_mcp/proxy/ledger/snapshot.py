@@ -12,7 +12,6 @@ from itertools import islice
 
 from kb_mcp.proxy.ledger.clock import Doubt
 from kb_mcp.proxy.ledger.records import (
-    HALTS,
     Approval,
     Attempt,
     AuditDraft,
@@ -25,13 +24,13 @@ from kb_mcp.proxy.ledger.records import (
     LineageId,
     Operation,
     OperationId,
-    StoreSettings,
     Tally,
     VaultKey,
     Window,
     WindowKey,
 )
 from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.store_settings import HALTS, StoreSettings
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.ledger.records import NEW_STORE, StoreSettings
+from kb_mcp.proxy.ledger.store_settings import NEW_STORE, StoreSettings
 from kb_mcp.proxy.store_admin import Binds
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS
-from kb_mcp.proxy.ledger.records import MOVED_TO
+from kb_mcp.proxy.ledger.store_settings import MOVED_TO
 from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.proxy.stores.postgres.connection import Connection
 from kb_mcp.proxy.stores.postgres.save import columns_of, insert

@@ -6,8 +6,8 @@ Floor: inside the stores, shared by both.
 from __future__ import annotations
 
 from kb_mcp.proxy.ledger.clock import Told
-from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.store_settings import StoreSettings
 
 HIGH_WATER_STEP_MS = 1_000
 

@@ -16,10 +16,10 @@ from kb_mcp.proxy.ledger.records import (
     NamedBy,
     Operation,
     OperationId,
-    StoreSettings,
     VaultKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.conclude import conclude
 from kb_mcp.proxy.rules.decide import decide

@@ -13,12 +13,12 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     Refs,
     State,
-    StoreSettings,
     Tally,
     Window,
     WindowKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.ledger.windows import windows_at
 from kb_mcp.proxy.stores.postgres.locks import Guard, lock, locks_changed, locks_named
 from tests.proxy.stores.test_conformance import LINEAGE, operation

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.proxy.ledger.records import Changes, Refs, StoreSettings
+from kb_mcp.proxy.ledger.records import Changes, Refs
+from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.settings import load_settings

@@ -28,10 +28,10 @@ from kb_mcp.proxy.ledger.records import (
     LineageId,
     OperationId,
     Refs,
-    StoreSettings,
     VaultKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.stores.binding import LiveSettings
 from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
 from kb_mcp.proxy.stores.marks import raises_mark, snapshot_at

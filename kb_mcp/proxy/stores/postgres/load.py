@@ -13,7 +13,6 @@ from typing import Any
 from kb_mcp.proxy.ledger.clock import TIME_FACTS
 from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.records import (
-    HALTS,
     Approval,
     CallerKey,
     Grant,
@@ -27,6 +26,7 @@ from kb_mcp.proxy.ledger.records import (
     WindowKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.store_settings import HALTS
 from kb_mcp.proxy.ledger.windows import windows_of
 from kb_mcp.proxy.stores.postgres.connection import Connection
 from kb_mcp.proxy.stores.postgres.locks import Lock

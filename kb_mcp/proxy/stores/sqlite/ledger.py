@@ -20,8 +20,9 @@ from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS, Journal
 from kb_mcp.proxy.ledger.clock import StoreClock, StoredTime, Told
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
-from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, StoreSettings, VaultKey
+from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.stores.binding import LiveSettings
 from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
 from kb_mcp.proxy.stores.marks import raises_mark, snapshot_at
