@@ -63,7 +63,7 @@ lock: .venv/.python ## renew locks/ after a change in pyproject.toml (UPGRADE=1:
 
 prove: .venv/.dev .venv/.project ## crashes, many hosts, attacks, every door (KILLS=300 FAILOVERS=10)
 	KILLS=$(KILLS) HOST_KILLS=$(KILLS) SERVER_KILLS=20 FAILOVERS=$(FAILOVERS) \
-		$(BIN)/python -m pytest --timeout 3600 tests/scenarios tests/faults tests/hosts \
+		$(BIN)/python -m pytest --timeout 3600 tests/scenarios tests/faults tests/hosts tests/losses \
 		tests/attacks tests/every_door tests/clients
 
 clients: .venv/.dev .venv/.project ## other people's clients, each in its own environment: docs/clients.md

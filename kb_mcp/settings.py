@@ -347,24 +347,20 @@ def check_upstream(settings: Settings) -> None:
 
 
 def _check_reach(settings: Settings) -> None:
-    addresses = {
-        "KEYBRAKE_STRIPE_API_BASE": settings.stripe_api_base,
-        "KEYBRAKE_PROXY_URL": settings.proxy_url,
-        "KEYBRAKE_PUBLIC_URL": settings.public_url,
-    }
-    for variable, address in addresses.items():
-        if address and not settings.allow_http and not is_private_line(address):
+    addresses = [
+        ("KEYBRAKE_STRIPE_API_BASE", settings.stripe_api_base),
+        ("KEYBRAKE_PROXY_URL", settings.proxy_url),
+        ("KEYBRAKE_PUBLIC_URL", settings.public_url),
+        # Whoever changes an issuer's keys on the way is anybody.
+        *(("KEYBRAKE_OAUTH_ISSUERS", issuer) for issuer in settings.oauth_issuers),
+    ]
+    for variable, address in addresses:
+        if address and not settings.may_reach(address):
             hint = "Set an https address, or KEYBRAKE_ALLOW_HTTP=1 inside a network you trust."
             raise SettingsError(variable, "is plain http beyond this machine", hint)
-    for issuer in settings.oauth_issuers:
-        if not settings.may_reach(issuer):
-            hint = "Set https addresses: whoever changes an issuer's keys on the way is anybody."
-            raise SettingsError("KEYBRAKE_OAUTH_ISSUERS", "is plain http beyond this machine", hint)
     if settings.oauth_issuers and settings.oauth_resource is None:
         hint = "Set it to the address of /mcp that clients use, or set KEYBRAKE_PUBLIC_URL."
-        raise SettingsError(
-            "KEYBRAKE_OAUTH_AUDIENCE", "is not set, with KEYBRAKE_OAUTH_ISSUERS", hint
-        )
+        raise SettingsError("KEYBRAKE_OAUTH_AUDIENCE", "is not set, but issuers are", hint)
     if settings.on_lambda and settings.proxy_url is None and not settings.embedded:
         hint = "Set it to your proxy, or KEYBRAKE_EMBEDDED=1 to give each environment a ledger."
         raise SettingsError("KEYBRAKE_PROXY_URL", "is not set, on Lambda", hint)

@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from kb_mcp.agent.billing import Billing, granted_period_kinds, granted_tools
+from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ToolName
+from kb_mcp.agent.granted import granted_period_kinds, granted_tools
 from kb_mcp.agent.outcomes import ProxyUnavailableError
 from kb_mcp.agent.sdk import Lost
 

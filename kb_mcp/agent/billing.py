@@ -23,15 +23,14 @@ from kb_mcp.agent.catalogue import (
     RefundResult,
     ShownRefund,
     ToolName,
-    tools_granted,
 )
+from kb_mcp.agent.granted import granted_period_kinds, granted_tools
 from kb_mcp.agent.keys import STALE, HeldKey, KeySource
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
     RateLimitedError,
     Reply,
     ToolNotGrantedError,
-    as_map,
     charge_outcome,
     lost,
     raise_if_nothing_sent,
@@ -317,22 +316,6 @@ class Billing:
             raise ProxyUnavailableError(answer.text("message") or UNAVAILABLE)
         self._period_kinds = granted_period_kinds(answer)
         return granted
-
-
-def granted_tools(reply: Reply, charge_api: ChargeApi) -> frozenset[ToolName] | None:
-    """Return the tools that a key grants, from what the proxy says of it; None if it says none."""
-    allow = as_map(reply.fields.get("policy")).get("allow")
-    if reply.is_error or not isinstance(allow, list):
-        return None
-    return tools_granted(frozenset(entry for entry in allow if isinstance(entry, str)), charge_api)
-
-
-def granted_period_kinds(reply: Reply) -> tuple[str, ...]:
-    """Return the kinds of period that a key may bill, from what the proxy says of it."""
-    kinds = as_map(reply.fields.get("policy")).get("period_kinds")
-    if reply.is_error or not isinstance(kinds, list):
-        return ()
-    return tuple(kind for kind in kinds if isinstance(kind, str))
 
 
 def _ask_with(held: HeldKey, ask: Callable[[str], T]) -> T:

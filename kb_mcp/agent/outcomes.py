@@ -41,7 +41,8 @@ STATUSES: Final[Mapping[str, Status]] = MappingProxyType(
 )
 LAPSED: Final = "authorization_lapsed"
 _NOT_SENT = frozenset(
-    "ledger_unavailable ledger_behind draining overloaded upstream_unreachable".split()
+    "ledger_unavailable ledger_behind issuer_unreachable draining overloaded "
+    "upstream_unreachable".split()
 )
 # What the proxy says about the operation itself. Anything else that follows a send whose answer
 # was lost speaks of the second request alone, and the first may have charged.

@@ -15,6 +15,7 @@ from kb_mcp.cli.late import LateCommands
 __all__ = ["main"]
 
 _MODULES = {
+    "adopt": "adopt",
     "approvals": "approvals",
     "audit": "audit",
     "doctor": "doctor",
@@ -24,7 +25,7 @@ _MODULES = {
     "migrate": "migrate",
     "operations": "operations",
     "operators": "operators",
-    "reconcile": "adopt reconcile recover",
+    "reconcile": "reconcile recover",
     "serve": "demo mcp sandbox up",
     "settings_cmd": "settings",
     "spend": "spend",

@@ -18,6 +18,7 @@ from kb_mcp.cli.output import json_option, print_json
 EXPIRES_SOON_MS = 7 * 86_400_000
 READS_AGAIN = 3
 VIOLATIONS_SHOWN = 5
+OBJECTS_SHOWN = 5
 Check = dict[str, Any]
 
 
@@ -67,6 +68,7 @@ async def _examine_store(opened: OpenProxy) -> list[Check]:
         ("store", _store),
         ("account", _account),
         ("heads", _heads),
+        ("gap", _gap),
         ("adopted", _adopted),
         ("invariants", _invariants),
         ("overlaps", _overlaps),
@@ -113,6 +115,29 @@ async def _heads(opened: OpenProxy) -> tuple[bool, str]:
         f"the store lacks row {first.node}:{first.seq}, which was exported: it was restored or "
         "cut, and sends nothing until `kb-mcp adopt --since … --apply` has closed the gap"
     )
+
+
+async def _gap(opened: OpenProxy) -> tuple[bool, str]:
+    """Walk Stripe's lists without keeping anything: a store may have been put back just now."""
+    from kb_mcp.proxy.walk import LOOK_BACK_AT_START_MS, Broken, Lost
+
+    walk = opened.proxy.walks.walk
+    match await walk.run(LOOK_BACK_AT_START_MS, writes=False):
+        case Broken(path=path, why=why):
+            return False, f"{path} cannot be read: {why}"
+        case Lost(objects=objects, any_store=any_store):
+            more = (
+                "" if len(objects) <= OBJECTS_SHOWN else f" and {len(objects) - OBJECTS_SHOWN} more"
+            )
+            shown = f"{', '.join(objects[:OBJECTS_SHOWN])}{more}"
+            if any_store and walk.warns:
+                return True, f"the sandbox has charges of another store: {shown}"
+            return False, (
+                f"Stripe has charges that this store does not know ({shown}): nothing is sent "
+                "until `kb-mcp adopt --since … --apply` has taken them in"
+            )
+        case _:
+            return True, "the store knows every charge of its own at Stripe"
 
 
 async def _adopted(opened: OpenProxy) -> tuple[bool, str]:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kb_mcp.cli.failures import WRONG, Failure
-from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
+from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, with_proxy, with_store
 from kb_mcp.cli.options import cap_table
 from kb_mcp.cli.output import json_option, print_record
 from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX
+
+if TYPE_CHECKING:
+    from kb_mcp.operators.actions.operations import NotDone
 
 _CEILINGS = {"account_daily_cap": "ceilings", "account_daily_refund_cap": "refund_ceilings"}
 _TAKEN_UP = {
@@ -87,6 +90,71 @@ def _held(opened: OpenStore) -> dict[str, str]:
     return opened.store.defaults | opened.store_admin.facts()
 
 
+@settings.command("confirm-account")
+def confirm_account() -> None:
+    """Say that the Stripe key of this process is of the account that this store is for.
+
+    It is asked for where the key may read neither its account nor an object that the store made.
+    Where Stripe says that it is another account, this is refused.
+
+    Example: kb-mcp settings confirm-account
+    """
+
+    async def work(opened: OpenProxy) -> None:
+        if opened.settings.upstream_mode != "sandbox":
+            await opened.proxy.account.confirm(OPERATOR)
+
+    with_proxy(work)
+    click.echo("This Stripe key may be used with the store.")
+
+
+@settings.command("confirm-new-store")
+def confirm_new_store() -> None:
+    """Say that this store is new, and what other stores charged through the account is not its own.
+
+    A new store sends nothing while Stripe has recent charges that kb-mcp made: it may stand in for
+    a store that was lost.
+
+    Example: kb-mcp settings confirm-new-store
+    """
+
+    async def work(opened: OpenProxy) -> None:
+        from kb_mcp.operators.actions.identity import confirm_new_store as confirm
+
+        _demand(await confirm(opened.proxy.walks.walk, OPERATOR))
+
+    with_proxy(work)
+    click.echo("The store is a new one: it sends from now on.")
+
+
+@settings.command("foreign-lineage")
+@click.argument("lineage")
+def foreign_lineage(*, lineage: str) -> None:
+    """Say that charges marked with LINEAGE, of a version before 0.2, are another store's.
+
+    LINEAGE stands in their metadata[keybrake_key] at Stripe.
+
+    Example: kb-mcp settings foreign-lineage b7zlpvt5pt7w
+    """
+
+    async def work(opened: OpenProxy) -> str:
+        from kb_mcp.operators.actions.identity import name_foreign
+        from kb_mcp.proxy.walk import LOOK_BACK_AT_START_MS, Whole
+
+        walk = opened.proxy.walks.walk
+        _demand(await name_foreign(walk, lineage, OPERATOR))
+        whole = isinstance(await walk.run(LOOK_BACK_AT_START_MS), Whole)
+        left = "" if whole else " `kb-mcp doctor` says what is still missing."
+        return f"Charges of {lineage} are another store's.{left}"
+
+    click.echo(with_proxy(work))
+
+
+def _demand(refusal: NotDone | None) -> None:
+    if refusal is not None:
+        raise Failure(refusal.why, refusal.hint)
+
+
 @settings.command("confirm-clock")
 @json_option
 def confirm_clock(*, as_json: bool) -> None:
@@ -99,7 +167,7 @@ def confirm_clock(*, as_json: bool) -> None:
 
     async def work(opened: OpenStore) -> dict[str, Any]:
         from kb_mcp.operators.actions.operations import note
-        from kb_mcp.proxy.ledger.clock import StoredTime, word_of_operator
+        from kb_mcp.proxy.ledger.clock import StoredTime
         from kb_mcp.proxy.ledger.records import AuditDraft
         from kb_mcp.proxy.ledger.windows import rfc3339
 
@@ -108,7 +176,7 @@ def confirm_clock(*, as_json: bool) -> None:
         change = f"clock: {rfc3339(stored.mark)} -> {rfc3339(host_ms)}"
         row = AuditDraft(kind="admin", decision="clock_confirmed", agent_id=OPERATOR, note=change)
         await note(opened.store.ledger, row)
-        opened.store_admin.set_facts(word_of_operator(host_ms, stored))
+        opened.store_admin.set_facts(opened.store.clock.word_of_operator(stored))
         return {"time": rfc3339(host_ms), "latest_seen_before": rfc3339(stored.mark)}
 
     print_record(with_store(work, lenient=True), as_json=as_json)

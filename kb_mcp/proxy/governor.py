@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 from msgspec.structs import replace
@@ -21,6 +21,7 @@ from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.errors.scrub import scrub_error
+from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Attempt, Changes, Operation, OperationId, Refs
@@ -56,10 +57,9 @@ _log = logging.getLogger(__name__)
 class Governor:
     """Wing B's core: one per process. `boottime_ms` counts suspended time.
 
-    `behind` says that the store has lost records: nothing is sent until it is reconciled. `look`
-    `behind` says that the store has lost records: nothing is sent until it is reconciled. `look`
-    reads the object of one operation, as recovery does; `look_at_refund` whether what was given
-    back of it still is; `read_again` what a command depends on.
+    `gate` says that the store may lack records: nothing is sent then. `look` reads the object of
+    one operation, as recovery does; `look_at_refund` whether what was given back of it still is;
+    `read_again` what a command depends on.
     """
 
     ledger: Ledger
@@ -74,17 +74,19 @@ class Governor:
     look_at_refund: Callable[[OperationId], Awaitable[None]]
     read_again: Callable[[Command], Awaitable[Command | Refusal]]
     tasks: set[asyncio.Task[Any]]
-    behind: bool = False
+    gate: Gate = field(default_factory=Gate)
 
     async def govern(self, admitted: Admitted, command: Command) -> Reply:
         """Carry out `command` at most once and answer as Stripe would.
 
         Raises: LedgerUnavailableError, with nothing sent.
         """
-        if self.behind:
+        if self.gate.closed:
             return refused(refuse(Code.LEDGER_BEHIND))
         waited = _Waited(self.boottime_ms() + JOIN_WAIT_MS)
         while True:
+            # A send counts its time from here: suspended after the commit, it must not be late.
+            deadline_ms = self.boottime_ms() + SEND_WITHIN_MS
             decision = await self.ledger.transact(command.refs, _decider(command))
             match decision:
                 case Refuse(refusal=refusal, operation=operation):
@@ -94,7 +96,9 @@ class Governor:
                 case Replay(operation=operation):
                     return await self._replay(operation)
                 case Proceed():
-                    return await self._detached(self._lead(admitted, command, decision))
+                    return await self._detached(
+                        self._lead(admitted, command, decision, deadline_ms)
+                    )
                 case Join() | Look() | ReadAgain():
                     ready = await self._wait(decision, command, waited)
                     if isinstance(ready, Refusal):
@@ -142,10 +146,12 @@ class Governor:
             operation = await self.look(operation.id) or operation
         return await self.answers.replay(operation)
 
-    async def _lead(self, admitted: Admitted, command: Command, go: Proceed) -> Reply:
+    async def _lead(
+        self, admitted: Admitted, command: Command, go: Proceed, deadline_ms: int
+    ) -> Reply:
         """Send what was reserved and conclude by what the answer proves."""
         begun = self.boottime_ms()
-        answer = await self._send(admitted, go)
+        answer = await self._send(admitted, go, deadline_ms)
         if isinstance(answer, Answered):
             self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
             answer = self._scrubbed(answer)
@@ -159,9 +165,8 @@ class Governor:
             self.waiters.wake(go.operation.id)
         return self.answers.first(operation, attempt, proof, answer)
 
-    async def _send(self, admitted: Admitted, go: Proceed) -> UpstreamAnswer:
+    async def _send(self, admitted: Admitted, go: Proceed, deadline_ms: int) -> UpstreamAnswer:
         """Check key and grant once more, directly before the send; then send, once."""
-        deadline_ms = self.boottime_ms() + SEND_WITHIN_MS
         try:
             found = await self.ledger.find_key(admitted.key.id)
             granted = await self._is_granted(admitted)
@@ -267,6 +272,8 @@ def _unread(operation: Operation) -> Refusal:
 
 def _decider(command: Command) -> Callable[[Snapshot], tuple[Decision, Changes]]:
     def step(snapshot: Snapshot) -> tuple[Decision, Changes]:
+        if snapshot.halted:
+            return Refuse(refuse(Code.LEDGER_BEHIND)), Changes()
         decision = decide(snapshot, command)
         return decision, decision.changes
 

@@ -15,17 +15,19 @@ import psycopg
 from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.audit.verification import verify_audit
-from kb_mcp.proxy.store_admin import archived_in
-from kb_mcp.proxy.stores.binding import bound_by
+from kb_mcp.proxy.ledger.records import MOVED_TO
+from kb_mcp.proxy.store_admin import Binds, archived_in
 from kb_mcp.proxy.stores.copying import CopyError, copy_rows
+from kb_mcp.proxy.stores.key_check import CHECK, check_value
 from kb_mcp.proxy.stores.postgres.connection import Watchdog, connector, told
 from kb_mcp.proxy.stores.postgres.pool import Pool
 from kb_mcp.proxy.stores.postgres.reads import PostgresRecords
 from kb_mcp.proxy.stores.postgres.schema import read_facts
+from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.ledger import connect
 from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
-from kb_mcp.proxy.stores.sqlite.schema import migrate
+from kb_mcp.proxy.stores.sqlite.schema import bind, migrate
 from kb_mcp.proxy.stores.sqlite.schema import read_facts as read_sqlite_facts
 from kb_mcp.serving.machine import boottime_ms, random_bytes
 from kb_mcp.settings import Settings
@@ -33,7 +35,8 @@ from kb_mcp.wiring.store import (
     StoreError,
     explicit_settings,
     heads_folder,
-    master_key,
+    proven_master_key,
+    shown_place,
     wanted_settings,
 )
 
@@ -50,32 +53,65 @@ class Copied:
 def copy_ledger(
     settings: Settings, embedded: Settings, advance: Callable[[int, int], None]
 ) -> Copied:
-    """Copy the ledger of `embedded` into the migrated, empty store of `settings`.
+    """Move the ledger of `embedded` into the migrated, empty store of `settings`.
 
-    `advance` hears (done, total). Raises: StoreError, BindingError, CopyError, with nothing
-    changed in the new store.
+    The old ledger stops sending, for every process on it, before the first row is copied; once it
+    is copied it serves no more. `advance` hears (done, total). Raises: StoreError, BindingError,
+    CopyError, with nothing changed in the new store, and the old one as it was.
     """
     path = embedded.database_path
     if path is None:
         raise StoreError("only an embedded ledger, sqlite:///PATH, is copied")
     _check_key(settings, embedded)
+    marks = {CHECK: check_value(proven_master_key(settings, path))}
     try:
         with contextlib.closing(connect(path)) as source:
             migrate(source)
-            # The file may be in use: everything that is read is as of one moment.
-            source.execute("BEGIN IMMEDIATE")
-            facts = read_sqlite_facts(source)
-            bound_by(facts, wanted_settings(settings), explicit_settings(settings))
-            _check_chains(embedded, settings, facts)
-            with connector(settings.postgres_url or "")() as target:
-                totals = copy_rows(source, target, advance)
-                if read_facts(target) != facts:
-                    raise CopyError("the binding does not read back as it was written")
-            source.execute("ROLLBACK")
+            wanted = wanted_settings(settings)
+            bound = bind(source, wanted, explicit_settings(settings), Binds.ACCOUNT, marks)
+            _check_chains(embedded, settings, read_sqlite_facts(source))
+            _say(source, shown_place(settings))
+            try:
+                totals = _copy(source, settings, advance)
+            except (psycopg.Error, sqlite3.Error, CopyError):
+                if not _is_there(settings, bound.store_id):
+                    _say(source, "")
+                raise
     except (psycopg.Error, sqlite3.Error) as error:
         raise StoreError(f"the ledger was not copied: {told(error)}") from error
     chains = _verify_copy(settings)
     return Copied(sum(totals.values()), totals["audit"], chains)
+
+
+def _copy(
+    source: sqlite3.Connection, settings: Settings, advance: Callable[[int, int], None]
+) -> dict[str, int]:
+    # A send that was under way may still be concluded: everything is read as of one moment.
+    source.execute("BEGIN IMMEDIATE")
+    try:
+        facts = {name: value for name, value in read_sqlite_facts(source).items()
+                 if name != MOVED_TO}  # fmt: skip
+        with connector(settings.postgres_url or "")() as target:
+            totals = copy_rows(source, target, advance)
+            if read_facts(target) != facts:
+                raise CopyError("the binding does not read back as it was written")
+        return totals
+    finally:
+        source.execute("ROLLBACK")
+
+
+def _say(source: sqlite3.Connection, place: str) -> None:
+    """Write, durably, where the old ledger was moved to: whoever decides there reads it first."""
+    source.execute(load_queries("sqlite")["set_fact"], (MOVED_TO, place))
+
+
+def _is_there(settings: Settings, store_id: str) -> bool:
+    """Say whether the new store holds this ledger, or may: then the old one must not serve."""
+    try:
+        with connector(settings.postgres_url or "")() as target:
+            return read_facts(target).get("store_id") == store_id
+    except psycopg.Error:
+        return True
 
 
 def _check_key(settings: Settings, embedded: Settings) -> None:
@@ -93,7 +129,7 @@ def _check_key(settings: Settings, embedded: Settings) -> None:
 def _check_chains(embedded: Settings, settings: Settings, facts: dict[str, str]) -> None:
     path = embedded.database_path
     assert path is not None  # noqa: S101 checked by the caller
-    master = master_key(settings, path)
+    master = proven_master_key(settings, path)
     records = SqliteRecords(path, Sealer(derive_key(master, "answers"), random_bytes))
     heads = Heads(heads_folder(path), "copying", "", boottime_ms)
     known = {each.head.node: each.head for each in heads.check(lambda _node, _seq: None)}

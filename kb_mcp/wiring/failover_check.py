@@ -1,25 +1,21 @@
 """A store that moved to another PostgreSQL server or timeline: may it be served from?
 
 Floor: wiring. A promoted replica or a restored copy may lack what was acknowledged before. Nothing
-is sent until every marked charge at Stripe is found in it (ledger.md: Recovery). That is looked up
-here, once the sends that were under way have ended.
+is sent until a walk of Stripe's lists finds everything in it that this store made. That is looked
+up here, once the sends that were under way have ended.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Protocol
 
-from kb_mcp.operators.reports.reconcile import marks
-from kb_mcp.operators.reports.views import OperatorRecords
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import Changes, OperationId, Refs
-from kb_mcp.proxy.stripe.reader import StripeReads, Unread
+from kb_mcp.proxy.ledger.records import Changes, Refs
+from kb_mcp.proxy.walk import LOOK_BACK_AT_START_MS, Broken, Lost, StoreWalk, Whole
 
-LOOK_BACK_MS = 25 * 3_600_000
 _log = logging.getLogger("kb_mcp.wiring")
 
 
@@ -46,8 +42,7 @@ class Moves:
 
     watch: Watch
     ledger: Ledger
-    records: OperatorRecords
-    reads: StripeReads
+    walk: StoreWalk
     boottime_ms: Callable[[], int]
     settle_ms: int
     _moved_to: Any | None = field(default=None, init=False)
@@ -66,34 +61,14 @@ class Moves:
             self._moved_to, self._moved_at = moved, now
         if now < self._moved_at + self.settle_ms:
             return
-        missing = await self._missing()
-        if missing is None:
-            return
-        if missing:
-            _log.error(
-                "the store moved and lacks charges that were made (%s): run "
-                "`kb-mcp adopt --since … --apply`", ", ".join(missing[:5]),
-            )  # fmt: skip
-            return
-        self.watch.accept(moved)
-        _log.warning("the store moved to %s and lacks nothing: serving again", moved)
-
-    async def _missing(self) -> list[str] | None:
-        """Return the charges of ours that the store lacks, or None where that cannot be told."""
-        newest = list(self.records.audit(limit=1, newest_first=True))
-        since_ms = max(_ms_of(newest[0]["time"]) - LOOK_BACK_MS, 0) if newest else 0
-        charges = await self.reads.walk("/v1/charges", since_ms)
-        if isinstance(charges, Unread):
-            _log.warning("the store moved, and Stripe cannot be read: %s", charges.why)
-            return None
-        return [str(charge["id"]) for charge in charges if await self._is_lost(charge)]
-
-    async def _is_lost(self, charge: Mapping[str, Any]) -> bool:
-        mark = marks(charge).get("keybrake_operation")
-        if mark is None or charge.get("status") == "failed":
-            return False
-        return not await self.records.operations(operation_id=OperationId(mark), limit=1)
-
-
-def _ms_of(text: str) -> int:
-    return int(datetime.fromisoformat(text).replace(microsecond=0).timestamp()) * 1000
+        match await self.walk.run(LOOK_BACK_AT_START_MS, writes=False):
+            case Broken(path=path, why=why):
+                _log.warning("the store moved, and Stripe's list %s cannot be read: %s", path, why)
+            case Lost(objects=lost):
+                _log.error(
+                    "the store moved and lacks charges that were made (%s): run "
+                    "`kb-mcp adopt --since … --apply`", ", ".join(lost[:5]),
+                )  # fmt: skip
+            case Whole():
+                self.watch.accept(moved)
+                _log.warning("the store moved to %s and lacks nothing: serving again", moved)

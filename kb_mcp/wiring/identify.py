@@ -31,6 +31,7 @@ def identifying(pipeline: RequestPipeline, line: Billing) -> Identify:
         )
         tools = tools_granted(reached, line.charge_api)
         beyond = tools_granted(allow, line.charge_api) - tools
-        return Known(line.with_keys(dict.fromkeys(tools, token)), beyond)
+        keys, kinds = dict.fromkeys(tools, token), tuple(admitted.policy.period_kinds or ())
+        return Known(line.with_keys(keys, kinds), beyond)
 
     return identify

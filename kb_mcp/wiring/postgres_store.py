@@ -19,6 +19,7 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.store_admin import Binds
+from kb_mcp.proxy.stores.key_check import CHECK, check_value, witnesses_of
 from kb_mcp.proxy.stores.postgres.admin import PostgresAdmin
 from kb_mcp.proxy.stores.postgres.committed import CommittedReader, read_grants, read_keys
 from kb_mcp.proxy.stores.postgres.connection import (
@@ -53,6 +54,7 @@ from kb_mcp.wiring.store import (
     StoreError,
     Turned,
     check_key_of_new_store,
+    check_master_key,
     explicit_settings,
     keyless_settings,
     wanted_settings,
@@ -129,7 +131,7 @@ def open_postgres(
         sealer=Sealer(derive_key(master, "answers"), random_bytes),
     )
     try:
-        return _open(settings, path, parts, derive_key(master, "audit"), turned, binds)
+        return _open(settings, path, parts, master, turned, binds)
     except psycopg.Error as error:
         raise StoreError(f"cannot use the store: {told(error)}") from error
     except OSError as error:
@@ -152,10 +154,11 @@ def _open(
     settings: Settings,
     path: Path,
     parts: _Parts,
-    chain_key: bytes,
+    master: bytes,
     turned: Turned,
     binds: Binds,
 ) -> Store:
+    chain_key = derive_key(master, "audit")
     node = process_name(settings.node_id)
     owner = this_process(node)
     clock = StoreClock(
@@ -165,7 +168,7 @@ def _open(
         boot_id=boot_id(),
     )
     with parts.connect() as connection:
-        server, bound = _join(settings, parts, connection, binds)
+        server, bound = _join(settings, parts, connection, master, binds)
     records = PostgresRecords(Pool(parts.connect, parts.watchdog), parts.sealer)
     heads = PostgresHeads(
         path.with_name(f"{path.name}.heads"), node, owner, boottime_ms, lambda: clock.now(0)
@@ -204,10 +207,11 @@ def _open(
 
 
 def _join(
-    settings: Settings, parts: _Parts, connection: Connection, binds: Binds
+    settings: Settings, parts: _Parts, connection: Connection, master: bytes, binds: Binds
 ) -> tuple[Server, StoreSettings]:
     """Check that the store can be served, take its time, and bind it."""
     check_schema(connection)
+    check_master_key(witnesses_of(connection), master)
     queries = load_queries("postgres")
     clock = connection.execute(queries["clock"]).fetchone() or {}
     parts.time.set(int(clock["now_ms"]))
@@ -216,7 +220,8 @@ def _join(
     wanted = (
         keyless_settings(settings, facts) if binds is Binds.NOTHING else wanted_settings(settings)
     )
-    bound = bind(connection, wanted, explicit_settings(settings), binds)
+    marks = {CHECK: check_value(master)}
+    bound = bind(connection, wanted, explicit_settings(settings), binds, marks)
     return server_of(connection, queries), bound
 
 

@@ -28,6 +28,7 @@ from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.edge.shown_refunds import ShownRefunds
+from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
@@ -36,20 +37,22 @@ from kb_mcp.proxy.refund_watch import RefundWatch
 from kb_mcp.proxy.retention import Retention
 from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
-from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.reader import StripeReads
-from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS, Answered, Upstream, UpstreamAnswer
+from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS, Upstream
 from kb_mcp.proxy.stripe.time_reader import TimeReader
 from kb_mcp.proxy.waiters import Waiters
+from kb_mcp.proxy.walk import Pace, StoreWalk
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id, random_name
 from kb_mcp.serving.telemetry import chosen_span
 from kb_mcp.serving.tracing import Span, TracedUpstream, no_span
 from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings
+from kb_mcp.wiring.account import Account
 from kb_mcp.wiring.failover_check import Moves
 from kb_mcp.wiring.issuers import build_issuers
 from kb_mcp.wiring.key_file import UpstreamWithKeyFile, is_of_account
 from kb_mcp.wiring.sandboxed import FollowedClock
 from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
+from kb_mcp.wiring.walks import Walks
 
 # A lease outlives its send, so that no other caller takes over while it may still conclude.
 LEASE_SLACK_MS = 5_000
@@ -69,25 +72,30 @@ class Proxy:
     retention: Retention
     refund_watch: RefundWatch
     settings: Settings
+    walks: Walks
     moves: Moves | None = None
     meters: Meters = field(default_factory=Meters)
     span: Span = no_span
     timers: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self) -> None:
-        """Check the account, recover once, then on a timer; write counted noise every minute.
+        """Check the account and walk Stripe's lists; recover once, then on a timer.
 
-        Raises: BindingError.
+        Counted noise is written every minute. Raises: BindingError, UpstreamKeyError.
         """
-        await self._bind_account()
+        await self.app.pipeline.follow()
+        if self.settings.upstream_mode != "sandbox":
+            await self.account.bind()
         if self.store.watch is not None:
             self.store.watch.begin()
         issuers = self.app.pipeline.issuers
         if issuers is not None:
             # One that cannot be reached is told of now; its tokens get 503 until it is back.
             await issuers.greet()
+        await self.walks.begin()
         self.timers = [
             asyncio.create_task(_every(self.settings.recovery_interval_ms, self._recover)),
+            asyncio.create_task(_every(self.settings.recovery_interval_ms, self.walks.tick)),
             asyncio.create_task(_every(NOISE_EVERY_S * 1000, self._write_noise, first=False)),
         ]
 
@@ -98,6 +106,7 @@ class Proxy:
     async def stop(self, within_s: int = 30) -> None:
         """Finish requests under way, then close the store and the upstream."""
         await self.app.drain(within_s)
+        await self.walks.end()
         for timer in self.timers:
             timer.cancel()
         await asyncio.gather(*self.timers, return_exceptions=True)
@@ -108,16 +117,12 @@ class Proxy:
         await self.store.close()
         await self.upstream.aclose()
 
-    async def _bind_account(self) -> None:
-        """Bind the store to the key's own account, where Stripe lets the key read it."""
-        if self.settings.upstream_mode == "sandbox":
-            await self.app.pipeline.follow()
-            return
-        # A clock that was set wrong while we were down shows before anything is decided by it.
-        answer = await self.time.ask("/v1/account")
-        account_id = account_of(answer)
-        if account_id is not None:
-            self.store.bind_account(account_id, self.settings.account_label)
+    @property
+    def account(self) -> Account:
+        """The account of the upstream key, and the store that must be for it."""
+        reads = StripeReads(self.upstream, self.store.clock, boottime_ms)
+        key = _upstream_key(self.settings)
+        return Account(self.store, reads, key, self.settings.account_label)
 
     async def _recover(self) -> None:
         await self.app.pipeline.follow()
@@ -129,14 +134,6 @@ class Proxy:
 
     async def _write_noise(self) -> None:
         await self.app.pipeline.refusal_counts.flush(self.store.ledger)
-
-
-def account_of(answer: UpstreamAnswer | None) -> str | None:
-    """Return the account id in an answer to `GET /v1/account`, if it is one."""
-    if not isinstance(answer, Answered) or answer.status != 200:
-        return None
-    account = (parse_object(answer.body) or {}).get("id")
-    return account if isinstance(account, str) and account.startswith("acct_") else None
 
 
 def build_proxy(
@@ -161,7 +158,7 @@ def build_proxy(
     if isinstance(plain, UpstreamWithKeyFile):
         plain.proves = partial(is_of_account, store, settings.account_label)
     key = _upstream_key(settings)
-    waiters = Waiters()
+    waiters, gate = Waiters(), Gate(heads_behind=bool(store.behind))
     time = TimeReader(upstream, store.clock, boottime_ms)
     follow = _follower(settings, followed, time)
     meters = Meters(queued=lambda: store.ledger.waiting, batches=lambda: store.ledger.sizes)
@@ -175,9 +172,10 @@ def build_proxy(
         live=store.settings.mode == "live",
     )
     reading = _Reading(recovery, refund_watch, charges)
-    governor = _governor(store, upstream, key, reading, waiters, meters)
+    governor = _governor(store, upstream, key, reading, waiters, meters, gate)
     pipeline = _pipeline(store, governor, charges, upstream, key, follow, build_issuers(settings))
-    app = ProxyApp(pipeline, _own(store, pipeline, upstream), AdmissionQueue(meters.queued))
+    walk = _walk(settings, store, upstream, recovery)
+    app = ProxyApp(pipeline, _own(store, pipeline, upstream, gate), AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
         app=app,
@@ -188,7 +186,8 @@ def build_proxy(
         retention=Retention(store.ledger, store.records),
         refund_watch=refund_watch,
         settings=settings,
-        moves=_moves(store, upstream),
+        walks=Walks(walk=walk, gate=gate, boottime_ms=boottime_ms),
+        moves=_moves(store, walk),
         meters=meters,
         span=span,
     )
@@ -258,6 +257,7 @@ def _governor(
     reading: _Reading,
     waiters: Waiters,
     meters: Meters,
+    gate: Gate,
 ) -> Governor:
     return Governor(
         ledger=MeteredLedger(store.ledger, meters, boottime_ms),
@@ -277,7 +277,7 @@ def _governor(
         boottime_ms=boottime_ms,
         upstream_key=key,
         tasks=set(),
-        behind=bool(store.behind),
+        gate=gate,
     )
 
 
@@ -315,14 +315,30 @@ def _pipeline(
     )
 
 
-def _moves(store: Store, upstream: Upstream) -> Moves | None:
+def _walk(settings: Settings, store: Store, upstream: Upstream, recovery: Recovery) -> StoreWalk:
+    return StoreWalk(
+        ledger=store.ledger,
+        records=store.records,
+        reads=StripeReads(upstream, store.clock, boottime_ms),
+        pace=Pace(boottime_ms, _pause),
+        look=recovery.resolve_one,
+        stripe_ms=store.clock.stripe_ms,
+        owner=store.node,
+        warns=settings.upstream_mode == "sandbox",
+    )
+
+
+async def _pause(milliseconds: int) -> None:
+    await asyncio.sleep(milliseconds / 1000)
+
+
+def _moves(store: Store, walk: StoreWalk) -> Moves | None:
     if store.watch is None:
         return None
     return Moves(
         watch=store.watch,
         ledger=store.ledger,
-        records=store.records,
-        reads=StripeReads(upstream, store.clock, boottime_ms),
+        walk=walk,
         boottime_ms=boottime_ms,
         settle_ms=_lease_ms(store),
     )
@@ -332,7 +348,7 @@ def _lease_ms(store: Store) -> int:
     return SEND_WITHIN_MS + store.settings.upstream_timeout_ms + LEASE_SLACK_MS
 
 
-def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream) -> KeyApi:
+def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream, gate: Gate) -> KeyApi:
     return KeyApi(
         ledger=store.ledger,
         records=store.records,
@@ -342,7 +358,7 @@ def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream) -> KeyApi:
         readiness=Readiness(upstream, boottime_ms),
         customer_metadata=pipeline.reads.customer_metadata,
         refunds=ShownRefunds(pipeline.charges),
-        behind=bool(store.behind),
+        gate=gate,
         follow=pipeline.follow,
         issuers=pipeline.issuers,
     )
@@ -375,5 +391,8 @@ async def _every(
                 _log.warning("the ledger is unavailable: %s", error)
             except Exception:  # noqa: BLE001 a timer must outlive one bad turn
                 _log.exception("a timer failed")
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return  # the client of Stripe takes a cancellation for a lost answer
         first = True
         await asyncio.sleep(interval_ms / 1000)

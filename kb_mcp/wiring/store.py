@@ -24,12 +24,13 @@ from kb_mcp.proxy.audit.verification import AuditReader
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.ledger.records import MOVED_TO, StoreSettings
 from kb_mcp.proxy.recovery import Due
 from kb_mcp.proxy.refund_watch import Refunded
 from kb_mcp.proxy.retention import Aged
 from kb_mcp.proxy.store_admin import Binds, StoreAdmin
 from kb_mcp.proxy.stores.binding import facts_of
+from kb_mcp.proxy.stores.key_check import CHECK, Witnesses, check_value, witnesses_in
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.admin import SqliteAdmin
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
@@ -41,15 +42,25 @@ from kb_mcp.proxy.stores.sqlite.schema import (
     migrate,
     read_facts,
 )
+from kb_mcp.proxy.walk import WalkRecords
 from kb_mcp.serving.machine import boot_id, boottime_ms, host_ms, process_name, random_bytes
 from kb_mcp.settings import MASTER_KEY_CHARACTERS_NEW, Settings, SettingsError
 from kb_mcp.wiring.failover_check import Watch
 
 MASTER_KEY_BYTES = 32
+STORE_ID_BYTES = 12
 
 
 class StoreError(Exception):
     """The store cannot be used; the message is one line and says what to do."""
+
+
+class MovedStoreError(StoreError):
+    """The store was copied to another one, which serves in its place."""
+
+
+class MasterKeyError(StoreError):
+    """The master key is not the one that the store was written under, or is gone."""
 
 
 class Turned(Protocol):
@@ -81,7 +92,7 @@ class StoreLedger(Ledger, Protocol):
         ...
 
 
-class StoreRecords(OperatorRecords, Due, Aged, Refunded, AuditReader, Protocol):
+class StoreRecords(OperatorRecords, Due, Aged, Refunded, AuditReader, WalkRecords, Protocol):
     """Every read of a store, outside any decision. Raises: LedgerUnavailableError."""
 
     def audit_size(self) -> int:
@@ -156,7 +167,7 @@ def open_store(
 
 
 def _open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) -> Store:
-    master = master_key(settings, path)
+    master = proven_master_key(settings, path)
     chain_key = derive_key(master, "audit")
     sealer = Sealer(derive_key(master, "answers"), random_bytes)
     node = process_name(settings.node_id)
@@ -172,13 +183,15 @@ def _open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) -
         connection = connect(path)
         migrate(connection)
         facts = read_facts(connection)
+        _check_not_moved(facts)
         check_key_of_new_store(settings, facts)
         wanted = (
             keyless_settings(settings, facts)
             if binds is Binds.NOTHING
             else wanted_settings(settings)
         )
-        bound = bind(connection, wanted, explicit_settings(settings), binds)
+        marks = {CHECK: check_value(master)}
+        bound = bind(connection, wanted, explicit_settings(settings), binds, marks)
         connection.close()
         records = SqliteRecords(path, sealer)
         heads = Heads(heads_folder(path), node, owner, boottime_ms, lambda: clock.now(0))
@@ -243,6 +256,41 @@ def heads_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.heads")
 
 
+def _check_not_moved(facts: Mapping[str, str]) -> None:
+    if place := facts.get(MOVED_TO):
+        why = f"this store was moved to {place}, which serves in its place: set "
+        raise MovedStoreError(f"{why}KEYBRAKE_DATABASE_URL to that one")
+
+
+def proven_master_key(settings: Settings, path: Path) -> bytes:
+    """Return the master key that the SQLite store at `path` was written under, or begins with.
+
+    It is looked at before anything is written. Raises: StoreError, MasterKeyError.
+    """
+    try:
+        held = witnesses_in(path)
+    except LedgerUnavailableError as error:
+        raise StoreError(f"cannot use the store {path}: {error}") from error
+    file = path.with_name(f"{path.name}.master-key")
+    if held.any and settings.master_key is None and not file.exists():
+        raise MasterKeyError(
+            f"the master key of the store {path} is gone: put its copy back at {file}, or set "
+            "KEYBRAKE_MASTER_KEY to it (docs/runbooks.md: The master key is lost)"
+        )
+    master = master_key(settings, path)
+    check_master_key(held, master)
+    return master
+
+
+def check_master_key(held: Witnesses, master: bytes) -> None:
+    """Compare `master` with what a store holds. Raises: MasterKeyError."""
+    if not held.speak_for(master):
+        raise MasterKeyError(
+            "the store was written under another master key: nothing was changed in it. Set "
+            "KEYBRAKE_MASTER_KEY (or the file beside the store) to the one it was made with"
+        )
+
+
 def master_key(settings: Settings, path: Path) -> bytes:
     """Return the master key: the configured one, or the one generated beside the store.
 
@@ -294,7 +342,7 @@ def write_once(file: Path, text: str) -> bool:
 
 
 def wanted_settings(settings: Settings) -> StoreSettings:
-    """Return what a new store would be bound to."""
+    """Return what a new store would be bound to; each call names another store."""
     return StoreSettings(
         account=settings.account_label,
         mode=settings.upstream_mode,
@@ -304,6 +352,7 @@ def wanted_settings(settings: Settings) -> StoreSettings:
         },
         upstream_timeout_ms=settings.upstream_timeout_ms,
         recovery_grace_ms=settings.recovery_grace_ms,
+        store_id=f"st_{secrets.token_hex(STORE_ID_BYTES)}",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from kb_mcp.agent.bearer import Known, look_up
@@ -15,6 +16,9 @@ from kb_mcp.agent.export.schemas import arguments_schema, properties
 from kb_mcp.converse import ConverseTools
 from kb_mcp.periods import KINDS
 from tests.agent.conftest import Says, StubProxy
+from tests.agent.doors.conftest import ask, door
+
+__all__ = ["door"]
 
 KEY = "GET /keybrake/v1/key"
 BOTH = frozenset(ToolName)
@@ -88,3 +92,15 @@ def test_a_converse_request_carries_the_text(proxy: StubProxy, billing: Billing)
     (tool,) = ConverseTools(billing=billing).tool_config()["tools"]
     schema = tool["toolSpec"]["inputSchema"]["json"]
     assert schema["properties"]["billing_period"]["description"] == text("month")
+
+
+def test_an_mcp_client_reads_the_kinds_of_its_bearer(proxy: StubProxy, door: httpx.Client) -> None:
+    proxy.on(KEY, policy(period_kinds=["month"]))
+    listed = ask(door, "tools/list", {}, modern=True)["result"]["tools"]
+    schema = next(each["inputSchema"] for each in listed if each["name"] == "charge")
+    told = schema["properties"]["billing_period"]["description"]
+    assert told == text("month")
+    # Another bearer is told of its own kinds.
+    proxy.on(KEY, policy())
+    (plain,) = ask(door, "tools/list", {}, modern=True)["result"]["tools"]
+    assert plain["inputSchema"]["properties"]["billing_period"]["description"] == text()

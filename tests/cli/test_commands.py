@@ -175,7 +175,8 @@ def test_a_sound_machine_passes_the_doctor(machine: Machine) -> None:
     found = machine.json("doctor")
     assert found["ok"] is True
     assert {check["name"] for check in found["checks"]} == set(
-        "settings store account heads adopted invariants overlaps audit upstream clock keys".split()
+        "settings store account heads gap adopted invariants overlaps audit upstream clock "
+        "keys".split()
     )
 
 

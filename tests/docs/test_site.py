@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -53,6 +54,9 @@ def module(name: str) -> ModuleType:
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made
+
+
+LEGACY = {"amount": "2900", "currency": "usd", "customer": CUSTOMER}
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,39 @@ def broken(machine: Machine) -> dict[str, str]:
     return variables
 
 
+def restored(machine: Machine) -> dict[str, str]:
+    token = machine.token()
+    saved = machine.saved()
+    assert machine.charge(token, period="2026-11").status_code == 200
+    machine.restore(saved)
+    machine.advance(700)
+    return {}
+
+
+def keyless(machine: Machine) -> dict[str, str]:
+    assert machine.charge(machine.token(), period="2026-11").status_code == 200
+    for file in machine.folder.glob("keybrake.db*"):
+        if ".sandbox" not in file.name:
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    return {}
+
+
+def beside(machine: Machine) -> dict[str, str]:
+    machine.stripe("POST", "/v1/charges", LEGACY | {"metadata[keybrake_store]": "st_another"})
+    return {}
+
+
+def legacy(machine: Machine) -> dict[str, str]:
+    machine.stripe("POST", "/v1/charges", LEGACY | {"description": "Subscription 2026-11"})
+    return {}
+
+
 SCENES: dict[str, Callable[[Machine], dict[str, str]]] = {
-    each.__name__: each for each in (plain, unknown, unsent, looked, pending, frozen, broken)
+    each.__name__: each
+    for each in (
+        *(plain, unknown, unsent, looked, pending, frozen, broken),
+        *(restored, keyless, beside, legacy),
+    )
 }
 
 

@@ -250,6 +250,24 @@ def check_answer(call: int, form: Mapping[str, str], answer: Answer, charges: li
     return ""
 
 
+def check_made_up(
+    made_up: Mapping[int, str], charges: Iterable[Charge], mirror: Mirror
+) -> Iterator[str]:
+    """Yield the requests, by an SDK's own key and body, that were charged more than once."""
+    again = {operation.customer for operation in mirror.reopened.values()}
+    paid = Counter(
+        made_up[each.call]
+        for each in charges
+        if each.call is not None
+        and each.call in made_up
+        and each.status != "failed"
+        and each.fields.get("customer") not in again
+    )
+    for request, times in paid.items():
+        if times > 1:
+            yield f"{request} was charged {times} times"
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A reply as its caller reads it. A replayed one is of whoever was first."""

@@ -17,7 +17,7 @@ from kb_mcp.operators.actions.approvals import Verdict, decide_approval
 from kb_mcp.operators.actions.keys import KeyEndedError, revoke_key, rotate_key, unfreeze_key
 from kb_mcp.operators.actions.operations import By, Done, Reopening
 from kb_mcp.operators.actions.resolve import Resolution, StripeActs
-from kb_mcp.proxy.ledger.clock import StoredTime, word_of_operator
+from kb_mcp.proxy.ledger.clock import StoredTime
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, LineageId, Operation, Refs, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
@@ -39,7 +39,7 @@ async def busy_operator(simulation: Simulation, think: Callable[[], Awaitable[No
         if simulation.processes:
             process = aside.choice(simulation.processes)
             name, act = aside.choice(await _fitting(process))
-            await done_by_operator(simulation, process, name, act(simulation, process))
+            await done_by_operator(simulation, process, name, act)
 
 
 async def _fitting(process: Process) -> list[tuple[str, Act]]:
@@ -56,16 +56,14 @@ async def _fitting(process: Process) -> list[tuple[str, Act]]:
     return fitting
 
 
-async def done_by_operator(
-    simulation: Simulation, process: Process, what: str, work: Awaitable[object]
-) -> None:
+async def done_by_operator(simulation: Simulation, process: Process, what: str, act: Act) -> None:
     """Run an operator's act in `process`; it may fail only as the store does."""
     simulation.log(f"the operator at {process.owner}: {what}")
 
-    async def act() -> object:
-        return await work
+    async def work() -> object:
+        return await act(simulation, process)
 
-    task = process.spawn(act())
+    task = process.spawn(work())
     await asyncio.wait({task})
     broke = None if task.cancelled() else task.exception()
     if broke is not None and not isinstance(broke, LedgerUnavailableError | KeyEndedError):
@@ -168,7 +166,7 @@ async def confirm_clock(simulation: Simulation, process: Process) -> object:
         simulation.true_time.excused = True
     admin = SqliteAdmin(simulation.path)
     stored = StoredTime.of_facts(admin.facts())
-    admin.set_facts(word_of_operator(process.clock.host_time, stored))
+    admin.set_facts(process.clock.word_of_operator(stored))
     simulation.mirror.high_water = 0  # an operator may set time back
     admin.close()
     return "the host's"

@@ -67,7 +67,7 @@ class Place:
     plan: Callable[[], Plan]
     host_ms: Callable[[], int]
     on_send: Callable[[UpstreamRequest], None]
-    boot_id: str = "a boot"
+    boot_id: str = "boot"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from kb_mcp.proxy.access.policy_files import dump_policy
 from kb_mcp.proxy.access.tokens import mint
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, StoreSettings, VaultKey
+from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stores.rows import upsert
 from kb_mcp.proxy.stores.sqlite import load as loading
 from kb_mcp.proxy.stores.sqlite.schema import bind, migrate
@@ -248,7 +249,7 @@ def _template() -> tuple[bytes, tuple[Key, ...]]:
         "per_customer_daily": {"usd": 6_500, "eur": 6_500},
     }
     capped = Policy.model_validate({**common, "caps": caps, "daily_charges": 8})
-    asking = Policy.model_validate({**common, "approval_above": {"usd": 2_950}})
+    asking = Policy.model_validate({**common, "approval_above": {"usd": 2_850}})
     made: list[Key] = []
     rows: list[tuple[VaultKey, Lineage]] = []
     for policy, heir_of in ((capped, None), (capped, 0), (asking, None)):
@@ -264,7 +265,7 @@ def _template() -> tuple[bytes, tuple[Key, ...]]:
 
     def make(connection: sqlite3.Connection) -> None:
         migrate(connection)
-        bind(connection, SETTINGS, {})
+        bind(connection, SETTINGS, {}, Binds.LIMITS, {})
         for row, lineage in rows:
             connection.execute(upsert("lineages"), astuple(lineage))
             connection.execute(upsert("keys"), astuple(row))

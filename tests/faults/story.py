@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 from kb_mcp.proxy.audit.chain import Broken, read_row, verify_chain
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.stripe.messages import Reply, Request
-from tests.faults.checks import Answer, check_answer, check_end
+from tests.faults.checks import Answer, check_answer, check_end, check_made_up
 from tests.faults.loop import StalledError
 from tests.faults.moods import MOODS, Mood, draw_bill, drift
 from tests.faults.people import SHARE, busy_operator, confirm_clock, done_by_operator, operator_of
@@ -50,6 +50,7 @@ class Book:
     """Every answer that a caller got, to be held against Stripe again at the end."""
 
     calls: int = 0
+    made_up: dict[int, str] = field(default_factory=dict)  # the SDK's own key of a call, and body
     answers: list[tuple[int, dict[str, str], Answer]] = field(default_factory=list)
 
 
@@ -133,6 +134,9 @@ async def _call(
         body=urlencode(form).encode(),
         request_id=f"req_{call}",
     )
+    key_header = headers.get("idempotency-key", "")
+    if "-4" in key_header:
+        book.made_up[call] = f"{key_header} {sorted(form.items())}"
     CALL.set(call)
     task = process.spawn(_served(simulation, process, request))
     if simulation.chance.random() < 0.08:
@@ -221,7 +225,7 @@ async def _operator(simulation: Simulation) -> None:
             continue
         process = chance.choice(simulation.processes)
         what = chance.choice(("revoke", "freeze", *("thaw",) * 3, *("approve",) * 4))
-        await done_by_operator(simulation, process, what, operator_of(what)(simulation, process))
+        await done_by_operator(simulation, process, what, operator_of(what))
 
 
 async def _think(simulation: Simulation) -> None:
@@ -260,6 +264,8 @@ def _check(simulation: Simulation, book: Book) -> None:
         wrong = check_answer(call, form, answer, simulation.stripe.charges)
         if wrong:
             simulation.fail(wrong)
+    for wrong in check_made_up(book.made_up, simulation.stripe.charges, simulation.mirror):
+        simulation.fail(wrong)
     records = simulation.processes[0].records
     stored = [operation for operation, _ in _now(records.operations())]
     if {each.id: each for each in stored} != simulation.mirror.operations:

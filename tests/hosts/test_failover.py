@@ -140,6 +140,24 @@ def _lose_a_charge(here: ProxyProcesses, pair: Pair) -> None:
     missing = json.loads(found.stdout)["missing_operations"]
     assert [each["charge_id"] for each in missing] == [lost.json()["id"]]
     assert len(here.charges()) == 2
+    # A host without heads of its own finds it at Stripe.
+    here.extra["XDG_DATA_HOME"] += "-another"
+    another = here.start_proxy()
+    assert charge(another.url, token, period="2026-11").json()["error"]["code"] == "ledger_behind"
+    here.extra["XDG_DATA_HOME"] = here.extra["XDG_DATA_HOME"].removesuffix("-another")
+    here.turn_clock(700)
+    page = (Path(__file__).parents[2] / "docs" / "runbooks.md").read_text(encoding="utf-8")
+    section = page.split("## A replica was promoted")[1].split("```sh")[1].split("```")[0]
+    for line in filter(None, section.splitlines()):
+        here.command(*line.split()[1:])
+    again.stop()
+    again = here.start_proxy()
+    here.turn_clock(26 * 3600)
+    for host in (again, another):
+        for month in ("2026-10", "2026-11", "2026-11"):
+            assert charge(host.url, token, period=month).status_code == 200
+    assert len(here.charges()) == 2
+    here.command("doctor")
 
 
 def test_a_commit_whose_wait_for_the_replica_was_cancelled_is_not_believed(tmp_path: Path) -> None:

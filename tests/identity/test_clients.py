@@ -161,7 +161,7 @@ def test_what_the_proxy_says_of_itself_leads_from_a_challenge_to_the_issuer(
     assert "error=" not in challenge
     assert led.json()["resource"] == door.url
     assert led.json()["authorization_servers"] == [provider.url]
-    assert led.json()["scopes_supported"] == ["charge", "charge_status"]
+    assert led.json()["scopes_supported"] == ["charge", "charge_status", "refund"]
     assert [each.json() for each in others] == [led.json()] * 2
     assert (unknown.status_code, wrong.status_code) == (404, 405)
 

@@ -271,3 +271,17 @@ def test_a_narrow_key_neither_confirms_nor_captures_what_another_has_made(
     assert error_of(step(in_process, narrow, intent, "cancel")) == "spend_cap_exceeded"
     assert in_process.charges() == []
     assert step(in_process, maker, intent, "confirm").json()["status"] == "succeeded"
+
+
+def test_a_narrow_key_does_not_capture_another_keys_charge(in_process: InProcessProxy) -> None:
+    endpoints = ("POST /v1/charges", "POST /v1/charges/*/capture")
+    rules = {"POST /v1/charges": ParameterRule(allowed=("capture",))}
+    wide = Policy(role="collector", allow=endpoints, parameters=rules)
+    narrow = wide.model_copy(update={"caps": CapRules(daily={"usd": 1000})})
+    maker, other = in_process.issue(wide), in_process.issue(narrow)
+    made = in_process.charge(maker, period="2026-11", amount=290_000, capture="false").json()["id"]
+    headers = {"Authorization": f"Bearer {other.token}"}
+    for form in ({}, {"amount": "100"}):
+        refused = in_process.client.post(f"/v1/charges/{made}/capture", headers=headers, data=form)
+        assert error_of(refused) == "spend_cap_exceeded"
+    assert [each["captured"] for each in in_process.charges()] == [False]

@@ -2,7 +2,8 @@
 
 Floor: wing B, above reconcile and the ledger. Once adopted, a bill is not billed again: its
 period, its amount and its name are guarded like those of any succeeded operation. Adopted charges
-passed no cap of ours, so they are flagged as overshoot, as one that turns up late is.
+passed no cap of ours, so they are flagged as overshoot, as one that turns up late is. What is not
+final at Stripe is not final here: it is held in the windows of its creation until it is.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 from msgspec.structs import replace
 
 from kb_mcp.idempotency import CUSTOMER_ID, REFERENCE, body_name, idempotency_key
 from kb_mcp.money import Money
-from kb_mcp.operators.reports.reconcile import Charge, marks, object_names
+from kb_mcp.operators.reports.reconcile import Charge
 from kb_mcp.periods import Period, PeriodError, parse_period, period_from_description
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
@@ -31,18 +33,31 @@ from kb_mcp.proxy.ledger.records import (
     Operation,
     OperationId,
     Refs,
+    Window,
+    WindowKey,
 )
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.windows import settle, windows_of
+from kb_mcp.proxy.ledger.windows import day_of, windows_of
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
+from kb_mcp.proxy.stripe.evidence import Made, prove_object
 from kb_mcp.proxy.stripe.forms import Form
 from kb_mcp.proxy.stripe.interpret import Reading, fingerprint
+from kb_mcp.proxy.stripe.marks import marks, object_names
 
 # Whose charges they count as that no key of ours made.
 NOBODY = "adopted"
+# What a request moves that does not tell its amount, in ISO 4217's code for no currency.
+UNTOLD = Money(0, "xxx")
 _OPERATION_ID = re.compile(r"op_[0-9a-f]{24}")
-_ATTEMPT_SUFFIX = re.compile(r"-[0-9]+$")
+_ATTEMPT_SUFFIX = re.compile(r"-([0-9]+)$")
+_REOPENED_SUFFIX = re.compile(r"-r([0-9]{1,9})$")
+# A bill without a period that is made in the last days of a month may be the next month's.
+LAST_DAYS = 3
+UNREADABLE = (
+    "no period can be read from it: say --period-from metadata:NAME, created (the month of its "
+    "creation), or none"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +74,17 @@ class Left:
     why: str
 
 
-def period_of(charge: Charge, period_from: str) -> Period | None:
-    """Return the period a charge says it is for.
+def period_of(charge: Charge, period_from: str) -> Period | Left | None:
+    """Return the period that a charge is for, None where it has none; Left where none is read.
 
-    `period_from` is `description`, `metadata:NAME` or `none`. Marked charges are ours: their
-    `billing_period` counts whatever it says.
+    `period_from` is `description`, `metadata:NAME`, `created` (the month of its creation) or
+    `none`. Marked charges are ours: their `billing_period` counts whatever `period_from` says, and
+    one without it, whose description names none either, was made without a period.
     """
-    metadata = marks(charge)
-    texts = [metadata.get("billing_period")] if "keybrake_operation" in metadata else []
+    metadata, description = marks(charge), charge.get("description")
+    ours = "keybrake_operation" in metadata
+    described = period_from_description(description) if isinstance(description, str) else None
+    texts = [metadata.get("billing_period")] if ours else []
     if period_from.startswith("metadata:"):
         texts.append(metadata.get(period_from.removeprefix("metadata:")))
     for text in texts:
@@ -74,10 +92,41 @@ def period_of(charge: Charge, period_from: str) -> Period | None:
             return parse_period(text or "")
         except PeriodError:
             continue
-    description = charge.get("description")
-    if period_from == "description" and isinstance(description, str):
-        return period_from_description(description)
-    return None
+    if described is not None and (ours or period_from == "description"):
+        return described
+    if period_from == "none" or (ours and "billing_period" not in metadata):
+        return None
+    if period_from == "created":
+        return parse_period(f"{day_of(int(charge['created']) * 1000):%Y-%m}")
+    return Left(UNREADABLE)
+
+
+def suspected_days(created_ms: int) -> tuple[str, str]:
+    """Return the first and the last day of bills that a charge without a period may be.
+
+    The month of its creation, and the next one where it was made in that month's last days.
+    """
+    day = day_of(created_ms)
+    month = parse_period(f"{day:%Y-%m}")
+    last = month.end
+    if (last - day).days < LAST_DAYS:
+        last = parse_period(f"{last + timedelta(days=1):%Y-%m}").end
+    return month.start.isoformat(), last.isoformat()
+
+
+def route_of(item: Charge) -> Route:
+    """Return the endpoint that made `item`; the charge of an intent was made through the intent."""
+    if item.get("object") == "refund":
+        return ENDPOINTS["POST /v1/refunds"]
+    intent = item.get("object") == "payment_intent" or len(object_names(item)) > 1
+    return ENDPOINTS["POST /v1/payment_intents" if intent else "POST /v1/charges"]
+
+
+def proof_of(item: Charge) -> Made | None:
+    """Return what `item` proves by its own status; None where that cannot be read."""
+    own = {"charge": "POST /v1/charges", "payment_intent": "POST /v1/payment_intents"}
+    kind = str(item.get("object", "charge"))
+    return prove_object(item, ENDPOINTS[own.get(kind, "POST /v1/refunds")])
 
 
 def operation_of(
@@ -89,21 +138,25 @@ def operation_of(
 ) -> tuple[Operation, Attempt]:
     """Return the operation that `charge` stands for, and its one attempt.
 
-    `lineages` are the store's own, each with a key of it; `fresh_id` is used where the charge
-    bears no operation's id. `created` is in seconds at Stripe.
+    `charge` may be an intent or a refund, too. `lineages` are the store's own, each with a key of
+    it; `fresh_id` is used where the charge bears no operation's id. `created` is in seconds at
+    Stripe. A refund is no spend: it holds nothing in the windows.
     """
     metadata, names = marks(charge), object_names(charge)
     mark, lineage = metadata.get("keybrake_operation", ""), metadata.get("keybrake_key", "")
-    intent = len(names) > 1
-    route = ENDPOINTS["POST /v1/payment_intents" if intent else "POST /v1/charges"]
+    attempt_mark = metadata.get("keybrake_attempt")
+    route, made = route_of(charge), proof_of(charge)
+    refund = route.object_type == "refund"
     created_ms = int(charge["created"]) * 1000
-    final = charge.get("status") == "succeeded" and charge.get("captured") is not False
+    final = made is not None and made.verdict == "done"
     reference = metadata.get("reference") if mark and period else None
     name, named_by = _name(charge, period, reference)
     customer = charge.get("customer") or None
-    money = Money(int(charge["amount"]), str(charge["currency"]))
+    money = UNTOLD if refund else Money(int(charge["amount"]), str(charge["currency"]))
+    first, last = (None, None) if refund else _days_of(period, customer, created_ms)
+    moved = made.moved if final and made is not None and made.moved is not None else money.amount
     operation = Operation(
-        id=OperationId(mark) if _OPERATION_ID.fullmatch(mark) else fresh_id,
+        id=marked_id(mark, fresh_id),
         name=name,
         named_by=named_by,
         route=route.endpoint,
@@ -111,29 +164,30 @@ def operation_of(
         amount=money.amount,
         currency=money.currency,
         period=None if period is None else period.label,
-        period_start=None if period is None else period.start.isoformat(),
-        period_end=None if period is None else period.end.isoformat(),
+        period_start=first,
+        period_end=last,
         reference=reference,
         fingerprint=_fingerprint(route, customer, money, period, reference),
-        upstream_name=_ATTEMPT_SUFFIX.sub("", metadata.get("keybrake_attempt", name)),
+        upstream_name=_ATTEMPT_SUFFIX.sub("", attempt_mark or name),
         state=S.SUCCEEDED,
         final=final,
-        held=money.amount,
+        held=0 if refund else moved,
         reserved_at=created_ms,
         first_arrival_at=created_ms,
-        attempt=1,
+        attempt=number_of(attempt_mark),
         key_id=lineages.get(lineage, KeyId(NOBODY)),
         lineage_id=LineageId(lineage if lineage in lineages else NOBODY),
         object_id=names[-1],
         stripe_status=str(charge.get("status")),
-        answer_status=None if intent else 200,
-        answer=None if intent else json.dumps(charge, separators=(",", ":")).encode(),
+        answer_status=None if len(names) > 1 else 200,
+        answer=None if len(names) > 1 else json.dumps(charge, separators=(",", ":")).encode(),
         overshoot=True,
+        refunded_at=now if final and charge.get("refunded") is True else None,
         next_read_at=None if final else now,
         created_at=created_ms,
         updated_at=now,
     )
-    return operation, _attempt_of(operation, metadata.get("keybrake_attempt"))
+    return operation, _attempt_of(operation, attempt_mark)
 
 
 async def adopt(
@@ -151,12 +205,18 @@ async def adopt(
         newest = snapshot.newest(operation.name)
         if newest is not None and newest.state in HOLDING:
             return Left(f"operation {newest.id} of the same bill is unresolved"), Changes()
-        generation = 0 if newest is None else newest.generation + 1
+        # K-r2 alone is the third generation: the next one must not be called K-r2 again.
+        generation = max(_generation_of(operation), 0 if newest is None else newest.generation + 1)
         kept = replace(operation, generation=generation)
+        older = (
+            (replace(newest, successor=kept.id, updated_at=snapshot.now),)
+            if newest is not None and newest.refunded and newest.successor is None
+            else ()
+        )
         changes = Changes(
-            operations=(kept,),
+            operations=(*older, kept),
             attempts=(attempt,),
-            windows=settle(snapshot, kept, kept.held, held=False),
+            windows=counted(snapshot, None, kept),
             audit=(_row(kept, operator),),
         )
         return Adopted(kept), changes
@@ -168,6 +228,54 @@ async def adopt(
         windows=frozenset(windows_of(operation).all()),
     )
     return await ledger.transact(lambda _: refs, step)
+
+
+def counted(snapshot: Snapshot, before: Operation | None, after: Operation) -> tuple[Window, ...]:
+    """Return the windows once `after` counts in the place of `before`: spend if it is final."""
+    changed: dict[WindowKey, Window] = {}
+    if before is not None and before.held:
+        for key in windows_of(before).money():
+            window = snapshot.window(key)
+            settled = before.state is S.SUCCEEDED and before.final
+            changed[key] = (
+                replace(window, settled=window.settled - before.held)
+                if settled
+                else replace(window, reserved=window.reserved - before.held)
+            )
+    for key in windows_of(after).money() if after.held else ():
+        window = changed.get(key) or snapshot.window(key)
+        changed[key] = (
+            replace(window, settled=window.settled + after.held)
+            if after.final
+            else replace(window, reserved=window.reserved + after.held)
+        )
+    return tuple(changed.values())
+
+
+def _days_of(
+    period: Period | None, customer: str | None, created_ms: int
+) -> tuple[str, str] | tuple[None, None]:
+    """Return the days that a charge bills, or may bill where it says no period."""
+    if period is not None:
+        return period.start.isoformat(), period.end.isoformat()
+    return (None, None) if customer is None else suspected_days(created_ms)
+
+
+def marked_id(mark: object, fresh_id: OperationId) -> OperationId:
+    """Return the id of the operation that a mark names; `fresh_id` where it names none."""
+    named = isinstance(mark, str) and _OPERATION_ID.fullmatch(mark)
+    return OperationId(str(mark)) if named else fresh_id
+
+
+def number_of(attempt_mark: str | None) -> int:
+    """Return which attempt of its operation a mark stands for: 2 for K-2, 1 for K and K-r1."""
+    found = _ATTEMPT_SUFFIX.search(attempt_mark or "")
+    return max(int(found[1]), 1) if found and len(found[1]) < 10 else 1
+
+
+def _generation_of(operation: Operation) -> int:
+    found = _REOPENED_SUFFIX.search(operation.upstream_name)
+    return int(found[1]) if found else 0
 
 
 def _name(charge: Charge, period: Period | None, reference: str | None) -> tuple[str, NamedBy]:
@@ -209,7 +317,7 @@ def _fingerprint(
 def _attempt_of(operation: Operation, mark: str | None) -> Attempt:
     return Attempt(
         operation_id=operation.id,
-        number=1,
+        number=operation.attempt,
         upstream_key=mark or f"{NOBODY}-{operation.object_id}",
         path=ENDPOINTS[operation.route].template,
         stripe_version=None,

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from kb_mcp.idempotency import REFERENCE, refund_name
 from kb_mcp.money import Money
-from kb_mcp.operators.actions.adopt import NOBODY, Adopted, Left
+from kb_mcp.operators.actions.adopt import NOBODY, Adopted, Left, counted, marked_id, number_of
 from kb_mcp.operators.actions.operations import By, Done, NotDone, told_state
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
@@ -28,7 +28,7 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.windows import settle, windows_of
+from kb_mcp.proxy.ledger.windows import windows_of
 from kb_mcp.proxy.rules.matching import marks_of
 from kb_mcp.proxy.rules.refunds import refund_fingerprint
 
@@ -77,7 +77,7 @@ def refund_operation(
     final = refund.get("status") == "succeeded"
     name = refund_name(charge, reference)
     operation = Operation(
-        id=fresh_id,
+        id=marked_id(marks.get("keybrake_operation"), fresh_id),
         name=name,
         named_by=NamedBy.CONTENT,
         route=ROUTE,
@@ -94,7 +94,7 @@ def refund_operation(
         held=money.amount,
         reserved_at=at,
         first_arrival_at=at,
-        attempt=1,
+        attempt=number_of(mark),
         key_id=lineages.get(lineage, KeyId(NOBODY)),
         lineage_id=LineageId(lineage if lineage in lineages else NOBODY),
         object_id=str(refund["id"]),
@@ -106,7 +106,7 @@ def refund_operation(
     )
     attempt = Attempt(
         operation_id=operation.id,
-        number=1,
+        number=operation.attempt,
         upstream_key=mark or f"{NOBODY}-{refund['id']}",
         path="/v1/refunds",
         stripe_version=None,
@@ -138,7 +138,7 @@ async def adopt_refund(
         changes = Changes(
             operations=(kept,),
             attempts=(attempt,),
-            windows=settle(snapshot, kept, kept.held, held=False),
+            windows=counted(snapshot, None, kept),
             audit=(By(operator).row("adopt", kept),),
         )
         return Adopted(kept), changes

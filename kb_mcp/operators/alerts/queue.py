@@ -22,6 +22,7 @@ from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs, State, Tally
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import day_of, rfc3339
 from kb_mcp.proxy.rules.conclude import REFUND_FAILED
+from kb_mcp.proxy.rules.gaps import GAP_FOUND, WALK_FAILED
 
 AUDIT_KIND = "alert"
 NEWS_MS = 24 * 3_600_000
@@ -94,6 +95,8 @@ class Alerts:
             unknown=await self.views.operations(OPEN_MAX, state=State.UNKNOWN.value),
             refunds_failed=self.views.audit(OPEN_MAX, code=REFUND_FAILED, since=since),
             reconciled=self.views.audit(OPEN_MAX, code=RECONCILE_DIFFERENCE, since=since),
+            gaps=self.views.audit(OPEN_MAX, code=GAP_FOUND, since=since),
+            unwalked=self.views.audit(OPEN_MAX, code=WALK_FAILED, since=since),
             refusals=[row["time"] for row in newest if row["decision"] == "refuse"],
             breaks=self._broken,
             since=since,

@@ -33,6 +33,8 @@ class Kind(StrEnum):
     REFUND_FAILED = "reopened_refund_failed"
     REFUND_RETURNED = "refund_returned"
     REFUSAL_BURST = "refusal_burst"
+    LEDGER_BEHIND = "ledger_behind"
+    WALK_FAILED = "walk_failed"
     WAL_LARGE = "wal_large"
 
 
@@ -67,6 +69,8 @@ class Sight:
     breaks: Sequence[Break]
     since: str
     burst: int
+    gaps: Sequence[Record] = ()
+    unwalked: Sequence[Record] = ()
     log_bytes: int = 0
     today: str = ""
 
@@ -156,6 +160,17 @@ def _audit(sight: Sight) -> Iterator[Alert]:
                 kind=Kind.RECONCILE_DIFFERENCE,
                 text=f"Ledger and Stripe differ: {row['note']}.",
             )
+    yield from _walks(sight)
+
+
+def _walks(sight: Sight) -> Iterator[Alert]:
+    for kind, rows, text in (
+        (Kind.LEDGER_BEHIND, sight.gaps, "Nothing is sent: Stripe has what the ledger lacks"),
+        (Kind.WALK_FAILED, sight.unwalked, "Stripe's lists could not be read three times"),
+    ):
+        for row in rows:
+            if row["time"] >= sight.since:
+                yield Alert(id=f"{kind}:{row['id']}", kind=kind, text=f"{text}: {row['note']}.")
 
 
 def _refunds(sight: Sight) -> Iterator[Alert]:

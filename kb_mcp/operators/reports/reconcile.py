@@ -14,6 +14,7 @@ from kb_mcp.proxy.ledger.records import Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import rfc3339
 from kb_mcp.proxy.stripe.endpoints import CHARGED_BY
+from kb_mcp.proxy.stripe.marks import marks, object_names
 
 Charge = Mapping[str, Any]
 
@@ -43,6 +44,7 @@ def reconcile(
     unknown: list[Charge] = []
     differing: list[Record] = []
     seen: set[str] = set()
+    billed: list[tuple[Operation, Charge]] = []
     for charge in charges:
         names = object_names(charge)
         seen.update(names)
@@ -50,12 +52,14 @@ def reconcile(
         marked = by_id.get(marks(charge).get("keybrake_operation", ""))
         if operation is not None:
             differing += _differences(operation, charge)
+            billed.append((operation, charge))
         elif charge.get("status") == "failed":
             continue
         elif marked is not None:
             differing.append(_difference(marked, charge, "charge_id", marked.object_id, names[0]))
         else:
             unknown.append(charge)
+    differing += _charged_twice(billed)
     unlisted = (
         each for each in ledger if _may_be_unlisted(each, since_ms) and each.object_id not in seen
     )
@@ -84,20 +88,6 @@ class Wanted:
         if operation.object_id in self.names or operation.id in self.marked:
             return True
         return _may_be_unlisted(operation, self.since_ms)
-
-
-def object_names(charge: Charge) -> tuple[str, ...]:
-    """Return the ids under which an operation may know `charge`: its own, or its intent's."""
-    intent = charge.get("payment_intent")
-    return (str(charge["id"]), intent) if isinstance(intent, str) else (str(charge["id"]),)
-
-
-def marks(charge: Charge) -> dict[str, str]:
-    """Return the metadata of `charge`; what is no text is left out."""
-    metadata = charge.get("metadata")
-    if not isinstance(metadata, dict):
-        return {}
-    return {name: value for name, value in metadata.items() if isinstance(value, str)}
 
 
 def charge_record(charge: Charge) -> Record:
@@ -134,6 +124,19 @@ def _differences(operation: Operation, charge: Charge) -> Iterator[Record]:
     moved = charge.get("status") != "failed"
     if moved != (operation.state is S.SUCCEEDED):
         yield _difference(operation, charge, "state", operation.state.value, charge.get("status"))
+
+
+def _charged_twice(billed: Iterable[tuple[Operation, Charge]]) -> Iterator[Record]:
+    """Yield each charge that bills a period which another charge, not refunded, bills too."""
+    first: dict[tuple[str, str, str], tuple[Operation, Charge]] = {}
+    for operation, charge in sorted(billed, key=lambda each: each[0].reserved_at):
+        stands = charge.get("status") == "succeeded" and charge.get("refunded") is not True
+        if not stands or operation.customer is None or operation.period is None:
+            continue
+        bill = (operation.customer, operation.period, operation.reference or "")
+        other = first.setdefault(bill, (operation, charge))
+        if other[0].id != operation.id:
+            yield _difference(operation, charge, "charged_twice", other[1]["id"], charge["id"])
 
 
 def _difference(

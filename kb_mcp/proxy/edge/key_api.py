@@ -7,7 +7,7 @@ readiness and for the refunds of a charge.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -24,6 +24,7 @@ from kb_mcp.proxy.edge.records import Records, key_record, operation_record, spe
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.edge.shown_refunds import ShownRefunds
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.ledger.windows import day_of
@@ -50,7 +51,7 @@ class KeyApi:
     customer_metadata: CustomerMetadata
     refunds: ShownRefunds
     follow: Callable[[], Awaitable[None]]
-    behind: bool = False
+    gate: Gate = field(default_factory=Gate)
     issuers: Issuers | None = None
 
     async def health(self, request: Request) -> Reply:
@@ -58,7 +59,7 @@ class KeyApi:
         if request.raw_path == b"/healthz":
             return _json({"status": "ok"})
         try:
-            store = await self.records.ping() and not self.behind
+            store = await self.records.ping() and not self.gate.closed
         except LedgerUnavailableError:
             store = False
         upstream = await self.readiness.reachable()

@@ -333,8 +333,8 @@ _UNAVAILABLE: Final[Wording] = {
         "depends on (`clock` is `disputed`): `kb-mcp doctor` says which, and what to do.",
     ),
     Code.LEDGER_BEHIND: (
-        "The ledger has lost records and sends nothing until an operator has reconciled it.",
-        "The store is older than its last exported head; see `kb-mcp reconcile`.",
+        "The ledger may lack records, and nothing was sent. An operator must run `kb-mcp doctor`.",
+        "Stripe has what the store lacks, its lists cannot be read yet, or the store was moved.",
     ),
     Code.DRAINING: (
         "The proxy is shutting down, and nothing was sent. Send the same request again.",

@@ -101,14 +101,6 @@ class StoredTime(Struct, frozen=True):
         )
 
 
-def word_of_operator(host_ms: int, stored: StoredTime) -> dict[str, str]:
-    """Return the facts that make `host_ms`, this host's time, the store's: an operator said so."""
-    facts = {MARK: str(host_ms), BOOT: "", CONFIRMED: str(host_ms)}
-    if host_ms < stored.mark:
-        facts[DOUBT] = Doubt(host_ms, stored.mark).joined(stored.doubt).text
-    return facts
-
-
 class Told(Struct, frozen=True):
     """What time it is. `dispute` says why that is not certain, and is empty where it is.
 
@@ -223,6 +215,17 @@ class StoreClock:
             facts[CONFIRMED] = f"until {told.now}"
         return facts
 
+    def word_of_operator(self, stored: StoredTime) -> dict[str, str]:
+        """Return the facts that make this host's time the store's: an operator said so."""
+        host_ms = self._host_ms()
+        facts = {MARK: str(host_ms), BOOT: "", CONFIRMED: str(host_ms)}
+        if self._boot_id:
+            # The word is about the clock as it is: one that is set later is not what was meant.
+            facts[BOOT] = f"{self._boot_id} {self._steady_ms()} {host_ms}"
+        if host_ms < stored.mark:
+            facts[DOUBT] = Doubt(host_ms, stored.mark).joined(stored.doubt).text
+        return facts
+
     def may_be_ahead_ms(self, at_ms: int) -> int:
         """Return by how much `at_ms`, as the store has it, may be later than it really was."""
         return 0 if self._doubt is None else self._doubt.ahead_ms(at_ms)
@@ -295,6 +298,13 @@ class StoreClock:
             now, now, agreed=agreed, alone=certain == host and not agreed, doubt=doubt,
             unheard=not (self._answered or self._host_rules),
         )  # fmt: skip
+
+    def stripe_ms(self) -> int:
+        """Return Stripe's time as far as it is known, else this host's as it is."""
+        if self._followed():
+            return self._host_ms()
+        last = self._newest
+        return self._plain_ms() if last is None else self._steady_ms() + last.ahead_ms
 
     def _carried_over(self, stored: StoredTime) -> int | None:
         """Return how far the last certain time is ahead of the boot clock, if this boot had one."""

@@ -304,7 +304,10 @@ class AuditDraft(Struct, frozen=True, kw_only=True):
 
 
 class Changes(Struct, frozen=True, kw_only=True):
-    """The rows a decision leaves behind, as whole images, and its audit rows."""
+    """The rows a decision leaves behind, as whole images, and its audit rows.
+
+    `facts` are (name, value) of what the store holds for all processes; "" stands for none.
+    """
 
     operations: tuple[Operation, ...] = ()
     attempts: tuple[Attempt, ...] = ()
@@ -315,6 +318,7 @@ class Changes(Struct, frozen=True, kw_only=True):
     lineages: tuple[Lineage, ...] = ()
     approvals: tuple[Approval, ...] = ()
     grants: tuple[Grant, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
     audit: tuple[AuditDraft, ...] = ()
 
 
@@ -382,7 +386,10 @@ class Bill(Struct, frozen=True):
 
 
 class StoreSettings(Struct, frozen=True):
-    """What all processes on one store must agree on."""
+    """What all processes on one store must agree on.
+
+    `store_id` is the store's own name; every object that is made at Stripe carries it.
+    """
 
     account: str
     mode: str
@@ -390,3 +397,12 @@ class StoreSettings(Struct, frozen=True):
     refund_ceilings: Mapping[str, int] = field(default_factory=dict)
     upstream_timeout_ms: int = 25_000
     recovery_grace_ms: int = 600_000
+    store_id: str = ""
+
+
+# What every transaction reads before it decides: why nothing may be sent, if so.
+GAP = "gap"
+MOVED_TO = "moved_to"
+HALTS = (GAP, MOVED_TO)
+# Says that no walk of Stripe's lists was ever whole for this store.
+NEW_STORE = "new_store"

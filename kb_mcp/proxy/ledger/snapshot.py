@@ -12,6 +12,7 @@ from itertools import islice
 
 from kb_mcp.proxy.ledger.clock import Doubt
 from kb_mcp.proxy.ledger.records import (
+    HALTS,
     Approval,
     Attempt,
     AuditDraft,
@@ -63,6 +64,7 @@ class Snapshot:
     unresolved: dict[LineageId, int] = field(default_factory=dict)
     outstanding_approvals: dict[LineageId, int] = field(default_factory=dict)
     object_owners: dict[str, OperationId] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
     dirty: Dirty = field(default_factory=lambda: Dirty())  # noqa: PLW0108 defined below
     _found: Found = field(default_factory=lambda: Found())  # noqa: PLW0108 defined below
 
@@ -137,6 +139,11 @@ class Snapshot:
             and (self.now < operation.lease_until)
         )
 
+    @property
+    def halted(self) -> bool:
+        """Say whether nothing may be sent: the store lost records, or was moved elsewhere."""
+        return any(self.facts.get(name) for name in HALTS)
+
     def apply(self, changes: Changes) -> None:
         """Make `changes` visible to the next step, and remember them for the store."""
         self.dirty.note(changes, self)
@@ -159,6 +166,7 @@ class Snapshot:
         self.lineages.update((lineage.id, lineage) for lineage in changes.lineages)
         self.approvals.update((approval.id, approval) for approval in changes.approvals)
         self.grants.update((grant.id, grant) for grant in changes.grants)
+        self.facts.update(changes.facts)
 
     def _count_unresolved(self, new: Operation) -> None:
         old = self.operations.get(new.id)
@@ -253,6 +261,7 @@ class Dirty:
     lineages: set[LineageId] = field(default_factory=set)
     approvals: set[str] = field(default_factory=set)
     grants: set[str] = field(default_factory=set)
+    facts: dict[str, str] = field(default_factory=dict)
     audit: list[AuditDraft] = field(default_factory=list)
 
     def note(self, changes: Changes, snapshot: Snapshot) -> None:
@@ -269,4 +278,5 @@ class Dirty:
         self.lineages.update(lineage.id for lineage in changes.lineages)
         self.approvals.update(approval.id for approval in changes.approvals)
         self.grants.update(grant.id for grant in changes.grants)
+        self.facts.update(changes.facts)
         self.audit.extend(changes.audit)

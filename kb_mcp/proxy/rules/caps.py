@@ -30,10 +30,10 @@ def check_caps(
     account day. `left` in the facts is what the window still admits, in minor units. What
     `holding` holds already is no more to spend; a key that made it has counted its send, too.
     """
-    refused = check_amount_caps(snapshot, command)
+    windows = command.windows(snapshot.now)
+    refused = check_amount_caps(snapshot, command) or _check_customer(command, windows)
     if refused is not None:
         return refused
-    windows = command.windows(snapshot.now)
     own: dict[WindowKey, int] = {}
     if holding is not None:
         own = dict.fromkeys(windows_of(holding).money(), holding.held)
@@ -65,6 +65,15 @@ def caps_of(command: Command) -> tuple[Mapping[str, int], ...]:
 def _ceilings(snapshot: Snapshot, command: Command) -> Mapping[str, int]:
     settings = snapshot.settings
     return settings.ceilings if command.refund is None else settings.refund_ceilings
+
+
+def _check_customer(command: Command, windows: OperationWindows) -> Refusal | None:
+    """Refuse what names no customer where caps per customer are all that bound the key."""
+    _, daily, monthly, per_customer_daily = caps_of(command)
+    if windows.customer_day is not None or daily or monthly or not per_customer_daily:
+        return None
+    reason = "only caps per customer bound it, and this names no customer"
+    return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
 
 
 def _check_counts(

@@ -6,6 +6,7 @@ handler and a tool beside each other do not bill twice (design: What names an op
 
 from __future__ import annotations
 
+from datetime import date
 from typing import TYPE_CHECKING
 
 from kb_mcp.money import Money, format_money
@@ -13,6 +14,7 @@ from kb_mcp.periods import overlap, parse_period
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.records import HOLDING, NamedBy, Operation
 from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.windows import day_of
 from kb_mcp.proxy.rules.permits import opened_for, permitted, withdrawn
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def _conflicts(
         found += [
             (Code.DUPLICATE_SUSPECTED, peer)
             for peer in snapshot.bill_peers(bill)
-            if peer.id != operation.id and _suspicious(command, peer, bill.since)
+            if peer.id != operation.id and _suspicious(command, peer, snapshot.now, bill.since)
         ]
     return found
 
@@ -92,8 +94,15 @@ def _same_days(command: Command, period: Period, peer: Operation) -> bool:
     return refused and peer.period is not None and overlap(period, parse_period(peer.period))
 
 
-def _suspicious(command: Command, peer: Operation, since: int) -> bool:
+def _suspicious(command: Command, peer: Operation, now: int, since: int) -> bool:
     period = command.reading.period
+    if peer.period is None and peer.period_start is not None and peer.period_end is not None:
+        # It was adopted, and nobody knows for what: any bill of those days may be it.
+        today = day_of(now)
+        spans = [(today, today)] if period is None else [(today, today), (period.start, period.end)]
+        first, last = map(date.fromisoformat, (peer.period_start, peer.period_end))
+        if any(start <= last and end >= first for start, end in spans):
+            return True
     if period is not None and peer.period is not None:
         # Both say what they are for: the guard of periods has judged them.
         return False
@@ -116,9 +125,8 @@ def _refusal(code: Code, peer: Operation) -> Refusal:
     }
     if peer.refunded:
         facts["refunded"] = True
-    named = peer.object_id and peer.object_id + ("" if peer.final else ", which is not final yet")
-    named = named or f"operation {peer.id}, whose outcome is {peer.state.value}"
+    named = peer.object_id or f"operation {peer.id}, whose outcome is {peer.state.value}"
     amount = format_money(Money(peer.amount, peer.currency))
     period = f" for {peer.period}" if peer.period else ""
-    state = ", refunded since" if peer.refunded else ""
+    state = ", refunded since" if peer.refunded else "" if peer.final else ", not final yet"
     return refuse(code, facts=facts, charge=f"{named}, {amount}{period}{state}")

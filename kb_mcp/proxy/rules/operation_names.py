@@ -68,8 +68,10 @@ def later_name(older: Operation) -> str:
     """Return the upstream key of the generation after `older`: the next occurrence, or K-rN."""
     if older.named_by is NamedBy.BODY and not older.refunded:
         return occurrence_key(older.name, older.generation + 2)
-    root = older.upstream_name.split("-", 1)[0]
-    return f"{root}-r{older.generation + 1}"
+    root, _, suffix = older.upstream_name.partition("-r")
+    # One that was adopted by itself may have a higher number than its generation.
+    count = max(older.generation, int(suffix) if suffix.isdecimal() else 0)
+    return f"{root.split('-', 1)[0]}-r{count + 1}"
 
 
 def attempt_key(operation: Operation, number: int) -> str:
@@ -105,7 +107,7 @@ def older_caller_keys(reading: Reading) -> tuple[str, ...]:
 
 
 def request_body(
-    reading: Reading, operation: OperationId, upstream_key: str, lineage: LineageId
+    reading: Reading, operation: OperationId, upstream_key: str, lineage: LineageId, store_id: str
 ) -> bytes:
     """Return the body to send: the parsed form, rebuilt, with the marks that find it again."""
     marks = {
@@ -113,6 +115,8 @@ def request_body(
         "metadata[keybrake_attempt]": upstream_key,
         "metadata[keybrake_key]": lineage,
     }
+    if store_id:
+        marks["metadata[keybrake_store]"] = store_id
     return reading.form.with_(marks).encode()
 
 

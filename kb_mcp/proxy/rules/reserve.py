@@ -215,7 +215,8 @@ def _send_new(
 ) -> tuple[Operation, Attempt]:
     number = operation.attempt + 1
     key = attempt_key(operation, number)
-    body = request_body(command.reading, operation.id, key, command.lineage_id)
+    store_id = snapshot.settings.store_id
+    body = request_body(command.reading, operation.id, key, command.lineage_id, store_id)
     return send_next(snapshot, command, operation, key, body)
 
 

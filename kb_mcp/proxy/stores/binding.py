@@ -11,7 +11,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.ledger.records import StoreSettings
+from kb_mcp.proxy.ledger.records import NEW_STORE, StoreSettings
 from kb_mcp.proxy.store_admin import Binds
 
 
@@ -70,6 +70,22 @@ class LiveSettings:
         return self.now
 
 
+def missing_facts(
+    stored: Mapping[str, str], bound: StoreSettings, binds: Binds, marks: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the facts that a store of `bound` lacks: all of a new one, else what is kept since.
+
+    Raises: BindingError, where it has another of `marks`: of two first processes one came first.
+    """
+    if any(stored.get(name, value) != value for name, value in marks.items()):
+        raise BindingError("another process began this store just now, with another master key")
+    kept = {"store_id": bound.store_id, **marks, **facts_of(bound, binds)}
+    if not stored:
+        # Until its first whole walk: it may stand in for one that was lost.
+        kept[NEW_STORE] = "1"
+    return {name: value for name, value in kept.items() if name not in stored}
+
+
 def bound_by(
     facts: Mapping[str, str], wanted: StoreSettings, explicit: Mapping[str, object]
 ) -> StoreSettings:
@@ -87,6 +103,7 @@ def bound_by(
         refund_ceilings=json.loads(told["refund_ceilings"]),
         upstream_timeout_ms=int(told["upstream_timeout_ms"]),
         recovery_grace_ms=int(told["recovery_grace_ms"]),
+        store_id=facts.get("store_id", wanted.store_id),
     )
     if (bound.account, bound.mode) != (wanted.account, wanted.mode):
         raise BindingError(

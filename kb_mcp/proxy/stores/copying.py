@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS
+from kb_mcp.proxy.ledger.records import MOVED_TO
 from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.proxy.stores.postgres.connection import Connection
 from kb_mcp.proxy.stores.postgres.save import columns_of, insert
@@ -25,6 +26,8 @@ TABLES: Mapping[str, tuple[str, ...]] = dict(COLUMNS) | {
     "operators": ("name", "token_hash", "created_at"),
     "facts": ("name", "value"),
 }
+# That the old ledger was moved is no fact of the new one.
+_SOURCES = {"facts": f"facts WHERE name <> '{MOVED_TO}'"}
 Advance = Callable[[int, int], None]
 
 
@@ -67,7 +70,8 @@ def _check_empty(target: Connection) -> None:
 
 
 def _count(source: sqlite3.Connection, table: str) -> int:
-    return int(source.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608 our own names
+    rows = _SOURCES.get(table, table)
+    return int(source.execute(f"SELECT count(*) FROM {rows}").fetchone()[0])  # noqa: S608 our own names
 
 
 def _batches(source: sqlite3.Connection, table: str) -> Iterator[list[tuple[Any, ...]]]:
@@ -85,7 +89,8 @@ def _batches(source: sqlite3.Connection, table: str) -> Iterator[list[tuple[Any,
 def _read_sqlite(source: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
     columns = TABLES[table]
     names = ", ".join(f'"{name}"' for name in columns)
-    for row in source.execute(f"SELECT {names} FROM {table}"):  # noqa: S608 our own names
+    rows = _SOURCES.get(table, table)
+    for row in source.execute(f"SELECT {names} FROM {rows}"):  # noqa: S608 our own names
         yield tuple(
             bool(value) if name in _FLAGS else value
             for name, value in zip(columns, tuple(row), strict=True)

@@ -23,6 +23,7 @@ from kb_mcp.proxy.ledger.records import (
     WindowKey,
 )
 from kb_mcp.proxy.reads import AuditCounts, BilledDays, Held, KeyCaps, KeyCounts, KeySpend
+from kb_mcp.proxy.rules.gaps import Known, Trace
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage
 
 
@@ -40,6 +41,25 @@ class Gauges(ABC):
     @abstractmethod
     def _after(self, row: Any) -> Mapping[str, Any]:
         """Return the values of a query that goes on after `row`, 0 being before the first."""
+
+    async def facts(self) -> dict[str, str]:
+        """Return every fact of the store."""
+        return {row["name"]: row["value"] for row in await self._asked("facts")}
+
+    async def known(self, objects: Sequence[str], upstream_keys: Sequence[str]) -> Known:
+        """Return what the ledger knows of objects at Stripe and of the attempts they name."""
+        found = await self._asked("known_objects", **self._ids(objects))
+        attempts = {
+            row["upstream_key"]: Trace(
+                row["operation_id"], row["outcome"], row["state"], row["next_read_at"]
+            )
+            for row in await self._asked("known_attempts", **self._ids(upstream_keys))
+        }
+        return Known(frozenset(row["id"] for row in found), attempts)
+
+    async def known_lineages(self, ids: Sequence[str]) -> frozenset[str]:
+        """Return which of `ids` are lineages of this store."""
+        return frozenset(row["id"] for row in await self._asked("known_lineages", **self._ids(ids)))
 
     async def ceilings(self, *, refunds: bool = False) -> Mapping[str, int]:
         """Return the account's daily ceiling of each currency, in minor units, as it is now.

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.operators.actions.adopt import NOBODY, operation_of, period_of
+from kb_mcp.operators.actions.adopt import NOBODY, Left, operation_of, period_of
 from kb_mcp.proxy.ledger.records import KeyId, NamedBy, OperationId
 
 CHARGE: dict[str, Any] = {
@@ -31,8 +31,9 @@ MARKS = {
     [
         ({}, "description", "2026-06"),
         ({"month": "June 2026"}, "metadata:month", "2026-06"),
-        ({"month": "June"}, "metadata:month", None),
-        ({}, "metadata:month", None),
+        ({"month": "June"}, "metadata:month", "unreadable"),
+        ({}, "metadata:month", "unreadable"),
+        ({}, "created", "2026-05"),
         ({}, "none", None),
         (MARKS, "none", "2026-05"),
         ({"billing_period": "2026-05"}, "none", None),
@@ -42,12 +43,16 @@ def test_a_charge_says_its_period_where_it_was_told_to(
     metadata: dict[str, str], period_from: str, label: str | None
 ) -> None:
     period = period_of(CHARGE | {"metadata": metadata}, period_from)
-    assert (None if period is None else period.label) == label
+    if isinstance(period, Left):
+        assert label == "unreadable"
+    else:
+        assert (None if period is None else period.label) == label
 
 
 def test_a_charge_of_ours_gets_its_operation_its_name_and_its_key_back() -> None:
     charge = CHARGE | {"metadata": MARKS | {"billing_period": "2026-06"}}
     period = period_of(charge, "none")
+    assert not isinstance(period, Left)
     found, attempt = operation_of(
         charge, period, {"lineage1": KeyId("key1")}, 7, OperationId("op_x")
     )

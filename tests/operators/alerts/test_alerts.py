@@ -23,6 +23,7 @@ from kb_mcp.operators.alerts.rules import RECONCILE_DIFFERENCE
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.records import AuditDraft
+from kb_mcp.proxy.rules.gaps import GAP_FOUND, WALK_FAILED
 from kb_mcp.wiring.alerts import alerts_path, build_alerts, is_public
 from tests.in_process_proxy import InProcessProxy
 
@@ -360,3 +361,16 @@ def test_a_secret_may_stand_in_a_file_beside(in_process: InProcessProxy) -> None
     (in_process.folder / "hook.secret").unlink()
     with pytest.raises(SettingsError, match="cannot be read"):
         build_alerts(in_process.settings, in_process.proxy.store)
+
+
+def test_a_gap_and_lists_that_cannot_be_read_are_told_once(in_process: InProcessProxy) -> None:
+    with receiver() as server:
+        alerts = watching(in_process, hook(server))
+        in_process.run(alerts.run())
+        for code in (GAP_FOUND, WALK_FAILED):
+            row = AuditDraft(kind="recovery", code=code, note="ch_1")
+            in_process.run(note(in_process.proxy.store.ledger, row))
+        for _ in range(2):
+            in_process.run(alerts.run())
+    assert sorted(each["kind"] for each in told(server)) == ["ledger_behind", "walk_failed"]
+    assert all("ch_1" in each["text"] for each in told(server))

@@ -19,7 +19,7 @@ CONTRACT = {
     (403, "invalid_request_error"): "vault_key_not_authorized vault_key_frozen "
     "too_many_unresolved attempts_exhausted parameter_not_allowed header_not_allowed "
     "spend_cap_exceeded charge_count_exceeded currency_not_allowed amount_not_metered "
-    "approval_required",
+    "approval_required identity_not_granted identity_ambiguous tool_not_granted",
     (400, "invalid_request_error"): "parameter_unknown parameter_invalid parameter_duplicate "
     "parameter_missing body_invalid path_invalid period_out_of_window idempotency_key_required "
     "period_already_charged duplicate_suspected",
@@ -30,7 +30,7 @@ CONTRACT = {
     (413, "invalid_request_error"): "body_too_large",
     (429, "rate_limit_error"): "rate_limited",
     (502, "api_error"): "upstream_unreachable upstream_rejected_key",
-    (503, "api_error"): "ledger_unavailable ledger_behind draining overloaded",
+    (503, "api_error"): "ledger_unavailable ledger_behind issuer_unreachable draining overloaded",
     (504, "api_error"): "outcome_unknown",
 }
 

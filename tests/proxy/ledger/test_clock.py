@@ -14,7 +14,6 @@ from kb_mcp.proxy.ledger.clock import (
     StoreClock,
     StoredTime,
     Told,
-    word_of_operator,
 )
 
 NOW = 1_795_482_000_000  # 2026-11-24T01:00:00Z
@@ -273,7 +272,7 @@ def test_an_operator_ends_a_dispute_and_the_word_ends_when_the_clocks_agree(wron
     host.facts = {"high_water_ms": str(NOW + DAY)}
     host.hear(wrong_ms)
     assert host.charge().dispute
-    host.facts |= word_of_operator(host.clock.host_time, StoredTime.of_facts(host.facts))
+    host.facts |= host.clock.word_of_operator(StoredTime.of_facts(host.facts))
     assert (certain(host.charge()), host.charge().now) == (True, NOW)
     # It holds on, over a restart too, though Stripe goes on saying otherwise.
     host.pass_time(2 * MINUTE)
@@ -293,7 +292,7 @@ def test_an_operator_ends_a_dispute_and_the_word_ends_when_the_clocks_agree(wron
 
 def test_a_confirmed_clock_that_is_set_is_disputed_again() -> None:
     host = Host()
-    host.facts |= word_of_operator(host.clock.host_time, StoredTime.of_facts(host.facts))
+    host.facts |= host.clock.word_of_operator(StoredTime.of_facts(host.facts))
     host.hear(DAY)
     assert certain(host.charge())
     host.ms += 3 * DAY
@@ -319,10 +318,22 @@ def test_what_a_clock_that_was_ahead_wrote_down_stays_in_doubt() -> None:
 
 
 def test_an_operators_word_that_sets_the_time_back_leaves_it_in_doubt() -> None:
+    host = Host()
     stored = StoredTime(mark=NOW + DAY, doubt=Doubt(NOW - HOUR, NOW))
-    facts = word_of_operator(NOW, stored)
+    facts = host.clock.word_of_operator(stored)
     assert StoredTime.of_facts(facts).doubt == Doubt(NOW - HOUR, NOW + DAY)
-    assert StoredTime.of_facts(word_of_operator(NOW + 2 * DAY, stored)).doubt is None
+    host.ms += 2 * DAY
+    assert "clock_doubt" not in host.clock.word_of_operator(stored)
+
+
+def test_an_operators_word_is_about_the_clock_as_it_was_also_for_a_process_that_starts_later() -> (
+    None
+):
+    host = Host()
+    host.facts |= host.clock.word_of_operator(StoredTime())
+    host.ms += 2 * HOUR
+    host.restart()
+    assert "7200 s off" in host.tell().dispute
 
 
 def test_another_process_hears_of_the_operators_word() -> None:
@@ -331,7 +342,7 @@ def test_another_process_hears_of_the_operators_word() -> None:
     host.charge()
     host.ms -= DAY
     assert host.charge().dispute
-    host.facts |= word_of_operator(host.clock.host_time, StoredTime.of_facts(host.facts))
+    host.facts |= host.clock.word_of_operator(StoredTime.of_facts(host.facts))
     told = host.charge()
     assert (certain(told), told.now) == (True, NOW)
 

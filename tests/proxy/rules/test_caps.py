@@ -89,6 +89,28 @@ def test_a_limit_in_one_currency_refuses_every_other(kind: str, currency: str, a
     assert (refusal.facts["allowed"], refusal.facts["currency"]) == (("usd",), currency)
 
 
+@pytest.mark.parametrize(
+    ("caps", "passes"),
+    [
+        ({"per_customer_daily": {"usd": 2900}}, False),
+        ({"per_customer_daily": {"usd": 2900}, "per_charge": {"usd": 2900}}, False),
+        ({"per_customer_daily": {"usd": 2900}, "monthly": {"usd": 2900}}, True),
+        ({"daily": {"usd": 2900}}, True),
+    ],
+)
+def test_a_charge_without_a_customer_is_no_way_around_a_cap_per_customer(
+    caps: dict[str, Any], passes: bool
+) -> None:
+    some = one_key(**caps)
+    command = some.intend("june")
+    nobodys = replace(command, reading=replace(command.reading, customer=None))
+    refusal = check_caps(some.snapshot, nobodys)
+    assert (refusal is None) == passes
+    if refusal is not None:
+        assert refusal.code.value == "vault_key_not_authorized"
+        assert "names no customer" in refusal.message
+
+
 def test_sends_per_day_count_every_send_whatever_became_of_it() -> None:
     some = one_key(daily_charges=2)
     some.end(some.ask("june"), declined())

@@ -362,3 +362,15 @@ def test_what_expired_waits_for_nobody() -> None:
     assert asked.waits(asked.expires_at - 1)
     assert not asked.waits(asked.expires_at)
     assert not replace(asked, state="denied").waits(asked.created_at)
+
+
+@pytest.mark.parametrize(("currency", "limit", "unit"), [("jpy", 500, 1), ("kwd", 500_000, 10)])
+def test_a_threshold_is_in_the_minor_units_of_its_currency(
+    currency: str, limit: int, unit: int
+) -> None:
+    one_key = OneKey(policy=policy(approval_above={currency: limit}))
+    assert told(one_key.ask("june", currency=currency, amount=limit)) == "proceed as K"
+    more = {"currency": currency, "amount": limit + unit}
+    assert told(one_key.ask("july", customer="cus_B2", **more)) == "approval_required"
+    (asked,) = one_key.snapshot.approvals.values()
+    assert (asked.amount, asked.currency) == (limit + unit, currency)

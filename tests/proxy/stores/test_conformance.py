@@ -32,8 +32,7 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.rows import differing
-from kb_mcp.proxy.stores.sealing import SealBrokenError
-from kb_mcp.wiring.store import Store
+from kb_mcp.wiring.store import MasterKeyError, Store
 from tests.proxy.stores.conftest import Open, Run
 
 LINEAGE = LineageId("lin_1")
@@ -358,19 +357,12 @@ def test_time_never_runs_back_from_one_process_to_the_next(open_one: Open, run: 
     assert seen == sorted(seen)
 
 
-def test_another_master_key_opens_nothing_that_was_sealed(open_one: Open, run: Run) -> None:
+def test_another_master_key_opens_nothing(open_one: Open, run: Run) -> None:
     store = open_one()
     run(write(store, Changes(operations=(operation(answer=b"x"),), windows=(Window(DAY),))))
-    other = open_one(KEYBRAKE_MASTER_KEY="another-master-key-0123456789-0123456789")
-    sealed = Refs(operations=frozenset({OperationId("op_1")}))
-
-    async def together() -> list[object]:
-        waiting = [read(other, sealed), read(other, Refs(windows=frozenset({DAY})))]
-        return list(await asyncio.gather(*waiting, return_exceptions=True))
-
-    outcomes = run(together())
-    assert isinstance(outcomes[0], SealBrokenError)
-    assert isinstance(outcomes[1], Snapshot)
+    with pytest.raises(MasterKeyError, match="another master key"):
+        open_one(KEYBRAKE_MASTER_KEY="another-master-key-0123456789-0123456789")
+    assert run(read(store, Refs(windows=frozenset({DAY})))).windows
 
 
 def test_closing_runs_what_still_waits(open_one: Open, run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from email.utils import formatdate
 
 import pytest
 from msgspec.structs import replace
@@ -23,6 +24,7 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.decide import decide
 from kb_mcp.proxy.rules.decisions import Decision, Proceed
+from kb_mcp.serving.machine import host_ms
 from kb_mcp.wiring.store import Store
 from tests.proxy.rules.one_key import ALICE, OneKey
 from tests.proxy.stores.conftest import Open, Run
@@ -34,6 +36,12 @@ PERIODS = {"2026-11": "usd", "2026-Q4": "eur", "2026": "gbp", "2026-W46": "chf",
 CUSTOMERS = 8
 
 
+def hearing(store: Store) -> Store:
+    """Let a process hear Stripe tell the time, without which it sends nothing."""
+    store.clock.observe(formatdate(host_ms() // 1000, usegmt=True))
+    return store
+
+
 async def asked(store: Store, command: Command) -> Decision:
     def step(snapshot: Snapshot) -> tuple[Decision, Changes]:
         decision = decide(snapshot, command)
@@ -43,7 +51,7 @@ async def asked(store: Store, command: Command) -> Decision:
 
 
 def test_of_overlapping_periods_asked_for_at_once_one_is_charged(open_one: Open, run: Run) -> None:
-    stores = [open_one() for _ in PERIODS]
+    stores = [hearing(open_one()) for _ in PERIODS]
     keys = [replace(ALICE, id=KeyId(name), lineage_id=LineageId(name)) for name in "abcdef"]
     lineages = tuple(Lineage(key.lineage_id) for key in keys)
     run(write(stores[0], Changes(keys=tuple(keys), lineages=lineages)))
@@ -69,7 +77,7 @@ def test_of_overlapping_periods_asked_for_at_once_one_is_charged(open_one: Open,
 def test_of_two_bodies_under_one_key_asked_for_at_once_one_is_charged(
     open_one: Open, run: Run
 ) -> None:
-    stores = [open_one() for _ in PERIODS]
+    stores = [hearing(open_one()) for _ in PERIODS]
     keys = [replace(ALICE, id=KeyId(name), lineage_id=LineageId(name)) for name in "abcdef"]
     lineages = tuple(Lineage(key.lineage_id) for key in keys)
     run(write(stores[0], Changes(keys=tuple(keys), lineages=lineages)))

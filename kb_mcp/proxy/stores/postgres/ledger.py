@@ -247,6 +247,7 @@ class PostgresLedger:
         stored = StoredTime.of_facts(loaded.facts)
         self._marked, self._told = stored.mark, self._clock.tell(stored)
         snapshot = snapshot_at(self._told, self._live.read(loaded.facts))
+        snapshot.facts = {name: value for name, value in loaded.facts.items() if value}
         if abs(snapshot.now - turn.now) > SINCE_MARGIN_MS:
             # The store's clock was set: the refs of the time that we took it for may lack rows.
             raise _AgainError
@@ -304,6 +305,8 @@ class PostgresLedger:
         raised = raises_mark(self._told, self._marked, snapshot)
         with connection.pipeline():
             save(connection, snapshot, self._sealer.seal, rows)
+            for fact in sorted(snapshot.dirty.facts.items()):
+                connection.execute(self._queries["set_fact"], fact)
             for name, value in self._clock.facts(self._told, raised=raised).items():
                 # Another process may be ahead of us: time never runs back.
                 if name == MARK:
@@ -366,7 +369,7 @@ def _changed(snapshot: Snapshot) -> bool:
     dirty = snapshot.dirty
     return bool(
         dirty.operations or dirty.attempts or dirty.windows or dirty.tallies
-        or dirty.keys or dirty.lineages or dirty.approvals
+        or dirty.keys or dirty.lineages or dirty.approvals or dirty.facts
     )  # fmt: skip
 
 

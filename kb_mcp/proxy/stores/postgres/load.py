@@ -13,6 +13,7 @@ from typing import Any
 from kb_mcp.proxy.ledger.clock import TIME_FACTS
 from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.records import (
+    HALTS,
     Approval,
     CallerKey,
     Grant,
@@ -88,7 +89,11 @@ class PostgresLoader:
             now_ms=int(told["now_ms"]),
             facts={
                 name: told[name]
-                for name in ("ceilings", "refund_ceilings", "recovery_grace_ms", *TIME_FACTS)
+                for name in (
+                    *("ceilings", "refund_ceilings", "recovery_grace_ms"),
+                    *HALTS,
+                    *TIME_FACTS,
+                )
             },
             token=None if token is None else int(token["token"]),
             rows={name: cursor.fetchall() for name, cursor in cursors.items()},

@@ -28,7 +28,30 @@ SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms,
        (SELECT value FROM facts WHERE name = 'clock_doubt') AS clock_doubt,
        (SELECT value FROM facts WHERE name = 'ceilings') AS ceilings,
        (SELECT value FROM facts WHERE name = 'refund_ceilings') AS refund_ceilings,
-       (SELECT value FROM facts WHERE name = 'recovery_grace_ms') AS recovery_grace_ms
+       (SELECT value FROM facts WHERE name = 'recovery_grace_ms') AS recovery_grace_ms,
+       (SELECT value FROM facts WHERE name = 'gap') AS gap,
+       (SELECT value FROM facts WHERE name = 'moved_to') AS moved_to
+
+-- name: facts
+SELECT name, value FROM facts
+
+-- name: known_objects
+-- Which of these objects at Stripe belong to an operation that stands. Attempts know whose an object
+-- is, but where the request did not tell an amount.
+SELECT a.object_id AS id FROM attempts a JOIN operations o ON o.id = a.operation_id
+ WHERE a.object_id = ANY(%(ids)s::text[]) AND a.outcome = 'succeeded' AND o.state = 'succeeded'
+ UNION
+SELECT object_id FROM operations
+ WHERE object_id = ANY(%(ids)s::text[]) AND amount = 0 AND object_id IS NOT NULL
+   AND state = 'succeeded'
+
+-- name: known_attempts
+SELECT a.upstream_key, a.operation_id, a.outcome, o.state, o.next_read_at
+  FROM attempts a JOIN operations o ON o.id = a.operation_id
+ WHERE a.upstream_key = ANY(%(ids)s::text[])
+
+-- name: known_lineages
+SELECT id FROM lineages WHERE id = ANY(%(ids)s::text[])
 
 -- name: wanted
 -- The operations that a batch needs: by name, by id, by guard, and the last decline of each tally.
@@ -57,7 +80,9 @@ WITH wanted AS (
       JOIN operations o ON o.customer = b.customer AND o.amount = b.amount
            AND o.currency = b.currency
      WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
-       AND (o.first_arrival_at > b.since OR o.state <> 'succeeded')
+       AND (o.first_arrival_at > b.since OR o.state <> 'succeeded'
+            -- adopted without a period: it may be a bill of any of those days
+            OR (o.period IS NULL AND o.period_start IS NOT NULL))
     UNION SELECT o.id FROM operations o WHERE o.gives_back = ANY(%(charges)s::text[])
 )
 

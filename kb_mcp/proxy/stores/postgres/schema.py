@@ -16,7 +16,7 @@ from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.ledger.windows import rfc3339
 from kb_mcp.proxy.store_admin import Binds
-from kb_mcp.proxy.stores.binding import SchemaError, bound_by, check_account, facts_of
+from kb_mcp.proxy.stores.binding import SchemaError, bound_by, check_account, missing_facts
 from kb_mcp.proxy.stores.postgres.connection import OLDEST_SERVER, Connection
 from kb_mcp.proxy.stores.postgres.locks import Guard, lock
 from kb_mcp.proxy.stores.queries import load_grants, load_migrations, load_queries
@@ -90,7 +90,8 @@ def bind(
     connection: Connection,
     wanted: StoreSettings,
     explicit: Mapping[str, object],
-    binds: Binds = Binds.LIMITS,
+    binds: Binds,
+    marks: Mapping[str, str],
 ) -> StoreSettings:
     """Return what the store is bound to, and bind it to `wanted` as far as it is not yet.
 
@@ -101,9 +102,8 @@ def bind(
         _hold(connection, Guard.BINDING)
         stored = read_facts(connection)
         bound = bound_by(stored, wanted, explicit)
-        for fact in facts_of(bound, binds).items():
-            if fact[0] not in stored:
-                connection.execute(queries["set_fact"], fact)
+        for fact in missing_facts(stored, bound, binds, marks).items():
+            connection.execute(queries["set_fact"], fact)
     return bound
 
 

@@ -204,11 +204,14 @@ class SqliteLedger:
         facts = {row["name"]: row["value"] for row in loader.rows("deciding_facts")}
         stored = StoredTime.of_facts(facts)
         self._marked, self._told = stored.mark, self._clock.tell(stored)
-        return snapshot_at(self._told, self._live.read(facts))
+        snapshot = snapshot_at(self._told, self._live.read(facts))
+        snapshot.facts = facts
+        return snapshot
 
     def _save(self, connection: sqlite3.Connection, snapshot: Snapshot) -> None:
         save(connection, snapshot, self._sealer.seal)
         self._save_audit(connection, snapshot)
+        connection.executemany(self._queries["set_fact"], snapshot.dirty.facts.items())
         raised = raises_mark(self._told, self._marked, snapshot)
         facts = self._clock.facts(self._told, raised=raised)
         connection.executemany(self._queries["set_fact"], facts.items())

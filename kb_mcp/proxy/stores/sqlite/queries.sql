@@ -31,7 +31,9 @@ WITH named AS (
       FROM json_each(:bills) AS b CROSS JOIN operations AS o
         ON o.customer = b.value ->> 0 AND o.amount = b.value ->> 1 AND o.currency = b.value ->> 2
      WHERE o.state IN ('reserved', 'unknown', 'succeeded', 'voided')
-       AND (o.first_arrival_at > b.value ->> 3 OR o.state <> 'succeeded')
+       AND (o.first_arrival_at > b.value ->> 3 OR o.state <> 'succeeded'
+            -- adopted without a period: it may be a bill of any of those days
+            OR (o.period IS NULL AND o.period_start IS NOT NULL))
     UNION SELECT o.id
       FROM json_each(:charges) AS c CROSS JOIN operations AS o ON o.gives_back = c.value
 )
@@ -106,11 +108,34 @@ SELECT id FROM operations
  WHERE created_at < ? AND state = 'succeeded' AND final = 1 AND answer IS NOT NULL
  ORDER BY created_at LIMIT ?
 
+-- name: facts
+SELECT name, value FROM facts
+
+-- name: known_objects
+-- Which of these objects at Stripe belong to an operation that stands. Attempts know whose an object
+-- is, but where the request did not tell an amount.
+SELECT a.object_id AS id
+  FROM json_each(:ids) AS wanted CROSS JOIN attempts AS a ON a.object_id = wanted.value
+       CROSS JOIN operations AS o ON o.id = a.operation_id
+ WHERE a.outcome = 'succeeded' AND o.state = 'succeeded'
+ UNION
+SELECT o.object_id FROM json_each(:ids) AS wanted CROSS JOIN operations AS o
+    ON o.object_id = wanted.value
+ WHERE o.amount = 0 AND o.object_id IS NOT NULL AND o.state = 'succeeded'
+
+-- name: known_attempts
+SELECT a.upstream_key, a.operation_id, a.outcome, o.state, o.next_read_at
+  FROM json_each(:ids) AS wanted CROSS JOIN attempts AS a ON a.upstream_key = wanted.value
+       CROSS JOIN operations AS o ON o.id = a.operation_id
+
+-- name: known_lineages
+SELECT l.id FROM json_each(:ids) AS wanted CROSS JOIN lineages AS l ON l.id = wanted.value
+
 -- name: deciding_facts
--- What every decision depends on, whatever it is about.
+-- What every decision depends on, whatever it is about, and why nothing may be sent.
 SELECT name, value FROM facts
  WHERE name IN ('high_water_ms', 'clock_boot', 'clock_confirmed', 'clock_doubt',
-                'ceilings', 'refund_ceilings', 'recovery_grace_ms')
+                'ceilings', 'refund_ceilings', 'recovery_grace_ms', 'gap', 'moved_to')
 
 -- name: set_fact
 INSERT INTO facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value

@@ -13,7 +13,13 @@ from kb_mcp.proxy.audit.chain import node_hash
 from kb_mcp.proxy.ledger.records import StoreSettings
 from kb_mcp.proxy.ledger.windows import rfc3339
 from kb_mcp.proxy.store_admin import Binds
-from kb_mcp.proxy.stores.binding import BindingError, SchemaError, bound_by, check_account, facts_of
+from kb_mcp.proxy.stores.binding import (
+    BindingError,
+    SchemaError,
+    bound_by,
+    check_account,
+    missing_facts,
+)
 from kb_mcp.proxy.stores.queries import load_migrations, load_queries
 
 __all__ = ["BindingError", "SchemaError", "bind", "bind_account", "migrate",
@@ -55,20 +61,22 @@ def bind(
     connection: sqlite3.Connection,
     wanted: StoreSettings,
     explicit: Mapping[str, object],
-    binds: Binds = Binds.LIMITS,
+    binds: Binds,
+    marks: Mapping[str, str],
 ) -> StoreSettings:
     """Return what the store is bound to, and bind it to `wanted` as far as it is not yet.
 
     `explicit` holds the settings that this process was configured with on purpose: they must
-    agree with the store's. Raises: BindingError.
+    agree with the store's. `marks` are facts of the store that are written once, where an earlier
+    version did not yet. Raises: BindingError.
     """
     connection.execute("BEGIN IMMEDIATE")
     try:
         stored = read_facts(connection)
         bound = bound_by(stored, wanted, explicit)
-        new = [fact for fact in facts_of(bound, binds).items() if fact[0] not in stored]
-        if new:
-            connection.executemany(load_queries("sqlite")["set_fact"], new)
+        missing = missing_facts(stored, bound, binds, marks)
+        if missing:
+            connection.executemany(load_queries("sqlite")["set_fact"], missing.items())
             connection.execute("COMMIT")
     finally:
         if connection.in_transaction:

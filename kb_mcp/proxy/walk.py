@@ -1,0 +1,373 @@
+"""The walk: reads Stripe's lists and proves that this store knows every object that it made.
+
+Floor: wing B, above gaps and beside recovery. It never posts. A walk begins at the end of the last
+whole one, which the store itself keeps: so that a store that was restored, together with all that
+lay beside it, finds what it has lost. While it does not know something, nothing is sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import urlencode
+
+from msgspec import Struct
+from msgspec.json import decode, encode
+from msgspec.structs import replace
+
+from kb_mcp.proxy.ledger.port import Ledger
+from kb_mcp.proxy.ledger.records import (
+    GAP,
+    NEW_STORE,
+    AuditDraft,
+    Changes,
+    Operation,
+    OperationId,
+    Refs,
+    StoreSettings,
+)
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.rules.gaps import (
+    GAP_FOUND,
+    WALKED,
+    Item,
+    Known,
+    Whose,
+    holds_money,
+    is_ours,
+    lost_among,
+    mark_of,
+)
+from kb_mcp.proxy.stripe.marks import marks, object_names
+from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads, Unread
+
+PAGE = 100
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+LOOK_BACK_AT_START_MS = 25 * HOUR_MS
+LOOK_BACK_HOURLY_MS = 15 * 60_000
+# Without a walk before: as far as a new store looks for marks of any store.
+LOOK_BACK_FIRST_MS = 40 * DAY_MS
+# Stripe's time comes in whole seconds; every look back reaches much further than is needed.
+SLACK_MS = 60_000
+SHOWN_MAX = 20
+
+# Facts of the store that the walk keeps.
+WALKED_UNTIL = "walked_until_ms"
+CHECKPOINT = "walk"
+CONFIRMED_NEW = "confirmed_new_ms"
+FOREIGN = "foreign_lineage:"
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Every page was read, and every object of ours made until `began` (ms) is known.
+
+    `owner` is the process that began the walk, which another one may have gone on with.
+    """
+
+    began: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Every page was read; these objects of ours are not known here."""
+
+    objects: tuple[str, ...]
+    any_store: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A list could not be read: nothing follows. `status` is Stripe's where it answered."""
+
+    path: str
+    why: str
+    status: int | None
+
+
+Outcome = Whole | Lost | Broken
+
+
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """How far a walk has come: the list, the last object of the last page, what was lost so far.
+
+    `since` and `began` bound what it says something about, in ms UTC by Stripe's clock.
+    """
+
+    since: int
+    began: int
+    any_store: bool
+    owner: str
+    place: int = 0
+    after: str | None = None
+    lost: tuple[str, ...] = ()
+
+
+class WalkRecords(Protocol):
+    """The part of a store's reads that a walk needs. Raises: LedgerUnavailableError."""
+
+    async def known(self, objects: Sequence[str], upstream_keys: Sequence[str]) -> Known:
+        """Return what the ledger knows of objects and attempts."""
+        ...
+
+    async def known_lineages(self, ids: Sequence[str]) -> frozenset[str]:
+        """Return which of `ids` are lineages of this store."""
+        ...
+
+    async def facts(self) -> Mapping[str, str]:
+        """Return every fact of the store."""
+        ...
+
+    async def operations(self, *, limit: int | None = None, **filters: str) -> Sequence[Any]:
+        """Return operations."""
+        ...
+
+
+@dataclass(slots=True)
+class Pace:
+    """At most `reads` in any second; `pause` waits some ms, `now_ms` never jumps."""
+
+    now_ms: Callable[[], int]
+    pause: Callable[[int], Awaitable[None]]
+    reads: int = 10
+    _taken: list[int] = field(default_factory=list)
+
+    async def take(self) -> None:
+        """Wait until one more read may be made."""
+        if len(self._taken) >= self.reads:
+            left_ms = self._taken[-self.reads] + 1_000 - self.now_ms()
+            if left_ms > 0:
+                await self.pause(left_ms)
+        self._taken = [*self._taken[1 - self.reads :], self.now_ms()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreWalk:
+    """Walks for one store.
+
+    `look` settles one operation as recovery does; `stripe_ms` is Stripe's time as far as it is
+    known. With `warns` (the sandbox), a new store is never held up by the marks of another.
+    """
+
+    ledger: Ledger
+    records: WalkRecords
+    reads: StripeReads
+    pace: Pace
+    look: Callable[[OperationId], Awaitable[Operation | None]]
+    stripe_ms: Callable[[], int]
+    owner: str
+    warns: bool = False
+
+    @property
+    def settings(self) -> StoreSettings:
+        """What the store is bound to."""
+        return self.ledger.settings
+
+    async def run(
+        self,
+        look_back_ms: int,
+        *,
+        writes: bool = True,
+        resume: bool = False,
+        reach_back_to: int | None = None,
+    ) -> Outcome:
+        """Walk from the end of the last whole walk, less `look_back_ms`; keep what was found.
+
+        `reach_back_to` (ms) is where it begins at the latest. `resume` goes on where an earlier
+        one was broken off. With `writes` false nothing is kept: for a store that may not be written
+        to yet, and for those who only look. Raises: LedgerUnavailableError.
+        """
+        facts = await self.records.facts()
+        begun = await self._begin(facts, look_back_ms, resume=resume)
+        if reach_back_to is not None:
+            begun = replace(begun, since=min(begun.since, max(reach_back_to, 0)))
+        named = {name.removeprefix(FOREIGN): value for name, value in facts.items()
+                 if name.startswith(FOREIGN)}  # fmt: skip
+        whose = Whose(
+            store_id=self.settings.store_id,
+            foreign=frozenset(lineage for lineage, value in named.items() if value),
+            any_store=begun.any_store,
+        )
+        outcome = await self._lists(begun, whose, writes=writes)
+        if writes:
+            await self._keep(outcome)
+        return outcome
+
+    async def confirm_new(self, audit: tuple[AuditDraft, ...] = ()) -> None:
+        """Take this store for a new one: no object that was made until now is its own."""
+        now = str(self.stripe_ms())
+        facts = {WALKED_UNTIL: now, CONFIRMED_NEW: now, NEW_STORE: "", CHECKPOINT: "", GAP: ""}
+        await self._write(facts, audit)
+
+    async def _begin(
+        self, facts: Mapping[str, str], look_back_ms: int, *, resume: bool
+    ) -> Checkpoint:
+        """Return where to begin: where an earlier walk was broken off, if it reaches back."""
+        now = self.stripe_ms()
+        until = int(facts.get(WALKED_UNTIL) or 0)
+        any_store = facts.get(NEW_STORE) == "1" or (
+            not until and not await self.records.operations(limit=1)
+        )
+        # A clock that was wrong once may have dated the last walk too late.
+        since = min(until, now) - look_back_ms if until else now - LOOK_BACK_FIRST_MS
+        confirmed = int(facts.get(CONFIRMED_NEW) or 0)
+        if confirmed:
+            # Stripe dates objects in whole seconds: from the next one on they may be this store's.
+            since = max(since, (confirmed // 1000 + 1) * 1000)
+        earlier = _read_checkpoint(facts.get(CHECKPOINT)) if resume else None
+        reaches = earlier is not None and earlier.since <= since + SLACK_MS
+        if earlier is not None and reaches and earlier.any_store == any_store:
+            return earlier
+        return Checkpoint(since=since, began=now, any_store=any_store, owner=self.owner)
+
+    async def _lists(self, state: Checkpoint, whose: Whose, *, writes: bool) -> Outcome:
+        for place in range(state.place, len(WALKED)):
+            if place != state.place:
+                state = replace(state, place=place, after=None)
+            ended = await self._pages(state, whose, writes=writes)
+            if isinstance(ended, Broken):
+                return ended
+            state = ended
+        return Lost(state.lost, whose.any_store) if state.lost else Whole(state.began, state.owner)
+
+    async def _pages(self, state: Checkpoint, whose: Whose, *, writes: bool) -> Checkpoint | Broken:
+        """Read one list to its end, from where `state` stands."""
+        path = WALKED[state.place][0]
+        seen: set[str] = set()
+        while True:
+            page = await self._page(path, state)
+            if isinstance(page, Broken):
+                return page
+            items, more = page
+            lost = await self._lost(items, state.place, whose, writes=writes)
+            state = replace(state, lost=tuple(dict.fromkeys((*state.lost, *lost))))
+            if not more:
+                return state
+            last = str(items[-1]["id"])
+            if last in seen:
+                return Broken(path, "Stripe's list repeats itself", None)
+            seen.add(last)
+            state = replace(state, after=last)
+            if writes:
+                await self._write({CHECKPOINT: encode(state).decode()})
+
+    async def _page(self, path: str, state: Checkpoint) -> tuple[list[Item], bool] | Broken:
+        query = {"limit": str(PAGE), "created[gte]": str(state.since // 1000)}
+        if state.after is not None:
+            query["starting_after"] = state.after
+        await self.pace.take()
+        answer = await self.reads.get(f"{path}?{urlencode(query)}")
+        if isinstance(answer, Unread):
+            return Broken(path, answer.why, answer.status)
+        if isinstance(answer, Missing) or not isinstance(answer, Found):
+            return Broken(path, "Stripe knows no such list", 404)
+        items, more = answer.body.get("data"), answer.body.get("has_more")
+        whole = isinstance(items, list) and all(
+            isinstance(each, dict) and isinstance(each.get("id"), str) for each in items
+        )
+        if not whole or not isinstance(items, list) or not isinstance(more, bool):
+            return Broken(path, "Stripe's answer is no list", None)
+        if more and not items:
+            return Broken(path, "Stripe's list breaks off", None)
+        return items, more
+
+    async def _lost(
+        self, items: list[Item], place: int, whose: Whose, *, writes: bool
+    ) -> list[str]:
+        """Return which objects of a page are ours, hold money, and are not known here."""
+        route = WALKED[place][1]
+        own = await self.records.known_lineages(
+            sorted({lineage for each in items if (lineage := marks(each).get("keybrake_key"))})
+        )
+        whose = replace(whose, lineages=own)
+        ours = [each for each in items if is_ours(each, whose) and holds_money(each, route)]
+        if not ours:
+            return []
+        lost, late = lost_among(ours, await self._known(ours))
+        if late and writes:
+            # Voided, and here it is: recovery concludes with it, and freezes the key that sent it.
+            for operation_id in sorted(late):
+                await self.look(operation_id)
+            lost, _ = lost_among(ours, await self._known(ours))
+        if lost:
+            ours = await self._as_it_is_now(ours, place, set(lost))
+            lost, _ = lost_among(ours, await self._known(ours))
+        return lost
+
+    async def _as_it_is_now(self, items: list[Item], place: int, ids: set[str]) -> list[Item]:
+        """Read these of `items` once more: what the page showed may have been cancelled since."""
+        path, route = WALKED[place]
+        found: list[Item] = []
+        for item in items:
+            if item["id"] not in ids:
+                continue
+            await self.pace.take()
+            seen = await self.reads.get(f"{path}/{item['id']}")
+            now = seen.body if isinstance(seen, Found) else item
+            if holds_money(now, route):
+                found.append(now)
+        return found
+
+    async def _known(self, items: list[Item]) -> Known:
+        names = sorted({name for each in items for name in object_names(each)})
+        keys = sorted({mark for each in items if (mark := mark_of(each))})
+        return await self.records.known(names, keys)
+
+    async def _keep(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Broken):
+            if outcome.status is not None and 400 <= outcome.status < 500:
+                # The place that was kept may be what Stripe refuses: the next walk begins anew.
+                await self._write({CHECKPOINT: ""})
+            return
+        if isinstance(outcome, Whole):
+            facts = {WALKED_UNTIL: str(outcome.began), CHECKPOINT: "", NEW_STORE: "", GAP: ""}
+            await self._write(facts)
+            return
+        if outcome.any_store and self.warns:
+            await self.confirm_new()
+            return
+        shown = list(outcome.objects[:SHOWN_MAX])
+        gap = {"objects": shown, "count": len(outcome.objects), "any_store": outcome.any_store}
+        await self._write({GAP: json.dumps(gap), CHECKPOINT: ""})
+
+    async def _write(self, facts: Mapping[str, str], audit: tuple[AuditDraft, ...] = ()) -> None:
+        """Write facts, with an audit row where the gap opens, changes or closes."""
+
+        def step(snapshot: Snapshot) -> tuple[None, Changes]:
+            before, after = snapshot.facts.get(GAP, ""), facts.get(GAP)
+            rows = () if after is None or after == before else (_row(before, after),)
+            return None, Changes(facts=tuple(facts.items()), audit=(*rows, *audit))
+
+        await self.ledger.transact(lambda _: Refs(), step)
+
+
+def gap_text(gap: str) -> str:
+    """Return what the fact of a gap says, for people."""
+    held = json.loads(gap)
+    more = held["count"] - len(held["objects"])
+    named = ", ".join(held["objects"]) + (f" and {more} more" if more else "")
+    whose = (
+        "made by another store, or by this one before it was lost"
+        if held["any_store"]
+        else ("made by this store, which does not know them")
+    )
+    return f"{named}: {whose}"
+
+
+def _row(before: str, after: str) -> AuditDraft:
+    if after:
+        return AuditDraft(
+            kind="recovery", decision="gap_found", code=GAP_FOUND, note=gap_text(after)[:200]
+        )
+    return AuditDraft(kind="recovery", decision="gap_closed", note=gap_text(before)[:200])
+
+
+def _read_checkpoint(text: str | None) -> Checkpoint | None:
+    try:
+        return decode(text.encode(), type=Checkpoint) if text else None
+    except ValueError:
+        return None

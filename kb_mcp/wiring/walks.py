@@ -1,0 +1,140 @@
+"""When the walk of Stripe's lists is made: before anything is sent, then every hour.
+
+Floor: wiring. Sending goes on during the hourly walk. Where Stripe refuses a list to our key, this
+process does not start; where it cannot be read, nothing is sent until a walk is whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kb_mcp.proxy.gate import Gate
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from kb_mcp.proxy.ledger.records import GAP, AuditDraft, Changes, Refs
+from kb_mcp.proxy.rules.gaps import WALK_FAILED
+from kb_mcp.proxy.walk import (
+    HOUR_MS,
+    LOOK_BACK_AT_START_MS,
+    LOOK_BACK_HOURLY_MS,
+    Broken,
+    Lost,
+    Outcome,
+    StoreWalk,
+    Whole,
+)
+
+# How long a start waits for its first walk; it goes on in the background, and nothing is sent.
+START_WAITS_S = 20
+ALERT_AFTER = 3
+_PERMISSIONS = {
+    "/v1/charges": "Charges: Read",
+    "/v1/payment_intents": "PaymentIntents: Read",
+    "/v1/refunds": "Refunds: Read",
+}
+_log = logging.getLogger("kb_mcp.wiring")
+
+
+class UpstreamKeyError(Exception):
+    """Stripe refuses a list to our key; the message says what the key lacks."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Walks:
+    """The walks of one process; `boottime_ms` counts suspended time."""
+
+    walk: StoreWalk
+    gate: Gate
+    boottime_ms: Callable[[], int]
+    _walked_at: int = field(default=0, init=False)
+    _failures: int = field(default=0, init=False)
+    _first: asyncio.Task[None] | None = field(default=None, init=False)
+
+    async def begin(self) -> None:
+        """Walk before anything is sent. Raises: UpstreamKeyError."""
+        self.gate.unwalked = True
+        self._first = asyncio.create_task(self._walk_first())
+        done, _ = await asyncio.wait({self._first}, timeout=START_WAITS_S)
+        for task in done:
+            task.result()
+
+    async def end(self) -> None:
+        """Give up a walk that is under way."""
+        while self._first is not None and not self._first.done():
+            # Again, if need be: the client of Stripe takes a cancellation for a lost answer.
+            self._first.cancel()
+            await asyncio.wait({self._first}, timeout=1)
+
+    async def tick(self) -> None:
+        """Walk if it is time to. Raises: LedgerUnavailableError."""
+        if self._first is not None and not self._first.done():
+            return
+        facts = await self.walk.records.facts()
+        self.gate.gap = bool(facts.get(GAP))
+        if self.gate.unwalked or self.gate.gap:
+            await self._again(LOOK_BACK_AT_START_MS)
+        elif self.boottime_ms() >= self._walked_at + HOUR_MS or self._failures:
+            await self._again(LOOK_BACK_HOURLY_MS)
+
+    async def _walk_first(self) -> None:
+        try:
+            outcome = await self._again(LOOK_BACK_AT_START_MS)
+            if isinstance(outcome, Whole) and self.gate.unwalked:
+                # It went on with a walk that began before this process did.
+                outcome = await self._again(LOOK_BACK_AT_START_MS)
+        except LedgerUnavailableError as error:
+            _log.warning("the walk of Stripe's lists waits for the ledger: %s", error)
+            return
+        if isinstance(outcome, Broken) and outcome.status in {401, 403}:
+            raise UpstreamKeyError(refused_text(outcome))
+
+    async def _again(self, look_back_ms: int) -> Outcome:
+        outcome = await self.walk.run(look_back_ms, resume=True)
+        match outcome:
+            case Whole(owner=owner):
+                self._walked_at, self._failures, self.gate.gap = self.boottime_ms(), 0, False
+                if owner == self.walk.owner:
+                    self.gate.unwalked = False
+            case Lost(objects=objects, any_store=any_store):
+                self._failures = 0
+                await self._lost(objects, any_store=any_store)
+            case Broken():
+                await self._failed(outcome)
+        return outcome
+
+    async def _lost(self, objects: tuple[str, ...], *, any_store: bool) -> None:
+        if any_store and self.walk.warns:
+            _log.warning(
+                "the sandbox has charges of another store (%s): `kb-mcp adopt` takes them in",
+                ", ".join(objects[:5]),
+            )
+            self.gate.unwalked, self._walked_at = False, self.boottime_ms()
+            return
+        self.gate.gap, self.gate.unwalked = True, False
+        _log.error(
+            "nothing is sent: Stripe has charges that the store does not know (%s); run "
+            "`kb-mcp adopt --since … --apply`", ", ".join(objects[:5]),
+        )  # fmt: skip
+
+    async def _failed(self, broken: Broken) -> None:
+        self._failures += 1
+        _log.warning("Stripe's list %s could not be read: %s", broken.path, broken.why)
+        if self._failures == ALERT_AFTER:
+            note = f"{broken.path}: {broken.why}"
+            row = AuditDraft(kind="recovery", decision="walk_failed", code=WALK_FAILED, note=note)
+            await self.walk.ledger.transact(
+                lambda _: Refs(), lambda _: (None, Changes(audit=(row,)))
+            )
+
+
+def refused_text(broken: Broken) -> str:
+    """Return what the upstream key lacks, and what to do."""
+    if broken.status == 401:
+        return "Stripe refuses KEYBRAKE_STRIPE_KEY (401): it is wrong, expired or revoked"
+    permission = _PERMISSIONS.get(broken.path, broken.path)
+    return (
+        f"KEYBRAKE_STRIPE_KEY may not read {broken.path} (403): give the restricted key the "
+        f"permission `{permission}` in Stripe's dashboard"
+    )

@@ -1,0 +1,118 @@
+"""Planted bugs beside the hot path: gates, operators' words, names that SDKs make up, clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kb_mcp.operators.actions import settle, void
+from kb_mcp.operators.actions.operations import By
+from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.rules import approvals, decide, duplicates, gates, reserve
+from kb_mcp.proxy.rules.resolve import Unreadable
+from kb_mcp.proxy.stores.binding import LiveSettings
+from tests.faults.bugs import bug
+from tests.faults.planting import part, swapped
+from tests.faults.simulation import Simulation
+
+
+@bug
+def an_approval_covers_whatever_the_bill_becomes(_: Simulation) -> Iterator[None]:
+    right = part(approvals, "_same")
+
+    def wrong(held: Any, wanted: Any) -> Any:
+        return held.endpoint == wanted.endpoint or right(held, wanted)
+
+    with swapped(approvals, "_same", wrong):
+        yield
+
+
+@bug
+def a_currency_without_a_threshold_needs_no_approval(_: Simulation) -> Iterator[None]:
+    def wrong(command: Any) -> Any:
+        limits, money = command.policy.approval_above, command.money
+        return money.amount > limits.get(money.currency, money.amount)
+
+    with swapped(approvals, "_above", wrong):
+        yield
+
+
+@bug
+def a_frozen_key_sends(_: Simulation) -> Iterator[None]:
+    with swapped(gates, "check_key", _nothing), swapped(reserve, "check_key", _nothing):
+        yield
+
+
+@bug
+def a_resend_does_not_ask_what_its_sender_may(_: Simulation) -> Iterator[None]:
+    def wrong(snapshot: Snapshot, command: Any, operation: Any, keep: Any) -> Any:
+        return approvals.ApprovalCheck()
+
+    with swapped(decide, "check_send", wrong):
+        yield
+
+
+@bug
+def an_operator_voids_where_the_list_could_not_be_read(_: Simulation) -> Iterator[None]:
+    right = part(void, "_not_absent")
+
+    def wrong(snapshot: Snapshot, leased: Any, finding: Any, daily_declines: int) -> Any:
+        if isinstance(finding, Unreadable):
+            return part(void, "_void")(snapshot, snapshot.operations[leased.id], By("ann"))
+        return right(snapshot, leased, finding, daily_declines)
+
+    with swapped(void, "_not_absent", wrong):
+        yield
+
+
+@bug
+def an_operator_settles_a_bill_with_any_charge(_: Simulation) -> Iterator[None]:
+    with swapped(settle, "why_not_its", _nothing):
+        yield
+
+
+@bug
+def the_days_of_two_periods_are_not_compared(_: Simulation) -> Iterator[None]:
+    def wrong(command: Any, period: Any, peer: Any) -> bool:
+        return bool(peer.period == period.label)
+
+    with swapped(duplicates, "_same_days", wrong):
+        yield
+
+
+@bug
+def a_ceiling_holds_from_the_next_start(_: Simulation) -> Iterator[None]:
+    with swapped(LiveSettings, "read", lambda self, _facts: self.now):
+        yield
+
+
+@bug
+def one_date_is_the_time(_: Simulation) -> Iterator[None]:
+    with swapped(StoreClock, "_why_not", lambda *_: ""):
+        yield
+
+
+@bug
+def a_host_that_was_set_is_believed(_: Simulation) -> Iterator[None]:
+    with (
+        swapped(StoreClock, "_stripe_ms", lambda *_: None),
+        swapped(StoreClock, "_why_not_alone", lambda *_: ""),
+    ):
+        yield
+
+
+@bug
+def stripe_may_be_ahead_of_the_time_that_passed(_: Simulation) -> Iterator[None]:
+    right = part(StoreClock, "_why_not")
+
+    def wrong(self: Any, stripe: int, steady: int) -> str:
+        why: str = right(self, stripe, steady)
+        return "" if "does not go with" in why else why
+
+    with swapped(StoreClock, "_why_not", wrong):
+        yield
+
+
+def _nothing(*_: Any) -> None:
+    """Let everything pass."""
