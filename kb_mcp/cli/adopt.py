@@ -97,11 +97,14 @@ async def _take_all(adoption: Adoption, since_ms: int, *, shown: bool) -> list[d
 def _record(taken: Taken, *, applies: bool) -> dict[str, Any]:
     from kb_mcp.operators.actions.adopt import Adopted
     from kb_mcp.operators.reports.reconcile import charge_record
+    from kb_mcp.operators.reports.refund_reconcile import refund_record
 
+    shown = refund_record if taken.item.get("object") == "refund" else charge_record
     done = isinstance(taken.result, Adopted)
     operation = taken.result.operation if isinstance(taken.result, Adopted) else taken.operation
-    return charge_record(taken.item) | {
+    return shown(taken.item) | {
         "adopted": done and applies,
+        "customer_id": taken.item.get("customer") if operation is None else operation.customer,
         "operation_id": operation.id if operation is not None and done and applies else None,
         "billing_period": None if operation is None else operation.period,
         "reference": None if operation is None else operation.reference,
