@@ -25,6 +25,7 @@ role = "dunning"
 allow = ["POST /v1/charges", "GET /v1/charges/*"]
 daily_charges = 50
 daily_declines = 5
+daily_refunds = 4
 rate = "60/min"
 idempotency = "strict"
 duplicate_window = "24h"
@@ -110,7 +111,8 @@ def test_the_stored_record_has_the_names_of_the_contract() -> None:
     assert names == set(
         "version role allow parameters headers customers caps daily_charges daily_declines rate "
         "hours idempotency duplicate_window period_window period_kinds overlaps allow_reference "
-        "decline_retry_after max_attempts max_unresolved approval_above expires_at".split()
+        "decline_retry_after max_attempts max_unresolved approval_above expires_at refund_caps "
+        "daily_refunds refund_approval_above refunds_of max_refunds_per_charge".split()
     )
 
 

@@ -19,10 +19,12 @@ CONTRACT = {
     (403, "invalid_request_error"): "vault_key_not_authorized vault_key_frozen "
     "too_many_unresolved attempts_exhausted parameter_not_allowed header_not_allowed "
     "spend_cap_exceeded charge_count_exceeded currency_not_allowed amount_not_metered "
-    "approval_required identity_not_granted identity_ambiguous tool_not_granted",
+    "approval_required identity_not_granted identity_ambiguous tool_not_granted "
+    "refund_cap_exceeded refund_count_exceeded",
     (400, "invalid_request_error"): "parameter_unknown parameter_invalid parameter_duplicate "
     "parameter_missing body_invalid path_invalid period_out_of_window idempotency_key_required "
-    "period_already_charged duplicate_suspected",
+    "period_already_charged duplicate_suspected charge_not_refundable charge_disputed "
+    "already_refunded refund_exceeds_charge amount_changed",
     (400, "idempotency_error"): "idempotency_key_reused",
     (409, "invalid_request_error"): "idempotency_key_in_use",
     (404, "invalid_request_error"): "path_unknown",

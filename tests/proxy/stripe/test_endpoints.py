@@ -94,7 +94,6 @@ def test_only_these_tell_how_much_they_move_and_each_can_be_found_again() -> Non
         "POST /v1/checkout/sessions",
         "POST /v1/payment_links",
         "POST /v1/disputes/*/close",
-        "POST /v1/refunds",
         "POST /v1/transfers",
         "POST /v1/charges/*/capture",
         "POST /v1/payment_intents/*/confirm",
