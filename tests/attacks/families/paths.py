@@ -6,7 +6,7 @@ from tests.attacks.attack import Attack
 
 # Every one of these means POST /v1/charges or another charge to some server somewhere.
 _INVALID = """
-//v1/charges
+///v1/charges
 /v1//charges
 /v1/charges/
 /v1/charges.
@@ -64,6 +64,7 @@ ATTACKS = (
     *(Attack(family="unknown paths", name=path, target=path, code="path_unknown")
       for path in _UNKNOWN),
     *(Attack(family="paths", name=f"accepted {path}", target=path, code=None)
-      for path in ("/v1/charges", "/stripe/v1/charges", "/stripe//v1/charges", "/v1/%63harges")),
+      for path in ("/v1/charges", "/stripe/v1/charges", "/stripe//v1/charges", "//v1/charges",
+                   "/v1/%63harges")),
     Attack(family="unknown paths", name="accepted neighbour", code=None),
 )  # fmt: skip
