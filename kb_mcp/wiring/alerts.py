@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from kb_mcp.environment import SettingsError
+from kb_mcp.operators.alerts.bodies import shape
 from kb_mcp.operators.alerts.files import (
     AlertFile,
     AlertFileError,
@@ -62,6 +63,7 @@ def build_alerts(settings: Settings, store: Store) -> Alerts | None:
         breaks=lambda: verify().breaks,
         burst=read.refusals_per_minute,
         verify_every_ms=read.verify_every_minutes * 60_000,
+        page_url=settings.public_url,
     )
 
 
@@ -79,7 +81,7 @@ class Webhook:
     """Posts a signed body: `t=SECONDS,v1=HEX`, HMAC-SHA-256 over `SECONDS.body`."""
 
     target: WebhookTarget
-    secret: bytes
+    secret: bytes | None
     now_s: Callable[[], int]
 
     @property
@@ -94,7 +96,8 @@ class Webhook:
         return frozenset(self.target.on)
 
     async def send(self, body: bytes) -> str | None:
-        """Post once; anything but a 2xx is a failure."""
+        """Post once, in the receiver's form; anything but a 2xx is a failure."""
+        body = shape(body, self.target.format)
         parts = urlsplit(self.target.url)
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
         try:
@@ -116,14 +119,15 @@ class Webhook:
 
     async def _post(self, address: str, body: bytes) -> str | None:
         url = httpx.URL(self.target.url)
-        seconds = self.now_s()
-        signed = hmac.new(self.secret, f"{seconds}.".encode() + body, "sha256").hexdigest()
         headers = {
             "Host": url.netloc.decode("ascii"),
             "Content-Type": "application/json",
             "User-Agent": "kb-mcp",
-            SIGNATURE: f"t={seconds},v1={signed}",
         }
+        if self.secret is not None:
+            seconds = self.now_s()
+            signed = hmac.new(self.secret, f"{seconds}.".encode() + body, "sha256").hexdigest()
+            headers[SIGNATURE] = f"t={seconds},v1={signed}"
         async with httpx.AsyncClient(trust_env=False, timeout=SEND_WITHIN_S) as client:
             answer = await client.post(
                 url.copy_with(host=address),
@@ -205,8 +209,8 @@ def _read(file: Path) -> AlertFile | None:
 
 def _webhook(target: WebhookTarget, folder: Path, now_s: Callable[[], int]) -> Webhook:
     secret = target.secret
-    if secret is None:
-        path = folder / (target.secret_file or "")
+    if secret is None and target.secret_file is not None:
+        path = folder / target.secret_file
         try:
             secret = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
@@ -214,4 +218,4 @@ def _webhook(target: WebhookTarget, folder: Path, now_s: Callable[[], int]) -> W
             raise SettingsError(str(path), "cannot be read", hint) from None
         if not secret:
             raise SettingsError(str(path), "is empty", "Put the webhook's secret there.")
-    return Webhook(target, secret.encode(), now_s)
+    return Webhook(target, None if secret is None else secret.encode(), now_s)

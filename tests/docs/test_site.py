@@ -246,8 +246,9 @@ def test_every_link_to_a_file_leads_somewhere(file: Path) -> None:
 
 
 def test_the_alerts_and_policies_shown_are_ones_that_load() -> None:
-    (alerts,) = re.findall(r"```toml\n(.*?)```", page("alerts"), re.DOTALL)
+    alerts, channel = re.findall(r"```toml\n(.*?)```", page("alerts"), re.DOTALL)
     assert load_alert_file(alerts).webhook[0].url.startswith("https://")
+    assert load_alert_file(f"version = 1\n{channel}").webhook[0].format == "slack"
     import tomllib
 
     (policy,) = re.findall(r"```toml\n(.*?)```", page("policies"), re.DOTALL)

@@ -1,4 +1,4 @@
-"""The shipped governor, deciders, recovery and SQL, under 1,000 seeds of faults."""
+"""The shipped governor, deciders, recovery and SQL, under 500 seeds of faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AWAITS = (
     "Governor._detached",
     "Governor._send",
     "Governor._conclude",
-    "Joins.wait",
+    "Waiters.wait",
     "Recovery.examine",
     "Recovery._get",
 )

@@ -39,17 +39,23 @@ class _Part(BaseModel):
 
 
 class WebhookTarget(_Part):
-    """An address that is posted to. Plain http is for private addresses that are allowed."""
+    """An address that is posted to. Plain http is for private addresses that are allowed.
+
+    `format` is what the receiver reads: the alert's own JSON, or what Slack's or Teams' incoming
+    webhooks take. Their addresses are secrets themselves, so that they need no `secret`.
+    """
 
     url: Annotated[str, AfterValidator(_check_url)]
     secret: str | None = Field(default=None, min_length=_SECRET_CHARACTERS_MIN, repr=False)
     secret_file: str | None = None
     allow_private: bool = False
+    format: Literal["json", "slack", "teams"] = "json"
     on: tuple[Kind, ...] = tuple(Kind)
 
     @model_validator(mode="after")
     def _consistent(self) -> WebhookTarget:
-        if (self.secret is None) == (self.secret_file is None):
+        given = (self.secret is not None) + (self.secret_file is not None)
+        if given > 1 or (given == 0 and self.format == "json"):
             raise ValueError("give either secret or secret_file")
         if self.url.startswith("http://") and not self.allow_private:
             raise ValueError("plain http needs allow_private, for a receiver on this machine")

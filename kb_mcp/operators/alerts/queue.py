@@ -26,6 +26,7 @@ from kb_mcp.proxy.rules.gaps import GAP_FOUND, WALK_FAILED
 
 AUDIT_KIND = "alert"
 NEWS_MS = 24 * 3_600_000
+EXPIRING_MS = 3_600_000  # an approval that ends within this time is told once more
 QUEUE_MS = 3 * 24 * 3_600_000
 LOOK_BACK_ROWS = 2_000
 OPEN_MAX = 100
@@ -58,13 +59,17 @@ class Sender(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Alerts:
-    """Looks, raises and delivers; one per serving process. `breaks` verifies the audit."""
+    """Looks, raises and delivers; one per serving process. `breaks` verifies the audit.
+
+    `page_url` is where operators reach the dashboard; an alert links to its operation there.
+    """
 
     views: Views
     senders: Sequence[Sender]
     breaks: Callable[[], Sequence[Break]]
     burst: int
     verify_every_ms: int
+    page_url: str | None = None
     _verified_at: int = -1
     _broken: Sequence[Break] = ()
     _over: set[tuple[str, str]] = field(default_factory=set)
@@ -103,6 +108,8 @@ class Alerts:
             burst=self.burst,
             log_bytes=self.views.records.log_bytes() or 0,
             today=day_of(now).isoformat(),
+            waiting=await self.views.approvals(OPEN_MAX, "pending"),
+            soon=rfc3339(now + EXPIRING_MS),
         )
 
     async def _raise(self, alert: Alert) -> None:
@@ -180,6 +187,11 @@ class Alerts:
 
         await self.views.ledger.transact(lambda _: Refs(tallies=frozenset({key})), step)
 
+    def _link(self, row: Record) -> str | None:
+        if self.page_url is None or row["operation_id"] is None:
+            return None
+        return f"{self.page_url}/operations/{row['operation_id']}"
+
     def _body(self, row: Record) -> bytes:
         settings = self.views.ledger.settings
         document = {
@@ -189,6 +201,7 @@ class Alerts:
             "time": row["time"],
             "account": settings.account,
             "mode": settings.mode,
+            "link": self._link(row),
             **{name: row[name] for name in _PASSED_ON},
         }
         return json.dumps(document, separators=(",", ":")).encode("ascii")

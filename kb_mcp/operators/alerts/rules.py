@@ -36,6 +36,8 @@ class Kind(StrEnum):
     LEDGER_BEHIND = "ledger_behind"
     WALK_FAILED = "walk_failed"
     WAL_LARGE = "wal_large"
+    APPROVAL_WAITING = "approval_waiting"
+    APPROVAL_EXPIRING = "approval_expiring"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,8 @@ class Sight:
     """What is looked at: records of the views. `since` (RFC 3339) bounds how old news may be.
 
     `refusals` are times of refused requests, newest first; `burst` many within one clock minute
-    are one alert. `log_bytes` is the size of the write-ahead log on `today`, a UTC day.
+    are one alert. `log_bytes` is the size of the write-ahead log on `today`, a UTC day. `waiting`
+    are the approvals that nobody decided; those that end before `soon` (RFC 3339) are expiring.
     """
 
     spend: Sequence[Spend]
@@ -73,6 +76,8 @@ class Sight:
     unwalked: Sequence[Record] = ()
     log_bytes: int = 0
     today: str = ""
+    waiting: Sequence[Record] = ()
+    soon: str = ""
 
 
 def alerts_of(sight: Sight) -> list[Alert]:
@@ -85,7 +90,32 @@ def alerts_of(sight: Sight) -> list[Alert]:
         *_refunds(sight),
         *_bursts(sight),
         *_log(sight),
+        *_approvals(sight),
     ]
+
+
+def _approvals(sight: Sight) -> Iterator[Alert]:
+    asking = {key["id"]: key for key in sight.keys}
+    for row in sight.waiting:
+        key = asking.get(row["key_id"], {})
+        agent = key.get("agent") or key.get("label") or f"key {row['key_id']}"
+        amount = format_money(Money(row["amount"], row["currency"]))
+        what = "refund" if row["charge_id"] else "charge"
+        bill = f"the {what} of {amount} for customer {row['customer_id']}, asked for by {agent},"
+        ends = row["expires_at"]
+        expiring = ends < sight.soon
+        kind = Kind.APPROVAL_EXPIRING if expiring else Kind.APPROVAL_WAITING
+        yield Alert(
+            id=f"{kind.value}:{row['id']}",
+            kind=kind,
+            text=f"Approval {row['id']}: {bill} "
+            + (f"expires at {ends}." if expiring else f"waits for an operator until {ends}."),
+            key_id=row["key_id"],
+            operation_id=row["operation_id"],
+            customer_id=row["customer_id"],
+            amount=row["amount"],
+            currency=row["currency"],
+        )
 
 
 def _caps(spend: Iterable[Spend]) -> Iterator[Alert]:
