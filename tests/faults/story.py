@@ -271,7 +271,11 @@ def _check(simulation: Simulation, book: Book) -> None:
     if {each.id: each for each in stored} != simulation.mirror.operations:
         simulation.fail("the store does not hold what was committed")
     windows, stripe = _now(records.windows()), simulation.stripe
-    for wrong in check_end(stored, windows, stripe.charges, stripe.overtaken):
+    overtaken = stripe.overtaken
+    if simulation.true_time.excused:
+        # An operator said that a wrong clock was right: then grace is measured by that clock.
+        overtaken = overtaken | {charge.attempt for charge in stripe.charges}
+    for wrong in check_end(stored, windows, stripe.charges, overtaken):
         simulation.fail(wrong)
     for node in records.writers():
         chain = verify_chain((read_row(row) for row in records.chain(node)), CHAIN_KEY)
