@@ -221,7 +221,7 @@ def postgres(**settings: str) -> Iterator[Postgres]:
 def data_folder() -> Iterator[Path]:
     """Make a folder that the server's own user may use, and remove it."""
     folder = Path(tempfile.mkdtemp(prefix="keybrake-postgres-"))
-    _own(folder)
+    _key_api(folder)
     try:
         yield folder
     finally:
@@ -273,7 +273,7 @@ def unprivileged() -> dict[str, Any]:
     return {"user": "nobody", "cwd": "/"} if os.geteuid() == 0 else {}
 
 
-def _own(folder: Path) -> None:
+def _key_api(folder: Path) -> None:
     folder.chmod(0o700)
     if os.geteuid() == 0:
         os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)

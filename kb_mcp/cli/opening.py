@@ -81,7 +81,7 @@ async def on_proxy(
     sandbox = build_sandbox(settings) if settings.upstream_base is None else None
     binds = Binds.NOTHING if looks_only else Binds.ACCOUNT
     proxy = build_proxy(settings, sandbox, binds=binds)
-    store_admin = proxy.store.open_office()
+    store_admin = proxy.store.open_store_admin()
     reads = StripeReads(proxy.upstream, proxy.store.clock, boottime_ms)
     try:
         # The sandbox's clock may have been turned: the store follows it.
@@ -98,7 +98,7 @@ async def _on_store(
     settings: Settings, work: Callable[[OpenStore], Awaitable[T]], *, lenient: bool
 ) -> T:
     store = _open_leniently(settings) if lenient else _open(settings)
-    store_admin = store.open_office()
+    store_admin = store.open_store_admin()
     try:
         return await work(OpenStore(settings, store, store_admin))
     finally:

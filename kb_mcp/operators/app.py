@@ -1,6 +1,6 @@
 """The operators' listener: admin API, metrics and dashboard as one ASGI application.
 
-Floor: wing B; built in wiring, which puts the host check around it.
+Floor: operators; built in wiring, which puts the host check around it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What operators send: bodies and queries, read strictly into values or one error.
 
-Floor: wing B, below the admin API and the dashboard. An unknown field, a doubled name or a value
+Floor: operators, below the admin API and the dashboard. An unknown field, a doubled name or a value
 out of range is an error that names it; nothing is guessed.
 """
 

@@ -1,7 +1,7 @@
 """Abandoned intents: what a failed attempt left at Stripe, cancelled before there is another.
 
 Floor: below the governor. A PaymentIntent that failed can still be confirmed by whoever holds its
-secret; a new attempt beside it could charge twice (ledger.md: PaymentIntents). Cancelling moves no
+secret; a new attempt beside it could charge twice. Cancelling moves no
 money, and is asked for under a key of its own, so that it happens once.
 """
 

@@ -1,6 +1,6 @@
 """Meters: how long the ledger and Stripe take in whole milliseconds, and how full batches are.
 
-Floor: wing B, put around ledger and upstream in wiring. They measure and change nothing. What one
+Floor: wing B, put around ledger and the client in wiring. They measure and change nothing. What one
 process measured is a `Reading`, which also goes from a worker to the process that is scraped.
 """
 

@@ -1,7 +1,7 @@
 """Recovery: finds out what became of operations whose outcome nobody recorded. It never posts.
 
 Floor: wing B, beside the governor. One process leases each operation that is past its send or
-unknown, walks Stripe's own list, and lets `resolve` say what follows (ledger.md: Recovery).
+unknown, walks Stripe's own list, and lets `resolve` say what follows.
 """
 
 from __future__ import annotations

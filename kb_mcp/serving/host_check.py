@@ -1,6 +1,6 @@
 """Host and Origin: which names a listener answers to (DNS rebinding).
 
-Floor: wiring, around an ASGI app. Loopback names always pass; anything else must be named in
+Floor: serving, around an ASGI app. Loopback names always pass; anything else must be named in
 KEYBRAKE_ALLOWED_HOSTS, on a loopback address too.
 """
 

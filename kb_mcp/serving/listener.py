@@ -1,6 +1,6 @@
 """A listener: how uvicorn carries HTTP here, and what of HTTP it takes.
 
-Floor: wiring, below serve. One request at a time on a connection, read in exactly one way and
+Floor: serving, below serve. One request at a time on a connection, read in exactly one way and
 within limits; what the parser refuses is answered in Stripe's error shape, too. llhttp (httptools)
 is strict by default; what it leaves open is closed in `head_fault`.
 """

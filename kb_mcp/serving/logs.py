@@ -1,6 +1,6 @@
 """Logs of a serving process: plain lines for a person, or a JSON object a line for a machine.
 
-Floor: wiring. On stderr, so that stdout stays what a command says.
+Floor: serving. On stderr, so that stdout stays what a command says.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The machine: clocks, randomness and the names of this process, handed to everything pure.
 
-Floor: wiring. The only place that asks the operating system for time or chance.
+Floor: serving. The only place that asks the operating system for time or chance.
 """
 
 from __future__ import annotations

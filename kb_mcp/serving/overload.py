@@ -1,6 +1,6 @@
 """Turning requests away unread, while as many wait as may.
 
-Floor: wiring, below listener. What a crowd is refused for must not be spent on refusing it: such a
+Floor: serving, below listener. What a crowd is refused for must not be spent on refusing it: such a
 request passes llhttp, which finds where it ends, and next to nothing of Python's. Whatever is not
 plainly one whole request to Stripe's surface goes the usual way, and hears the same there.
 """

@@ -1,6 +1,6 @@
 """How a process is set up to start fast, and then to serve.
 
-Floor: wiring, at the bottom.
+Floor: serving, at the bottom.
 """
 
 from __future__ import annotations

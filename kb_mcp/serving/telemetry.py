@@ -1,6 +1,6 @@
 """OpenTelemetry: spans of requests and sends, where the extra `otel` is installed.
 
-Floor: wiring. Naming a collector (OTEL_EXPORTER_OTLP_ENDPOINT) turns it on; the other standard
+Floor: serving. Naming a collector (OTEL_EXPORTER_OTLP_ENDPOINT) turns it on; the other standard
 OTEL_* variables are OpenTelemetry's own to read. Without one nothing is imported, and traces pass
 as they came.
 """

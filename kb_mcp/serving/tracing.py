@@ -1,6 +1,6 @@
 """Traces: the W3C trace context of an agent's request, handed on to Stripe, and spans about it.
 
-Floor: wing B, around the application and around upstream; put there in wiring. What does not have
+Floor: wing B, around the application and around the client; put there in wiring. What does not have
 the form of the standard is dropped (traces).
 """
 

@@ -1,6 +1,6 @@
 """Workers: further processes on the agents' socket, sharing the store like any other process.
 
-Floor: wiring. A worker is started with the listening socket and a line to the first process; it
+Floor: serving. A worker is started with the listening socket and a line to the first process; it
 ends on SIGTERM, or when the line closes because the first process is gone. One that dies is
 started again. Over the line the first process asks what a worker has measured.
 """

@@ -1,7 +1,7 @@
 """Building wing A: billing over the network, or with a proxy embedded in this process.
 
 Floor: wiring. Embedded, the Stripe key lies in the agent's own process: for trying out, and for
-one person's machine (design: The house).
+one person's machine.
 """
 
 from __future__ import annotations

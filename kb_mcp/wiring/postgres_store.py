@@ -198,7 +198,7 @@ def _open(
         node=node,
         behind=behind,
         bind_id=lambda account_id: _bind_id(parts.connect, account_id),
-        open_office=lambda: PostgresAdmin(Pool(connector(parts.url), parts.watchdog)),
+        open_store_admin=lambda: PostgresAdmin(Pool(connector(parts.url), parts.watchdog)),
         base_ms=parts.time.now_ms,
         # The file with the first keys is the first host's alone: others are given keys.
         claim_first_run=lambda: _claim_first_run(parts.connect, node),

@@ -96,7 +96,9 @@ class Proxy:
         self.timers = [
             asyncio.create_task(_every(self.settings.recovery_interval_ms, self._recover)),
             asyncio.create_task(_every(self.settings.recovery_interval_ms, self.walks.tick)),
-            asyncio.create_task(_every(NOISE_EVERY_S * 1000, self._write_noise, first=False)),
+            asyncio.create_task(
+                _every(NOISE_EVERY_S * 1000, self._write_refusal_counts, first=False)
+            ),
         ]
 
     def repeat(self, interval_ms: int, work: Callable[[], Awaitable[None]]) -> None:
@@ -132,7 +134,7 @@ class Proxy:
         await self.refund_watch.run(self.store.clock.now())
         await self.retention.run(self.store.clock.now())
 
-    async def _write_noise(self) -> None:
+    async def _write_refusal_counts(self) -> None:
         await self.app.pipeline.refusal_counts.flush(self.store.ledger)
 
 
@@ -175,7 +177,9 @@ def build_proxy(
     governor = _governor(store, upstream, key, reading, waiters, meters, gate)
     pipeline = _pipeline(store, governor, charges, upstream, key, follow, build_issuers(settings))
     walk = _walk(settings, store, upstream, recovery)
-    app = ProxyApp(pipeline, _own(store, pipeline, upstream, gate), AdmissionQueue(meters.queued))
+    app = ProxyApp(
+        pipeline, _key_api(store, pipeline, upstream, gate), AdmissionQueue(meters.queued)
+    )
     meters.in_flight = lambda: app.in_flight
     return Proxy(
         app=app,
@@ -348,7 +352,7 @@ def _lease_ms(store: Store) -> int:
     return SEND_WITHIN_MS + store.settings.upstream_timeout_ms + LEASE_SLACK_MS
 
 
-def _own(store: Store, pipeline: RequestPipeline, upstream: Upstream, gate: Gate) -> KeyApi:
+def _key_api(store: Store, pipeline: RequestPipeline, upstream: Upstream, gate: Gate) -> KeyApi:
     return KeyApi(
         ledger=store.ledger,
         records=store.records,

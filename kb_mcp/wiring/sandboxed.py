@@ -1,6 +1,6 @@
 """The sandbox as an upstream: in this process or behind an address, and its clock.
 
-Floor: wiring. In sandbox mode kb-mcp follows the sandbox's clock (ledger.md: Clocks).
+Floor: wiring. In sandbox mode kb-mcp follows the sandbox's clock.
 """
 
 from __future__ import annotations

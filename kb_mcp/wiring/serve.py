@@ -187,7 +187,7 @@ def _operators_app(settings: Settings, proxy: Proxy, workers: Workers) -> Any:
     from kb_mcp.proxy.stripe.reader import StripeReads
 
     store = proxy.store
-    store_admin = store.open_office()
+    store_admin = store.open_store_admin()
     reads = StripeReads(proxy.upstream, store.clock, boottime_ms)
 
     def now_ms() -> int:

@@ -110,7 +110,7 @@ class StoreRecords(OperatorRecords, Due, Aged, Refunded, AuditReader, WalkRecord
 
 @dataclass(slots=True, kw_only=True)
 class Store:
-    """An open store. `behind` lists exported heads that it does not reach (ledger.md: Recovery)."""
+    """An open store. `behind` lists exported heads that it does not reach."""
 
     path: Path  # what this host's own files about the store are named after
     ledger: StoreLedger
@@ -123,7 +123,7 @@ class Store:
     node: str
     behind: list[Behind]
     bind_id: Callable[[str], None]
-    open_office: Callable[[], StoreAdmin]
+    open_store_admin: Callable[[], StoreAdmin]
     base_ms: Callable[[], int]  # the clock that the store's time is told by
     claim_first_run: Callable[[], bool]  # whether this process is the one that issues first keys
     watch: Watch | None = None
@@ -221,7 +221,7 @@ def _open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) -
         node=node,
         behind=behind,
         bind_id=lambda account_id: _bind_id(path, account_id),
-        open_office=lambda: SqliteAdmin(path),
+        open_store_admin=lambda: SqliteAdmin(path),
         base_ms=host_ms,
         claim_first_run=lambda: True,
     )

@@ -24,7 +24,7 @@ def verifier(settings: Settings, store: Store) -> Callable[[], Verification]:
         exported = store.heads.check(lambda _node, _seq: None)
         heads = {behind.head.node: behind.head for behind in exported}
         with ExitStack() as stack:
-            store_admin = store.open_office()
+            store_admin = store.open_store_admin()
             stack.callback(store_admin.close)
             reader: AuditReader = store.records
             if settings.database_path is not None:

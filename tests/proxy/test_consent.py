@@ -165,7 +165,7 @@ def test_a_ceiling_that_is_set_while_it_serves_holds_for_the_next_charge(
 ) -> None:
     key = in_process.issue()
     assert in_process.charge(key, period="2026-10", amount=5000).status_code == 200
-    admin = in_process.proxy.store.open_office()
+    admin = in_process.proxy.store.open_store_admin()
     admin.set_facts({"ceilings": '{"usd": 6000}'})
     admin.close()
     assert error_of(in_process.charge(key, period="2026-11", amount=1001)) == "spend_cap_exceeded"

@@ -1,6 +1,6 @@
 """Adopting: operations and windows of charges that Stripe has and the ledger lacks.
 
-Floor: wing B, above reconcile and the ledger. Once adopted, a bill is not billed again: its
+Floor: operators, above reports and the ledger. Once adopted, a bill is not billed again: its
 period, its amount and its name are guarded like those of any succeeded operation. Adopted charges
 passed no cap of ours, so they are flagged as overshoot, as one that turns up late is. What is not
 final at Stripe is not final here: it is held in the windows of its creation until it is.

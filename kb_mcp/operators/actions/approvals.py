@@ -1,7 +1,7 @@
 """Deciding approvals: an operator's yes or no, once, in one audited transaction.
 
-Floor: wing B, above the ledger. What an approval covers, and how it is used up, stands in
-`proxy.approvals`; here only its state changes, and only from pending.
+Floor: operators, above the ledger. What an approval covers, and how it is used up, stands in
+`rules.approvals`; here only its state changes, and only from pending.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Vault keys: issue, rotate, revoke, unfreeze. Each is one audited transaction.
 
-Floor: wing B, above the ledger. A revocation writes the key's row, which every reservation locks:
-none commits after it, on any process (design: One charge).
+Floor: operators, above the ledger. A revocation writes the key's row, which every reservation
+locks: none commits after it, on any process.
 """
 
 from __future__ import annotations

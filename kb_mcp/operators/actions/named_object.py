@@ -1,7 +1,7 @@
 """Whether the object that an operator names at Stripe can be an operation's.
 
-Floor: wing B, below the acts. Pure. A person's word is checked against everything that the object
-says: an object of another bill, of last month or of another operation settles nothing.
+Floor: operators, below the acts. Pure. A person's word is checked against everything that the
+object says: an object of another bill, of last month or of another operation settles nothing.
 """
 
 from __future__ import annotations

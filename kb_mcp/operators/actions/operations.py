@@ -1,6 +1,6 @@
 """What an operator may do to one operation: reopen, reset, forget; and how an act ends.
 
-Floor: wing B, above the ledger. Each is one audited transaction; what was seen at Stripe arrives
+Floor: operators, above the ledger. Each is one audited transaction; what was seen at Stripe arrives
 as an argument. What an unresolved operation needs is never erased.
 """
 

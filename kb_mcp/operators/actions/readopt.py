@@ -1,6 +1,6 @@
 """Adopting what the ledger knows otherwise: it failed or waits here, and Stripe has its object.
 
-Floor: wing B, above adopt. After a restore the ledger remembers an earlier moment: what was
+Floor: operators, above adopt. After a restore the ledger remembers an earlier moment: what was
 declined, voided, rejected or waited then may have been charged since. Stripe's object is the truth.
 """
 

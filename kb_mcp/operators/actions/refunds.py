@@ -1,6 +1,6 @@
 """What an operator does to refunds: let one more be made, and adopt those that others made.
 
-Floor: wing B, beside the other acts. Each is one audited transaction.
+Floor: operators, beside the other acts. Each is one audited transaction.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What an operator does to an operation with Stripe's list at hand: resolve it, or reopen it.
 
-Floor: wing B, above operations, for commands, admin API and dashboard. Stripe is read first: what
-it shows beats anybody's word.
+Floor: operators, above operations, for commands, admin API and dashboard. Stripe is read first:
+what it shows beats anybody's word.
 """
 
 from __future__ import annotations

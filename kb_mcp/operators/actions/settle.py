@@ -1,7 +1,7 @@
 """Settling an operation by the object that an operator names, in one audited transaction.
 
-Floor: wing B, above the ledger. The object was read from Stripe before; everything that it says is
-compared here, under the locks, so that no object concludes two operations.
+Floor: operators, above the ledger. The object was read from Stripe before; everything that it says
+is compared here, under the locks, so that no object concludes two operations.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Voiding an operation on an operator's word: only after two whole looks at Stripe's list.
 
-Floor: wing B, above the ledger. Pure, but for what is read between. A person may be wrong and a
+Floor: operators, above the ledger. Pure, but for what is read between. A person may be wrong and a
 list may lag, so that the first look is kept in the operation and the second comes a minute later,
 with whatever command or form is used then.
 """

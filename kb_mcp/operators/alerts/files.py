@@ -1,6 +1,6 @@
 """The alerts file: TOML to whom to tell, and of what.
 
-Floor: wing B, below the alerts. Pure: the text arrives as an argument. Set by file
+Floor: operators, below the alerts. Pure: the text arrives as an argument. Set by file
 only: no page and no API can point alerts, with their facts about money, at another address.
 """
 

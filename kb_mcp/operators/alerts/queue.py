@@ -1,6 +1,6 @@
 """Alerts: raised once, queued in the store, and sent until the receiver has taken them.
 
-Floor: wing B, above the views. An alert is raised in one transaction: its audit row, and a tally
+Floor: operators, above the views. An alert is raised in one transaction: its audit row, and a tally
 under its id that keeps every other process from raising it again. What was raised and not yet
 delivered is the queue: it outlives this process, and any process on the store goes on with it.
 """

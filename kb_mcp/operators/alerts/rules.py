@@ -1,6 +1,6 @@
 """What operators are alerted to: ledger and audit, as they stand, to a list of alerts.
 
-Floor: wing B, beside the views. Pure. The id of an alert names what happened, not when it was
+Floor: operators, beside the views. Pure. The id of an alert names what happened, not when it was
 noticed: however often the same state is looked at, by however many processes, it is one alert.
 """
 

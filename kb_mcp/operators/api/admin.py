@@ -1,7 +1,7 @@
 """The admin API: the commands over HTTP, as JSON, for operators' programs.
 
-Floor: wing B, beside the dashboard. Reads are `views`, actions are `ops.keys` and
-`ops.approvals`: nothing is decided here, and every action is audited with the operator's name.
+Floor: operators, beside the dashboard. Reads are `views`, actions are `actions.keys` and
+`actions.approvals`: nothing is decided here, and every action is audited with the operator's name.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The dashboard's actions: what an operator does, each one audited in their name.
 
-Floor: wing B, beside the pages. The form of an action was checked for its CSRF token before.
+Floor: operators, beside the pages. The form of an action was checked for its CSRF token before.
 """
 
 from __future__ import annotations

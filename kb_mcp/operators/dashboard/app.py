@@ -1,6 +1,6 @@
 """The dashboard: logging in, and what stands between a browser and its pages and actions.
 
-Floor: wing B, beside the admin API. Plain forms and links: a page works without scripts. The one
+Floor: operators, beside the admin API. Plain forms and links: a page works without scripts. The one
 script there is comes from its own file, and the policy forbids every other.
 """
 

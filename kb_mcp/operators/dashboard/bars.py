@@ -1,6 +1,6 @@
 """Bars: spend against cap of the whole account, and of the keys nearest to their caps.
 
-Floor: wing B, below the pages, above views. The store chooses the keys; only those are read.
+Floor: operators, below the pages, above views. The store chooses the keys; only those are read.
 """
 
 from __future__ import annotations

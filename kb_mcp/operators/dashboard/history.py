@@ -1,7 +1,7 @@
 """History: what was decided in each of the last 24 hours, counted as the audit grows.
 
-Floor: wing B, beside the views. Each row is read once by this process, a bounded number at a time,
-so that a page never walks an audit of millions.
+Floor: operators, beside the views. Each row is read once by this process, a bounded number at a
+time, so that a page never walks an audit of millions.
 """
 
 from __future__ import annotations

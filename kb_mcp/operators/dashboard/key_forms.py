@@ -1,7 +1,7 @@
 """The two forms for a new key: a built-in role with what narrows it, or a policy file.
 
-Floor: wing B, below the dashboard's actions. A form that cannot be meant is shown again with what
-was wrong, so an error carries the form as it was filled in.
+Floor: operators, below the dashboard's actions. A form that cannot be meant is shown again with
+what was wrong, so an error carries the form as it was filled in.
 """
 
 from __future__ import annotations

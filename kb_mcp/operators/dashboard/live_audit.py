@@ -1,6 +1,6 @@
 """The live audit: new rows to a browser as server-sent events, for as long as a session lasts.
 
-Floor: wing B, beside the pages. Bounded: so many streams, so many rows a turn, so long a stream;
+Floor: operators, beside the pages. Bounded: so many streams, so many rows a turn, so long a stream;
 a browser that is cut off comes back by itself. Following does not keep an idle session alive.
 """
 

@@ -1,6 +1,6 @@
 """The dashboard's pages: what an operator looks at.
 
-Floor: wing B, below the dashboard, above views. Every list is bounded.
+Floor: operators, below the dashboard, above views. Every list is bounded.
 """
 
 from __future__ import annotations

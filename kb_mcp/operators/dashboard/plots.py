@@ -1,6 +1,6 @@
 """Plots: counts and amounts over time to the geometry of a bar chart, in whole units.
 
-Floor: wing B, below the pages. Pure. Templates draw what stands here as inline SVG.
+Floor: operators, below the pages. Pure. Templates draw what stands here as inline SVG.
 """
 
 from __future__ import annotations

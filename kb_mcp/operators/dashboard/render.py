@@ -1,6 +1,6 @@
 """Rendering: templates to pages, with every text escaped and cleaned on its way out.
 
-Floor: wing B, below the dashboard. Templates hold no rule; numbers arrive as integers.
+Floor: operators, below the dashboard. Templates hold no rule; numbers arrive as integers.
 """
 
 from __future__ import annotations

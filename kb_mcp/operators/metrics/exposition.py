@@ -1,7 +1,8 @@
 """Prometheus's text form: families of samples, and histograms, one line a sample.
 
-Floor: wing B, below the metrics. Pure. Format: prometheus.io/docs/instrumenting/exposition_formats,
-text version 0.0.4. All names begin with `keybrake_`, all values are integers.
+Floor: operators, below the metrics. Pure. Format:
+prometheus.io/docs/instrumenting/exposition_formats, text version 0.0.4. All names begin with
+`keybrake_`, all values are integers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Metrics in Prometheus's text form, read from the store at each scrape.
 
-Floor: wing B, beside the admin API. Labels are ids and codes of ours, never a client's text or a
+Floor: operators, beside the admin API. Labels are ids and codes of ours, never a client's text or a
 secret. The store counts and chooses; a scrape reads no more than it shows.
 """
 

@@ -1,6 +1,6 @@
 """The state of the audit as an operator sees it: when it was last verified, and what was found.
 
-Floor: wing B, beside the views. Walking the chains happens on a thread, one walk at a time.
+Floor: operators, beside the views. Walking the chains happens on a thread, one walk at a time.
 """
 
 from __future__ import annotations

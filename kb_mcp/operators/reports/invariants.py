@@ -1,6 +1,6 @@
 """Invariants: what must hold between operations, attempts, windows and audit at any moment.
 
-Floor: wing B, above the records. Pure. They are those of design.md, "One charge"; that each
+Floor: operators, above the records. Pure. They are listed in docs/exactly-once.md; that each
 succeeded operation has its object at Stripe is reconcile's to ask.
 """
 

@@ -1,6 +1,6 @@
 """Overlaps: live bills that share days, and would not be made beside each other now.
 
-Floor: wing B, beside the views. Pure.
+Floor: operators, beside the views. Pure.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The ledger against Stripe's own list: what each has that the other lacks, and what differs.
 
-Floor: wing B, above the records. Pure: charges arrive as Stripe listed them.
+Floor: operators, above the records. Pure: charges arrive as Stripe listed them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What every key has used of its caps.
 
-Floor: wing B, above records. There may be tens of thousands of keys.
+Floor: operators, above records. There may be tens of thousands of keys.
 """
 
 from __future__ import annotations

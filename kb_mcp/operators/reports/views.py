@@ -1,6 +1,6 @@
 """What operators see: lists out of the store's records, bounded, for the API and the pages.
 
-Floor: wing B, below the admin API and the dashboard, above records.
+Floor: operators, below the admin API and the dashboard, above records.
 """
 
 from __future__ import annotations

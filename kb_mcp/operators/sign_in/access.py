@@ -1,6 +1,6 @@
 """Access to the operators' listener: tokens as bearer, and who sits at this very machine.
 
-Floor: wing B, below the admin API, the metrics and the dashboard.
+Floor: operators, below the admin API, the metrics and the dashboard.
 """
 
 from __future__ import annotations

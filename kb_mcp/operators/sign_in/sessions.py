@@ -1,6 +1,6 @@
 """Operators and their sessions: who is asking, for how long, and how often they may guess.
 
-Floor: wing B, below the operators' listener. No IO; the clock and chance arrive as arguments.
+Floor: operators, below the operators' listener. No IO; the clock and chance arrive as arguments.
 Sessions live in memory: a restart logs everybody out, and nothing in the store can forge one.
 """
 

@@ -1,7 +1,7 @@
 """Exported heads: how far each process's audit chain had come, kept outside the store.
 
 Floor: inside the stores. A store that was restored from an older copy, or lost its tail, does not
-reach its exported heads: it must send nothing until it is reconciled (ledger.md: Recovery).
+reach its exported heads: it must send nothing until it is reconciled.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The proxy's own paths on the agents' listener: health, the key itself, its operations.
 
-Floor: below http, above admission and records. Reads the ledger only; never Stripe, but for
+Floor: below the edge, above authenticate and records. Reads the ledger only; never Stripe, but for
 readiness and for the refunds of a charge.
 """
 

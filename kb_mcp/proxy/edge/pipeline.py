@@ -1,6 +1,6 @@
 """The pipeline: from a request to a command, a read, or a refusal; in the contract's order.
 
-Floor: below http, above the governor. key (401) -> size, path, method, body form -> allowlist,
+Floor: below the edge, above the governor. key (401) -> size, path, method, body form -> allowlist,
 headers, parameters, values -> rate (429) -> the operation, which is the governor's.
 """
 

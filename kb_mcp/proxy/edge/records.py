@@ -1,7 +1,7 @@
 """Records for people: what `--json`, the admin API and `/keybrake/v1` show.
 
 Floor: wing B, beside the deciders. Pure. Money is integer minor units beside `currency`, times are
-RFC 3339 UTC (contract: Records).
+RFC 3339 UTC.
 """
 
 from __future__ import annotations

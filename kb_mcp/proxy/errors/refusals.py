@@ -1,6 +1,6 @@
 """Refusals as values, and how they are written in Stripe's error shape.
 
-Floor: wing B, above the table of codes and sentences (refusal_rules). Pure.
+Floor: wing B, above the table of codes and sentences (refusal_codes). Pure.
 """
 
 from __future__ import annotations

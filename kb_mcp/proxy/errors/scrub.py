@@ -1,7 +1,7 @@
 """Scrubbing: what Stripe's answers must not tell the agent's side, and what nobody may keep.
 
-Floor: the bottom of wing B. Pure. Stripe's error texts name the masked key and the account
-(facts: restricted keys); a `client_secret` would let its holder confirm an intent elsewhere.
+Floor: the bottom of wing B. Pure. Stripe's error texts name the masked key and the account; a
+`client_secret` would let its holder confirm an intent elsewhere.
 """
 
 from __future__ import annotations

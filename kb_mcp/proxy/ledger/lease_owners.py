@@ -1,7 +1,7 @@
 """Who holds a lease, and whether that process is known to be gone.
 
 Floor: beside the stores. Reads /proc on Linux; where it cannot tell, an owner counts as alive and
-its lease runs to its end (ledger.md: Sending).
+its lease runs to its end.
 """
 
 from __future__ import annotations

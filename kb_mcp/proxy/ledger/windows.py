@@ -1,7 +1,7 @@
 """Windows of time and what they hold: UTC days and calendar months, in integer milliseconds.
 
 Floor: beside the records. Pure. A reservation counts in the windows of the moment at which it
-was made, for good (design: Money).
+was made, for good.
 """
 
 from __future__ import annotations

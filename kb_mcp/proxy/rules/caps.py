@@ -1,6 +1,6 @@
 """Caps: what a lineage, a customer and the account may still spend.
 
-Floor: above policy and standing, below decide. Pure. Every kind of cap is checked against the
+Floor: above policy and the snapshot, below decide. Pure. Every kind of cap is checked against the
 same standing, in the transaction that reserves.
 """
 

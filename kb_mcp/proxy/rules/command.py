@@ -1,6 +1,6 @@
 """A command: a parsed, authorised request for an operation, and the rows it depends on.
 
-Floor: above surface and policy, below the deciders. Pure.
+Floor: above interpret and policy, below the deciders. Pure.
 """
 
 from __future__ import annotations

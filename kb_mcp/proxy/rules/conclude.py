@@ -1,7 +1,6 @@
 """Concluding: what becomes of an operation once something about a send is proven.
 
-Floor: above proofs and windows, below governor and recovery. Pure. The law (ledger.md: What an
-upstream answer proves):
+Floor: above evidence and windows, below governor and recovery. Pure. The law:
 
 * a yes is the truth whenever it comes, even after a void or from a send that lost its lease;
 * a decline (402) settles its upstream key for every send of it;

@@ -1,6 +1,6 @@
 """The decider: what a request for an operation may do, given what the ledger knows.
 
-Floor: above guards, caps and approvals, below the governor. Pure: (snapshot, command) ->
+Floor: above duplicates, caps and approvals, below the governor. Pure: (snapshot, command) ->
 Proceed | Replay | Join | Look | Refuse, each with the rows it leaves behind. `fold` runs a batch in
 arrival order, each command seeing the ones before it. The rules are those of docs/exactly-once.md:
 

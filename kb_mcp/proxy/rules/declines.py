@@ -1,7 +1,7 @@
 """Declines: what a no from the card's side counts against, and when a lineage freezes.
 
-Floor: above standing and windows, below conclude. Pure. Declines are counted per bill, whatever its
-amount, and per lineage and day: too many in a day look like card testing (design: Money).
+Floor: above the snapshot and windows, below conclude. Pure. Declines are counted per bill, whatever
+its amount, and per lineage and day: too many in a day look like card testing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Guards: another live operation that may already be this bill.
 
-Floor: above standing, below decide. Pure. The guards hold over every name, so that a legacy
-handler and a tool beside each other do not bill twice (design: What names an operation).
+Floor: above the snapshot, below decide. Pure. The guards hold over every name, so that a legacy
+handler and a tool beside each other do not bill twice.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Names: what makes two requests the same operation (design: What names an operation).
+"""Names: what makes two requests the same operation.
 
-Floor: above surface and the shared idempotency keys, below the deciders. Pure. Content beats an
+Floor: above interpret and the shared idempotency keys, below the deciders. Pure. Content beats an
 explicit key, an explicit key beats the canonical body; a key that an SDK made up names nothing.
 """
 

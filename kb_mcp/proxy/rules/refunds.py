@@ -1,6 +1,6 @@
 """Refunds: what a refund may give back, by what was read of its charge and what the ledger holds.
 
-Floor: beside guards, below reserve. Pure. Whatever callers, keys and hosts do, all refunds of a
+Floor: beside duplicates, below reserve. Pure. Whatever callers, keys and hosts do, all refunds of a
 charge together are never more than the charge: what Stripe showed as refunded, what the ledger
 holds that Stripe did not show yet, and the new one.
 """

@@ -1,7 +1,7 @@
 """Reserving: the checks that stand before every reservation, and the rows it leaves.
 
-Floor: above guards, caps and approvals, below decide. Pure. First attempts, later attempts,
-after voids and after approvals all pass through `reserve` (ledger.md: Rows and locks).
+Floor: above duplicates, caps and approvals, below decide. Pure. First attempts, later attempts,
+after voids and after approvals all pass through `reserve`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
     from kb_mcp.proxy.rules.command import Command
 
-# Stripe may forget a v1 key after 24 hours (facts: Idempotency at Stripe); we stop an hour before.
+# Stripe may forget a v1 key after 24 hours; we stop an hour before.
 RESEND_WITHIN_MS = 23 * 3_600_000
 
 

@@ -1,6 +1,6 @@
 """Sealing: what the store keeps for replay, unreadable without the master key.
 
-Floor: beside vault and audit. AES-256-GCM from `cryptography`; the label (a row's id) is bound
+Floor: beside tokens and audit. AES-256-GCM from `cryptography`; the label (a row's id) is bound
 in, so that a sealed answer cannot be moved to another row.
 """
 

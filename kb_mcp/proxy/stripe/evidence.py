@@ -1,6 +1,6 @@
 """What an answer from Stripe proves about a send, whatever else is known.
 
-Floor: above surface, below conclude. Pure: status, body and headers in, a proof out. The table is
+Floor: above interpret, below conclude. Pure: status, body and headers in, a proof out. The table is
 that of docs/exactly-once.md; whether a no counts depends on open sends, and is conclude's to say.
 """
 

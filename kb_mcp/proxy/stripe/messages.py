@@ -1,6 +1,6 @@
 """A request as it came over the wire, and a reply as it will go.
 
-Floor: below http and the governor. Pure.
+Floor: below the edge and the governor. Pure.
 """
 
 from __future__ import annotations

@@ -28,13 +28,13 @@ async def decided_by(store: Store) -> StoreSettings:
 
 
 def set_facts(store: Store, **facts: Any) -> None:
-    admin = store.open_office()
+    admin = store.open_store_admin()
     admin.set_facts({name: json.dumps(value) for name, value in facts.items()})
     admin.close()
 
 
 def facts(store: Store) -> dict[str, str]:
-    admin = store.open_office()
+    admin = store.open_store_admin()
     found = admin.facts()
     admin.close()
     return {name: value for name, value in found.items() if name in BOUND | LIMITS}

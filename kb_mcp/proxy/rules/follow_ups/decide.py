@@ -2,7 +2,7 @@
 
 Floor: above reserve, below decide. Pure. A step belongs to the operation that made the object and
 shares its one open send; after a step of which nobody knows the outcome, the object is read before
-anything else. What a step adds is reserved before it is sent (ledger.md: PaymentIntents):
+anything else. What a step adds is reserved before it is sent:
 
 the operation              the step                      what follows
 -------------------------  ----------------------------  ----------------------------------------

@@ -1,6 +1,6 @@
 """The store admin on PostgreSQL: rows that no decision touches: facts, operators, old segments.
 
-Floor: inside the stores; `ops.store_admin` says what it is for. Each write is one transaction.
+Floor: inside the stores; `store_admin` says what it is for. Each write is one transaction.
 Taking archived rows out of the audit needs the rights of the tables' owner.
 """
 

@@ -2,7 +2,7 @@
 
 Floor: inside the PostgreSQL store. Each process has one row with the number of its last transaction
 (`flushes`), locked as long as one runs. Whoever gets that lock on a new connection knows that the
-old transaction is over, and by its number how it ended (ledger.md: PostgreSQL).
+old transaction is over, and by its number how it ended.
 """
 
 from __future__ import annotations

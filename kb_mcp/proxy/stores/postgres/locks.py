@@ -1,7 +1,7 @@
 """Which guard rows a step must hold, by what it names and by what it changed.
 
-Floor: inside the stores, above the records. Pure. The order of `Guard` is the global lock order
-(ledger.md: Rows and locks). A lineage's guard stands for its keys, windows, counts and approvals.
+Floor: inside the stores, above the records. Pure. The order of `Guard` is the global lock order. A
+lineage's guard stands for its keys, windows, counts and approvals.
 """
 
 from __future__ import annotations
