@@ -76,7 +76,8 @@ async def on_proxy(
     from kb_mcp.proxy.store_admin import Binds
     from kb_mcp.proxy.stripe.reader import StripeReads
     from kb_mcp.serving.machine import boottime_ms
-    from kb_mcp.wiring.proxy import build_proxy, build_sandbox
+    from kb_mcp.wiring.proxy import build_proxy
+    from kb_mcp.wiring.upstream import build_sandbox
 
     sandbox = build_sandbox(settings) if settings.upstream_base is None else None
     binds = Binds.NOTHING if looks_only else Binds.ACCOUNT

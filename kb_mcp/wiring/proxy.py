@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from kb_mcp.proxy.access.issuers import Issuers
@@ -36,22 +34,22 @@ from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.refund_watch import RefundWatch
 from kb_mcp.proxy.retention import Retention
 from kb_mcp.proxy.store_admin import Binds
-from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS, Upstream
 from kb_mcp.proxy.stripe.time_reader import TimeReader
 from kb_mcp.proxy.waiters import Waiters
 from kb_mcp.proxy.walk import Pace, StoreWalk
-from kb_mcp.serving.machine import boottime_ms, host_ms, new_id, random_name
+from kb_mcp.serving.machine import boottime_ms, host_ms, new_id
 from kb_mcp.serving.telemetry import chosen_span
 from kb_mcp.serving.tracing import Span, TracedUpstream, no_span
-from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings
+from kb_mcp.settings import Settings
 from kb_mcp.wiring.account import Account
 from kb_mcp.wiring.failover_check import Moves
 from kb_mcp.wiring.issuers import build_issuers
 from kb_mcp.wiring.key_file import UpstreamWithKeyFile, is_of_account
 from kb_mcp.wiring.sandboxed import FollowedClock
-from kb_mcp.wiring.store import Store, StoreError, open_store, store_path
+from kb_mcp.wiring.store import Store, open_store
+from kb_mcp.wiring.upstream import build_upstream, upstream_key
 from kb_mcp.wiring.walks import Walks
 
 # A lease outlives its send, so that no other caller takes over while it may still conclude.
@@ -123,7 +121,7 @@ class Proxy:
     def account(self) -> Account:
         """The account of the upstream key, and the store that must be for it."""
         reads = StripeReads(self.upstream, self.store.clock, boottime_ms)
-        key = _upstream_key(self.settings)
+        key = upstream_key(self.settings)
         return Account(self.store, reads, key, self.settings.account_label)
 
     async def _recover(self) -> None:
@@ -159,7 +157,7 @@ def build_proxy(
     followed.measure_from(store.base_ms)
     if isinstance(plain, UpstreamWithKeyFile):
         plain.proves = partial(is_of_account, store, settings.account_label)
-    key = _upstream_key(settings)
+    key = upstream_key(settings)
     waiters, gate = Waiters(), Gate(heads_behind=bool(store.behind))
     time = TimeReader(upstream, store.clock, boottime_ms)
     follow = _follower(settings, followed, time)
@@ -207,43 +205,6 @@ def _recovery(store: Store, upstream: Upstream, waiters: Waiters) -> Recovery:
         owner=store.owner,
         boottime_ms=boottime_ms,
     )
-
-
-def build_upstream(settings: Settings, sandbox_app: Any | None) -> Upstream:
-    """Return the way to Stripe: over the network, or the sandbox in this process."""
-    if settings.upstream_base is None:
-        app = sandbox_app or build_sandbox(settings)
-        return InProcessUpstream(app, SANDBOX_KEY, settings.upstream_timeout_ms)
-    return UpstreamWithKeyFile(settings, _over_network, boottime_ms)
-
-
-def _over_network(settings: Settings) -> Upstream:
-    return StripeUpstream(
-        base_url=settings.upstream_base or STRIPE_API_BASE,
-        api_key=_upstream_key(settings),
-        timeout_ms=settings.upstream_timeout_ms,
-        boottime_ms=boottime_ms,
-        allow_http=settings.allow_http,
-    )
-
-
-def build_sandbox(settings: Settings) -> Any:
-    """Return the sandbox on its own file beside the ledger, so that processes share it.
-
-    Raises: StoreError.
-    """
-    from kb_mcp.sandbox.app import create_sandbox
-
-    file = sandbox_file(settings)
-    try:
-        return create_sandbox(file, clock=host_ms, new_id=random_name)
-    except sqlite3.Error as error:
-        raise StoreError(f"cannot use the sandbox's file {file}: {error}") from error
-
-
-def sandbox_file(settings: Settings) -> Path:
-    """Return the file of the sandbox that belongs to the store."""
-    return store_path(settings).with_name(f"{store_path(settings).name}.sandbox")
 
 
 class _Reading(NamedTuple):
@@ -366,10 +327,6 @@ def _key_api(store: Store, pipeline: RequestPipeline, upstream: Upstream, gate: 
         follow=pipeline.follow,
         issuers=pipeline.issuers,
     )
-
-
-def _upstream_key(settings: Settings) -> str:
-    return SANDBOX_KEY if settings.stripe_key is None else settings.stripe_key.reveal()
 
 
 def _follower(

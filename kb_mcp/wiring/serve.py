@@ -24,8 +24,9 @@ from kb_mcp.settings import Settings
 from kb_mcp.wiring.alerts import ALERTS_EVERY_MS, build_alerts
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.first_run import FirstRun, admin_token, client_configuration, first_run
-from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
+from kb_mcp.wiring.proxy import Proxy, build_proxy
 from kb_mcp.wiring.store import shown_place
+from kb_mcp.wiring.upstream import build_sandbox
 from kb_mcp.wiring.verification import verifier
 
 DRAIN_S = 40

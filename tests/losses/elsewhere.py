@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from kb_mcp.sandbox.server import start_in_thread
-from kb_mcp.wiring.proxy import build_sandbox
+from kb_mcp.wiring.upstream import build_sandbox
 from tests.losses.host import Host
 
 KEY = "rk_test_Abc"

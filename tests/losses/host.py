@@ -12,7 +12,8 @@ import httpx
 from typing_extensions import override
 
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
+from kb_mcp.wiring.proxy import Proxy, build_proxy
+from kb_mcp.wiring.upstream import build_sandbox
 from tests.cli.machine import Machine
 from tests.postgres import OWNER, Database
 

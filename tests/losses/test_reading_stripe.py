@@ -11,7 +11,8 @@ import pytest
 from kb_mcp.proxy.stripe.reader import Found
 from kb_mcp.proxy.walk import LOOK_BACK_AT_START_MS, Lost, Whole
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.proxy import Proxy, build_proxy, build_sandbox
+from kb_mcp.wiring.proxy import Proxy, build_proxy
+from kb_mcp.wiring.upstream import build_sandbox
 from kb_mcp.wiring.walks import UpstreamKeyError
 from tests.losses.elsewhere import in_test_mode
 from tests.losses.host import BEHIND, Host
