@@ -32,6 +32,22 @@ NOT_THROUGH_AN_SDK = {
     "body_invalid": "SDKs write forms; tests/attacks",
     "path_invalid": "SDKs write plain paths; tests/attacks",
     "amount_not_metered": "a test of the surface's table; tests/proxy/stripe/test_interpret.py",
+    **dict.fromkeys(
+        (
+            "already_refunded",
+            "charge_disputed",
+            "charge_not_refundable",
+            "refund_exceeds_charge",
+            "refund_cap_exceeded",
+            "refund_count_exceeded",
+            "amount_changed",
+        ),
+        "refunds; tests/proxy/test_path_of_a_refund.py and test_refunds_refused.py",
+    ),
+    **dict.fromkeys(
+        ("identity_not_granted", "identity_ambiguous", "tool_not_granted", "issuer_unreachable"),
+        "tokens of a provider; tests/identity",
+    ),
     "ledger_unavailable": "a store that is gone; answered as draining is, 503",
     "ledger_behind": "a store that was restored; answered as draining is, 503",
     "overloaded": "a thousand waiting requests; tests/scenarios/test_crowds.py has it",

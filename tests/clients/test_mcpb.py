@@ -62,7 +62,8 @@ def test_the_packed_bundle_starts_as_its_manifest_says(
     server = manifest()["server"]
     command = server["mcp_config"]["args"]
     command = [part.replace("${__dirname}", str(folder)) for part in command]
-    answers = {"proxy_url": served.url, "billing_key": served.billing, "audit_key": ""}
+    keys = {"billing_key": served.billing, "audit_key": "", "refunds_key": ""}
+    answers = {"proxy_url": served.url, **keys}
     env = {
         name: re.sub(r"\$\{user_config\.(\w+)\}", lambda match: answers[match[1]], value)
         for name, value in server["mcp_config"]["env"].items()
@@ -85,7 +86,7 @@ def test_the_manifest_says_what_the_catalogue_says() -> None:
         {"name": tool.name.value, "description": tool.title} for tool in TOOLS.values()
     ]
     secret = {name for name, each in said["user_config"].items() if each.get("sensitive")}
-    assert secret == {"billing_key", "audit_key"}
+    assert secret == {"billing_key", "audit_key", "refunds_key"}
 
 
 def test_the_registry_entry_is_within_its_bounds() -> None:
