@@ -152,6 +152,8 @@ def test_a_trace_goes_through_an_embedded_proxy_to_stripe(tmp_path: Path) -> Non
     message = {"role": "assistant", "content": [{"toolUse": use}]}
     with serve_stub() as stripe, cluster(tmp_path) as place:
         stripe.on("POST /v1/charges", Says(200, charge(customer="cus_A1")))
+        for listed in ("charges", "payment_intents", "refunds"):
+            stripe.on(f"GET /v1/{listed}", Says(200, {"data": [], "has_more": False}))
         place.extra["KEYBRAKE_VAULT_KEY_BILLING"] = place.issue()
         environ = place.environ() | {"KEYBRAKE_STRIPE_API_BASE": stripe.url}
         done = subprocess.run(
