@@ -28,12 +28,12 @@ from kb_mcp.proxy.ledger.records import Attempt, Changes, Operation, OperationId
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_of, windows_then
 from kb_mcp.proxy.rules.command import Command
-from kb_mcp.proxy.rules.conclude import conclude
 from kb_mcp.proxy.rules.decide import decide
 from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, ReadAgain, Refuse, Replay
-from kb_mcp.proxy.rules.ending import Ending
 from kb_mcp.proxy.rules.follow_ups.decide import CANCEL
 from kb_mcp.proxy.rules.operation_names import tally_of
+from kb_mcp.proxy.rules.outcomes.conclude import conclude
+from kb_mcp.proxy.rules.outcomes.ending import Ending
 from kb_mcp.proxy.stripe.endpoints import Route
 from kb_mcp.proxy.stripe.evidence import Made, Nothing, Proof, prove
 from kb_mcp.proxy.stripe.messages import Reply, refused

@@ -20,13 +20,21 @@ from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Attempt, Changes, KeyId, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.list_walks import AT_FIRST, IN_A_PASS, Budget, Walk
-from kb_mcp.proxy.rules.resolve import LEASE_MS, Absent, Finding, Found, Unreadable, resolve, take
+from kb_mcp.proxy.rules.outcomes.resolve import (
+    LEASE_MS,
+    Absent,
+    Finding,
+    Found,
+    Unreadable,
+    resolve,
+    take,
+)
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import Nothing, prove_object
 from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamRequest
 from kb_mcp.proxy.waiters import Waiters
+from kb_mcp.proxy.watching.list_walks import AT_FIRST, IN_A_PASS, Budget, Walk
 
 READ_WITHIN_MS = 10_000
 BATCH = 100

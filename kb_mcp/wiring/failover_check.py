@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Changes, Refs
-from kb_mcp.proxy.walk import LOOK_BACK_AT_START_MS, Broken, Lost, StoreWalk, Whole
+from kb_mcp.proxy.watching.walk import LOOK_BACK_AT_START_MS, Broken, Lost, StoreWalk, Whole
 
 _log = logging.getLogger("kb_mcp.wiring")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from kb_mcp.agent.bearer import Bearer, Identify, Known, LookupFailed, refused_bearer
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import tools_granted
-from kb_mcp.proxy.access.scopes import check_scopes
+from kb_mcp.proxy.access.identity.scopes import check_scopes
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError

@@ -10,7 +10,12 @@ import ssl
 
 import httpx
 
-from kb_mcp.proxy.access.issuers import DOCUMENT_BYTES_MAX, FETCH_WITHIN_S, FetchError, Issuers
+from kb_mcp.proxy.access.identity.issuers import (
+    DOCUMENT_BYTES_MAX,
+    FETCH_WITHIN_S,
+    FetchError,
+    Issuers,
+)
 from kb_mcp.serving.machine import boottime_ms
 from kb_mcp.settings import Settings
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from kb_mcp.proxy.access.issuers import Issuers
+from kb_mcp.proxy.access.identity.issuers import Issuers
 from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import derive_key
@@ -31,14 +31,14 @@ from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
-from kb_mcp.proxy.refund_watch import RefundWatch
-from kb_mcp.proxy.retention import Retention
 from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS, Upstream
 from kb_mcp.proxy.stripe.time_reader import TimeReader
 from kb_mcp.proxy.waiters import Waiters
-from kb_mcp.proxy.walk import Pace, StoreWalk
+from kb_mcp.proxy.watching.refund_watch import RefundWatch
+from kb_mcp.proxy.watching.retention import Retention
+from kb_mcp.proxy.watching.walk import Pace, StoreWalk
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id
 from kb_mcp.serving.telemetry import chosen_span
 from kb_mcp.serving.tracing import Span, TracedUpstream, no_span

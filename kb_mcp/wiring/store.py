@@ -26,8 +26,6 @@ from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.store_settings import MOVED_TO, StoreSettings
 from kb_mcp.proxy.recovery import Due
-from kb_mcp.proxy.refund_watch import Refunded
-from kb_mcp.proxy.retention import Aged
 from kb_mcp.proxy.store_admin import Binds, StoreAdmin
 from kb_mcp.proxy.stores.binding import facts_of
 from kb_mcp.proxy.stores.key_check import CHECK, Witnesses, check_value, witnesses_in
@@ -42,7 +40,9 @@ from kb_mcp.proxy.stores.sqlite.schema import (
     migrate,
     read_facts,
 )
-from kb_mcp.proxy.walk import WalkRecords
+from kb_mcp.proxy.watching.refund_watch import Refunded
+from kb_mcp.proxy.watching.retention import Aged
+from kb_mcp.proxy.watching.walk import WalkRecords
 from kb_mcp.serving.machine import boot_id, boottime_ms, host_ms, process_name, random_bytes
 from kb_mcp.settings import MASTER_KEY_CHARACTERS_NEW, Settings, SettingsError
 from kb_mcp.wiring.failover_check import Watch

@@ -15,8 +15,8 @@ from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.ledger.store_settings import GAP
-from kb_mcp.proxy.rules.gaps import WALK_FAILED
-from kb_mcp.proxy.walk import (
+from kb_mcp.proxy.rules.outcomes.gaps import WALK_FAILED
+from kb_mcp.proxy.watching.walk import (
     HOUR_MS,
     LOOK_BACK_AT_START_MS,
     LOOK_BACK_HOURLY_MS,

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy import governor, list_walks, recovery
+from kb_mcp.proxy import governor, recovery
 from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.edge import pipeline
 from kb_mcp.proxy.ledger.records import (
@@ -25,11 +25,13 @@ from kb_mcp.proxy.ledger.records import (
     State,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.rules import conclude, decide, duplicates, reserve, resolve
+from kb_mcp.proxy.rules import decide, duplicates, reserve
 from kb_mcp.proxy.rules.decisions import Proceed
-from kb_mcp.proxy.rules.resolve import Absent, Unreadable
+from kb_mcp.proxy.rules.outcomes import conclude, resolve
+from kb_mcp.proxy.rules.outcomes.resolve import Absent, Unreadable
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger
 from kb_mcp.proxy.stripe.evidence import NeverBegan
+from kb_mcp.proxy.watching import list_walks
 from tests.faults.planting import part, swapped
 from tests.faults.simulation import Simulation
 

@@ -10,7 +10,7 @@ from kb_mcp.operators.actions.operations import By
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules import approvals, decide, duplicates, gates, reserve
-from kb_mcp.proxy.rules.resolve import Unreadable
+from kb_mcp.proxy.rules.outcomes.resolve import Unreadable
 from kb_mcp.proxy.stores.binding import LiveSettings
 from tests.faults.bugs import bug
 from tests.faults.planting import part, swapped

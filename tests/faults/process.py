@@ -25,7 +25,6 @@ from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.recovery import Recovery
-from kb_mcp.proxy.refund_watch import RefundWatch
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
 from kb_mcp.proxy.stripe.messages import Reply, Request
@@ -40,6 +39,7 @@ from kb_mcp.proxy.stripe.sends import (
 )
 from kb_mcp.proxy.stripe.time_reader import TimeReader
 from kb_mcp.proxy.waiters import Waiters
+from kb_mcp.proxy.watching.refund_watch import RefundWatch
 from tests.faults.loop import SimulatedLoop
 from tests.faults.store import SEAL_KEY, Plan, SimulatedLedger
 from tests.faults.stripe import TIMEOUT_MS, SimulatedStripe

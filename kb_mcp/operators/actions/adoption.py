@@ -25,7 +25,7 @@ from kb_mcp.operators.actions.refunds import adopt_refund, refund_operation
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import Attempt, KeyId, Operation, OperationId
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.gaps import WALKED, Known, holds_money, mark_of
+from kb_mcp.proxy.rules.outcomes.gaps import WALKED, Known, holds_money, mark_of
 from kb_mcp.proxy.stripe.marks import marks, object_names
 from kb_mcp.proxy.stripe.reader import Found, StripeReads, Unread
 

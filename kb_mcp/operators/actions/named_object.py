@@ -13,7 +13,7 @@ from kb_mcp.periods import PeriodError, parse_period, period_from_description
 from kb_mcp.proxy.ledger.records import Attempt, Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.rules.matching import BEFORE_MS, marks_of
+from kb_mcp.proxy.rules.outcomes.matching import BEFORE_MS, marks_of
 from kb_mcp.proxy.stripe.evidence import customer_of
 from kb_mcp.proxy.stripe.json_objects import created_ms, object_id
 

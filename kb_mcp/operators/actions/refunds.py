@@ -29,7 +29,7 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_of
-from kb_mcp.proxy.rules.matching import marks_of
+from kb_mcp.proxy.rules.outcomes.matching import marks_of
 from kb_mcp.proxy.rules.refunds import refund_fingerprint
 
 ROUTE = "POST /v1/refunds"

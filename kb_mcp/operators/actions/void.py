@@ -16,7 +16,7 @@ from kb_mcp.proxy.ledger.records import LISTINGS_THAT_FREE, AttemptOutcome, Chan
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import release
-from kb_mcp.proxy.rules.resolve import (
+from kb_mcp.proxy.rules.outcomes.resolve import (
     LAST_LISTING_MS,
     LEASE_MS,
     Absent,

@@ -21,8 +21,8 @@ from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs, State, Tally
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import day_of, rfc3339
-from kb_mcp.proxy.rules.conclude import REFUND_FAILED
-from kb_mcp.proxy.rules.gaps import GAP_FOUND, WALK_FAILED
+from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
+from kb_mcp.proxy.rules.outcomes.gaps import GAP_FOUND, WALK_FAILED
 
 AUDIT_KIND = "alert"
 NEWS_MS = 24 * 3_600_000

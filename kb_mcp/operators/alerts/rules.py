@@ -13,7 +13,7 @@ from enum import StrEnum
 from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.audit.verification import Break
 from kb_mcp.proxy.edge.records import Record, Spend
-from kb_mcp.proxy.rules.conclude import REFUND_FAILED
+from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
 
 CAP_STEPS = (100, 80)
 WAL_LARGE_BYTES = 128 * 2**20  # twice of what the writer empties by itself

@@ -13,7 +13,7 @@ from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import rfc3339
-from kb_mcp.proxy.rules.matching import NO_MONEY, marks_of
+from kb_mcp.proxy.rules.outcomes.matching import NO_MONEY, marks_of
 
 Refund = Mapping[str, Any]
 

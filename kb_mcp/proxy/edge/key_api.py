@@ -15,8 +15,8 @@ import msgspec
 from kb_mcp.periods import PeriodError, parse_period
 from kb_mcp.proxy.access.authenticate import Admitted, admit
 from kb_mcp.proxy.access.authorize import may_touch, needs_customer
-from kb_mcp.proxy.access.issuers import Issuers
-from kb_mcp.proxy.access.scopes import check_scopes
+from kb_mcp.proxy.access.identity.issuers import Issuers
+from kb_mcp.proxy.access.identity.scopes import check_scopes
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.health import Readiness
 from kb_mcp.proxy.edge.pipeline import subject_of

@@ -20,9 +20,9 @@ from kb_mcp.proxy.access.authorize import (
     may_touch,
     needs_customer,
 )
-from kb_mcp.proxy.access.issuers import Issuers
+from kb_mcp.proxy.access.identity.issuers import Issuers
+from kb_mcp.proxy.access.identity.scopes import check_scopes
 from kb_mcp.proxy.access.rate_limit import Rates
-from kb_mcp.proxy.access.scopes import check_scopes
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pass_through import Reads

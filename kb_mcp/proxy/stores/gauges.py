@@ -23,7 +23,7 @@ from kb_mcp.proxy.ledger.records import (
     WindowKey,
 )
 from kb_mcp.proxy.reads import AuditCounts, BilledDays, Held, KeyCaps, KeyCounts, KeySpend
-from kb_mcp.proxy.rules.gaps import Known, Trace
+from kb_mcp.proxy.rules.outcomes.gaps import Known, Trace
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage
 
 

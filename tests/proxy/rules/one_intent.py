@@ -13,7 +13,7 @@ from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.decide import decide
 from kb_mcp.proxy.rules.decisions import Decision
 from kb_mcp.proxy.rules.follow_ups.find import as_step, step_fingerprint
-from kb_mcp.proxy.rules.resolve import Found
+from kb_mcp.proxy.rules.outcomes.resolve import Found
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.evidence import Made, Proof, prove_object
 from kb_mcp.proxy.stripe.interpret import Reading, parse_form, read_request

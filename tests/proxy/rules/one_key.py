@@ -21,12 +21,12 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.rules.command import Command
-from kb_mcp.proxy.rules.conclude import conclude
 from kb_mcp.proxy.rules.decide import decide
 from kb_mcp.proxy.rules.decisions import Decision, Proceed, Refuse
-from kb_mcp.proxy.rules.ending import Ending
 from kb_mcp.proxy.rules.operation_names import Name, caller_keys, name_of, older_caller_keys
-from kb_mcp.proxy.rules.resolve import Absent, Finding, resolve, take
+from kb_mcp.proxy.rules.outcomes.conclude import conclude
+from kb_mcp.proxy.rules.outcomes.ending import Ending
+from kb_mcp.proxy.rules.outcomes.resolve import Absent, Finding, resolve, take
 from kb_mcp.proxy.stripe.evidence import Declined, Made, NeverBegan, Nothing, Proof, Rejected
 from kb_mcp.proxy.stripe.interpret import Reading, fingerprint, parse_form, read_request
 

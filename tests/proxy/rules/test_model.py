@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from kb_mcp.proxy.rules.resolve import Absent
+from kb_mcp.proxy.rules.outcomes.resolve import Absent
 from kb_mcp.proxy.stripe.evidence import Proof
 from tests.proxy.rules.one_key import (
     BILLING,

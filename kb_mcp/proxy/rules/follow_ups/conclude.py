@@ -14,12 +14,12 @@ from msgspec.structs import replace
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import move
-from kb_mcp.proxy.rules.declines import count_decline
+from kb_mcp.proxy.rules.outcomes.declines import count_decline
 from kb_mcp.proxy.stripe.evidence import CANCELED, Declined, Made, NeverBegan, Nothing, Rejected
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
-    from kb_mcp.proxy.rules.ending import Ending
+    from kb_mcp.proxy.rules.outcomes.ending import Ending
 
 READ_AGAIN_MS = 60_000
 _HOLD_NOTHING = frozenset({S.FAILED, S.AWAITING_APPROVAL})

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from kb_mcp.proxy.ledger.records import Attempt, Operation
-from kb_mcp.proxy.rules.matching import match_attempt, twin_names
-from kb_mcp.proxy.rules.resolve import Absent, Finding, Found, Unreadable
+from kb_mcp.proxy.rules.outcomes.matching import match_attempt, twin_names
+from kb_mcp.proxy.rules.outcomes.resolve import Absent, Finding, Found, Unreadable
 from kb_mcp.proxy.stripe.endpoints import Route
 from kb_mcp.proxy.stripe.evidence import prove_object
 from kb_mcp.proxy.stripe.json_objects import next_cursor

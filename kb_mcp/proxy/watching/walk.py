@@ -21,7 +21,7 @@ from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.store_settings import GAP, NEW_STORE, StoreSettings
-from kb_mcp.proxy.rules.gaps import (
+from kb_mcp.proxy.rules.outcomes.gaps import (
     GAP_FOUND,
     WALKED,
     Item,

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.rules.conclude import REFUND_FAILED
+from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
 from kb_mcp.proxy.rules.permits import REFUND_READ_EVERY_MS
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.stripe.refund_reads import GivenBack, read_refund

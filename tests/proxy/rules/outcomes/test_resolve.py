@@ -8,10 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation, OperationId
-from kb_mcp.proxy.rules.conclude import FOREIGN_KEY
 from kb_mcp.proxy.rules.decisions import Proceed
-from kb_mcp.proxy.rules.matching import match_attempt, twin_names
-from kb_mcp.proxy.rules.resolve import (
+from kb_mcp.proxy.rules.outcomes.conclude import FOREIGN_KEY
+from kb_mcp.proxy.rules.outcomes.matching import match_attempt, twin_names
+from kb_mcp.proxy.rules.outcomes.resolve import (
     LEASE_MS,
     Absent,
     Found,
