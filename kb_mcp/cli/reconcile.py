@@ -101,7 +101,7 @@ async def _compare(opened: OpenProxy, since_ms: int, *, shown: bool) -> Reconcil
 
     with progress("Reading charges", shown=shown) as advance:
         charges = await opened.reads.walk(
-            "/v1/charges", since_ms - MARGIN_MS, lambda done: advance(done, None)
+            "/v1/charges", since_ms - MARGIN_MS, lambda done: advance(done, None), may_lack=True
         )
     if isinstance(charges, Unread):
         raise Failure(f"the list of charges cannot be read: {charges.why}", "Nothing was changed.")
@@ -118,7 +118,7 @@ async def _compare_refunds(opened: OpenProxy, since_ms: int, *, shown: bool) -> 
 
     with progress("Reading refunds", shown=shown) as advance:
         refunds = await opened.reads.walk(
-            "/v1/refunds", since_ms - MARGIN_MS, lambda done: advance(done, None)
+            "/v1/refunds", since_ms - MARGIN_MS, lambda done: advance(done, None), may_lack=True
         )
     if isinstance(refunds, Unread):
         raise Failure(f"the list of refunds cannot be read: {refunds.why}", "Nothing was changed.")

@@ -57,11 +57,13 @@ FOREIGN = "foreign_lineage:"
 class Whole:
     """Every page was read, and every object of ours made until `began` (ms) is known.
 
-    `owner` is the process that began the walk, which another one may have gone on with.
+    `owner` is the process that began the walk, which another one may have gone on with. `absent`
+    are the lists that Stripe says it does not have: the next walk begins where this one did.
     """
 
     began: int
     owner: str
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     place: int = 0
     after: str | None = None
     lost: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
 
 class WalkRecords(Protocol):
@@ -224,7 +227,11 @@ class StoreWalk:
             if isinstance(ended, Broken):
                 return ended
             state = ended
-        return Lost(state.lost, whose.any_store) if state.lost else Whole(state.began, state.owner)
+        if state.lost:
+            return Lost(state.lost, whose.any_store)
+        if len(state.absent) == len(WALKED):
+            return Broken(state.absent[0], "Stripe knows none of the lists", 404)
+        return Whole(state.began, state.owner, state.absent)
 
     async def _pages(self, state: Checkpoint, whose: Whose, *, writes: bool) -> Checkpoint | Broken:
         """Read one list to its end, from where `state` stands."""
@@ -232,6 +239,8 @@ class StoreWalk:
         seen: set[str] = set()
         while True:
             page = await self._page(path, state)
+            if isinstance(page, Missing):
+                return replace(state, absent=(*state.absent, path))
             if isinstance(page, Broken):
                 return page
             items, more = page
@@ -247,7 +256,9 @@ class StoreWalk:
             if writes:
                 await self._write({CHECKPOINT: encode(state).decode()})
 
-    async def _page(self, path: str, state: Checkpoint) -> tuple[list[Item], bool] | Broken:
+    async def _page(
+        self, path: str, state: Checkpoint
+    ) -> tuple[list[Item], bool] | Missing | Broken:
         query = {"limit": str(PAGE), "created[gte]": str(state.since // 1000)}
         if state.after is not None:
             query["starting_after"] = state.after
@@ -255,8 +266,9 @@ class StoreWalk:
         answer = await self.reads.get(f"{path}?{urlencode(query)}")
         if isinstance(answer, Unread):
             return Broken(path, answer.why, answer.status)
-        if isinstance(answer, Missing) or not isinstance(answer, Found):
-            return Broken(path, "Stripe knows no such list", 404)
+        if isinstance(answer, Missing):
+            # Stand-ins lack endpoints; but after a first page it is the page that is missing.
+            return answer if state.after is None else Broken(path, "Stripe's page is gone", 404)
         items, more = answer.body.get("data"), answer.body.get("has_more")
         whole = isinstance(items, list) and all(
             isinstance(each, dict) and isinstance(each.get("id"), str) for each in items
@@ -316,7 +328,9 @@ class StoreWalk:
                 await self._write({CHECKPOINT: ""})
             return
         if isinstance(outcome, Whole):
-            facts = {WALKED_UNTIL: str(outcome.began), CHECKPOINT: "", NEW_STORE: "", GAP: ""}
+            facts = {CHECKPOINT: "", NEW_STORE: "", GAP: ""}
+            if not outcome.absent:
+                facts[WALKED_UNTIL] = str(outcome.began)
             await self._write(facts)
             return
         if outcome.any_store and self.warns:

@@ -94,7 +94,9 @@ class Walks:
     async def _again(self, look_back_ms: int) -> Outcome:
         outcome = await self.walk.run(look_back_ms, resume=True)
         match outcome:
-            case Whole(owner=owner):
+            case Whole(owner=owner, absent=absent):
+                if absent:
+                    _log.warning("Stripe has no list %s: taken as empty", ", ".join(absent))
                 self._walked_at, self._failures, self.gate.gap = self.boottime_ms(), 0, False
                 if owner == self.walk.owner:
                     self.gate.unwalked = False

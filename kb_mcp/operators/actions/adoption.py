@@ -86,7 +86,7 @@ class Adoption:
         found: list[Item] = []
         spoken: set[str] = set()
         for path, route in WALKED:
-            listed = await self.reads.walk(path, since_ms - MARGIN_MS, seen)
+            listed = await self.reads.walk(path, since_ms - MARGIN_MS, seen, may_lack=True)
             if isinstance(listed, Unread):
                 return listed
             for item in listed:
