@@ -163,8 +163,8 @@ def archive(*, before: str, file: Path, as_json: bool) -> None:
     """
 
     async def work(opened: OpenStore) -> dict[str, Any]:
+        from kb_mcp.instants import rfc3339
         from kb_mcp.proxy.audit.verification import segment_end
-        from kb_mcp.proxy.ledger.windows import rfc3339
 
         outcome, heads = verified(opened, shown=not as_json)
         if outcome.breaks:
@@ -195,7 +195,7 @@ def archive(*, before: str, file: Path, as_json: bool) -> None:
 
 
 def _between(opened: OpenStore, since: str | None, until: str | None) -> dict[str, Any]:
-    from kb_mcp.proxy.ledger.windows import rfc3339
+    from kb_mcp.instants import rfc3339
 
     given = {"since": since, "until": until}
     now = opened.now()

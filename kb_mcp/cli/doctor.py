@@ -181,7 +181,7 @@ async def _violations(opened: OpenProxy) -> set[str]:
 
 def _ceilings_since(facts: Mapping[str, str]) -> str:
     """Return the day on which an operator set the ceiling, or "" where nobody did."""
-    from kb_mcp.proxy.ledger.windows import day_of
+    from kb_mcp.instants import day_of
 
     at = facts.get("ceilings_set_at")
     return "" if at is None else day_of(int(at)).isoformat()

@@ -36,7 +36,7 @@ def migrate(*, source: str | None, grant_to: str | None) -> None:
             raise click.UsageError("--from and --grant-to are for a PostgreSQL store")
         number = with_store(_schema, lenient=True)
     else:
-        from kb_mcp.wiring.store import store_path
+        from kb_mcp.wiring.opening import store_path
 
         store_path(settings)  # which says so if the driver is missing
         from kb_mcp.wiring.postgres_store import migrate_postgres

@@ -110,7 +110,7 @@ async def _on_store(
 def _open(settings: Settings) -> Store:
     """Open the store; a new one is bound to the account of this process's Stripe key, if any."""
     from kb_mcp.proxy.store_admin import Binds
-    from kb_mcp.wiring.store import open_store
+    from kb_mcp.wiring.opening import open_store
 
     keyless = settings.stripe_key is None
     return open_store(settings, binds=Binds.NOTHING if keyless else Binds.ACCOUNT)

@@ -68,7 +68,7 @@ def list_(*, as_json: bool) -> None:
     """
 
     async def work(opened: OpenStore) -> list[dict[str, Any]]:
-        from kb_mcp.proxy.ledger.windows import rfc3339
+        from kb_mcp.instants import rfc3339
 
         return [
             {"name": each.name, "created_at": rfc3339(each.created_at)}

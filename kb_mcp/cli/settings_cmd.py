@@ -166,10 +166,10 @@ def confirm_clock(*, as_json: bool) -> None:
     """
 
     async def work(opened: OpenStore) -> dict[str, Any]:
+        from kb_mcp.instants import rfc3339
         from kb_mcp.operators.actions.operations import note
         from kb_mcp.proxy.ledger.clock import StoredTime
         from kb_mcp.proxy.ledger.records import AuditDraft
-        from kb_mcp.proxy.ledger.windows import rfc3339
 
         host_ms = opened.store.clock.host_time
         stored = StoredTime.of_facts(opened.store_admin.facts())

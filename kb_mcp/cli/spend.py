@@ -38,8 +38,8 @@ def spend(*, key_id: str | None, day: str | None, as_json: bool) -> None:
 
 
 async def _spend(opened: OpenStore, key_id: str | None, day: str | None) -> list[Spend]:
+    from kb_mcp.instants import day_of
     from kb_mcp.operators.reports.spend import refunds_of_every_key, spend_of_every_key
-    from kb_mcp.proxy.ledger.windows import day_of
 
     now = opened.now()
     date = day_of(now if day is None else past_ms(day, now))

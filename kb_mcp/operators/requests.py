@@ -16,13 +16,13 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
+from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.operators.actions.keys import Wanted
 from kb_mcp.proxy.access.policy import Policy, parse_duration
 from kb_mcp.proxy.access.policy_files import PolicyError, dump_policy, load_policy, policy_errors
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import Mode
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.ledger.windows import day_of, rfc3339
 
 BODY_MAX_BYTES = 64 * 1024
 LIMIT_DEFAULT = 100

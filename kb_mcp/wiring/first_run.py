@@ -17,7 +17,8 @@ from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import Mode
 from kb_mcp.serving.machine import random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.store import Store, store_path, write_once
+from kb_mcp.wiring.opening import store_path
+from kb_mcp.wiring.store import Store, write_once
 
 # For trying out: $100 a charge, $1,000 a day, and for a month.
 FIRST_CAPS = CapRules(per_charge={"usd": 10_000}, daily={"usd": 100_000})

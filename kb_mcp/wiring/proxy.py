@@ -47,8 +47,9 @@ from kb_mcp.wiring.account import Account
 from kb_mcp.wiring.failover_check import Moves
 from kb_mcp.wiring.issuers import build_issuers
 from kb_mcp.wiring.key_file import UpstreamWithKeyFile, is_of_account
+from kb_mcp.wiring.opening import open_store
 from kb_mcp.wiring.sandboxed import FollowedClock
-from kb_mcp.wiring.store import Store, open_store
+from kb_mcp.wiring.store import Store
 from kb_mcp.wiring.upstream import build_upstream, upstream_key
 from kb_mcp.wiring.walks import Walks
 

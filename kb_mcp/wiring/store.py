@@ -148,25 +148,8 @@ class Store:
         self.records.close()
 
 
-def open_store(
-    settings: Settings, turned: Turned | None = None, binds: Binds = Binds.LIMITS
-) -> Store:
-    """Open the store that `settings` name.
-
-    `turned` is the sandbox's clock, where there is one. `binds` is what a new store is bound to by
-    this: a serving process writes all of it. With `Binds.NOTHING` no Stripe key is needed, whatever
-    the store's mode. Raises: StoreError.
-    """
-    turned = turned or NotTurned()
-    path = store_path(settings)
-    if settings.database_path is None:
-        from kb_mcp.wiring.postgres_store import open_postgres
-
-        return open_postgres(settings, path, turned, binds=binds)
-    return _open_sqlite(settings, path, turned, binds)
-
-
-def _open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) -> Store:
+def open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) -> Store:
+    """Open the SQLite store at `path`. Raises: StoreError."""
     master = proven_master_key(settings, path)
     chain_key = derive_key(master, "audit")
     sealer = Sealer(derive_key(master, "answers"), random_bytes)
@@ -225,21 +208,6 @@ def _open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) -
         base_ms=host_ms,
         claim_first_run=lambda: True,
     )
-
-
-def store_path(settings: Settings) -> Path:
-    """Return the SQLite file, or what files about a PostgreSQL store are named after.
-
-    Its folder is made. Raises: StoreError.
-    """
-    path = settings.database_path
-    if path is None:
-        path = _postgres_path(settings)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make the folder of {path}: {error.strerror}") from error
-    return path
 
 
 def shown_place(settings: Settings) -> str:
@@ -379,16 +347,6 @@ def explicit_settings(settings: Settings) -> Mapping[str, object]:
         for name in names
         if getattr(wanted, name) != getattr(default, name)
     }
-
-
-def _postgres_path(settings: Settings) -> Path:
-    try:
-        from kb_mcp.wiring.postgres_store import local_path
-    except ImportError as error:
-        raise StoreError(
-            "PostgreSQL needs its driver: pip install 'kb-mcp-billing[postgres]'"
-        ) from error
-    return local_path(settings)
 
 
 def _bind_id(path: Path, account_id: str) -> None:

@@ -14,7 +14,8 @@ from kb_mcp.proxy.stripe.sends import Upstream
 from kb_mcp.serving.machine import boottime_ms, host_ms, random_name
 from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings
 from kb_mcp.wiring.key_file import UpstreamWithKeyFile
-from kb_mcp.wiring.store import StoreError, store_path
+from kb_mcp.wiring.opening import store_path
+from kb_mcp.wiring.store import StoreError
 
 
 def build_upstream(settings: Settings, sandbox_app: Any | None) -> Upstream:

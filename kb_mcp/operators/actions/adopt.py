@@ -17,6 +17,7 @@ from datetime import timedelta
 from msgspec.structs import replace
 
 from kb_mcp.idempotency import CUSTOMER_ID, REFERENCE, body_name, idempotency_key
+from kb_mcp.instants import day_of
 from kb_mcp.money import Money
 from kb_mcp.operators.reports.reconcile import Charge
 from kb_mcp.periods import Period, PeriodError, parse_period, period_from_description
@@ -38,7 +39,7 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.windows import day_of, windows_of
+from kb_mcp.proxy.ledger.windows import windows_of
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import Made, prove_object
 from kb_mcp.proxy.stripe.forms import Form

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.operators.alerts.rules import RECONCILE_DIFFERENCE, Alert, Kind, Sight, alerts_of
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.proxy.audit.chain import clean_text
@@ -20,7 +21,6 @@ from kb_mcp.proxy.audit.verification import Break
 from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs, State, Tally
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.windows import day_of, rfc3339
 from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
 from kb_mcp.proxy.rules.outcomes.gaps import GAP_FOUND, WALK_FAILED
 

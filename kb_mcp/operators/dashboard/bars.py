@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kb_mcp.instants import day_of
 from kb_mcp.operators.dashboard.render import bar
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.proxy.edge.records import Record, Spend, spend_records
 from kb_mcp.proxy.ledger.records import KeyId, VaultKey
-from kb_mcp.proxy.ledger.windows import day_of
 
 # More bars than this are for nobody to read; the keys page leads to the others.
 BARS_MAX = 100

@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from kb_mcp.instants import rfc3339
 from kb_mcp.operators.reports.views import Views
-from kb_mcp.proxy.ledger.windows import rfc3339
 
 HOUR_MS = 3_600_000
 HOURS = 24

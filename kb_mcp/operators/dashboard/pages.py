@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.operators.api.admin import unknown_key
 from kb_mcp.operators.dashboard.bars import Bars
 from kb_mcp.operators.dashboard.history import History
@@ -29,7 +30,6 @@ from kb_mcp.proxy.access.roles import ROLES, describe
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import State
-from kb_mcp.proxy.ledger.windows import day_of, rfc3339
 
 NEEDS_MAX = 50
 TAIL_MAX = 30

@@ -14,12 +14,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kb_mcp.instants import day_of
 from kb_mcp.operators.metrics.exposition import CONTENT_TYPE, Sample, family, histograms, labels
 from kb_mcp.operators.reports.views import KEY_STATUSES, Views
 from kb_mcp.operators.sign_in.access import Access
 from kb_mcp.proxy.edge.records import Spend, spend_records
 from kb_mcp.proxy.ledger.records import KeyId, State
-from kb_mcp.proxy.ledger.windows import day_of
 from kb_mcp.proxy.meters import Meters, Reading
 from kb_mcp.proxy.reads import KeyCounts
 

@@ -5,9 +5,9 @@ Floor: beside the views. Pure.
 
 from __future__ import annotations
 
+from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import Approval
-from kb_mcp.proxy.ledger.windows import rfc3339
 
 
 def approval_record(approval: Approval, now: int) -> Record:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from kb_mcp.instants import rfc3339
 from kb_mcp.operators.reports.reconcile import Reconciliation
 from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import Operation
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.ledger.windows import rfc3339
 from kb_mcp.proxy.rules.outcomes.matching import NO_MONEY, marks_of
 
 Refund = Mapping[str, Any]

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from typing_extensions import override
 
+from kb_mcp.instants import rfc3339
 from kb_mcp.operators.reports.approvals import approval_record
 from kb_mcp.operators.reports.spend import refunds_of_every_key, spend_of_every_key
 from kb_mcp.proxy.access.authenticate import policy_of
@@ -38,7 +39,6 @@ from kb_mcp.proxy.ledger.records import (
     Window,
     WindowKey,
 )
-from kb_mcp.proxy.ledger.windows import rfc3339
 from kb_mcp.proxy.reads import BilledDays, GaugeRecords
 
 AUDIT_COLUMNS = (

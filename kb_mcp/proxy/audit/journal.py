@@ -10,9 +10,9 @@ from typing import Any
 
 from msgspec.structs import astuple
 
+from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.audit.chain import GENESIS, AuditRow, audit_row, row_hash
 from kb_mcp.proxy.ledger.records import AuditDraft
-from kb_mcp.proxy.ledger.windows import rfc3339
 
 AUDIT_COLUMNS = ("id", *AuditRow.__struct_fields__, "hash")
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.audit.chain import (
     AuditRow,
     Broken,
@@ -22,7 +23,6 @@ from kb_mcp.proxy.audit.chain import (
     read_row,
     verify_chain,
 )
-from kb_mcp.proxy.ledger.windows import rfc3339
 
 Columns = dict[str, Any]
 FIELDS: Final = (

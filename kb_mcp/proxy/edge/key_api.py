@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from kb_mcp.instants import day_of
 from kb_mcp.periods import PeriodError, parse_period
 from kb_mcp.proxy.access.authenticate import Admitted, admit
 from kb_mcp.proxy.access.authorize import may_touch, needs_customer
@@ -27,7 +28,6 @@ from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
-from kb_mcp.proxy.ledger.windows import day_of
 from kb_mcp.proxy.stripe.messages import Reply, Request, refused
 
 CustomerMetadata = Callable[[str], Awaitable[dict[str, str] | None]]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from kb_mcp.instants import day_of
 from kb_mcp.money import UNTOLD_CURRENCY, Money
 from kb_mcp.proxy.access.authenticate import Admitted, admit, admit_token, spent
 from kb_mcp.proxy.access.authorize import (
@@ -39,7 +40,6 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     Refs,
 )
-from kb_mcp.proxy.ledger.windows import day_of
 from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.follow_ups.find import as_step, find_made, step_fingerprint
 from kb_mcp.proxy.rules.operation_names import Name, caller_keys, name_of, older_caller_keys

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.access.identity.grants import claims_of
 from kb_mcp.proxy.access.policy import CapRules, Policy
 from kb_mcp.proxy.ledger.records import Attempt, Grant, KeyId, Lineage, Operation, VaultKey, Window
-from kb_mcp.proxy.ledger.windows import rfc3339
 
 Record = dict[str, Any]
 PAGE = 1_000  # operations held at a time: a ledger may hold millions

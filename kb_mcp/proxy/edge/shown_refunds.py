@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.access.authorize import may_touch
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.charge_reads import ChargeReads, mark_of
 from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import HOLDING, Operation, OperationId
-from kb_mcp.proxy.ledger.windows import rfc3339
 from kb_mcp.proxy.rules.operation_names import attempt_key
 from kb_mcp.proxy.stripe.reader import Found
 

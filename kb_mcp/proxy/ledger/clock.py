@@ -14,7 +14,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from kb_mcp.proxy.ledger.windows import day_of
+from kb_mcp.instants import day_of
 
 MARK: Final = "high_water_ms"
 BOOT: Final = "clock_boot"

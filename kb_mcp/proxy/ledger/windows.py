@@ -6,21 +6,20 @@ was made, for good.
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from kb_mcp.instants import day_of
 from kb_mcp.proxy.ledger.records import LineageId, Operation, Window, WindowKey
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
 
-DAY_MS = 86_400_000
 REFUNDS = "_refunds"  # ends the scope of a window of refunds
-_EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 
 
 class OperationWindows(Struct, frozen=True):
@@ -40,11 +39,6 @@ class OperationWindows(Struct, frozen=True):
     def money(self) -> tuple[WindowKey, ...]:
         """Return the windows that hold money."""
         return tuple(key for key in self.all() if key.currency)
-
-
-def day_of(at_ms: int) -> date:
-    """Return the UTC day of `at_ms`."""
-    return date.fromordinal(_EPOCH_ORDINAL + at_ms // DAY_MS)
 
 
 def windows_at(
@@ -104,13 +98,6 @@ def resets_at(window: WindowKey) -> str:
     else:
         end = start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
     return f"{end.isoformat()}T00:00:00Z"
-
-
-@lru_cache(maxsize=64)
-def rfc3339(at_ms: int) -> str:
-    """Return `at_ms` as RFC 3339 UTC with milliseconds."""
-    whole = datetime.fromtimestamp(at_ms // 1000, UTC)
-    return f"{whole:%Y-%m-%dT%H:%M:%S}.{at_ms % 1000:03d}Z"
 
 
 def hold(snapshot: Snapshot, operation: Operation, amount: int) -> tuple[Window, ...]:

@@ -14,9 +14,9 @@ from urllib.parse import parse_qs
 from msgspec import Struct
 from msgspec.structs import replace
 
+from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.records import Approval, Attempt, Operation
-from kb_mcp.proxy.ledger.windows import rfc3339
 from kb_mcp.proxy.stripe.interpret import PAYMENT_FIELDS
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.windows import OperationWindows, windows_at, windows_of
 from kb_mcp.proxy.rules.operation_names import tally_key, tally_of
-from kb_mcp.proxy.rules.refunds import Refundable
+from kb_mcp.proxy.rules.refundable import Refundable
 
 if TYPE_CHECKING:
     from kb_mcp.money import Money

@@ -9,12 +9,12 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING
 
+from kb_mcp.instants import day_of
 from kb_mcp.money import Money, format_money
 from kb_mcp.periods import overlap, parse_period
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.records import HOLDING, NamedBy, Operation
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.ledger.windows import day_of
 from kb_mcp.proxy.rules.permits import opened_for, permitted, withdrawn
 
 if TYPE_CHECKING:

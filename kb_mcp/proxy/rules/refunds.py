@@ -11,7 +11,6 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from kb_mcp.money import Money, format_money
@@ -19,6 +18,7 @@ from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.records import Operation, OperationId
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.decisions import ReadAgain, Refuse
+from kb_mcp.proxy.rules.refundable import Refundable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,23 +27,6 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.rules.command import Command
 
 _TAKES_NEW_AMOUNT = frozenset({S.FAILED, S.AWAITING_APPROVAL})
-
-
-class Refundable(Struct, frozen=True, kw_only=True):
-    """What is known of a charge when a refund of it is decided; amounts in minor units.
-
-    `left` is what Stripe would still give back, or None where nothing was read because the ledger
-    has the refund that is asked for. `listed` names the refunds that Stripe showed, each by its id
-    and by its mark; `before` are the charge's refunds in the ledger, as they were before that
-    reading. `said` tells whether the request says the amount.
-    """
-
-    charge: str
-    currency: str
-    said: bool
-    left: int | None = None
-    listed: frozenset[str] = frozenset()
-    before: frozenset[tuple[OperationId, str]] = frozenset()
 
 
 def states_of(refunds: Iterable[Operation]) -> frozenset[tuple[OperationId, str]]:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kb_mcp.instants import DAY_MS, day_of, rfc3339
 from kb_mcp.proxy.ledger.records import LineageId, WindowKey
-from kb_mcp.proxy.ledger.windows import DAY_MS, day_of, resets_at, rfc3339, windows_at
+from kb_mcp.proxy.ledger.windows import resets_at, windows_at
 
 # 2024-02-29T00:00:00Z
 LEAP_MS = 1_709_164_800_000

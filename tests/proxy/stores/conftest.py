@@ -11,7 +11,8 @@ import pytest
 
 from kb_mcp.agent.transport import start_loop
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.store import Store, open_store
+from kb_mcp.wiring.opening import open_store
+from kb_mcp.wiring.store import Store
 from tests.postgres import database, server
 
 __all__ = ["database", "server"]

@@ -12,7 +12,8 @@ from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.store import Store, open_store
+from kb_mcp.wiring.opening import open_store
+from kb_mcp.wiring.store import Store
 from tests.proxy.stores.conftest import Open, Run
 
 TIMES = {"KEYBRAKE_UPSTREAM_TIMEOUT": "10", "KEYBRAKE_RECOVERY_GRACE": "60"}

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import psycopg
 from psycopg import errors, sql
 
+from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.audit.chain import node_hash
 from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
-from kb_mcp.proxy.ledger.windows import rfc3339
 from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stores.binding import SchemaError, bound_by, check_account, missing_facts
 from kb_mcp.proxy.stores.postgres.connection import OLDEST_SERVER, Connection

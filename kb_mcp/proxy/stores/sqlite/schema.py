@@ -9,9 +9,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 
+from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.audit.chain import node_hash
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
-from kb_mcp.proxy.ledger.windows import rfc3339
 from kb_mcp.proxy.store_admin import Binds
 from kb_mcp.proxy.stores.binding import (
     BindingError,
