@@ -232,7 +232,7 @@ def _check_as_the_journal(
     row: tuple[Any, ...], sealed: bytes, previous: bytes, chain_key: bytes, text: str
 ) -> None:
     """See that this row is sealed exactly as kb-mcp would seal it."""
-    blank = dict.fromkeys(("session_id", "note"))
+    blank = dict.fromkeys(("session_id", "subject", "note"))
     columns = blank | dict(zip(_AUDIT, (*row, sealed.hex()), strict=True))
     read, _ = read_row(columns)
     assert canonical(read).decode() == text

@@ -24,6 +24,7 @@ _CHARGE = {"object": "charge", "amount": 100, "amount_captured": 100, "amount_re
            "captured": True, "currency": "usd", "disputed": False, "livemode": False,
            "paid": True, "refunded": False, "status": "succeeded",
            "description": _PAD}  # fmt: skip
+_LIST = {"object": "list", "url": "/v1", "has_more": False, "data": []}
 _CHAT = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "bench",
          "choices": [{"index": 0, "finish_reason": "stop",
                       "message": {"role": "assistant", "content": "done"}}],
@@ -40,7 +41,9 @@ http {{
   server {{
     listen 127.0.0.1:{port} backlog=4096;
     add_header Request-Id req_$request_id;
+    location ~ ^/v1/(payment_intents|refunds)$ {{ return 200 '{list}'; }}
     location = /v1/charges {{
+      if ($request_method = GET) {{ return 200 '{list}'; }}
       access_log {folder}/upstream.log keys buffer=64k flush=100ms;
       return 200 '{{"id": "ch_$request_id", {charge}';
     }}
@@ -95,6 +98,7 @@ def upstream(folder: Path, core: int) -> Iterator[Upstream]:
     config.write_text(
         _CONFIG.format(
             folder=folder, port=port, charge=json.dumps(_CHARGE)[1:], chat=json.dumps(_CHAT),
+            list=json.dumps(_LIST),
             temporary=temporary_paths(folder),
         )
     )  # fmt: skip
