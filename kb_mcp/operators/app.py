@@ -81,22 +81,22 @@ def create_admin(  # noqa: PLR0913 an application is built from many parts
     name; `now_ms` is the store's clock; `public_url` is KEYBRAKE_PUBLIC_URL.
     Raises: LedgerUnavailableError.
     """
-    people, lent = Operators(token, operators), bench or Bench()
+    people, given = Operators(token, operators), bench or Bench()
     access = Access(people, Throttle(now_ms), public_url)
     views = Views(ledger=ledger, records=records, now_ms=now_ms)
-    metrics = Metrics(views, access, lent.meters, lent.workers)
+    metrics = Metrics(views, access, given.meters, given.workers)
     metrics.begin()
     sessions = Sessions(people, random_bytes, now_ms)
     dashboard = Dashboard(
         access=access,
         sessions=sessions,
         noted=Throttle(now_ms),
-        pages=Pages(views, History(views), Bars(views), lent.verifying),
-        actions=Actions(views, random_bytes, lent.acts, lent.verifying),
-        live=Live(views, sessions, lent.stopping),
+        pages=Pages(views, History(views), Bars(views), given.verifying),
+        actions=Actions(views, random_bytes, given.acts, given.verifying),
+        live=Live(views, sessions, given.stopping),
     )
     routes = [
-        *AdminApi(views, access, random_bytes, lent.acts).routes(),
+        *AdminApi(views, access, random_bytes, given.acts).routes(),
         Route("/metrics", metrics.serve, methods=["GET"]),
         *dashboard.routes(),
     ]

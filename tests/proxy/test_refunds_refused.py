@@ -2,63 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from kb_mcp.proxy.access.policy import Policy
-from kb_mcp.proxy.access.roles import built_in
-from tests.in_process_proxy import InProcessProxy, Issued, error_of
+from tests.in_process_proxy import InProcessProxy, error_of
 from tests.postgres import database, server
+from tests.proxy.test_path_of_a_refund import by_hand, charged, given_back, in_process, refunder
 
-__all__ = ["database", "server"]
-
+__all__ = ["database", "in_process", "server"]
 STRIPE = {"Authorization": "Bearer rk_test_sandbox"}
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def in_process(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InProcessProxy]:
-    stored: dict[str, str] = {}
-    if request.param == "postgres":
-        stored = request.getfixturevalue("database").environ
-    with InProcessProxy(tmp_path, **stored) as built:
-        yield built
-
-
-def policy(**fields: Any) -> Policy:
-    """Return the role `refunds` with other fields."""
-    return Policy.model_validate(
-        built_in("refunds").model_dump(mode="json", by_alias=True) | fields, strict=False
-    )
-
-
-def charged(in_process: InProcessProxy, customer: str = "cus_A1", **form: Any) -> str:
-    key = in_process.issue("billing-payment-intents" if "path" in form else "billing")
-    answer = in_process.charge(key, customer=customer, period="2026-11", **form)
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["id"])
-
-
-def refunder(in_process: InProcessProxy, **fields: Any) -> Issued:
-    return in_process.issue(policy(**fields))
-
-
-def by_hand(in_process: InProcessProxy, charge: str, amount: int) -> str:
-    made = in_process.stripe.post(
-        "/v1/refunds", data={"charge": charge, "amount": str(amount)}, headers=STRIPE
-    )
-    assert made.status_code == 200, made.text
-    return str(made.json()["id"])
-
-
-def given_back(in_process: InProcessProxy) -> int:
-    return sum(each["amount"] for each in in_process.refunds())
-
-
-def facts_of(answer: Any) -> dict[str, Any]:
-    return dict(answer.json()["error"]["keybrake"])
 
 
 @pytest.mark.parametrize(

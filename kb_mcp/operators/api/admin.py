@@ -271,7 +271,7 @@ class AdminApi:
         return JSONResponse({"id": operation.id, "declines_forgotten": declines})
 
     async def _at_stripe(self, request: Request) -> tuple[StripeActs, Operation]:
-        return lent(self.acts), await find_operation(self.views, request)
+        return acts_with_stripe(self.acts), await find_operation(self.views, request)
 
     async def _done(self, outcome: Done | NotDone) -> Response:
         if isinstance(outcome, NotDone):
@@ -303,7 +303,7 @@ async def find_operation(views: Views, request: Request) -> Operation:
     return found
 
 
-def lent(acts: StripeActs | None) -> StripeActs:
+def acts_with_stripe(acts: StripeActs | None) -> StripeActs:
     """Return the way to Stripe. Raises: InputError, where this listener has none."""
     if acts is None:
         message = "This listener has no way to Stripe. Use the command line."

@@ -20,9 +20,9 @@ from kb_mcp.operators.actions.operations import By, NotDone, Reopening, note, re
 from kb_mcp.operators.actions.operations import Done as Acted
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.operators.api.admin import (
+    acts_with_stripe,
     check_rotatable,
     find_operation,
-    lent,
     not_done,
     read_resolution,
     undecided,
@@ -142,7 +142,7 @@ class Actions:
         given = {name: fields.get(name, "").strip() or None for name in ("succeeded", "reason")}
         body = check_body(ResolveBody, {**given, "void": given["succeeded"] is None})
         who = visit.session.operator
-        outcome = await lent(self.acts).resolve(operation, read_resolution(body), who)
+        outcome = await acts_with_stripe(self.acts).resolve(operation, read_resolution(body), who)
         return _done(outcome, operation, "Resolved by you.")
 
     async def reopen(self, visit: Visit, fields: Fields) -> Done:
@@ -152,7 +152,7 @@ class Actions:
         if reason is None:
             raise unreasoned()
         by = By(visit.session.operator, reason)
-        outcome = await lent(self.acts).reopen(operation, by, Reopening())
+        outcome = await acts_with_stripe(self.acts).reopen(operation, by, Reopening())
         return _done(outcome, operation, "Reopened: the next call may bill it once more.")
 
     async def reset(self, visit: Visit, _fields: Fields) -> Done:
