@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
+from kb_mcp.proxy.edge.greeting import greet
 from kb_mcp.proxy.edge.key_api import KeyApi
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
@@ -94,6 +95,9 @@ class ProxyApp:
     async def _serve(self, request: Request, receive: Receive) -> Reply:
         if self.draining:
             return refused(refuse(Code.DRAINING))
+        greeting = greet(request)
+        if greeting is not None:
+            return greeting
         try:
             if request.raw_path.startswith(b"/keybrake/"):
                 return await self.own.serve(request)
@@ -102,7 +106,7 @@ class ProxyApp:
             _log.exception("the ledger is unavailable")
             return refused(refuse(Code.LEDGER_UNAVAILABLE))
         except Exception:  # noqa: BLE001 nothing may leave without an answer in Stripe's shape
-            # A fault of ours: whatever was reserved stays reserved, and nothing is told away.
+            # A fault of ours: what was reserved stays reserved, and the caller is told "unknown".
             _log.exception("unexpected fault")
             return refused(refuse(Code.OUTCOME_UNKNOWN))
         if reply.status == HTTPStatus.UNAUTHORIZED and not _is_ours(request.raw_path):
