@@ -35,7 +35,8 @@ class Gates:
         dirty = snapshot.dirty
         for approval_id in dirty.approvals:
             held = snapshot.approvals[approval_id]
-            if held.state == "approved":
+            # Approved and used in one batch leaves its last image alone.
+            if held.state == "approved" or (held.state == "used" and held.decided_by is not None):
                 self.approved.add(
                     (held.lineage_id, held.customer, held.amount, held.currency, held.period,
                      held.reference)
