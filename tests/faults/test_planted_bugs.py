@@ -1,4 +1,4 @@
-"""That the simulation can fail: each planted bug is found within 1,000 seeds."""
+"""That the simulation can fail: each planted bug is found, nearly all within 1,000 seeds."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from tests.faults.story import run_seed
 
 SEEDS = 1_000
 # Where a bug was found last, tried first: the search stops at the first hit. The first thousand
-# seeds have all of them but one, which is found about once in 1,500.
+# seeds have all of them but three, which need up to 1,500.
 FOUND_AT = {
     "a frozen key sends": 9,
     "a later attempt skips the guards": 174,
     "a later no releases while an earlier send is open": 11,
     "a voided operation frees its guards at once": 92,
+    "an absence counts from when it is told not read": 1489,
     "an approval covers whatever the bill becomes": 63,
+    "an operator voids where the list could not be read": 1219,
     "caps are checked outside the transaction": 142,
     "recovery voids before grace": 26,
+    "recovery voids without its lease": 1489,
 }
 
 
