@@ -17,19 +17,18 @@ from typing_extensions import override
 from kb_mcp.environment import SettingsError
 from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.proxy.stripe.client import EgressError
-from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads
+from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamAnswer, UpstreamRequest
 from kb_mcp.serving.machine import boottime_ms
 from kb_mcp.settings import Settings, check_upstream
+from kb_mcp.wiring.account import Account
 from kb_mcp.wiring.store import Store
 
 # A key that Stripe refuses is asked for on every request: its file is not read for each of them.
 REREAD_EVERY_MS = 2_000
 Open = Callable[[Settings], Upstream]
-# Says whether a key reaches the account that the store is for; it takes a way to Stripe.
-Proves = Callable[[Upstream], Awaitable[bool]]
-OBJECTS_TRIED = 5
+# Says whether a key reaches the account that the store is for: the way to Stripe, and the key.
+Proves = Callable[[Upstream, str], Awaitable[bool]]
 
 _log = logging.getLogger("kb_mcp.wiring")
 
@@ -73,9 +72,9 @@ class UpstreamWithKeyFile(Upstream):
             return answer  # the proof took too long: the next request has the newer key
         return await self._current.send(request, deadline_ms=deadline_ms)
 
-    async def _is_proven(self, candidate: Upstream) -> bool:
+    async def _is_proven(self, candidate: Upstream, key: str) -> bool:
         try:
-            return self.proves is not None and await self.proves(candidate)
+            return self.proves is not None and await self.proves(candidate, key)
         except Exception:  # noqa: BLE001 the store is in trouble: the request itself must still end
             _log.exception("it cannot be told whose the key in the Stripe key's file is")
             return False
@@ -96,7 +95,9 @@ class UpstreamWithKeyFile(Upstream):
         except EgressError as error:
             _log.error("the Stripe key's file holds a key that may not be used: %s", error)
             return
-        if not await self._is_proven(candidate):
+        if newer.stripe_key is None or not await self._is_proven(
+            candidate, newer.stripe_key.reveal()
+        ):
             _log.error(
                 "the Stripe key's file holds another key, and nothing shows that it is of the "
                 "account that this store is for: it is not used"
@@ -109,28 +110,17 @@ class UpstreamWithKeyFile(Upstream):
         _log.warning("Stripe refused our key; the one that its file holds now is used")
 
 
-async def is_of_account(store: Store, label: str, upstream: Upstream) -> bool:
-    """Say whether the key behind `upstream` reaches the account that `store` is for.
+async def is_of_account(store: Store, label: str, upstream: Upstream, key: str) -> bool:
+    """Say whether `key`, which `upstream` uses, reaches the account that `store` is for.
 
-    Its account's id decides where the key may read it, else an object that the store has made. A
-    store that has sent nothing yet takes any.
+    Raises: LedgerUnavailableError.
     """
     reads = StripeReads(upstream, store.clock, boottime_ms)
-    seen = await reads.get("/v1/account")
-    account_id = seen.body.get("id") if isinstance(seen, Found) else None
-    if isinstance(account_id, str) and account_id.startswith("acct_"):
-        try:
-            store.bind_account(account_id, label)
-        except BindingError:
-            return False
-        return True
-    for operation, _ in await store.records.operations(state="succeeded", limit=OBJECTS_TRIED):
-        found = await reads.get(f"{ENDPOINTS[operation.route].template}/{operation.object_id}")
-        if isinstance(found, Found):
-            return found.body.get("id") == operation.object_id
-        if isinstance(found, Missing):
-            return False
-    return not await store.records.operations(limit=1)
+    try:
+        await Account(store, reads, key, label).bind()
+    except BindingError:
+        return False
+    return True
 
 
 def _reread(settings: Settings) -> Settings | None:
