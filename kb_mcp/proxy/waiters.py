@@ -1,7 +1,7 @@
 """Joining: callers that wait for an outcome somebody else is fetching.
 
 Floor: below the governor. Callers of this process are woken at once; those of another process
-look again every POLL_MS, since the store has no bell.
+look again every POLL_MS, since the store tells nobody of a change.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class NotTurned:
 
 
 class StoreLedger(Ledger, Protocol):
-    """A ledger, and how full its writer's hands are."""
+    """A ledger that says how many steps wait for its writer."""
 
     @property
     def waiting(self) -> int:

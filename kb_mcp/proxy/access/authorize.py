@@ -1,6 +1,6 @@
 """Whether a policy grants a request: allowlist, headers, parameters, values, in this order.
 
-Floor: wing B, above policy and surface. Pure. What is not granted is refused.
+Floor: wing B, above policy and interpret. Pure. What is not granted is refused.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Policies: what a vault key may do, as a record that is checked in every field.
 
-Floor: wing B, above routes. Pure. Durations arrive as text ("15m") and are milliseconds here;
+Floor: wing B, above endpoints. Pure. Durations arrive as text ("15m") and are milliseconds here;
 caps are minor units by lower-case currency.
 """
 

@@ -1,6 +1,6 @@
 """Visibility: whether an answer of Stripe's shows only customers that a key may touch.
 
-Floor: above authority. Pure. A read is checked before it is forwarded, since a path or a filter
+Floor: above authorize. Pure. A read is checked before it is forwarded, since a path or a filter
 does not say whose object comes back.
 """
 

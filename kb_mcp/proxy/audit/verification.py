@@ -84,7 +84,7 @@ class Verification:
 
 
 def audit_record(columns: Mapping[str, Any]) -> Columns:
-    """Return a row of the audit as the contract writes it."""
+    """Return a row of the audit as commands and APIs show it."""
     return {name: columns[name] for name in FIELDS}
 
 

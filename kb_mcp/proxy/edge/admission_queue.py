@@ -1,6 +1,6 @@
 """Turns: a request begins when the ledger has room for it, and waits unread until then.
 
-Floor: below http. Beginning is most of what a request costs the event loop. Were a crowd to begin
+Floor: below the edge. Beginning is most of what a request costs the event loop. Were a crowd to begin
 at once, whoever comes next would wait for all of it, only to hear that there are too many.
 """
 

@@ -1,4 +1,4 @@
-"""The pipeline: from a request to a command, a read, or a refusal; in the contract's order.
+"""The pipeline: from a request to a command, a read, or a refusal; each check in its order.
 
 Floor: below the edge, above the governor. key (401) -> size, path, method, body form -> allowlist,
 headers, parameters, values -> rate (429) -> the operation, which is the governor's.

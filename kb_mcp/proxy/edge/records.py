@@ -81,7 +81,7 @@ async def every_operation(records: Records) -> AsyncIterator[tuple[Operation, li
 
 
 def operation_record(operation: Operation, attempts: Iterable[Attempt]) -> Record:
-    """Return an operation as the contract writes it."""
+    """Return an operation as commands and APIs show it."""
     return {
         "kind": operation.kind,
         "id": operation.id,
@@ -106,7 +106,7 @@ def operation_record(operation: Operation, attempts: Iterable[Attempt]) -> Recor
 
 
 def attempt_record(attempt: Attempt) -> Record:
-    """Return an attempt as the contract writes it."""
+    """Return an attempt as commands and APIs show it."""
     return {
         "upstream_key": attempt.upstream_key,
         "first_sent_at": rfc3339(attempt.first_sent_at),

@@ -1,7 +1,7 @@
 """What the ledger knows that a decision needs: the rows of one transaction, in memory.
 
 Floor: above the records, below the deciders. Pure. A store fills it, deciders read it, and
-`apply` makes the next intent of a batch see what the ones before it did.
+`apply` makes the next command of a batch see what the ones before it did.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Caps: what a lineage, a customer and the account may still spend.
 
 Floor: above policy and the snapshot, below decide. Pure. Every kind of cap is checked against the
-same standing, in the transaction that reserves.
+same snapshot, in the transaction that reserves.
 """
 
 from __future__ import annotations

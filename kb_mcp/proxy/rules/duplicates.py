@@ -1,6 +1,6 @@
-"""Guards: another live operation that may already be this bill.
+"""Duplicates: another live operation that may already be this bill.
 
-Floor: above the snapshot, below decide. Pure. The guards hold over every name, so that a legacy
+Floor: above the snapshot, below decide. Pure. The checks hold over every name, so that a legacy
 handler and a tool beside each other do not bill twice.
 """
 

@@ -1,6 +1,6 @@
 """Reading Stripe for an operator: one object, or every page of a list. It never posts.
 
-Floor: wing B, above upstream. What could not be read says so; it is never taken for absence.
+Floor: wing B, above the sends. What could not be read says so; it is never taken for absence.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A send and its answer, as values: what goes to Stripe, and what is known of it afterwards.
 
-Floor: wing B, below the deciders. Pure. The clients themselves stand in `upstream`.
+Floor: wing B, below the deciders. Pure. The clients themselves stand in `client`.
 """
 
 from __future__ import annotations

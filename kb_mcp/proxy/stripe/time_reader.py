@@ -1,6 +1,6 @@
 """Asking Stripe for the time, where the clock cannot do without.
 
-Floor: wing B, above upstream. Any answer will do, a refusal too: what is wanted is its `Date`.
+Floor: wing B, above the sends. Any answer will do, a refusal too: what is wanted is its `Date`.
 """
 
 from __future__ import annotations

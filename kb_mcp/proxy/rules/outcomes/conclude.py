@@ -1,8 +1,8 @@
 """Concluding: what becomes of an operation once something about a send is proven.
 
-Floor: above evidence and windows, below governor and recovery. Pure. The law:
+Floor: above evidence and windows, below governor and recovery. Pure. The rules:
 
-* a yes is the truth whenever it comes, even after a void or from a send that lost its lease;
+* a yes counts whenever it comes, also after a void or from a send that lost its lease;
 * a decline (402) settles its upstream key for every send of it;
 * any other no counts only where no other send of the attempt is open;
 * everything else leaves the reservation where it is.
