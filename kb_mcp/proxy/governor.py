@@ -1,7 +1,7 @@
 """The governor: the one path of every request that moves money, from every door.
 
-Floor: wing B, below the edge. admit -> decide -> reserve -> send -> conclude, and nothing goes around
-it. Deciding and reserving are one transaction; no transaction is open across the network; a
+Floor: wing B, below the edge. admit -> decide -> reserve -> send -> conclude, and nothing goes
+around it. Deciding and reserving are one transaction; no transaction is open across the network; a
 caller that hangs up changes nothing, since the send and its conclusion run in a task of their own.
 """
 

@@ -1,7 +1,7 @@
-"""Turns: a request begins when the ledger has room for it, and waits unread until then.
+"""The admission queue: a request waits unread until the ledger has room for it.
 
-Floor: below the edge. Beginning is most of what a request costs the event loop. Were a crowd to begin
-at once, whoever comes next would wait for all of it, only to hear that there are too many.
+Floor: below the edge's application. Beginning is most of what a request costs the event loop. If a
+crowd began at once, later requests would wait for all of it before they are refused.
 """
 
 from __future__ import annotations
