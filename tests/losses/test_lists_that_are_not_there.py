@@ -47,6 +47,22 @@ def test_a_store_that_lost_a_charge_sends_nothing_where_another_list_is_not_ther
     assert len(small.made()) == 2
 
 
+@pytest.mark.parametrize("status", [400, 500, 501])
+def test_a_stripe_that_cannot_filter_by_time_is_read_without_the_filter(
+    served: Host, small: RawStripe, status: int
+) -> None:
+    small.script = lambda asked: (
+        Raw(status, b"What is created[gte]?") if "created" in asked.query else None
+    )
+    token = served.token()
+    assert served.charge(token, "2026-10").status_code == 200
+    served.save()
+    served.charge(token, "2026-11")
+    served.put_back()
+    assert served.error(served.charge(token, "2026-12")) == BEHIND
+    assert len(small.made()) == 2
+
+
 def test_what_was_made_while_a_list_was_missing_is_looked_for_when_it_is_back(
     served: Host, small: RawStripe
 ) -> None:

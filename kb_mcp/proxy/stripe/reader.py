@@ -33,10 +33,17 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Nothing is known; `why` is for a person, `status` is Stripe's where it answered."""
+    """Nothing is known; `why` is for a person, `status` is Stripe's where it answered.
+
+    `type` is that of Stripe's error, where it told one.
+    """
 
     why: str
     status: int | None = None
+    type: str | None = None
+
+
+Page = Found | Missing | Unread
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ class StripeReads:
     clock: StoreClock
     boottime_ms: Callable[[], int]
 
-    async def get(self, path: str) -> Found | Missing | Unread:
+    async def get(self, path: str) -> Page:
         """Read one object or one page; `path` holds the query."""
         request = UpstreamRequest(
             method="GET", path=path, body=None, stripe_version=None, idempotency_key=None
@@ -60,9 +67,24 @@ class StripeReads:
         if answer.status == 404:
             return Missing()
         if answer.status != 200:
-            return Unread(f"Stripe answered {answer.status}", answer.status)
+            error = (parse_object(answer.body) or {}).get("error")
+            told = error.get("type") if isinstance(error, dict) else None
+            return Unread(f"Stripe answered {answer.status}", answer.status, told)
         body = parse_object(answer.body)
         return Unread("Stripe's answer is no JSON object") if body is None else Found(body)
+
+    async def page(self, path: str, query: Mapping[str, str], since_ms: int) -> Page:
+        """Read one page of the list at `path`, of what was made since then (0: of all).
+
+        A stand-in may not know the filter by time. The page is then read without it, and holds
+        older objects too: `made_since` leaves them out.
+        """
+        if since_ms > 0:
+            filtered = dict(query) | {"created[gte]": str(since_ms // 1000)}
+            answer = await self.get(f"{path}?{urlencode(filtered)}")
+            if not isinstance(answer, Unread) or not _is_not_understood(answer):
+                return answer
+        return await self.get(f"{path}?{urlencode(query)}")
 
     async def walk(
         self,
@@ -80,12 +102,10 @@ class StripeReads:
         empty: stand-ins lack endpoints. What rests on absence must not ask so.
         """
         query = {"limit": str(PAGE)} | filters
-        if since_ms > 0:
-            query["created[gte]"] = str(since_ms // 1000)
         items: list[Mapping[str, Any]] = []
         seen_last: set[str] = set()
         for _ in range(PAGES_MAX):
-            page = await self.get(f"{path}?{urlencode(query)}")
+            page = await self.page(path, query, since_ms)
             if isinstance(page, Unread):
                 return page
             if isinstance(page, Missing) and may_lack and "starting_after" not in query:
@@ -93,7 +113,7 @@ class StripeReads:
             data = page.body.get("data") if isinstance(page, Found) else None
             if not isinstance(page, Found) or not _is_list_of_objects(data):
                 return Unread("Stripe's answer is no list")
-            items += data
+            items += [each for each in data if made_since(each, since_ms)]
             seen(len(items))
             if page.body.get("has_more") is False:
                 return items
@@ -102,6 +122,17 @@ class StripeReads:
                 return Unread("Stripe's list breaks off")
             query["starting_after"] = cursor
         return Unread("Stripe's list does not end")
+
+
+def made_since(item: Mapping[str, Any], since_ms: int) -> bool:
+    """Say whether `item` was made since then, in Stripe's whole seconds; or does not say when."""
+    created = item.get("created")
+    return not isinstance(created, int) or created >= since_ms // 1000
+
+
+def _is_not_understood(answer: Unread) -> bool:
+    """Say whether the query may be what is refused; Stripe's own failures are `api_error`."""
+    return answer.status in {400, 500, 501} and answer.type != "api_error"
 
 
 def _is_list_of_objects(data: object) -> TypeGuard[list[dict[str, Any]]]:

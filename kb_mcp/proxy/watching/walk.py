@@ -11,7 +11,6 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import urlencode
 
 from msgspec import Struct
 from msgspec.json import decode, encode
@@ -33,7 +32,7 @@ from kb_mcp.proxy.rules.outcomes.gaps import (
     mark_of,
 )
 from kb_mcp.proxy.stripe.marks import marks, object_names
-from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads, Unread
+from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads, Unread, made_since
 
 PAGE = 100
 HOUR_MS = 3_600_000
@@ -244,7 +243,8 @@ class StoreWalk:
             if isinstance(page, Broken):
                 return page
             items, more = page
-            lost = await self._lost(items, state.place, whose, writes=writes)
+            recent = [each for each in items if made_since(each, state.since)]
+            lost = await self._lost(recent, state.place, whose, writes=writes)
             state = replace(state, lost=tuple(dict.fromkeys((*state.lost, *lost))))
             if not more:
                 return state
@@ -259,11 +259,11 @@ class StoreWalk:
     async def _page(
         self, path: str, state: Checkpoint
     ) -> tuple[list[Item], bool] | Missing | Broken:
-        query = {"limit": str(PAGE), "created[gte]": str(state.since // 1000)}
+        query = {"limit": str(PAGE)}
         if state.after is not None:
             query["starting_after"] = state.after
         await self.pace.take()
-        answer = await self.reads.get(f"{path}?{urlencode(query)}")
+        answer = await self.reads.page(path, query, state.since)
         if isinstance(answer, Unread):
             return Broken(path, answer.why, answer.status)
         if isinstance(answer, Missing):
