@@ -32,7 +32,7 @@ DEFAULT_RATE: Final = 600
 
 _UNITS: Final = {"d": DAY_MS, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 _DURATION = re.compile(r"([0-9]{1,10})(ms|s|m|h|d)")
-_RATE = re.compile(r"([1-9][0-9]{0,5})/min")
+_RATE = re.compile(r"([1-9][0-9]{0,5})(?:/min)?")
 _PARAMETER = re.compile(r"[a-z][a-z0-9_]*(?:\[(?:\*|[A-Za-z0-9_ -]*)\]){0,4}")
 _HEADER = re.compile(r"[a-z0-9-]{1,64}")
 _VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:\.[a-z]+)?")

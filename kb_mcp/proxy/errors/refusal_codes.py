@@ -170,8 +170,8 @@ _FORBIDDEN: Final[Wording] = {
         "`daily_charges` of the policy is used up.",
     ),
     Code.CURRENCY_NOT_ALLOWED: (
-        "This vault key may not spend in {currency}: its limits are given for other currencies. "
-        "Nothing was charged. Use a currency that it may spend.",
+        "A limit of this vault key or of the account is given for {allowed}, and not for "
+        "{currency}. Nothing was done. Use a currency that has a limit, or ask an operator.",
         "A cap, `approval_above` or the account's ceiling that is given for one currency refuses "
         "every other; nothing is converted.",
     ),

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.records import Approval, Attempt, Operation
+from kb_mcp.proxy.rules.caps import currency_refused
 from kb_mcp.proxy.stripe.interpret import PAYMENT_FIELDS
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ def _above(command: Command) -> bool | Refusal:
     policy, currency = command.policy, command.money.currency
     limits = policy.approval_above if command.refund is None else policy.refund_approval_above
     if limits and currency not in limits:
-        facts: dict[str, Fact] = {"currency": currency, "allowed": tuple(sorted(limits))}
-        return refuse(Code.CURRENCY_NOT_ALLOWED, param="currency", facts=facts)
+        return currency_refused(currency, limits)
     return bool(limits) and command.money.amount > limits[currency]
 
 

@@ -49,7 +49,7 @@ def check_amount_caps(snapshot: Snapshot, command: Command) -> Refusal | None:
     money, caps = command.money, caps_of(command)
     for limits in (*caps, _ceilings(snapshot, command)):
         if limits and money.currency not in limits:
-            return _currency_refused(money.currency, limits)
+            return currency_refused(money.currency, limits)
     most = caps[0].get(money.currency)
     if most is not None and money.amount > most:
         return _exceeded(command, most, most, None)
@@ -149,8 +149,11 @@ def _exceeded(
     )
 
 
-def _currency_refused(currency: str, limits: Mapping[str, int]) -> Refusal:
+def currency_refused(currency: str, limits: Mapping[str, int]) -> Refusal:
+    """Refuse a currency for which `limits`, given by currency, have none."""
     if currency == UNTOLD_CURRENCY:
         return refuse(Code.AMOUNT_NOT_METERED)
     facts: dict[str, Fact] = {"currency": currency, "allowed": tuple(sorted(limits))}
-    return refuse(Code.CURRENCY_NOT_ALLOWED, param="currency", facts=facts)
+    return refuse(
+        Code.CURRENCY_NOT_ALLOWED, param="currency", facts=facts, allowed=", ".join(sorted(limits))
+    )

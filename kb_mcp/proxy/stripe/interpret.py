@@ -35,6 +35,7 @@ KEY_HEADER: Final = "Idempotency-Key"
 KEY_FIELD: Final = "idempotency_key"
 PERIOD_FIELD: Final = "metadata[billing_period]"
 REFERENCE_FIELD: Final = "metadata[reference]"
+_PERIOD_MISSPELT = re.compile(r"metadata\[billing[ _-]?period\]", re.IGNORECASE)
 # Stripe's own limit on the header; printable, so that it can go into a header again.
 _KEY = re.compile(r"[ -~]{1,255}")
 _OBJECT_ID = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
@@ -274,6 +275,9 @@ def _read_bill(form: Form) -> tuple[Period | None, str | None] | Refusal:
     described = period_from_description(form.get("description", ""))
     text = form.get(PERIOD_FIELD)
     period = described
+    if text is None and (misspelt := next(filter(_PERIOD_MISSPELT.fullmatch, form), None)):
+        reason = f"the period that a bill is for is read from {PERIOD_FIELD}."
+        return refuse(Code.PARAMETER_INVALID, param=misspelt, reason=reason)
     if text is not None:
         try:
             period = parse_period(text)

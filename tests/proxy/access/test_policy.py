@@ -78,6 +78,12 @@ def errors(**fields: Any) -> tuple[str, ...]:
     return caught.value.errors
 
 
+@pytest.mark.parametrize("rate", [60, "60", "60/min"], ids=repr)
+def test_a_rate_is_read_in_every_way_that_its_message_names(rate: object) -> None:
+    data = {"role": "r", "allow": ["POST /v1/charges"], "rate": rate}
+    assert load_policy(data).rate == 60
+
+
 def test_a_policy_file_is_read_in_every_field() -> None:
     policy = parse_policy(EVERYTHING, "toml")
     assert policy.rate == 60

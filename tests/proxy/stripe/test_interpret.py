@@ -174,6 +174,14 @@ def test_a_key_is_lifted_from_the_body_and_one_an_sdk_made_up_names_nothing(
     assert "idempotency_key" not in reading.form
 
 
+@pytest.mark.parametrize("name", ["Billing_Period", "billingPeriod", "billing-period"])
+def test_a_period_under_another_name_is_refused_and_not_ignored(name: str) -> None:
+    field = f"metadata[{name}]"
+    bill = "metadata[billing_period]"
+    assert refused({field: "2026-06"}, without=bill) == (Code.PARAMETER_INVALID, field)
+    assert charge({field: "x"}).period is not None
+
+
 def test_two_keys_that_disagree_are_refused() -> None:
     answer = refused({"idempotency_key": "june"}, key="july")
     assert answer == (Code.PARAMETER_INVALID, "idempotency_key")
