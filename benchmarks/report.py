@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
 FOUND = HERE.parent / "build" / "benchmarks"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-SCRIPTS = ("charges", "floor", "overload", "start", "workers", "big_store")
+SCRIPTS = ("tool_calls", "charges", "floor", "overload", "start", "workers", "big_store")
 EACH_WITHIN_S = 7200
 
 

@@ -6,13 +6,15 @@ import time
 from dataclasses import dataclass, field
 
 from stage.contenders import Contender
+from stage.doors import Door
 from stage.load import Job, Ran, wrk
 from stage.machine import cores, cpu_s
 from stage.open_loop import Seen, post_charge, run_open
-from stage.truth import charges_seen, settle
+from stage.truth import accepted, charges_seen, settle
 from stage.upstream import Upstream
 
 CLIENTS = 32
+CHARGING = frozenset({"charge", "tool", "tool26"})
 
 
 @dataclass
@@ -43,13 +45,29 @@ class Runs:
         begun = cpu_s(contender.roots)
         ran = wrk(contender.url, job, clients=clients, seconds=seconds, core=cores()[1])
         spent = cpu_s(contender.roots) - begun
-        if job.mode != "charge":
+        if job.mode not in CHARGING:
             assert ran.not_2xx == ran.broken == 0, (contender.name, job.mode, ran)
         elif contender.house is None:
             charges_seen(self.upstream, job, ran)
         else:
             self.charges += settle(contender, self.upstream, job, ran, clients).sent
         return ran, spent
+
+    def by_hand(self, door: Door, seconds: float) -> list[float]:
+        """Have a door charge one bill after the other; return the time of each call, in µs."""
+        bills = self.new_bills(door.contender)
+        self.upstream.forget()
+        took = door.times_us(bills.prefix, bills.period, seconds)
+        self.agree(door.contender, bills.prefix, len(took))
+        return took
+
+    def agree(self, contender: Contender, prefix: str, answered: int) -> None:
+        """See that the books agree where one call followed the other and all were answered."""
+        if contender.house is not None:
+            self.charges += accepted(contender, self.upstream, prefix, answered).sent
+            return
+        ran = Ran(answered, answered, 0, 0, 0, 0, 0)
+        assert charges_seen(self.upstream, Job("charge", "", prefix), ran) == answered
 
     def on_schedule(
         self, contender: Contender, rate: float, seconds: float, clients: int = CLIENTS

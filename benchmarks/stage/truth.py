@@ -62,10 +62,10 @@ def charges_seen(upstream: Upstream, job: Job, ran: Ran) -> int:
     """Return how many distinct charges a proxy without a ledger let through, none of them twice."""
     assert ran.broken == 0, ran
     assert ran.not_2xx == 0, ran
-    mark = f"-{job.prefix}-"
+    marks = (f"-{job.prefix}-", f"cus_{job.prefix}n")  # of charges.lua, and of the bare tool
 
     def ours(seen: Counter[str]) -> dict[str, int]:
-        return {key: times for key, times in seen.items() if mark in key}
+        return {key: times for key, times in seen.items() if any(mark in key for mark in marks)}
 
     own = ours(upstream.seen(lambda seen: len(ours(seen)) >= ran.answered))
     assert sum(own.values()) == len(own), "a charge arrived twice"

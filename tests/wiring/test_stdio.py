@@ -221,3 +221,17 @@ def test_one_key_is_not_used_where_a_key_of_a_tool_is_set() -> None:
         process.communicate()
 
     assert [tool["name"] for tool in listed["result"]["tools"]] == ["charge_status"]
+
+
+def test_a_server_with_a_proxy_of_its_own_ends_without_a_word(tmp_path: Path) -> None:
+    settings = {
+        "KEYBRAKE_DATABASE_URL": f"sqlite:///{tmp_path}/ledger.db",
+        "KEYBRAKE_VAULT_KEY_BILLING": "vk_test_billing",
+        "XDG_DATA_HOME": str(tmp_path),
+    }
+    with start(env=environment(**settings)) as process:
+        ask(process, HELLO[0])
+        _, told = process.communicate()
+
+    assert process.returncode == 0
+    assert "Traceback" not in told

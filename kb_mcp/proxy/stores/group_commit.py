@@ -44,6 +44,7 @@ class GroupCommit(Generic[A, R]):
         self._idle = idle
         self._queue: queue.SimpleQueue[Queued[A, R] | None] = queue.SimpleQueue()
         self._closed = False
+        self._ended: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
         self._sizes = [0] * (BATCH_MAX + 1)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -72,8 +73,12 @@ class GroupCommit(Generic[A, R]):
         """Answer what still waits, then end the thread."""
         if not self._closed:
             self._closed = True
+            loop = asyncio.get_running_loop()
+            self._ended = loop, loop.create_future()
             self._queue.put(None)
-            await asyncio.to_thread(self._thread.join)
+            # Not by a thread that waits: at the end of a process no new one can be had.
+            await self._ended[1]
+            self._thread.join()
 
     def _run(self) -> None:
         running = True
@@ -89,6 +94,9 @@ class GroupCommit(Generic[A, R]):
                 for item in batch:
                     item.error = item.error or error
             _hand_over(batch)
+        if self._ended is not None:
+            loop, ended = self._ended
+            loop.call_soon_threadsafe(ended.set_result, None)
 
     def _take(self) -> tuple[list[Queued[A, R]], bool]:
         batch: list[Queued[A, R]] = []
