@@ -82,6 +82,7 @@ def fill(house: House, size: Size) -> None:
         insert(store, "attempts", _ATTEMPT, _attempts(size, keys, begun))
         _fill_windows(store)
         _fill_audit(store, size, keys, begun)
+        _fill_stopped(store)
         for _, sql in indexes:
             store.execute(sql)
         store.execute("COMMIT")
@@ -171,6 +172,19 @@ def _fill_audit(store: sqlite3.Connection, size: Size, keys: list[str], begun: i
         insert(store, "nodes", ["position", "node", "started_at", "hash"], iter([values]))
         rows = range(size.audit * chain // CHAINS, size.audit * (chain + 1) // CHAINS)
         insert(store, "audit", _AUDIT, _chain(node, rows, size, keys, begun, chain_key))
+
+
+def _fill_stopped(store: sqlite3.Connection) -> None:
+    """Count the refusals, as the ledger counts them when it writes their rows."""
+    for window, start, key, agent in (
+        ("day", "substr(time, 1, 10)", "''", "''"),
+        ("day", "substr(time, 1, 10)", "key_id", "agent_id"),
+        ("month", "substr(time, 1, 7) || '-01'", "key_id", "agent_id"),
+    ):
+        store.execute(
+            f"INSERT INTO stopped SELECT {start}, '{window}', {key}, {agent}, code, '', '',"  # noqa: S608 - our own names
+            " count(*), 0 FROM audit WHERE decision = 'refuse' GROUP BY 1, 3, 4, 5"
+        )
 
 
 def _chain(

@@ -26,6 +26,7 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Attempt, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.stopped import Stopped
 from kb_mcp.proxy.ledger.windows import windows_of, windows_then
 from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.decide import decide
@@ -137,7 +138,8 @@ class Governor:
         read = await self.read_again(command)
         if isinstance(read, Refusal):
             row = replace(command.request, kind="refusal", decision="refuse", code=read.code.value)
-            await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
+            changes = Changes(audit=(row,), stopped=(Stopped.unread(row),))
+            await self.ledger.transact(lambda _: Refs(), lambda _: (None, changes))
         return read
 
     async def _replay(self, operation: Operation) -> Reply:

@@ -54,6 +54,22 @@ class KeySpend:
     windows: list[Window]
 
 
+class StoppedCalls(NamedTuple):
+    """How many calls were stopped for one reason, and what they asked for, in minor units.
+
+    `why` and `kind` are those of `Stopped`. Calls of all keys have no `key_id`, and a `start`.
+    """
+
+    why: str
+    kind: str
+    currency: str
+    calls: int
+    amount: int
+    start: str = ""
+    key_id: str = ""
+    agent_id: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class AuditCounts:
     """Rows by kind, decision and code, and the place of the last that was counted."""
@@ -92,6 +108,14 @@ class GaugeRecords(Protocol):
 
     async def held_of_keys(self, day: str, month: str) -> dict[tuple[LineageId, str], Held]:
         """Return what keys hold in their windows of `day` and `month`, by lineage and window."""
+        ...
+
+    async def stopped_on(self, days: Sequence[str]) -> list[StoppedCalls]:
+        """Return what was stopped on each of these days, of all keys."""
+        ...
+
+    async def stopped_most(self, window: str, start: str, most: int) -> list[StoppedCalls]:
+        """Return at most `most` counts of one day or month, by key and agent, most calls first."""
         ...
 
     def newest_row(self) -> Any:

@@ -40,6 +40,7 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     Refs,
 )
+from kb_mcp.proxy.ledger.stopped import Stopped
 from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.follow_ups.find import as_step, find_made, step_fingerprint
 from kb_mcp.proxy.rules.operation_names import Name, caller_keys, name_of, older_caller_keys
@@ -297,7 +298,8 @@ class RequestPipeline:
         row = replace(
             base, kind="refusal", decision="refuse", code=refusal.code.value, note=refusal.param
         )
-        await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
+        changes = Changes(audit=(row,), stopped=(Stopped.unread(row),))
+        await self.ledger.transact(lambda _: Refs(), lambda _: (None, changes))
         return refused(refusal)
 
 

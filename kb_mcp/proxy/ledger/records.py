@@ -11,6 +11,8 @@ from typing import NewType
 
 from msgspec import Struct
 
+from kb_mcp.proxy.ledger.stopped import Stopped
+
 OperationId = NewType("OperationId", str)
 KeyId = NewType("KeyId", str)
 LineageId = NewType("LineageId", str)
@@ -116,13 +118,18 @@ class Operation(Struct, frozen=True, kw_only=True):
     @property
     def kind(self) -> str:
         """Say what people call this act: a charge, a refund or an invoice."""
-        if self.gives_back is not None:
-            return "refund"
-        return "invoice" if self.route.startswith("POST /v1/invoices/") else "charge"
+        return kind_of(self.route, refund=self.gives_back is not None)
 
     def continued_by(self, attempt: Attempt) -> bool:
         """Say whether `attempt` goes on with this operation's object, rather than makes it."""
         return "*" not in self.route and self.route.split(" ")[1] != attempt.path
+
+
+def kind_of(route: str, *, refund: bool) -> str:
+    """Say what people call the act that `route` asks for."""
+    if refund:
+        return "refund"
+    return "invoice" if route.startswith("POST /v1/invoices/") else "charge"
 
 
 HOLDING = frozenset({State.RESERVED, State.UNKNOWN})
@@ -303,7 +310,7 @@ class AuditDraft(Struct, frozen=True, kw_only=True):
 
 
 class Changes(Struct, frozen=True, kw_only=True):
-    """The rows a decision leaves behind, as whole images, and its audit rows.
+    """The rows a decision leaves behind, as whole images, its audit rows, and calls it `stopped`.
 
     `facts` are (name, value) of what the store holds for all processes; "" stands for none.
     """
@@ -319,6 +326,7 @@ class Changes(Struct, frozen=True, kw_only=True):
     grants: tuple[Grant, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     audit: tuple[AuditDraft, ...] = ()
+    stopped: tuple[Stopped, ...] = ()
 
 
 class Refs(Struct, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ from kb_mcp.proxy.ledger.records import (
     WindowKey,
 )
 from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.stopped import Stopped
 from kb_mcp.proxy.ledger.store_settings import HALTS, StoreSettings
 
 
@@ -262,6 +263,7 @@ class Dirty:
     grants: set[str] = field(default_factory=set)
     facts: dict[str, str] = field(default_factory=dict)
     audit: list[AuditDraft] = field(default_factory=list)
+    stopped: list[Stopped] = field(default_factory=list)
 
     def note(self, changes: Changes, snapshot: Snapshot) -> None:
         """Remember the rows that `changes` will touch in `snapshot`."""
@@ -279,3 +281,4 @@ class Dirty:
         self.grants.update(grant.id for grant in changes.grants)
         self.facts.update(changes.facts)
         self.audit.extend(changes.audit)
+        self.stopped.extend(changes.stopped)

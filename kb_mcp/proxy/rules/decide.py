@@ -51,7 +51,16 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
 )
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, ReadAgain, Refuse, Replay
+from kb_mcp.proxy.rules.decisions import (
+    Decision,
+    Join,
+    Look,
+    Proceed,
+    ReadAgain,
+    Refuse,
+    Replay,
+    stopped_by,
+)
 from kb_mcp.proxy.rules.duplicates import known_as, suspect
 from kb_mcp.proxy.rules.follow_ups.decide import decide_follow_up
 from kb_mcp.proxy.rules.gates import check_send
@@ -364,6 +373,7 @@ def _audited(snapshot: Snapshot, command: Command, decision: Decision) -> Decisi
         keys=(*decision.changes.keys, *_used(snapshot, command)),
         caller_keys=_remembered(snapshot, command, decision),
         audit=(*decision.changes.audit, row),
+        stopped=stopped_by(command, decision),
     )
     return replace(decision, changes=changes)
 

@@ -16,13 +16,14 @@ from kb_mcp.proxy.ledger.store_settings import MOVED_TO
 from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.proxy.stores.postgres.connection import Connection
 from kb_mcp.proxy.stores.postgres.save import columns_of, insert
-from kb_mcp.proxy.stores.rows import COLUMNS
+from kb_mcp.proxy.stores.rows import COLUMNS, STOPPED
 
 BATCH = 500
 _FLAGS = frozenset({"final", "reopened", "waived", "released", "overshoot"})
 TABLES: Mapping[str, tuple[str, ...]] = dict(COLUMNS) | {
     "audit": AUDIT_COLUMNS,
     "nodes": ("position", "node", "started_at", "hash"),
+    "stopped": STOPPED,
     "operators": ("name", "token_hash", "created_at"),
     "facts": ("name", "value"),
 }

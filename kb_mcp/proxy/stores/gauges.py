@@ -22,7 +22,15 @@ from kb_mcp.proxy.ledger.records import (
     Window,
     WindowKey,
 )
-from kb_mcp.proxy.reads import AuditCounts, BilledDays, Held, KeyCaps, KeyCounts, KeySpend
+from kb_mcp.proxy.reads import (
+    AuditCounts,
+    BilledDays,
+    Held,
+    KeyCaps,
+    KeyCounts,
+    KeySpend,
+    StoppedCalls,
+)
 from kb_mcp.proxy.rules.outcomes.gaps import Known, Trace
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage
 
@@ -147,6 +155,16 @@ class Gauges(ABC):
             lineage_id, window, currency, reserved, settled = row
             found.setdefault((lineage_id, window), {})[currency] = (reserved, settled)
         return found
+
+    async def stopped_on(self, days: Sequence[str]) -> list[StoppedCalls]:
+        """Return what was stopped on each of these days, of all keys."""
+        rows = await self._asked("stopped_on", **self._ids(days))
+        return [StoppedCalls(**dict(row)) for row in rows]
+
+    async def stopped_most(self, window: str, start: str, most: int) -> list[StoppedCalls]:
+        """Return at most `most` counts of one day or month, by key and agent, most calls first."""
+        rows = await self._asked("stopped_most", window=window, start=start, most=most)
+        return [StoppedCalls(**dict(row)) for row in rows]
 
     @abstractmethod
     def newest_row(self) -> Any:

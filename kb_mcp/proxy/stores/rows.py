@@ -5,13 +5,15 @@ Floor: above the records, below the stores. Pure but for sealing, which a store 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import astuple
 
+from kb_mcp.instants import day_of
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
@@ -26,6 +28,7 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
     Window,
 )
+from kb_mcp.proxy.ledger.stopped import Stopped
 
 Row = Any  # a driver's own row: maps column names to values
 Seal = Callable[[bytes, str], bytes]
@@ -49,6 +52,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("reserved", "settled", "sends", "declines"),
     )
 }
+STOPPED = ("start", "window", "key_id", "agent_id", "why", "kind", "currency", "calls", "amount")
 _WINDOW_KEY = ("scope", "scope_id", "window", "start", "currency")
 
 
@@ -86,6 +90,26 @@ def window_values(window: Window) -> tuple[Any, ...]:
         *(key.scope, key.scope_id, key.window, key.start, key.currency),
         *(window.reserved, window.settled, window.sends, window.declines),
     )
+
+
+def stopped_values(stopped: Iterable[Stopped], now: int) -> list[tuple[Any, ...]]:
+    """Return what to add to the counts of stopped calls at `now` (ms), in the order of their key.
+
+    Each call counts for its day, and for the day and the month of its vault key and agent.
+    """
+    day = day_of(now)
+    today, month = day.isoformat(), day.replace(day=1).isoformat()
+    calls, amounts = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
+    for each in stopped:
+        what = (each.why, each.kind, each.currency)
+        for place in (
+            (today, "day", "", ""),
+            (today, "day", each.key_id, each.agent_id),
+            (month, "month", each.key_id, each.agent_id),
+        ):
+            calls[*place, *what] += 1
+            amounts[*place, *what] += each.amount
+    return [(*key, calls[key], amounts[key]) for key in sorted(calls)]
 
 
 def operation_values(

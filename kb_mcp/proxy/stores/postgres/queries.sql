@@ -284,6 +284,16 @@ SELECT w.scope_id, w."window", w.currency, w.reserved, w.settled
   JOIN windows w
     ON w.start = s.start AND w.scope = 'key' AND w."window" = s."window" AND w.currency <> ''
 
+-- name: stopped_on
+SELECT start, why, kind, currency, calls, amount FROM stopped
+ WHERE start = ANY(%(ids)s::text[]) AND "window" = 'day' AND key_id = ''
+
+-- name: stopped_most
+-- Those of one day or month that were stopped most often, by an index: however many there are.
+SELECT key_id, agent_id, why, kind, currency, calls, amount FROM stopped
+ WHERE start = %(start)s AND "window" = %(window)s AND key_id <> ''
+ ORDER BY calls DESC LIMIT %(most)s
+
 -- name: newest_row
 SELECT time || '|' || node || '|' || lpad(seq::text, 12, '0') AS row FROM audit
  ORDER BY time COLLATE "C" DESC, node COLLATE "C" DESC, seq DESC LIMIT 1

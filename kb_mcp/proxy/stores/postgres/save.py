@@ -17,9 +17,11 @@ from kb_mcp.proxy.stores.postgres.connection import Connection
 from kb_mcp.proxy.stores.rows import (
     COLUMNS,
     KEYED,
+    STOPPED,
     Seal,
     attempt_values,
     operation_values,
+    stopped_values,
     window_values,
 )
 
@@ -31,7 +33,7 @@ _NUMBERS = frozenset(
     "void_look_at next_read_at created_at updated_at number "
     "first_sent_at last_sent_at sends open_sends status reserved settled declines "
     "last_declined_at expires_at decided_at frozen_at revoked_at last_used_at seq stripe_status "
-    "duration_ms position removed_at".split()
+    "duration_ms position removed_at calls".split()
 )
 # Names that are a number in one table and a word in another.
 _WORDS = frozenset({("operations", "stripe_status")})
@@ -67,6 +69,9 @@ def save(
         connection.execute(_UPSERT[table], columns_of(rows))
     if audit:
         connection.execute(_AUDIT, columns_of(audit))
+    if snapshot.dirty.stopped:
+        counts = stopped_values(snapshot.dirty.stopped, snapshot.now)
+        connection.execute(_STOPPED, columns_of(counts))
 
 
 def _changed(snapshot: Snapshot, seal: Seal) -> Iterable[tuple[str, list[tuple[Any, ...]]]]:
@@ -101,3 +106,5 @@ def _names(columns: Iterable[str]) -> str:
 
 _UPSERT = {table: upsert(table) for table in COLUMNS}
 _AUDIT = insert("audit", AUDIT_COLUMNS)
+_STOPPED = f"""{insert("stopped", STOPPED)} ON CONFLICT ({_names(STOPPED[:-2])}) DO UPDATE
+SET calls = stopped.calls + excluded.calls, amount = stopped.amount + excluded.amount"""

@@ -27,7 +27,7 @@ from kb_mcp.proxy.stores.binding import LiveSettings
 from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
 from kb_mcp.proxy.stores.marks import raises_mark, snapshot_at
 from kb_mcp.proxy.stores.queries import load_queries
-from kb_mcp.proxy.stores.rows import key_with_lineage
+from kb_mcp.proxy.stores.rows import key_with_lineage, stopped_values
 from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
 from kb_mcp.proxy.stores.sqlite.load import Loader
 from kb_mcp.proxy.stores.sqlite.save import save
@@ -212,6 +212,9 @@ class SqliteLedger:
     def _save(self, connection: sqlite3.Connection, snapshot: Snapshot) -> None:
         save(connection, snapshot, self._sealer.seal)
         self._save_audit(connection, snapshot)
+        if snapshot.dirty.stopped:
+            counts = stopped_values(snapshot.dirty.stopped, snapshot.now)
+            connection.executemany(self._queries["count_stopped"], counts)
         connection.executemany(self._queries["set_fact"], snapshot.dirty.facts.items())
         raised = raises_mark(self._told, self._marked, snapshot)
         facts = self._clock.facts(self._told, raised=raised)

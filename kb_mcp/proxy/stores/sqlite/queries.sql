@@ -238,6 +238,22 @@ SELECT w.scope_id, w.window, w.currency, w.reserved, w.settled
   FROM spans AS s CROSS JOIN windows AS w
     ON w.start = s.start AND w.scope = 'key' AND w.window = s.window AND w.currency > ''
 
+-- name: count_stopped
+INSERT INTO stopped (start, window, key_id, agent_id, why, kind, currency, calls, amount)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
+   SET calls = calls + excluded.calls, amount = amount + excluded.amount
+
+-- name: stopped_on
+SELECT s.start, s.why, s.kind, s.currency, s.calls, s.amount
+  FROM json_each(:ids) AS days CROSS JOIN stopped AS s
+    ON s.start = days.value AND s.window = 'day' AND s.key_id = ''
+
+-- name: stopped_most
+-- Those of one day or month that were stopped most often, by an index: however many there are.
+SELECT key_id, agent_id, why, kind, currency, calls, amount FROM stopped
+ WHERE start = :start AND window = :window AND key_id <> ''
+ ORDER BY calls DESC LIMIT :most
+
 -- name: newest_row
 SELECT max(rowid) AS row FROM audit
 
