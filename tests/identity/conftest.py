@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from kb_mcp.proxy.ledger.records import Grant
 from kb_mcp.serving.machine import random_bytes
 from tests.in_process_proxy import InProcessProxy, Issued
 from tests.postgres import database, server
+from tests.proxy_processes import ProxyProcesses, cluster
 
 __all__ = ["database", "server"]
 
@@ -72,6 +77,41 @@ class Provider:
         """Sign a token whose claims are good but for what is changed."""
         token = self.do("sign", claims=self.claims(**changed), header=header or {})["token"]
         return str(token)
+
+
+@dataclass
+class Door:
+    """The address of /mcp of a running proxy, and the processes behind it."""
+
+    url: str
+    processes: ProxyProcesses
+
+    def charges(self, customer: str) -> int:
+        """Return how many charges of `customer` the upstream has."""
+        return sum(each["customer"] == customer for each in self.processes.charges())
+
+    def subjects(self) -> set[str]:
+        """Return for whom the audit says that something was done."""
+        rows = json.loads(self.processes.command("audit", "list", "--json").stdout)
+        return {row["subject"] for row in rows if row["kind"] == "outcome"}
+
+
+@contextmanager
+def opened(provider: Provider, folder: Path) -> Iterator[Door]:
+    """Run a proxy whose /mcp takes the tokens of persons and of one machine at `provider`."""
+    # A token is meant for one address, so that it has to be known before the proxy starts.
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/mcp"
+    issuers = {"KEYBRAKE_OAUTH_ISSUERS": provider.url, "KEYBRAKE_OAUTH_AUDIENCE": url}
+    with cluster(folder, **issuers) as processes:
+        issued = ("keys", "issue", "--role", "billing-with-status", "--daily-cap", "1000.00usd")
+        key = json.loads(processes.command(*issued, "--json").stdout)
+        for match in ("sub=person-*", "sub=machine"):
+            given = ("--issuer", provider.url, "--match", match, "--key", key["id"])
+            processes.command("grants", "add", *given, "--label", "a test's", "--json")
+        processes.start_proxy(port=port)
+        yield Door(url, processes)
 
 
 @pytest.fixture(scope="session")

@@ -173,11 +173,11 @@ class Provider:
         self.asked: Counter[str] = Counter()
         self.lies: dict[str, Any] = {}
         self.server = Server(self.grants, token_expires_in=300, token_generator=self.token)
+        # A client that holds a refresh token tries that before it sends the person for more scopes.
+        self.server.auth_grant.refresh_token = False
 
-    def token(self, request: Any, refresh_token: bool = False) -> str:
+    def token(self, request: Any) -> str:
         """Return an access token of RFC 9068 for the resource that was asked for (RFC 8707)."""
-        if refresh_token:
-            return secrets.token_urlsafe()
         asked = dict(request.decoded_body or [])
         resource = asked.get("resource") or getattr(request, "resource", None)
         subject = request.user if isinstance(request.user, str) else request.client.client_id
@@ -279,10 +279,11 @@ class Handler(BaseHTTPRequestHandler):
         self.say(404 if answer is None else 200, answer)
 
     def authorize(self) -> None:
-        """Grant what is asked for: the person at this provider always consents."""
+        """Grant what is asked for; a test may have the person consent to less, once."""
         url = self.provider.url + self.path
         scopes, info = self.provider.server.validate_authorization_request(url)
         del info["request"]
+        scopes = self.provider.lies.pop("consents", scopes)
         headers, _, status = self.provider.server.create_authorization_response(
             url, scopes=scopes, credentials={**info, "user": "person-1"}
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,39 +25,17 @@ from mcp.shared.auth import (
 )
 from pydantic import AnyUrl
 
-from tests.identity.conftest import Provider
+from tests.identity.conftest import Door, Provider, opened
 from tests.months import lately
-from tests.proxy_processes import ProxyProcesses
 
 BACK = "http://127.0.0.1:9/callback"
 BILL = {"customer_id": "cus_A1", "amount_cents": 2900, "billing_period": lately("2026-11")}
 
 
-@dataclass
-class Door:
-    """The address of /mcp of a running proxy, and the processes behind it."""
-
-    url: str
-    processes: ProxyProcesses
-
-
 @pytest.fixture
 def door(provider: Provider, tmp_path: Path) -> Iterator[Door]:
-    # A token is meant for one address, so that it has to be known before the proxy starts.
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/mcp"
-    processes = ProxyProcesses(
-        tmp_path, KEYBRAKE_OAUTH_ISSUERS=provider.url, KEYBRAKE_OAUTH_AUDIENCE=url
-    )
-    issued = ("keys", "issue", "--role", "billing-with-status", "--daily-cap", "100.00usd")
-    key = json.loads(processes.command(*issued, "--json").stdout)
-    for match in ("sub=person-*", "sub=machine"):
-        given = ("--issuer", provider.url, "--match", match, "--key", key["id"])
-        processes.command("grants", "add", *given, "--label", "a test's", "--json")
-    processes.start_proxy(port=port)
-    yield Door(url, processes)
-    processes.close()
+    with opened(provider, tmp_path) as door:
+        yield door
 
 
 @dataclass
