@@ -25,7 +25,7 @@ Check = dict[str, Any]
 @click.command()
 @json_option
 def doctor(*, as_json: bool) -> None:
-    """Check settings, store, invariants, clock, upstream key and vault keys.
+    """Check settings, store, invariants, clock, upstream key, vault keys, grants and issuers.
 
     Exit code 1 when a check found something.
 
@@ -76,12 +76,13 @@ async def _examine_store(opened: OpenProxy) -> list[Check]:
         ("upstream", _upstream),
         ("clock", _clock),
         ("keys", _keys),
+        ("grants", _grants),
     )
     checks = []
     for name, step in steps:
         ok, detail = await step(opened)
         checks.append(_check(name, ok=ok, detail=detail))
-    return checks
+    return checks + await _issuers(opened)
 
 
 async def _store(opened: OpenProxy) -> tuple[bool, str]:
@@ -278,6 +279,33 @@ async def _keys(opened: OpenProxy) -> tuple[bool, str]:
     # Somebody chose to have no cap: that is told, and no fault.
     without = [f"without a cap over time: {', '.join(uncapped)}"] if uncapped else []
     return not problems, "; ".join([*problems, f"{serving} serve", *without])
+
+
+async def _grants(opened: OpenProxy) -> tuple[bool, str]:
+    from kb_mcp.operators.actions.grants import find_problems
+
+    issuers = opened.settings.oauth_issuers
+    grants = [each for each in await opened.store.records.grants() if each.removed_at is None]
+    problems = await find_problems(opened.store.ledger, grants, issuers, opened.now())
+    if issuers and not grants:
+        return True, "none: tokens get 403 until `kb-mcp grants add` lets identities in"
+    return not problems, "; ".join([*problems, f"{len(grants)} stand"])
+
+
+async def _issuers(opened: OpenProxy) -> list[Check]:
+    """Return a check for each issuer: its metadata, who it says it is, and its keys."""
+    issuers = opened.proxy.app.pipeline.issuers
+    if issuers is None:
+        return []
+    advice = "its tokens get 503: set KEYBRAKE_OAUTH_ISSUERS as `iss` writes it, or mend the issuer"
+    return [
+        _check(
+            "issuer",
+            ok=problem is None,
+            detail=f"{name} {'serves its keys' if problem is None else f'- {problem}; {advice}'}",
+        )
+        for name, problem in (await issuers.examine()).items()
+    ]
 
 
 def _ends_soon(created_at: int, expires_at: int, now: int) -> bool:

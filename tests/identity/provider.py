@@ -41,12 +41,12 @@ class Keys:
         self.current = ""
         self.rotate("RS256")
 
-    def rotate(self, algorithm: str, *, keep: bool = False) -> str:
+    def rotate(self, algorithm: str, *, keep: bool = False, bits: int = 2048) -> str:
         """Make a new key for `algorithm`, and forget the old ones unless they are kept."""
         kid = f"key-{len(self.held) + 1}-{secrets.token_hex(3)}"
         extra: Any = {"kid": kid, "alg": algorithm, "use": "sig"}
         if algorithm.startswith(("RS", "PS")):
-            made: Any = RSAKey.generate_key(2048, extra)
+            made: Any = RSAKey.generate_key(bits, extra)
         elif algorithm == "EdDSA":
             made = OKPKey.generate_key("Ed25519", extra)
         else:
@@ -221,9 +221,7 @@ class Provider:
         """Do what a test asks for."""
         match path:
             case "/_test/rotate":
-                return {
-                    "kid": self.keys.rotate(body.get("alg", "RS256"), keep=body.get("keep", False))
-                }
+                return {"kid": self.keys.rotate(body.pop("alg", "RS256"), **body)}
             case "/_test/sign":
                 return {"token": self.keys.sign(body["claims"], body.get("header", {}))}
             case "/_test/lie":

@@ -7,14 +7,14 @@ reservation holds, too: none commits after it, on any process, as with a revoked
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from kb_mcp.environment import is_address
 from kb_mcp.operators.actions.keys import POLL_S, NoSuchKeyError, sends_under_way
-from kb_mcp.proxy.access.authenticate import spent
+from kb_mcp.proxy.access.authenticate import newest_key, spent
 from kb_mcp.proxy.access.identity.grants import (
     Claims,
     MatchError,
@@ -25,6 +25,7 @@ from kb_mcp.proxy.access.identity.grants import (
 )
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.records import Records
+from kb_mcp.proxy.errors.refusals import Code
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Grant, KeyId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
@@ -66,6 +67,33 @@ class Removed:
     grant: Grant
     under_way: int
     still_under_way: int
+
+
+async def find_problems(
+    ledger: Ledger, grants: Iterable[Grant], issuers: Sequence[str], now: int
+) -> list[str]:
+    """Say of which grants no identity is let in at `now` (ms), and what to do about each."""
+    problems = []
+    for grant in grants:
+        undo = f"`kb-mcp grants remove {grant.id}`"
+        key = await newest_key(ledger, grant)
+        refusal = None if key is None else spent(key, now)
+        if key is None or refusal is not None:
+            how = (
+                "revoked"
+                if refusal is None or refusal.code is Code.VAULT_KEY_REVOKED
+                else "expired"
+            )
+            problems.append(
+                f"{grant.id} stands for the vault key {grant.key_id}, which is {how}: {undo}, and "
+                "`kb-mcp grants add` with a key that serves"
+            )
+        if grant.issuer not in issuers:
+            problems.append(
+                f"{grant.id} is of the issuer {grant.issuer}, which KEYBRAKE_OAUTH_ISSUERS does "
+                f"not name: add it there, or {undo}"
+            )
+    return problems
 
 
 async def add_grant(

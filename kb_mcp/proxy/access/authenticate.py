@@ -86,7 +86,7 @@ async def _stand_in(
         # Which grants they are would tell a caller how to become somebody else.
         return refuse(Code.IDENTITY_AMBIGUOUS if granted else Code.IDENTITY_NOT_GRANTED)
     (grant,) = granted
-    key = await _newest(ledger, grant)
+    key = await newest_key(ledger, grant)
     if key is None:
         return refuse(Code.IDENTITY_NOT_GRANTED)
     refusal = spent(key, now_ms())
@@ -94,7 +94,7 @@ async def _stand_in(
     return refusal or Admitted(key, policy_of(key.policy), grant, identity.subject, scopes)
 
 
-async def _newest(ledger: Ledger, grant: Grant) -> VaultKey | None:
+async def newest_key(ledger: Ledger, grant: Grant) -> VaultKey | None:
     """Return the key of `grant`, or its newest successor: a grant goes on through rotations."""
     found = await ledger.find_key(grant.key_id)
     for _ in range(ROTATIONS_MAX):

@@ -103,6 +103,14 @@ class Issuers:
         """Fetch every issuer's keys, so that one that cannot be reached is told of at start."""
         await asyncio.gather(*map(self._renew, self._issuers.values()))
 
+    async def examine(self) -> dict[str, str | None]:
+        """Fetch every issuer's keys anew; return why they cannot be had, None where they can."""
+        found = await asyncio.gather(*map(self._keys_or_problem, self._issuers))
+        return {
+            name: keys if isinstance(keys, str) else None
+            for name, keys in zip(self._issuers, found, strict=True)
+        }
+
     async def identify(self, token: str) -> Identity | Refusal:
         """Return whom `token` speaks for, or why it is not accepted."""
         try:
@@ -174,16 +182,24 @@ class Issuers:
         return issuer.fetching
 
     async def _load(self, issuer: _Issuer) -> None:
+        found = await self._keys_or_problem(issuer.name)
+        if isinstance(found, str):
+            _log.warning("the keys of the issuer %s cannot be had: %s", issuer.name, found)
+        else:
+            issuer.keys, issuer.fetched_at = found, self._monotonic_ms()
+
+    async def _keys_or_problem(self, name: str) -> tuple[SigningKey, ...] | str:
+        """Fetch the keys of the issuer `name`, or say why they cannot be had."""
         try:
             async with asyncio.timeout(FETCH_WITHIN_S):
-                keys = await self._fetch_keys(issuer.name)
-        except (FetchError, TimeoutError) as error:
-            reason = str(error) or "it did not answer in time"
-            _log.warning("the keys of the issuer %s cannot be had: %s", issuer.name, reason)
-        except Exception:  # noqa: BLE001 whatever a document holds, nobody is let in by it
-            _log.exception("the keys of the issuer %s cannot be had", issuer.name)
-        else:
-            issuer.keys, issuer.fetched_at = keys, self._monotonic_ms()
+                return await self._fetch_keys(name)
+        except TimeoutError:
+            return f"it did not answer within {FETCH_WITHIN_S} seconds"
+        except FetchError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001 whatever it holds, nobody is let in by it
+            _log.exception("the keys of the issuer %s cannot be read", name)
+            return f"what it answers cannot be read ({type(error).__name__})"
 
     async def _fetch_keys(self, issuer: str) -> tuple[SigningKey, ...]:
         address = (await self._metadata(issuer)).get("jwks_uri")
@@ -199,17 +215,18 @@ class Issuers:
         return keys
 
     async def _metadata(self, name: str) -> Mapping[str, Any]:
-        problem = FetchError("it has no metadata")
+        problem, lie = FetchError("it has no metadata"), None
         for address in _addresses(name):
             try:
                 document = _parse(await self._fetch(address))
             except FetchError as error:
                 problem = error
                 continue
-            if not isinstance(document, Mapping) or document.get("issuer") != name:
-                raise FetchError("its metadata is of another issuer")
-            return document
-        raise problem
+            if isinstance(document, Mapping) and document.get("issuer") == name:
+                return document
+            # Above a path may stand the metadata of a neighbour; its own may stand further on.
+            lie = FetchError(f"its metadata at {address} is of another issuer")
+        raise lie or problem
 
 
 def _addresses(issuer: str) -> Iterator[str]:

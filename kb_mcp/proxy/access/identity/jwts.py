@@ -60,7 +60,7 @@ class SigningKey:
 
     key_id: str | None
     algorithms: tuple[str, ...]
-    public: Mapping[str, Any]  # the JWK's own members
+    public: Any  # as `cryptography` has it
 
 
 def looks_like_jwt(token: str) -> bool:
@@ -116,7 +116,7 @@ def verify(
     try:
         claims = _JWT.decode(
             token,
-            jwt.PyJWK(dict(key.public), algorithm),
+            key.public,
             algorithms=[algorithm],
             audience=audience,
             issuer=issuer,
@@ -131,7 +131,7 @@ def verify(
         raise TokenError("it is not valid yet") from error
     except jwt.MissingRequiredClaimError as error:
         raise TokenError("a claim is missing: iss, sub, aud and exp are needed") from error
-    except Exception as error:  # a time that is no number, a key that is none
+    except Exception as error:  # a time that is no number
         raise TokenError("its signature or its claims do not hold") from error
     if not isinstance(claims["sub"], str) or not claims["sub"]:
         raise TokenError("its subject is none")
@@ -150,8 +150,12 @@ def _signing_key(jwk: object) -> SigningKey | None:
         fitting = tuple(each for each in fitting if each == jwk["alg"])
     if not fitting or not usable or len(str(jwk.get("n", ""))) > _MODULUS_MAX:
         return None
-    public = {name: jwk.get(name) for name in _PUBLIC[kind]}
-    key_id = jwk.get("kid")
-    if not all(isinstance(value, str) for value in public.values()):
+    members = {name: jwk.get(name) for name in _PUBLIC[kind]}
+    try:
+        made = jwt.PyJWK(members, fitting[0])
+    except Exception:  # noqa: BLE001 whatever its members hold, it is no key
         return None
-    return SigningKey(key_id if isinstance(key_id, str) else None, fitting, public)
+    if made.Algorithm.check_key_length(made.key) is not None:
+        return None
+    key_id = jwk.get("kid")
+    return SigningKey(key_id if isinstance(key_id, str) else None, fitting, made.key)
