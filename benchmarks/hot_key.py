@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, urlencode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kb_mcp.operators.actions.keys import Wanted, issue_key
+from kb_mcp.operators.actions.keys import NewKey, issue_key
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.serving.machine import random_bytes
 from kb_mcp.settings import load_settings
@@ -97,7 +97,7 @@ async def run(store: str, environ: dict[str, str], seconds: int) -> None:
     """Measure one store with every number of clients."""
     proxy = build_proxy(load_settings(environ), stripe_at_once)
     policy = built_in("billing").model_copy(update={"rate": 1_000_000})
-    wanted = Wanted(policy=policy, mode="test", uncapped=True)
+    wanted = NewKey(policy=policy, mode="test", uncapped=True)
     ledger = proxy.store.ledger
     minted = [(await issue_key(ledger, wanted, random_bytes, "bench"))[1] for _ in range(KEYS)]
     tokens = [each.token for each in minted]

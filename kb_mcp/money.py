@@ -119,6 +119,18 @@ def parse_cap(text: str) -> Money:
     return Money(amount, currency)
 
 
+def parse_caps(text: str) -> dict[str, int]:
+    """Read caps with a comma between them, like `500.00usd,450.00eur`: minor units by currency.
+
+    Raises: MoneyError.
+    """
+    caps = [parse_cap(part.strip()) for part in text.split(",")]
+    found = {cap.currency: cap.amount for cap in caps}
+    if len(found) != len(caps):
+        raise MoneyError("A currency is named twice: give one amount for each.")
+    return found
+
+
 def check_cap(amount: int, currency: str) -> None:
     """Check that `amount` minor units can cap spend in `currency`.
 

@@ -22,7 +22,7 @@ from kb_mcp.environment import (
     check_replaced,
     is_private_line,
 )
-from kb_mcp.money import Money, parse_cap
+from kb_mcp.money import Money, MoneyError, parse_caps
 from kb_mcp.secret_text import SecretTextError, read_secret
 from kb_mcp.store_files import SQLITE, check_absolute, data_folder, expand_home
 
@@ -315,16 +315,13 @@ def _allowed_hosts(value: str | None) -> tuple[str, ...]:
 
 
 def _caps(source: Environment, name: str) -> tuple[Money, ...]:
-    value, variable = source.text(name), PREFIX + name
+    value = source.text(name)
     try:
-        caps = tuple(parse_cap(part.strip()) for part in value.split(",")) if value else ()
-    except ValueError:
-        hint = "Set one amount per currency, for example 50000.00usd,40000.00eur."
-        raise SettingsError(variable, "holds no cap", hint) from None
-    if len({cap.currency for cap in caps}) != len(caps):
-        problem, hint = "names a currency twice", "Set one amount per currency."
-        raise SettingsError(variable, problem, hint)
-    return caps
+        caps = parse_caps(value) if value else {}
+    except MoneyError as error:
+        hint = f"{error} Set one amount per currency, for example 50000.00usd,40000.00eur."
+        raise SettingsError(PREFIX + name, "holds no caps", hint) from None
+    return tuple(Money(amount, currency) for currency, amount in caps.items())
 
 
 def check_upstream(settings: Settings) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import httpx
 
 from kb_mcp.agent.transport import AsgiTransport, start_loop
-from kb_mcp.operators.actions.keys import Wanted, issue_key
+from kb_mcp.operators.actions.keys import NewKey, issue_key
 from kb_mcp.operators.actions.operations import By, forget_answers
 from kb_mcp.proxy.access.policy import CapRules, Policy
 from kb_mcp.proxy.access.roles import built_in
@@ -84,7 +84,7 @@ class InProcessProxy:
         granted = built_in(policy) if isinstance(policy, str) else policy
         if caps:
             granted = granted.model_copy(update={"caps": CapRules(**caps)})
-        wanted = Wanted(policy=granted, mode="test", uncapped=True)
+        wanted = NewKey(policy=granted, mode="test", uncapped=True)
         key, minted = self.run(issue_key(self.proxy.store.ledger, wanted, random_bytes, "test"))
         return Issued(key.id, minted.token)
 

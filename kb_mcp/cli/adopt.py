@@ -12,7 +12,6 @@ import click
 
 from kb_mcp.cli.failures import Failure
 from kb_mcp.cli.opening import OPERATOR, OpenProxy, with_proxy
-from kb_mcp.cli.options import past_ms
 from kb_mcp.cli.output import json_option, print_list
 from kb_mcp.cli.progress import progress
 
@@ -48,7 +47,7 @@ def adopt(*, since: str, period_from: str, apply: bool, as_json: bool) -> None:
         print_list(records, COLUMNS, as_json=as_json, empty=empty)
 
     async def work(opened: OpenProxy) -> None:
-        since_ms = past_ms(since, opened.now())
+        since_ms = opened.past_ms(since)
         adoption = await _adoption(opened, period_from, applies=apply)
         records = await _take_all(adoption, since_ms, shown=not as_json)
         show(records)
@@ -191,5 +190,5 @@ def _needed_since(opened: OpenProxy) -> int | None:
             continue
         # Where nothing tells when it began, the store's first row is the safe bound.
         rows = rows or list(audit(limit=1))
-        moments += [past_ms(row["time"], 0) - LOOK_BACK_MS for row in rows]
+        moments += [opened.past_ms(row["time"]) - LOOK_BACK_MS for row in rows]
     return min(moments, default=None)

@@ -17,7 +17,6 @@ import click
 from kb_mcp.cli.completion import codes, key_ids
 from kb_mcp.cli.failures import Failure, found_something, say_failure
 from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
-from kb_mcp.cli.options import past_ms
 from kb_mcp.cli.output import cell, json_option, print_json, print_list
 from kb_mcp.cli.progress import Advance, CountedAudit, counted, progress
 
@@ -171,7 +170,7 @@ def archive(*, before: str, file: Path, as_json: bool) -> None:
             first = outcome.breaks[0]
             why = f"the audit of {first.node} breaks at row {first.row}: {first.reason}"
             raise Failure(f"nothing was archived: {why}", "`kb-mcp audit verify` says more.")
-        moment = rfc3339(past_ms(before, opened.now()))
+        moment = rfc3339(opened.past_ms(before))
         chain = opened.store.records.chain
         found = {
             node: segment_end(chain(node), moment, heads.get(node), end)
@@ -198,8 +197,7 @@ def _between(opened: OpenStore, since: str | None, until: str | None) -> dict[st
     from kb_mcp.instants import rfc3339
 
     given = {"since": since, "until": until}
-    now = opened.now()
-    return {name: rfc3339(past_ms(text, now)) for name, text in given.items() if text is not None}
+    return {name: rfc3339(opened.past_ms(text)) for name, text in given.items() if text is not None}
 
 
 def verified(opened: OpenStore, *, shown: bool) -> tuple[Verification, Mapping[str, Head]]:

@@ -36,6 +36,7 @@ _CODES = {
     "StoreError": WRONG,
     "CommitUnknownError": FAILED,
     "KeyEndedError": FAILED,
+    "KeyRequestError": WRONG,
     "LedgerUnavailableError": FAILED,
     "NoSuchKeyError": FAILED,
     "PortTakenError": WRONG,
@@ -43,6 +44,7 @@ _CODES = {
 _HINTS = {
     "BindingError": "`kb-mcp settings show` says what the store holds.",
     "KeyEndedError": "`kb-mcp keys list` shows every key.",
+    "KeyRequestError": "docs/policies.md has every field.",
     "LedgerUnavailableError": "Nothing of it happened. `kb-mcp doctor` looks at the store.",
     "NoSuchKeyError": "`kb-mcp keys list` shows every key.",
     "PortTakenError": "Choose another port, or 0 for a free one.",

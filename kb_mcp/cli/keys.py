@@ -5,23 +5,21 @@ Floor: the commands. The only commands that print a vault key are issue and rota
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from kb_mcp.cli.completion import key_ids, roles
 from kb_mcp.cli.failures import WRONG, Failure, say_failure
 from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
-from kb_mcp.cli.options import CAP, KINDS, cap_table, duration_ms, future_ms
 from kb_mcp.cli.output import json_option, print_json, print_list, print_record
 
 if TYPE_CHECKING:
-    from kb_mcp.money import Money
+    from kb_mcp.operators.actions.keys import NewKey
     from kb_mcp.proxy.access.policy import Policy
-    from kb_mcp.proxy.access.tokens import Minted
+    from kb_mcp.proxy.access.tokens import Minted, Mode
     from kb_mcp.proxy.ledger.records import KeyId, Lineage, VaultKey
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,9 +38,8 @@ def keys() -> None:
     """
 
 
-def _cap_option(kind: str, help_text: str) -> Callable[[F], F]:
-    flag = f"--{kind.replace('_', '-')}-cap"
-    return click.option(flag, kind, type=CAP, multiple=True, help=help_text)
+def _cap_option(flag: str, name: str, help_text: str) -> Callable[[F], F]:
+    return click.option(flag, name, metavar="AMOUNT", multiple=True, help=help_text)
 
 
 @keys.command()
@@ -52,81 +49,61 @@ def _cap_option(kind: str, help_text: str) -> Callable[[F], F]:
 @click.option("--label", help="A note for people.")
 @click.option("--agent", help="The agent that will hold it; shown in the audit.")
 @click.option("--expires", help="A time, a duration (30d), or end-of-month.")
-@_cap_option("per_charge", "The most one charge may be, like 500.00usd; once for each currency.")
-@_cap_option("daily", "The most in a UTC day.")
-@_cap_option("monthly", "The most in a calendar month, UTC.")
-@_cap_option("per_customer_daily", "The most for one customer in a day, over all keys.")
-@click.option("--daily-charges", type=click.IntRange(min=1), help="The most charges in a day.")
-@click.option("--refund-daily-cap", "refund_daily", type=CAP, multiple=True,
-              help="The most that it may give back in a UTC day.")  # fmt: skip
-@click.option("--refund-approval-above", "refund_above", type=CAP, multiple=True,
-              help="A refund above this needs an operator's approval.")  # fmt: skip
+@_cap_option("--per-charge-cap", "per_charge",
+             "The most one charge may be, like 500.00usd; once for each currency.")  # fmt: skip
+@_cap_option("--daily-cap", "daily", "The most in a UTC day.")
+@_cap_option("--monthly-cap", "monthly", "The most in a calendar month, UTC.")
+@_cap_option("--per-customer-daily-cap", "per_customer_daily",
+             "The most for one customer in a day, over all keys.")  # fmt: skip
+@click.option("--daily-charges", metavar="N", help="The most charges in a day.")
+@_cap_option("--refund-daily-cap", "refund_daily", "The most that it may give back in a UTC day.")
+@_cap_option("--refund-approval-above", "refund_approval_above",
+             "A refund above this needs an operator's approval.")  # fmt: skip
 @click.option("--rate", help="Requests a minute, like 60/min.")
-@click.option("--approval-above", "approval_above", type=CAP, multiple=True,
-              help="Charges above this wait for an operator; once for each currency.")  # fmt: skip
+@_cap_option("--approval-above", "approval_above",
+             "Charges above this wait for an operator; once for each currency.")  # fmt: skip
 @click.option("--uncapped", is_flag=True,
               help="Let it move money without a cap per day, month or customer.")  # fmt: skip
-@click.option(
-    "--overlaps",
-    type=click.Choice(("refuse", "allow")),
-    help="Whether a bill may share days with one of another period.",
-)
-@click.option(
-    "--period-kinds", type=KINDS, help="The only kinds of period it may bill, like month,quarter."
-)
+@click.option("--overlaps", metavar="[refuse|allow]",
+              help="Whether a bill may share days with one of another period.")  # fmt: skip
+@click.option("--period-kinds", metavar="KIND,…",
+              help="The only kinds of period it may bill, like month,quarter.")  # fmt: skip
 @json_option
-def issue(  # noqa: PLR0913 an option each
+def issue(
     *,
-    role: str | None,
     policy_file: Path | None,
-    label: str | None,
-    agent: str | None,
     expires: str | None,
-    daily_charges: int | None,
-    refund_daily: tuple[Money, ...],
-    refund_above: tuple[Money, ...],
-    rate: str | None,
-    approval_above: tuple[Money, ...],
-    uncapped: bool,
-    overlaps: str | None,
-    period_kinds: list[str] | None,
     as_json: bool,
-    **caps: tuple[Money, ...],
+    refund_daily: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Issue a vault key. Its token is shown once, here.
 
     Example: kb-mcp keys issue --role billing --daily-cap 10000.00usd --expires end-of-month
     """
-    changes: dict[str, Any] = {
-        "caps": {kind: cap_table(caps[kind], kind) for kind in CAP_KINDS if caps[kind]},
-        "refund_caps": {"daily": cap_table(refund_daily, "refund_daily")} if refund_daily else {},
-        "refund_approval_above": cap_table(refund_above, "refund_approval_above"),
-        "daily_charges": daily_charges,
-        "rate": rate,
-        "approval_above": cap_table(approval_above, "--approval-above"),
-        "overlaps": overlaps,
-        "period_kinds": period_kinds,
-    }
-    policy = _policy(role, policy_file, changes)
-    if not uncapped:
-        _check_capped(policy, ("--role", role) if role else ("--policy", str(policy_file)))
+    # What may be given once for each currency arrives as a tuple.
+    said = {name: ",".join(each) if isinstance(each, tuple) else each
+            for name, each in options.items() if each not in (None, ())}  # fmt: skip
+    fields = {name: text for name, text in said.items() if name not in CAP_KINDS}
+    fields["caps"] = {name: said[name] for name in CAP_KINDS if name in said}
+    fields["refund_caps"] = {"daily": ",".join(refund_daily)} if refund_daily else {}
+    fields["expires_at"] = expires
+    fields["policy"] = None if policy_file is None else _text_of(policy_file)
 
-    async def work(opened: OpenStore) -> tuple[VaultKey, Minted]:
-        from kb_mcp.operators.actions.keys import Wanted, issue_key
+    async def work(opened: OpenStore) -> tuple[NewKey, VaultKey, Minted]:
+        from kb_mcp.operators.actions.keys import CapRequiredError, issue_key, read_new_key
         from kb_mcp.serving.machine import random_bytes
 
-        wanted = Wanted(
-            policy=policy,
-            mode="live" if opened.store.settings.mode == "live" else "test",
-            label=_cleaned(label),
-            agent=_cleaned(agent),
-            expires_at=_expiry(expires, policy, opened.now()),
-            uncapped=uncapped,
-        )
-        return await issue_key(opened.store.ledger, wanted, random_bytes, OPERATOR)
+        mode: Mode = "live" if opened.store.settings.mode == "live" else "test"
+        wanted = read_new_key(fields, mode, opened.now())
+        try:
+            return wanted, *await issue_key(opened.store.ledger, wanted, random_bytes, OPERATOR)
+        except CapRequiredError as error:
+            what = f"--role {said['role']}" if "role" in said else f"--policy {policy_file}"
+            raise Failure(str(error), _with_caps(error.policy, what), WRONG) from None
 
-    key, minted = with_store(work)
-    _print_minted(key, minted, policy, as_json=as_json)
+    wanted, key, minted = with_store(work)
+    _print_minted(key, minted, wanted.policy, as_json=as_json)
 
 
 @keys.command("list")
@@ -181,12 +158,12 @@ def revoke(*, key_id: str, reason: str | None, as_json: bool) -> None:
     """
 
     async def work(opened: OpenStore) -> dict[str, Any]:
-        from kb_mcp.operators.actions.keys import revoke_key
+        from kb_mcp.operators.actions.keys import clean_reason, revoke_key
 
         key, lineage = await _find(opened, key_id)
         store = opened.store
         done = await revoke_key(
-            store.ledger, store.records, key.id, _cleaned(reason), OPERATOR, REVOKE_WAIT_S
+            store.ledger, store.records, key.id, clean_reason(reason), OPERATOR, REVOKE_WAIT_S
         )
         record = _record(done.key, lineage, opened.now())
         return record | {"under_way": done.under_way, "still_under_way": done.still_under_way}
@@ -215,12 +192,15 @@ def unfreeze(*, key_id: str, reason: str, as_json: bool) -> None:
     """
 
     async def work(opened: OpenStore) -> dict[str, Any]:
-        from kb_mcp.operators.actions.keys import unfreeze_key
+        from kb_mcp.operators.actions.keys import clean_reason, unfreeze_key
 
         key, lineage = await _find(opened, key_id)
         if lineage.frozen_at is None:
             raise Failure(f"key {key_id} is not frozen")
-        thawed = await unfreeze_key(opened.store.ledger, key.id, _cleaned(reason) or "", OPERATOR)
+        said = clean_reason(reason)
+        if said is None:
+            raise click.BadParameter("Say why the key is thawed.", param_hint="--reason")
+        thawed = await unfreeze_key(opened.store.ledger, key.id, said, OPERATOR)
         return _record(key, thawed, opened.now())
 
     record = with_store(work)
@@ -240,19 +220,18 @@ def rotate(*, key_id: str, overlap: str, as_json: bool) -> None:
 
     Example: kb-mcp keys rotate abc123def456 --overlap 1h
     """
-    overlap_ms = duration_ms(overlap)
+    from kb_mcp.instants import parse_duration
+
+    try:
+        overlap_ms = parse_duration(overlap)
+    except ValueError as error:
+        raise click.BadParameter(f"overlap: {error}") from None
 
     async def work(opened: OpenStore) -> tuple[VaultKey, Minted]:
         from kb_mcp.operators.actions.keys import rotate_key
         from kb_mcp.serving.machine import random_bytes
 
         key, _ = await _find(opened, key_id)
-        if key.revoked_at is not None:
-            raise Failure(f"key {key_id} is revoked", "Issue a new one: kb-mcp keys issue")
-        if key.rotated_to is not None:
-            raise Failure(
-                f"key {key_id} was rotated to {key.rotated_to}", "Rotate that one instead."
-            )
         return await rotate_key(opened.store.ledger, key.id, overlap_ms, random_bytes, OPERATOR)
 
     from kb_mcp.proxy.access.authenticate import policy_of
@@ -261,66 +240,23 @@ def rotate(*, key_id: str, overlap: str, as_json: bool) -> None:
     _print_minted(key, minted, policy_of(key.policy), as_json=as_json, replaces=key_id)
 
 
-def _policy(role: str | None, file: Path | None, changes: dict[str, Any]) -> Policy:
-    """Return the policy that was asked for, checked as a whole. Raises: Failure, UsageError."""
-    from kb_mcp.proxy.access.policy_files import PolicyError, dump_policy, load_policy, parse_policy
-    from kb_mcp.proxy.access.roles import built_in
-
-    if (role is None) == (file is None):
-        raise click.UsageError("give either --role or --policy")
+def _text_of(file: Path) -> str:
     try:
-        if file is not None:
-            syntax: Literal["json", "toml"] = "json" if file.suffix.lower() == ".json" else "toml"
-            base = parse_policy(file.read_text(encoding="utf-8"), syntax)
-        else:
-            base = built_in(role or "")
-        data = json.loads(dump_policy(base))
-        for caps in ("caps", "refund_caps"):
-            data[caps] = data.get(caps, {}) | changes.pop(caps)
-        data |= {name: value for name, value in changes.items() if value}
-        return load_policy(data)
-    except KeyError as error:
-        raise Failure(
-            str(error.args[0]), "Or write a policy of your own: --policy FILE", WRONG
-        ) from None
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Failure(f"cannot read {file}: {error}", None, WRONG) from None
-    except PolicyError as error:
-        place = f"{file}: " if file is not None else ""
-        raise Failure(
-            _lines(place, error.errors), "docs/policies.md has every field.", WRONG
-        ) from None
 
 
-def _check_capped(policy: Policy, what: tuple[str, str]) -> None:
-    """Check that a cap over time holds what `policy` moves. Raises: Failure."""
+def _with_caps(policy: Policy, what: str) -> str:
+    """Return the line that issues a key with caps over time for what `policy` moves."""
     from kb_mcp.money import CURRENCIES
     from kb_mcp.proxy.access.uncapped import missing_caps
 
-    missing = missing_caps(policy)
-    if not missing:
-        return
-    line = f"kb-mcp keys issue {' '.join(what)}"
+    line = f"kb-mcp keys issue {what}"
     currency = next(iter((*policy.caps.per_charge, *policy.approval_above, "usd")))
     amount = f"1000.00{currency}" if CURRENCIES[currency] == 2 else f"1000{currency}"
-    caps = " ".join(f"{option} {amount}" for option in missing)
-    raise Failure(
-        f"a key of role {policy.role} moves money, and no cap per day, month or customer holds it",
-        f"{line} {caps} (or, to have none: {line} --uncapped)",
-        WRONG,
-    )
-
-
-def _lines(place: str, errors: Iterable[str]) -> str:
-    return "; ".join(f"{place}{error}" for error in errors)
-
-
-def _expiry(text: str | None, policy: Policy, now: int) -> int | None:
-    """Return the earlier of what was asked for and what the policy says, in ms UTC."""
-    ends = [] if text is None else [future_ms(text, now)]
-    if policy.expires_at is not None:
-        ends.append(future_ms(policy.expires_at.isoformat(), now))
-    return min(ends, default=None)
+    caps = " ".join(f"{option} {amount}" for option in missing_caps(policy))
+    return f"{line} {caps} (or, to have none: {line} --uncapped)"
 
 
 async def _find(opened: OpenStore, key_id: str) -> tuple[VaultKey, Lineage]:
@@ -334,19 +270,13 @@ async def _find(opened: OpenStore, key_id: str) -> tuple[VaultKey, Lineage]:
 
 
 def _record(key: VaultKey, lineage: Lineage, now: int) -> dict[str, Any]:
+    from kb_mcp.instants import rfc3339
+    from kb_mcp.operators.reports.views import key_status
     from kb_mcp.proxy.access.authenticate import policy_of
     from kb_mcp.proxy.edge.records import key_record
 
     record = key_record(key, lineage, policy_of(key.policy))
-    return record | {"state": _state(key, lineage, now)}
-
-
-def _state(key: VaultKey, lineage: Lineage, now: int) -> str:
-    if key.revoked_at is not None:
-        return "revoked"
-    if key.expires_at is not None and key.expires_at <= now:
-        return "expired"
-    return "active" if lineage.frozen_at is None else "frozen"
+    return record | {"state": key_status(record, rfc3339(now))}
 
 
 def _print_minted(
@@ -372,9 +302,3 @@ def _print_minted(
         click.echo(line)
     if record["expires_at"]:
         click.echo(f"The key expires at {record['expires_at']}.")
-
-
-def _cleaned(text: str | None) -> str | None:
-    from kb_mcp.proxy.audit.chain import clean_text
-
-    return None if text is None else clean_text(text, 200)

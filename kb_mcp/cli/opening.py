@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+import click
+
 if TYPE_CHECKING:
     from kb_mcp.proxy.store_admin import StoreAdmin
     from kb_mcp.proxy.stripe.reader import StripeReads
@@ -33,6 +35,15 @@ class OpenStore:
     def now(self) -> int:
         """Return the store's time in ms UTC, which never runs behind its high-water mark."""
         return self.store.clock.now(int(self.store_admin.facts().get("high_water_ms", "0")))
+
+    def past_ms(self, text: str) -> int:
+        """Read a time, a day or an age as ms UTC. Raises: BadParameter."""
+        from kb_mcp.instants import past_ms
+
+        try:
+            return past_ms(text, self.now())
+        except ValueError as error:
+            raise click.BadParameter(f"{error}, not {text!r}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import click
 
 from kb_mcp.cli.failures import Failure, found_something
 from kb_mcp.cli.opening import OPERATOR, OpenProxy, with_proxy
-from kb_mcp.cli.options import past_ms
 from kb_mcp.cli.output import json_option, print_json, print_list
 from kb_mcp.cli.progress import Advance, progress
 
@@ -61,7 +60,7 @@ def reconcile(*, since: str, as_json: bool) -> None:
         from kb_mcp.operators.reports.reconcile import charge_record
         from kb_mcp.operators.reports.refund_reconcile import refund_record
 
-        since_ms = past_ms(since, opened.now())
+        since_ms = opened.past_ms(since)
         outcome = await _compare(opened, since_ms, shown=not as_json)
         refunds = await _compare_refunds(opened, since_ms, shown=not as_json)
         with progress("Asking for what was not listed", shown=not as_json) as advance:

@@ -14,7 +14,6 @@ import click
 
 from kb_mcp.cli.failures import WRONG, Failure
 from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, with_proxy, with_store
-from kb_mcp.cli.options import cap_table
 from kb_mcp.cli.output import json_option, print_record
 from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX
 
@@ -191,12 +190,12 @@ def _facts(name: str, value: str) -> dict[str, str]:
 
 
 def _ceilings(value: str) -> dict[str, int]:
-    from kb_mcp.money import MoneyError, parse_cap
+    from kb_mcp.money import MoneyError, parse_caps
 
     if value == "none":
         return {}
     try:
-        return cap_table((parse_cap(part.strip()) for part in value.split(",")), "it")
+        return parse_caps(value)
     except MoneyError as error:
         raise click.BadParameter(f"{error} `none` takes the ceiling away.") from None
 

@@ -12,7 +12,6 @@ import click
 from kb_mcp.cli.completion import key_ids
 from kb_mcp.cli.failures import Failure
 from kb_mcp.cli.opening import OpenStore, with_store
-from kb_mcp.cli.options import past_ms
 from kb_mcp.cli.output import json_option, print_list
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ async def _spend(opened: OpenStore, key_id: str | None, day: str | None) -> list
     from kb_mcp.operators.reports.spend import refunds_of_every_key, spend_of_every_key
 
     now = opened.now()
-    date = day_of(now if day is None else past_ms(day, now))
+    date = day_of(now if day is None else opened.past_ms(day))
     refunds = await refunds_of_every_key(opened.store.records, date)
     if key_id is not None:
         mine = [each for each in refunds if each.key_id == key_id]

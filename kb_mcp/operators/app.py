@@ -16,7 +16,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kb_mcp.operators.actions.keys import CapRequiredError, KeyEndedError, NoSuchKeyError
+from kb_mcp.operators.actions.keys import (
+    CapRequiredError,
+    KeyEndedError,
+    KeyRequestError,
+    NoSuchKeyError,
+)
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.operators.api.admin import AdminApi
 from kb_mcp.operators.dashboard.actions import Actions
@@ -109,7 +114,7 @@ def create_admin(  # noqa: PLR0913 an application is built from many parts
 
     kinds = (
         InputError, HTTPException, LedgerUnavailableError,
-        NoSuchKeyError, KeyEndedError, CapRequiredError,
+        NoSuchKeyError, KeyEndedError, KeyRequestError, CapRequiredError,
     )  # fmt: skip
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, answer))
     # A slash too many is a path of its own: redirects would lose a body.
@@ -142,8 +147,9 @@ def _input_error(error: Exception) -> InputError:
         case NoSuchKeyError():
             return InputError(404, "key_unknown", "There is no vault key with this id.")
         case KeyEndedError():
-            message = f"{error}"
-            return InputError(409, "key_ended", f"{message[:1].upper()}{message[1:]}.")
+            return InputError(409, error.code, f"{error}.")
+        case KeyRequestError():
+            return InputError(400, "parameter_invalid", f"{error}", error.param)
         case CapRequiredError():
             message = (
                 f"{error}. Give caps with daily, monthly or per_customer_daily, or say in so many "

@@ -9,35 +9,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
-from kb_mcp.instants import day_of, rfc3339
-from kb_mcp.operators.actions.keys import Wanted
-from kb_mcp.proxy.access.policy import Policy, parse_duration
-from kb_mcp.proxy.access.policy_files import PolicyError, dump_policy, load_policy, policy_errors
-from kb_mcp.proxy.access.roles import built_in
-from kb_mcp.proxy.access.tokens import Mode
+from kb_mcp.instants import day_of, parse_duration, past_ms, rfc3339
+from kb_mcp.operators.actions.keys import REASON_MAX, TEXT_MAX
+from kb_mcp.proxy.access.policy_files import policy_errors
 from kb_mcp.proxy.audit.chain import clean_text
 
 BODY_MAX_BYTES = 64 * 1024
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000
-TEXT_MAX = 128
-REASON_MAX = 500
 OVERLAP_DEFAULT = "24h"
 
 Body = TypeVar("Body", bound=BaseModel)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST_MS = 253_402_214_400_000  # the last day of the year 9999, which no offset moves out of it
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
-_MOMENT = re.compile(
-    r"\d{4}-\d{2}-\d{2}(?:T\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?:Z|[+-]\d{2}:\d{2}))?", re.ASCII
-)
 
 
 class InputError(Exception):
@@ -52,37 +41,17 @@ class InputError(Exception):
         *,
         retry_after_s: int | None = None,
     ) -> None:
-        """Say what was wrong and where."""
+        """Say what was wrong and where; without a field, `message` begins as a sentence does."""
         super().__init__(message)
         self.status = status
         self.code = code
-        self.message = message
+        self.message = message if param else message[:1].upper() + message[1:]
         self.param = param
         self.retry_after_s = retry_after_s
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
-
-
-class KeyBody(_Body):
-    """`POST /admin/v1/keys`: a built-in role or a whole policy, and what narrows it."""
-
-    role: str | None = None
-    policy: dict[str, Any] | None = None
-    label: str | None = Field(default=None, max_length=TEXT_MAX)
-    agent: str | None = Field(default=None, max_length=TEXT_MAX)
-    expires_at: str | None = None
-    caps: dict[str, Any] | None = None
-    refund_caps: dict[str, Any] | None = None
-    daily_charges: int | None = None
-    daily_refunds: int | None = None
-    rate: int | str | None = None
-    approval_above: dict[str, Any] | None = None
-    refund_approval_above: dict[str, Any] | None = None
-    uncapped: bool = False
-    overlaps: str | None = None
-    period_kinds: list[str] | None = None
 
 
 class GrantBody(_Body):
@@ -145,8 +114,8 @@ async def read_bytes(request: Request) -> bytes:
     return body
 
 
-async def read_json(request: Request, model: type[Body]) -> Body:
-    """Return the JSON body as `model`; an absent body is an empty object. Raises: InputError."""
+async def read_object(request: Request) -> dict[str, Any]:
+    """Return the JSON object of a body; an absent body is an empty one. Raises: InputError."""
     body = await read_bytes(request)
     try:
         data = json.loads(body or b"{}", object_pairs_hook=_no_duplicates)
@@ -155,7 +124,12 @@ async def read_json(request: Request, model: type[Body]) -> Body:
         raise InputError(400, "body_invalid", message) from None
     if not isinstance(data, dict):
         raise InputError(400, "body_invalid", "The body must be a JSON object.")
-    return check_body(model, data)
+    return data
+
+
+async def read_json(request: Request, model: type[Body]) -> Body:
+    """Return the JSON body as `model`. Raises: InputError."""
+    return check_body(model, await read_object(request))
 
 
 def check_body(model: type[Body], data: Mapping[str, Any]) -> Body:
@@ -202,60 +176,16 @@ def read_limit(query: Mapping[str, str]) -> int:
 
 
 def read_day(query: Mapping[str, str], now: int) -> date:
-    """Return the UTC day that is asked for, today by default. Raises: InputError."""
-    text = query.get("day")
-    if text is None:
-        return day_of(now)
-    if _DAY.fullmatch(text):
-        try:
-            return date.fromisoformat(text)
-        except ValueError:
-            pass
-    raise _invalid("day", "A day is written like 2026-06-15.")
-
-
-def read_moment(query: Mapping[str, str], name: str) -> str | None:
-    """Return a time as the audit writes it, from RFC 3339 or a day. Raises: InputError."""
-    text = query.get(name)
-    return None if text is None else rfc3339(_moment_ms(name, text))
-
-
-def read_wanted(body: KeyBody, mode: Mode, now: int) -> Wanted:
-    """Return the key that `body` describes. Raises: InputError."""
-    return read_policy(_policy(body), body, mode, now)
-
-
-def read_policy(policy: Policy, body: KeyBody, mode: Mode, now: int) -> Wanted:
-    """Return a key under `policy`, with what `body` says of whom it is for. Raises: InputError."""
-    if policy.expires_at is not None and _ms(policy.expires_at) <= now:
-        raise _invalid("policy", "expires_at: this is already past")
-    expires_at = None if body.expires_at is None else read_expiry(body.expires_at, now)
-    return Wanted(
-        policy=policy,
-        mode=mode,
-        label=_text(body.label),
-        agent=_text(body.agent),
-        expires_at=expires_at,
-        uncapped=body.uncapped,
-    )
-
-
-def read_expiry(text: str, now: int) -> int:
-    """Return when a key ends, ms UTC: RFC 3339, `end-of-month`, or a duration like `30d`.
+    """Return the UTC day that is asked for, today (`now` in ms UTC) by default.
 
     Raises: InputError.
     """
-    if text == "end-of-month":
-        today = day_of(now)
-        year, month = today.year + today.month // 12, today.month % 12 + 1
-        return _ms(datetime(year, month, 1, tzinfo=UTC))
-    try:
-        at = now + parse_duration(text)
-    except ValueError:
-        at = _moment_ms("expires_at", text)
-    if at <= now:
-        raise _invalid("expires_at", "The expiry must lie in the future.")
-    return at
+    return day_of(now if "day" not in query else _past("day", query["day"], now))
+
+
+def read_moment(query: Mapping[str, str], name: str, now: int) -> str | None:
+    """Return a time as the audit writes it, from a time, a day or an age. Raises: InputError."""
+    return rfc3339(_past(name, query[name], now)) if name in query else None
 
 
 def read_overlap(text: str) -> int:
@@ -263,63 +193,14 @@ def read_overlap(text: str) -> int:
     try:
         return parse_duration(text)
     except ValueError as error:
-        raise _invalid("overlap", f"{error}") from None
+        raise _invalid("overlap", f"overlap: {error}") from None
 
 
-def clean_reason(text: str | None) -> str | None:
-    """Bound a reason and take out what does not print; an empty one is none."""
-    return _text(text, REASON_MAX)
-
-
-def _policy(body: KeyBody) -> Policy:
-    if (body.role is None) == (body.policy is None):
-        raise _invalid("role", "Give either a built-in role or a policy.")
-    if body.policy is not None:
-        data = dict(body.policy)
-    else:
-        try:
-            data = json.loads(dump_policy(built_in(body.role or "")))
-        except KeyError as error:
-            raise _invalid("role", f"{error.args[0]}.") from None
-    if body.caps is not None:
-        data["caps"] = {**data.get("caps", {}), **body.caps}
-    if body.refund_caps is not None:
-        data["refund_caps"] = {**data.get("refund_caps", {}), **body.refund_caps}
-    narrowed = {
-        "daily_charges": body.daily_charges,
-        "rate": body.rate,
-        "daily_refunds": body.daily_refunds,
-        "approval_above": body.approval_above,
-        "refund_approval_above": body.refund_approval_above,
-        "overlaps": body.overlaps,
-        "period_kinds": body.period_kinds,
-    }
-    data |= {name: value for name, value in narrowed.items() if value is not None}
+def _past(name: str, text: str, now: int) -> int:
     try:
-        return load_policy(data)
-    except PolicyError as error:
-        raise _invalid("policy", "; ".join(error.errors)) from None
-
-
-def _moment_ms(name: str, text: str) -> int:
-    if _MOMENT.fullmatch(text):
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            moment = _EPOCH
-        at = _ms(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-        if 0 < at < _LAST_MS:
-            return at
-    raise _invalid(name, "A time is written like 2026-06-15T08:00:00Z, or as a day.")
-
-
-def _ms(moment: datetime) -> int:
-    since = moment - _EPOCH
-    return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
-
-
-def _text(text: str | None, limit: int = TEXT_MAX) -> str | None:
-    return (clean_text(text, limit).strip() or None) if text else None
+        return past_ms(text, now)
+    except ValueError as error:
+        raise _invalid(name, f"{name}: {error}") from None
 
 
 def _once(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:

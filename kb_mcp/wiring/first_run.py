@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from kb_mcp.operators.actions.keys import Wanted, issue_key
+from kb_mcp.operators.actions.keys import NewKey, issue_key
 from kb_mcp.proxy.access.policy import CapRules, Policy
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import Mode
@@ -54,7 +54,7 @@ async def first_run(settings: Settings, store: Store, proxy_url: str) -> FirstRu
     tokens = {}
     for role in ("billing", "audit"):
         policy = _first_policy(role)
-        wanted = Wanted(policy=policy, mode=mode, label="first run", expires_at=ends)
+        wanted = NewKey(policy=policy, mode=mode, label="first run", expires_at=ends)
         _, minted = await issue_key(store.ledger, wanted, random_bytes, "first-run")
         tokens[role] = minted.token
     lines = {

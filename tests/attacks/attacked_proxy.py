@@ -23,7 +23,7 @@ import httpx
 from msgspec.structs import replace
 
 from kb_mcp.agent.transport import start_loop
-from kb_mcp.operators.actions.keys import Wanted, issue_key, revoke_key
+from kb_mcp.operators.actions.keys import NewKey, issue_key, revoke_key
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import Mode, mint
@@ -86,7 +86,7 @@ class AttackedProxy:
         """
         granted = built_in(policy) if isinstance(policy, str) else policy
         mode: Mode = "live" if kind == "live" else "test"
-        wanted = Wanted(policy=granted, mode=mode, uncapped=True)
+        wanted = NewKey(policy=granted, mode=mode, uncapped=True)
         if kind == "expired":
             wanted = dataclasses.replace(wanted, expires_at=1)
         key, minted = self.run(issue_key(self.store.ledger, wanted, random_bytes, "test"))

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from typing_extensions import override
 
 from kb_mcp.cli import main
-from kb_mcp.operators.actions.keys import Wanted, issue_key
+from kb_mcp.operators.actions.keys import NewKey, issue_key
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.clock import APART_MS, STANDS_STILL_MS
 from kb_mcp.sandbox.app import Sandbox, create_sandbox
@@ -118,7 +118,7 @@ def bill(in_process: InProcessProxy, key: Issued, **form: Any) -> str:
 
 
 def issue_until(in_process: InProcessProxy, expires_at: int) -> Issued:
-    wanted = Wanted(policy=built_in("billing"), mode="test", expires_at=expires_at, uncapped=True)
+    wanted = NewKey(policy=built_in("billing"), mode="test", expires_at=expires_at, uncapped=True)
     ledger = in_process.proxy.store.ledger
     key, minted = in_process.run(issue_key(ledger, wanted, random_bytes, "test"))
     return Issued(key.id, minted.token)

@@ -1,22 +1,37 @@
-"""Vault keys: issue, rotate, revoke, unfreeze. Each is one audited transaction.
+"""Vault keys: what may be asked for, and issue, rotate, revoke, unfreeze.
 
-Floor: operators, above the ledger. A revocation writes the key's row, which every reservation
-locks: none commits after it, on any process.
+Floor: operators, above the ledger. Command, admin API and form hand over the fields of one
+`KeyRequest`, and give its refusals. Each act is one audited transaction. A revocation writes the
+key's row, which every reservation locks: none commits after it, on any process.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any, Final
 
 from msgspec.structs import replace
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from kb_mcp.instants import epoch_ms, future_ms
+from kb_mcp.money import parse_caps
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.policy import Policy
-from kb_mcp.proxy.access.policy_files import dump_policy
+from kb_mcp.proxy.access.policy_files import (
+    PolicyError,
+    Syntax,
+    dump_policy,
+    load_policy,
+    parse_policy,
+    policy_errors,
+)
+from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import Minted, Mode, mint
 from kb_mcp.proxy.access.uncapped import is_uncapped
+from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.records import Records
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
@@ -32,6 +47,13 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import counts_at
 
 POLL_S = 0.05
+TEXT_MAX = 128
+REASON_MAX = 500
+# The fields of a request that take the place of the policy's; caps are added to its caps.
+NARROWING: Final = (
+    "daily_charges", "daily_refunds", "rate", "approval_above", "refund_approval_above",
+    "overlaps", "period_kinds",
+)  # fmt: skip
 
 
 class NoSuchKeyError(Exception):
@@ -39,15 +61,87 @@ class NoSuchKeyError(Exception):
 
 
 class KeyEndedError(Exception):
-    """A vault key that can have no successor: revoked, rotated before, or past its policy."""
+    """A vault key that can have no successor: `code` says why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        """Take `key_revoked`, `key_rotated` or `key_ended`, and a sentence."""
+        super().__init__(message)
+        self.code = code
 
 
 class CapRequiredError(Exception):
     """A new key would move money without a cap over time, and nobody said that it shall."""
 
+    def __init__(self, policy: Policy) -> None:
+        """Take the policy that lacks the cap."""
+        super().__init__(
+            f"a key of role {policy.role} moves money, and no cap per day, month or customer "
+            "holds it"
+        )
+        self.policy = policy
+
+
+class KeyRequestError(ValueError):
+    """A new key that cannot be meant: a line for each reason, and the field, like `caps.daily`."""
+
+    def __init__(self, errors: Sequence[str], param: str) -> None:
+        """Take a line for each reason, and the field."""
+        super().__init__("; ".join(errors))
+        self.errors = tuple(errors)
+        self.param = param
+
+
+def _caps(value: object) -> object:
+    return parse_caps(value) if isinstance(value, str) else value
+
+
+def _count(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not (value.isascii() and value.isdigit() and len(value) <= 7):
+        raise ValueError("give a whole number, like 100")
+    return int(value)
+
+
+def _names(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return list(dict.fromkeys(part.strip() for part in value.split(",")))
+
+
+_Caps = Annotated[dict[str, Any], BeforeValidator(_caps)]
+_Count = Annotated[int, BeforeValidator(_count)]
+_Text = Annotated[str, Field(max_length=TEXT_MAX)]
+
+
+class KeyRequest(BaseModel):
+    """What is asked of a new key: a built-in role or a policy, what narrows it, and for whom.
+
+    Caps are minor units by currency, or text in major units like `500.00usd,450.00eur`; numbers may
+    be text, too. A policy is its record, or the text of a file, TOML or JSON.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    role: str | None = None
+    policy: dict[str, Any] | str | None = None
+    label: _Text | None = None
+    agent: _Text | None = None
+    expires_at: str | None = None
+    caps: dict[str, _Caps] | None = None
+    refund_caps: dict[str, _Caps] | None = None
+    daily_charges: _Count | None = None
+    daily_refunds: _Count | None = None
+    rate: int | str | None = None
+    approval_above: _Caps | None = None
+    refund_approval_above: _Caps | None = None
+    uncapped: bool = False
+    overlaps: str | None = None
+    period_kinds: Annotated[list[str], BeforeValidator(_names)] | None = None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class NewKey:
     """What a new key shall be; `expires_at` in ms UTC.
 
     `uncapped` says, in so many words, that it may move money without a cap over time.
@@ -70,8 +164,45 @@ class Revoked:
     still_under_way: int
 
 
+def read_new_key(fields: Mapping[str, Any], mode: Mode, now: int) -> NewKey:
+    """Return the key that `fields`, those of a `KeyRequest`, describe; `now` in ms UTC.
+
+    Raises: KeyRequestError.
+    """
+    try:
+        asked = KeyRequest.model_validate(fields)
+    except ValidationError as error:
+        place = error.errors(include_url=False, include_input=False)[0]["loc"]
+        named = place[:2] if place[0] in {"caps", "refund_caps"} else place[:1]
+        param = clean_text(".".join(map(str, named)), TEXT_MAX)
+        raise KeyRequestError(policy_errors(error), param) from None
+    try:
+        policy = _narrowed(asked)
+    except PolicyError as error:
+        raise KeyRequestError(error.errors, "policy") from None
+    if policy.expires_at is not None and epoch_ms(policy.expires_at) <= now:
+        raise KeyRequestError(["expires_at: this is already past"], "policy")
+    try:
+        expires_at = None if asked.expires_at is None else future_ms(asked.expires_at, now)
+    except ValueError as error:
+        raise KeyRequestError([f"expires_at: {error}"], "expires_at") from None
+    return NewKey(
+        policy=policy,
+        mode=mode,
+        label=clean_reason(asked.label, TEXT_MAX),
+        agent=clean_reason(asked.agent, TEXT_MAX),
+        expires_at=expires_at,
+        uncapped=asked.uncapped,
+    )
+
+
+def clean_reason(text: str | None, limit: int = REASON_MAX) -> str | None:
+    """Bound a text and take out what does not print; an empty one is none."""
+    return (clean_text(text, limit).strip() or None) if text else None
+
+
 async def issue_key(
-    ledger: Ledger, wanted: Wanted, random_bytes: Callable[[int], bytes], operator: str
+    ledger: Ledger, wanted: NewKey, random_bytes: Callable[[int], bytes], operator: str
 ) -> tuple[VaultKey, Minted]:
     """Mint and store a key; the token is in the result and nowhere else.
 
@@ -79,7 +210,7 @@ async def issue_key(
     """
     uncapped = is_uncapped(wanted.policy)
     if uncapped and not wanted.uncapped:
-        raise CapRequiredError("This key would move money without a cap per day, month or customer")
+        raise CapRequiredError(wanted.policy)
     minted = mint(wanted.mode, random_bytes)
 
     def step(snapshot: Snapshot) -> tuple[VaultKey, Changes]:
@@ -105,9 +236,7 @@ async def rotate_key(
 
     def step(snapshot: Snapshot) -> tuple[tuple[VaultKey, Minted], Changes]:
         old = _key(snapshot, key_id)
-        ended = _ended(old, snapshot.now)
-        if ended is not None:
-            raise KeyEndedError(f"vault key {key_id} {ended}")
+        _check_rotatable(old, snapshot.now)
         minted = mint("live" if old.mode == "live" else "test", random_bytes)
         successor = replace(
             old, id=minted.id, token_hash=minted.token_hash, created_at=snapshot.now,
@@ -190,16 +319,16 @@ def _refs(key_id: KeyId) -> Refs:
     return Refs(keys=frozenset({key_id}))
 
 
-def _ended(key: VaultKey, now: int) -> str | None:
-    """Say why `key` can have no successor, or return None."""
+def _check_rotatable(key: VaultKey, now: int) -> None:
+    name, ends = f"vault key {key.id}", _policy_ends(policy_of(key.policy))
     if key.revoked_at is not None:
-        return "was revoked: issue a new one"
+        raise KeyEndedError("key_revoked", f"{name} was revoked: issue a new one")
     if key.rotated_to is not None:
-        return f"was rotated to {key.rotated_to}: rotate that one"
-    ends = _policy_ends(policy_of(key.policy))
+        message = f"{name} was rotated to {key.rotated_to}: rotate that one"
+        raise KeyEndedError("key_rotated", message)
     if ends is not None and ends <= now:
-        return "has a policy that ended: issue a new one under another policy"
-    return None
+        message = f"{name} has a policy that ended: issue a new one under another policy"
+        raise KeyEndedError("key_ended", message)
 
 
 def _successor_ends(old: VaultKey, now: int) -> int | None:
@@ -210,11 +339,32 @@ def _successor_ends(old: VaultKey, now: int) -> int | None:
 
 
 def _policy_ends(policy: Policy) -> int | None:
-    ends = policy.expires_at
-    return None if ends is None else int(ends.timestamp()) * 1000
+    return None if policy.expires_at is None else epoch_ms(policy.expires_at)
 
 
-def _new_key(wanted: Wanted, minted: Minted, lineage: LineageId, now: int) -> VaultKey:
+def _narrowed(asked: KeyRequest) -> Policy:
+    """Return the policy that is asked for. Raises: KeyRequestError, PolicyError."""
+    if (asked.role is None) == (asked.policy is None):
+        raise KeyRequestError(["give either a built-in role or a policy"], "role")
+    if isinstance(asked.policy, str):
+        # A TOML document never begins with a brace, a JSON object always does.
+        syntax: Syntax = "json" if asked.policy.lstrip().startswith("{") else "toml"
+        base = parse_policy(asked.policy, syntax)
+    elif asked.policy is not None:
+        base = load_policy(asked.policy)
+    else:
+        try:
+            base = built_in(asked.role or "")
+        except KeyError as error:
+            raise KeyRequestError([f"role: {error.args[0]}"], "role") from None
+    data = json.loads(dump_policy(base))
+    for name in ("caps", "refund_caps"):
+        data[name] = data.get(name, {}) | (getattr(asked, name) or {})
+    given = asked.model_dump(include=set(NARROWING), exclude_none=True)
+    return load_policy(data | given)
+
+
+def _new_key(wanted: NewKey, minted: Minted, lineage: LineageId, now: int) -> VaultKey:
     ends = (wanted.expires_at, _policy_ends(wanted.policy))
     expiries = [each for each in ends if each is not None]
     return VaultKey(

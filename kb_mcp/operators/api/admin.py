@@ -24,7 +24,9 @@ from kb_mcp.operators.actions.grants import (
 )
 from kb_mcp.operators.actions.keys import (
     NoSuchKeyError,
+    clean_reason,
     issue_key,
+    read_new_key,
     revoke_key,
     rotate_key,
     unfreeze_key,
@@ -35,21 +37,19 @@ from kb_mcp.operators.reports.views import Views
 from kb_mcp.operators.requests import (
     GrantBody,
     InputError,
-    KeyBody,
     NoBody,
     ReasonBody,
     ReopenBody,
     ResolveBody,
     RotateBody,
     UnfreezeBody,
-    clean_reason,
     read_day,
     read_json,
     read_limit,
     read_moment,
+    read_object,
     read_overlap,
     read_query,
-    read_wanted,
 )
 from kb_mcp.operators.sign_in.access import Access
 from kb_mcp.proxy.access.identity.grants import MatchError
@@ -143,7 +143,8 @@ class AdminApi:
         names = ("key", "customer", "code", "operation", "agent", "session", "subject")
         query = read_query(request, (*names, "since", "until", "limit"))
         filters = {name: query.get(name) for name in names}
-        span = {name: read_moment(query, name) for name in ("since", "until")}
+        now = self.views.now_ms()
+        span = {name: read_moment(query, name, now) for name in ("since", "until")}
         return _list(self.views.audit(read_limit(query), **filters, **span))
 
     async def list_approvals(self, request: Request, _operator: str) -> Response:
@@ -191,8 +192,8 @@ class AdminApi:
 
     async def issue(self, request: Request, operator: str) -> Response:
         """Issue a key; the answer alone holds its token."""
-        body = await read_json(request, KeyBody)
-        wanted = read_wanted(body, self.views.mode, self.views.now_ms())
+        fields = await read_object(request)
+        wanted = read_new_key(fields, self.views.mode, self.views.now_ms())
         key, minted = await issue_key(self.views.ledger, wanted, self.random_bytes, operator)
         return await self._minted(key.id, minted)
 
@@ -225,7 +226,6 @@ class AdminApi:
 
     async def rotate(self, request: Request, operator: str) -> Response:
         """Mint a successor; the answer alone holds its token."""
-        check_rotatable(await self._key(request))
         body = await read_json(request, RotateBody)
         _, minted = await rotate_key(
             self.views.ledger,
@@ -337,23 +337,12 @@ def unreasoned() -> InputError:
 
 def not_done(outcome: NotDone) -> InputError:
     """Return the error for an act that changed nothing."""
-    message = ". ".join(filter(None, [outcome.why, outcome.hint]))
-    return InputError(409, "operation_state", message[:1].upper() + message[1:])
+    return InputError(409, "operation_state", ". ".join(filter(None, [outcome.why, outcome.hint])))
 
 
 def unknown_key() -> InputError:
     """Return the error for a key that is not there."""
     return InputError(404, "key_unknown", "There is no vault key with this id.")
-
-
-def check_rotatable(key: Record) -> None:
-    """Check that a successor may follow `key`. Raises: InputError."""
-    if key["revoked_at"] is not None:
-        message = "This key was revoked: issue a new one, so that nothing of it comes back."
-        raise InputError(409, "key_revoked", message)
-    if key["rotated_to"] is not None:
-        message = f"This key was rotated already; rotate its successor {key['rotated_to']}."
-        raise InputError(409, "key_rotated", message)
 
 
 def undecided(decided: NotDecided) -> InputError:

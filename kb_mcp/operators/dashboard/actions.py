@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kb_mcp.operators.actions.approvals import NotDecided, Verdict, decide_approval
 from kb_mcp.operators.actions.keys import (
     CapRequiredError,
+    clean_reason,
     issue_key,
     revoke_key,
     rotate_key,
@@ -21,7 +22,6 @@ from kb_mcp.operators.actions.operations import Done as Acted
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.operators.api.admin import (
     acts_with_stripe,
-    check_rotatable,
     find_operation,
     not_done,
     read_resolution,
@@ -38,11 +38,9 @@ from kb_mcp.operators.requests import (
     InputError,
     ResolveBody,
     check_body,
-    clean_reason,
     read_overlap,
 )
 from kb_mcp.operators.sign_in.sessions import Note
-from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import AuditDraft, KeyId, Operation
 
 REVOKE_WAIT_S = 3
@@ -121,7 +119,7 @@ class Actions:
 
     async def rotate(self, visit: Visit, fields: Fields) -> Done:
         """Mint the successor of a key."""
-        key_id = await self._known(visit, check_rotatable)
+        key_id = await self._known(visit)
         overlap_ms = read_overlap(fields.get("overlap") or OVERLAP_DEFAULT)
         successor, minted = await rotate_key(
             self.views.ledger, key_id, overlap_ms, self.random_bytes, visit.session.operator
@@ -186,11 +184,10 @@ class Actions:
         where = f"/operations/{decided.approval.operation_id}"
         return Done(where, Note(f"This bill was {verdict} by you."))
 
-    async def _known(self, visit: Visit, check: Callable[[Record], None] = lambda _: None) -> KeyId:
+    async def _known(self, visit: Visit) -> KeyId:
         found = await self.views.key(visit.request.path_params["id"])
         if found is None:
             raise unknown_key()
-        check(found)
         return KeyId(found["id"])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Annotated, Final, Literal
 
 from pydantic import (
@@ -22,40 +23,19 @@ from pydantic import (
     model_validator,
 )
 
+from kb_mcp.instants import DAY_MS, format_duration, parse_duration
 from kb_mcp.money import check_cap, check_currency
 from kb_mcp.periods import PeriodKind
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 
-DAY_MS: Final = 86_400_000
 MAX_DURATION_MS: Final = 31 * DAY_MS
 DEFAULT_RATE: Final = 600
 
-_UNITS: Final = {"d": DAY_MS, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
-_DURATION = re.compile(r"([0-9]{1,10})(ms|s|m|h|d)")
 _RATE = re.compile(r"([1-9][0-9]{0,5})(?:/min)?")
 _PARAMETER = re.compile(r"[a-z][a-z0-9_]*(?:\[(?:\*|[A-Za-z0-9_ -]*)\]){0,4}")
 _HEADER = re.compile(r"[a-z0-9-]{1,64}")
 _VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:\.[a-z]+)?")
 _CLOCK = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]|24:00")
-
-
-def parse_duration(text: object) -> int:
-    """Read `15m`, `24h`, `500ms` to milliseconds. Raises: ValueError."""
-    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
-    if match is None:
-        raise ValueError('a duration is a number and a unit in quotes, like "15m" or "24h"')
-    milliseconds = int(match[1]) * _UNITS[match[2]]
-    if milliseconds > MAX_DURATION_MS:
-        raise ValueError("a duration is at most 31 days")
-    return milliseconds
-
-
-def format_duration(milliseconds: int) -> str:
-    """Write milliseconds as `parse_duration` reads them, in the largest unit that fits."""
-    for unit, size in _UNITS.items():
-        if milliseconds and milliseconds % size == 0:
-            return f"{milliseconds // size}{unit}"
-    return f"{milliseconds}ms"
 
 
 def _parse_rate(value: object) -> object:
@@ -109,7 +89,11 @@ def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Duration = Annotated[int, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
+Duration = Annotated[
+    int,
+    BeforeValidator(partial(parse_duration, most_ms=MAX_DURATION_MS)),
+    PlainSerializer(format_duration),
+]
 Caps = Annotated[Mapping[str, int], AfterValidator(_check_caps)]
 Endpoint = Annotated[str, AfterValidator(_check_endpoint)]
 Parameter = Annotated[str, _matching(_PARAMETER, "a parameter, like metadata[order] or expand[]")]

@@ -8,8 +8,9 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from kb_mcp.instants import format_duration
 from kb_mcp.money import Money, format_money
-from kb_mcp.proxy.access.policy import ParameterRule, Policy, format_duration
+from kb_mcp.proxy.access.policy import ParameterRule, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -11,7 +11,7 @@ import pytest
 from kb_mcp.operators.actions.keys import (
     CapRequiredError,
     KeyEndedError,
-    Wanted,
+    NewKey,
     issue_key,
     revoke_key,
     rotate_key,
@@ -35,7 +35,7 @@ def issue(in_process: InProcessProxy, policy_hours: int | None, **wanted: Any) -
         now = datetime.fromtimestamp(in_process.proxy.store.clock.now(0) / 1000, UTC)
         ends = now + timedelta(hours=policy_hours)
         policy = policy.model_copy(update={"expires_at": ends})
-    asked = Wanted(policy=policy, mode="test", **wanted)
+    asked = NewKey(policy=policy, mode="test", **wanted)
     ledger = in_process.proxy.store.ledger
     return in_process.run(issue_key(ledger, asked, random_bytes, "ann"))[0]
 
@@ -89,7 +89,7 @@ def test_a_key_has_one_successor_and_a_revoked_one_none(tmp_path: Path) -> None:
 
 def test_no_key_without_a_cap_is_stored_that_nobody_asked_for(tmp_path: Path) -> None:
     with InProcessProxy(tmp_path) as in_process:
-        wanted = Wanted(policy=built_in("billing"), mode="test")
+        wanted = NewKey(policy=built_in("billing"), mode="test")
         ledger = in_process.proxy.store.ledger
         with pytest.raises(CapRequiredError, match="per day, month or customer"):
             in_process.run(issue_key(ledger, wanted, random_bytes, "ann"))

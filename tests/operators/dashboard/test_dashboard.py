@@ -220,7 +220,7 @@ def test_a_form_for_a_key_without_a_cap_is_shown_again_until_that_is_chosen(
     operators_app.log_in()
     answer = operators_app.submit("/keys", "/keys", fields)
     assert (answer.status_code, "no key was issued" in answer.text.lower()) == (400, True)
-    assert "would move money without a cap per day, month or customer" in answer.text
+    assert "no cap per day, month or customer holds it" in answer.text
     assert operators_app.api("GET", "/keys").json()["data"] == []
     chosen = operators_app.submit("/keys", "/keys", {**fields, "uncapped": "1"})
     assert chosen.status_code == 303

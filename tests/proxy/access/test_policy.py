@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kb_mcp.proxy.access.policy import MAX_DURATION_MS, Policy, format_duration, parse_duration
+from kb_mcp.instants import format_duration, parse_duration
+from kb_mcp.proxy.access.policy import MAX_DURATION_MS, Policy
 from kb_mcp.proxy.access.policy_files import (
     PolicyError,
     Syntax,
