@@ -131,11 +131,15 @@ def reopen(
         raise click.UsageError("give either --amount or --release")
 
     async def act(opened: OpenProxy, operation: Operation) -> Done | NotDone:
-        from kb_mcp.operators.actions.operations import Reopening
+        from kb_mcp.operators.actions.operations import Done, Reopening
         from kb_mcp.operators.actions.resolve import StripeActs
 
         acts = StripeActs(opened.store.ledger, opened.reads, opened.proxy.recovery)
-        return await acts.reopen(operation, _by(reason), Reopening(amount, release))
+        outcome = await acts.reopen(operation, _by(reason), Reopening(amount, release))
+        if isinstance(outcome, Done) and outcome.operation.waived and not release:
+            held = f"{operation.object_id} is not refunded in full, so this bill stays charged."
+            click.echo(f"{held} One other bill that looks like it may pass.", err=True)
+        return outcome
 
     _act_at_stripe(operation_id, act, as_json=as_json)
 

@@ -112,7 +112,7 @@ def test_a_refunded_bill_is_reopened_and_billed_once_more(machine: Machine) -> N
     reopen = ("operations", "reopen", only(machine)["id"], "--reason", "wrong card")
     machine.stripe("POST", "/v1/refunds", {"charge": first})
     assert machine.charge(token, "2026-11").json()["id"] == first
-    machine.run(*reopen)
+    assert "stays charged" not in machine.run(*reopen).stderr
     machine.run(*reopen, code=1)
     second = machine.charge(token, "2026-11").json()["id"]
     assert second != first
@@ -127,7 +127,8 @@ def test_a_wrong_suspicion_is_waived_once_and_the_bill_stays_charged(machine: Ma
     operation_id = only(machine)["id"]
     machine.stripe("POST", "/v1/refunds", {"charge": first, "amount": "100"})
     assert machine.charge(token, None).json()["error"]["code"] == "duplicate_suspected"
-    machine.run("operations", "reopen", operation_id, "--reason", "a second seat")
+    waived = machine.run("operations", "reopen", operation_id, "--reason", "a second seat")
+    assert f"{first} is not refunded in full, so this bill stays charged." in waived.stderr
     assert machine.charge(token, "2026-11").json()["id"] == first
     assert machine.charge(token, None).status_code == 200
     assert machine.charge(token, None, description="x").status_code == 400
