@@ -6,10 +6,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-_OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")
+# From docs/ one folder up, from docs/attach/ two.
+_OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:examples|deploy|schemas|[A-Z])[^)]*\)")
 SECTIONS: list[tuple[str, list[str]]] = [
     ("Try it", ["index.md", "sandbox.md"]),
-    ("Attach it", ["doors.md", "clients.md", "from-samples.md"]),
+    (
+        "Attach it",
+        [
+            "attach/index.md",
+            *(f"attach/{name}.md" for name in ("claude", "openai-agents", "langchain", "strands")),
+            *(f"attach/{name}.md" for name in ("bedrock-agents", "agentcore", "converse")),
+            *(f"attach/{name}.md" for name in ("stripe-python", "stripe-node", "others")),
+            *("clients.md", "from-samples.md"),
+        ],
+    ),
     ("Give keys", ["policies.md", "identities.md"]),
     ("Go live", ["go-live.md"]),
     (

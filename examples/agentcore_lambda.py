@@ -64,7 +64,8 @@ def main() -> None:
         print(attach(boto3.client("bedrock-agentcore-control"), sys.argv[1], sys.argv[2]))
         return
     for _ in range(2):
-        print(handler(EVENT, CONTEXT))
+        answer = handler(EVENT, CONTEXT)
+        print(answer["charge_id"], answer["message"])
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ async def call_as_the_gateway_does(proxy_url: str, vault_key: str) -> None:
         Client(streamable_http_client(endpoint, http_client=http)) as client,
     ):
         for _ in range(2):
-            print((await client.call_tool("charge", BILL)).structured_content)
+            answer = (await client.call_tool("charge", BILL)).structured_content or {}
+            print(answer["charge_id"], answer["message"])
 
 
 def main() -> None:

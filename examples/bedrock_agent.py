@@ -7,6 +7,7 @@ with boto3 and your AWS credentials. `make lambda` builds the function's zip.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -71,8 +72,9 @@ def main() -> None:
         print(attach(boto3.client("bedrock-agent"), sys.argv[1], sys.argv[2]))
         return
     for _ in range(2):
-        answer = handler(EVENT, None)["response"]
-        print(answer["httpStatusCode"], answer["responseBody"]["application/json"]["body"])
+        response = handler(EVENT, None)["response"]
+        answer = json.loads(response["responseBody"]["application/json"]["body"])
+        print(response["httpStatusCode"], answer["charge_id"], answer["message"])
 
 
 if __name__ == "__main__":

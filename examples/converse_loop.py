@@ -55,6 +55,16 @@ class ScriptedModel:
         }
 
 
+def shown(block: dict[str, Any]) -> str:
+    """Return one block as a line."""
+    if "toolUse" in block:
+        return f"{block['toolUse']['name']} {block['toolUse']['input']}"
+    if "toolResult" in block:
+        answer = block["toolResult"]["content"][0]["json"]
+        return f"{answer.get('charge_id')} {answer['message']}"
+    return str(block.get("text", block))
+
+
 def main() -> None:
     """Print the conversation."""
     bedrock: Any = ScriptedModel()
@@ -65,7 +75,7 @@ def main() -> None:
     prompt = f"Charge the customer {BILL['customer_id']} 29.00 USD for {PERIOD}."
     for message in run(bedrock, (sys.argv[1:] or ["scripted"])[0], prompt):
         for block in message["content"]:
-            print(message["role"], block)
+            print(f"{message['role']}: {shown(block)}")
 
 
 if __name__ == "__main__":

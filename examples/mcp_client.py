@@ -33,7 +33,8 @@ async def main() -> None:
     ):
         print([tool.name for tool in (await client.list_tools()).tools])
         for _ in range(2):
-            print((await client.call_tool("charge", BILL)).structured_content)
+            answer = (await client.call_tool("charge", BILL)).structured_content or {}
+            print(answer["charge_id"], answer["message"])
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from tests.clients.installs import InstallError, npm_folder, python_of
+from tests.clients.others.catalogue import OTHERS
+from tests.clients.others.environments import installed, python_in
 from tests.proxy_processes import ProxyProcesses, cluster
 
 
@@ -46,6 +49,12 @@ def strands() -> str:
 @pytest.fixture(scope="session")
 def langchain() -> str:
     return str(or_skip(lambda: python_of("langchain")))
+
+
+@pytest.fixture(scope="session")
+def openai() -> str:
+    (other,) = [each for each in OTHERS if each.name == "OpenAI Agents, strict"]
+    return python_in(Path(str(or_skip(lambda: installed(other)))))
 
 
 def or_skip(install: Callable[[], object]) -> object:

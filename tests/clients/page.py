@@ -1,4 +1,4 @@
-"""The blocks of docs/doors.md, and the configurations in them as the clients expand them."""
+"""The blocks of docs/attach/, what they print, and configurations as the clients expand them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "doors.md"
-BLOCK = re.compile(r"(?:<!-- ([a-z]+)(?:: ([a-z]+))? -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+PAGES = Path(__file__).resolve().parents[2] / "docs" / "attach"
+BLOCK = re.compile(
+    r"(?:<!-- ([a-z]+)(?:: ([a-z]+))? -->\n)?```(\w+)\n(.*?)```"
+    r"(?:\n\n<!-- prints -->\n```text\n(.*?)```)?",
+    re.DOTALL,
+)
 VARIABLE = re.compile(r"\$\{(?:env:|input:)?([\w-]+)(?::-([^}]*))?\}")
 PROXY = "http://127.0.0.1:8787"
 CUSTOMER = "cus_Abc123"
@@ -18,13 +22,15 @@ CUSTOMER = "cus_Abc123"
 
 @dataclass(frozen=True)
 class Block:
-    """One block: what the mark above it says, in which language, and its text."""
+    """One block: what the mark above it says, its language and text, and what it prints."""
 
+    page: str
     number: int
     mark: str
     where: str
     language: str
     text: str
+    prints: str
 
     @property
     def customer(self) -> str:
@@ -37,12 +43,23 @@ class Block:
 
 
 def blocks(mark: str = "") -> list[Block]:
-    """Return the blocks of the page with a mark, or all."""
+    """Return the blocks of the pages with a mark, or all."""
+    there = (
+        (file.stem, match)
+        for file in sorted(PAGES.glob("*.md"))
+        for match in BLOCK.finditer(file.read_text(encoding="utf-8"))
+    )
     found = [
-        Block(number, *match.groups(default=""))
-        for number, match in enumerate(BLOCK.finditer(PAGE.read_text(encoding="utf-8")), 1)
+        Block(page, number, *match.groups(default=""))
+        for number, (page, match) in enumerate(there, 1)
     ]
     return [block for block in found if mark in {"", block.mark}]
+
+
+def printed(text: str) -> str:
+    """Return what a program printed, without what is another in every run: ids and the month."""
+    text = re.sub(r"\b(ch|op|cus)_\w+", r"\1_", text)
+    return re.sub(r"\b20\d\d-\d\d\b", "MONTH", text)
 
 
 def expanded(text: str, proxy: str, values: Mapping[str, str], files: Mapping[str, Path]) -> Any:

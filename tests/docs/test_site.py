@@ -238,7 +238,7 @@ def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
     } == documented
 
 
-@pytest.mark.parametrize("file", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=str)
+@pytest.mark.parametrize("file", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=str)
 def test_every_link_to_a_file_leads_somewhere(file: Path) -> None:
     text = re.sub(r"```.*?```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
     links = re.findall(r"\]\(((?!https?://|#|mailto:)[^)#\s]+)", text)

@@ -16,6 +16,7 @@ import pytest
 from botocore.stub import Stubber
 
 from examples import agentcore_lambda, agentcore_mcp, bedrock_agent, converse_loop
+from tests.clients.page import blocks, printed
 from tests.proxy_processes import ProxyProcesses, cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -84,6 +85,9 @@ def test_an_example_asks_twice_and_the_customer_pays_once(file: Path, running: R
     (charge,) = running.charges_of(customer)
     answers = [line for line in done.stdout.splitlines() if charge in line]
     assert len(answers) == 2, done.stdout
+    for block in blocks("example"):
+        if block.text == f"python examples/{file.name}\n":
+            assert printed(done.stdout) == printed(block.prints)
 
 
 def test_the_page_lists_every_example() -> None:

@@ -1,4 +1,4 @@
-"""Takes every block of docs/doors.md as it stands: connects with it, and charges once."""
+"""Takes every block of docs/attach/ as it stands: connects with it, and charges once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 from tests.clients.conftest import Served
 from tests.clients.connect import use
 from tests.clients.installs import environ, node
-from tests.clients.page import Block, blocks, entry_of, expanded
+from tests.clients.page import Block, blocks, entry_of, expanded, printed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
-MARKS = {"config", "shell", "claude", "runs", "server", "enforcement"}
+# `said` is what a person saw; tests/examples runs what has the mark `example`.
+MARKS = {"config", "shell", "claude", "runs", "server", "enforcement", "example", "said"}
 HOME = "/home/me/.local/share/kb-mcp/keybrake"
 
 
@@ -40,12 +41,16 @@ def settings(served: Served) -> dict[str, str]:
 
 
 def numbered(block: Block) -> str:
-    return f"{block.number}-{block.where or block.language}"
+    return f"{block.page}-{block.number}"
 
 
 def test_every_block_has_a_mark_and_so_a_test() -> None:
     assert {block.mark for block in blocks()} == MARKS
-    assert {block.where for block in blocks("runs")} == {"here", "node", "strands", "langchain"}
+    assert {block.where for block in blocks("runs")} == {
+        *("here", "node", "strands", "langchain", "openai"),
+    }
+    shown = {block.page for block in blocks() if block.prints or block.mark == "said"}
+    assert shown == {block.page for block in blocks()}, "a page without a transcript"
 
 
 @pytest.mark.parametrize("block", blocks("config"), ids=numbered)
@@ -116,8 +121,10 @@ def test_a_program_charges_once(
     assert done.returncode == 0, done.stderr
     (charge,) = charged(served, block.customer)
     assert charge in done.stdout
-    if block.where in {"strands", "langchain"}:
+    if block.where in {"strands", "langchain", "openai"}:
         assert "['charge', 'charge_status']" in done.stdout
+    if block.prints:
+        assert printed(done.stdout) == printed(block.prints)
 
 
 def test_the_line_for_claude_code_says_what_the_block_above_it_says(served: Served) -> None:
