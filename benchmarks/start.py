@@ -33,7 +33,7 @@ from stage.runs import CLIENTS, Runs
 from stage.upstream import Upstream, upstream
 
 import kb_mcp as package
-from kb_mcp.demo.events import Bill, charge_event
+from kb_mcp.demo.scenarios import Bill, charge_event
 
 STDIO, LAMBDA, MEMORY = "MCP over stdio", "Cold Lambda", "Resident memory"
 BARE = str(Path(__file__).parent / "stage" / "bare.py")

@@ -105,7 +105,7 @@ def serve_http(client: str, upstream: str) -> None:
 
 def _lambda(_token: str) -> Call:
     """Call kb-mcp's handler for Lambda."""
-    from kb_mcp.demo.events import Bill, charge_event
+    from kb_mcp.demo.scenarios import Bill, charge_event
     from kb_mcp.lambda_entry import handler
 
     return lambda customer, period: json.dumps(

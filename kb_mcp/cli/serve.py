@@ -45,7 +45,7 @@ def up(  # noqa: PLR0913 one argument for each option
 
     Example: kb-mcp up --port 8787
     """
-    from kb_mcp.serving.logs import configure_logs
+    from kb_mcp.serving.process_setup import configure_logs
     from kb_mcp.settings import load_settings
     from kb_mcp.wiring.serve import Addresses, run, serve_up, serve_worker
 
@@ -98,8 +98,7 @@ def sandbox(*, host: str, port: int, state: Path | None) -> None:
     """
     import sqlite3
 
-    from kb_mcp.sandbox.app import create_sandbox
-    from kb_mcp.sandbox.server import serve
+    from kb_mcp.sandbox.app import create_sandbox, serve
     from kb_mcp.serving.machine import host_ms, random_name
 
     try:

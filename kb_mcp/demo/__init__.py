@@ -20,8 +20,7 @@ def run_demo(console: Console) -> int:
     Returns the exit code: 0 when every governed row charged what was wanted and no naive row did.
     """
     from kb_mcp.demo.machines import DemoError
-    from kb_mcp.demo.stage import open_stage
-    from kb_mcp.demo.table import print_verdict
+    from kb_mcp.demo.stage import open_stage, print_verdict
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

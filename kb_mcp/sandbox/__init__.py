@@ -3,9 +3,8 @@
 Floor: beside the wings, which never import it. Clients reach it through Stripe's HTTP API alone.
 """
 
-from kb_mcp.sandbox.app import Sandbox, create_sandbox
-from kb_mcp.sandbox.faults import ConnectionDropped
-from kb_mcp.sandbox.server import running, serve, start_in_thread
+from kb_mcp.sandbox.app import Sandbox, create_sandbox, running, serve, start_in_thread
+from kb_mcp.sandbox.steering import ConnectionDropped
 
 __all__ = [
     "ConnectionDropped",

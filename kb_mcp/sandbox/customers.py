@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 
 from kb_mcp.sandbox.answers import ACCOUNT_ID, Answer, Json, Rejected, invalid, missing_object
-from kb_mcp.sandbox.calls import Call
 from kb_mcp.sandbox.listing import expand, list_objects
-from kb_mcp.sandbox.params import Params, metadata, text
+from kb_mcp.sandbox.params import Call, Params, metadata, text
 from kb_mcp.sandbox.payment_methods import (
     PAYMENT_METHOD,
     attach,

@@ -2,7 +2,8 @@
 
 Floor: sandbox, ground. Everything happens in one transaction, the faults too. Kept under an
 idempotency key: 2xx, 402 and 500. Not kept: 400, 401, 403, 404, 409, 429. Keys live 24 hours of the
-sandbox's clock and belong to the account, whatever API key sent them.
+sandbox's clock and belong to the account, whatever API key sent them. Each endpoint has its row of
+parameters in `requests.json`.
 Source: docs.stripe.com/api/idempotent_requests and /error-low-level.
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Final, TypeAlias
 
+from kb_mcp.sandbox import charges, customers, intents, listing, refunds
 from kb_mcp.sandbox.answers import (
     Answer,
     Rejected,
@@ -31,12 +33,74 @@ from kb_mcp.sandbox.answers import (
     key_mismatch,
     no_api_key,
     server_error,
+    unknown_url,
 )
-from kb_mcp.sandbox.calls import Call
-from kb_mcp.sandbox.endpoints import ENDPOINTS, Match, find_endpoint
-from kb_mcp.sandbox.faults import Fault, refusal, take_fault
-from kb_mcp.sandbox.params import Params, check, decode
+from kb_mcp.sandbox.params import Call, Params, check, decode
+from kb_mcp.sandbox.steering import Fault, refusal, take_fault
 from kb_mcp.sandbox.store import Records, Store
+
+ENDPOINTS: Final[dict[str, Callable[[Call], Answer]]] = {
+    "POST /v1/charges": charges.create_charge,
+    "GET /v1/charges": charges.list_charges,
+    "GET /v1/charges/search": listing.search_charges,
+    "GET /v1/charges/{charge}": charges.get_charge,
+    "POST /v1/charges/{charge}": charges.update_charge,
+    "POST /v1/charges/{charge}/capture": charges.capture_charge,
+    "POST /v1/payment_intents": intents.create_intent,
+    "GET /v1/payment_intents": intents.list_intents,
+    "GET /v1/payment_intents/search": listing.search_intents,
+    "GET /v1/payment_intents/{intent}": intents.get_intent,
+    "POST /v1/payment_intents/{intent}": intents.update_intent,
+    "POST /v1/payment_intents/{intent}/confirm": intents.confirm_intent,
+    "POST /v1/payment_intents/{intent}/capture": intents.capture_intent,
+    "POST /v1/payment_intents/{intent}/cancel": intents.cancel_intent,
+    "POST /v1/payment_intents/{intent}/increment_authorization": intents.increment_intent,
+    "POST /v1/refunds": refunds.create_refund,
+    "GET /v1/refunds": refunds.list_refunds,
+    "GET /v1/refunds/{refund}": refunds.get_refund,
+    "POST /v1/refunds/{refund}": refunds.update_refund,
+    "POST /v1/refunds/{refund}/cancel": refunds.cancel_refund,
+    "GET /v1/disputes": refunds.list_disputes,
+    "GET /v1/disputes/{dispute}": refunds.get_dispute,
+    "POST /v1/customers": customers.create_customer,
+    "GET /v1/customers": customers.list_customers,
+    "GET /v1/customers/{customer}": customers.get_customer,
+    "POST /v1/customers/{customer}": customers.update_customer,
+    "DELETE /v1/customers/{customer}": customers.delete_customer,
+    "GET /v1/customers/{customer}/payment_methods": customers.list_payment_methods,
+    "GET /v1/customers/{customer}/payment_methods/{payment_method}": customers.get_payment_method,
+    "GET /v1/payment_methods": customers.list_payment_methods,
+    "GET /v1/payment_methods/{payment_method}": customers.get_payment_method,
+    "POST /v1/payment_methods/{payment_method}/attach": customers.attach_payment_method,
+    "POST /v1/payment_methods/{payment_method}/detach": customers.detach_payment_method,
+    "GET /v1/account": customers.get_account,
+}
+
+_PATTERNS: Final = tuple(
+    (name, re.compile(re.sub(r"\\\{\w+\\\}", "([^/]+)", re.escape(name)))) for name in ENDPOINTS
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An endpoint's name in the tables, and what its path named."""
+
+    endpoint: str
+    ids: tuple[str, ...]
+
+
+def find_endpoint(method: str, path: str) -> Match:
+    """Find the endpoint of a request.
+
+    Raises: Rejected with 404, when there is none.
+    """
+    wanted = f"{method} {path}"
+    for name, pattern in _PATTERNS:
+        found = pattern.fullmatch(wanted)
+        if found is not None:
+            return Match(name, found.groups())
+    raise unknown_url(method, path)
+
 
 API_VERSION: Final = "2026-05-27.dahlia"
 KEY_LENGTH_MAX: Final = 255

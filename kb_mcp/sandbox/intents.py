@@ -18,7 +18,6 @@ from kb_mcp.sandbox.answers import (
     invalid,
     missing_object,
 )
-from kb_mcp.sandbox.calls import Call, check_amount, required_money
 from kb_mcp.sandbox.charges import (
     COPIED,
     capture,
@@ -29,7 +28,7 @@ from kb_mcp.sandbox.charges import (
 )
 from kb_mcp.sandbox.customers import require_customer
 from kb_mcp.sandbox.listing import expand, list_objects
-from kb_mcp.sandbox.params import flag, integer, metadata, text
+from kb_mcp.sandbox.params import Call, check_amount, flag, integer, metadata, required_money, text
 from kb_mcp.sandbox.payment_methods import require_payment_method
 
 _CONFIRMABLE: Final = ("requires_payment_method", "requires_confirmation", "requires_action")

@@ -40,8 +40,7 @@ from kb_mcp.proxy.watching.refund_watch import RefundWatch
 from kb_mcp.proxy.watching.retention import Retention
 from kb_mcp.proxy.watching.walk import Pace, StoreWalk
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id
-from kb_mcp.serving.telemetry import chosen_span
-from kb_mcp.serving.tracing import Span, TracedUpstream, no_span
+from kb_mcp.serving.tracing import Span, TracedUpstream, chosen_span, no_span
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.account import Account
 from kb_mcp.wiring.failover_check import Moves

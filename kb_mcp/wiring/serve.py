@@ -13,12 +13,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from kb_mcp.serving.addresses import client_url, local_url, on_every_address
-from kb_mcp.serving.host_check import HostGuard
+from kb_mcp.serving.host_check import HostGuard, client_url, local_url, on_every_address
 from kb_mcp.serving.listener import accepting, listen, unbounded
-from kb_mcp.serving.logs import LogFormat
 from kb_mcp.serving.machine import boottime_ms, new_id
-from kb_mcp.serving.process_setup import ready_to_serve
+from kb_mcp.serving.process_setup import LogFormat, ready_to_serve
 from kb_mcp.serving.workers import Workers, answer_first, workers_on
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.alerts import ALERTS_EVERY_MS, build_alerts
@@ -172,7 +170,7 @@ async def _run(
 
 @contextlib.asynccontextmanager
 async def _sandbox(app: Any, port: int) -> AsyncIterator[str]:
-    from kb_mcp.sandbox.server import running
+    from kb_mcp.sandbox.app import running
 
     try:
         async with running(app, "127.0.0.1", port) as url:

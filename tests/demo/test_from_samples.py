@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from kb_mcp.demo.events import Bill, charge_event
-from kb_mcp.demo.machines import DemoError, command, running
-from kb_mcp.demo.sandbox_client import STRIPE_KEY, SandboxClient
+from kb_mcp.demo.machines import STRIPE_KEY, DemoError, SandboxClient, command, running
+from kb_mcp.demo.scenarios import Bill, charge_event
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "from-samples.md"
 BLOCK = re.compile(r"((?:<!-- runs: [^\n]* -->\n)*)```python\n(.*?)```", re.DOTALL)

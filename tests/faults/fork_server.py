@@ -22,7 +22,7 @@ from typing import TextIO
 ROOT = Path(__file__).resolve().parents[2]
 _URL = re.compile(r"http://127\.0\.0\.1:\d+")
 _LAST = {"up": "MCP client configuration", "sandbox": "listening on"}
-_PRELOADED = ("kb_mcp.wiring.serve", "kb_mcp.cli.serve", "kb_mcp.sandbox.server", "uvloop",
+_PRELOADED = ("kb_mcp.wiring.serve", "kb_mcp.cli.serve", "kb_mcp.sandbox.app", "uvloop",
               "uvicorn.protocols.http.httptools_impl", "kb_mcp.wiring.proxy")  # fmt: skip
 
 

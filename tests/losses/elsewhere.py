@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from kb_mcp.sandbox.server import start_in_thread
+from kb_mcp.sandbox.app import start_in_thread
 from kb_mcp.wiring.upstream import build_sandbox
 from tests.losses.host import Host
 

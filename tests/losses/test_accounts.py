@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from kb_mcp.proxy.stores.binding import BindingError
-from kb_mcp.sandbox.app import create_sandbox
-from kb_mcp.sandbox.server import start_in_thread
+from kb_mcp.sandbox.app import create_sandbox, start_in_thread
 from kb_mcp.serving.machine import host_ms, random_name
 from tests.losses.elsewhere import in_test_mode
 from tests.losses.host import Host

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from kb_mcp.sandbox.search import LAG_SECONDS
+from kb_mcp.sandbox.listing import LAG_SECONDS
 from tests.sandbox.driver import CHARGE, Driver
 
 INTENTS = "/v1/payment_intents"

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kb_mcp.sandbox.app import create_sandbox
-from kb_mcp.sandbox.server import start_in_thread
+from kb_mcp.sandbox.app import create_sandbox, start_in_thread
 from kb_mcp.serving.machine import host_ms, random_name
 from tests.in_process_proxy import InProcessProxy, error_of
 from tests.scenarios.acts import broken_invariants, day_windows, follow, turn_to_midnight

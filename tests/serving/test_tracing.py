@@ -16,9 +16,8 @@ from typing_extensions import override
 
 from kb_mcp.agent.transport import AsgiTransport
 from kb_mcp.environment import SettingsError
-from kb_mcp.serving.logs import JsonLines, configure_logs
-from kb_mcp.serving.telemetry import chosen_span, span_over
-from kb_mcp.serving.tracing import Span, no_span
+from kb_mcp.serving.process_setup import JsonLines, configure_logs
+from kb_mcp.serving.tracing import Span, chosen_span, no_span, span_over
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.proxy import Proxy, build_proxy
