@@ -41,7 +41,7 @@ def key_ids(
     from kb_mcp.environment import SettingsError
     from kb_mcp.proxy.audit.chain import clean_text
     from kb_mcp.settings import load_settings
-    from kb_mcp.wiring.completion import keys_in
+    from kb_mcp.wiring.opening import keys_in
 
     try:
         found = keys_in(load_settings())

@@ -1,7 +1,8 @@
 """Building wing A: billing over the network, or with a proxy embedded in this process.
 
 Floor: wiring. Embedded, the Stripe key lies in the agent's own process: for trying out, and for
-one person's machine.
+one person's machine. A vault key may lie in AWS Secrets Manager: boto3 brings botocore, which
+Lambda's own runtimes have, and the extra `aws`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
@@ -25,6 +27,75 @@ if TYPE_CHECKING:
     from kb_mcp.agent.doors.mcp.http import HttpDoor
     from kb_mcp.serving.host_check import App
     from kb_mcp.wiring.proxy import Proxy
+
+
+@dataclass(frozen=True, slots=True)
+class SecretAddress:
+    """An ARN, and which part of which version of the secret is meant; empty means any."""
+
+    arn: str
+    member: str = ""
+    stage: str = ""
+    version: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Split `ARN:json-key:version-stage:version-id`, the form that ECS takes.
+
+        Source: docs.aws.amazon.com/AmazonECS, "Pass Secrets Manager secrets through environment
+        variables". The ARN itself has seven parts.
+        """
+        parts = text.split(":")
+        more = [*parts[7:], "", "", ""]
+        return cls(":".join(parts[:7]), more[0], more[1], more[2])
+
+    @property
+    def region(self) -> str | None:
+        """The secret's own region, which need not be the function's."""
+        return self.arn.split(":")[3] or None
+
+
+def fetch_token(address: SecretAddress, variable: str) -> str:
+    """Return the vault key's token that the secret holds now.
+
+    Raises: SettingsError, which names `variable` and never shows what was fetched.
+    """
+    answer = _fetch(address, variable)
+    text = answer.get("SecretString")
+    if text is None:
+        text = answer.get("SecretBinary", b"").decode(errors="replace")
+    try:
+        return read_token(text, variable, address.member or None)
+    except SettingsError as error:
+        raise SettingsError(variable, f"names a secret that {error.problem}", error.hint) from None
+
+
+def _fetch(address: SecretAddress, variable: str) -> dict[str, Any]:
+    try:
+        import botocore.session
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        hint = "Install kb-mcp-billing[aws]."
+        raise SettingsError(variable, "is an ARN, and boto3 is not here", hint) from None
+    wanted = {"VersionStage": address.stage, "VersionId": address.version}
+    try:
+        client: Any = botocore.session.get_session().create_client(
+            "secretsmanager", region_name=address.region
+        )
+        found = client.get_secret_value(
+            SecretId=address.arn, **{name: value for name, value in wanted.items() if value}
+        )
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "an error")
+        problem = f"names a secret that Secrets Manager refuses ({code})"
+        hint = "Check the ARN, and secretsmanager:GetSecretValue in this role's policy."
+        raise SettingsError(variable, problem, hint) from None
+    except BotoCoreError as error:
+        problem = f"names a secret that cannot be fetched ({type(error).__name__})"
+        hint = "Check region, credentials and network of this process."
+        raise SettingsError(variable, problem, hint) from None
+    return dict(found)
+
 
 # An address that leads nowhere: requests to it go to the app in this process.
 EMBEDDED_URL = "http://127.0.0.1"
@@ -89,7 +160,6 @@ def key_source(secret: Secret) -> KeySource:
         text = secret.reread().reveal()
         if not text.startswith("arn:"):
             return read_token(text, secret.variable)
-        from kb_mcp.wiring.secrets_manager import SecretAddress, fetch_token
 
         return fetch_token(SecretAddress.parse(text), secret.variable)
 

@@ -1,13 +1,23 @@
-"""Opening the store that the settings name: a SQLite file, or PostgreSQL.
+"""Opening the store that the settings name, and reading it without serving from it.
 
-Floor: wiring.
+Floor: wiring. The audit is verified on a connection of its own, in a thread, while the store
+serves; a shell that completes reads an embedded store's keys, and makes, migrates or binds none.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 
+from kb_mcp.proxy.audit.verification import AuditReader, Verification, verify_audit
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from kb_mcp.proxy.ledger.records import VaultKey
 from kb_mcp.proxy.store_admin import Binds
+from kb_mcp.proxy.stores.sealing import Sealer
+from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
+from kb_mcp.serving.machine import random_bytes
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.store import NotTurned, Store, StoreError, Turned, open_sqlite
 
@@ -53,3 +63,37 @@ def _postgres_path(settings: Settings) -> Path:
             "PostgreSQL needs its driver: pip install 'kb-mcp-billing[postgres]'"
         ) from error
     return local_path(settings)
+
+
+def verifier(settings: Settings, store: Store) -> Callable[[], Verification]:
+    """Return what walks every chain of `store`, for a thread. Raises: LedgerUnavailableError."""
+
+    def verify() -> Verification:
+        # The heads first: the chains only grow meanwhile.
+        exported = store.heads.check(lambda _node, _seq: None)
+        heads = {behind.head.node: behind.head for behind in exported}
+        with ExitStack() as stack:
+            store_admin = store.open_store_admin()
+            stack.callback(store_admin.close)
+            reader: AuditReader = store.records
+            if settings.database_path is not None:
+                # Nothing is unsealed here, so that any key will do.
+                own = SqliteRecords(store.path, Sealer(bytes(32), random_bytes))
+                stack.callback(own.close)
+                reader = own
+            return verify_audit(reader, store.chain_key, heads, store_admin.archived())
+
+    return verify
+
+
+def keys_in(settings: Settings) -> list[VaultKey]:
+    """Return the keys of the embedded store, oldest first; none where it cannot be read at once."""
+    path = settings.database_path
+    if path is None or not path.is_file():
+        return []
+    try:
+        # Nothing is unsealed here, so that any key will do.
+        with closing(SqliteRecords(path, Sealer(bytes(32), random_bytes))) as records:
+            return [key for key, _ in asyncio.run(records.keys())]
+    except LedgerUnavailableError:
+        return []

@@ -42,15 +42,12 @@ from kb_mcp.proxy.watching.walk import Pace, StoreWalk
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id
 from kb_mcp.serving.tracing import Span, TracedUpstream, chosen_span, no_span
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.account import Account
-from kb_mcp.wiring.failover_check import Moves
+from kb_mcp.wiring.account import Account, UpstreamWithKeyFile, is_of_account
 from kb_mcp.wiring.issuers import build_issuers
-from kb_mcp.wiring.key_file import UpstreamWithKeyFile, is_of_account
 from kb_mcp.wiring.opening import open_store
-from kb_mcp.wiring.sandboxed import FollowedClock
 from kb_mcp.wiring.store import Store
-from kb_mcp.wiring.upstream import build_upstream, upstream_key
-from kb_mcp.wiring.walks import Walks
+from kb_mcp.wiring.upstream import FollowedClock, build_upstream, upstream_key
+from kb_mcp.wiring.walks import Moves, Walks
 
 # A lease outlives its send, so that no other caller takes over while it may still conclude.
 LEASE_SLACK_MS = 5_000

@@ -45,7 +45,7 @@ from kb_mcp.proxy.watching.retention import Aged
 from kb_mcp.proxy.watching.walk import WalkRecords
 from kb_mcp.serving.machine import boot_id, boottime_ms, host_ms, process_name, random_bytes
 from kb_mcp.settings import MASTER_KEY_CHARACTERS_NEW, Settings, SettingsError
-from kb_mcp.wiring.failover_check import Watch
+from kb_mcp.wiring.walks import Watch
 
 MASTER_KEY_BYTES = 32
 STORE_ID_BYTES = 12
