@@ -11,20 +11,15 @@ import asyncio
 import concurrent.futures
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import httpx
 from typing_extensions import override
 
 from kb_mcp.agent.address import check_address
 from kb_mcp.agent.trust import Trust
-
-Scope = MutableMapping[str, Any]  # ASGI's own type: values differ by key
-Message = MutableMapping[str, Any]  # as Scope
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+from kb_mcp.in_process import AsgiApp, Exchange
 
 CONNECT_TIMEOUT_S: Final = 5
 # Above the proxy's own wait for Stripe (25 s) and for another caller (10 s).
@@ -76,7 +71,14 @@ class AsgiTransport(httpx.BaseTransport):
 
     @override
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        exchange = _Exchange(request, request.read())
+        exchange = Exchange(
+            request.method,
+            request.url.raw_path,
+            [(name.lower(), value) for name, value in request.headers.raw],
+            request.read(),
+            scheme=request.url.scheme,
+            server=(request.url.host, request.url.port),
+        )
         work = exchange.run(self._app)
         try:
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -95,49 +97,6 @@ class AsgiTransport(httpx.BaseTransport):
         return httpx.Response(
             exchange.status, headers=exchange.headers, content=bytes(exchange.body)
         )
-
-
-class _Exchange:
-    """One request into an ASGI app and its answer."""
-
-    def __init__(self, request: httpx.Request, body: bytes) -> None:
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.body = bytearray()
-        self._messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-        path, _, query = request.url.raw_path.partition(b"?")
-        self._scope: Scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
-            "method": request.method,
-            "scheme": request.url.scheme,
-            "path": request.url.path,
-            "raw_path": path,
-            "query_string": query,
-            "root_path": "",
-            "headers": [(name.lower(), value) for name, value in request.headers.raw],
-            "client": ("127.0.0.1", 0),
-            "server": (request.url.host, request.url.port),
-        }
-
-    async def run(self, app: AsgiApp) -> None:
-        gone = asyncio.Event()  # never set: the caller in this process does not hang up
-
-        async def receive() -> Message:
-            if self._messages:
-                return self._messages.pop()
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self.status = message["status"]
-                self.headers = list(message.get("headers", ()))
-            elif message["type"] == "http.response.body":
-                self.body += message.get("body", b"")
-
-        await app(self._scope, receive, send)
 
 
 def start_loop() -> tuple[asyncio.AbstractEventLoop, Callable[[], None]]:

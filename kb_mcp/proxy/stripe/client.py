@@ -11,10 +11,10 @@ import asyncio
 import ipaddress
 import logging
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from typing import Final
+from urllib.parse import urlsplit
 
 from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import PoolTimeoutError, RequestError
@@ -22,6 +22,7 @@ from pyreqwest.request import StreamRequest
 from pyreqwest.response import Response
 from typing_extensions import override
 
+from kb_mcp.in_process import AsgiApp, Exchange
 from kb_mcp.proxy.stripe.sends import (
     Answered,
     Lost,
@@ -44,8 +45,6 @@ PASSED_ON: Final = (
     "retry-after date content-type"
 ).split()
 """What of Stripe's headers is of use behind the wall; everything else stays outside."""
-
-AsgiApp = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]  # ASGI's own types
 
 _log = logging.getLogger(__name__)
 
@@ -139,10 +138,13 @@ class InProcessUpstream(Upstream):
         """Call the application once. The deadline does not matter: no money moves in here."""
         if not _PATH.fullmatch(request.path):
             return NotSent("request_invalid")
-        exchange = _Exchange(request, self._api_key)
+        body = request.body or b""
+        headers = _headers_of(request, self._api_key) | {"content-length": str(len(body))}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        exchange = Exchange(request.method, request.path.encode(), raw, body)
         try:
             async with asyncio.timeout(self._timeout_ms / 1000):
-                await self._app(exchange.scope, exchange.receive, exchange.send)
+                await exchange.run(self._app)
         except TimeoutError:
             return Lost("timeout")
         except ConnectionError:
@@ -150,7 +152,11 @@ class InProcessUpstream(Upstream):
         except Exception:  # noqa: BLE001 - as over a network, a broken server has maybe acted
             _log.exception("The application in Stripe's place broke.")
             return Lost("connection_broke")
-        return exchange.answer()
+        if not exchange.whole:
+            return Lost("connection_broke")
+        named = {n.decode("latin-1").lower(): v.decode("latin-1") for n, v in exchange.headers}
+        kept = {name: named[name] for name in PASSED_ON if name in named}
+        return Answered(exchange.status, bytes(exchange.body), kept)
 
     @override
     async def aclose(self) -> None:
@@ -245,53 +251,3 @@ def _judge(error: Exception) -> NotSent | Lost:
             _log.warning("Stripe cannot be reached: %s", causes[-1]["message"])
             return NotSent("upstream_unreachable")
     return Lost("timeout" if isinstance(error, TimeoutError) else "connection_broke")
-
-
-class _Exchange:
-    """One request into an ASGI application, and what came of it."""
-
-    def __init__(self, request: UpstreamRequest, api_key: str) -> None:
-        path, _, query = request.path.partition("?")
-        body = request.body or b""
-        headers = _headers_of(request, api_key) | {"content-length": str(len(body))}
-        self._unread = [{"type": "http.request", "body": body, "more_body": False}]
-        self._status = 0
-        self._headers: dict[str, str] = {}
-        self._body = bytearray()
-        self._whole = False
-        self.scope: dict[str, Any] = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
-            "method": request.method,
-            "scheme": "http",
-            "path": unquote(path),
-            "raw_path": path.encode(),
-            "query_string": query.encode(),
-            "root_path": "",
-            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-            "client": ("127.0.0.1", 0),
-            "server": ("127.0.0.1", 80),
-        }
-
-    async def receive(self) -> dict[str, Any]:
-        if self._unread:
-            return self._unread.pop()
-        await asyncio.Event().wait()  # for ever: in here the caller does not hang up
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            named = {
-                n.decode("latin-1").lower(): v.decode("latin-1") for n, v in message["headers"]
-            }
-            self._status = message["status"]
-            self._headers = {name: named[name] for name in PASSED_ON if name in named}
-        elif message["type"] == "http.response.body":
-            self._body += message.get("body", b"")
-            self._whole = not message.get("more_body", False)
-
-    def answer(self) -> Answered | Lost:
-        if not self._whole:
-            return Lost("connection_broke")
-        return Answered(self._status, bytes(self._body), self._headers)

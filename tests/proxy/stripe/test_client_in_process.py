@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.proxy.stripe.client import AsgiApp, InProcessUpstream
+from kb_mcp.in_process import AsgiApp
+from kb_mcp.proxy.stripe.client import InProcessUpstream
 from kb_mcp.proxy.stripe.sends import Answered, Lost, UpstreamAnswer, UpstreamRequest
 from kb_mcp.sandbox.app import create_sandbox
 
