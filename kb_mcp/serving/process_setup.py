@@ -17,8 +17,6 @@ from typing import Literal
 
 from typing_extensions import override
 
-from kb_mcp.proxy.errors.scrub import mask_secrets
-
 # The writer's thread computes while the event loop asks for the lock some ten times a request:
 # at CPython's own 5 ms a turn, a busy process would answer nobody for seconds.
 LOCK_TURN_S = 0.0005
@@ -67,6 +65,9 @@ class JsonLines(logging.Formatter):
 
     @override
     def format(self, record: logging.LogRecord) -> str:
+        # Late: a door that serves MCP over stdio imports nothing of the proxy.
+        from kb_mcp.proxy.errors.scrub import mask_secrets
+
         moment = datetime.fromtimestamp(record.created, UTC)
         document = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
