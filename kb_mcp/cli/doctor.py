@@ -293,12 +293,23 @@ async def _grants(opened: OpenProxy) -> tuple[bool, str]:
 
 
 async def _issuers(opened: OpenProxy) -> list[Check]:
-    """Return a check for each issuer: its metadata, who it says it is, and its keys."""
-    issuers = opened.proxy.app.pipeline.issuers
+    """Say what tokens must be meant for, and check each issuer: metadata, name and keys."""
+    from urllib.parse import urlsplit
+
+    from kb_mcp.serving.host_check import known_host
+
+    issuers, settings = opened.proxy.app.pipeline.issuers, opened.settings
     if issuers is None:
         return []
+    shown = f"tokens must be meant for {settings.oauth_resource}"
+    host = urlsplit(settings.oauth_address or "").netloc
+    if host and not known_host(host, settings.allowed_hosts):
+        shown += (
+            f"; clients that use {host} get 421 until KEYBRAKE_ALLOWED_HOSTS names it, unless what "
+            "stands in front writes another Host"
+        )
     advice = "its tokens get 503: set KEYBRAKE_OAUTH_ISSUERS as `iss` writes it, or mend the issuer"
-    return [
+    return [_check("audience", ok=True, detail=shown)] + [
         _check(
             "issuer",
             ok=problem is None,

@@ -10,7 +10,7 @@ import ipaddress
 import json
 import re
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Container, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -89,18 +89,14 @@ class HostGuard:
             return
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         origins = [value for name, value in scope["headers"] if name == b"origin"]
-        if len(hosts) != 1 or not self._known(hosts[0].decode("latin-1")):
+        if len(hosts) != 1 or not known_host(hosts[0].decode("latin-1"), self._allowed):
             await self._refuse(send, *_HOST)
-        elif len(origins) > 1 or not all(self._known(_host_of(origin)) for origin in origins):
+        elif len(origins) > 1 or not all(
+            known_host(_host_of(origin), self._allowed) for origin in origins
+        ):
             await self._refuse(send, *_ORIGIN)
         else:
             await self._app(scope, receive, send)
-
-    def _known(self, host: str) -> bool:
-        match = _HOST_PORT.fullmatch(host.lower())
-        if match is None:
-            return False
-        return match[1] in _LOOPBACK or match[0] in self._allowed or match[1] in self._allowed
 
     async def _refuse(self, send: Any, status: int, code: str, message: str) -> None:
         if self._note is not None:
@@ -116,6 +112,14 @@ class HostGuard:
         ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def known_host(host: str, allowed: Container[str]) -> bool:
+    """Say whether a listener answers to `host`, as a request names it."""
+    match = _HOST_PORT.fullmatch(host.lower())
+    if match is None:
+        return False
+    return match[1] in _LOOPBACK or match[0] in allowed or match[1] in allowed
 
 
 def _host_of(origin: bytes) -> str:

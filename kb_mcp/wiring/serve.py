@@ -311,6 +311,8 @@ def _announce(
     where = f" at {urls['sandbox']}" if "sandbox" in urls else ""
     say(f"Upstream: {shown[settings.upstream_mode]}{where}")
     say(f"Ledger: {shown_place(settings)}")
+    if settings.oauth_issuers:
+        say(f"Tokens: of {', '.join(settings.oauth_issuers)} for {settings.oauth_resource}")
     if proxy.store.behind:
         say("The ledger is behind its exported heads: nothing is sent until it is reconciled.")
     say(f"Keys and settings: {first.file}{' (first run: just written)' if first.written else ''}")

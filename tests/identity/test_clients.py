@@ -135,6 +135,7 @@ def test_what_the_proxy_says_of_itself_leads_from_a_challenge_to_the_issuer(
         wrong = client.post(f"{origin}/.well-known/oauth-protected-resource")
 
     assert address == f"{origin}/.well-known/oauth-protected-resource/mcp"
+    assert f"Tokens: of {provider.url} for {door.url}\n" in door.processes.running[-1].said
     assert "error=" not in challenge
     assert led.json()["resource"] == door.url
     assert led.json()["authorization_servers"] == [provider.url]

@@ -30,10 +30,29 @@ def granted(machine: Machine, issuer: str, *options: str) -> tuple[str, str]:
 
 def test_an_issuer_whose_keys_can_be_had_is_good(machine: Machine, provider: Provider) -> None:
     (check,) = checks(machine, "issuer", provider.url)
+    (audience,) = checks(machine, "audience", provider.url)
 
     assert check["ok"] is True
+    assert audience["detail"] == f"tokens must be meant for {RESOURCE}"
     assert provider.url in check["detail"]
     assert "issuer" not in {each["name"] for each in machine.json("doctor")["checks"]}
+
+
+def test_a_public_address_that_the_listener_does_not_answer_to_is_noted(
+    machine: Machine, provider: Provider
+) -> None:
+    def noted(hosts: str) -> str:
+        found = machine.json(
+            "doctor",
+            KEYBRAKE_OAUTH_ISSUERS=provider.url,
+            KEYBRAKE_PUBLIC_URL="https://billing.example",
+            KEYBRAKE_ALLOWED_HOSTS=hosts,
+        )["checks"]
+        return next(str(each["detail"]) for each in found if each["name"] == "audience")
+
+    assert "https://billing.example/mcp" in noted("agents.example")
+    assert "421 until KEYBRAKE_ALLOWED_HOSTS" in noted("agents.example")
+    assert "421" not in noted("billing.example")
 
 
 @pytest.mark.parametrize(

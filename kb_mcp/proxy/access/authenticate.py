@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from kb_mcp.proxy.access.identity.grants import find_matching
 from kb_mcp.proxy.access.identity.issuers import Identity, Issuers
@@ -82,16 +83,16 @@ async def _stand_in(
 ) -> Admitted | Refusal:
     """Return the key that the one grant of `identity` names, or why there is none."""
     granted = find_matching(await ledger.find_grants(identity.issuer), identity.claims)
-    if len(granted) != 1:
-        # Which grants they are would tell a caller how to become somebody else.
-        return refuse(Code.IDENTITY_AMBIGUOUS if granted else Code.IDENTITY_NOT_GRANTED)
-    (grant,) = granted
-    key = await newest_key(ledger, grant)
+    key = await newest_key(ledger, granted[0]) if len(granted) == 1 else None
     if key is None:
-        return refuse(Code.IDENTITY_NOT_GRANTED)
+        # Which grants they are would tell a caller how to become somebody else.
+        code = Code.IDENTITY_AMBIGUOUS if len(granted) > 1 else Code.IDENTITY_NOT_GRANTED
+        return replace(refuse(code), subject=identity.subject)
     refusal = spent(key, now_ms())
+    if refusal is not None:
+        return replace(refusal, subject=identity.subject)
     scopes = narrowing(identity.scopes)
-    return refusal or Admitted(key, policy_of(key.policy), grant, identity.subject, scopes)
+    return Admitted(key, policy_of(key.policy), granted[0], identity.subject, scopes)
 
 
 async def newest_key(ledger: Ledger, grant: Grant) -> VaultKey | None:

@@ -73,7 +73,7 @@ class KeyApi:
         await self.follow()
         admitted = await admit(self.ledger, request, self.now_ms, self.issuers)
         if isinstance(admitted, Refusal):
-            self.refusal_counts.count(admitted.code)
+            self.refusal_counts.count(admitted.code, admitted.subject)
             return refused(admitted)
         over = self.rate(admitted)
         if over is not None:

@@ -27,7 +27,7 @@ from kb_mcp.proxy.access.rate_limit import Rates
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pass_through import Reads
-from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
+from kb_mcp.proxy.edge.refusal_counts import SUBJECT_MAX, RefusalCounts
 from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import Ledger
@@ -57,7 +57,6 @@ from kb_mcp.proxy.stripe.messages import Reply, Request, refused
 
 BodyReader = Callable[[], Awaitable[bytes | Refusal]]
 _ID_MAX = 128
-_SUBJECT_MAX = 512
 SAID = "said:"
 UNTOLD = Money(0, UNTOLD_CURRENCY)
 _NOT_ITS_OWN = refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")
@@ -93,7 +92,7 @@ class RequestPipeline:
         await self.follow()
         admitted = await admit_token(self.ledger, token, self.now_ms, self.issuers)
         if isinstance(admitted, Refusal):
-            self.refusal_counts.count(admitted.code)
+            self.refusal_counts.count(admitted.code, admitted.subject)
         return admitted
 
     async def serve(self, request: Request, read_body: BodyReader) -> Reply:
@@ -104,7 +103,7 @@ class RequestPipeline:
             key = admitted.key
             admitted = self._by_every_clock(lambda now: spent(key, now)) or admitted
         if isinstance(admitted, Refusal):
-            self.refusal_counts.count(admitted.code)
+            self.refusal_counts.count(admitted.code, admitted.subject)
             return refused(admitted)
         body = await read_body()
         reading = (
@@ -306,8 +305,8 @@ class RequestPipeline:
 def subject_of(admitted: Admitted, request: Request) -> str | None:
     """Return for whom `request` is: proven by a token, or marked as what the caller says."""
     if admitted.subject is not None:
-        return clean_text(admitted.subject, _SUBJECT_MAX)
-    said = clean_text(request.header("keybrake-subject") or "", _SUBJECT_MAX).strip()
+        return clean_text(admitted.subject, SUBJECT_MAX)
+    said = clean_text(request.header("keybrake-subject") or "", SUBJECT_MAX).strip()
     return f"{SAID}{said}" if said else None
 
 

@@ -303,7 +303,8 @@ _NOT_ALLOWED: Final[Wording] = {
 }
 _TOO_LARGE: Final[Wording] = {
     Code.BODY_TOO_LARGE: (
-        "The request body is larger than 64 KiB. Nothing was done. Send less.",
+        "The request is too large: its body may have 64 KiB, its headers 32 KiB, a token 16 KB. "
+        "Nothing was done. Send less.",
         "A body, query or header section beyond its limit.",
     ),
 }

@@ -26,12 +26,16 @@ QUOTE_LIMIT: Final = 64
 
 
 class Refusal(Struct, frozen=True):
-    """A no of ours. `facts` are what a program may act on; amounts in minor units."""
+    """A no of ours. `facts` are what a program may act on; amounts in minor units.
+
+    `subject` is whose genuine token was refused: for the audit alone.
+    """
 
     code: Code
     message: str
     param: str | None = None
     facts: Mapping[str, Fact] = field(default_factory=lambda: NO_FACTS)
+    subject: str | None = None
 
     @property
     def status(self) -> int:

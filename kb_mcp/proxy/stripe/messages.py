@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from kb_mcp.proxy.errors.refusals import Refusal, error_body
+from kb_mcp.proxy.errors.refusals import Code, Refusal, error_body
 
 JSON = "application/json"
 # Two readers would each take another of two values; a second Authorization is no key at all.
@@ -75,5 +75,7 @@ def refused(refusal: Refusal, **headers: str | None) -> Reply:
     if retry_after is not None:
         reply = reply.with_headers(Retry_After=str(retry_after))
     if refusal.status == 401:
-        reply = reply.with_headers(WWW_Authenticate='Bearer realm="kb-mcp"')
+        # RFC 6750, 3.1: what is wrong is said of a token that was shown, not of none.
+        error = "" if refusal.code is Code.VAULT_KEY_MISSING else ', error="invalid_token"'
+        reply = reply.with_headers(WWW_Authenticate=f'Bearer realm="kb-mcp"{error}')
     return reply.with_headers(**headers)

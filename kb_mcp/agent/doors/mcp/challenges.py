@@ -64,7 +64,8 @@ def refuse_unnamed(resource: Resource | None, *, presented: bool) -> Response:
         message = "The request must hold one Authorization header: Bearer TOKEN."
         return _challenge(401, resource, message, error="invalid_request")
     # RFC 6750, 3.1: no error code where no credentials came.
-    return _challenge(401, resource, "A vault key is needed as bearer token.")
+    else_token = "" if resource is None else ", or a token of an issuer that the metadata names,"
+    return _challenge(401, resource, f"A vault key{else_token} is needed as bearer token.")
 
 
 def refuse_bearer(found: NotAKey | Denied | LookupFailed, resource: Resource | None) -> Response:
