@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from kb_mcp.proxy.store_admin import StoreAdmin
+    from kb_mcp.proxy.stores.admin import StoreAdmin
     from kb_mcp.proxy.stripe.reader import StripeReads
     from kb_mcp.settings import Settings
     from kb_mcp.wiring.proxy import Proxy
@@ -84,7 +84,7 @@ async def on_proxy(
     `looks_only` leaves a new store unbound. How long a send may take is never for a command to say,
     which serves nobody.
     """
-    from kb_mcp.proxy.store_admin import Binds
+    from kb_mcp.proxy.stores.binding import Binds
     from kb_mcp.proxy.stripe.reader import StripeReads
     from kb_mcp.serving.machine import boottime_ms
     from kb_mcp.wiring.proxy import build_proxy
@@ -120,7 +120,7 @@ async def _on_store(
 
 def _open(settings: Settings) -> Store:
     """Open the store; a new one is bound to the account of this process's Stripe key, if any."""
-    from kb_mcp.proxy.store_admin import Binds
+    from kb_mcp.proxy.stores.binding import Binds
     from kb_mcp.wiring.opening import open_store
 
     keyless = settings.stripe_key is None

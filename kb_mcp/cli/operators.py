@@ -41,7 +41,7 @@ def add(*, name: str, as_json: bool) -> None:
 
     async def work(opened: OpenStore) -> str:
         from kb_mcp.proxy.access.tokens import hash_token
-        from kb_mcp.proxy.store_admin import Operator
+        from kb_mcp.proxy.stores.admin import Operator
         from kb_mcp.serving.machine import random_bytes
 
         if name in opened.store_admin.operator_hashes():

@@ -32,12 +32,13 @@ from kb_mcp.operators.dashboard.live_audit import Live
 from kb_mcp.operators.dashboard.pages import Pages
 from kb_mcp.operators.metrics.families import Metrics, Readings, no_workers
 from kb_mcp.operators.reports.audit_state import Verifying
-from kb_mcp.operators.reports.views import OperatorRecords, Views
+from kb_mcp.operators.reports.views import Views
 from kb_mcp.operators.requests import InputError
 from kb_mcp.operators.sign_in.access import Access
 from kb_mcp.operators.sign_in.sessions import Operators, Sessions, Throttle
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.meters import Meters
+from kb_mcp.proxy.stores.reads import StoreReads
 
 _MACHINES = ("/admin/", "/metrics")
 _HEADERS = (
@@ -72,7 +73,7 @@ class Bench:
 def create_admin(  # noqa: PLR0913 an application is built from many parts
     *,
     ledger: Ledger,
-    records: OperatorRecords,
+    records: StoreReads,
     token: Callable[[], str | None],
     now_ms: Callable[[], int],
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,

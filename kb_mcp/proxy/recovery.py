@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -29,6 +29,7 @@ from kb_mcp.proxy.rules.outcomes.resolve import (
     resolve,
     take,
 )
+from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import Nothing, prove_object
 from kb_mcp.proxy.stripe.json_objects import parse_object
@@ -47,14 +48,6 @@ Reached = Callable[[Snapshot, Operation, Finding, int], tuple[T, Changes]]
 _log = logging.getLogger(__name__)
 
 
-class Due(Protocol):
-    """The part of a store's reads that recovery needs."""
-
-    async def due(self, now: int, limit: int) -> list[OperationId]:
-        """Return the operations to look at, oldest first."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Pass:
     """What one pass did: operation ids and the state each was left in."""
@@ -70,7 +63,7 @@ class Recovery:
     """
 
     ledger: Ledger
-    due: Due
+    reads: StoreReads
     upstream: Upstream
     clock: StoreClock
     waiters: Waiters
@@ -84,7 +77,7 @@ class Recovery:
         Raises: LedgerUnavailableError.
         """
         states: dict[OperationId, S] = {}
-        due = await self.due.due(self.clock.now(0), BATCH)
+        due = await self.reads.due(self.clock.now(0), BATCH)
         for settled in self.walks.keys() - set(due):
             del self.walks[settled]
         for done, operation_id in enumerate(due):

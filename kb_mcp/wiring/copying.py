@@ -16,19 +16,16 @@ from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.audit.verification import verify_audit
 from kb_mcp.proxy.ledger.store_settings import MOVED_TO
-from kb_mcp.proxy.store_admin import Binds, archived_in
-from kb_mcp.proxy.stores.copying import CopyError, copy_rows
-from kb_mcp.proxy.stores.key_check import CHECK, check_value
-from kb_mcp.proxy.stores.postgres.connection import Watchdog, connector, told
-from kb_mcp.proxy.stores.postgres.pool import Pool
-from kb_mcp.proxy.stores.postgres.reads import PostgresRecords
-from kb_mcp.proxy.stores.postgres.schema import read_facts
+from kb_mcp.proxy.stores.admin import archived_in
+from kb_mcp.proxy.stores.binding import Binds, bind, read_facts, write_facts
+from kb_mcp.proxy.stores.postgres.connection import Pool, Watchdog, connector, told
+from kb_mcp.proxy.stores.postgres.copying import CopyError, copy_rows
+from kb_mcp.proxy.stores.postgres.reads import PostgresReads
 from kb_mcp.proxy.stores.queries import load_queries
-from kb_mcp.proxy.stores.sealing import Sealer
+from kb_mcp.proxy.stores.sealing import CHECK, Sealer, check_value
 from kb_mcp.proxy.stores.sqlite.ledger import connect
-from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
-from kb_mcp.proxy.stores.sqlite.schema import bind, migrate
-from kb_mcp.proxy.stores.sqlite.schema import read_facts as read_sqlite_facts
+from kb_mcp.proxy.stores.sqlite.reads import SqliteReads
+from kb_mcp.proxy.stores.sqlite.schema import exclusive, migrate
 from kb_mcp.serving.machine import boottime_ms, random_bytes
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.store import (
@@ -39,6 +36,8 @@ from kb_mcp.wiring.store import (
     shown_place,
     wanted_settings,
 )
+
+_SQLITE, _POSTGRES = load_queries("sqlite"), load_queries("postgres")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +67,10 @@ def copy_ledger(
         with contextlib.closing(connect(path)) as source:
             migrate(source)
             wanted = wanted_settings(settings)
-            bound = bind(source, wanted, explicit_settings(settings), Binds.ACCOUNT, marks)
-            _check_chains(embedded, settings, read_sqlite_facts(source))
+            with exclusive(source):
+                explicit = explicit_settings(settings)
+                bound = bind(source, _SQLITE, wanted, explicit, Binds.ACCOUNT, marks)
+            _check_chains(embedded, settings, read_facts(source, _SQLITE))
             _say(source, shown_place(settings))
             try:
                 totals = _copy(source, settings, advance)
@@ -89,11 +90,11 @@ def _copy(
     # A send that was under way may still be concluded: everything is read as of one moment.
     source.execute("BEGIN IMMEDIATE")
     try:
-        facts = {name: value for name, value in read_sqlite_facts(source).items()
+        facts = {name: value for name, value in read_facts(source, _SQLITE).items()
                  if name != MOVED_TO}  # fmt: skip
         with connector(settings.postgres_url or "")() as target:
             totals = copy_rows(source, target, advance)
-            if read_facts(target) != facts:
+            if read_facts(target, _POSTGRES) != facts:
                 raise CopyError("the binding does not read back as it was written")
         return totals
     finally:
@@ -102,14 +103,14 @@ def _copy(
 
 def _say(source: sqlite3.Connection, place: str) -> None:
     """Write, durably, where the old ledger was moved to: whoever decides there reads it first."""
-    source.execute(load_queries("sqlite")["set_fact"], (MOVED_TO, place))
+    write_facts(source, _SQLITE, {MOVED_TO: place})
 
 
 def _is_there(settings: Settings, store_id: str) -> bool:
     """Say whether the new store holds this ledger, or may: then the old one must not serve."""
     try:
         with connector(settings.postgres_url or "")() as target:
-            return read_facts(target).get("store_id") == store_id
+            return read_facts(target, _POSTGRES).get("store_id") == store_id
     except psycopg.Error:
         return True
 
@@ -130,7 +131,7 @@ def _check_chains(embedded: Settings, settings: Settings, facts: dict[str, str])
     path = embedded.database_path
     assert path is not None  # noqa: S101 checked by the caller
     master = proven_master_key(settings, path)
-    records = SqliteRecords(path, Sealer(derive_key(master, "answers"), random_bytes))
+    records = SqliteReads(path, Sealer(derive_key(master, "answers"), random_bytes).unseal)
     heads = Heads(heads_folder(path), "copying", "", boottime_ms)
     known = {each.head.node: each.head for each in heads.check(lambda _node, _seq: None)}
     outcome = verify_audit(records, derive_key(master, "audit"), known, archived_in(facts))
@@ -147,10 +148,10 @@ def _verify_copy(settings: Settings) -> int:
     master = b"" if settings.master_key is None else settings.master_key.reveal().encode()
     connect_to, watchdog = connector(settings.postgres_url or ""), Watchdog(boottime_ms)
     sealer = Sealer(derive_key(master, "answers"), random_bytes)
-    records = PostgresRecords(Pool(connect_to, watchdog), sealer)
+    records = PostgresReads(Pool(connect_to, watchdog), sealer.unseal)
     try:
         with connect_to() as connection:
-            archived = archived_in(read_facts(connection))
+            archived = archived_in(read_facts(connection, _POSTGRES))
         outcome = verify_audit(records, derive_key(master, "audit"), {}, archived)
     except psycopg.Error as error:
         raise StoreError(f"the copy cannot be read: {told(error)}") from error

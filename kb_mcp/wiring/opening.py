@@ -11,12 +11,13 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from kb_mcp.proxy.audit.verification import AuditReader, Verification, verify_audit
+from kb_mcp.proxy.audit.verification import Verification, verify_audit
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import VaultKey
-from kb_mcp.proxy.store_admin import Binds
+from kb_mcp.proxy.stores.binding import Binds
+from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stores.sealing import Sealer
-from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
+from kb_mcp.proxy.stores.sqlite.reads import SqliteReads
 from kb_mcp.serving.machine import random_bytes
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.store import NotTurned, Store, StoreError, Turned, open_sqlite
@@ -75,10 +76,10 @@ def verifier(settings: Settings, store: Store) -> Callable[[], Verification]:
         with ExitStack() as stack:
             store_admin = store.open_store_admin()
             stack.callback(store_admin.close)
-            reader: AuditReader = store.records
+            reader: StoreReads = store.records
             if settings.database_path is not None:
                 # Nothing is unsealed here, so that any key will do.
-                own = SqliteRecords(store.path, Sealer(bytes(32), random_bytes))
+                own = SqliteReads(store.path, Sealer(bytes(32), random_bytes).unseal)
                 stack.callback(own.close)
                 reader = own
             return verify_audit(reader, store.chain_key, heads, store_admin.archived())
@@ -93,7 +94,7 @@ def keys_in(settings: Settings) -> list[VaultKey]:
         return []
     try:
         # Nothing is unsealed here, so that any key will do.
-        with closing(SqliteRecords(path, Sealer(bytes(32), random_bytes))) as records:
+        with closing(SqliteReads(path, Sealer(bytes(32), random_bytes).unseal)) as records:
             return [key for key, _ in asyncio.run(records.keys())]
     except LedgerUnavailableError:
         return []

@@ -18,34 +18,32 @@ from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
-from kb_mcp.proxy.store_admin import Binds
-from kb_mcp.proxy.stores.key_check import CHECK, check_value, witnesses_of
-from kb_mcp.proxy.stores.postgres.admin import PostgresAdmin
-from kb_mcp.proxy.stores.postgres.committed import CommittedReader, read_grants, read_keys
+from kb_mcp.proxy.stores.binding import Binds, bind, bind_account, read_facts
 from kb_mcp.proxy.stores.postgres.connection import (
+    CommittedReader,
     Connect,
     Connection,
+    Pool,
     StoreTime,
     Watchdog,
     connector,
+    read_grants,
+    read_keys,
     told,
 )
-from kb_mcp.proxy.stores.postgres.fence import FencedLine, Server, server_of
-from kb_mcp.proxy.stores.postgres.heads import PostgresHeads
+from kb_mcp.proxy.stores.postgres.fence import FencedLine, PostgresHeads, Server, server_of
 from kb_mcp.proxy.stores.postgres.ledger import PostgresLedger, Reach
-from kb_mcp.proxy.stores.postgres.pool import Pool
-from kb_mcp.proxy.stores.postgres.reads import PostgresRecords
+from kb_mcp.proxy.stores.postgres.locks import Guard
+from kb_mcp.proxy.stores.postgres.reads import PostgresAdmin, PostgresReads
 from kb_mcp.proxy.stores.postgres.schema import (
-    bind,
-    bind_account,
     check_schema,
     claim,
+    exclusive,
     migrate,
-    read_facts,
     register_node,
 )
 from kb_mcp.proxy.stores.queries import load_queries
-from kb_mcp.proxy.stores.sealing import Sealer
+from kb_mcp.proxy.stores.sealing import CHECK, Sealer, check_value, witnesses_of
 from kb_mcp.serving.machine import boot_id, boottime_ms, process_name, random_bytes
 from kb_mcp.settings import Settings
 from kb_mcp.store_files import data_folder
@@ -169,7 +167,7 @@ def _open(
     )
     with parts.connect() as connection:
         server, bound = _join(settings, parts, connection, master, binds)
-    records = PostgresRecords(Pool(parts.connect, parts.watchdog), parts.sealer)
+    records = PostgresReads(Pool(parts.connect, parts.watchdog), parts.sealer.unseal)
     heads = PostgresHeads(
         path.with_name(f"{path.name}.heads"), node, owner, boottime_ms, lambda: clock.now(0)
     )
@@ -215,13 +213,15 @@ def _join(
     queries = load_queries("postgres")
     clock = connection.execute(queries["clock"]).fetchone() or {}
     parts.time.set(int(clock["now_ms"]))
-    facts = read_facts(connection)
+    facts = read_facts(connection, queries)
     check_key_of_new_store(settings, facts)
     wanted = (
         keyless_settings(settings, facts) if binds is Binds.NOTHING else wanted_settings(settings)
     )
     marks = {CHECK: check_value(master)}
-    bound = bind(connection, wanted, explicit_settings(settings), binds, marks)
+    with exclusive(connection, Guard.BINDING):
+        explicit = explicit_settings(settings)
+        bound = bind(connection, queries, wanted, explicit, binds, marks)
     return server_of(connection, queries), bound
 
 
@@ -259,8 +259,8 @@ def _ledger(
 
 def _bind_id(connect: Connect, account_id: str) -> None:
     try:
-        with connect() as connection:
-            bind_account(connection, account_id)
+        with connect() as connection, exclusive(connection, Guard.BINDING):
+            bind_account(connection, load_queries("postgres"), account_id)
     except psycopg.Error as error:
         raise StoreError(f"cannot use the store: {told(error)}") from error
 

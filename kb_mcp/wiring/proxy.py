@@ -31,7 +31,7 @@ from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
-from kb_mcp.proxy.store_admin import Binds
+from kb_mcp.proxy.stores.binding import Binds
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS, Upstream
 from kb_mcp.proxy.stripe.time_reader import TimeReader
@@ -195,7 +195,7 @@ def build_proxy(
 def _recovery(store: Store, upstream: Upstream, waiters: Waiters) -> Recovery:
     return Recovery(
         ledger=store.ledger,
-        due=store.records,
+        reads=store.records,
         upstream=upstream,
         clock=store.clock,
         waiters=waiters,

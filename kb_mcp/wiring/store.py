@@ -16,33 +16,29 @@ from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
-from kb_mcp.operators.reports.views import OperatorRecords
 from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.audit.heads import Behind, Heads
 from kb_mcp.proxy.audit.journal import Journal
-from kb_mcp.proxy.audit.verification import AuditReader
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
-from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.store_settings import MOVED_TO, StoreSettings
-from kb_mcp.proxy.recovery import Due
-from kb_mcp.proxy.store_admin import Binds, StoreAdmin
-from kb_mcp.proxy.stores.binding import facts_of
-from kb_mcp.proxy.stores.key_check import CHECK, Witnesses, check_value, witnesses_in
-from kb_mcp.proxy.stores.sealing import Sealer
-from kb_mcp.proxy.stores.sqlite.admin import SqliteAdmin
-from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
-from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
-from kb_mcp.proxy.stores.sqlite.schema import (
+from kb_mcp.proxy.stores.admin import StoreAdmin
+from kb_mcp.proxy.stores.binding import (
     BindingError,
+    Binds,
     bind,
     bind_account,
-    migrate,
+    facts_of,
     read_facts,
 )
-from kb_mcp.proxy.watching.refund_watch import Refunded
-from kb_mcp.proxy.watching.retention import Aged
-from kb_mcp.proxy.watching.walk import WalkRecords
+from kb_mcp.proxy.stores.group_commit import StoreLedger
+from kb_mcp.proxy.stores.queries import load_queries
+from kb_mcp.proxy.stores.reads import StoreReads
+from kb_mcp.proxy.stores.sealing import CHECK, Sealer, Witnesses, check_value, witnesses_in
+from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
+from kb_mcp.proxy.stores.sqlite.reads import SqliteAdmin, SqliteReads
+from kb_mcp.proxy.stores.sqlite.schema import exclusive, migrate
 from kb_mcp.serving.machine import boot_id, boottime_ms, host_ms, process_name, random_bytes
 from kb_mcp.settings import MASTER_KEY_CHARACTERS_NEW, Settings, SettingsError
 from kb_mcp.wiring.walks import Watch
@@ -78,43 +74,13 @@ class NotTurned:
     followed: bool = False
 
 
-class StoreLedger(Ledger, Protocol):
-    """A ledger that says how many steps wait for its writer."""
-
-    @property
-    def waiting(self) -> int:
-        """How many steps wait for the writer."""
-        ...
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """How many transactions took together how many steps; the place is that number."""
-        ...
-
-
-class StoreRecords(OperatorRecords, Due, Aged, Refunded, AuditReader, WalkRecords, Protocol):
-    """Every read of a store, outside any decision. Raises: LedgerUnavailableError."""
-
-    def audit_size(self) -> int:
-        """Return how many rows the audit has."""
-        ...
-
-    def hash_at(self, node: str, seq: int) -> str | None:
-        """Return the hash of row `seq` of `node`, if it is there."""
-        ...
-
-    def close(self) -> None:
-        """Close the connections."""
-        ...
-
-
 @dataclass(slots=True, kw_only=True)
 class Store:
     """An open store. `behind` lists exported heads that it does not reach."""
 
     path: Path  # what this host's own files about the store are named after
     ledger: StoreLedger
-    records: StoreRecords
+    records: StoreReads
     clock: StoreClock
     heads: Heads
     settings: StoreSettings
@@ -165,7 +131,8 @@ def open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) ->
     try:
         connection = connect(path)
         migrate(connection)
-        facts = read_facts(connection)
+        queries = load_queries("sqlite")
+        facts = read_facts(connection, queries)
         _check_not_moved(facts)
         check_key_of_new_store(settings, facts)
         wanted = (
@@ -174,9 +141,11 @@ def open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) ->
             else wanted_settings(settings)
         )
         marks = {CHECK: check_value(master)}
-        bound = bind(connection, wanted, explicit_settings(settings), binds, marks)
+        with exclusive(connection):
+            explicit = explicit_settings(settings)
+            bound = bind(connection, queries, wanted, explicit, binds, marks)
         connection.close()
-        records = SqliteRecords(path, sealer)
+        records = SqliteReads(path, sealer.unseal)
         heads = Heads(heads_folder(path), node, owner, boottime_ms, lambda: clock.now(0))
         behind = heads.check(records.hash_at)
         if not behind:
@@ -352,6 +321,7 @@ def explicit_settings(settings: Settings) -> Mapping[str, object]:
 def _bind_id(path: Path, account_id: str) -> None:
     connection = connect(path)
     try:
-        bind_account(connection, account_id)
+        with exclusive(connection):
+            bind_account(connection, load_queries("sqlite"), account_id)
     finally:
         connection.close()

@@ -14,7 +14,8 @@ from kb_mcp.cli.progress import counted
 from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS, Journal
 from kb_mcp.proxy.ledger.records import AuditDraft
-from kb_mcp.proxy.stores.sqlite.schema import register_node
+from kb_mcp.proxy.stores.binding import add_node
+from kb_mcp.proxy.stores.queries import load_queries
 from tests.cli.machine import Machine
 
 ROWS = 30_000
@@ -113,7 +114,7 @@ def chain_of(machine: Machine, node: str, rows: int) -> None:
     store = sqlite3.connect(machine.store, isolation_level=None)
     store.row_factory = sqlite3.Row
     store.execute("BEGIN IMMEDIATE")
-    register_node(store, node, journal.chain_key, LONG_AGO_MS)
+    add_node(store, load_queries("sqlite"), node, journal.chain_key, LONG_AGO_MS)
     store.executemany(
         f"INSERT INTO {into}", (journal.values(draft, LONG_AGO_MS) for draft in drafts)
     )

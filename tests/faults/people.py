@@ -21,7 +21,7 @@ from kb_mcp.proxy.ledger.clock import StoredTime
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, LineageId, Operation, Refs, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.stores.sqlite.admin import SqliteAdmin
+from kb_mcp.proxy.stores.sqlite.reads import SqliteAdmin
 from kb_mcp.proxy.stripe.reader import StripeReads
 from tests.faults.process import Process
 from tests.faults.simulation import CEILINGS, DAY_MS, Key, Simulation

@@ -26,7 +26,7 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.stores.sealing import Sealer
-from kb_mcp.proxy.stores.sqlite.reads import SqliteRecords
+from kb_mcp.proxy.stores.sqlite.reads import SqliteReads
 from kb_mcp.proxy.stripe.messages import Reply, Request
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.stripe.sends import (
@@ -82,7 +82,7 @@ class Process:
     tasks: set[asyncio.Task[Any]] = field(default_factory=lambda: InOrder())  # noqa: PLW0108 defined below
     clock: StoreClock = field(init=False)
     ledger: SimulatedLedger = field(init=False)
-    records: SqliteRecords = field(init=False)
+    records: SqliteReads = field(init=False)
     pipeline: RequestPipeline = field(init=False)
     recovery: Recovery = field(init=False)
 
@@ -105,10 +105,10 @@ class Process:
             chance=place.chance,
             plan=place.plan,
         )
-        self.records = SqliteRecords(place.path, Sealer(SEAL_KEY, place.chance.randbytes))
+        self.records = SqliteReads(place.path, Sealer(SEAL_KEY, place.chance.randbytes).unseal)
         self.recovery = Recovery(
             ledger=self.ledger,
-            due=self.records,
+            reads=self.records,
             upstream=upstream,
             clock=clock,
             waiters=waiters,

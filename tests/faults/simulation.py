@@ -21,10 +21,11 @@ from kb_mcp.proxy.access.tokens import mint
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
-from kb_mcp.proxy.store_admin import Binds
+from kb_mcp.proxy.stores import loading
+from kb_mcp.proxy.stores.binding import Binds, bind
+from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.rows import upsert
-from kb_mcp.proxy.stores.sqlite import load as loading
-from kb_mcp.proxy.stores.sqlite.schema import bind, migrate
+from kb_mcp.proxy.stores.sqlite.schema import migrate
 from kb_mcp.proxy.stripe.sends import UpstreamRequest
 from tests.faults.checks import Mirror, ViolationError
 from tests.faults.dates import Dates, TrueTime
@@ -266,7 +267,7 @@ def _template() -> tuple[bytes, tuple[Key, ...]]:
 
     def make(connection: sqlite3.Connection) -> None:
         migrate(connection)
-        bind(connection, SETTINGS, {}, Binds.LIMITS, {})
+        bind(connection, load_queries("sqlite"), SETTINGS, {}, Binds.LIMITS, {})
         for row, lineage in rows:
             connection.execute(upsert("lineages"), astuple(lineage))
             connection.execute(upsert("keys"), astuple(row))

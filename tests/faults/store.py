@@ -26,9 +26,9 @@ from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
-from kb_mcp.proxy.stores.group_commit import Queued
+from kb_mcp.proxy.stores.group_commit import Item, Queued
 from kb_mcp.proxy.stores.sealing import Sealer
-from kb_mcp.proxy.stores.sqlite.ledger import Item, SqliteLedger, connect
+from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
 from kb_mcp.proxy.stores.sqlite.load import Loader
 from tests.faults.loop import SimulatedLoop
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -25,7 +25,8 @@ from kb_mcp.operators.actions.refunds import adopt_refund, refund_operation
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import Attempt, KeyId, Operation, OperationId
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.outcomes.gaps import WALKED, Known, holds_money, mark_of
+from kb_mcp.proxy.rules.outcomes.gaps import WALKED, holds_money, mark_of
+from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.marks import marks, object_names
 from kb_mcp.proxy.stripe.reader import Found, StripeReads, Unread
 
@@ -33,20 +34,6 @@ Item = Mapping[str, Any]
 CHUNK = 100
 # An object may be listed under an earlier second than its reservation: clocks differ.
 MARGIN_MS = 3_600_000
-
-
-class AdoptionRecords(Protocol):
-    """The reads of a store that an adoption needs. Raises: LedgerUnavailableError."""
-
-    async def known(self, objects: Sequence[str], upstream_keys: Sequence[str]) -> Known:
-        """Return what the ledger knows of objects and attempts."""
-        ...
-
-    async def operations(
-        self, *, limit: int | None = None, ids: Sequence[str] | None = None, **filters: str
-    ) -> Sequence[tuple[Operation, list[Attempt]]]:
-        """Return operations with their attempts."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +53,7 @@ class Adoption:
     """
 
     ledger: Ledger
-    records: AdoptionRecords
+    records: StoreReads
     reads: StripeReads
     lineages: Mapping[str, KeyId]
     period_from: str

@@ -24,11 +24,11 @@ from kb_mcp.proxy.access.identity.grants import (
     write_claims,
 )
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.edge.records import Records
 from kb_mcp.proxy.errors.refusals import Code
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Grant, KeyId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.stores.reads import StoreReads
 
 LABEL_MAX = 128
 ID_BYTES = 10
@@ -136,7 +136,7 @@ async def add_grant(
 
 
 async def remove_grant(
-    ledger: Ledger, records: Records, grant_id: str, operator: str, wait_s: int
+    ledger: Ledger, records: StoreReads, grant_id: str, operator: str, wait_s: int
 ) -> Removed:
     """Remove a grant now, and wait at most `wait_s` for sends of its key under way to end.
 

@@ -32,7 +32,6 @@ from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import Minted, Mode, mint
 from kb_mcp.proxy.access.uncapped import is_uncapped
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.edge.records import Records
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
     AuditDraft,
@@ -45,6 +44,7 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import counts_at
+from kb_mcp.proxy.stores.reads import StoreReads
 
 POLL_S = 0.05
 TEXT_MAX = 128
@@ -253,7 +253,12 @@ async def rotate_key(
 
 
 async def revoke_key(
-    ledger: Ledger, records: Records, key_id: KeyId, reason: str | None, operator: str, wait_s: int
+    ledger: Ledger,
+    records: StoreReads,
+    key_id: KeyId,
+    reason: str | None,
+    operator: str,
+    wait_s: int,
 ) -> Revoked:
     """Revoke a key now, and wait at most `wait_s` for its sends under way to end.
 
@@ -302,7 +307,7 @@ async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str
     )
 
 
-async def sends_under_way(records: Records, lineage_id: str) -> int:
+async def sends_under_way(records: StoreReads, lineage_id: str) -> int:
     """Return how many sends of a lineage's keys are under way now."""
     found = await records.operations(state="reserved", lineage_id=lineage_id)
     return sum(operation.lease_owner is not None for operation, _ in found)

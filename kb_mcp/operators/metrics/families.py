@@ -21,7 +21,7 @@ from kb_mcp.operators.sign_in.access import Access
 from kb_mcp.proxy.edge.records import Spend, spend_records
 from kb_mcp.proxy.ledger.records import KeyId, State
 from kb_mcp.proxy.meters import Meters, Reading
-from kb_mcp.proxy.reads import KeyCounts
+from kb_mcp.proxy.stores.gauges import KeyCounts
 
 # What a scrape counts at most: it shares its event loop with charges under way.
 ROWS_MAX = 50_000

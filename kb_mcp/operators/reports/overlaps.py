@@ -10,7 +10,7 @@ from itertools import groupby
 
 from kb_mcp.periods import Period, overlap, parse_period
 from kb_mcp.proxy.ledger.records import KeyId
-from kb_mcp.proxy.reads import BilledDays
+from kb_mcp.proxy.stores.gauges import BilledDays
 
 
 def count_overlaps(bills: Iterable[BilledDays], allowed: Container[KeyId]) -> int:

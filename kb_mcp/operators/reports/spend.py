@@ -7,24 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import date
-from typing import Protocol
 
 from kb_mcp.proxy.access.authenticate import policy_of
-from kb_mcp.proxy.edge.records import Records, Spend, spend
+from kb_mcp.proxy.edge.records import Spend, spend
 from kb_mcp.proxy.ledger.records import Window
 from kb_mcp.proxy.ledger.windows import REFUNDS
-from kb_mcp.proxy.reads import GaugeRecords
+from kb_mcp.proxy.stores.reads import StoreReads
 
 
-class RefundRecords(Records, Protocol):
-    """The reads of refunds against their caps."""
-
-    async def ceilings(self, *, refunds: bool = False) -> Mapping[str, int]:
-        """Return the account's daily ceiling of each currency."""
-        ...
-
-
-async def spend_of_every_key(records: GaugeRecords, day: date, *, rotated: bool) -> list[Spend]:
+async def spend_of_every_key(records: StoreReads, day: date, *, rotated: bool) -> list[Spend]:
     """Return the spend of every key on `day` and in its month, oldest key first.
 
     A rotated key shares its windows with its successor; with `rotated` both have rows for them.
@@ -46,7 +37,7 @@ async def spend_of_every_key(records: GaugeRecords, day: date, *, rotated: bool)
     return rows
 
 
-async def refunds_of_every_key(records: RefundRecords, day: date) -> list[Spend]:
+async def refunds_of_every_key(records: StoreReads, day: date) -> list[Spend]:
     """Return what was given back on `day` and in its month: the account's, then each key's.
 
     Raises: LedgerUnavailableError.

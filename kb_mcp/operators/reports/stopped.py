@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 
 from kb_mcp.proxy.errors.refusals import Code
-from kb_mcp.proxy.reads import GaugeRecords, StoppedCalls
+from kb_mcp.proxy.stores.gauges import StoppedCalls
+from kb_mcp.proxy.stores.reads import StoreReads
 
 DAYS = 30
 COUNTS_MAX = 200
@@ -89,7 +90,7 @@ class Figures:
     codes: Sequence[tuple[str, int]]
 
 
-async def stopped_figures(records: GaugeRecords, today: date) -> Figures:
+async def stopped_figures(records: StoreReads, today: date) -> Figures:
     """Return what was stopped on `today` (UTC) and in its month. Raises: LedgerUnavailableError."""
     month = today.replace(day=1)
     days = [(today - timedelta(days=back)).isoformat() for back in range(DAYS, -1, -1)]

@@ -5,13 +5,10 @@ Floor: operators, below the admin API and the dashboard, above records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import islice
-from typing import Any, Protocol
-
-from typing_extensions import override
 
 from kb_mcp.instants import rfc3339
 from kb_mcp.operators.reports.approvals import approval_record
@@ -20,7 +17,6 @@ from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.tokens import Mode
 from kb_mcp.proxy.edge.records import (
     Record,
-    Records,
     Spend,
     account_spend,
     key_record,
@@ -29,8 +25,6 @@ from kb_mcp.proxy.edge.records import (
 )
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
-    Approval,
-    Attempt,
     KeyId,
     Lineage,
     Operation,
@@ -39,7 +33,7 @@ from kb_mcp.proxy.ledger.records import (
     Window,
     WindowKey,
 )
-from kb_mcp.proxy.reads import BilledDays, GaugeRecords
+from kb_mcp.proxy.stores.reads import StoreReads
 
 AUDIT_COLUMNS = (
     "id time node kind decision code key_id role agent_id session_id subject method path "
@@ -50,61 +44,12 @@ AGENT_ROWS_MAX = 1_000
 KEY_STATUSES = ("active", "frozen", "expired", "revoked")
 
 
-class OperatorRecords(Records, GaugeRecords, Protocol):
-    """The reads of a store that only operators make."""
-
-    @override
-    async def operations(
-        self, *, limit: int | None = None, ids: Sequence[str] | None = None, **filters: str
-    ) -> Sequence[tuple[Operation, list[Attempt]]]:
-        """Return matching operations, of `ids` if given, newest first."""
-        ...
-
-    async def approvals(self) -> Sequence[Approval]:
-        """Return every approval, newest first."""
-        ...
-
-    async def ceilings(self, *, refunds: bool = False) -> Mapping[str, int]:
-        """Return the account's daily ceiling of each currency, in minor units, as it is now."""
-        ...
-
-    async def billed_days(self) -> Sequence[BilledDays]:
-        """Return the periods of all live bills, those of one customer and reference together."""
-        ...
-
-    async def keys_by_id(self, ids: Sequence[str]) -> Sequence[tuple[VaultKey, Lineage]]:
-        """Return these keys, as far as there are such, with their lineages, oldest first."""
-        ...
-
-    async def key_page(
-        self,
-        now: int,
-        most: int,
-        *,
-        text: str | None = None,
-        status: str | None = None,
-        after: str | None = None,
-    ) -> Sequence[tuple[VaultKey, Lineage]]:
-        """Return at most `most` keys with their lineages, newest first.
-
-        `text` is an id, or part of a label, agent or role, its ASCII letters in either case;
-        `status` is one of KEY_STATUSES at `now` (ms); `after` is the id of the key before the page.
-        """
-        ...
-
-    def audit(
-        self, *, limit: int | None = None, newest_first: bool = False, **filters: Any
-    ) -> Iterator[dict[str, Any]]:
-        """Yield matching audit rows."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Views:
     """Reads for people; money in minor units, times RFC 3339. Raises: LedgerUnavailableError."""
 
     ledger: Ledger
-    records: OperatorRecords
+    records: StoreReads
     now_ms: Callable[[], int]
 
     @property

@@ -21,13 +21,14 @@ from kb_mcp.proxy.access.identity.scopes import check_scopes
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.health import Readiness
 from kb_mcp.proxy.edge.pipeline import subject_of
-from kb_mcp.proxy.edge.records import Records, key_record, operation_record, spend_records
+from kb_mcp.proxy.edge.records import key_record, operation_record, spend_records
 from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.edge.shown_refunds import ShownRefunds
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.gate import Gate
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
+from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.messages import Reply, Request, refused
 
 CustomerMetadata = Callable[[str], Awaitable[dict[str, str] | None]]
@@ -43,7 +44,7 @@ class KeyApi:
     """Serves `/keybrake/v1/*`, `/healthz` and `/readyz`."""
 
     ledger: Ledger
-    records: Records
+    records: StoreReads
     refusal_counts: RefusalCounts
     now_ms: Callable[[], int]
     rate: Callable[[Admitted], Refusal | None]

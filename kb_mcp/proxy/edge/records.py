@@ -6,8 +6,8 @@ RFC 3339 UTC.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
 
 from msgspec import Struct
 
@@ -15,6 +15,7 @@ from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.access.identity.grants import claims_of
 from kb_mcp.proxy.access.policy import CapRules, Policy
 from kb_mcp.proxy.ledger.records import Attempt, Grant, KeyId, Lineage, Operation, VaultKey, Window
+from kb_mcp.proxy.stores.reads import StoreReads
 
 Record = dict[str, Any]
 PAGE = 1_000  # operations held at a time: a ledger may hold millions
@@ -37,38 +38,7 @@ class Spend(Struct, frozen=True, gc=False):
     left: int | None
 
 
-class Records(Protocol):
-    """Reads of a store, outside any decision. Raises: LedgerUnavailableError."""
-
-    async def operations(
-        self, *, limit: int | None = None, **filters: str
-    ) -> Sequence[tuple[Operation, list[Attempt]]]:
-        """Return matching operations, newest first, each with its attempts.
-
-        The filter `after` is the id of one that came last on the page before.
-        """
-        ...
-
-    async def grants(self) -> Sequence[Grant]:
-        """Return every grant, oldest first, those that were removed too."""
-        ...
-
-    async def windows(
-        self, *, scope_id: str | None = None, starts: Sequence[str] = (), scope: str | None = None
-    ) -> Sequence[Window]:
-        """Return windows, by whose they are and by their first day."""
-        ...
-
-    async def keys(self) -> Sequence[tuple[VaultKey, Lineage]]:
-        """Return every key with its lineage, oldest first."""
-        ...
-
-    async def ping(self) -> bool:
-        """Say whether the store answers."""
-        ...
-
-
-async def every_operation(records: Records) -> AsyncIterator[tuple[Operation, list[Attempt]]]:
+async def every_operation(records: StoreReads) -> AsyncIterator[tuple[Operation, list[Attempt]]]:
     """Yield every operation with its attempts, newest first: a page at a time, of any ledger.
 
     Raises: LedgerUnavailableError.

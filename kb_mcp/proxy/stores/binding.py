@@ -1,18 +1,32 @@
 """What a store is bound to, and the registry of its nodes: the same for every engine.
 
-Floor: inside the stores. Pure: facts arrive as text and leave as text.
+Floor: inside the stores. A `Connection` is a driver's own; a store opens the transaction, and holds
+what keeps another first process out of it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import assert_never
+from enum import StrEnum
+from typing import Any, assert_never
 
 from msgspec.structs import replace
 
+from kb_mcp.instants import rfc3339
+from kb_mcp.proxy.audit.chain import node_hash
 from kb_mcp.proxy.ledger.store_settings import NEW_STORE, StoreSettings
-from kb_mcp.proxy.store_admin import Binds
+
+Connection = Any
+Queries = Mapping[str, str]
+
+
+class Binds(StrEnum):
+    """What opening a store writes into a new one."""
+
+    NOTHING = "nothing"  # a command that only keeps keys and settings
+    ACCOUNT = "account"  # a command that reads Stripe
+    LIMITS = "limits"  # a serving process: the ceiling and the times, too
 
 
 class SchemaError(Exception):
@@ -70,22 +84,6 @@ class LiveSettings:
         return self.now
 
 
-def missing_facts(
-    stored: Mapping[str, str], bound: StoreSettings, binds: Binds, marks: Mapping[str, str]
-) -> dict[str, str]:
-    """Return the facts that a store of `bound` lacks: all of a new one, else what is kept since.
-
-    Raises: BindingError, where it has another of `marks`: of two first processes one came first.
-    """
-    if any(stored.get(name, value) != value for name, value in marks.items()):
-        raise BindingError("another process began this store just now, with another master key")
-    kept = {"store_id": bound.store_id, **marks, **facts_of(bound, binds)}
-    if not stored:
-        # Until its first whole walk: it may stand in for one that was lost.
-        kept[NEW_STORE] = "1"
-    return {name: value for name, value in kept.items() if name not in stored}
-
-
 def bound_by(
     facts: Mapping[str, str], wanted: StoreSettings, explicit: Mapping[str, object]
 ) -> StoreSettings:
@@ -121,10 +119,68 @@ def bound_by(
     return bound
 
 
-def check_account(bound: str, account_id: str) -> None:
-    """Compare the Stripe account of a store with the upstream key's. Raises: BindingError."""
-    if bound != account_id:
+def bind(
+    connection: Connection,
+    queries: Queries,
+    wanted: StoreSettings,
+    explicit: Mapping[str, object],
+    binds: Binds,
+    marks: Mapping[str, str],
+) -> StoreSettings:
+    """Return what the store is bound to, and bind it to `wanted` as far as it is not yet.
+
+    `explicit` holds the settings that this process was configured with on purpose: they must
+    agree with the store's. `marks` are facts of the store that are written once, where an earlier
+    version did not yet. Raises: BindingError, also where the store has another of `marks`: of two
+    first processes one came first.
+    """
+    stored = read_facts(connection, queries)
+    bound = bound_by(stored, wanted, explicit)
+    if any(stored.get(name, value) != value for name, value in marks.items()):
+        raise BindingError("another process began this store just now, with another master key")
+    kept = {"store_id": bound.store_id, **marks, **facts_of(bound, binds)}
+    if not stored:
+        # Until its first whole walk: it may stand in for one that was lost.
+        kept[NEW_STORE] = "1"
+    missing = {name: value for name, value in kept.items() if name not in stored}
+    write_facts(connection, queries, missing)
+    return bound
+
+
+def bind_account(connection: Connection, queries: Queries, account_id: str) -> None:
+    """Bind the store to the Stripe account that the upstream key belongs to, at the first start.
+
+    Raises: BindingError when it was bound to another one.
+    """
+    bound = read_facts(connection, queries).get("account_id")
+    if bound is None:
+        write_facts(connection, queries, {"account_id": account_id})
+    elif bound != account_id:
         raise BindingError(
             f"the store belongs to Stripe account {bound}, the key in KEYBRAKE_STRIPE_KEY to "
             f"{account_id}: use another KEYBRAKE_DATABASE_URL, one store an account"
         )
+
+
+def read_facts(connection: Connection, queries: Queries) -> dict[str, str]:
+    """Return every fact of the store."""
+    rows = connection.execute(queries["facts"]).fetchall()
+    return {row["name"]: row["value"] for row in rows}
+
+
+def write_facts(connection: Connection, queries: Queries, facts: Mapping[str, str]) -> None:
+    """Write facts, in one order for every process."""
+    for name, value in sorted(facts.items()):
+        connection.execute(queries["set_fact"], {"name": name, "value": value})
+
+
+def add_node(
+    connection: Connection, queries: Queries, node: str, chain_key: bytes, now: int
+) -> None:
+    """Add `node` to the chained registry of writing processes."""
+    last = connection.execute(queries["last_node"]).fetchone()
+    position, previous = (1, "") if last is None else (last["position"] + 1, last["hash"])
+    started = rfc3339(now)
+    row = {"position": position, "node": node, "started_at": started}
+    row["hash"] = node_hash(chain_key, previous, node, started)
+    connection.execute(queries["add_node"], row)

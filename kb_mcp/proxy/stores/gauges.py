@@ -1,99 +1,138 @@
 """Gauges: what a scrape or a page wants to know, counted and chosen by the store itself.
 
-Floor: a store. The same for every store: the named queries give the same columns, and each store
-asks them in its own way.
+Floor: inside the stores. The named queries give the same columns in every store.
 """
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from kb_mcp.proxy.access.policy import CapRules
-from kb_mcp.proxy.ledger.records import (
-    KeyId,
-    Lineage,
-    LineageId,
-    OperationId,
-    VaultKey,
-    Window,
-    WindowKey,
-)
-from kb_mcp.proxy.reads import (
-    AuditCounts,
-    BilledDays,
-    Held,
-    KeyCaps,
-    KeyCounts,
-    KeySpend,
-    StoppedCalls,
-)
+from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
 from kb_mcp.proxy.rules.outcomes.gaps import Known, Trace
-from kb_mcp.proxy.stores.rows import Row, key_with_lineage
+from kb_mcp.proxy.stores.rows import Row, key_with_lineage, plain
+
+Held = dict[str, tuple[int, int]]
+"""Reserved and settled in minor units, by currency."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCounts:
+    """How many keys have one of KEY_STATUSES; `rotated` ones have a successor."""
+
+    status: str
+    rotated: bool
+    count: int
+
+
+class KeyCaps(NamedTuple):
+    """What caps a key. A `rotated` key has a successor in its lineage."""
+
+    key_id: KeyId
+    lineage_id: LineageId
+    caps: CapRules
+    rotated: bool
+
+
+class BilledDays(NamedTuple):
+    """The period of a live bill, when it was reserved (ms), and by whose key."""
+
+    customer: str
+    reference: str | None
+    period: str
+    reserved_at: int
+    key_id: KeyId
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpend:
+    """What caps a key, what its lineage holds in the running windows, and whether it serves."""
+
+    key_id: KeyId
+    caps: CapRules
+    serves: bool
+    windows: list[Window]
+
+
+class StoppedCalls(NamedTuple):
+    """How many calls were stopped for one reason, and what they asked for, in minor units.
+
+    `why` and `kind` are those of `Stopped`. Calls of all keys have no `key_id`, and a `start`.
+    """
+
+    why: str
+    kind: str
+    currency: str
+    calls: int
+    amount: int
+    start: str = ""
+    key_id: str = ""
+    agent_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditCounts:
+    """Rows by kind, decision and code, and the place of the last that was counted."""
+
+    counts: Mapping[tuple[str, str, str], int]
+    last_row: Any
 
 
 class Gauges(ABC):
     """Reads of a store that return as much as is shown. Raises: LedgerUnavailableError."""
 
     @abstractmethod
-    async def _asked(self, name: str, **values: Any) -> Sequence[Row]:
+    async def _ask(self, name: str, **values: Any) -> Sequence[Row]:
         """Return the rows of the named query."""
 
     @abstractmethod
-    async def _plain(self, name: str, **values: Any) -> Iterable[Iterable[Any]]:
-        """Return the rows of the named query as plain columns: names cost, in ten thousand rows."""
-
-    @abstractmethod
-    def _after(self, row: Any) -> Mapping[str, Any]:
-        """Return the values of a query that goes on after `row`, 0 being before the first."""
+    def _place(self, row: Any) -> Mapping[str, Any]:
+        """Return the place in the audit that `row` stands for, by column; 0 is before the first."""
 
     async def facts(self) -> dict[str, str]:
         """Return every fact of the store."""
-        return {row["name"]: row["value"] for row in await self._asked("facts")}
+        return {row["name"]: row["value"] for row in await self._ask("facts")}
 
     async def known(self, objects: Sequence[str], upstream_keys: Sequence[str]) -> Known:
         """Return what the ledger knows of objects at Stripe and of the attempts they name."""
-        found = await self._asked("known_objects", **self._ids(objects))
+        found = await self._ask("known_objects", ids=list(objects))
         attempts = {
             row["upstream_key"]: Trace(
                 row["operation_id"], row["outcome"], row["state"], row["next_read_at"]
             )
-            for row in await self._asked("known_attempts", **self._ids(upstream_keys))
+            for row in await self._ask("known_attempts", ids=list(upstream_keys))
         }
         return Known(frozenset(row["id"] for row in found), attempts)
 
     async def known_lineages(self, ids: Sequence[str]) -> frozenset[str]:
         """Return which of `ids` are lineages of this store."""
-        return frozenset(row["id"] for row in await self._asked("known_lineages", **self._ids(ids)))
+        return frozenset(row["id"] for row in await self._ask("known_lineages", ids=list(ids)))
 
     async def ceilings(self, *, refunds: bool = False) -> Mapping[str, int]:
         """Return the account's daily ceiling of each currency, in minor units, as it is now.
 
         `refunds` asks for the ceiling of what is given back.
         """
-        told = {row["name"]: row["value"] for row in await self._asked("ceilings")}
+        told = {row["name"]: row["value"] for row in await self._ask("ceilings")}
         wanted = "refund_ceilings" if refunds else "ceilings"
         return json.loads(told[wanted]) if wanted in told else {}
 
     async def open_operations(self) -> dict[str, int]:
         """Return how many operations without an end there are, by state."""
-        return {row["state"]: row["count"] for row in await self._asked("open_operations")}
+        return {row["state"]: row["count"] for row in await self._ask("open_operations")}
 
     async def billed_days(self) -> list[BilledDays]:
         """Return the periods of all live bills, those of one customer and reference together."""
-        return [BilledDays(*row) for row in await self._plain("billed_days")]
-
-    async def refunds_to_watch(self, now: int, limit: int) -> list[OperationId]:
-        """Return bills whose refund is to be read by `now` (ms), the most overdue first."""
-        rows = await self._asked("refunds_to_watch", now=now, limit=limit)
-        return [OperationId(row["id"]) for row in rows]
+        return [BilledDays(*plain(row)) for row in await self._ask("billed_days")]
 
     async def key_counts(self, now: int) -> list[KeyCounts]:
         """Return how many keys there are at `now` (ms), by what they may do."""
-        rows = await self._asked("key_counts", now=now)
+        rows = await self._ask("key_counts", now=now)
         return [KeyCounts(row["status"], bool(row["rotated"]), row["count"]) for row in rows]
 
     async def fullest_keys(self, day: str, month: str, now: int, most: int) -> list[KeyId]:
@@ -101,12 +140,13 @@ class Gauges(ABC):
 
         Then come those that hold money under no cap, then those that hold none.
         """
-        rows = await self._asked("fullest_keys", day=day, month=month, now=now, most=most)
+        rows = await self._ask("fullest_keys", day=day, month=month, now=now, most=most)
         return [KeyId(row["id"]) for row in rows]
 
     async def keys_by_id(self, ids: Sequence[str]) -> list[tuple[VaultKey, Lineage]]:
         """Return these keys, as far as there are such, with their lineages, oldest first."""
-        return [key_with_lineage(row) for row in await self._asked("keys_by_id", **self._ids(ids))]
+        found = map(key_with_lineage, await self._ask("keys_with_lineages", ids=list(ids)))
+        return sorted(found, key=lambda each: (each[0].created_at, each[0].id))
 
     async def key_page(
         self,
@@ -123,7 +163,7 @@ class Gauges(ABC):
         `status` is one of KEY_STATUSES at `now` (ms); `after` is the id of the key before the page.
         """
         wanted = {"text": text, "status": status, "after": after}
-        rows = await self._asked("key_page", now=now, most=most, **wanted)
+        rows = await self._ask("key_page", now=now, most=most, **wanted)
         return [key_with_lineage(row) for row in rows]
 
     async def spend_of_keys(
@@ -131,7 +171,7 @@ class Gauges(ABC):
     ) -> list[KeySpend]:
         """Return the caps of these keys, and their windows of `day` and `month` that hold money."""
         found: dict[KeyId, KeySpend] = {}
-        for row in await self._asked("spend_of_keys", **self._ids(ids), day=day, month=month):
+        for row in await self._ask("spend_of_keys", ids=list(ids), day=day, month=month):
             ended = row["revoked_at"] is not None or (row["expires_at"] or now + 1) <= now
             spend = KeySpend(KeyId(row["id"]), _caps(row["caps"] or "{}"), not ended, [])
             spend = found.setdefault(spend.key_id, spend)
@@ -145,25 +185,24 @@ class Gauges(ABC):
         """Return what caps every key, oldest key first."""
         return [
             KeyCaps(KeyId(key_id), lineage_id, _caps(caps or "{}"), bool(rotated))
-            for key_id, lineage_id, caps, rotated in await self._plain("caps_of_keys")
+            for key_id, lineage_id, caps, rotated in map(plain, await self._ask("caps_of_keys"))
         ]
 
     async def held_of_keys(self, day: str, month: str) -> dict[tuple[LineageId, str], Held]:
         """Return what keys hold in their windows of `day` and `month`, by lineage and window."""
         found: dict[tuple[LineageId, str], Held] = {}
-        for row in await self._plain("held_of_keys", day=day, month=month):
-            lineage_id, window, currency, reserved, settled = row
+        for row in await self._ask("held_of_keys", day=day, month=month):
+            lineage_id, window, currency, reserved, settled = plain(row)
             found.setdefault((lineage_id, window), {})[currency] = (reserved, settled)
         return found
 
     async def stopped_on(self, days: Sequence[str]) -> list[StoppedCalls]:
         """Return what was stopped on each of these days, of all keys."""
-        rows = await self._asked("stopped_on", **self._ids(days))
-        return [StoppedCalls(**dict(row)) for row in rows]
+        return [StoppedCalls(**dict(row)) for row in await self._ask("stopped_on", ids=list(days))]
 
     async def stopped_most(self, window: str, start: str, most: int) -> list[StoppedCalls]:
         """Return at most `most` counts of one day or month, by key and agent, most calls first."""
-        rows = await self._asked("stopped_most", window=window, start=start, most=most)
+        rows = await self._ask("stopped_most", window=window, start=start, most=most)
         return [StoppedCalls(**dict(row)) for row in rows]
 
     @abstractmethod
@@ -174,17 +213,13 @@ class Gauges(ABC):
         """Count at most `most` audit rows after that one, and say which was the last."""
         counts: dict[tuple[str, str, str], int] = {}
         last = after_row
-        for row in await self._asked("audit_counts", **self._after(after_row), most=most):
+        for row in await self._ask("audit_counts", **self._place(after_row), most=most):
             if row["row"] is not None:
                 last = row["row"]
             else:
                 parts = (row["kind"], row["decision"] or "", row["code"] or "")
                 counts[parts] = row["count"]
         return AuditCounts(counts, last)
-
-    @abstractmethod
-    def _ids(self, ids: Sequence[str]) -> Mapping[str, Any]:
-        """Return `ids` as a query takes them."""
 
 
 @lru_cache(maxsize=1024)

@@ -1,6 +1,7 @@
-"""Batches: callers of any event loop wait while one thread takes what they ask for together.
+"""Group commit: callers of any event loop wait while one thread takes what they ask for together.
 
 Floor: inside the stores. The thread does the waiting on the network, so that no event loop does.
+What the ledger of both stores does alike is here, too; a store brings the transaction.
 """
 
 from __future__ import annotations
@@ -8,18 +9,32 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from typing_extensions import override
+
+from kb_mcp.proxy.audit.heads import Heads
+from kb_mcp.proxy.audit.journal import Journal
+from kb_mcp.proxy.ledger.clock import StoreClock, StoredTime, Told
+from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, Step
+from kb_mcp.proxy.ledger.records import Refs
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.store_settings import StoreSettings
+from kb_mcp.proxy.stores.binding import LiveSettings
+from kb_mcp.proxy.stores.queries import load_queries
+from kb_mcp.proxy.stores.sealing import Sealer
 
 A = TypeVar("A")
 R = TypeVar("R")
+T = TypeVar("T")
 
 BATCH_MAX = 64
 ANSWERED_AT_ONCE = 16  # in one turn of a loop
 IDLE_S = 1
+HIGH_WATER_STEP_MS = 1_000
 
 
 @dataclass(slots=True)
@@ -113,6 +128,120 @@ class GroupCommit(Generic[A, R]):
             except queue.Empty:
                 return batch, True
         return batch, False
+
+
+Item = Queued[tuple[Callable[[int], Refs], Step[Any]], Any]
+
+
+class StoreLedger(Ledger):
+    """The ledger of a store. `Ledger` says what its methods promise.
+
+    A store sets `_batches` to what `_begin` returns, once it can flush.
+    """
+
+    _batches: GroupCommit[Any, Any]
+
+    def __init__(
+        self,
+        engine: str,
+        *,
+        settings: StoreSettings,
+        clock: StoreClock,
+        sealer: Sealer,
+        journal: Journal,
+        heads: Heads,
+    ) -> None:
+        """Serve the migrated and bound store."""
+        self._live = LiveSettings(settings)
+        self._clock = clock
+        self._sealer = sealer
+        self._journal = journal
+        self._heads = heads
+        self._queries = load_queries(engine)
+        self._marked = 0  # the store's high-water mark, as this transaction read it
+        self._told = Told(0, 0)  # the time, as this transaction was told it
+
+    @property
+    @override
+    def settings(self) -> StoreSettings:
+        return self._live.now
+
+    @property
+    def waiting(self) -> int:
+        """How many steps wait for the writer."""
+        return self._batches.waiting
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many transactions took together how many steps; the place is that number."""
+        return self._batches.sizes
+
+    @override
+    async def transact(self, refs: Callable[[int], Refs], step: Step[T]) -> T:
+        result: T = await self._batches.ask((refs, step))
+        return result
+
+    def _begin(self) -> GroupCommit[Any, Any]:
+        """Start the writer: it takes together whatever waits, and exports the heads at rest."""
+        return GroupCommit("ledger-writer", self._flush, self._rest)
+
+    @abstractmethod
+    def _flush(self, batch: list[Item]) -> None:
+        """Run a batch in one transaction; every item ends with its result or its error."""
+
+    @abstractmethod
+    def _rest(self) -> None:
+        """Do what there is time for while nobody waits."""
+
+    def _snapshot(self, facts: Mapping[str, str | None]) -> Snapshot:
+        """Return the empty snapshot of a transaction that read these deciding `facts`."""
+        stored = StoredTime.of_facts(facts)
+        told = self._clock.tell(stored)
+        self._marked, self._told = stored.mark, told
+        return Snapshot(
+            now=told.now,
+            latest=told.latest,
+            settings=self._live.read(facts),
+            skewed=bool(told.dispute),
+            turning=told.turning,
+            unheard=told.unheard,
+            doubt=told.doubt,
+            facts={name: value for name, value in facts.items() if value},
+        )
+
+    def _time_facts(self, snapshot: Snapshot) -> Mapping[str, str]:
+        """Return what the transaction writes of the time.
+
+        Where Stripe has not told its time, only what was billed makes the host's word binding: a
+        clock that is wrong at a first start can be set right before it matters.
+        """
+        told = self._told
+        counts = told.agreed or bool(snapshot.dirty.operations)
+        raised = counts and not told.turning and told.now >= self._marked + HIGH_WATER_STEP_MS
+        return self._clock.facts(told, raised=raised)
+
+
+def run_step(snapshot: Snapshot, item: Item) -> None:
+    """Run the step of `item` on `snapshot`: a broken one fails alone, the batch goes on."""
+    try:
+        item.result, changes = item.what[1](snapshot)
+    except Exception as error:  # noqa: BLE001 as above
+        item.error = error
+        return
+    snapshot.apply(changes)
+
+
+def refs_of(batch: list[Item], now: int) -> list[Refs | None]:
+    """Return what each step of a batch depends on; None for one that cannot say: it fails alone."""
+    asked: list[Refs | None] = []
+    for item in batch:
+        item.result = item.error = None  # of an earlier run of the same batch
+        try:
+            asked.append(item.what[0](now))
+        except Exception as error:  # noqa: BLE001 as for a broken step
+            item.error = error
+            asked.append(None)
+    return asked
 
 
 def _hand_over(batch: list[Queued[A, R]]) -> None:

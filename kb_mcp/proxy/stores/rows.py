@@ -6,7 +6,7 @@ Floor: above the records, below the stores. Pure but for sealing, which a store 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from kb_mcp.instants import day_of
+from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
@@ -27,46 +28,70 @@ from kb_mcp.proxy.ledger.records import (
     Tally,
     VaultKey,
     Window,
+    WindowKey,
 )
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.stopped import Stopped
 
 Row = Any  # a driver's own row: maps column names to values
 Seal = Callable[[bytes, str], bytes]
 
-# table -> (record, primary key); WINDOW is flattened by hand below.
+# table -> (record, primary key), in the order in which rows refer to each other
 KEYED: Mapping[str, tuple[type[Struct], tuple[str, ...]]] = {
+    "lineages": (Lineage, ("id",)),
+    "keys": (VaultKey, ("id",)),
     "operations": (Operation, ("id",)),
     "attempts": (Attempt, ("operation_id", "number")),
+    "windows": (Window, WindowKey.__struct_fields__),
     "tallies": (Tally, ("key",)),
     "caller_keys": (CallerKey, ("key",)),
-    "keys": (VaultKey, ("id",)),
-    "lineages": (Lineage, ("id",)),
     "approvals": (Approval, ("id",)),
     "grants": (Grant, ("id",)),
 }
-COLUMNS: Mapping[str, tuple[str, ...]] = {
+COLUMNS: dict[str, tuple[str, ...]] = {
     table: record.__struct_fields__ for table, (record, _) in KEYED.items()
-} | {
-    "windows": (
-        *("scope", "scope_id", "window", "start", "currency"),
-        *("reserved", "settled", "sends", "declines"),
-    )
-}
+} | {"windows": (*WindowKey.__struct_fields__, *Window.__struct_fields__[1:])}  # key is flattened
 STOPPED = ("start", "window", "key_id", "agent_id", "why", "kind", "currency", "calls", "amount")
-_WINDOW_KEY = ("scope", "scope_id", "window", "start", "currency")
+TABLES: dict[str, tuple[str, ...]] = COLUMNS | {
+    "stopped": STOPPED,
+    "audit": AUDIT_COLUMNS,
+    "nodes": ("position", "node", "started_at", "hash"),
+    "operators": ("name", "token_hash", "created_at"),
+    "facts": ("name", "value"),
+}
+_SEALED = {"operations": ("answer", "id"), "attempts": ("body", "upstream_key")}
 
 
-def upsert(table: str, placeholder: str = "?") -> str:
-    """Return the statement that writes one row of `table`, whether or not it is there."""
-    columns = COLUMNS[table]
-    key = _WINDOW_KEY if table == "windows" else KEYED[table][1]
-    sets = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in key)
-    values = ", ".join(placeholder for _ in columns)
+def names(columns: Iterable[str]) -> str:
+    """Return columns as a list in SQL; `window` is a word of PostgreSQL's own."""
+    return ", ".join(f'"{name}"' for name in columns)
+
+
+def on_conflict(table: str) -> str:
+    """Return the clause by which an insert into `table` writes a row that is there."""
+    key = KEYED[table][1]
+    sets = ", ".join(f'"{name}" = excluded."{name}"' for name in COLUMNS[table] if name not in key)
+    return f"ON CONFLICT ({names(key)}) DO UPDATE SET {sets}"
+
+
+def upsert(table: str) -> str:
+    """Return SQLite's statement that writes one row of `table`, whether or not it is there."""
+    return f"{insert(table)} {on_conflict(table)}"
+
+
+def insert(table: str) -> str:
+    """Return SQLite's statement that inserts one row of `table`."""
+    columns = TABLES[table]
+    values = ", ".join("?" for _ in columns)
     # Table and column names are ours, never a caller's: there is nothing to inject.
-    return (
-        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}) "  # noqa: S608 see above
-        f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {sets}"
-    )
+    return f"INSERT INTO {table} ({names(columns)}) VALUES ({values})"  # noqa: S608 see above
+
+
+# Appended to an insert of STOPPED: what is there already grows by it.
+COUNT_UP = (
+    f"ON CONFLICT ({names(STOPPED[:-2])}) DO UPDATE SET "
+    "calls = stopped.calls + excluded.calls, amount = stopped.amount + excluded.amount"
+)
 
 
 @lru_cache(maxsize=256)
@@ -83,13 +108,13 @@ def differing(before: Struct, after: Struct) -> tuple[str, ...]:
     return tuple(name for name, old, new in pairs if old != new)
 
 
-def window_values(window: Window) -> tuple[Any, ...]:
-    """Return the column values of `window`."""
-    key = window.key
-    return (
-        *(key.scope, key.scope_id, key.window, key.start, key.currency),
-        *(window.reserved, window.settled, window.sends, window.declines),
-    )
+def changed(snapshot: Snapshot) -> Iterator[tuple[str, list[tuple[Struct | None, Struct]]]]:
+    """Yield each table that a batch changed, with its rows: as loaded, if known, and now."""
+    for table in KEYED:
+        dirty, rows = getattr(snapshot.dirty, table), getattr(snapshot, table)
+        if dirty:
+            loaded = dirty if isinstance(dirty, dict) else {}
+            yield table, [(loaded.get(each), rows[each]) for each in dirty]
 
 
 def stopped_values(stopped: Iterable[Stopped], now: int) -> list[tuple[Any, ...]]:
@@ -112,58 +137,55 @@ def stopped_values(stopped: Iterable[Stopped], now: int) -> list[tuple[Any, ...]
     return [(*key, calls[key], amounts[key]) for key in sorted(calls)]
 
 
-def operation_values(
-    operation: Operation, seal: Seal, columns: Sequence[str] = COLUMNS["operations"]
+def values_of(
+    table: str, record: Any, seal: Seal, columns: Sequence[str] | None = None
 ) -> tuple[Any, ...]:
-    """Return the values of `columns` (all of them unless given), the answer sealed."""
-    return _sealed(operation, columns, "answer", operation.id, seal)
+    """Return the values of `columns` (all of them unless given) of `table` for `record`."""
+    if table == "windows":
+        return (*astuple(record.key), *astuple(record)[1:])
+    values = [getattr(record, name) for name in columns or COLUMNS[table]]
+    hidden, label = _SEALED.get(table, ("", ""))
+    if hidden in (columns or COLUMNS[table]):
+        at = (columns or COLUMNS[table]).index(hidden)
+        if values[at] is not None:
+            values[at] = seal(values[at], getattr(record, label))
+    return tuple(values)
 
 
-def attempt_values(
-    attempt: Attempt, seal: Seal, columns: Sequence[str] = COLUMNS["attempts"]
-) -> tuple[Any, ...]:
-    """Return the values of `columns` (all of them unless given), the body sealed."""
-    return _sealed(attempt, columns, "body", attempt.upstream_key, seal)
+def plain(row: Row) -> tuple[Any, ...]:
+    """Return the columns of `row` without their names, which cost, in ten thousand rows."""
+    return tuple(row.values()) if isinstance(row, dict) else tuple(row)
 
 
 def operation_of(row: Row, unseal: Seal) -> Operation:
     """Return the operation in `row`."""
-    plain = dict(row)
-    if plain["answer"] is not None:
-        plain["answer"] = unseal(bytes(plain["answer"]), plain["id"])
-    plain["state"] = State(plain["state"])
-    plain["named_by"] = NamedBy(plain["named_by"])
+    columns = dict(row)
+    if columns["answer"] is not None:
+        columns["answer"] = unseal(bytes(columns["answer"]), columns["id"])
+    columns["state"] = State(columns["state"])
+    columns["named_by"] = NamedBy(columns["named_by"])
     for name in ("final", "reopened", "waived", "released", "overshoot"):
-        plain[name] = bool(plain[name])
-    return Operation(**plain)
+        columns[name] = bool(columns[name])
+    return Operation(**columns)
 
 
 def attempt_of(row: Row, unseal: Seal) -> Attempt:
     """Return the attempt in `row`."""
-    plain = dict(row)
-    plain["body"] = unseal(bytes(plain["body"]), plain["upstream_key"])
-    plain["outcome"] = AttemptOutcome(plain["outcome"])
-    return Attempt(**plain)
+    columns = dict(row)
+    columns["body"] = unseal(bytes(columns["body"]), columns["upstream_key"])
+    columns["outcome"] = AttemptOutcome(columns["outcome"])
+    return Attempt(**columns)
 
 
 def key_with_lineage(row: Row) -> tuple[VaultKey, Lineage]:
     """Return the vault key and its lineage in a row that joins the two."""
-    plain = dict(row)
-    frozen_at, reason = plain.pop("lineage_frozen_at"), plain.pop("lineage_frozen_reason")
-    key = VaultKey(**plain)
+    columns = dict(row)
+    frozen_at, reason = columns.pop("lineage_frozen_at"), columns.pop("lineage_frozen_reason")
+    key = VaultKey(**columns)
     return key, Lineage(key.lineage_id, frozen_at, reason)
 
 
-def tally_of_row(row: Row) -> Tally:
-    """Return the tally in `row`."""
-    return Tally(**dict(row))
-
-
-def _sealed(
-    record: Struct, columns: Sequence[str], hidden: str, label: str, seal: Seal
-) -> tuple[Any, ...]:
-    plain = [getattr(record, name) for name in columns]
-    if hidden in columns:
-        at = columns.index(hidden)
-        plain[at] = None if plain[at] is None else seal(plain[at], label)
-    return tuple(plain)
+def window_of(row: Row) -> Window:
+    """Return the window in `row`."""
+    columns, width = plain(row), len(WindowKey.__struct_fields__)
+    return Window(WindowKey(*columns[:width]), *columns[width:])

@@ -1,17 +1,30 @@
-"""Sealing: what the store keeps for replay, unreadable without the master key.
+"""What rests on the master key: sealed values, and under which key a store was written.
 
-Floor: beside tokens and audit. AES-256-GCM from `cryptography`; the label (a row's id) is bound
-in, so that a sealed answer cannot be moved to another row.
+Floor: inside the stores. AES-256-GCM from `cryptography`; the label (a row's id) is bound in, so
+that a sealed answer cannot be moved to another row. A key is checked before anything is written: a
+process with another one could seal and chain nothing that the others can read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hmac
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from kb_mcp.proxy.audit.chain import GENESIS, derive_key, node_hash, read_row, row_hash
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+
 NONCE_BYTES = 12
+CHECK = "master_key_check"
+
+_NODES = "SELECT * FROM nodes ORDER BY position LIMIT 8"
+_FIRST_ROWS = "SELECT * FROM audit WHERE seq = 1 LIMIT 8"
 
 
 class SealBrokenError(Exception):
@@ -38,3 +51,79 @@ class Sealer:
         except (InvalidTag, ValueError) as error:
             message = f"the row {label} was not sealed under this KEYBRAKE_MASTER_KEY"
             raise SealBrokenError(message) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Witnesses:
+    """What a store holds that a master key can be held against; empty for a new store."""
+
+    facts: Mapping[str, str] = field(default_factory=dict)
+    nodes: Sequence[Mapping[str, Any]] = ()
+    first_rows: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def any(self) -> bool:
+        """Say whether the store was written under some key."""
+        return bool(self.facts.get(CHECK) or self.nodes or self.first_rows)
+
+    def speak_for(self, master: bytes) -> bool:
+        """Say whether nothing here was written under another key than `master`."""
+        held = self.facts.get(CHECK)
+        if held:
+            return hmac.compare_digest(held, check_value(master))
+        # A store of an earlier version: one link of a chain that verifies is enough.
+        chain_key = derive_key(master, "audit")
+        before = ("", *(str(node["hash"]) for node in self.nodes))
+        pairs = zip(before, self.nodes, strict=False)  # one longer: nothing follows the last
+        links = [_is_ours(chain_key, previous, node) for previous, node in pairs]
+        rows = [_begins_chain(chain_key, row) for row in self.first_rows]
+        return not self.any or any((*links, *rows))
+
+
+def check_value(master: bytes) -> str:
+    """Return what a store keeps of `master`, in hex: it tells keys apart and gives none away."""
+    return derive_key(master, "check").hex()
+
+
+def witnesses_of(connection: Any) -> Witnesses:
+    """Return the witnesses that a store's `connection` reads. Raises: the driver's errors."""
+    facts = connection.execute("SELECT name, value FROM facts").fetchall()
+    return Witnesses(
+        facts={row["name"]: row["value"] for row in facts},
+        nodes=[dict(row) for row in connection.execute(_NODES).fetchall()],
+        first_rows=[dict(row) for row in connection.execute(_FIRST_ROWS).fetchall()],
+    )
+
+
+def witnesses_in(path: Path) -> Witnesses:
+    """Return the witnesses in the SQLite store at `path`, which need not be there; read only.
+
+    Raises: LedgerUnavailableError.
+    """
+    if not path.exists():
+        return Witnesses()
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+    except sqlite3.Error as error:
+        raise LedgerUnavailableError(str(error)) from error
+    connection.row_factory = sqlite3.Row
+    try:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE name = 'facts'")
+        return witnesses_of(connection) if tables.fetchone() else Witnesses()
+    except sqlite3.Error as error:
+        raise LedgerUnavailableError(str(error)) from error
+    finally:
+        connection.close()
+
+
+def _is_ours(chain_key: bytes, previous: str, node: Mapping[str, Any]) -> bool:
+    wanted = node_hash(chain_key, previous, str(node["node"]), str(node["started_at"]))
+    return hmac.compare_digest(wanted, str(node["hash"]))
+
+
+def _begins_chain(chain_key: bytes, columns: Mapping[str, Any]) -> bool:
+    try:
+        row, stored = read_row(columns)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return hmac.compare_digest(row_hash(chain_key, GENESIS, row), stored)

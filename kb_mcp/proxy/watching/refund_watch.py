@@ -8,7 +8,6 @@ are told.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -17,6 +16,7 @@ from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Operation, Operatio
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
 from kb_mcp.proxy.rules.permits import REFUND_READ_EVERY_MS
+from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.stripe.refund_reads import GivenBack, read_refund
 
@@ -24,25 +24,17 @@ WATCHED_MS = 30 * 86_400_000
 _BATCH = 100
 
 
-class Refunded(Protocol):
-    """The part of a store's reads that the watch needs."""
-
-    async def refunds_to_watch(self, now: int, limit: int) -> list[OperationId]:
-        """Return bills whose refund is to be read by `now` (ms), the most overdue first."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class RefundWatch:
     """Reads the refunds of reopened bills: hourly, and before such a bill is sent once more."""
 
     ledger: Ledger
-    refunded: Refunded
+    records: StoreReads
     reads: StripeReads
 
     async def run(self, now: int) -> None:
         """Read the refunds that are due at `now` (ms). Raises: LedgerUnavailableError."""
-        for operation_id in await self.refunded.refunds_to_watch(now, _BATCH):
+        for operation_id in await self.records.refunds_to_watch(now, _BATCH):
             await self.look(operation_id)
 
     async def look(self, operation_id: OperationId) -> None:

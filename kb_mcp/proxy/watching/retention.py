@@ -7,25 +7,17 @@ decline has no object whose reading would say the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import Changes, OperationId, Refs
+from kb_mcp.proxy.ledger.records import Changes, Refs
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.stores.reads import StoreReads
 
 RETAIN_MS = 90 * 86_400_000
 BATCH = 200
-
-
-class Aged(Protocol):
-    """The part of a store's reads that retention needs."""
-
-    async def answered_before(self, before: int, limit: int) -> list[OperationId]:
-        """Return final operations that still hold an answer from before `before` (ms)."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +25,11 @@ class Retention:
     """Drops old answers, a batch a turn."""
 
     ledger: Ledger
-    aged: Aged
+    records: StoreReads
 
     async def run(self, now: int) -> int:
         """Drop a batch of answers that are older than RETAIN_MS at `now`; return how many."""
-        old = frozenset(await self.aged.answered_before(now - RETAIN_MS, BATCH))
+        old = frozenset(await self.records.answered_before(now - RETAIN_MS, BATCH))
         if not old:
             return 0
 

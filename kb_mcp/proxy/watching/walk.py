@@ -8,9 +8,8 @@ lay beside it, finds what it has lost. While it does not know something, nothing
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from msgspec import Struct
 from msgspec.json import decode, encode
@@ -31,6 +30,7 @@ from kb_mcp.proxy.rules.outcomes.gaps import (
     lost_among,
     mark_of,
 )
+from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.marks import marks, object_names
 from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads, Unread, made_since
 
@@ -101,26 +101,6 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     absent: tuple[str, ...] = ()
 
 
-class WalkRecords(Protocol):
-    """The part of a store's reads that a walk needs. Raises: LedgerUnavailableError."""
-
-    async def known(self, objects: Sequence[str], upstream_keys: Sequence[str]) -> Known:
-        """Return what the ledger knows of objects and attempts."""
-        ...
-
-    async def known_lineages(self, ids: Sequence[str]) -> frozenset[str]:
-        """Return which of `ids` are lineages of this store."""
-        ...
-
-    async def facts(self) -> Mapping[str, str]:
-        """Return every fact of the store."""
-        ...
-
-    async def operations(self, *, limit: int | None = None, **filters: str) -> Sequence[Any]:
-        """Return operations."""
-        ...
-
-
 @dataclass(slots=True)
 class Pace:
     """At most `reads` in any second; `pause` waits some ms, `now_ms` never jumps."""
@@ -148,7 +128,7 @@ class StoreWalk:
     """
 
     ledger: Ledger
-    records: WalkRecords
+    records: StoreReads
     reads: StripeReads
     pace: Pace
     look: Callable[[OperationId], Awaitable[Operation | None]]

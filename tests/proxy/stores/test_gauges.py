@@ -18,7 +18,7 @@ from kb_mcp.proxy.ledger.records import (
     Window,
     WindowKey,
 )
-from kb_mcp.proxy.reads import KeyCounts
+from kb_mcp.proxy.stores.gauges import KeyCounts
 from kb_mcp.wiring.store import Store
 from tests.proxy.stores.conftest import Open, Run
 from tests.proxy.stores.test_conformance import KEY, operation, write

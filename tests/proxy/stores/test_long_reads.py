@@ -13,7 +13,7 @@ import pytest
 
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.stores import paging
+from kb_mcp.proxy.stores import reads
 from kb_mcp.proxy.stores.sqlite import write_ahead_log
 from kb_mcp.proxy.stores.sqlite.write_ahead_log import LOOKED_AT_EVERY, log_bytes
 from kb_mcp.wiring.store import Store
@@ -24,7 +24,7 @@ ROWS = 60
 
 @pytest.fixture
 def store(open_one: Open, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(paging, "PAGE_ROWS", 7)
+    monkeypatch.setattr(reads, "PAGE_ROWS", 7)
     return open_one()
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from kb_mcp.proxy.ledger.records import Changes, Refs
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
-from kb_mcp.proxy.store_admin import Binds
-from kb_mcp.proxy.stores.binding import BindingError
+from kb_mcp.proxy.stores.binding import BindingError, Binds
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.opening import open_store
 from kb_mcp.wiring.store import Store

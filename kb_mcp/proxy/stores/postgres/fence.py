@@ -2,17 +2,23 @@
 
 Floor: inside the PostgreSQL store. Each process has one row with the number of its last transaction
 (`flushes`), locked as long as one runs. Whoever gets that lock on a new connection knows that the
-old transaction is over, and by its number how it ended.
+old transaction is over, and by its number how it ended. A restored or promoted
+server has another identity: it may lack what the old one acknowledged, on this host's word or
+another's. So each host remembers which server it saw last.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
+from typing_extensions import override
 
+from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.stores.postgres.connection import (
     Connect,
@@ -26,6 +32,7 @@ from kb_mcp.proxy.stores.queries import load_queries
 
 # After a failed attempt to connect, callers are refused at once for this long.
 BACK_OFF_MS = 500
+_SEEN = "server"
 
 
 class LostCommitsError(LedgerUnavailableError):
@@ -148,7 +155,7 @@ class FencedLine:
             self._register(connection)
             self._registered = True
         connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-        row = connection.execute(self._queries["fence"], (self._node,)).fetchone()
+        row = connection.execute(self._queries["fence"], {"node": self._node}).fetchone()
         clock = connection.execute(self._queries["clock"]).fetchone() or {}
         connection.execute("ROLLBACK")
         token = None if row is None else int(row["token"])
@@ -172,3 +179,37 @@ def server_of(connection: Connection, queries: Mapping[str, str]) -> Server:
     """Return which server answers on `connection`. Raises: psycopg.Error."""
     row: dict[str, Any] = connection.execute(queries["server"]).fetchone() or {}
     return Server(str(row["system_identifier"]), str(row["timeline"]))
+
+
+class PostgresHeads(Heads):
+    """`Heads`, and the server beside them, in a file that all processes of this host share."""
+
+    def __init__(
+        self,
+        folder: Path,
+        node: str,
+        owner: str,
+        monotonic_ms: Callable[[], int],
+        now_ms: Callable[[], int],
+    ) -> None:
+        """Export as `node` to `folder`; see `Heads`."""
+        super().__init__(folder, node, owner, monotonic_ms, now_ms)
+        self._seen = folder / _SEEN
+
+    def seen(self) -> Server | None:
+        """Return the server that this host saw last, if any."""
+        try:
+            record = json.loads(self._seen.read_text())
+            return Server(str(record["system_identifier"]), str(record["timeline"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def remember(self, server: Server) -> None:
+        """Remember `server`; every charge of ours was found in it, or it is the first."""
+        record = {"system_identifier": server.system_identifier, "timeline": server.timeline}
+        self._write(self._seen, record)
+
+    @override
+    def forget(self) -> None:
+        super().forget()
+        self._seen.unlink(missing_ok=True)

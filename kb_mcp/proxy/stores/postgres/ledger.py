@@ -12,15 +12,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
-from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors
+from typing_extensions import override
 
 from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.audit.journal import Journal
-from kb_mcp.proxy.ledger.clock import MARK, StoreClock, StoredTime, Told
-from kb_mcp.proxy.ledger.port import CommitUnknownError, LedgerUnavailableError, Step
+from kb_mcp.proxy.ledger.clock import MARK, StoreClock
+from kb_mcp.proxy.ledger.port import CommitUnknownError, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import (
     Grant,
     KeyId,
@@ -32,11 +32,10 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
-from kb_mcp.proxy.stores.binding import LiveSettings
-from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
-from kb_mcp.proxy.stores.marks import raises_mark, snapshot_at
-from kb_mcp.proxy.stores.postgres.committed import CommittedReader
+from kb_mcp.proxy.stores.binding import write_facts
+from kb_mcp.proxy.stores.group_commit import Item, StoreLedger, refs_of, run_step
 from kb_mcp.proxy.stores.postgres.connection import (
+    CommittedReader,
     Connection,
     StoreTime,
     Watchdog,
@@ -44,13 +43,10 @@ from kb_mcp.proxy.stores.postgres.connection import (
     told,
 )
 from kb_mcp.proxy.stores.postgres.fence import FencedLine, LostCommitsError, Pending
-from kb_mcp.proxy.stores.postgres.load import SINCE_MARGIN_MS, PostgresLoader, merged
+from kb_mcp.proxy.stores.postgres.load import SINCE_MARGIN_MS, PostgresLoader
 from kb_mcp.proxy.stores.postgres.locks import Lock, locks_changed, locks_named
 from kb_mcp.proxy.stores.postgres.save import save
-from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
-
-T = TypeVar("T")
 
 TURNS_MAX = 12
 PAUSE_MAX_MS = 40
@@ -59,7 +55,6 @@ KNOWN_MAX = 50_000
 _AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, errors.ReadOnlySqlTransaction)
 # One step's row is not what the schema takes: the others must not suffer for it.
 _ONE_BY_ONE = (psycopg.IntegrityError, psycopg.DataError, SealBrokenError)
-Item = Queued[tuple[Callable[[int], Refs], Step[Any]], Any]
 
 
 class _AgainError(Exception):
@@ -88,8 +83,8 @@ class Reach:
     boottime_ms: Callable[[], int]
 
 
-class PostgresLedger:
-    """The ledger in one PostgreSQL database. `Ledger` says what its methods promise."""
+class PostgresLedger(StoreLedger):
+    """The ledger in one PostgreSQL database."""
 
     def __init__(
         self,
@@ -103,53 +98,30 @@ class PostgresLedger:
         owner: str,
     ) -> None:
         """Serve the migrated and bound store; `owner` names this process in leases."""
+        super().__init__(
+            "postgres",
+            settings=settings,
+            clock=clock,
+            sealer=sealer,
+            journal=journal,
+            heads=heads,
+        )
         self._reach = reach
         self._line = reach.line
-        self._live = LiveSettings(settings)
-        self._clock = clock
-        self._sealer = sealer
-        self._journal = journal
-        self._heads = heads
-        self._queries = load_queries("postgres")
         self._loader = PostgresLoader(self._queries, sealer.unseal, owner, journal.node)
         self._known: OrderedDict[OperationId, tuple[str, LineageId]] = OrderedDict()
-        self._marked = 0  # the store's high-water mark, as this transaction read it
-        self._told = Told(0, 0)  # the time, as this transaction was told it
         self._stopped = Event()
-        self._batches = GroupCommit("ledger-writer", self._flush, self._rest)
+        self._batches = self._begin()
 
-    @property
-    def settings(self) -> StoreSettings:
-        """What the store is bound to and what all its processes agree on."""
-        return self._live.now
-
-    @property
-    def waiting(self) -> int:
-        """How many steps wait for the writer."""
-        return self._batches.waiting
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """How many transactions took together how many steps; the place is that number."""
-        return self._batches.sizes
-
-    async def transact(self, refs: Callable[[int], Refs], step: Step[T]) -> T:
-        """Run `step` in the next transaction; return its result once it is durable.
-
-        Raises: LedgerUnavailableError when nothing of it happened, CommitUnknownError when that
-        cannot be told.
-        """
-        result: T = await self._batches.ask((refs, step))
-        return result
-
+    @override
     async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
-        """Return the key and its lineage as committed right now, or None."""
         return await self._reach.keys.find(key_id)
 
+    @override
     async def find_grants(self, issuer: str) -> list[Grant]:
-        """Return the grants of `issuer` as committed right now."""
         return await self._reach.grants.find(issuer) or []
 
+    @override
     async def close(self) -> None:
         """Run what still waits, export the heads, and end the threads."""
         if self._stopped.is_set():
@@ -162,6 +134,7 @@ class PostgresLedger:
         await self._reach.grants.close()
         self._reach.watchdog.close()
 
+    @override
     def _rest(self) -> None:
         self._export(force=True)
 
@@ -170,6 +143,7 @@ class PostgresLedger:
         pending = self._line.pending
         self._heads.export(self._journal.head if pending is None else pending.before, force=force)
 
+    @override
     def _flush(self, batch: list[Item]) -> None:
         extra: set[Lock] = set()
         give_up_at = self._reach.boottime_ms() + GIVE_UP_MS
@@ -244,18 +218,15 @@ class PostgresLedger:
         refs = [each for each in turn.refs if each is not None]
         loaded = self._loader.lock_and_load(connection, sorted(turn.locks), refs, turn.now)
         self._reach.time.set(loaded.now_ms)
-        stored = StoredTime.of_facts(loaded.facts)
-        self._marked, self._told = stored.mark, self._clock.tell(stored)
-        snapshot = snapshot_at(self._told, self._live.read(loaded.facts))
-        snapshot.facts = {name: value for name, value in loaded.facts.items() if value}
+        snapshot = self._snapshot(loaded.facts)
         if abs(snapshot.now - turn.now) > SINCE_MARGIN_MS:
             # The store's clock was set: the refs of the time that we took it for may lack rows.
             raise _AgainError
-        self._loader.fill(connection, snapshot, loaded, merged(refs))
+        self._loader.fill(connection, snapshot, loaded, refs)
         before = dict(snapshot.operations)
         for item, its in zip(batch, turn.refs, strict=True):
             if its is not None:
-                _run_step(snapshot, item)
+                run_step(snapshot, item)
         # A day may have begun between the estimate and the locks: then other rows were needed.
         needed = locks_named(_refs_at(batch, turn, snapshot.now), self._known.get)
         needed |= locks_changed(snapshot, before)
@@ -264,14 +235,7 @@ class PostgresLedger:
 
     def _prepare(self, batch: list[Item], extra: set[Lock]) -> _Turn:
         now = self._clock.now()
-        refs: list[Refs | None] = []
-        for item in batch:
-            item.result = item.error = None
-            try:
-                refs.append(item.what[0](now))
-            except Exception as error:  # noqa: BLE001 a broken step fails alone
-                item.error = error
-                refs.append(None)
+        refs = refs_of(batch, now)
         named = locks_named([each for each in refs if each is not None], self._known.get)
         return _Turn(now, named | extra, refs)
 
@@ -302,18 +266,16 @@ class PostgresLedger:
 
     def _send(self, connection: Connection, snapshot: Snapshot, token: int) -> None:
         rows = [self._journal.values(draft, snapshot.now) for draft in snapshot.dirty.audit]
-        raised = raises_mark(self._told, self._marked, snapshot)
         with connection.pipeline():
             save(connection, snapshot, self._sealer.seal, rows)
-            for fact in sorted(snapshot.dirty.facts.items()):
-                connection.execute(self._queries["set_fact"], fact)
-            for name, value in self._clock.facts(self._told, raised=raised).items():
+            write_facts(connection, self._queries, snapshot.dirty.facts)
+            time = dict(self._time_facts(snapshot))
+            if (mark := time.pop(MARK, None)) is not None:
                 # Another process may be ahead of us: time never runs back.
-                if name == MARK:
-                    connection.execute(self._queries["raise_high_water"], (value,))
-                else:
-                    connection.execute(self._queries["set_fact"], (name, value))
-            connection.execute(self._queries["set_token"], (token, self._journal.node))
+                connection.execute(self._queries["raise_high_water"], {"value": mark})
+            write_facts(connection, self._queries, time)
+            fence = {"token": token, "node": self._journal.node}
+            connection.execute(self._queries["set_token"], fence)
             done = connection.execute("COMMIT")
         if done.statusmessage != "COMMIT":
             raise errors.SerializationFailure(f"the store answered {done.statusmessage} to COMMIT")
@@ -349,15 +311,6 @@ class PostgresLedger:
             self._known.move_to_end(operation.id)
         while len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
-
-
-def _run_step(snapshot: Snapshot, item: Item) -> None:
-    try:
-        item.result, changes = item.what[1](snapshot)
-    except Exception as error:  # noqa: BLE001 a broken step fails alone; the batch goes on
-        item.error = error
-        return
-    snapshot.apply(changes)
 
 
 def _refs_at(batch: list[Item], turn: _Turn, now: int) -> list[Refs]:

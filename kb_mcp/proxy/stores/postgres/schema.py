@@ -1,4 +1,4 @@
-"""Migrating, checking and binding a PostgreSQL store.
+"""Migrating and checking a PostgreSQL store, and its transactions under a guard.
 
 Floor: inside the stores. Migrating is its owner's; a serving process only looks whether it can
 serve, and says in one line why not. A migration is one transaction with its number.
@@ -6,27 +6,19 @@ serve, and says in one line why not. A migration is one transaction with its num
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 from psycopg import errors, sql
 
-from kb_mcp.instants import rfc3339
-from kb_mcp.proxy.audit.chain import node_hash
-from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS
-from kb_mcp.proxy.ledger.store_settings import StoreSettings
-from kb_mcp.proxy.store_admin import Binds
-from kb_mcp.proxy.stores.binding import SchemaError, bound_by, check_account, missing_facts
+from kb_mcp.proxy.stores.binding import SchemaError, add_node
 from kb_mcp.proxy.stores.postgres.connection import OLDEST_SERVER, Connection
 from kb_mcp.proxy.stores.postgres.locks import Guard, lock
 from kb_mcp.proxy.stores.queries import load_grants, load_migrations, load_queries
-from kb_mcp.proxy.stores.rows import COLUMNS
+from kb_mcp.proxy.stores.rows import TABLES
 
-_TABLES: Mapping[str, tuple[str, ...]] = dict(COLUMNS) | {
-    "audit": AUDIT_COLUMNS,
-    "nodes": ("position", "node", "started_at", "hash"),
-    "operators": ("name", "token_hash", "created_at"),
-    "facts": ("name", "value"),
+_TABLES: dict[str, tuple[str, ...]] = TABLES | {
     "guards": ("kind", "value"),
     "flushes": ("node", "token"),
 }
@@ -86,42 +78,15 @@ def check_schema(connection: Connection) -> int:
     return number
 
 
-def bind(
-    connection: Connection,
-    wanted: StoreSettings,
-    explicit: Mapping[str, object],
-    binds: Binds,
-    marks: Mapping[str, str],
-) -> StoreSettings:
-    """Return what the store is bound to, and bind it to `wanted` as far as it is not yet.
-
-    See `binding.bound_by`. Raises: BindingError.
-    """
-    queries = load_queries("postgres")
+@contextmanager
+def exclusive(connection: Connection, kind: Guard) -> Iterator[None]:
+    """Do what is in the block in one transaction, while no other process holds that guard."""
     with connection.transaction():
-        _hold(connection, Guard.BINDING)
-        stored = read_facts(connection)
-        bound = bound_by(stored, wanted, explicit)
-        for fact in missing_facts(stored, bound, binds, marks).items():
-            connection.execute(queries["set_fact"], fact)
-    return bound
-
-
-def bind_account(connection: Connection, account_id: str) -> None:
-    """Bind the store to the Stripe account of the upstream key. Raises: BindingError."""
-    with connection.transaction():
-        _hold(connection, Guard.BINDING)
-        bound = read_facts(connection).get("account_id")
-        if bound is None:
-            fact = ("account_id", account_id)
-            connection.execute(load_queries("postgres")["set_fact"], fact)
-    check_account(bound or account_id, account_id)
-
-
-def read_facts(connection: Connection) -> dict[str, str]:
-    """Return every fact of the store."""
-    rows = connection.execute("SELECT name, value FROM facts").fetchall()
-    return {row["name"]: row["value"] for row in rows}
+        number, value = lock(kind)
+        guards = {"kinds": [number], "values": [value]}
+        for name in ("make_guards", "lock_guards"):
+            connection.execute(load_queries("postgres")[name], guards)
+        yield
 
 
 def claim(connection: Connection, name: str, value: str) -> bool:
@@ -134,25 +99,11 @@ def claim(connection: Connection, name: str, value: str) -> bool:
 
 def register_node(connection: Connection, node: str, chain_key: bytes, now: int) -> None:
     """Add `node` to the chained registry of processes, and make its fencing row, once."""
-    with connection.transaction():
-        _hold(connection, Guard.NODES)
+    with exclusive(connection, Guard.NODES):
         if connection.execute("SELECT 1 FROM flushes WHERE node = %s", (node,)).fetchone():
             return
-        last = connection.execute(load_queries("postgres")["last_node"]).fetchone()
-        position, previous = (1, "") if last is None else (last["position"] + 1, last["hash"])
-        started = rfc3339(now)
-        connection.execute(
-            "INSERT INTO nodes (position, node, started_at, hash) VALUES (%s, %s, %s, %s)",
-            (position, node, started, node_hash(chain_key, previous, node, started)),
-        )
+        add_node(connection, load_queries("postgres"), node, chain_key, now)
         connection.execute("INSERT INTO flushes (node, token) VALUES (%s, 0)", (node,))
-
-
-def _hold(connection: Connection, kind: Guard) -> None:
-    """Lock the one guard row of `kind`, in the transaction that is open."""
-    queries, (number, value) = load_queries("postgres"), lock(kind)
-    connection.execute(queries["make_guards"], ([number], [value]))
-    connection.execute(queries["lock_guards"], ([number], [value]))
 
 
 def _grant(connection: Connection, role: str) -> None:

@@ -9,32 +9,26 @@ file; each has its own audit chain.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from typing_extensions import override
 
 from kb_mcp.proxy.audit.heads import Heads
-from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS, Journal
-from kb_mcp.proxy.ledger.clock import StoreClock, StoredTime, Told
-from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
-from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, VaultKey
+from kb_mcp.proxy.audit.journal import Journal
+from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
-from kb_mcp.proxy.stores.binding import LiveSettings
-from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
-from kb_mcp.proxy.stores.marks import raises_mark, snapshot_at
-from kb_mcp.proxy.stores.queries import load_queries
-from kb_mcp.proxy.stores.rows import key_with_lineage, stopped_values
+from kb_mcp.proxy.stores.binding import add_node, write_facts
+from kb_mcp.proxy.stores.group_commit import Item, StoreLedger, refs_of, run_step
+from kb_mcp.proxy.stores.rows import COUNT_UP, insert, key_with_lineage, stopped_values
 from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
-from kb_mcp.proxy.stores.sqlite.load import Loader
-from kb_mcp.proxy.stores.sqlite.save import save
-from kb_mcp.proxy.stores.sqlite.schema import register_node
+from kb_mcp.proxy.stores.sqlite.load import Loader, as_json, save
 from kb_mcp.proxy.stores.sqlite.write_ahead_log import WriteAheadLog
-
-T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
 # A charge writes some twenty pages, many of them again for the next one: the fewer checkpoints, the
@@ -43,17 +37,12 @@ CHECKPOINT_PAGES = 4_000
 CACHE_KIB = 8_000  # of the writer: the upper pages of every index, and the newest of the lower
 _STATEMENT_CACHE = 256
 KEYS_KEPT = 1_024
-_AUDIT_INSERT = (
-    f"INSERT INTO audit ({', '.join(AUDIT_COLUMNS)}) "  # noqa: S608 column names are ours
-    f"VALUES ({', '.join('?' for _ in AUDIT_COLUMNS)})"
-)
+_AUDIT = insert("audit")
+_STOPPED = f"{insert('stopped')} {COUNT_UP}"
 
 
-Item = Queued[tuple[Callable[[int], Refs], Step[Any]], Any]
-
-
-class SqliteLedger:
-    """The ledger in one SQLite file. `Ledger` says what its methods promise."""
+class SqliteLedger(StoreLedger):
+    """The ledger in one SQLite file."""
 
     def __init__(
         self,
@@ -67,16 +56,14 @@ class SqliteLedger:
         owner: str,
     ) -> None:
         """Serve the migrated and bound store at `path`; `owner` names this process in leases."""
-        self._path = path
-        self._live = LiveSettings(settings)
-        self._clock = clock
-        self._sealer = sealer
-        self._journal = journal
-        self._heads = heads
-        self._owner = owner
-        self._queries = load_queries("sqlite")
-        self._marked = 0  # the store's high-water mark, as this transaction read it
-        self._told = Told(0, 0)  # the time, as this transaction was told it
+        super().__init__(
+            "sqlite",
+            settings=settings,
+            clock=clock,
+            sealer=sealer,
+            journal=journal,
+            heads=heads,
+        )
         self._doubted = False  # a commit ended in an error, and the store is not read again yet
         self._keys: dict[KeyId, tuple[tuple[Any, ...], tuple[VaultKey, Lineage]]] = {}
         self._reader = connect(path)
@@ -87,45 +74,16 @@ class SqliteLedger:
         self._closed = False
         self._batches = self._begin()
 
-    @property
-    def settings(self) -> StoreSettings:
-        """What the store is bound to and what all its processes agree on."""
-        return self._live.now
-
-    @property
-    def waiting(self) -> int:
-        """How many steps wait for the writer."""
-        return self._batches.waiting
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """How many transactions took together how many steps; the place is that number."""
-        return self._batches.sizes
-
-    async def transact(self, refs: Callable[[int], Refs], step: Step[T]) -> T:
-        """Run `step` in the next transaction; return its result once it is durable.
-
-        Raises: LedgerUnavailableError when the store cannot serve: nothing of it happened.
-        """
-        result: T = await self._batches.ask((refs, step))
-        return result
-
+    @override
     async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
-        """Return the key and its lineage as committed right now, or None."""
-        try:
-            row = self._reader.execute(self._queries["key_with_lineage"], (key_id,)).fetchone()
-        except sqlite3.Error as error:
-            raise LedgerUnavailableError(str(error)) from error
-        return None if row is None else self._known(row)
+        rows = self._committed("keys_with_lineages", key_id)
+        return self._known(rows[0]) if rows else None
 
+    @override
     async def find_grants(self, issuer: str) -> list[Grant]:
-        """Return the grants of `issuer` as committed right now."""
-        try:
-            rows = self._reader.execute(self._queries["issuers"], (json.dumps([issuer]),))
-            return [Grant(**dict(row)) for row in rows]
-        except sqlite3.Error as error:
-            raise LedgerUnavailableError(str(error)) from error
+        return [Grant(**dict(row)) for row in self._committed("issuers", issuer)]
 
+    @override
     async def close(self) -> None:
         """Run what still waits, export the heads, and end the writer."""
         if self._closed:
@@ -136,14 +94,17 @@ class SqliteLedger:
         self._writer.close()
         self._reader.close()
 
-    def _begin(self) -> GroupCommit[Any, Any]:
-        """Start the writer: it takes together whatever waits, and exports the heads at rest."""
-        return GroupCommit("ledger-writer", self._flush, self._rest)
-
+    @override
     def _rest(self) -> None:
         if not self._doubted:
             self._heads.export(self._journal.head, force=True)
         self._log.rest()
+
+    def _committed(self, name: str, wanted: str) -> list[sqlite3.Row]:
+        try:
+            return self._reader.execute(self._queries[name], as_json({"ids": [wanted]})).fetchall()
+        except sqlite3.Error as error:
+            raise LedgerUnavailableError(str(error)) from error
 
     def _known(self, row: sqlite3.Row) -> tuple[VaultKey, Lineage]:
         # Each request reads its key twice, and nearly always the very same columns.
@@ -155,16 +116,19 @@ class SqliteLedger:
             seen = self._keys[row["id"]] = (columns, key_with_lineage(row))
         return seen[1]
 
+    @override
     def _flush(self, batch: list[Item]) -> None:
-        """Run a batch in one transaction; every item ends with its result or its error."""
         head = self._journal.head
         try:
             head = self._settle_doubt(head)
             self._writer.execute("BEGIN IMMEDIATE")
-            snapshot = self._standing(self._loader)
-            self._loader.load(snapshot, _asked(batch, snapshot.now))
+            rows = self._loader.rows("deciding_facts")
+            snapshot = self._snapshot({row["name"]: row["value"] for row in rows})
+            refs = refs_of(batch, snapshot.now)
+            self._loader.load(snapshot, [each for each in refs if each is not None])
             for item in batch:
-                _run_step(snapshot, item)
+                if item.error is None:
+                    run_step(snapshot, item)
             self._save(self._writer, snapshot)
             self._writer.execute("COMMIT")
         except BaseException as error:
@@ -194,39 +158,30 @@ class SqliteLedger:
         operation is found reserved: sent again under its key, or resolved by reading.
         """
         if self._doubted:
-            rows = self._loader.rows("head_of_node", self._journal.node)
+            rows = self._loader.rows("audit_head", node=self._journal.node)
             if rows:
                 head = (rows[0]["seq"], rows[0]["hash"])
                 self._journal.rewind(head)
             self._doubted = False
         return head
 
-    def _standing(self, loader: Loader) -> Snapshot:
-        facts = {row["name"]: row["value"] for row in loader.rows("deciding_facts")}
-        stored = StoredTime.of_facts(facts)
-        self._marked, self._told = stored.mark, self._clock.tell(stored)
-        snapshot = snapshot_at(self._told, self._live.read(facts))
-        snapshot.facts = facts
-        return snapshot
-
     def _save(self, connection: sqlite3.Connection, snapshot: Snapshot) -> None:
         save(connection, snapshot, self._sealer.seal)
         self._save_audit(connection, snapshot)
         if snapshot.dirty.stopped:
             counts = stopped_values(snapshot.dirty.stopped, snapshot.now)
-            connection.executemany(self._queries["count_stopped"], counts)
-        connection.executemany(self._queries["set_fact"], snapshot.dirty.facts.items())
-        raised = raises_mark(self._told, self._marked, snapshot)
-        facts = self._clock.facts(self._told, raised=raised)
-        connection.executemany(self._queries["set_fact"], facts.items())
+            connection.executemany(_STOPPED, counts)
+        for facts in (snapshot.dirty.facts, self._time_facts(snapshot)):
+            write_facts(connection, self._queries, facts)
 
     def _save_audit(self, connection: sqlite3.Connection, snapshot: Snapshot) -> None:
         drafts, journal = snapshot.dirty.audit, self._journal
         if drafts and journal.head[0] == 0:
             # Whoever only reads leaves no node behind.
-            register_node(connection, journal.node, journal.chain_key, snapshot.now)
+            node, key = journal.node, journal.chain_key
+            add_node(connection, self._queries, node, key, snapshot.now)
         rows = (journal.values(draft, snapshot.now) for draft in drafts)
-        connection.executemany(_AUDIT_INSERT, rows)
+        connection.executemany(_AUDIT, rows)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -262,29 +217,6 @@ def _create(path: Path) -> None:
     """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-
-
-def _asked(batch: list[Item], now: int) -> list[Refs]:
-    """Return the rows that the steps of a batch depend on; a step that cannot say fails alone."""
-    asked: list[Refs] = []
-    for item in batch:
-        item.error = None  # of an earlier run of the same batch
-        try:
-            asked.append(item.what[0](now))
-        except Exception as error:  # noqa: BLE001 as for a broken step
-            item.error = error
-    return asked
-
-
-def _run_step(snapshot: Snapshot, item: Item) -> None:
-    if item.error is not None:
-        return
-    try:
-        item.result, changes = item.what[1](snapshot)
-    except Exception as error:  # noqa: BLE001 a broken step fails alone; the batch goes on
-        item.error = error
-        return
-    snapshot.apply(changes)
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

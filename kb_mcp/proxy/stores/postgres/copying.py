@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS
 from kb_mcp.proxy.ledger.store_settings import MOVED_TO
 from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.proxy.stores.postgres.connection import Connection
-from kb_mcp.proxy.stores.postgres.save import columns_of, insert
-from kb_mcp.proxy.stores.rows import COLUMNS, STOPPED
+from kb_mcp.proxy.stores.postgres.save import columns_of, insert, types_of
+from kb_mcp.proxy.stores.rows import TABLES, names
 
 BATCH = 500
-_FLAGS = frozenset({"final", "reopened", "waived", "released", "overshoot"})
-TABLES: Mapping[str, tuple[str, ...]] = dict(COLUMNS) | {
-    "audit": AUDIT_COLUMNS,
-    "nodes": ("position", "node", "started_at", "hash"),
-    "stopped": STOPPED,
-    "operators": ("name", "token_hash", "created_at"),
-    "facts": ("name", "value"),
-}
 # That the old ledger was moved is no fact of the new one.
 _SOURCES = {"facts": f"facts WHERE name <> '{MOVED_TO}'"}
 Advance = Callable[[int, int], None]
@@ -48,7 +39,7 @@ def copy_rows(source: sqlite3.Connection, target: Connection, advance: Advance) 
         target.execute("LOCK TABLE facts, operations, audit, nodes IN EXCLUSIVE MODE")
         _check_empty(target)
         for table in TABLES:
-            statement = insert(table, TABLES[table])
+            statement = insert(table)
             for rows in _batches(source, table):
                 target.execute(statement.encode(), columns_of(rows))
                 done += len(rows)
@@ -88,21 +79,19 @@ def _batches(source: sqlite3.Connection, table: str) -> Iterator[list[tuple[Any,
 
 
 def _read_sqlite(source: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
-    columns = TABLES[table]
-    names = ", ".join(f'"{name}"' for name in columns)
+    columns, types = TABLES[table], types_of(table)
     rows = _SOURCES.get(table, table)
-    for row in source.execute(f"SELECT {names} FROM {rows}"):  # noqa: S608 our own names
+    for row in source.execute(f"SELECT {names(columns)} FROM {rows}"):  # noqa: S608 our own names
         yield tuple(
-            bool(value) if name in _FLAGS else value
+            bool(value) if types.get(name) == "boolean" else value
             for name, value in zip(columns, tuple(row), strict=True)
         )
 
 
 def _read_postgres(target: Connection, table: str) -> Iterator[tuple[Any, ...]]:
     columns = TABLES[table]
-    names = ", ".join(f'"{name}"' for name in columns)
     with target.cursor(name=f"copied_{table}") as cursor:
-        cursor.execute(f"SELECT {names} FROM {table}".encode())  # noqa: S608 our own names
+        cursor.execute(f"SELECT {names(columns)} FROM {table}".encode())  # noqa: S608 our own names
         for row in cursor:
             yield tuple(row[name] for name in columns)
 

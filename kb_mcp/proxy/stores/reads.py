@@ -1,0 +1,293 @@
+"""Reads of a store for people and recovery, outside any decision: the same for every store.
+
+Floor: inside the stores. Each read is one statement, so that it sees what is committed and holds
+nobody up.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+from typing_extensions import override
+
+from kb_mcp.proxy.ledger.records import (
+    Approval,
+    Attempt,
+    Grant,
+    Lineage,
+    Operation,
+    OperationId,
+    State,
+    VaultKey,
+    Window,
+)
+from kb_mcp.proxy.stores.gauges import Gauges
+from kb_mcp.proxy.stores.queries import dialect, load_queries
+from kb_mcp.proxy.stores.rows import (
+    COLUMNS,
+    Row,
+    Seal,
+    attempt_of,
+    key_with_lineage,
+    names,
+    operation_of,
+    window_of,
+)
+
+Columns = dict[str, Any]
+PAGE_ROWS: Final = 500
+_ALL = 2**62  # as a limit: every row
+# Attempts know whose an object is, but where the request did not tell an amount. A charge finds its
+# refunds, too.
+_OF_OBJECT = """
+    id IN (WITH wanted (object) AS (SELECT :charge_id::text)
+        SELECT o.id FROM wanted {join} attempts AS a ON a.object_id = wanted.object
+               {join} operations AS o ON o.id = a.operation_id AND o.object_id = wanted.object
+        UNION ALL
+        SELECT o.id FROM wanted {join} operations AS o ON o.object_id = wanted.object
+         WHERE o.amount = 0 AND o.object_id IS NOT NULL
+        UNION ALL
+        SELECT o.id FROM wanted {join} operations AS o ON o.gives_back = wanted.object)"""
+_OPERATION_FILTERS = {
+    "customer_id": "customer = :customer_id",
+    "billing_period": "period = :billing_period",
+    "charge_id": _OF_OBJECT,
+    "operation_id": "id = :operation_id",
+    "lineage_id": "lineage_id = :lineage_id",
+    "ids": "id = ANY(:ids::text[])",
+    # Spelled so that a planner looks into an index by the age of that operation.
+    "after": """(created_at, {tie}) < ((SELECT created_at FROM operations WHERE id = :after),
+                                       (SELECT {tie} FROM operations WHERE id = :after))""",
+}
+_WINDOW_FILTERS = {
+    "scope_id": "scope_id = :scope_id",
+    "scope": "scope = :scope",
+    "starts": "start = ANY(:starts::text[])",
+}
+_AUDIT_FILTERS = {
+    "key": "key_id = :key",
+    "customer": "customer_id = :customer",
+    "code": "code = :code",
+    "operation": "operation_id = :operation",
+    "agent": "agent_id = :agent",
+    "session": "session_id = :session",
+    "subject": "subject = :subject",
+    "since": 'time COLLATE "C" >= :since',
+    "until": 'time COLLATE "C" < :until',
+    "node": "node = :node",
+}
+
+
+class StoreReads(Gauges):
+    """Every read of a store. Raises: LedgerUnavailableError.
+
+    A store says in what order its audit was written (`order`), in what order the newest come first
+    (`newest`), and what a place in it is called (`row`); `tie` is what tells operations of one age
+    apart, and `join` how its planner is told to begin with what is wanted.
+    """
+
+    engine: ClassVar[str]
+    order: ClassVar[tuple[str, ...]]
+    newest: ClassVar[tuple[str, ...]]
+    row: ClassVar[str]
+    tie: ClassVar[str]
+    join: ClassVar[str]
+
+    def __init__(self, unseal: Seal) -> None:
+        """Open answers and bodies by `unseal`."""
+        self._queries = load_queries(self.engine)
+        self._unseal = unseal
+
+    @abstractmethod
+    def _rows(self, statement: str, values: Mapping[str, Any]) -> Sequence[Row]:
+        """Return the rows of a statement; lists in `values` are the store's to translate."""
+
+    async def _read(self, statement: str, values: Mapping[str, Any]) -> Sequence[Row]:
+        """Do as `_rows` does, without holding up an event loop."""
+        return self._rows(statement, values)
+
+    @abstractmethod
+    def log_bytes(self) -> int | None:
+        """Return the size of the store's write-ahead log; None where it is a server's own."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connections."""
+
+    async def ping(self) -> bool:
+        """Say whether the store answers."""
+        return bool(await self._read("SELECT 1 AS one", {}))
+
+    async def operations(
+        self, *, limit: int | None = None, ids: Sequence[str] | None = None, **filters: str
+    ) -> list[tuple[Operation, list[Attempt]]]:
+        """Return matching operations, newest first, each with its attempts; of `ids` if given.
+
+        The filter `after` is the id of one that came last on the page before.
+        """
+        state = filters.pop("state", None)
+        given = filters | {"ids": None if ids is None else list(ids)}
+        where, values = _where(_OPERATION_FILTERS, given, _state_clauses(state))
+        statement = f"""SELECT * FROM operations {where.format(tie=self.tie, join=self.join)}
+            ORDER BY created_at DESC, {self.tie} DESC LIMIT :most"""  # noqa: S608 our own names
+        rows = await self._select(statement, values | {"most": _ALL if limit is None else limit})
+        found = [operation_of(row, self._unseal) for row in rows]
+        attempts: dict[str, list[Attempt]] = {operation.id: [] for operation in found}
+        for row in await self._ask("attempts_of", ids=list(attempts)) if found else ():
+            attempt = attempt_of(row, self._unseal)
+            attempts[attempt.operation_id].append(attempt)
+        return [(operation, attempts[operation.id]) for operation in found]
+
+    async def due(self, now: int, limit: int) -> list[OperationId]:
+        """Return the operations that recovery should look at, oldest first."""
+        return [row["id"] for row in await self._ask("to_recover", now=now, most=limit)]
+
+    async def refunds_to_watch(self, now: int, limit: int) -> list[OperationId]:
+        """Return bills whose refund is to be read by `now` (ms), the most overdue first."""
+        return [row["id"] for row in await self._ask("refunds_to_watch", now=now, most=limit)]
+
+    async def answered_before(self, before: int, limit: int) -> list[OperationId]:
+        """Return final operations that still hold an answer from before `before` (ms)."""
+        return [row["id"] for row in await self._ask("answered_before", before=before, most=limit)]
+
+    async def windows(
+        self, *, scope_id: str | None = None, starts: Sequence[str] = (), scope: str | None = None
+    ) -> list[Window]:
+        """Return windows, by whose they are and by their first day."""
+        given = {"scope_id": scope_id, "scope": scope, "starts": list(starts) or None}
+        where, values = _where(_WINDOW_FILTERS, given)
+        columns = names(COLUMNS["windows"])
+        rows = await self._select(f"SELECT {columns} FROM windows {where}", values)  # noqa: S608 our own names
+        return [window_of(row) for row in rows]
+
+    async def keys(self) -> list[tuple[VaultKey, Lineage]]:
+        """Return every key with its lineage, oldest first."""
+        return [key_with_lineage(row) for row in await self._ask("every_key")]
+
+    async def approvals(self) -> list[Approval]:
+        """Return every approval, newest first."""
+        return [Approval(**dict(row)) for row in await self._ask("every_approval")]
+
+    async def grants(self) -> list[Grant]:
+        """Return every grant, oldest first, those that were removed too."""
+        return [Grant(**dict(row)) for row in await self._ask("every_grant")]
+
+    def audit(
+        self, *, limit: int | None = None, newest_first: bool = False, **filters: Any
+    ) -> Iterator[Columns]:
+        """Yield audit rows as dicts, in the order in which they were written, or newest first.
+
+        The filter `after_row` goes on after the row that a row before it is called by (`row`); 0
+        stands for the first.
+        """
+        fixed, bounds = list[str](), dict[str, Any]()
+
+        def bound(name: str, sign: str, columns: Sequence[str], place: Mapping[str, Any]) -> str:
+            bounds.update({f"{name}_{column}": value for column, value in place.items()})
+            of_place = ", ".join(f":{name}_{column.split()[0]}" for column in columns)
+            return f"({', '.join(columns)}) {sign} ({of_place})"
+
+        if (after := filters.pop("after_row", None)) is not None:
+            fixed.append(bound("after", ">", self.order, self._place(after)))
+        if limit is None and not newest_first:
+            # What is written meanwhile is the next reader's, or a busy store had no end.
+            fixed.append(bound("end", "<=", self.order, self._place(self.newest_row())))
+        # By time where the newest come first, so that the indexes of the filters serve the order.
+        order, sign, way = (self.newest, "<", "DESC") if newest_first else (self.order, ">", "ASC")
+        sorting = ", ".join(f"{column} {way}" for column in order)
+
+        def page(last: Columns | None, wanted: int) -> Sequence[Row]:
+            clauses = [*fixed]
+            if last is not None:
+                place = {"time": last["time"], **self._place(last["row"])}
+                clauses.append(bound("last", sign, order, place))
+            where, values = _where(_AUDIT_FILTERS, filters, clauses)
+            statement = f"""SELECT {self.row} AS row, * FROM audit {where}
+                ORDER BY {sorting} LIMIT :most"""  # noqa: S608 our own names
+            return self._rows(dialect(self.engine, statement), bounds | values | {"most": wanted})
+
+        return _in_pages(page, limit)
+
+    def chain(self, node: str) -> Iterator[Columns]:
+        """Yield the audit rows of one node, in the order of its chain."""
+
+        def page(last: Columns | None, wanted: int) -> Sequence[Row]:
+            after = 0 if last is None else last["seq"]
+            return self._ask_now("audit_chain", node=node, after=after, most=wanted)
+
+        return _in_pages(page)
+
+    def nodes(self) -> list[Columns]:
+        """Return the registry of nodes, in its own order."""
+        return [dict(row) for row in self._ask_now("nodes")]
+
+    def writers(self) -> list[str]:
+        """Return every node that has audit rows."""
+        return [row["node"] for row in self._ask_now("writers")]
+
+    def audit_size(self) -> int:
+        """Return how many rows the audit has."""
+        return int(self._ask_now("audit_size")[0]["size"])
+
+    def hash_at(self, node: str, seq: int) -> str | None:
+        """Return the hash of row `seq` of `node`, if it is there."""
+        rows = self._ask_now("audit_hash", node=node, seq=seq)
+        return rows[0]["hash"] if rows else None
+
+    @override
+    def newest_row(self) -> Any:
+        rows = self._ask_now("newest_row")
+        return (rows[0]["row"] if rows else None) or 0
+
+    @override
+    async def _ask(self, name: str, **values: Any) -> Sequence[Row]:
+        return await self._read(self._queries[name], values)
+
+    def _ask_now(self, name: str, **values: Any) -> Sequence[Row]:
+        return self._rows(self._queries[name], values)
+
+    async def _select(self, statement: str, values: Mapping[str, Any]) -> Sequence[Row]:
+        return await self._read(dialect(self.engine, statement), values)
+
+
+def _where(
+    columns: Mapping[str, str], filters: Mapping[str, Any], fixed: Sequence[str] = ()
+) -> tuple[str, dict[str, Any]]:
+    given = {name: value for name, value in filters.items() if value is not None}
+    clauses = [*fixed, *(columns[name] for name in given)]
+    return (f"WHERE {' AND '.join(clauses)}" if clauses else ""), given
+
+
+def _state_clauses(state: str | None) -> list[str]:
+    """Return the condition on operations in `state`, spelled so that planners see its index.
+
+    A value that is bound later tells a planner nothing; a state that there is not matches nothing.
+    """
+    if state is None:
+        return []
+    if state not in set(State):
+        return ["1 = 0"]
+    finished = state == State.SUCCEEDED
+    return [f"state = '{state}'", *(() if finished else ("state <> 'succeeded'",))]
+
+
+def _in_pages(
+    page: Callable[[Columns | None, int], Sequence[Row]], limit: int | None = None
+) -> Iterator[Columns]:
+    """Yield rows of `page`, which takes the last row that was read and how many are wanted.
+
+    Each page is one short transaction, and none is open between two of them: a reader that stalls
+    (a full pipe, a stopped process) would else keep SQLite from emptying its write-ahead log, and
+    PostgreSQL from clearing away dead rows. `limit` is the most rows in all.
+    """
+    last, left = None, limit
+    while left is None or left > 0:
+        wanted = PAGE_ROWS if left is None else min(left, PAGE_ROWS)
+        rows = [dict(row) for row in page(last, wanted)]
+        yield from rows
+        if len(rows) < wanted:
+            return
+        last = rows[-1]
+        left = None if left is None else left - wanted
