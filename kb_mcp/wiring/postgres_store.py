@@ -18,7 +18,7 @@ from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
-from kb_mcp.proxy.stores.binding import Binds, bind, bind_account, read_facts
+from kb_mcp.proxy.stores.binding import Binds, bind_account
 from kb_mcp.proxy.stores.postgres.connection import (
     CommittedReader,
     Connect,
@@ -43,7 +43,7 @@ from kb_mcp.proxy.stores.postgres.schema import (
     register_node,
 )
 from kb_mcp.proxy.stores.queries import load_queries
-from kb_mcp.proxy.stores.sealing import CHECK, Sealer, check_value, witnesses_of
+from kb_mcp.proxy.stores.sealing import Sealer, witnesses_of
 from kb_mcp.serving.machine import boot_id, boottime_ms, process_name, random_bytes
 from kb_mcp.settings import Settings
 from kb_mcp.store_files import data_folder
@@ -51,11 +51,8 @@ from kb_mcp.wiring.store import (
     Store,
     StoreError,
     Turned,
-    check_key_of_new_store,
+    bind_store,
     check_master_key,
-    explicit_settings,
-    keyless_settings,
-    wanted_settings,
 )
 
 
@@ -213,15 +210,8 @@ def _join(
     queries = load_queries("postgres")
     clock = connection.execute(queries["clock"]).fetchone() or {}
     parts.time.set(int(clock["now_ms"]))
-    facts = read_facts(connection, queries)
-    check_key_of_new_store(settings, facts)
-    wanted = (
-        keyless_settings(settings, facts) if binds is Binds.NOTHING else wanted_settings(settings)
-    )
-    marks = {CHECK: check_value(master)}
     with exclusive(connection, Guard.BINDING):
-        explicit = explicit_settings(settings)
-        bound = bind(connection, queries, wanted, explicit, binds, marks)
+        bound = bind_store(connection, "postgres", settings, master, binds)
     return server_of(connection, queries), bound
 
 

@@ -27,6 +27,7 @@ from kb_mcp.proxy.stores.admin import StoreAdmin
 from kb_mcp.proxy.stores.binding import (
     BindingError,
     Binds,
+    Connection,
     bind,
     bind_account,
     facts_of,
@@ -131,19 +132,9 @@ def open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) ->
     try:
         connection = connect(path)
         migrate(connection)
-        queries = load_queries("sqlite")
-        facts = read_facts(connection, queries)
-        _check_not_moved(facts)
-        check_key_of_new_store(settings, facts)
-        wanted = (
-            keyless_settings(settings, facts)
-            if binds is Binds.NOTHING
-            else wanted_settings(settings)
-        )
-        marks = {CHECK: check_value(master)}
+        _check_not_moved(read_facts(connection, load_queries("sqlite")))
         with exclusive(connection):
-            explicit = explicit_settings(settings)
-            bound = bind(connection, queries, wanted, explicit, binds, marks)
+            bound = bind_store(connection, "sqlite", settings, master, binds)
         connection.close()
         records = SqliteReads(path, sealer.unseal)
         heads = Heads(heads_folder(path), node, owner, boottime_ms, lambda: clock.now(0))
@@ -177,6 +168,23 @@ def open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) ->
         base_ms=host_ms,
         claim_first_run=lambda: True,
     )
+
+
+def bind_store(
+    connection: Connection, engine: str, settings: Settings, master: bytes, binds: Binds
+) -> StoreSettings:
+    """Return what the store is bound to, in the open transaction, and bind it as far as it is not.
+
+    Raises: BindingError, SettingsError.
+    """
+    queries = load_queries(engine)
+    facts = read_facts(connection, queries)
+    check_key_of_new_store(settings, facts)
+    wanted = (
+        keyless_settings(settings, facts) if binds is Binds.NOTHING else wanted_settings(settings)
+    )
+    marks = {CHECK: check_value(master)}
+    return bind(connection, queries, wanted, explicit_settings(settings), binds, marks)
 
 
 def shown_place(settings: Settings) -> str:
