@@ -14,8 +14,8 @@ from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ToolName
 from kb_mcp.agent.granted import granted_period_kinds, granted_tools
+from kb_mcp.agent.line import Lost
 from kb_mcp.agent.outcomes import ProxyUnavailableError
-from kb_mcp.agent.sdk import Lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +66,10 @@ def refused_bearer(status: int, code: str | None, message: str | None) -> Bearer
     return LookupFailed(status if limited else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def look_up(line: Billing, token: str, context: CallContext) -> Bearer:
+async def look_up(line: Billing, token: str, context: CallContext) -> Bearer:
     """Ask the proxy on `line` what `token` may do. Never raises for what the proxy answers."""
     try:
-        reply = line.sdk.describe_key(token, context.headers())
+        reply = await line.line.describe_key(token, context.headers())
     except ProxyUnavailableError:
         return LookupFailed(503)
     if isinstance(reply, Lost):

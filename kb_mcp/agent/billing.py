@@ -1,19 +1,21 @@
 """Charging and looking up charges: the Stripe SDK, pointed at the proxy, with a vault key.
 
-Floor: wing A, above outcomes and status; below the doors. Synchronous: a door runs it on a
-worker thread, so that a cancelled door never cancels a send.
+Floor: wing A, above outcomes and status; below the doors. Over the network it is synchronous: a
+door runs it on a worker thread, so that a cancelled door never cancels a send. On a line into this
+process it is asked by coroutines (`run`), and the proxy itself sees its sends through.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
+from typing import TYPE_CHECKING, Final, TypeVar, assert_never
 
 from kb_mcp.agent.address import check_address
 from kb_mcp.agent.catalogue import (
+    Arguments,
     ChargeApi,
     ChargeArguments,
     ChargeStatusArguments,
@@ -22,6 +24,7 @@ from kb_mcp.agent.catalogue import (
 )
 from kb_mcp.agent.granted import granted_period_kinds, granted_tools
 from kb_mcp.agent.keys import STALE, HeldKey, KeySource
+from kb_mcp.agent.line import Line, Lost, NoCard, Resource, charge_params, finish, off_session
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
     RateLimitedError,
@@ -38,8 +41,8 @@ from kb_mcp.agent.refunds import (
     refund_params,
     refund_unknown,
 )
-from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, ShownRefund
-from kb_mcp.agent.sdk import Lost, NoCard, ProxySdk, Resource
+from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result, ShownRefund
+from kb_mcp.agent.sdk import ProxySdk
 from kb_mcp.agent.status import (
     another_bill,
     contradicts,
@@ -82,24 +85,24 @@ class Billing:
         allow_reference: bool = False,
         allow_http: bool = False,
         trust: Trust | None = None,
-        sdk: ProxySdk | None = None,
+        line: Line | None = None,
         period_kinds: tuple[str, ...] = (),
     ) -> None:
         """Hold `keys`; `transport` replaces the network for an embedded proxy.
 
         `keys` are the keys by tool, or one for all tools that it grants, which the proxy is asked.
         `period_kinds` are those of the key of `charge`, where they are known.
-        `sdk` is a line that is open already; `transport`, `allow_http` and `trust` (whose
+        `line` is one that is open already; `transport`, `allow_http` and `trust` (whose
         certificates are believed) are then not used.
 
         Raises: AddressError, when `proxy_url` would send a vault key in the clear.
         """
-        if sdk is None:
+        if line is None:
             if transport is None:
                 check_address(proxy_url, allow_http=allow_http)
             opened = partial(_open, proxy_url, transport, allow_http=allow_http, trust=trust)
-            sdk = ProxySdk(proxy_url.rstrip("/"), opened)
-        self._sdk = sdk
+            line = ProxySdk(proxy_url.rstrip("/"), opened)
+        self._line = line
         self._proxy_url = proxy_url
         self._charge_api: ChargeApi = charge_api
         self._allow_reference = allow_reference
@@ -115,7 +118,9 @@ class Billing:
         Raises: ProxyUnavailableError, RateLimitedError, where one key is held for all and the
         proxy does not say what it grants.
         """
-        return frozenset(self._keys) if self._shared is None else self._granted(self._shared)
+        if self._shared is None:
+            return frozenset(self._keys)
+        return finish(self._granted(self._shared))
 
     def may_offer(self, tool: ToolName) -> bool:
         """Say whether a key is held for `tool`, without asking whether the key grants it."""
@@ -142,26 +147,34 @@ class Billing:
         return self._charge_api
 
     @property
-    def sdk(self) -> ProxySdk:
+    def on_loop(self) -> bool:
+        """Whether `run` has to be asked, on the event loop of the proxy in this process."""
+        return self._line.on_loop
+
+    @property
+    def line(self) -> Line:
         """The line to the proxy, for doors that look a bearer key up."""
-        return self._sdk
+        return self._line
 
     def with_keys(
-        self, keys: Mapping[ToolName, KeySource], period_kinds: tuple[str, ...] = ()
+        self,
+        keys: Mapping[ToolName, KeySource],
+        period_kinds: tuple[str, ...] = (),
+        line: Line | None = None,
     ) -> Billing:
-        """Return a Billing with other keys over the same connections."""
+        """Return a Billing with other keys over the same connections, or over another `line`."""
         return Billing(
             keys,
             self._proxy_url,
             charge_api=self._charge_api,
             allow_reference=self._allow_reference,
             period_kinds=period_kinds,
-            sdk=self._sdk,
+            line=line or self._line,
         )
 
     def close(self) -> None:
         """Close the connections to the proxy."""
-        self._sdk.close()
+        self._line.close()
 
     def charge(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
         """Charge once for a period.
@@ -169,7 +182,34 @@ class Billing:
         Raises: ProxyUnavailableError, RateLimitedError, ToolNotGrantedError, where nothing was
         sent.
         """
-        answer = self._ask(ToolName.CHARGE, lambda token: self._charge(arguments, context, token))
+        return finish(self._charge_once(arguments, context))
+
+    def charge_status(
+        self, arguments: ChargeStatusArguments, context: CallContext
+    ) -> ChargeStatusResult:
+        """Look up a charge by its id, or by customer and period. Raises: as `charge`."""
+        return finish(self._look_up(arguments, context))
+
+    def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
+        """Give a charge back once, all that is left of it or a part. Raises: as `charge`."""
+        return finish(self._give_back(arguments, context))
+
+    async def run(self, arguments: Arguments, context: CallContext) -> Result:
+        """Do what `arguments` ask for, on the event loop of the line. Raises: as `charge`."""
+        match arguments:
+            case ChargeArguments():
+                return await self._charge_once(arguments, context)
+            case ChargeStatusArguments():
+                return await self._look_up(arguments, context)
+            case RefundArguments():
+                return await self._give_back(arguments, context)
+            case _:
+                assert_never(arguments)
+
+    async def _charge_once(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
+        answer = await self._ask(
+            ToolName.CHARGE, lambda token: self._charge(arguments, context, token)
+        )
         match answer:
             case Reply():
                 return charge_outcome(arguments, answer)
@@ -180,21 +220,20 @@ class Billing:
             case _:
                 assert_never(answer)
 
-    def charge_status(
+    async def _look_up(
         self, arguments: ChargeStatusArguments, context: CallContext
     ) -> ChargeStatusResult:
-        """Look up a charge by its id, or by customer and period; all three must agree.
-
-        Raises: ProxyUnavailableError, RateLimitedError, ToolNotGrantedError.
-        """
+        """Look up a charge by what is given of it; all three arguments must agree."""
         if arguments.charge_id is not None:
-            found = self._status_by_id(arguments.charge_id, context)
+            found = await self._status_by_id(arguments.charge_id, context)
             return another_bill() if contradicts(found, arguments) else found
         wanted = {
             "customer_id": arguments.customer_id or "",
             "billing_period": arguments.billing_period or "",
         }
-        reply = self._read(lambda token: self._sdk.operations(token, wanted, context.headers()))
+        reply = await self._read(
+            lambda token: self._line.operations(token, wanted, context.headers())
+        )
         if reply.is_error:
             return not_readable(reply)
         operation = most_telling(reply.fields.get("data"))
@@ -203,7 +242,7 @@ class Billing:
         charge_id = operation.get("charge_id")
         if isinstance(charge_id, str) and operation.get("state") == "succeeded":
             try:
-                shown: ChargeStatusResult | None = self._status_of(charge_id, context)
+                shown: ChargeStatusResult | None = await self._status_of(charge_id, context)
             except (ProxyUnavailableError, RateLimitedError):
                 shown = None
             if shown is not None and shown.found:
@@ -211,33 +250,29 @@ class Billing:
         # What cannot be read at Stripe now is told as the ledger has it.
         return describe_operation(operation, livemode=reply.livemode)
 
-    def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
-        """Give a charge back once, all that is left of it or a part.
-
-        Raises: ProxyUnavailableError, RateLimitedError, where nothing was sent.
-        """
+    async def _give_back(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
         params, key = refund_params(arguments), refund_name(arguments.charge_id)
-        answer = self._ask(
+        answer = await self._ask(
             ToolName.REFUND,
-            lambda token: self._sdk.refund(token, params, key, context.headers()),
+            lambda token: self._line.refund(token, params, key, context.headers()),
         )
         if isinstance(answer, Lost):
             return refund_unknown(arguments, livemode=answer.livemode)
         return refund_outcome(arguments, answer)
 
-    def _charge(
+    async def _charge(
         self, arguments: ChargeArguments, context: CallContext, token: str
     ) -> Reply | Lost | NoCard:
         headers = context.headers()
-        params = _bill(arguments)
+        params = charge_params(arguments)
         if self._charge_api == "payment_intents":
-            card = self._sdk.default_payment_method(token, arguments.customer_id, headers)
+            card = await self._line.default_payment_method(token, arguments.customer_id, headers)
             if isinstance(card, Lost) or (isinstance(card, Reply) and card.status >= 500):
                 # Only a look-up went wrong: nothing has been charged.
                 raise ProxyUnavailableError(UNAVAILABLE)
             if not isinstance(card, str):
                 return card
-            params |= _off_session(card)
+            params |= off_session(card)
             # The proxy leaves out of the bill what we looked up: a new card is no other bill.
             headers = {**headers, LOOKED_UP: "payment_method"}
         key = idempotency_key(
@@ -247,18 +282,20 @@ class Billing:
             arguments.currency,
             arguments.reference,
         )
-        return self._sdk.create(token, self._charge_api, params, key, headers)
+        return await self._line.create(token, self._charge_api, params, key, headers)
 
-    def _status_by_id(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
+    async def _status_by_id(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
         """Look a charge up at Stripe; where that does not show it, the ledger may know it."""
         try:
-            found = self._status_of(charge_id, context)
+            found = await self._status_of(charge_id, context)
         except ProxyUnavailableError:
             found = None
         if found is not None and found.found:
             return found
         wanted = {"charge_id": charge_id}
-        reply = self._read(lambda token: self._sdk.operations(token, wanted, context.headers()))
+        reply = await self._read(
+            lambda token: self._line.operations(token, wanted, context.headers())
+        )
         operation = None if reply.is_error else most_telling(reply.fields.get("data"))
         if operation is not None:
             return describe_operation(operation, livemode=reply.livemode)
@@ -266,28 +303,30 @@ class Billing:
             raise ProxyUnavailableError(UNAVAILABLE)
         return found
 
-    def _status_of(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
+    async def _status_of(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
         resource = _RESOURCES[charge_id.partition("_")[0]]
-        reply = self._read(
-            lambda token: self._sdk.retrieve(token, resource, charge_id, context.headers())
+        reply = await self._read(
+            lambda token: self._line.retrieve(token, resource, charge_id, context.headers())
         )
         if not reply.is_error:
-            refunds = self._refunds_of(charge_id, context)
+            refunds = await self._refunds_of(charge_id, context)
             return describe_charge(reply).model_copy(update={"refunds": refunds})
         return not_found() if reply.status == 404 else not_readable(reply)
 
-    def _refunds_of(self, charge_id: str, context: CallContext) -> list[ShownRefund] | None:
+    async def _refunds_of(self, charge_id: str, context: CallContext) -> list[ShownRefund] | None:
         """Return the refunds of a charge, or None where they cannot be said."""
         wanted = {"charge_id": charge_id}
         try:
-            reply = self._read(lambda token: self._sdk.operations(token, wanted, context.headers()))
+            reply = await self._read(
+                lambda token: self._line.operations(token, wanted, context.headers())
+            )
         except (ProxyUnavailableError, RateLimitedError):
             # The charge was found: that there is more to say must not hide it.
             return None
         return describe_refunds(reply)
 
-    def _read(self, ask: Callable[[str], Reply | Lost]) -> Reply:
-        answer = self._ask(ToolName.CHARGE_STATUS, ask)
+    async def _read(self, ask: Callable[[str], Awaitable[Reply | Lost]]) -> Reply:
+        answer = await self._ask(ToolName.CHARGE_STATUS, ask)
         if isinstance(answer, Lost):
             raise ProxyUnavailableError(UNAVAILABLE)
         raise_if_nothing_sent(answer)
@@ -295,16 +334,16 @@ class Billing:
             raise ProxyUnavailableError(UNAVAILABLE)
         return answer
 
-    def _ask(self, tool: ToolName, ask: Callable[[str], T]) -> T:
+    async def _ask(self, tool: ToolName, ask: Callable[[str], Awaitable[T]]) -> T:
         if self._shared is None:
-            return _ask_with(self._keys[tool], ask)
-        answer = _ask_with(self._shared, ask)
-        if _is_not_authorized(answer) and tool not in self._granted(self._shared):
+            return await _ask_with(self._keys[tool], ask)
+        answer = await _ask_with(self._shared, ask)
+        if _is_not_authorized(answer) and tool not in await self._granted(self._shared):
             raise ToolNotGrantedError
         return answer
 
-    def _granted(self, held: HeldKey) -> frozenset[ToolName]:
-        answer = _ask_with(held, lambda token: self._sdk.describe_key(token, {}))
+    async def _granted(self, held: HeldKey) -> frozenset[ToolName]:
+        answer = await _ask_with(held, lambda token: self._line.describe_key(token, {}))
         if isinstance(answer, Lost):
             raise ProxyUnavailableError(UNAVAILABLE)
         raise_if_nothing_sent(answer)
@@ -315,17 +354,17 @@ class Billing:
         return granted
 
 
-def _ask_with(held: HeldKey, ask: Callable[[str], T]) -> T:
+async def _ask_with(held: HeldKey, ask: Callable[[str], Awaitable[T]]) -> T:
     tokens = held.tokens()
     token = _next(tokens)
     if token is None:
         raise ProxyUnavailableError(UNAVAILABLE)
-    answer = ask(token)
+    answer = await ask(token)
     if isinstance(answer, Reply) and _is_stale(answer):
         # The key was rotated under us: read it once more and ask again with the newer one.
         newer = _next(tokens)
         if newer is not None:
-            return ask(newer)
+            return await ask(newer)
     return answer
 
 
@@ -359,27 +398,3 @@ def _is_not_authorized(answer: object) -> bool:
 
 def _is_stale(reply: Reply) -> bool:
     return reply.status == 401 and reply.text("code") in STALE and not reply.doubtful
-
-
-def _bill(arguments: ChargeArguments) -> dict[str, Any]:  # the SDK's parameters: JSON by name
-    metadata = {"billing_period": arguments.billing_period}
-    if arguments.reference is not None:
-        metadata["reference"] = arguments.reference
-    return {
-        "amount": arguments.amount_cents,
-        "currency": arguments.currency,
-        "customer": arguments.customer_id,
-        "description": arguments.description or f"Subscription {arguments.billing_period}",
-        "metadata": metadata,
-    }
-
-
-def _off_session(payment_method: str) -> dict[str, Any]:  # as _bill
-    # docs.stripe.com/payments/save-and-reuse, "Charge the saved payment method later": nobody is
-    # there to be redirected or to confirm, so either is an error at once.
-    return {
-        "payment_method": payment_method,
-        "off_session": True,
-        "confirm": True,
-        "error_on_requires_action": True,
-    }

@@ -98,6 +98,17 @@ class Biller(Protocol):
         """Give a charge back once."""
 
 
+class LoopBiller(Biller, Protocol):
+    """A biller whose proxy may be one of this process, asked on its event loop."""
+
+    @property
+    def on_loop(self) -> bool:
+        """Whether it is, so that `run` is asked; else a thread is needed for the other methods."""
+
+    async def run(self, arguments: Arguments, context: CallContext) -> Result:
+        """Do what `arguments` ask for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answered:
     """The tool ran, and this is what it says; a refusal and a decline are answers too."""
@@ -139,24 +150,49 @@ def call_tool(
     biller: Biller, name: str, raw: Mapping[str, object] | None, context: CallContext
 ) -> Answer:
     """Call the tool `name` with `raw` arguments (JSON values). Never raises."""
-    tool = find_tool(name, allow_reference=biller.allow_reference)
-    if tool is None or not biller.may_offer(tool.name):
-        return NotOffered()
-    arguments = read_arguments(tool, raw)
-    if isinstance(arguments, Invalid):
+    arguments = _prepare(biller, name, raw)
+    if isinstance(arguments, Invalid | NotOffered):
         return arguments
     try:
         return Answered(_run(biller, arguments, context))
-    except ToolNotGrantedError:
-        return NotOffered()
-    except RateLimitedError as limit:
-        return RateLimited(str(limit), limit.retry_after_s)
-    except ProxyUnavailableError as outage:
-        return Unavailable(str(outage))
     except Exception as error:  # noqa: BLE001 - a door must answer; after a send, with "unknown"
-        # Not the exception itself: its text and frames can hold keys.
-        logger.error("The tool %s broke: %s", tool.name, type(error).__name__)  # noqa: TRY400 - without the trace
-        return Answered(_broken(arguments))
+        return _failed(name, arguments, error)
+
+
+async def call_tool_on_loop(
+    biller: LoopBiller, name: str, raw: Mapping[str, object] | None, context: CallContext
+) -> Answer:
+    """Do the same where the proxy is asked on this event loop."""
+    arguments = _prepare(biller, name, raw)
+    if isinstance(arguments, Invalid | NotOffered):
+        return arguments
+    try:
+        return Answered(await biller.run(arguments, context))
+    except Exception as error:  # noqa: BLE001 - as above
+        return _failed(name, arguments, error)
+
+
+def _prepare(
+    biller: Biller, name: str, raw: Mapping[str, object] | None
+) -> Arguments | Invalid | NotOffered:
+    tool = find_tool(name, allow_reference=biller.allow_reference)
+    if tool is None or not biller.may_offer(tool.name):
+        return NotOffered()
+    return read_arguments(tool, raw)
+
+
+def _failed(name: str, arguments: Arguments, error: Exception) -> Answer:
+    match error:
+        case ToolNotGrantedError():
+            return NotOffered()
+        case RateLimitedError():
+            return RateLimited(str(error), error.retry_after_s)
+        case ProxyUnavailableError():
+            return Unavailable(str(error))
+        case _:
+            # Not the exception itself: its text and frames can hold keys.
+            logger.error("The tool %s broke: %s", name, type(error).__name__)
+            return Answered(_broken(arguments))
 
 
 def _run(biller: Biller, arguments: Arguments, context: CallContext) -> Result:

@@ -1,6 +1,6 @@
-"""The line to the proxy: the Stripe SDK and two plain look-ups, with answers as values.
+"""The line to the proxy over the network: the Stripe SDK and two plain look-ups.
 
-Floor: wing A, above outcomes and transport; below billing.
+Floor: wing A, above line and transport; below billing.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from typing_extensions import override
+
 from kb_mcp.agent.keys import is_live
+from kb_mcp.agent.line import MAX_NETWORK_RETRIES, Headers, Line, Lost, Resource
 from kb_mcp.agent.outcomes import ProxyUnavailableError, Reply, as_map
 from kb_mcp.agent.trust import why_unreached
 from kb_mcp.agent.wording import UNAVAILABLE, UNREACHED
@@ -28,34 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The proxy collapses repeats of one key into one send, so a retry cannot charge twice; and it
-# answers Stripe-Should-Retry: false wherever a repeat would not help. Two retries carry a call
-# over a broken line and over a proxy that is being replaced.
-MAX_NETWORK_RETRIES: Final = 2
 
-Resource = Literal["charges", "payment_intents"]
-Headers = Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The request may have been sent, and no answer can be read. `livemode`: of the key."""
-
-    livemode: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NoCard:
-    """The customer has no payment method that could be meant. `livemode`: of the key."""
-
-    livemode: bool
-
-
-class ProxySdk:
-    """Requests to one proxy. Every method takes the vault key to use; all are thread-safe.
-
-    Every method raises ProxyUnavailableError when nothing was sent.
-    """
+class ProxySdk(Line):
+    """Requests to one proxy, from whatever thread; each waits for its answer where it is called."""
 
     def __init__(self, proxy_url: str, open_http: Callable[[], httpx.Client]) -> None:
         """Send to `proxy_url` (no trailing slash) through what `open_http` opens at first need."""
@@ -65,16 +42,16 @@ class ProxySdk:
         self._opened: httpx.Client | None = None
         self._made: tuple[stripe.StripeClient, ProxyHTTPClient] | None = None
 
+    @override
     def close(self) -> None:
-        """Close the connections."""
         with self._lock:
             if self._opened is not None:
                 self._opened.close()
 
-    def create(
+    @override
+    async def create(
         self, token: str, api: ChargeApi, params: Mapping[str, Any], key: str, headers: Headers
     ) -> Reply | Lost:
-        """Create a charge or a payment intent under the idempotency key `key`."""
         client = self._client()[0]
         options = _options(token, headers, key)
         if api == "charges":
@@ -82,62 +59,44 @@ class ProxySdk:
             return self._send(token, lambda: client.v1.charges.create(dict(params), options))  # type: ignore[arg-type]  # the SDK's TypedDict
         return self._send(token, lambda: client.v1.payment_intents.create(dict(params), options))  # type: ignore[arg-type]  # as above
 
-    def refund(
+    @override
+    async def refund(
         self, token: str, params: Mapping[str, Any], key: str, headers: Headers
     ) -> Reply | Lost:
-        """Create a refund under the idempotency key `key`."""
         client = self._client()[0]
         options = _options(token, headers, key)
         return self._send(token, lambda: client.v1.refunds.create(dict(params), options))  # type: ignore[arg-type]  # as above
 
-    def retrieve(
+    @override
+    async def retrieve(
         self, token: str, resource: Resource, object_id: str, headers: Headers
     ) -> Reply | Lost:
-        """Read one charge or payment intent."""
+        v1 = self._client()[0].v1
+        read: Mapping[Resource, Callable[..., stripe.StripeObject]] = {
+            "charges": v1.charges.retrieve,
+            "payment_intents": v1.payment_intents.retrieve,
+            "customers": v1.customers.retrieve,
+        }
+        options = _options(token, headers)
+        return self._send(token, lambda: read[resource](object_id, None, options))
+
+    @override
+    async def payment_methods(self, token: str, customer_id: str, headers: Headers) -> Reply | Lost:
         client = self._client()[0]
         options = _options(token, headers)
-        if resource == "charges":
-            return self._send(token, lambda: client.v1.charges.retrieve(object_id, None, options))
         return self._send(
-            token, lambda: client.v1.payment_intents.retrieve(object_id, None, options)
-        )
-
-    def default_payment_method(
-        self, token: str, customer_id: str, headers: Headers
-    ) -> str | Reply | Lost | NoCard:
-        """Find what to charge: the customer's default, else the only payment method there is.
-
-        With several and no default, choosing would be guessing, so there is none.
-        """
-        client = self._client()[0]
-        options = _options(token, headers)
-        customer = self._send(
-            token, lambda: client.v1.customers.retrieve(customer_id, None, options)
-        )
-        if isinstance(customer, Lost) or customer.is_error:
-            return customer
-        default = as_map(customer.fields.get("invoice_settings")).get("default_payment_method")
-        if isinstance(default, str) and default:
-            return default
-        methods = self._send(
             token,
             lambda: client.v1.customers.payment_methods.list(customer_id, {"limit": 2}, options),
         )
-        if isinstance(methods, Lost) or methods.is_error:
-            return methods
-        found = methods.fields.get("data")
-        if isinstance(found, list) and len(found) == 1:
-            only = as_map(found[0]).get("id")
-            if isinstance(only, str):
-                return only
-        return NoCard(is_live(token))
 
-    def operations(self, token: str, wanted: Mapping[str, str], headers: Headers) -> Reply | Lost:
-        """Ask the ledger for operations, newest first, under `data`."""
+    @override
+    async def operations(
+        self, token: str, wanted: Mapping[str, str], headers: Headers
+    ) -> Reply | Lost:
         return self._get(token, "/keybrake/v1/operations", wanted, headers)
 
-    def describe_key(self, token: str, headers: Headers) -> Reply | Lost:
-        """Ask what the vault key itself may do."""
+    @override
+    async def describe_key(self, token: str, headers: Headers) -> Reply | Lost:
         return self._get(token, "/keybrake/v1/key", {}, headers)
 
     def _get(

@@ -13,7 +13,7 @@ import httpx
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ChargeArguments, ToolName
-from kb_mcp.agent.sdk import Lost
+from kb_mcp.agent.line import Lost, finish
 from kb_mcp.enforcement.conftest import Deployment, code_of
 from kb_mcp.idempotency import idempotency_key
 from kb_mcp.settings import Secret
@@ -57,7 +57,7 @@ def test_the_sdk_of_the_tools_goes_through_the_proxy(deployment: Deployment) -> 
         allow_http=deployment.settings.allow_http,
     )
     try:
-        reply = billing.sdk.retrieve(deployment.billing.reveal(), resource, NOTHING, {})
+        reply = finish(billing.line.retrieve(deployment.billing.reveal(), resource, NOTHING, {}))
     finally:
         billing.close()
 

@@ -166,25 +166,21 @@ def key_source(secret: Secret) -> KeySource:
     return read
 
 
-def mcp_door(
-    settings: Settings,
-    app: App,
-    loop: asyncio.AbstractEventLoop,
-    identify: Callable[[Billing], Identify],
-) -> HttpDoor:
-    """Return the MCP door of the agents' listener, in front of the proxy `app` on `loop`.
+def mcp_door(settings: Settings, app: App, identify: Callable[[Billing], Identify]) -> HttpDoor:
+    """Return the MCP door of the agents' listener, in front of the proxy `app` on this loop.
 
     `identify` makes, for the line to that proxy, the way to say whose a bearer is.
     """
     # `mcp` takes a second to import, and the Stripe SDK a tenth of one: only those who serve pay.
-    import kb_mcp.agent.stripe_http  # noqa: F401 - or the first call would import it
+    import stripe
+
     from kb_mcp.agent.doors.mcp.http import http_app
-    from kb_mcp.agent.transport import AsgiTransport
+    from kb_mcp.agent.in_process import InProcessLine
 
     base = Billing(
         {},
         EMBEDDED_URL,
-        transport=AsgiTransport(app, loop),
+        line=InProcessLine(app, stripe.api_version),
         charge_api=settings.charge_api,
         allow_reference=settings.allow_reference,
     )

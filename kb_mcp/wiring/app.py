@@ -28,9 +28,7 @@ class OpenDoor:
         """Open in front of `app`, which is `proxy` behind its traces, on the running loop."""
         self._opened = asyncio.Event()
         self._closing = asyncio.Event()
-        self._door = mcp_door(
-            settings, app, asyncio.get_running_loop(), partial(identifying, proxy.app.pipeline)
-        )
+        self._door = mcp_door(settings, app, partial(identifying, proxy.app.pipeline))
         self._home = asyncio.create_task(self._live())
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:

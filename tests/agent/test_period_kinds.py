@@ -13,6 +13,7 @@ from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ToolName, select_tools
 from kb_mcp.agent.export.schemas import arguments_schema, properties
+from kb_mcp.agent.line import finish
 from kb_mcp.converse import ConverseTools
 from kb_mcp.periods import KINDS
 from tests.agent.conftest import Says, StubProxy
@@ -80,7 +81,7 @@ def test_a_key_for_charge_alone_is_not_asked_about(proxy: StubProxy) -> None:
 
 def test_over_http_the_bearer_brings_its_kinds(proxy: StubProxy, billing: Billing) -> None:
     proxy.on(KEY, policy(period_kinds=["month"]))
-    known = look_up(billing, "vk_test_y", CallContext())
+    known = finish(look_up(billing, "vk_test_y", CallContext()))
     assert isinstance(known, Known)
     asked = len(proxy.seen)
     assert known.billing.period_kinds == ("month",)

@@ -8,6 +8,7 @@ from typing import Never
 import pytest
 from stripe import _telemetry_id
 
+from kb_mcp.agent.line import finish
 from kb_mcp.agent.outcomes import ProxyUnavailableError, Reply
 from kb_mcp.agent.sdk import ProxySdk
 from kb_mcp.agent.transport import open_client
@@ -24,9 +25,9 @@ def test_a_line_that_cannot_be_opened_has_sent_nothing() -> None:
     sdk = ProxySdk(PROXY, no_descriptor_left)
 
     with pytest.raises(ProxyUnavailableError):
-        sdk.create("vk_test_billing", "charges", {"amount": 100}, "key", {})
+        finish(sdk.create("vk_test_billing", "charges", {"amount": 100}, "key", {}))
     with pytest.raises(ProxyUnavailableError):
-        sdk.describe_key("vk_test_billing", {})
+        finish(sdk.describe_key("vk_test_billing", {}))
 
 
 def test_a_line_that_nobody_used_is_closed_without_being_opened() -> None:
@@ -45,7 +46,7 @@ def test_a_user_without_a_home_folder_charges_at_the_first_call(
     proxy.on("POST /stripe/v1/charges", Says(200, charge()))
     sdk = ProxySdk(proxy.url, lambda: open_client(proxy.url))
 
-    made = sdk.create("vk_test_billing", "charges", {"amount": 100}, "key", {})
+    made = finish(sdk.create("vk_test_billing", "charges", {"amount": 100}, "key", {}))
     sdk.close()
 
     assert isinstance(made, Reply)
@@ -60,7 +61,7 @@ def test_an_sdk_that_fails_before_it_sends_has_sent_nothing(
     monkeypatch.setattr(requestor, lambda *_args, **_more: no_home())
 
     with pytest.raises(ProxyUnavailableError):
-        sdk.create("vk_test_billing", "charges", {"amount": 100}, "key", {})
+        finish(sdk.create("vk_test_billing", "charges", {"amount": 100}, "key", {}))
     sdk.close()
 
     assert proxy.seen == []

@@ -11,10 +11,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from kb_mcp.proxy.access.authenticate import Admitted
 from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
 from kb_mcp.proxy.edge.greeting import greet
 from kb_mcp.proxy.edge.key_api import KeyApi
@@ -30,6 +32,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 BODY_MAX_BYTES = 64 * 1024
 BODY_WITHIN_S = 10
 IN_FLIGHT_MAX = 1_000
+ADMITTED = "kb_mcp.admitted"
+"""The ASGI extension that holds whose key a request carries, where that was just looked up."""
 _HEALTH = frozenset({b"/healthz", b"/readyz"})
 _BARE = frozenset({b"v1", b"stripe", b"keybrake"})
 _FULL = refused(refuse(Code.OVERLOADED))
@@ -61,7 +65,9 @@ class ProxyApp:
         self.in_flight += 1
         try:
             if await self.turns.acquire():
-                await _write(send, request.request_id, await self._serve(request, receive))
+                admitted = scope.get("extensions", {}).get(ADMITTED)
+                reply = await self._serve(request, receive, admitted)
+                await _write(send, request.request_id, reply)
             else:
                 await self._turn_away(send)
         finally:
@@ -92,7 +98,7 @@ class ProxyApp:
         self.pipeline.refusal_counts.count(Code.OVERLOADED)
         await _write(send, self.pipeline.new_id("req"), _FULL)
 
-    async def _serve(self, request: Request, receive: Receive) -> Reply:
+    async def _serve(self, request: Request, receive: Receive, admitted: Admitted | None) -> Reply:
         if self.draining:
             return refused(refuse(Code.DRAINING))
         greeting = greet(request)
@@ -101,7 +107,8 @@ class ProxyApp:
         try:
             if request.raw_path.startswith(b"/keybrake/"):
                 return await self.own.serve(request)
-            reply = await self.pipeline.serve(request, lambda: _read_body(request, receive))
+            body = partial(_read_body, request, receive)
+            reply = await self.pipeline.serve(request, body, admitted)
         except LedgerUnavailableError:
             _log.exception("the ledger is unavailable")
             return refused(refuse(Code.LEDGER_UNAVAILABLE))

@@ -95,10 +95,17 @@ class RequestPipeline:
             self.refusal_counts.count(admitted.code, admitted.subject)
         return admitted
 
-    async def serve(self, request: Request, read_body: BodyReader) -> Reply:
-        """Answer one request. Raises: LedgerUnavailableError, with nothing sent."""
-        await self.follow()
-        admitted = await admit(self.ledger, request, self.now_ms, self.issuers)
+    async def serve(
+        self, request: Request, read_body: BodyReader, known: Admitted | None = None
+    ) -> Reply:
+        """Answer one request, whose key is `known` where it was looked up for it already.
+
+        Raises: LedgerUnavailableError, with nothing sent.
+        """
+        admitted: Admitted | Refusal | None = known
+        if admitted is None:
+            await self.follow()
+            admitted = await admit(self.ledger, request, self.now_ms, self.issuers)
         if isinstance(admitted, Admitted):
             key = admitted.key
             admitted = self._by_every_clock(lambda now: spent(key, now)) or admitted

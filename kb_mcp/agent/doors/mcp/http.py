@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from typing import Final
 
 import anyio.to_thread
@@ -26,23 +25,30 @@ from starlette.types import Message, Receive, Scope, Send
 
 from kb_mcp.agent.bearer import Bearer, Identify, Known, look_up
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import Biller
+from kb_mcp.agent.calls import LoopBiller, NotOffered
 from kb_mcp.agent.doors.mcp.challenges import (
     Resource,
     refuse_bearer,
     refuse_scope,
     refuse_unnamed,
 )
+from kb_mcp.agent.doors.mcp.direct import CALL, read_call, write_result
 from kb_mcp.agent.doors.mcp.messages import Json, NoMessage, read_message
+from kb_mcp.agent.doors.mcp.server import (
+    CALLS_AT_ONCE,
+    answer_call,
+    context_of,
+    context_of_call,
+    create_server,
+)
 from kb_mcp.agent.doors.mcp.server import Request as McpRequest
-from kb_mcp.agent.doors.mcp.server import context_of, create_server
 from kb_mcp.agent.doors.mcp.sessions import labelled, opens_session
+from kb_mcp.agent.line import finish
 
 PATH: Final = "/mcp"
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 LOOKUPS_AT_ONCE: Final = 32
 _FOUND: Final = "kb_mcp.bearer"
-_CALL: Final = "tools/call"
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -82,7 +88,8 @@ class HttpDoor:
         self._resource = resource
         security = _security(allowed_hosts)
         self._doorman = TransportSecurityMiddleware(security)
-        self._limiter = CapacityLimiter(LOOKUPS_AT_ONCE)
+        self._lookups = CapacityLimiter(LOOKUPS_AT_ONCE)
+        self._calls = CapacityLimiter(CALLS_AT_ONCE)
         server = create_server(_biller_of)
         self._sdk = server.streamable_http_app(
             streamable_http_path=PATH,
@@ -128,8 +135,11 @@ class HttpDoor:
 
     async def _look_up(self, request: Request, token: str) -> Response | None:
         """Ask the proxy whose `token` is: a request of its own, counted and in the audit."""
-        asks = partial(look_up, self._billing, token, context_of(request.headers))
-        return self._let_in(request, await anyio.to_thread.run_sync(asks, limiter=self._limiter))
+        asked = look_up(self._billing, token, context_of(request.headers))
+        if self._billing.on_loop:
+            return self._let_in(request, await asked)
+        found = await anyio.to_thread.run_sync(finish, asked, limiter=self._lookups)
+        return self._let_in(request, found)
 
     def _let_in(self, request: Request, found: Bearer) -> Response | None:
         if not isinstance(found, Known):
@@ -145,16 +155,28 @@ class HttpDoor:
             await JSONResponse(read.document(), status_code=400)(scope, receive, send)
             return
         refusal = await self._check(request, read)
-        if refusal is not None:
-            await refusal(scope, receive, send)
+        answer = refusal or await self._call(request, read)
+        if answer is not None:
+            await answer(scope, receive, send)
             return
         if opens_session(scope["headers"], read):
             send = labelled(send, self._new_session_id())
         await self._sdk(scope, _again(body, receive), send)
 
+    async def _call(self, request: Request, message: Json) -> Response | None:
+        """Answer an ordinary tool call; None where the SDK has to."""
+        call = read_call(request, message)
+        if call is None:
+            return None
+        found: Known = request.scope[_FOUND]
+        context = context_of_call(request.headers, call.meta, call.client)
+        answer = await answer_call(found.billing, call.name, call.arguments, context, self._calls)
+        # Of a tool that is not offered nothing was asked yet: the SDK says so.
+        return None if isinstance(answer, NotOffered) else write_result(call, answer)
+
     async def _check(self, request: Request, message: Json) -> Response | None:
         """Check what only the message says. A call asks the proxy itself, all else must do so."""
-        if message.get("method") != _CALL:
+        if message.get("method") != CALL:
             token = _bearer(request)
             if self._identify is None or token is None:
                 return None
@@ -175,7 +197,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _biller_of(request: McpRequest) -> Biller:
+def _biller_of(request: McpRequest) -> LoopBiller:
     http = request.request
     if not isinstance(http, Request):
         raise TypeError("a request without its HTTP request has no key")

@@ -43,10 +43,11 @@ from kb_mcp.agent.calls import (
     SUBJECT,
     Answer,
     Answered,
-    Biller,
     CallContext,
+    LoopBiller,
     NotOffered,
     call_tool,
+    call_tool_on_loop,
     read_subject,
 )
 from kb_mcp.agent.catalogue import TOOLS, ToolName, select_tools
@@ -57,7 +58,7 @@ from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
 from kb_mcp.traces import PARENT, STATE, read_trace
 
 Request = ServerRequestContext[Any, Any]  # the SDK's own parameters: lifespan and HTTP request
-BillingFor = Callable[[Request], Biller]
+BillingFor = Callable[[Request], LoopBiller]
 """Whose keys serve this request: on stdio the environment's, over HTTP the bearer's."""
 
 # A call holds a thread while Stripe is asked; those beyond wait for one.
@@ -85,12 +86,7 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
 
     async def call(request: Request, params: CallToolRequestParams) -> CallToolResult:
         biller, context = billing_for(request), _context(request)
-        # A thread is not cancelled with its caller, and is waited for: a disconnect, a
-        # notifications/cancelled or the end of stdin can not cut a send off from its outcome.
-        answer = await anyio.to_thread.run_sync(
-            call_tool, biller, params.name, params.arguments, context, limiter=limiter
-        )
-        return _result(answer)
+        return _result(await answer_call(biller, params.name, params.arguments, context, limiter))
 
     return Server(
         NAME,
@@ -106,6 +102,24 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
         get_tool_input_schema=lambda name: _input_schemas().get(name),
         # What is listed depends on the key that asks.
         cache_hints={"tools/list": CacheHint(ttl_ms=LIST_TTL_MS, scope="private")},
+    )
+
+
+async def answer_call(
+    biller: LoopBiller,
+    name: str,
+    arguments: Mapping[str, object] | None,
+    context: CallContext,
+    limiter: CapacityLimiter,
+) -> Answer:
+    """Call a tool, on this loop or on a thread of those that `limiter` allows."""
+    if biller.on_loop:
+        # The proxy sees a send through by itself, whoever goes away.
+        return await call_tool_on_loop(biller, name, arguments, context)
+    # A thread is not cancelled with its caller, and is waited for: a disconnect, a
+    # notifications/cancelled or the end of stdin can not cut a send off from its outcome.
+    return await anyio.to_thread.run_sync(
+        call_tool, biller, name, arguments, context, limiter=limiter
     )
 
 
@@ -162,12 +176,17 @@ def _result(answer: Answer) -> CallToolResult:
 def _context(request: Request) -> CallContext:
     client = request.session.client_params
     name = None if client is None else client.client_info.name
-    line = context_of(getattr(request.request, "headers", Headers()))
+    headers = getattr(request.request, "headers", Headers())
+    return context_of_call(headers, dict(request.meta or {}), name)
+
+
+def context_of_call(headers: Headers, meta: Mapping[str, Any], client: str | None) -> CallContext:
+    """Return what headers and `_meta` of a call by the program `client` say of its caller."""
+    line = context_of(headers)
     # What the client says of this message is nearer than what its HTTP library says of the line.
-    meta = dict(request.meta or {})
     return replace(
         line,
-        agent_id=name or line.agent_id,
+        agent_id=client or line.agent_id,
         trace=read_trace(meta) or line.trace,
         subject=read_subject(meta) or line.subject,
     )
