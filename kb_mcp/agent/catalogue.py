@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Final, Literal, Self
 
@@ -321,6 +322,7 @@ def _narrowed(tool: Tool, period_kinds: tuple[str, ...]) -> Tool:
     return replace(tool, texts={"billing_period": text})
 
 
+@lru_cache(maxsize=1024)
 def tools_granted(allow: frozenset[str], charge_api: ChargeApi) -> frozenset[ToolName]:
     """Return the tools that a vault key with the allowlist `allow` can serve."""
     needed = {

@@ -37,7 +37,9 @@ def read_json(text: str | bytes) -> object:
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if has_surrogate(value):
+    # Halves come as themselves or as escapes: a text without either has none.
+    plain = isinstance(text, str) and "\\u" not in text and not _SURROGATE.search(text)
+    if not plain and has_surrogate(value):
         raise LoneSurrogateError
     return value
 

@@ -15,6 +15,7 @@ from pathlib import Path
 ID_BYTES = 7
 NAME_BYTES = 12
 PAGE_BYTES = 4096
+_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def host_ms() -> int:
@@ -24,8 +25,7 @@ def host_ms() -> int:
 
 def boottime_ms() -> int:
     """Return a clock that never goes back and counts suspended time, where there is one."""
-    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-    return time.clock_gettime_ns(clock) // 1_000_000
+    return time.clock_gettime_ns(_BOOT_CLOCK) // 1_000_000
 
 
 def boot_id() -> str:

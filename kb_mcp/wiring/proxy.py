@@ -266,7 +266,7 @@ def _pipeline(
         rates=Rates(),
         refusal_counts=RefusalCounts(),
         now_ms=store.clock.now,
-        latest_ms=lambda: store.clock.latest,
+        times=store.clock.times,
         monotonic_ms=boottime_ms,
         new_id=new_id,
         keys_secret=derive_key(store.chain_key, "caller keys"),

@@ -155,7 +155,7 @@ class Process:
             rates=Rates(),
             refusal_counts=RefusalCounts(),
             now_ms=clock.now,
-            latest_ms=lambda: clock.latest,
+            times=clock.times,
             monotonic_ms=boottime_ms,
             new_id=lambda prefix: f"{prefix}_{place.chance.randbytes(6).hex()}",
             keys_secret=b"of the simulation",

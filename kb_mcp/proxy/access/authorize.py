@@ -17,7 +17,7 @@ from kb_mcp.proxy.stripe.endpoints import Moves, Route, object_ids
 from kb_mcp.proxy.stripe.interpret import KEY_FIELD, REFERENCE_FIELD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from datetime import date
 
     from kb_mcp.proxy.stripe.forms import Form
@@ -197,27 +197,25 @@ def _check_parameters(policy: Policy, route: Route, form: Form) -> Refusal | Non
         *rule.required,
         *rule.fixed,
     )
+    fits, forbidden = _expression(granted), _expression(rule.forbidden)
     for name in form:
-        if not _granted(policy, route, name, granted) or _fits_any(name, rule.forbidden):
+        if not _granted(policy, route, name, fits) or forbidden.fullmatch(name):
             return refuse(Code.PARAMETER_NOT_ALLOWED, param=name)
     for wanted in rule.required:
-        if not any(_fits_any(name, (wanted,)) for name in form):
+        if wanted not in form and not any(map(_expression((wanted,)).fullmatch, form)):
             return refuse(Code.PARAMETER_MISSING, param=wanted)
     return None
 
 
-def _granted(policy: Policy, route: Route, name: str, granted: Iterable[str]) -> bool:
+def _granted(policy: Policy, route: Route, name: str, granted: re.Pattern[str]) -> bool:
     if name.lower().startswith(_MARK):
         return False
     if name == REFERENCE_FIELD:
         further = route.moves is Moves.READ_FIRST and policy.max_refunds_per_charge > 1
         return policy.allow_reference or further
     # The key names a bill and never goes upstream: surface lifts it out.
-    return (name == KEY_FIELD and route.moves is not Moves.READS) or _fits_any(name, granted)
-
-
-def _fits_any(name: str, patterns: Iterable[str]) -> bool:
-    return _expression(tuple(patterns)).fullmatch(name) is not None
+    lifted_out = name == KEY_FIELD and route.moves is not Moves.READS
+    return lifted_out or granted.fullmatch(name) is not None
 
 
 @lru_cache(maxsize=1024)

@@ -66,7 +66,7 @@ _NOT_ITS_OWN = refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not
 class RequestPipeline:
     """Receives every request on the Stripe surface. `new_id` makes random ids.
 
-    `now_ms` and `latest_ms` are the same unless the clocks disagree: see `StoreClock`. `follow`
+    `times` tells the time and the latest that a clock says, the same unless they disagree. `follow`
     asks the sandbox, or Stripe where the time is not certain, before anything depends on it.
     `keys_secret` keys the hashes of callers' keys.
     """
@@ -78,7 +78,7 @@ class RequestPipeline:
     rates: Rates
     refusal_counts: RefusalCounts
     now_ms: Callable[[], int]
-    latest_ms: Callable[[], int]
+    times: Callable[[], tuple[int, int]]
     monotonic_ms: Callable[[], int]
     new_id: Callable[[str], str]
     keys_secret: bytes
@@ -176,7 +176,7 @@ class RequestPipeline:
         policy = admitted.policy
         refusal = (
             check_scopes(admitted.scopes, route.endpoint)
-            or self._by_every_clock(lambda now: check_hours(policy, now))
+            or (policy.hours and self._by_every_clock(lambda now: check_hours(policy, now)))
             or authorize(policy, route, path, dict(request.headers), form)
         )
         if refusal is not None:
@@ -191,9 +191,11 @@ class RequestPipeline:
 
     def _by_every_clock(self, check: Callable[[int], Refusal | None]) -> Refusal | None:
         """Return what `check` says of the time, or that the clocks disagree and it matters."""
-        refusal = check(self.now_ms())
-        latest = check(self.latest_ms())
-        return refusal if (refusal is None) == (latest is None) else clock_disputed()
+        now, latest = self.times()
+        refusal = check(now)
+        if latest == now or (refusal is None) == (check(latest) is None):
+            return refusal
+        return clock_disputed()
 
     def rate(self, admitted: Admitted) -> Refusal | None:
         """Take one request of the key's rate, or say that there is none left."""

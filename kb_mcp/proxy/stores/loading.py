@@ -107,7 +107,7 @@ def _add_lineage(snapshot: Snapshot, row: Row) -> None:
 
 
 def _union(batch: Sequence[Refs], part: str) -> set[Any]:
-    return {each for refs in batch for each in getattr(refs, part)}
+    return set().union(*(getattr(refs, part) for refs in batch))
 
 
 def _sorted(named: Iterable[Any]) -> list[Any]:

@@ -30,6 +30,7 @@ _CONTENT_TYPE = re.compile(
 )
 
 D = TypeVar("D")
+_UNQUOTED = re.compile(r"[A-Za-z0-9_.\-~]*")  # what quote_plus leaves as it is
 _quoted = lru_cache(maxsize=1024)(quote_plus)  # for names: values differ, they hardly ever do
 
 
@@ -109,7 +110,10 @@ def parse_form(body: bytes, content_type: str | None, query: bytes, method: str)
 
 
 def _encoded(pairs: Iterable[tuple[str, str]]) -> bytes:
-    return "&".join(f"{_quoted(name)}={quote_plus(value)}" for name, value in pairs).encode("ascii")
+    return "&".join(
+        f"{_quoted(name)}={value if _UNQUOTED.fullmatch(value) else quote_plus(value)}"
+        for name, value in pairs
+    ).encode("ascii")
 
 
 def _parse(octets: bytes) -> Form | Refusal:
@@ -133,10 +137,14 @@ def _decode(octets: bytes) -> str | None:
     if _BAD_PERCENT.search(octets):
         return None
     try:
-        text = unquote_to_bytes(octets.replace(b"+", b" ")).decode("utf-8")
+        text = octets.replace(b"+", b" ").decode() if b"%" not in octets else _unquoted(octets)
     except UnicodeDecodeError:
         return None
     return None if "\0" in text else text
+
+
+def _unquoted(octets: bytes) -> str:
+    return unquote_to_bytes(octets.replace(b"+", b" ")).decode()
 
 
 def _build(pairs: Iterable[tuple[str, str]]) -> Form | Refusal:

@@ -74,8 +74,15 @@ def next_cursor(items: list[Any], seen: set[str]) -> str | None:
 
 
 def _is_deeper(value: object, levels: int) -> bool:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if not isinstance(value, list):
-        return False
-    return levels == 0 or any(_is_deeper(each, levels - 1) for each in value)
+    """Say whether objects and lists stand in each other more than `levels` deep."""
+    inside: list[Any] = [value]
+    for _ in range(levels + 1):
+        inside = [each for each in inside if isinstance(each, dict | list)]
+        if not inside:
+            return False
+        inside = [
+            child
+            for each in inside
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+    return True

@@ -41,7 +41,10 @@ class Request(Struct, frozen=True, kw_only=True):
 
     def header(self, name: str) -> str | None:
         """Return the first value of the header `name` (lower-case), or None."""
-        return next((value for key, value in self.headers if key == name), None)
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
 
     def repeated(self) -> str | None:
         """Return the first header that came twice and means one thing, or None."""

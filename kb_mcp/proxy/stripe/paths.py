@@ -45,9 +45,10 @@ def canonical_path(raw: bytes) -> str | Refusal:
         path = raw.removeprefix(_PREFIX)
     if path.startswith(b"//v1/"):
         path = path[1:]
-    fault = _fault(path)
-    if fault is not None:
-        return refuse(Code.PATH_INVALID, reason=fault)
+    if not _PLAIN.fullmatch(path):
+        fault = _fault(path)
+        if fault is not None:
+            return refuse(Code.PATH_INVALID, reason=fault)
     decoded = unquote_to_bytes(path).decode("ascii")
     if not decoded.startswith("/v1/"):
         return refuse(Code.PATH_UNKNOWN)

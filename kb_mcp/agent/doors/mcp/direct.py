@@ -30,10 +30,10 @@ from kb_mcp.agent.doors.mcp.messages import Json
 
 CALL: Final = "tools/call"
 _VERSION: Final = "mcp-protocol-version"
-_ONCE: Final = (_VERSION, "mcp-method", "mcp-name")
 _MEMBERS: Final = frozenset({"jsonrpc", "id", "method", "params"})
 _PARAMS: Final = frozenset({"name", "arguments", "_meta"})
 _JSON: Final = "application/json"
+_ACCEPTS: Final = frozenset({b"application/json", b"application/json, text/event-stream"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +93,12 @@ def write_result(call: Call, answer: Answer) -> Response:
 
 
 def _is_plain(request: Request) -> bool:
-    """Say whether the headers are those of an ordinary request with JSON."""
-    names = [name for name, _ in request.scope["headers"]]
+    """Say whether the headers are those of an ordinary request with JSON, each sent once."""
+    sent = request.scope["headers"]
+    named = dict(sent)
     return (
-        request.headers.get("content-type", "").partition(";")[0].strip() == _JSON
-        and check_accept_headers(request)[0]
-        and all(names.count(name.encode()) <= 1 for name in _ONCE)
-        and not any(name.startswith(b"mcp-param-") for name in names)
+        len(named) == len(sent)
+        and named.get(b"content-type", b"").partition(b";")[0].strip() == _JSON.encode()
+        and (named.get(b"accept") in _ACCEPTS or check_accept_headers(request)[0])
+        and b" mcp-param-" not in b" " + b" ".join(named)
     )

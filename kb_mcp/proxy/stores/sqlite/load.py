@@ -6,10 +6,11 @@ the interpreter's lock, which the event loop wants, too.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from kb_mcp.proxy.ledger.records import Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
@@ -25,6 +26,7 @@ from kb_mcp.proxy.stores.rows import (
     values_of,
 )
 
+_ENCODER = msgspec.json.Encoder()
 _UPSERT = {table: upsert(table) for table in COLUMNS}
 
 
@@ -66,7 +68,7 @@ class Loader:
 def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` with their lists as JSON arrays, as the queries take them."""
     return {
-        name: json.dumps(value) if isinstance(value, list) else value
+        name: _ENCODER.encode(value).decode() if isinstance(value, list) else value
         for name, value in values.items()
     }
 
