@@ -26,7 +26,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 # A revocation waits this long for sends under way; a send ends within the upstream timeout.
 REVOKE_WAIT_S = 30
 POLICY_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-CAP_KINDS = ("per_charge", "daily", "monthly", "per_customer_daily")
 COLUMNS = ("id", "role", "mode", "label", "agent", "expires_at", "state", "last_used_at")
 
 
@@ -81,6 +80,8 @@ def issue(
 
     Example: kb-mcp keys issue --role billing --daily-cap 10000.00usd --expires end-of-month
     """
+    from kb_mcp.proxy.access.policy import CAP_KINDS
+
     # What may be given once for each currency arrives as a tuple.
     said = {name: ",".join(each) if isinstance(each, tuple) else each
             for name, each in options.items() if each not in (None, ())}  # fmt: skip

@@ -8,6 +8,9 @@ from typing import Never
 import pytest
 from stripe import _telemetry_id
 
+from kb_mcp.agent.billing import Billing
+from kb_mcp.agent.calls import CallContext
+from kb_mcp.agent.catalogue import ChargeArguments
 from kb_mcp.agent.line import finish
 from kb_mcp.agent.outcomes import ProxyUnavailableError, Reply
 from kb_mcp.agent.sdk import ProxySdk
@@ -65,3 +68,19 @@ def test_an_sdk_that_fails_before_it_sends_has_sent_nothing(
     sdk.close()
 
     assert proxy.seen == []
+
+
+def test_no_argument_of_a_charge_is_lost_on_its_way(proxy: StubProxy, billing: Billing) -> None:
+    proxy.on("POST /stripe/v1/charges", Says(200, charge()))
+    bill = ChargeArguments(customer_id="cus_A1", amount_cents=2900, billing_period="2026-06")
+    given = {"currency": "eur", "description": "Words", "reference": "order-7"}
+    optional = {n for n, field in ChargeArguments.model_fields.items() if not field.is_required()}
+    assert optional == given.keys()
+
+    billing.charge(bill, CallContext())
+    for name, value in given.items():
+        billing.charge(bill.model_copy(update={name: value}), CallContext())
+
+    plain, *sent = [seen.form for seen in proxy.seen]
+    changed = [set(form.values()) - set(plain.values()) for form in sent]
+    assert changed == [{value} for value in given.values()]

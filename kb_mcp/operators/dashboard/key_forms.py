@@ -7,14 +7,14 @@ what was wrong, so an error carries the form as it was filled in.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from kb_mcp.operators.actions.keys import NARROWING, KeyRequestError, NewKey, read_new_key
 from kb_mcp.operators.requests import InputError
+from kb_mcp.proxy.access.policy import CAP_KINDS
 from kb_mcp.proxy.access.tokens import Mode
 
 Fields = Mapping[str, str]
-CAPS: Final = ("per_charge", "daily", "monthly", "per_customer_daily")
 
 
 class FormError(InputError):
@@ -34,7 +34,7 @@ def read_key_form(form: Fields, mode: Mode, now: int) -> NewKey:
     fields: dict[str, Any] = {name: given[name] for name in texts if name in given}
     fields["uncapped"] = "uncapped" in form
     if "policy" not in form:
-        fields["caps"] = {name: given[name] for name in CAPS if name in given}
+        fields["caps"] = {name: given[name] for name in CAP_KINDS if name in given}
         if "refund_daily" in given:
             fields["refund_caps"] = {"daily": given["refund_daily"]}
     elif "policy" not in given:

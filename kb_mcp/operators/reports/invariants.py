@@ -119,8 +119,7 @@ def _cap_of(
         policy.refund_caps if refunds else policy.caps
         for policy in policies.get(LineageId(key.scope_id), ())
     ]
-    # The second and the third of each table: a day's, a month's.
-    tables = [each.tables()[1 if key.window == "day" else 2] for each in limits]
+    tables = [{"day": each.daily, "month": each.monthly}[key.window] for each in limits]
     caps = [table.get(key.currency) for table in tables]
     known = [cap for cap in caps if cap is not None]
     return max(known) if caps and len(known) == len(caps) else None

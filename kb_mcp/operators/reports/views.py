@@ -15,6 +15,7 @@ from kb_mcp.operators.reports.approvals import approval_record
 from kb_mcp.operators.reports.spend import refunds_of_every_key, spend_of_every_key
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.tokens import Mode
+from kb_mcp.proxy.audit.verification import FIELDS
 from kb_mcp.proxy.edge.records import (
     Record,
     Spend,
@@ -35,11 +36,6 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.stores.reads import StoreReads
 
-AUDIT_COLUMNS = (
-    "id time node kind decision code key_id role agent_id session_id subject method path "
-    "operation_id attempt amount currency stripe_status request_id object_id duration_ms "
-    "customer_id note hash"
-).split()
 AGENT_ROWS_MAX = 1_000
 KEY_STATUSES = ("active", "frozen", "expired", "revoked")
 
@@ -167,7 +163,7 @@ class Views:
     def audit(self, limit: int, **filters: str | None) -> list[Record]:
         """Return matching audit rows, newest first."""
         rows = self.records.audit(limit=limit, newest_first=True, **filters)
-        return [{name: row[name] for name in AUDIT_COLUMNS} for row in rows]
+        return [{name: row[name] for name in FIELDS} for row in rows]
 
     async def approvals(
         self,

@@ -132,6 +132,9 @@ class CapRules(_Record):
         return self.per_charge, self.daily, self.monthly, self.per_customer_daily
 
 
+CAP_KINDS: Final = tuple(CapRules.model_fields)
+
+
 class RefundCapRules(_Record):
     """Caps on what is given back, never netted with spend; as `CapRules` otherwise."""
 

@@ -18,11 +18,10 @@ from msgspec.json import Encoder as JsonEncoder
 from msgspec.structs import asdict
 
 from kb_mcp.proxy.errors.scrub import mask_secrets
+from kb_mcp.proxy.ledger.records import AuditDraft
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    from kb_mcp.proxy.ledger.records import AuditDraft
 
 GENESIS: Final = bytes(hashlib.sha256().digest_size)
 _VERSION = 1
@@ -34,32 +33,14 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "|")
 _BLANK_STARTS = ("\t", "\r", "\n")
 
 
-class AuditRow(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="v", tag=_VERSION):
-    """One row of one process's chain; `time` in milliseconds UTC, `seq` counts from 1."""
+class AuditRow(
+    AuditDraft, frozen=True, kw_only=True, omit_defaults=True, tag_field="v", tag=_VERSION
+):
+    """A draft in its place in one process's chain; `time` in ms UTC, `seq` counts from 1."""
 
     node: str
     seq: int
     time: int
-    kind: str
-    decision: str | None = None
-    code: str | None = None
-    key_id: str | None = None
-    role: str | None = None
-    agent_id: str | None = None
-    session_id: str | None = None
-    method: str | None = None
-    path: str | None = None
-    operation_id: str | None = None
-    attempt: int | None = None
-    amount: int | None = None
-    currency: str | None = None
-    stripe_status: int | None = None
-    request_id: str | None = None
-    object_id: str | None = None
-    duration_ms: int | None = None
-    note: str | None = None
-    customer_id: str | None = None
-    subject: str | None = None
 
     @property
     def id(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec.structs import astuple
+from msgspec.structs import asdict
 
 from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.audit.chain import GENESIS, AuditRow, audit_row, row_hash
@@ -41,5 +41,5 @@ class Journal:
         self._seq += 1
         row = audit_row(draft, node=self.node, seq=self._seq, time=now)
         self._head = row_hash(self.chain_key, bytes.fromhex(self._head), row)
-        node, seq, _, *others = astuple(row)
-        return (row.id, node, seq, rfc3339(now), *others, self._head)
+        columns = asdict(row) | {"time": rfc3339(now)}
+        return (row.id, *columns.values(), self._head)

@@ -16,6 +16,7 @@ from kb_mcp.proxy.ledger.windows import OperationWindows, resets_at, windows_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kb_mcp.proxy.access.policy import CapRules, RefundCapRules
     from kb_mcp.proxy.ledger.records import Operation, WindowKey
     from kb_mcp.proxy.ledger.snapshot import Snapshot
     from kb_mcp.proxy.rules.command import Command
@@ -46,20 +47,19 @@ def check_caps(
 
 def check_amount_caps(snapshot: Snapshot, command: Command) -> Refusal | None:
     """Return the cap that `command` breaks whatever was spent before: its currency, its amount."""
-    money, caps = command.money, caps_of(command)
-    for limits in (*caps, _ceilings(snapshot, command)):
+    money, tables = command.money, caps_of(command).tables()
+    for limits in (*tables, _ceilings(snapshot, command)):
         if limits and money.currency not in limits:
             return currency_refused(money.currency, limits)
-    most = caps[0].get(money.currency)
+    most = tables[0].get(money.currency)
     if most is not None and money.amount > most:
         return _exceeded(command, most, most, None)
     return None
 
 
-def caps_of(command: Command) -> tuple[Mapping[str, int], ...]:
-    """Return the caps that hold `command`: per act, day, month, customer and day."""
-    policy = command.policy
-    return (policy.caps if command.refund is None else policy.refund_caps).tables()
+def caps_of(command: Command) -> CapRules | RefundCapRules:
+    """Return the caps that hold `command`."""
+    return command.policy.caps if command.refund is None else command.policy.refund_caps
 
 
 def _ceilings(snapshot: Snapshot, command: Command) -> Mapping[str, int]:
@@ -69,8 +69,10 @@ def _ceilings(snapshot: Snapshot, command: Command) -> Mapping[str, int]:
 
 def _check_customer(command: Command, windows: OperationWindows) -> Refusal | None:
     """Refuse what names no customer where caps per customer are all that bound the key."""
-    _, daily, monthly, per_customer_daily = caps_of(command)
-    if windows.customer_day is not None or daily or monthly or not per_customer_daily:
+    caps = caps_of(command)
+    if windows.customer_day is not None or caps.daily or caps.monthly:
+        return None
+    if not caps.per_customer_daily:
         return None
     reason = "only caps per customer bound it, and this names no customer"
     return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
@@ -114,11 +116,11 @@ def _check_windows(
 def _limits(
     snapshot: Snapshot, command: Command, windows: OperationWindows
 ) -> Iterator[tuple[str, WindowKey, Mapping[str, int]]]:
-    _, daily, monthly, per_customer_daily = caps_of(command)
-    yield "per key and day", windows.key_day, daily
-    yield "per key and month", windows.key_month, monthly
+    caps = caps_of(command)
+    yield "per key and day", windows.key_day, caps.daily
+    yield "per key and month", windows.key_month, caps.monthly
     if windows.customer_day is not None:
-        yield "per customer and day", windows.customer_day, per_customer_daily
+        yield "per customer and day", windows.customer_day, caps.per_customer_daily
     yield "account and day", windows.account_day, _ceilings(snapshot, command)
 
 
