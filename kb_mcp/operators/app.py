@@ -27,7 +27,6 @@ from kb_mcp.operators.api.admin import AdminApi
 from kb_mcp.operators.dashboard.actions import Actions
 from kb_mcp.operators.dashboard.app import Dashboard
 from kb_mcp.operators.dashboard.bars import Bars
-from kb_mcp.operators.dashboard.history import History
 from kb_mcp.operators.dashboard.live_audit import Live
 from kb_mcp.operators.dashboard.pages import Pages
 from kb_mcp.operators.metrics.families import Metrics, Readings, no_workers
@@ -97,7 +96,7 @@ def create_admin(  # noqa: PLR0913 an application is built from many parts
         access=access,
         sessions=sessions,
         noted=Throttle(now_ms),
-        pages=Pages(views, History(views), Bars(views), given.verifying),
+        pages=Pages(views, Bars(views), given.verifying),
         actions=Actions(views, random_bytes, given.acts, given.verifying),
         live=Live(views, sessions, given.stopping),
     )

@@ -12,10 +12,14 @@ from axe_playwright_python.sync_playwright import Axe
 
 from kb_mcp.operators.dashboard import pages as key_pages
 from tests.browser.conftest import StoreAdmin
+from tests.browser.months_of_billing import Billing
 from tests.in_process_proxy import Issued, error_of
-from tests.operators.operators_app import asking_above
+from tests.operators.operators_app import TOKEN, asking_above
 
 CANARY = "<script>window.canary=1</script>\"'><img src=x onerror=window.canary=1>"
+# Tables wider than their place: a column of theirs is out of sight.
+CUT_OFF = """() => [...document.querySelectorAll(".scroll")]
+    .filter((each) => each.scrollWidth > each.clientWidth).map((each) => each.ariaLabel)"""
 SIZES = {"desk": (1280, 900), "phone": (390, 844)}
 
 
@@ -219,20 +223,59 @@ def test_stored_text_never_runs(store_admin: StoreAdmin, page: Any, path: str) -
     assert "Content Security Policy" in store_admin.faults.pop()
 
 
-def busy(store_admin: StoreAdmin) -> str:
-    """Fill the house with something of everything, and return an operation."""
-    in_process = store_admin.in_process
-    key = in_process.issue(daily={"usd": 20_000}, monthly={"usd": 60_000})
-    other, asking = in_process.issue(daily={"usd": 3000}), asking_above(in_process, 1000)
-    for number in range(6):
-        in_process.charge(key, customer=f"cus_N{number}", period="2026-11", amount=2900)
-    in_process.charge(other, period="2026-11", amount=2900)
-    for number in range(4):
-        in_process.charge(other, customer=f"cus_M{number}", period="2026-11", amount=2900)
-    in_process.charge(asking, customer="cus_Big", period="2026-11", amount=25_000)
-    in_process.fault("drop_after")
-    in_process.charge(key, customer="cus_Lost", period="2026-11", amount=1900)
-    return str(in_process.operations(customer_id="cus_Lost")[0].id)
+def test_an_operator_without_a_mouse_finds_what_waits_and_approves_it(
+    store_admin: StoreAdmin, page: Any
+) -> None:
+    key = asking_above(store_admin.in_process, 1000)
+    store_admin.in_process.charge(key, period="2026-11")
+    page.goto(f"{store_admin.url}/login")
+    page.keyboard.type(TOKEN)
+    page.keyboard.press("Enter")
+    page.get_by_role("link", name="Approvals").wait_for()
+    walked = walk_to(page, "Approvals")
+    assert walked[0] == "Skip to the content"
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Waiting for you").wait_for()
+    walk_to(page, "Approve 29.00 USD for cus_A1")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    page.get_by_text("This bill was approved by you.").wait_for()
+    assert store_admin.in_process.charge(key, period="2026-11").status_code == 200
+
+
+def walk_to(page: Any, name: str) -> list[str]:
+    """Press Tab until what is called `name` has the focus; return what had it on the way."""
+    walked: list[str] = []
+    while name not in walked:
+        assert len(walked) < 60, walked
+        page.keyboard.press("Tab")
+        focused = "document.activeElement.ariaLabel || document.activeElement.innerText"
+        walked.append(page.evaluate(focused))
+    return walked
+
+
+def test_a_grant_is_added_and_removed_in_the_browser(store_admin: StoreAdmin, page: Any) -> None:
+    key = store_admin.in_process.issue()
+    store_admin.enter(page, "/grants")
+    page.get_by_label("Issuer").fill("https://idp.example")
+    page.get_by_label("Key id").fill("none")
+    page.get_by_label("Claims that must all match").fill("sub=agent-*\naud=billing")
+    page.get_by_role("button", name="Add grant").click()
+    page.get_by_role("alert").get_by_text("There is no vault key with this id.").wait_for()
+    assert (
+        page.get_by_label("Claims that must all match").input_value() == "sub=agent-*\naud=billing"
+    )
+    page.get_by_label("Key id").fill(key.id)
+    page.get_by_role("button", name="Add grant").click()
+    page.get_by_text("Granted as grt_").wait_for()
+    (grant,) = store_admin.operators_app.api("GET", "/grants").json()["data"]
+    assert grant["match"] == {"sub": "agent-*", "aud": "billing"}
+    page.get_by_text("Remove…").click()
+    page.get_by_role("button", name=f"Remove {grant['id']} now").click()
+    page.get_by_text("Removed. Sends of its key under way when it was: 0").wait_for()
+    assert store_admin.operators_app.api("GET", "/grants").json()["data"] == []
+    done = [row[0] for row in store_admin.operators_app.admin_rows()]
+    assert done[-2:] == ["grant_add", "grant_remove"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -246,8 +289,8 @@ def test_every_page_is_readable_by_everyone(
     size: str,
 ) -> None:
     monkeypatch.setattr(key_pages, "KEYS_MAX", 1)
-    operation = busy(store_admin)
-    key = store_admin.in_process.operations()[0].key_id
+    billing = Billing(store_admin.in_process)
+    operation = billing.tell()
     width, height = SIZES[size]
     context = chromium.new_context(
         color_scheme=scheme, viewport={"width": width, "height": height}, bypass_csp=True
@@ -257,13 +300,9 @@ def test_every_page_is_readable_by_everyone(
     newest = store_admin.operators_app.api("GET", "/keys").json()["data"][-1]["id"]
     searched = ["/keys?q=bill&status=active", f"/keys?after={newest}", "/keys?q=nothing"]
     pages = [
-        "/",
-        "/keys",
-        *searched,
-        f"/keys/{key}",
-        "/operations",
-        f"/operations/{operation}",
-        "/audit",
+        *("/", "/approvals", "/operations", "/refunds", "/keys", "/grants", "/alerts", "/audit"),
+        *(*searched, f"/keys/{billing.nightly.id}", f"/operations/{operation}"),
+        *("/operations?customer=nobody", "/refunds?state=unknown", "/nothing"),
     ]
     try:
         found = serious(page, "/login")
@@ -273,6 +312,7 @@ def test_every_page_is_readable_by_everyone(
             shot = tmp_path / f"{scheme}-{size}{re.sub('[^a-z_]', '-', path)}.png"
             page.screenshot(path=str(shot), full_page=True)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+            assert page.evaluate(CUT_OFF) == [], path
             found += serious(page, path)
     finally:
         context.close()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.browser.test_dashboard import (  # noqa: F401 collected here once more
+    test_a_grant_is_added_and_removed_in_the_browser,
     test_a_key_issued_in_the_browser_charges_within_its_cap,
     test_a_policy_file_is_chosen_mended_where_the_form_says_so_and_issued,
     test_a_verification_is_shown,
     test_an_approval_given_in_the_browser_is_used_once,
     test_an_unknown_operation_is_settled_with_the_charge_that_was_found,
+    test_every_page_is_readable_by_everyone,
     test_stored_text_never_runs,
     test_the_tail_follows_without_a_reload_and_shows_text_as_text,
     test_two_clicks_revoke_a_key_while_its_agent_is_charging,

@@ -138,9 +138,7 @@ class Alerts:
 
     def _queue(self) -> Iterator[Record]:
         since = rfc3339(self.views.now_ms() - QUEUE_MS)
-        for kind in Kind:
-            rows = self.views.audit(QUEUE_MAX, code=kind.value, since=since)
-            yield from (row for row in rows[::-1] if row["decision"] == "raise")
+        yield from raised(self.views, since, QUEUE_MAX)
 
     async def _deliver(self, row: Record, sender: Sender) -> None:
         key = f"alert|{row['request_id']}|{sender.name}"
@@ -205,3 +203,13 @@ class Alerts:
             **{name: row[name] for name in _PASSED_ON},
         }
         return json.dumps(document, separators=(",", ":")).encode("ascii")
+
+
+def raised(views: Views, since: str, most: int) -> Iterator[Record]:
+    """Yield the alerts raised since then (RFC 3339), at most `most` of a kind, oldest of it first.
+
+    Raises: LedgerUnavailableError.
+    """
+    for kind in Kind:
+        rows = views.audit(most, code=kind.value, since=since)
+        yield from (row for row in rows[::-1] if row["decision"] == "raise")

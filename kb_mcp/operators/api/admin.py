@@ -18,6 +18,7 @@ from kb_mcp.operators.actions.approvals import NotDecided, Verdict, decide_appro
 from kb_mcp.operators.actions.grants import (
     NoSuchGrantError,
     NotGrantedError,
+    Removed,
     add_grant,
     new_grant,
     remove_grant,
@@ -55,7 +56,8 @@ from kb_mcp.operators.sign_in.access import Access
 from kb_mcp.proxy.access.identity.grants import MatchError
 from kb_mcp.proxy.access.tokens import Minted
 from kb_mcp.proxy.edge.records import Record, Spend, grant_record
-from kb_mcp.proxy.ledger.records import KeyId, Operation
+from kb_mcp.proxy.ledger.port import Ledger
+from kb_mcp.proxy.ledger.records import Grant, KeyId, Operation
 
 REVOKE_WAIT_S = 5
 PREFIX = "/admin/v1"
@@ -162,31 +164,13 @@ class AdminApi:
         """Let identities stand for a vault key."""
         body = await read_json(request, GrantBody)
         matches = [f"{name}={value}" for name, value in body.match.items()]
-        try:
-            wanted = new_grant(body.issuer, matches, body.key_id, clean_reason(body.label))
-            grant = await add_grant(self.views.ledger, wanted, self.random_bytes, operator)
-        except MatchError as error:
-            raise InputError(400, "parameter_invalid", f"{error}.", "match") from None
-        except NoSuchKeyError:
-            raise unknown_key() from None
-        except NotGrantedError as error:
-            raise InputError(409, "grant_refused", f"{error}.") from None
+        grant = await grant_key(self.views.ledger, self.random_bytes, body, matches, operator)
         return JSONResponse(grant_record(grant), 201)
 
     async def remove_grant(self, request: Request, operator: str) -> Response:
         """Remove a grant, and say how many sends of its key were under way."""
         await read_json(request, NoBody)
-        try:
-            removed = await remove_grant(
-                self.views.ledger,
-                self.views.records,
-                request.path_params["id"],
-                operator,
-                REVOKE_WAIT_S,
-            )
-        except NoSuchGrantError:
-            message = "There is no grant with this id."
-            raise InputError(404, "grant_unknown", message) from None
+        removed = await ungrant(self.views, request, operator, REVOKE_WAIT_S)
         counts = {"under_way": removed.under_way, "still_under_way": removed.still_under_way}
         return JSONResponse({**grant_record(removed.grant), **counts})
 
@@ -293,6 +277,35 @@ class AdminApi:
             return await answer(request, self.access.bearer(request))
 
         return endpoint
+
+
+async def grant_key(
+    ledger: Ledger,
+    random_bytes: Callable[[int], bytes],
+    body: GrantBody,
+    matches: Sequence[str],
+    operator: str,
+) -> Grant:
+    """Add the grant that `body` describes, for `matches` like `sub=agent-*`. Raises: InputError."""
+    try:
+        wanted = new_grant(body.issuer, matches, body.key_id, clean_reason(body.label))
+        return await add_grant(ledger, wanted, random_bytes, operator)
+    except MatchError as error:
+        raise InputError(400, "parameter_invalid", f"{error}.", "match") from None
+    except NoSuchKeyError:
+        raise unknown_key() from None
+    except NotGrantedError as error:
+        raise InputError(409, "grant_refused", f"{error}.") from None
+
+
+async def ungrant(views: Views, request: Request, operator: str, wait_s: int) -> Removed:
+    """Remove the grant a path names. Raises: InputError."""
+    grant_id = request.path_params["id"]
+    try:
+        return await remove_grant(views.ledger, views.records, grant_id, operator, wait_s)
+    except NoSuchGrantError:
+        message = "There is no grant with this id."
+        raise InputError(404, "grant_unknown", message) from None
 
 
 async def find_operation(views: Views, request: Request) -> Operation:

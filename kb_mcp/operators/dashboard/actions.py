@@ -23,9 +23,11 @@ from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.operators.api.admin import (
     acts_with_stripe,
     find_operation,
+    grant_key,
     not_done,
     read_resolution,
     undecided,
+    ungrant,
     unknown_key,
     unreasoned,
 )
@@ -35,6 +37,7 @@ from kb_mcp.operators.reports.audit_state import Verifying
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.operators.requests import (
     OVERLAP_DEFAULT,
+    GrantBody,
     InputError,
     ResolveBody,
     check_body,
@@ -71,6 +74,8 @@ class Actions:
             "/keys/{id}/revoke": self.revoke,
             "/keys/{id}/unfreeze": self.unfreeze,
             "/keys/{id}/rotate": self.rotate,
+            "/grants": self.grant,
+            "/grants/{id}/remove": self.ungrant,
             "/approvals/{id}/approve": self.approve,
             "/approvals/{id}/deny": self.deny,
             "/operations/{id}/resolve": self.resolve,
@@ -125,6 +130,27 @@ class Actions:
             self.views.ledger, key_id, overlap_ms, self.random_bytes, visit.session.operator
         )
         return Done(f"/keys/{successor.id}", Note(TOKEN_NOTE, minted.token))
+
+    async def grant(self, visit: Visit, fields: Fields) -> Done:
+        """Let identities stand for a key: a claim a line."""
+        given = {name: fields.get(name, "").strip() for name in ("issuer", "key_id", "label")}
+        matches = [line.strip() for line in fields.get("match", "").splitlines() if line.strip()]
+        body = check_body(GrantBody, {**given, "label": given["label"] or None, "match": {}})
+        ledger, who = self.views.ledger, visit.session.operator
+        try:
+            grant = await grant_key(ledger, self.random_bytes, body, matches, who)
+        except InputError as error:
+            raise FormError([error.message], error.param, fields) from None
+        return Done("/grants", Note(f"Granted as {grant.id}."))
+
+    async def ungrant(self, visit: Visit, _fields: Fields) -> Done:
+        """Remove a grant now."""
+        removed = await ungrant(self.views, visit.request, visit.session.operator, REVOKE_WAIT_S)
+        text = (
+            f"Removed. Sends of its key under way when it was: {removed.under_way}; "
+            f"still under way: {removed.still_under_way}."
+        )
+        return Done("/grants", Note(text))
 
     async def approve(self, visit: Visit, _fields: Fields) -> Done:
         """Let one bill pass."""

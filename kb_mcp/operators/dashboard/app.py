@@ -131,7 +131,10 @@ class Dashboard:
             try:
                 done = await act(visit, fields)
             except FormError as error:
-                return await self.pages.keys(visit, error)
+                shown = (
+                    self.pages.grants if visit.request.url.path == "/grants" else self.pages.keys
+                )
+                return await shown(visit, error)
             if done is None:
                 return _to_login(request)
             self.sessions.leave(visit.session_id, done.note)

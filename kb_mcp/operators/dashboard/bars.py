@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from kb_mcp.instants import day_of
 from kb_mcp.operators.dashboard.render import bar
 from kb_mcp.operators.reports.views import Views
+from kb_mcp.proxy.access.authenticate import policy_of
+from kb_mcp.proxy.access.uncapped import is_uncapped
 from kb_mcp.proxy.edge.records import Record, Spend, spend_records
 from kb_mcp.proxy.ledger.records import KeyId, VaultKey
 
@@ -23,11 +25,15 @@ CHOSEN_FOR_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Bars, the labels of their keys by id, and whether these are all that there are."""
+    """Bars, the labels of their keys by id, and whether these are all that there are.
+
+    `uncapped` are those of these keys that serve, and may move money without a cap over time.
+    """
 
     bars: list[Record]
     labels: Mapping[str, str]
     whole: bool
+    uncapped: Sequence[KeyId]
 
 
 @dataclass(slots=True)
@@ -56,9 +62,11 @@ class Bars:
             found = spend_records(key.id, each.caps, each.windows, *starts)
             rows += [row for row in found if each.serves or row.settled or row.reserved]
         whole = len(chosen) < BARS_MAX and len(rows) <= BARS_MAX
-        return Shown(
-            [bar(row) for row in _fullest(rows)], {key.id: label_of(key) for key in keys}, whole
-        )
+        uncapped = [
+            key.id for key in keys if spend[key.id].serves and is_uncapped(policy_of(key.policy))
+        ]
+        labels: dict[str, str] = {key.id: label_of(key) for key in keys}
+        return Shown([bar(row) for row in _fullest(rows)], labels, whole, uncapped)
 
     async def _choose(self, day: str, month: str, now: int) -> Sequence[KeyId]:
         if len(self._chosen) < BARS_MAX or now >= self._chosen_until:

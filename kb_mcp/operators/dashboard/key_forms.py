@@ -11,7 +11,7 @@ from typing import Any
 
 from kb_mcp.operators.actions.keys import NARROWING, KeyRequestError, NewKey, read_new_key
 from kb_mcp.operators.requests import InputError
-from kb_mcp.proxy.access.policy import CAP_KINDS
+from kb_mcp.proxy.access.policy import CAP_KINDS, RefundCapRules
 from kb_mcp.proxy.access.tokens import Mode
 
 Fields = Mapping[str, str]
@@ -35,8 +35,13 @@ def read_key_form(form: Fields, mode: Mode, now: int) -> NewKey:
     fields["uncapped"] = "uncapped" in form
     if "policy" not in form:
         fields["caps"] = {name: given[name] for name in CAP_KINDS if name in given}
-        if "refund_daily" in given:
-            fields["refund_caps"] = {"daily": given["refund_daily"]}
+        refunds = {
+            name: given[f"refund_{name}"]
+            for name in RefundCapRules.model_fields
+            if f"refund_{name}" in given
+        }
+        if refunds:
+            fields["refund_caps"] = refunds
     elif "policy" not in given:
         raise FormError(["Paste a policy, or choose its file."], "policy", form)
     else:

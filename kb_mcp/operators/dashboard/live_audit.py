@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
-from kb_mcp.money import Money, format_money
+from kb_mcp.operators.dashboard.bars import label_of
+from kb_mcp.operators.dashboard.render import written
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.operators.sign_in.sessions import Sessions
 from kb_mcp.proxy.audit.chain import clean_text
@@ -60,18 +61,28 @@ class Live:
                 if not rows:
                     # A comment: it finds out that the browser has gone.
                     yield ":\n\n"
+                labels = await self._labels(rows)
                 for row in rows:
                     last = row["row"]
-                    yield f"data: {event(row)}\n\n"
+                    yield f"data: {event(row, labels)}\n\n"
         finally:
             self.streams -= 1
 
+    async def _labels(self, rows: Sequence[Record]) -> dict[str, str]:
+        ids = sorted({row["key_id"] for row in rows} - {None})
+        found = await self.views.records.keys_by_id(ids) if ids else ()
+        return {key.id: label_of(key) for key, _ in found}
 
-def event(row: Record) -> str:
-    """Return what a browser shows of a row, as ASCII JSON on one line; texts are cleaned."""
+
+def event(row: Record, labels: Mapping[str, str]) -> str:
+    """Return what a browser shows of a row, as ASCII JSON on one line; texts are cleaned.
+
+    `labels` are what people call the keys, by id.
+    """
     shown = {name: _text(row[name]) for name in _SHOWN.split()}
+    shown["key"] = _text(labels.get(row["key_id"]))
     if row["amount"] is not None:
-        shown["amount"] = format_money(Money(row["amount"], row["currency"] or ""))
+        shown["amount"] = written(row["amount"], row["currency"] or "")
     return json.dumps(shown, separators=(",", ":"))
 
 

@@ -5,7 +5,7 @@ Floor: operators, below the dashboard, above views. Every list is bounded.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,28 +16,31 @@ from starlette.responses import Response
 
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.operators.actions.keys import TEXT_MAX
+from kb_mcp.operators.alerts.queue import raised
 from kb_mcp.operators.api.admin import unknown_key
-from kb_mcp.operators.dashboard.bars import Bars
-from kb_mcp.operators.dashboard.history import History
+from kb_mcp.operators.dashboard.bars import Bars, label_of
 from kb_mcp.operators.dashboard.key_forms import FormError
 from kb_mcp.operators.dashboard.plots import Plot, plot, spend_plots
 from kb_mcp.operators.dashboard.render import bar, page
+from kb_mcp.operators.dashboard.story import tell
 from kb_mcp.operators.reports.audit_state import Verifying
+from kb_mcp.operators.reports.stopped import Figures, stopped_figures
 from kb_mcp.operators.reports.views import Views, key_status
 from kb_mcp.operators.requests import InputError, read_limit, read_query
 from kb_mcp.operators.sign_in.sessions import Note, Session
 from kb_mcp.proxy.access.policy_files import load_policy
 from kb_mcp.proxy.access.roles import ROLES, describe
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.edge.records import Record
+from kb_mcp.proxy.edge.records import Record, grant_record
 from kb_mcp.proxy.ledger.records import State
+from kb_mcp.proxy.ledger.store_settings import GAP
 
 NEEDS_MAX = 50
 TAIL_MAX = 30
-REFUSALS_MAX = 20
 KEYS_MAX = 100
-# Refusals are looked for among this many newest rows: the audit may hold millions.
-LOOK_BACK_MAX = 300
+ALERTS_SHOWN = 5
+NEWS_MS = 24 * 3_600_000
+ALERTS_MS = 30 * 24 * 3_600_000
 TIMELINE_MAX = 200
 DAYS = 30
 SPEND_PLOTS_MAX = 3
@@ -59,7 +62,6 @@ class Pages:
     """Answers GET requests of the dashboard."""
 
     views: Views
-    history: History
     bars: Bars
     verifying: Verifying | None = None
 
@@ -67,38 +69,91 @@ class Pages:
         """Return the pages by path."""
         return {
             "/": self.overview,
-            "/keys": self.keys,
-            "/keys/{id}": self.key,
+            "/approvals": self.approvals,
             "/operations": self.operations,
             "/operations/{id}": self.operation,
+            "/refunds": self.refunds,
+            "/keys": self.keys,
+            "/keys/{id}": self.key,
+            "/grants": self.grants,
+            "/alerts": self.alerts,
             "/audit": self.audit,
         }
 
     async def overview(self, visit: Visit) -> Response:
-        """Show spend, what needs a person, refusals and the audit's tail."""
-        rows = self.views.audit(LOOK_BACK_MAX)
+        """Show what was not moved, what needs a person, spend against caps, and the audit."""
+        views, records, now = self.views, self.views.records, self.views.now_ms()
+        rows = views.audit(TAIL_MAX)
         shown = await self.bars.today()
-        frozen = await self.views.key_page(NEEDS_MAX, status="frozen")
-        unknown = await self.views.operations(NEEDS_MAX, state=State.UNKNOWN.value)
-        self.history.catch_up()
+        figures = await stopped_figures(records, day_of(now))
+        needs: dict[str, Any] = {
+            "gap": (await records.facts()).get(GAP),
+            "unknown": await views.operations(NEEDS_MAX, state=State.UNKNOWN.value),
+            "approvals": await views.approvals(NEEDS_MAX, "pending"),
+            "frozen": await views.key_page(NEEDS_MAX, status="frozen"),
+            "uncapped": shown.uncapped,
+            "alerts": self._raised(NEWS_MS)[:ALERTS_SHOWN],
+        }
+        verified = self._verified()
         return self._page(
             visit,
             "overview.html",
             "overview",
+            figures=figures,
+            needs=needs,
+            nothing=not any(needs.values()) and not (verified and verified["breaks"]),
             bars=shown.bars,
-            labels=shown.labels,
-            keys_in_all=None if shown.whole else sum((await self.views.key_counts()).values()),
-            unknown=unknown,
-            approvals=await self.views.approvals(NEEDS_MAX, "pending"),
-            frozen=frozen,
-            more_frozen=len(frozen) == NEEDS_MAX,
-            refusals=[row for row in rows if row["decision"] == "refuse"][:REFUSALS_MAX],
-            tail=rows[:TAIL_MAX],
-            plots=await self._plots(),
-            history_whole=self.history.whole,
-            codes=self.history.codes(CODES_MAX),
-            verified=self._verified(),
+            labels=await self._labels(
+                [*rows, *needs["unknown"], *needs["approvals"]],
+                shown.labels,
+                (each.key_id for each in figures.by_key),
+            ),
+            keys_in_all=None if shown.whole else sum((await views.key_counts()).values()),
+            more_frozen=len(needs["frozen"]) == NEEDS_MAX,
+            tail=rows,
+            plots=await self._plots(figures),
+            codes=figures.codes[:CODES_MAX],
+            verified=verified,
         )
+
+    async def approvals(self, visit: Visit) -> Response:
+        """Show what waits for a person, and what was decided before."""
+        found = await self.views.approvals(NEEDS_MAX)
+        waiting = await self.views.approvals(NEEDS_MAX, "pending")
+        return self._page(
+            visit,
+            "approvals.html",
+            "approvals",
+            waiting=waiting,
+            decided=[row for row in found if row["state"] != "pending"],
+            labels=await self._labels([*found, *waiting]),
+        )
+
+    async def grants(self, visit: Visit, wrong: FormError | None = None) -> Response:
+        """Show which identities stand for which keys, and the form for another grant.
+
+        `wrong` is a form that was not taken.
+        """
+        read_query(visit.request, ())
+        found = [grant_record(each) for each in await self.views.records.grants()]
+        standing = [each for each in found if each["removed_at"] is None]
+        return self._page(
+            visit,
+            "grants.html",
+            "grants",
+            status=200 if wrong is None else wrong.status,
+            found=standing,
+            labels=await self._labels(standing),
+            wrong=wrong,
+            form={} if wrong is None else wrong.form,
+        )
+
+    async def alerts(self, visit: Visit) -> Response:
+        """Show what was raised in the last 30 days."""
+        read_query(visit.request, ())
+        found = self._raised(ALERTS_MS)
+        labels = await self._labels(found)
+        return self._page(visit, "alerts.html", "alerts", found=found, labels=labels)
 
     async def keys(self, visit: Visit, wrong: FormError | None = None) -> Response:
         """Show a page of keys, newest first, and the forms for a new one.
@@ -128,6 +183,7 @@ class Pages:
             newest=_keys_path(newest) if "after" in query else None,
             older=None if more is None else _keys_path(more),
             roles=list(ROLES),
+            labels={},
             wrong=wrong,
             form={} if wrong is None else wrong.form,
         )
@@ -146,7 +202,7 @@ class Pages:
             key={**found, "status": key_status(found, rfc3339(self.views.now_ms()))},
             words=describe(load_policy(found["policy"])),
             bars=[bar(row) for row in await self.views.spend_of(today, key_id)],
-            labels={},
+            labels={key_id: found["label"] or found["agent"] or key_id},
             rows=self.views.audit(TAIL_MAX, key=key_id),
         )
 
@@ -166,21 +222,56 @@ class Pages:
             )
         else:
             found = await self.views.operations(read_limit(query), **filters)
-        states = [state.value for state in State]
+        return await self._listed(visit, "operations", query, found)
+
+    async def refunds(self, visit: Visit) -> Response:
+        """Show refunds, searched by customer, charge and state."""
+        query = read_query(visit.request, ("customer", "charge", "state", "limit"))
+        found = await self.views.operations(
+            read_limit(query),
+            kind="refund",
+            customer_id=query.get("customer"),
+            charge_id=query.get("charge"),
+            state=query.get("state"),
+        )
+        return await self._listed(visit, "refunds", query, found)
+
+    async def _listed(
+        self, visit: Visit, section: str, query: Mapping[str, str], found: list[Record]
+    ) -> Response:
         return self._page(
-            visit, "operations.html", "operations", query=query, found=found, states=states
+            visit,
+            "operations.html",
+            section,
+            query=query,
+            found=found,
+            states=[state.value for state in State],
+            labels=await self._labels(found),
         )
 
     async def operation(self, visit: Visit) -> Response:
-        """Show one operation: its attempts, and its audit trail oldest first."""
+        """Show one operation: its story, its attempts, and its audit rows."""
         operation_id = visit.request.path_params["id"]
         found = await self.views.operation(operation_id)
         if found is None:
             raise InputError(404, "operation_unknown", "There is no operation with this id.")
-        approvals = await self.views.approvals(NEEDS_MAX, "pending", operation_id=operation_id)
         trail = self.views.audit(TIMELINE_MAX, operation=operation_id)[::-1]
+        refunds: list[Record] = []
+        if found["kind"] != "refund" and found["charge_id"] is not None:
+            of = await self.views.operations(NEEDS_MAX, charge_id=found["charge_id"])
+            refunds = [each for each in of if each["kind"] == "refund"]
+        labels = await self._labels([found, *trail, *refunds])
         return self._page(
-            visit, "operation.html", "operations", operation=found, approvals=approvals, trail=trail
+            visit,
+            "operation.html",
+            "refunds" if found["kind"] == "refund" else "operations",
+            operation=found,
+            approvals=await self.views.approvals(NEEDS_MAX, "pending", operation_id=operation_id),
+            refunds=refunds,
+            story=tell(found, trail, labels, refunds),
+            cut=len(trail) == TIMELINE_MAX,
+            trail=trail,
+            labels=labels,
         )
 
     async def audit(self, visit: Visit) -> Response:
@@ -189,16 +280,34 @@ class Pages:
         query = read_query(visit.request, (*names, "limit"))
         filters = {name: query.get(name) for name in names}
         rows = self.views.audit(read_limit(query), **filters)
+        labels, verified = await self._labels(rows), self._verified()
         return self._page(
-            visit, "audit.html", "audit", query=query, rows=rows, verified=self._verified()
+            visit, "audit.html", "audit", query=query, rows=rows, labels=labels, verified=verified
         )
 
-    async def _plots(self) -> list[Plot]:
+    def _raised(self, within_ms: int) -> list[Record]:
+        found = raised(self.views, rfc3339(self.views.now_ms() - within_ms), KEYS_MAX)
+        return sorted(found, key=lambda row: str(row["time"]), reverse=True)[:KEYS_MAX]
+
+    async def _plots(self, figures: Figures) -> list[Plot]:
         today = day_of(self.views.now_ms())
         days = [(today - timedelta(days=back)).isoformat() for back in range(DAYS - 1, -1, -1)]
         spend = spend_plots(days, await self.views.spent_by_day(days))
-        refused = [(f"{hour[11:]}:00", count) for hour, count in self.history.refusals()]
-        return [*spend[:SPEND_PLOTS_MAX], plot("Refusals by hour", refused)]
+        return [*spend[:SPEND_PLOTS_MAX], plot("Stopped calls by day", figures.days)]
+
+    async def _labels(
+        self,
+        rows: Iterable[Record],
+        known: Mapping[str, str] | None = None,
+        ids: Iterable[str] = (),
+    ) -> dict[str, str]:
+        """Return what people call the keys of `rows` and `ids`, by id, beside those `known`."""
+        found = dict(known or {})
+        wanted = {*ids, *(row["key_id"] for row in rows)} - found.keys() - {None}
+        if wanted:
+            keys = await self.views.records.keys_by_id(sorted(wanted))
+            found |= {key.id: label_of(key) for key, _ in keys}
+        return found
 
     def _verified(self) -> Record | None:
         if self.verifying is None:
@@ -217,6 +326,7 @@ class Pages:
             csrf=visit.session.csrf,
             note=visit.note,
             mode=self.views.ledger.settings.mode,
+            now_ms=self.views.now_ms(),
             **values,
         )
 

@@ -5,11 +5,14 @@ Floor: operators, below the dashboard. Templates hold no rule; numbers arrive as
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup, escape
 from msgspec.structs import asdict
 from starlette.responses import HTMLResponse, Response
@@ -51,6 +54,32 @@ def bar(row: Spend) -> Record:
     return {**shown, "settled_width": settled, "reserved_width": reserved, "percent": percent}
 
 
+def sums(amounts: Mapping[str, int]) -> str:
+    """Write amounts by currency, the largest number first; they are never summed up."""
+    ordered = sorted(amounts.items(), key=lambda each: -each[1])
+    return " and ".join(written(amount, currency) for currency, amount in ordered)
+
+
+def written(amount: int, currency: str) -> str:
+    """Write an amount in minor units as people read it: `1,073.00 USD`."""
+    number, _, code = format_money(Money(amount, currency)).partition(" ")
+    whole, dot, rest = number.partition(".")
+    return f"{int(whole):,}{dot}{rest} {code}".rstrip()
+
+
+def relative(at: datetime, now_ms: int) -> str:
+    """Say how long before or after `now_ms` (UTC) something is, as people say it."""
+    seconds = now_ms // 1000 - int(at.timestamp())
+    away = abs(seconds)
+    if away < 60:
+        return "just now" if seconds >= 0 else "in a moment"
+    for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
+        if away >= size:
+            count = f"{away // size} {unit}{'s' if away >= 2 * size else ''}"
+            return f"{count} ago" if seconds > 0 else f"in {count}"
+    return ""
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -66,6 +95,8 @@ def _environment() -> Environment:
     environment.filters["typed"] = _typed
     environment.filters["money"] = _money
     environment.filters["moment"] = _moment
+    environment.filters["sums"] = sums
+    environment.filters["ago"] = _ago
     return environment
 
 
@@ -84,8 +115,13 @@ def _typed(text: str) -> Markup:
 
 
 def _money(amount: int | None, currency: str | None) -> str | None:
-    return None if amount is None else format_money(Money(amount, currency or ""))
+    return None if amount is None else written(amount, currency or "")
 
 
 def _moment(text: str | None) -> str | None:
     return None if text is None else f"{text[:10]} {text[11:19]} UTC"
+
+
+@pass_context
+def _ago(context: Context, text: str) -> str:
+    return relative(datetime.fromisoformat(text), context["now_ms"])

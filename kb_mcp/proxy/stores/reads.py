@@ -125,11 +125,13 @@ class StoreReads(Gauges):
     ) -> list[tuple[Operation, list[Attempt]]]:
         """Return matching operations, newest first, each with its attempts; of `ids` if given.
 
-        The filter `after` is the id of one that came last on the page before.
+        The filter `after` is the id of one that came last on the page before; the `kind` "refund"
+        leaves out what gives nothing back.
         """
-        state = filters.pop("state", None)
+        state, kind = filters.pop("state", None), filters.pop("kind", None)
+        fixed = [*_state_clauses(state), *(["gives_back IS NOT NULL"] if kind == "refund" else [])]
         given = filters | {"ids": None if ids is None else list(ids)}
-        where, values = _where(_OPERATION_FILTERS, given, _state_clauses(state))
+        where, values = _where(_OPERATION_FILTERS, given, fixed)
         statement = f"""SELECT * FROM operations {where.format(tie=self.tie, join=self.join)}
             ORDER BY created_at DESC, {self.tie} DESC LIMIT :most"""  # noqa: S608 our own names
         rows = await self._select(statement, values | {"most": _ALL if limit is None else limit})

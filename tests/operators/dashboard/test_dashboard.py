@@ -16,7 +16,7 @@ from tests.in_process_proxy import InProcessProxy, Issued, error_of
 from tests.months import lately
 from tests.operators.operators_app import OTHER_TOKEN, TOKEN, OperatorsApp, asking_above, csrf_of
 
-PAGES = ["/", "/keys", "/operations", "/audit"]
+PAGES = ["/", "/approvals", "/operations", "/refunds", "/keys", "/grants", "/alerts", "/audit"]
 CANARY = "<script>alert('canary')</script>\"'><img src=x onerror=alert(1)>"
 
 
@@ -275,10 +275,11 @@ def test_the_overview_shows_spend_refusals_and_what_needs_a_person(
     assert '<rect class="settled" width="290"' in text
     assert '<rect class="reserved" x="290" width="290"' in text
     assert "58.00 USD of 100.00 USD" in text
-    unknown = text[text.index("Needs a person") : text.index("Spend against cap")]
+    needs = text.index('id="needs"')
+    unknown = text[needs : text.index('id="spend"')]
     assert "cus_Lost" in unknown
-    refusals = text[text.index("Recent refusals") : text.index('id="tail"')]
-    assert "spend_cap_exceeded" in refusals
+    assert "spend_cap_exceeded" in text[text.index('id="tail"') :]
+    assert "990.00 USD" in text[:needs]
 
 
 def test_operations_are_searched_and_shown_with_attempts_and_trail(

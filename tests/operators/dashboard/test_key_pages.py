@@ -13,7 +13,7 @@ from kb_mcp.operators.dashboard import bars, pages
 from tests.in_process_proxy import InProcessProxy, Issued
 from tests.operators.operators_app import OperatorsApp
 
-NAMED = re.compile(r'<th scope="row"><a href="/keys/([^"]+)"')
+NAMED = re.compile(r'<th scope="row"[^>]*><a href="/keys/([^"]+)"')
 LINK = re.compile(r'<a href="(/keys[^"]*)">(Newest|Older) keys</a>')
 BAR = re.compile(r'<span><a href="/keys/([^"]+)">([^<]+)</a>, day')
 
@@ -218,7 +218,7 @@ def test_the_newest_frozen_keys_need_a_person_and_lead_to_the_others(
 
     def waiting() -> str:
         text = operators_app.browser.get("/").text
-        return text[text.index("Needs a person") : text.index("Spend against cap")]
+        return text[text.index("<h3>Frozen keys") : text.index("<h3>Keys without a cap")]
 
     freeze(frozen[0])
     assert f'<a href="/keys/{frozen[0].id}">frozen 0</a>: ' in waiting()

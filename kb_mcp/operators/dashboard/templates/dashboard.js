@@ -5,40 +5,69 @@
 const ROWS_MAX = 200;
 const FILE_MAX = 65536;
 
-// Text only: what clients wrote never becomes markup.
-function cell(row, text, href) {
-  const made = row.insertCell();
-  if (href && text) {
-    const link = document.createElement("a");
-    link.href = href + encodeURIComponent(text);
-    link.textContent = text;
-    made.append(link);
-  } else {
-    made.textContent = text || "\u2013";
+// The store's time, which need not be the browser's.
+const AHEAD = document.body.dataset.now ? Number(document.body.dataset.now) - Date.now() : 0;
+const UNITS = [[86400, "day"], [3600, "hour"], [60, "minute"]];
+
+function ago(time) {
+  const seconds = Math.floor((Date.now() + AHEAD - Date.parse(time)) / 1000);
+  const away = Math.abs(seconds);
+  for (const [size, unit] of UNITS) {
+    if (away < size) continue;
+    const count = Math.floor(away / size) + " " + unit + (away >= 2 * size ? "s" : "");
+    return seconds > 0 ? count + " ago" : "in " + count;
   }
-  return made;
+  return seconds >= 0 ? "just now" : "in a moment";
 }
 
+// Text only: what clients wrote never becomes markup.
+function made(tag, text, kind) {
+  const element = document.createElement(tag);
+  element.textContent = text || "\u2013";
+  if (kind) element.className = kind;
+  return element;
+}
+
+function link(text, href, kind) {
+  const element = made("a", text, kind);
+  element.href = href;
+  return element;
+}
+
+function cell(row, label, first, second) {
+  const place = row.insertCell();
+  place.dataset.label = label;
+  place.append(first);
+  if (second) {
+    const small = document.createElement("small");
+    small.append(second);
+    place.append(small);
+  }
+  return place;
+}
+
+// The row of the macro `audit` in macros.html.
 function show(body, fact) {
   body.querySelector(".none")?.closest("tr").remove();
   const row = body.insertRow(0);
   row.className = "fresh";
-  const time = document.createElement("time");
+  const time = made("time", ago(fact.time));
   time.dateTime = fact.time;
-  time.textContent = fact.time.slice(0, 10) + " " + fact.time.slice(11, 19) + " UTC";
-  row.insertCell().append(time);
-  cell(row, fact.kind);
-  cell(row, fact.decision);
-  cell(row, fact.code);
-  cell(row, fact.amount).className = "number";
-  cell(row, fact.customer_id);
-  cell(row, fact.operation_id, "/operations/");
-  cell(row, fact.key_id, "/keys/");
-  cell(row, fact.agent_id);
-  cell(row, fact.method ? fact.method + " " + (fact.path || "") : null).className = "request";
-  cell(row, fact.note);
+  time.title = fact.time.slice(0, 10) + " " + fact.time.slice(11, 19) + " UTC";
+  cell(row, "Time", time);
+  cell(row, "What", made("span", fact.decision || fact.kind, "state state-" + fact.decision), fact.code || fact.kind);
+  cell(row, "Amount", fact.amount || "\u2013").className = fact.amount ? "number" : "number empty";
+  const operation = fact.operation_id && link(fact.operation_id, "/operations/" + encodeURIComponent(fact.operation_id), "cut");
+  cell(row, "About", made("span", fact.customer_id, "cut"), operation);
+  const key = fact.key_id && link(fact.key || fact.key_id, "/keys/" + encodeURIComponent(fact.key_id));
+  cell(row, "By", made("span", fact.agent_id, "cut"), key);
+  cell(row, "Request", made("span", fact.method && fact.method + " " + (fact.path || ""), "cut wide-cut"), fact.note);
   while (body.rows.length > ROWS_MAX) body.deleteRow(-1);
 }
+
+setInterval(() => {
+  for (const time of document.querySelectorAll("time[datetime]")) time.textContent = ago(time.dateTime);
+}, 30000);
 
 function follow(panel, body) {
   const state = panel.querySelector("[data-live-state]");

@@ -14,3 +14,6 @@ CREATE TABLE stopped (
     PRIMARY KEY (start, "window", key_id, agent_id, why, kind, currency)
 );
 CREATE INDEX stopped_most ON stopped (start, "window", calls) WHERE key_id <> '';
+
+-- Refunds, newest first, among the charges.
+CREATE INDEX operations_refunds ON operations (created_at) WHERE gives_back IS NOT NULL;
