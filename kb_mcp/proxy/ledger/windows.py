@@ -102,13 +102,8 @@ def resets_at(window: WindowKey) -> str:
 
 def hold(snapshot: Snapshot, operation: Operation, amount: int) -> tuple[Window, ...]:
     """Reserve `amount` and count one send in the windows of `operation`."""
-    places = windows_of(operation)
-    changed = [
-        replace(snapshot.window(key), reserved=snapshot.window(key).reserved + amount)
-        for key in places.money()
-    ]
-    counts = snapshot.window(places.counts)
-    return (*changed, replace(counts, sends=counts.sends + 1))
+    counts = snapshot.window(windows_of(operation).counts)
+    return (*_add(snapshot, operation, amount), replace(counts, sends=counts.sends + 1))
 
 
 def move(snapshot: Snapshot, before: Operation, after: Operation) -> tuple[Window, ...]:
@@ -125,35 +120,30 @@ def settle(
     snapshot: Snapshot, operation: Operation, amount: int, *, held: bool
 ) -> tuple[Window, ...]:
     """Count `amount` as spend; `held` says whether the reservation was still held, and ends."""
-    return tuple(
-        replace(
-            snapshot.window(key),
-            reserved=snapshot.window(key).reserved - (operation.held if held else 0),
-            settled=snapshot.window(key).settled + amount,
-        )
-        for key in windows_of(operation).money()
-    )
+    return _add(snapshot, operation, -operation.held if held else 0, settled=amount)
 
 
 def release(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
     """Give the reservation of `operation` back."""
-    return tuple(
-        replace(snapshot.window(key), reserved=snapshot.window(key).reserved - operation.held)
-        for key in windows_of(operation).money()
-    )
+    return _add(snapshot, operation, -operation.held)
 
 
 def take_back(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
     """Take out what `operation` had settled: its money came back after it was done."""
-    return tuple(
-        replace(snapshot.window(key), settled=snapshot.window(key).settled - operation.held)
-        for key in windows_of(operation).money()
-    )
+    return _add(snapshot, operation, settled=-operation.held)
 
 
 def hold_again(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
     """Reserve what turned out, after all, to be under way; no further send is counted."""
+    return _add(snapshot, operation, operation.amount)
+
+
+def _add(
+    snapshot: Snapshot, operation: Operation, reserved: int = 0, *, settled: int = 0
+) -> tuple[Window, ...]:
+    """Return the windows of the money of `operation`, with so much more in each."""
+    windows = map(snapshot.window, windows_of(operation).money())
     return tuple(
-        replace(snapshot.window(key), reserved=snapshot.window(key).reserved + operation.amount)
-        for key in windows_of(operation).money()
+        replace(each, reserved=each.reserved + reserved, settled=each.settled + settled)
+        for each in windows
     )

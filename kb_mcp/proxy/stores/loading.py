@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import astuple
 
 from kb_mcp.proxy.ledger.lease_owners import gone_owners
-from kb_mcp.proxy.ledger.records import Lineage, LineageId, Refs, WindowKey
+from kb_mcp.proxy.ledger.records import Lineage, LineageId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_of
 from kb_mcp.proxy.stores.rows import KEYED, Row, Seal, attempt_of, operation_of, window_of
@@ -21,50 +21,55 @@ from kb_mcp.proxy.stores.rows import KEYED, Row, Seal, attempt_of, operation_of,
 LISTS = ("tallies", "caller_keys", "keys", "objects", "approvals", "grants", "issuers")
 
 
-def operations_wanted(batch: Sequence[Refs], margin_ms: int = 0) -> dict[str, list[Any]]:
+def together(batch: Sequence[Refs]) -> Refs:
+    """Return what all of `batch` depend on."""
+    if len(batch) == 1:
+        return batch[0]
+    parts = {name: [getattr(refs, name) for refs in batch] for name in Refs.__struct_fields__}
+    return Refs(**{name: frozenset().union(*each) for name, each in parts.items()})
+
+
+def operations_wanted(refs: Refs, margin_ms: int = 0) -> dict[str, list[Any]]:
     """Return what the query `operations` takes; bills also match what came `margin_ms` earlier."""
-    parts = ("names", "caller_keys", "tallies", "charges")
-    wanted = {name: sorted(_union(batch, name)) for name in parts}
-    periods = {
-        (each.customer, each.reference, *each.labels, each.start, each.end)
-        for refs in batch
-        for each in refs.periods
-    }
-    bills = {
-        (each.customer, each.amount, each.currency, each.since - margin_ms)
-        for refs in batch
-        for each in refs.bills
-    }
-    return wanted | {
-        "ids": sorted(_union(batch, "operations")),
+    periods = [
+        (each.customer, each.reference, *each.labels, each.start, each.end) for each in refs.periods
+    ]
+    bills = [
+        (each.customer, each.amount, each.currency, each.since - margin_ms) for each in refs.bills
+    ]
+    return {
+        "names": sorted(refs.names),
+        "caller_keys": sorted(refs.caller_keys),
+        "tallies": sorted(refs.tallies),
+        "charges": sorted(refs.charges),
+        "ids": sorted(refs.operations),
         "periods": sorted(periods),
         "bills": sorted(bills),
     }
 
 
-def lists_wanted(batch: Sequence[Refs], *more: str) -> dict[str, list[Any]]:
-    """Return the ids that each query of LISTS takes, and `more`, where there are any."""
-    wanted = {name: _sorted(_union(batch, name)) for name in (*more, *LISTS)}
-    return {name: ids for name, ids in wanted.items() if ids}
+def lists_wanted(refs: Refs) -> dict[str, list[Any]]:
+    """Return the ids that each query of LISTS takes, where there are any."""
+    return {name: sorted(ids) for name in LISTS if (ids := getattr(refs, name))}
 
 
-def shown_by(snapshot: Snapshot, batch: Sequence[Refs]) -> dict[str, list[Any]]:
-    """Return what else `batch` needs, now that its operations and keys are in `snapshot`.
+def shown_by(snapshot: Snapshot, refs: Refs) -> dict[str, list[Any]]:
+    """Return what else a batch needs, now that its operations and keys are in `snapshot`.
 
     A step may change any operation it sees, so the lineage of each is loaded too. Windows are
     those that are named and those of operations that are named.
     """
     operations = snapshot.operations.values()
-    windows = _union(batch, "windows")
-    for each in _union(batch, "operations") & snapshot.operations.keys():
+    windows = set(refs.windows)
+    for each in refs.operations & snapshot.operations.keys():
         windows.update(windows_of(snapshot.operations[each]).all())
-    lineages = _union(batch, "lineages")
+    lineages = set(refs.lineages)
     lineages |= {each.lineage_id for each in operations}
     lineages |= {each.lineage_id for each in snapshot.keys.values()}
-    wanted = {
-        "windows": _sorted(windows - snapshot.windows.keys()),
-        "lineages": _sorted(lineages - snapshot.unresolved.keys()),
-        "approvals_of": _sorted({each.id for each in operations if each.approval_id is not None}),
+    wanted: dict[str, list[Any]] = {
+        "windows": sorted(map(astuple, windows - snapshot.windows.keys())),
+        "lineages": sorted(lineages - snapshot.unresolved.keys()),
+        "approvals_of": sorted({each.id for each in operations if each.approval_id is not None}),
     }
     return {name: ids for name, ids in wanted.items() if ids}
 
@@ -104,12 +109,3 @@ def _add_lineage(snapshot: Snapshot, row: Row) -> None:
         snapshot.lineages[lineage_id] = lineage
     snapshot.unresolved[lineage_id] = int(row["unresolved"])
     snapshot.outstanding_approvals[lineage_id] = int(row["outstanding"])
-
-
-def _union(batch: Sequence[Refs], part: str) -> set[Any]:
-    return set().union(*(getattr(refs, part) for refs in batch))
-
-
-def _sorted(named: Iterable[Any]) -> list[Any]:
-    """Return ids in order; the keys of windows as tuples."""
-    return sorted(astuple(each) if isinstance(each, WindowKey) else each for each in named)

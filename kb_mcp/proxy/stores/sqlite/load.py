@@ -14,7 +14,13 @@ import msgspec
 
 from kb_mcp.proxy.ledger.records import Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.stores.loading import add_rows, lists_wanted, operations_wanted, shown_by
+from kb_mcp.proxy.stores.loading import (
+    add_rows,
+    lists_wanted,
+    operations_wanted,
+    shown_by,
+    together,
+)
 from kb_mcp.proxy.stores.rows import (
     COLUMNS,
     KEYED,
@@ -47,14 +53,15 @@ class Loader:
 
         Raises: sqlite3.Error, SealBrokenError.
         """
-        wanted = operations_wanted(batch)
+        refs = together(batch)
+        wanted = operations_wanted(refs)
         if any(wanted.values()):
             self._add(snapshot, "operations", **wanted)
             if snapshot.operations:
                 self._add(snapshot, "attempts_of", ids=list(snapshot.operations))
-        for name, ids in lists_wanted(batch).items():
+        for name, ids in lists_wanted(refs).items():
             self._add(snapshot, name, ids=ids)
-        for name, ids in shown_by(snapshot, batch).items():
+        for name, ids in shown_by(snapshot, refs).items():
             self._add(snapshot, name, ids=ids, now=snapshot.now)
 
     def rows(self, name: str, **values: Any) -> list[sqlite3.Row]:
