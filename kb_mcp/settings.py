@@ -213,7 +213,8 @@ _STRIPE_KEY = re.compile(r"(?:rk|sk)_(?:test|live)_[A-Za-z0-9_]+")
 _SERVICE_LINK = re.compile(
     rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)"
 )
-_TOKEN = re.compile(r"vk_(?:test|live)_[A-Za-z0-9_-]+")
+# A vault key, or a token of an identity provider that stands for one.
+_TOKEN = re.compile(r"vk_(?:test|live)_[A-Za-z0-9_-]+|ey[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 # arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME, then :json-key:version-stage:version-id.
 _ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[\w-]*:\w*:secret:[^:\s]+(?::[^:\s]*){0,3}")
 # A new store asks for more (MASTER_KEY_CHARACTERS_NEW); what is there must stay readable.
@@ -279,7 +280,8 @@ def read_token(text: str, variable: str, member: str | None = None) -> str:
     Raises: SettingsError, which names `variable`.
     """
     hint = (
-        "Store a token from `kb-mcp keys issue` (vk_…), alone or as one text of a JSON object; "
+        "Store a token from `kb-mcp keys issue` (vk_…) or a JWT of your identity provider, alone "
+        "or as one text of a JSON object; "
         "the variable may also hold a Secrets Manager ARN, or ARN:NAME:: for one of several."
     )
     try:

@@ -19,7 +19,6 @@ from urllib.parse import quote, quote_plus
 
 from typing_extensions import override
 
-from kb_mcp.agent.keys import is_live
 from kb_mcp.agent.line import MAX_NETWORK_RETRIES, Headers, Line, Lost, Resource
 from kb_mcp.agent.outcomes import Reply, as_map
 
@@ -47,12 +46,14 @@ class InProcessLine(Line):
     """Requests to `app`. `stripe_version` is what the Stripe SDK would ask for.
 
     `extensions` go with every request beside its headers, where no client can put anything.
+    `livemode` is the mode of that application's keys, where it is known.
     """
 
     on_loop = True
     app: AsgiApp
     stripe_version: str
     extensions: Mapping[str, object] = field(default_factory=dict)
+    livemode: bool | None = None
 
     @override
     async def create(
@@ -150,16 +151,16 @@ class InProcessLine(Line):
             document = as_map(json.loads(exchange.body.decode()))
         except Exception as error:  # noqa: BLE001 - it may have acted, whatever broke
             _log.error("The proxy in this process gave no answer: %s", type(error).__name__)
-            return Lost(is_live(token))
+            return Lost(self.is_live(token))
         failed = not 200 <= exchange.status < 300
         if failed and not as_map(document.get("error")):
-            return Lost(is_live(token))  # an answer, but none of the proxy's or Stripe's
+            return Lost(self.is_live(token))  # an answer, but none of the proxy's or Stripe's
         return Reply(
             status=exchange.status,
             fields=as_map(document.get("error")) if failed else document,
             headers=exchange.headers,
             is_error=failed,
-            livemode=is_live(token),
+            livemode=self.is_live(token),
         )
 
 

@@ -38,5 +38,5 @@ class HeldKey:
 
 
 def is_live(token: str) -> bool:
-    """Say whether the token is one for real money."""
-    return token.startswith("vk_live_")
+    """Say whether the token may be one for real money: only a test key says that it is not."""
+    return not token.startswith("vk_test_")

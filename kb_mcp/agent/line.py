@@ -49,6 +49,11 @@ class Line(ABC):
     """
 
     on_loop: ClassVar[bool] = False
+    livemode: bool | None = None
+
+    def is_live(self, token: str) -> bool:
+        """Say whether real money is concerned: `livemode` where it is known, else by the token."""
+        return is_live(token) if self.livemode is None else self.livemode
 
     @abstractmethod
     async def create(
@@ -107,7 +112,7 @@ class Line(ABC):
             only = as_map(found[0]).get("id")
             if isinstance(only, str):
                 return only
-        return NoCard(is_live(token))
+        return NoCard(self.is_live(token))
 
 
 def finish(work: Coroutine[Any, Any, T]) -> T:

@@ -39,7 +39,8 @@ def identifying(pipeline: RequestPipeline, line: Billing) -> Identify:
         keys, kinds = dict.fromkeys(tools, token), tuple(admitted.policy.period_kinds or ())
         own = line.line
         if isinstance(own, InProcessLine):
-            own = replace(own, extensions={ADMITTED: admitted})
+            live = admitted.key.mode == "live"
+            own = replace(own, extensions={ADMITTED: admitted}, livemode=live)
         return Known(line.with_keys(keys, kinds, own), beyond)
 
     return identify

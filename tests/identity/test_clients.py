@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from mcp.shared.auth import (
 )
 from pydantic import AnyUrl
 
+from tests.clients.connect import use
 from tests.identity.conftest import Door, Provider, opened
 from tests.months import lately
 
@@ -117,6 +119,24 @@ def test_the_python_sdk_charges_with_the_credentials_of_a_machine(
 
     assert tools == ["charge", "charge_status"]
     assert charged["status"] == "succeeded"
+
+
+def test_a_door_presents_the_token_that_a_platform_writes_into_a_file(
+    door: Door, provider: Provider, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(provider.sign(sub="person-1", aud=door.url) + "\n")
+    held = {
+        "KEYBRAKE_PROXY_URL": door.url.removesuffix("/mcp"),
+        "KEYBRAKE_VAULT_KEY_FILE": str(file),
+    }
+
+    entry = {"command": sys.executable, "args": ["-m", "kb_mcp", "mcp"], "env": held}
+    tools, (charged,) = use(entry, BILL)
+
+    assert tools == ["charge", "charge_status"]
+    assert (charged["status"], charged["livemode"]) == ("succeeded", False)
+    assert door.subjects() == {f"{provider.url} person-1"}
 
 
 def test_what_the_proxy_says_of_itself_leads_from_a_challenge_to_the_issuer(

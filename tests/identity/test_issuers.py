@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from kb_mcp.proxy.access.identity.issuers import (
-    AGAIN_MS,
     DOCUMENT_BYTES_MAX,
     END_MS,
     FRESH_MS,
+    RETRY_MS,
+    SEARCH_MS,
     FetchError,
     Identity,
     Issuers,
@@ -81,7 +82,7 @@ def test_a_thousand_tokens_are_one_fetch(provider: Provider, asked: Asked) -> No
 def test_a_thousand_unknown_key_ids_are_one_fetch(provider: Provider, asked: Asked) -> None:
     assert asked.knows(provider.sign())
     strangers = [provider.sign({"kid": f"k{number}"}) for number in range(3)]
-    asked.now_ms += AGAIN_MS
+    asked.now_ms += SEARCH_MS
 
     for _ in range(3):
         found = asked.who(*strangers * 333)
@@ -98,13 +99,36 @@ def test_a_key_that_the_provider_rotated_in_is_found_at_once(
 ) -> None:
     old = provider.sign()
     assert asked.knows(old)
-    asked.now_ms += AGAIN_MS
+    asked.now_ms += 1
 
     provider.do("rotate", keep=True)
     new = provider.sign()
 
     assert asked.knows(new)
     assert asked.knows(old)
+
+
+def test_after_strangers_asked_for_keys_a_new_one_is_found_a_little_later(
+    provider: Provider, asked: Asked
+) -> None:
+    assert asked.knows(provider.sign())
+    asked.now_ms += 1
+    assert asked.code(provider.sign({"kid": "stranger"})) is Code.VAULT_KEY_UNKNOWN
+
+    provider.do("rotate")
+    new = provider.sign()
+
+    assert asked.code(new) is Code.VAULT_KEY_UNKNOWN
+    asked.now_ms += SEARCH_MS
+    assert asked.knows(new)
+
+
+def test_keys_that_came_after_a_token_are_not_fetched_again_for_it(
+    provider: Provider, asked: Asked
+) -> None:
+    assert asked.code(provider.sign({"kid": "stranger"})) is Code.VAULT_KEY_UNKNOWN
+
+    assert asked.asked["/jwks"] == 1
 
 
 def test_a_key_that_the_provider_rotated_out_ends_with_the_next_fetch(
@@ -114,7 +138,7 @@ def test_a_key_that_the_provider_rotated_out_ends_with_the_next_fetch(
     assert asked.knows(old)
 
     provider.do("rotate")
-    asked.now_ms += AGAIN_MS
+    asked.now_ms += SEARCH_MS
     assert asked.knows(provider.sign())
 
     assert asked.code(old) is Code.VAULT_KEY_UNKNOWN
@@ -142,7 +166,7 @@ def test_while_a_provider_is_away_its_last_keys_serve_to_their_end(
     assert asked.code(token) is Code.ISSUER_UNREACHABLE
 
     asked.down = False
-    asked.now_ms += AGAIN_MS
+    asked.now_ms += RETRY_MS
     assert asked.knows(token)
 
 
@@ -220,6 +244,32 @@ def test_what_is_no_list_of_keys_lets_nobody_in(provider: Provider, document: by
 
     assert isinstance(found, Refusal)
     assert found.code is Code.ISSUER_UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"kty": "RSA", "key_ops": None, "use": ["sig"], "alg": 7},
+        {"kty": ["RSA"], "n": {}, "e": None},
+        {"kty": "EC", "crv": ["P-256"], "key_ops": "verify"},
+        {"kty": "RSA", "n": "AQAB", "e": "AQAB", "kid": ["a"]},
+        {"kty": "OKP", "crv": "Ed25519", "x": "AA"},
+        7,
+    ],
+    ids=str,
+)
+def test_a_key_that_is_none_does_not_hide_the_others(provider: Provider, odd: object) -> None:
+    async def fetch(url: str) -> bytes:
+        document = await fetch_document(url)
+        if not url.endswith("/jwks"):
+            return document
+        # A good key may say null of what it could leave out.
+        (good,) = json.loads(document)["keys"]
+        return json.dumps({"keys": [odd, {**good, "use": None, "key_ops": None}]}).encode()
+
+    issuers = Issuers((provider.url,), RESOURCE, fetch, lambda _: True, lambda: 1)
+
+    assert isinstance(asyncio.run(issuers.identify(provider.sign())), Identity)
 
 
 def test_a_proxy_starts_without_its_provider_and_says_so(

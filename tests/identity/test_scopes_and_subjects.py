@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.agent.calls import CallContext, read_subject
+from kb_mcp.agent.keys import is_live
 from kb_mcp.proxy.edge.refusal_counts import SUBJECTS_MAX
 from tests.identity.conftest import MCP_META, Provider, bearer, grant
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
@@ -72,6 +73,19 @@ def test_a_tool_beyond_the_scopes_is_a_challenge_that_names_the_scope(
     assert 'error="insufficient_scope"' in challenge
     assert 'scope="charge"' in challenge
     assert in_process.charges() == []
+
+
+def test_a_token_is_told_the_mode_of_its_vault_key(
+    provider: Provider, in_process: InProcessProxy
+) -> None:
+    grant(in_process, in_process.issue("billing", daily={"usd": 100}), provider.url, AGENT)
+
+    over = in_process.charge_over_mcp(bearer(provider.sign()), MCP_META).json()
+
+    told = over["result"]["structuredContent"]
+    assert (told["code"], told["livemode"]) == ("spend_cap_exceeded", False)
+    # Where nobody says, a token may be one for real money; only a test key is known not to be.
+    assert [is_live(each) for each in ("vk_test_a", "vk_live_a", "ey.a.b")] == [False, True, True]
 
 
 def test_scopes_give_no_more_than_the_key_may(

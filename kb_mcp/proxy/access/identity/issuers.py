@@ -1,9 +1,9 @@
 """Issuers: the identity providers whose tokens are accepted, and their keys.
 
 Floor: wing B, in the room of access. Keys are found by the issuer's own metadata and kept. They
-are fetched again when they are old, and once in a while for a key id that is not among them: a
-thousand unknown ids a second are one fetch. What cannot be fetched serves until its end, then
-nobody is let in.
+are fetched again when they are old, and for a key id that is not among them at most once in
+SEARCH_MS: a thousand unknown ids a second are one fetch. What cannot be fetched serves until its
+end, then nobody is let in.
 Source: RFC 8414 (3.3: the metadata's issuer must be the one that was asked), OpenID Connect
 Discovery 1.0, RFC 7517.
 """
@@ -32,7 +32,8 @@ from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 
 FRESH_MS: Final = 5 * 60_000
 END_MS: Final = 60 * 60_000
-AGAIN_MS: Final = 10_000
+RETRY_MS: Final = 1_000
+SEARCH_MS: Final = 5_000
 FETCH_WITHIN_S: Final = 5
 DOCUMENT_BYTES_MAX: Final = 256 * 1024
 _OAUTH: Final = "/.well-known/oauth-authorization-server"
@@ -72,12 +73,13 @@ class Identity:
 
 @dataclass(slots=True)
 class _Issuer:
-    """One issuer: its keys, when they came (ms), and when they were last asked for."""
+    """One issuer: its keys, and when (ms) they came, were asked for, and a key id was sought."""
 
     name: str
     keys: tuple[SigningKey, ...] = ()
     fetched_at: int | None = None
     asked_at: int | None = None
+    searched_at: int | None = None
     fetching: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
@@ -113,6 +115,7 @@ class Issuers:
 
     async def identify(self, token: str) -> Identity | Refusal:
         """Return whom `token` speaks for, or why it is not accepted."""
+        came_at = self._monotonic_ms()
         try:
             claimed = read_claimed(token)
             issuer = self._known(claimed)
@@ -120,7 +123,7 @@ class Issuers:
                 return refuse(Code.ISSUER_UNREACHABLE)
             claims = verify(
                 token,
-                await self._key(issuer, claimed),
+                await self._key(issuer, claimed, came_at),
                 algorithm=claimed.algorithm,
                 issuer=issuer.name,
                 audience=self._audience,
@@ -142,16 +145,20 @@ class Issuers:
     async def _ready(self, issuer: _Issuer) -> bool:
         """Say whether there are keys that still serve; those that are old are fetched meanwhile."""
         age = self._age(issuer.fetched_at)
-        if (age is None or age >= FRESH_MS) and self._may_ask(issuer):
+        apart_ms = SEARCH_MS if self._serves(issuer) else RETRY_MS
+        if (age is None or age >= FRESH_MS) and self._due(issuer, issuer.asked_at, apart_ms):
             fetching = self._renew(issuer)
             if not self._serves(issuer):
                 await asyncio.shield(fetching)
         return self._serves(issuer)
 
-    async def _key(self, issuer: _Issuer, claimed: Claimed) -> SigningKey:
+    async def _key(self, issuer: _Issuer, claimed: Claimed, came_at: int) -> SigningKey:
         key = choose_key(issuer.keys, claimed)
-        if key is None and self._may_ask(issuer):
+        old = issuer.fetched_at is None or issuer.fetched_at < came_at
+        if key is None and old and self._due(issuer, issuer.searched_at, SEARCH_MS):
             # The issuer may have a new key: once in a while somebody may ask for it.
+            if issuer.fetching is None:
+                issuer.searched_at = self._monotonic_ms()
             await asyncio.shield(self._renew(issuer))
             key = choose_key(issuer.keys, claimed)
         if key is None:
@@ -162,10 +169,10 @@ class Issuers:
         age = self._age(issuer.fetched_at)
         return age is not None and age < END_MS
 
-    def _may_ask(self, issuer: _Issuer) -> bool:
-        """Say whether a fetch is under way, or the last one is long enough ago for another."""
-        age = self._age(issuer.asked_at)
-        return issuer.fetching is not None or age is None or age >= AGAIN_MS
+    def _due(self, issuer: _Issuer, last: int | None, apart_ms: int) -> bool:
+        """Say whether a fetch is under way, or `last` is long enough ago for another."""
+        age = self._age(last)
+        return issuer.fetching is not None or age is None or age >= apart_ms
 
     def _age(self, then: int | None) -> int | None:
         return None if then is None else self._monotonic_ms() - then

@@ -144,10 +144,11 @@ def _signing_key(jwk: object) -> SigningKey | None:
     kind = str(jwk.get("kty"))
     curve = jwk.get("crv") if kind != "RSA" else None
     fitting = _ALGORITHMS.get((kind, curve if isinstance(curve, str) else None), ())
-    operations = jwk.get("key_ops", ["verify"])
-    usable = jwk.get("use", "sig") == "sig" and "verify" in operations
-    if "alg" in jwk:
-        fitting = tuple(each for each in fitting if each == jwk["alg"])
+    use, operations, algorithm = jwk.get("use"), jwk.get("key_ops"), jwk.get("alg")
+    verifies = not isinstance(operations, list) or "verify" in operations
+    usable = (use is None or use == "sig") and verifies
+    if algorithm is not None:
+        fitting = tuple(each for each in fitting if each == algorithm)
     if not fitting or not usable or len(str(jwk.get("n", ""))) > _MODULUS_MAX:
         return None
     members = {name: jwk.get(name) for name in _PUBLIC[kind]}
