@@ -40,6 +40,7 @@ def play(seed: int) -> Played:
     figures = {
         "calls": report.calls,
         "charges": report.charges,
+        "refunds": report.refunds,
         "commits": report.commits,
         "turns": report.turns,
         "crashes": sum(" > " not in place for place in report.crashed_at),

@@ -175,7 +175,7 @@ def confirm_clock(*, as_json: bool) -> None:
         change = f"clock: {rfc3339(stored.mark)} -> {rfc3339(host_ms)}"
         row = AuditDraft(kind="admin", decision="clock_confirmed", agent_id=OPERATOR, note=change)
         await note(opened.store.ledger, row)
-        opened.store_admin.set_facts(opened.store.clock.word_of_operator(stored))
+        opened.store_admin.confirm_clock(opened.store.clock.word_of_operator(stored), host_ms)
         return {"time": rfc3339(host_ms), "latest_seen_before": rfc3339(stored.mark)}
 
     print_record(with_store(work, lenient=True), as_json=as_json)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from msgspec.structs import replace
+
 from kb_mcp.operators.actions import settle, void
 from kb_mcp.operators.actions.operations import By
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.rules import approvals, decide, duplicates, gates, reserve
+from kb_mcp.proxy.rules import approvals, decide, duplicates, gates, permits, reserve
 from kb_mcp.proxy.rules.outcomes.resolve import Unreadable
 from kb_mcp.proxy.stores.binding import LiveSettings
 from tests.faults.bugs import bug
@@ -111,6 +113,35 @@ def stripe_may_be_ahead_of_the_time_that_passed(_: Simulation) -> Iterator[None]
         return "" if "does not go with" in why else why
 
     with swapped(StoreClock, "_why_not", wrong):
+        yield
+
+
+@bug
+def a_reopened_bill_may_be_billed_for_any_amount(_: Simulation) -> Iterator[None]:
+    def wrong(peer: Any, command: Any) -> bool:
+        reading = command.reading
+        same = peer.gives_back == (command.refund and command.refund.charge)
+        period = None if reading.period is None else reading.period.label
+        return bool(peer.reopened and same and peer.period == period)
+
+    with swapped(permits, "opened_for", wrong), swapped(duplicates, "opened_for", wrong):
+        yield
+
+
+@bug
+def an_approval_covers_another_payment_method(_: Simulation) -> Iterator[None]:
+    right = part(approvals, "_same")
+
+    def wrong(held: Any, wanted: Any) -> Any:
+        return right(replace(held, payment_method=wanted.payment_method), wanted)
+
+    with swapped(approvals, "_same", wrong):
+        yield
+
+
+@bug
+def a_key_that_an_sdk_made_up_is_forgotten(_: Simulation) -> Iterator[None]:
+    with swapped(decide, "_remembered", lambda *_: ()):
         yield
 
 

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId, State, Window, WindowKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from tests.faults.account import Account, Charge, Made
 from tests.faults.gates import Gates, overlapping
+from tests.faults.refund_books import RefundBooks
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.access.policy import Policy
-    from tests.faults.stripe import Charge
 
 HELD = {State.RESERVED, State.UNKNOWN}
 MARK_STEP_MS = 1_000
+REFUNDS = "_refunds"  # ends the name of a window of what is given back
 FREES_AFTER = 3
 
 
@@ -43,7 +45,9 @@ class Mirror:
 
     policies: Mapping[LineageId, Policy]
     ceilings: Mapping[str, int]
+    refund_ceilings: Mapping[str, int]
     gates: Gates
+    refunds: RefundBooks
     operations: dict[OperationId, Operation] = field(default_factory=dict)
     windows: dict[WindowKey, Window] = field(default_factory=dict)
     owner_of_key: dict[str, tuple[OperationId, int]] = field(default_factory=dict)
@@ -76,6 +80,7 @@ class Mirror:
                 yield f"{row.decision} {row.code or ''} for {(row.operation_id or 'none')[-6:]}"
             self._note_audit(row)
         self.broken += self.gates.note(snapshot)
+        self.broken += self.refunds.note(snapshot, self.operations)
         self._check_time(snapshot)
         self._check_caps(dirty.windows, before)
         self._check_guards(dirty.operations)
@@ -112,6 +117,9 @@ class Mirror:
     def _check_caps(self, keys: Iterable[WindowKey], before: Mapping[WindowKey, Window]) -> None:
         for key in keys:
             window, cap, old = self.windows[key], self._cap(key), before.get(key)
+            held = sum(each.held for each in self.operations.values() if _holds(each, key))
+            if key.currency and window.reserved != held:
+                self.broken.append(f"{window.reserved} are reserved in {key}, not {held}")
             spent = window.reserved + window.settled
             # A ceiling that was lowered takes nothing back: it holds for what comes.
             if cap is None or spent <= cap or (old and spent <= old.reserved + old.settled):
@@ -125,11 +133,14 @@ class Mirror:
                 self.broken.append(f"{spent} of {cap} in {key}, of which {late} turned up late")
 
     def _cap(self, key: WindowKey) -> int | None:
-        if key.scope == "account":
-            return self.ceilings.get(key.currency)
-        if key.scope == "customer":
+        refunds = key.scope.endswith(REFUNDS)
+        scope = key.scope.removesuffix(REFUNDS)
+        if scope == "account":
+            return (self.refund_ceilings if refunds else self.ceilings).get(key.currency)
+        if scope == "customer":
             return None  # each lineage has its own limit on it
-        caps = self.policies[LineageId(key.scope_id)].caps
+        policy = self.policies[LineageId(key.scope_id)]
+        caps = policy.refund_caps if refunds else policy.caps
         return (caps.daily if key.window == "day" else caps.monthly).get(key.currency)
 
     def _check_guards(self, changed: Iterable[OperationId]) -> None:
@@ -154,6 +165,11 @@ class Mirror:
                     )
 
 
+def _holds(operation: Operation, key: WindowKey) -> bool:
+    under_way = operation.state is State.SUCCEEDED and not operation.final
+    return (operation.state in HELD or under_way) and key in places(operation)
+
+
 def live(operation: Operation) -> bool:
     """Say whether an operation occupies its guards."""
     if operation.state is State.VOIDED:
@@ -165,49 +181,53 @@ def places(operation: Operation) -> set[WindowKey]:
     """Return the windows of money in which `operation` was reserved."""
     day = datetime.fromtimestamp(operation.reserved_at // 1000, UTC).date()
     today, month = day.isoformat(), day.replace(day=1).isoformat()
+    of = REFUNDS if operation.gives_back is not None else ""
     found = {
-        WindowKey("account", "", "day", today, operation.currency),
-        WindowKey("key", operation.lineage_id, "day", today, operation.currency),
-        WindowKey("key", operation.lineage_id, "month", month, operation.currency),
+        WindowKey(f"account{of}", "", "day", today, operation.currency),
+        WindowKey(f"key{of}", operation.lineage_id, "day", today, operation.currency),
+        WindowKey(f"key{of}", operation.lineage_id, "month", month, operation.currency),
     }
     if operation.customer is not None:
-        found.add(WindowKey("customer", operation.customer, "day", today, operation.currency))
+        found.add(WindowKey(f"customer{of}", operation.customer, "day", today, operation.currency))
     return found
 
 
 def check_end(
     operations: Iterable[Operation],
     windows: Iterable[Window],
-    charges: Iterable[Charge],
+    account: Account,
     overtaken: set[str],
 ) -> Iterator[str]:
     """Yield what is wrong between the ledger and Stripe once everything has come to rest."""
-    operations, charges = list(operations), list(charges)
-    paid: dict[str, list[Charge]] = defaultdict(list)
-    for charge in charges:
-        if charge.status != "failed":
-            paid[charge.operation].append(charge)
+    operations = list(operations)
+    everything = (*account.charges, *account.refunds)
+    marked = [each for each in everything if each.operation]
+    # What people made by hand is an operation's where an operator said so.
+    said = {operation.object_id: operation.id for operation in operations}
+    paid: dict[str, list[Made]] = defaultdict(list)
+    for made in everything:
+        owner = made.operation or said.get(made.id)
+        if made.stands and owner is not None:
+            paid[owner].append(made)
     for operation in operations:
         yield from _check_operation(operation, paid.pop(operation.id, []))
-        late = overtaken & {
-            charge.attempt for charge in charges if charge.operation == operation.id
-        }
+        late = overtaken & {each.attempt for each in marked if each.operation == operation.id}
         if operation.overshoot and not late:
             yield f"{operation.id} was voided, though its request came within grace"
     for orphan in paid:
-        yield f"Stripe has charges of {orphan}, which the ledger does not know"
+        yield f"Stripe has objects of {orphan}, which the ledger does not know"
     yield from _check_windows(operations, windows)
 
 
-def _check_operation(operation: Operation, paid: list[Charge]) -> Iterator[str]:
+def _check_operation(operation: Operation, paid: list[Made]) -> Iterator[str]:
     named = f"{operation.id} ({operation.state}, {operation.code})"
     if len(paid) > 1:
-        yield f"{named} was charged {len(paid)} times: {', '.join(each.id for each in paid)}"
+        yield f"{named} was made {len(paid)} times: {', '.join(each.id for each in paid)}"
     if operation.state is State.SUCCEEDED:
         if [each.id for each in paid] != [operation.object_id]:
             yield f"{named} says {operation.object_id}, Stripe has {[each.id for each in paid]}"
-        elif int(paid[0].fields["amount"]) != operation.amount:
-            yield f"{named} settled {operation.amount}, Stripe took {paid[0].fields['amount']}"
+        elif paid[0].amount != operation.amount:
+            yield f"{named} settled {operation.amount}, Stripe moved {paid[0].amount}"
     elif paid:
         yield f"{named}, but Stripe has {paid[0].id}"
     if operation.state in HELD:
@@ -238,7 +258,7 @@ def _check_windows(operations: list[Operation], windows: Iterable[Window]) -> It
 
 def check_answer(call: int, form: Mapping[str, str], answer: Answer, charges: list[Charge]) -> str:
     """Return what is wrong with one answer to a caller, or nothing."""
-    mine = [each for each in charges if each.call == call and each.status != "failed"]
+    mine = [each for each in charges if each.call == call and each.stands]
     if answer.status == 200:
         found = [each for each in charges if each.id == answer.body.get("id")]
         if not found:
@@ -263,7 +283,7 @@ def check_made_up(
         for each in charges
         if each.call is not None
         and each.call in made_up
-        and each.status != "failed"
+        and each.stands
         and each.fields.get("customer") not in again
     )
     for request, times in paid.items():

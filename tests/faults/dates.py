@@ -27,6 +27,7 @@ class Dates:
     chance: Random
     kind: str = field(init=False)
     off_ms: int = 0
+    lies: set[int] = field(default_factory=set)  # by how much an answer was ever off
     until_ms: int = -1
 
     def __post_init__(self) -> None:
@@ -46,6 +47,7 @@ class Dates:
                 self.off_ms = 0 if self.off_ms else self.chance.choice(LIES)
                 self.until_ms = loop_ms + self.chance.choice((1_000, MINUTE, HOUR, 12 * HOUR))
             off_ms = self.off_ms
+        self.lies |= {off_ms} - {0}
         return formatdate((true_ms + off_ms) // 1000, usegmt=True)
 
 
@@ -54,8 +56,8 @@ class TrueTime:
     """Compares the time by which something is sent with the true one.
 
     The product cannot know better than a host whose clock was turned, where Stripe has told no
-    time, nor than a Stripe that lies from the first day on: what is decided then, and after it, is
-    `excused`.
+    time or is wrong by the same, nor than a Stripe that lies from the first day on: what is decided
+    then, and after it, is `excused`.
     """
 
     excused: bool = False
@@ -67,7 +69,10 @@ class TrueTime:
         lying = stripe.dates.kind not in {"right", "once"}
         heard_at = process.heard_at
         heard = heard_at is not None and simulation.loop.now_ms - heard_at <= HEARD_FOR_MS
-        if abs(simulation.offset_ms) > MINUTE and (lying or not heard):
+        # Two witnesses that are wrong by the same are right, as far as anybody can know.
+        offset_ms = simulation.offset_ms
+        agree = any(abs(offset_ms - lie) <= NEAR_MS for lie in stripe.dates.lies)
+        if abs(offset_ms) > MINUTE and (lying or not heard or agree):
             self.excused = True
         sends = any(
             row.kind == "decision" and row.decision == "proceed" for row in snapshot.dirty.audit

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
 
 WEEK_DAYS = 7
-Shown = tuple[LineageId, str | None, int, str, str | None, str | None]
+Shown = tuple[LineageId, str | None, int, str, str | None, str | None, str | None]
 
 
 @dataclass(slots=True)
@@ -39,26 +39,31 @@ class Gates:
             if held.state == "approved" or (held.state == "used" and held.decided_by is not None):
                 self.approved.add(
                     (held.lineage_id, held.customer, held.amount, held.currency, held.period,
-                     held.reference)
+                     held.reference, held.payment_method)
                 )  # fmt: skip
         for row in dirty.audit:
             if row.kind == "decision" and row.decision == "proceed":
+                yield from self._check_frozen(row.key_id, snapshot)
                 attempt = snapshot.attempts[OperationId(row.operation_id or ""), row.attempt or 0]
-                yield from self._check(row.key_id, attempt.body, snapshot)
+                if attempt.path == "/v1/charges":
+                    yield from self._check(row.key_id, attempt.body)
         for lineage_id in dirty.lineages:
             frozen = snapshot.lineages[lineage_id].frozen_at is not None
             (self.frozen.add if frozen else self.frozen.discard)(lineage_id)
         for key_id in dirty.keys:
             self.lineage_of[key_id] = snapshot.keys[key_id].lineage_id
 
-    def _check(self, key_id: Any, body: bytes, snapshot: Snapshot) -> Iterator[str]:
+    def _check_frozen(self, key_id: Any, snapshot: Snapshot) -> Iterator[str]:
+        lineage = self.lineage_of[key_id]
+        thawed = lineage in snapshot.dirty.lineages
+        if lineage in self.frozen and not thawed:
+            yield f"{key_id} sends, though its lineage is frozen"
+
+    def _check(self, key_id: Any, body: bytes) -> Iterator[str]:
         form = dict(parse_qsl(body.decode()))
         amount, currency = int(form["amount"]), form["currency"]
         lineage = self.lineage_of[key_id]
         policy = self.policies[lineage]
-        thawed = lineage in snapshot.dirty.lineages
-        if lineage in self.frozen and not thawed:
-            yield f"{key_id} sends, though its lineage is frozen"
         for limits in (policy.caps.per_charge, policy.caps.daily, policy.approval_above):
             if limits and currency not in limits:
                 yield f"{key_id} sends {currency}, and no gate of its policy knows that currency"
@@ -70,7 +75,7 @@ class Gates:
         said = form.get("description", "").removeprefix("Subscription ")
         period = form.get("metadata[billing_period]") or said or None
         shown = (lineage, form.get("customer"), amount, currency, period,
-                 form.get("metadata[reference]"))  # fmt: skip
+                 form.get("metadata[reference]"), form.get("source"))  # fmt: skip
         if shown not in self.approved:
             yield f"{key_id} sends {shown}, which no operator was shown and approved"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random  # noqa: TID251 seeded by the simulation
 
 from tests.faults.simulation import Simulation
 from tests.faults.stripe import FATES, HOUR, LOSING, MINUTE, SECOND
@@ -93,7 +94,7 @@ def draw_bill(simulation: Simulation, mood: Mood) -> tuple[dict[str, str], dict[
     elif kind == "explicit":
         headers["idempotency-key"] = chance.choice(("november", "invoice-7"))
     if kind in {"content", "body"} and chance.random() < 0.5:
-        headers["idempotency-key"] = _sdk_key(simulation)
+        headers["idempotency-key"] = sdk_key(chance)
     return form, headers
 
 
@@ -115,12 +116,21 @@ def drift(
     elif what == "reference" and PERIOD in form:
         form[REFERENCE] = chance.choice(("second", "third"))
     elif what == "key":
-        headers["idempotency-key"] = _sdk_key(simulation)
+        headers["idempotency-key"] = sdk_key(chance)
     elif what == "name":
         return draw_bill(simulation, mood)
     return form, headers
 
 
-def _sdk_key(simulation: Simulation) -> str:
-    digits = simulation.chance.randbytes(16).hex()
+def with_card(
+    chance: Random, form: dict[str, str], headers: dict[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the bill with a payment method that the caller has looked up for this call."""
+    form = form | {"source": chance.choice(("card_A", "card_B"))}
+    return form, headers | {"keybrake-looked-up": "payment_method"}
+
+
+def sdk_key(chance: Random) -> str:
+    """Return a key as an SDK makes one up: a UUID."""
+    digits = chance.randbytes(16).hex()
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"

@@ -24,9 +24,10 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.sqlite.reads import SqliteAdmin
 from kb_mcp.proxy.stripe.reader import StripeReads
 from tests.faults.process import Process
-from tests.faults.simulation import CEILINGS, DAY_MS, Key, Simulation
+from tests.faults.simulation import CEILINGS, DAY_MS, REFUND_CEILINGS, Key, Simulation
 
 SHARE = 0.4  # of the seeds have them
+REDATED = ("next_read_at", "voided_at", "lease_until")
 OVERLAPS_MS = (0, 60_000, DAY_MS)
 Act = Callable[[Simulation, Process], Awaitable[object]]
 
@@ -38,7 +39,10 @@ async def busy_operator(simulation: Simulation, think: Callable[[], Awaitable[No
         await think()
         if simulation.processes:
             process = aside.choice(simulation.processes)
-            name, act = aside.choice(await _fitting(process))
+            fitting = await _fitting(process)
+            if simulation.refunding:
+                fitting += [("set refund ceiling", set_refund_ceiling)]
+            name, act = aside.choice(fitting)
             await done_by_operator(simulation, process, name, act)
 
 
@@ -94,23 +98,24 @@ async def revoke(simulation: Simulation, process: Process) -> object:
 
 
 async def unfreeze(simulation: Simulation, process: Process) -> object:
-    key = simulation.chance.choice(simulation.keys)
+    key = simulation.chance.choice(simulation.aside.choice(simulation.keys_of_all))
     return await unfreeze_key(process.ledger, key.id, "looked", "ann")
 
 
 async def freeze(simulation: Simulation, process: Process) -> None:
-    lineage = simulation.chance.choice(simulation.keys).lineage
+    lineage = simulation.chance.choice(simulation.aside.choice(simulation.keys_of_all)).lineage
     refs = Refs(lineages=frozenset({lineage}))
     await process.ledger.transact(lambda _: refs, _freeze(lineage))
 
 
 async def rotate(simulation: Simulation, process: Process) -> None:
-    old = simulation.aside.choice(simulation.keys)
+    keys = simulation.aside.choice(simulation.keys_of_all)
+    old = simulation.aside.choice(keys)
     overlap_ms = simulation.aside.choice(OVERLAPS_MS)
     made, minted = await rotate_key(
         process.ledger, old.id, overlap_ms, simulation.aside.randbytes, "ann"
     )
-    simulation.keys.append(Key(made.id, made.lineage_id, minted.token, old.policy))
+    keys.append(Key(made.id, made.lineage_id, minted.token, old.policy))
 
 
 async def void(simulation: Simulation, process: Process) -> object:
@@ -129,24 +134,27 @@ async def void(simulation: Simulation, process: Process) -> object:
 async def resolve(simulation: Simulation, process: Process) -> object:
     """Settle an operation with its own charge, or with one that is not."""
     found = await _some(simulation, process, State.UNKNOWN, State.VOIDED, State.FAILED)
-    charges = simulation.stripe.charges
-    if found is None or not charges:
+    account = simulation.stripe.account
+    made = account.charges if found is None or found.gives_back is None else account.refunds
+    if found is None or not made:
         return None
-    own = [each for each in charges if each.operation == found.id]
-    charge = simulation.aside.choice(own or charges)
-    return await _acts(process).resolve(found, Resolution(charge.id, "seen"), "ann")
+    own = [each for each in made if each.operation == found.id]
+    named = simulation.aside.choice(own or list(made))
+    return await _acts(process).resolve(found, Resolution(named.id, "seen"), "ann")
 
 
 async def reopen(simulation: Simulation, process: Process) -> object:
-    """Reopen a bill, mostly after its charge was refunded by hand."""
+    """Reopen a bill, mostly after its charge was refunded by hand, or a refund."""
     found = await _some(simulation, process, State.SUCCEEDED)
     if found is None:
         return None
     for charge in simulation.stripe.charges:
         if charge.id == found.object_id and simulation.aside.random() < 0.7:
-            charge.refunded = charge.status == "succeeded"
+            simulation.stripe.give_back_by_hand(charge)
     done = await _acts(process).reopen(found, By("ann", "wrong bill"), Reopening())
-    if isinstance(done, Done):
+    if isinstance(done, Done) and found.gives_back is not None:
+        simulation.mirror.refunds.reopened[found.gives_back, found.reference] += 1
+    elif isinstance(done, Done):
         simulation.mirror.reopened[found.id] = done.operation
     return done
 
@@ -160,15 +168,28 @@ async def set_ceiling(simulation: Simulation, process: Process) -> object:
     return ceilings
 
 
+async def set_refund_ceiling(simulation: Simulation, process: Process) -> object:
+    """Lower or raise what may be given back a day, for every process from now on."""
+    factor = simulation.aside.choice((50, 100, 200))
+    ceilings = {currency: cap * factor // 100 for currency, cap in REFUND_CEILINGS.items()}
+    _set_facts(simulation, {"refund_ceilings": json.dumps(ceilings)})
+    simulation.mirror.refund_ceilings = ceilings
+    return ceilings
+
+
 async def confirm_clock(simulation: Simulation, process: Process) -> object:
     """Say that the host's clock is right; when it is not, nobody can know better from then on."""
     if abs(simulation.offset_ms) > 60_000:
         simulation.true_time.excused = True
     admin = SqliteAdmin(simulation.path)
-    stored = StoredTime.of_facts(admin.facts())
-    admin.set_facts(process.clock.word_of_operator(stored))
-    simulation.mirror.high_water = 0  # an operator may set time back
+    word = process.clock.word_of_operator(StoredTime.of_facts(admin.facts()))
+    admin.confirm_clock(word, process.clock.host_time)
     admin.close()
+    simulation.mirror.high_water = 0  # an operator may set time back
+    for stored, _ in await process.records.operations():
+        held = simulation.mirror.operations[stored.id]
+        dates = {name: getattr(stored, name) for name in REDATED}
+        simulation.mirror.operations[stored.id] = replace(held, **dates)
     return "the host's"
 
 

@@ -24,7 +24,7 @@ from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
-from kb_mcp.proxy.recovery import Recovery
+from kb_mcp.proxy.recovery import Pass, Recovery
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.reads import SqliteReads
 from kb_mcp.proxy.stripe.messages import Reply, Request
@@ -85,6 +85,7 @@ class Process:
     records: SqliteReads = field(init=False)
     pipeline: RequestPipeline = field(init=False)
     recovery: Recovery = field(init=False)
+    watch: RefundWatch = field(init=False)
 
     def __post_init__(self) -> None:
         place, loop = self.place, self.place.loop
@@ -121,6 +122,9 @@ class Process:
             look=self.recovery.resolve_one,
             live=False,
         )
+        self.watch = RefundWatch(
+            self.ledger, self.records, StripeReads(upstream, clock, boottime_ms)
+        )
         governor = Governor(
             ledger=self.ledger,
             upstream=upstream,
@@ -135,9 +139,7 @@ class Process:
             upstream_key=UPSTREAM_KEY,
             abandoned=AbandonedIntents(upstream),
             look=self.recovery.resolve_one,
-            look_at_refund=RefundWatch(
-                self.ledger, self.records, StripeReads(upstream, clock, boottime_ms)
-            ).look,
+            look_at_refund=self.watch.look,
             read_again=charges.again,
             tasks=InOrder(),
         )
@@ -170,6 +172,12 @@ class Process:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
+
+    async def recover(self) -> Pass:
+        """Find out what nobody recorded, and whether refunds of reopened bills still hold."""
+        found = await self.recovery.run()
+        await self.watch.run(self.clock.now())
+        return found
 
     async def serve(self, request: Request) -> Reply:
         async def body() -> bytes:

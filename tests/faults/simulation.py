@@ -32,6 +32,7 @@ from tests.faults.dates import Dates, TrueTime
 from tests.faults.gates import Gates
 from tests.faults.loop import SimulatedLoop
 from tests.faults.process import Place, Process
+from tests.faults.refund_books import RefundBooks
 from tests.faults.store import DEATHS, DISK_FAULTS, Plan, make_template
 from tests.faults.stripe import HOUR, MINUTE, SECOND, SimulatedStripe
 
@@ -41,7 +42,10 @@ LIVENESS = "gone_owners"  # how a store learns who is gone: from /proc, were the
 MIDNIGHT_MS = 1_795_564_800_000
 BEGINNINGS = (10 * SECOND, 20 * MINUTE, 90 * MINUTE, 12 * HOUR)
 CEILINGS = {"usd": 10_000, "eur": 6_500}
-SETTINGS = StoreSettings(account="simulated", mode="test", ceilings=CEILINGS)
+REFUND_CEILINGS = {"usd": 8_000, "eur": 6_500}
+SETTINGS = StoreSettings(
+    account="simulated", mode="test", ceilings=CEILINGS, refund_ceilings=REFUND_CEILINGS
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,9 @@ class Simulation:
     """Everything of one seed. `crashed_at` collects where processes died.
 
     `offset_ms` is how far the clock of the host, which all processes share, is from the truth.
+    `keys` charge, `refund_keys` give back. `aside`, `back` and `cards` are streams of chance
+    of their own, for operators, refunds and payment methods, so that a seed without them plays as
+    it always did.
     """
 
     seed: int
@@ -75,6 +82,7 @@ class Simulation:
     stripe: SimulatedStripe
     path: Path
     keys: list[Key]
+    refund_keys: list[Key]
     mirror: Mirror
     odds: Odds
     pauses: tuple[tuple[int, int], ...] = ((0, 1),)
@@ -85,7 +93,15 @@ class Simulation:
     crashed_at: list[str] = field(default_factory=list)
     commits: int = 0
     aside: Random = field(default_factory=Random)
+    back: Random = field(default_factory=Random)
+    cards: Random = field(default_factory=Random)
     true_time: TrueTime = field(default_factory=TrueTime)
+    refunding: bool = False
+
+    @property
+    def keys_of_all(self) -> list[list[Key]]:
+        """The keys that are used in this seed, by what they are for."""
+        return [self.keys, self.refund_keys] if self.refunding else [self.keys]
 
     def log(self, text: str) -> None:
         self.trace.append(f"{self.loop.now_ms:>12} ms  {text}")
@@ -175,6 +191,7 @@ def new_world(seed: int) -> Iterator[Simulation]:
         dates=Dates(aside),
     )
     template, keys = _template()
+    refund_keys = [key for key in keys if "POST /v1/refunds" in key.policy.allow]
     rough = chance.random()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.db"
@@ -185,9 +202,12 @@ def new_world(seed: int) -> Iterator[Simulation]:
             loop=loop,
             stripe=stripe,
             path=path,
-            keys=list(keys),
-            mirror=_mirror(keys),
+            keys=[key for key in keys if key not in refund_keys],
+            refund_keys=refund_keys,
+            mirror=_mirror(keys, stripe),
             aside=aside,
+            back=Random(f"back {seed}"),
+            cards=Random(f"cards {seed}"),
             odds=Odds(die=int(25 * rough), disk=int(40 * chance.random())),
         )
         stripe.log = simulation.log
@@ -215,10 +235,11 @@ class _Liveness:
         return frozenset(owner for owner in owners if owner not in alive and owner != mine)
 
 
-def _mirror(keys: Iterable[Key]) -> Mirror:
+def _mirror(keys: Iterable[Key], stripe: SimulatedStripe) -> Mirror:
     policies = {key.lineage: key.policy for key in keys}
-    gates = Gates(policies, {key.id: key.lineage for key in keys})
-    return Mirror(policies, CEILINGS, gates)
+    lineage_of: dict[str, LineageId] = {key.id: key.lineage for key in keys}
+    books = RefundBooks(stripe, policies, lineage_of)
+    return Mirror(policies, CEILINGS, REFUND_CEILINGS, Gates(policies, lineage_of), books)
 
 
 def _drain(loop: SimulatedLoop) -> None:
@@ -233,34 +254,20 @@ def _drain(loop: SimulatedLoop) -> None:
 
 @cache
 def _template() -> tuple[bytes, tuple[Key, ...]]:
-    """Return a migrated, bound store with three keys, of which two are one lineage."""
+    """Return a migrated, bound store with keys that charge, and keys that refund.
+
+    The second key of each kind is the heir of the first: they are one lineage.
+    """
     chance = Random(0)
-    common: dict[str, Any] = {
-        "role": "billing",
-        "allow": ("POST /v1/charges",),
-        "allow_reference": True,
-        "daily_declines": 4,
-        "max_attempts": 3,
-        "max_unresolved": 3,
-        "parameters": {"POST /v1/charges": {"allowed": ("metadata[reference]",)}},
-    }
-    caps = {
-        "per_charge": {"usd": 6_000, "eur": 6_000},
-        "daily": {"usd": 6_500, "eur": 6_500},
-        "monthly": {"usd": 12_000, "eur": 9_500},
-        "per_customer_daily": {"usd": 6_500, "eur": 6_500},
-    }
-    capped = Policy.model_validate({**common, "caps": caps, "daily_charges": 8})
-    asking = Policy.model_validate({**common, "approval_above": {"usd": 2_850}})
     made: list[Key] = []
     rows: list[tuple[VaultKey, Lineage]] = []
-    for policy, heir_of in ((capped, None), (capped, 0), (asking, None)):
+    for policy, heir_of in (*_charging(), *_refunding()):
         minted = mint("test", chance.randbytes)
         lineage = LineageId(minted.id) if heir_of is None else made[heir_of].lineage
         made.append(Key(minted.id, lineage, minted.token, policy))
         row = VaultKey(
             id=minted.id, lineage_id=lineage, token_hash=minted.token_hash, mode="test",
-            role="billing", label=None, agent=None, policy=dump_policy(policy),
+            role=policy.role, label=None, agent=None, policy=dump_policy(policy),
             created_at=MIDNIGHT_MS - DAY_MS, expires_at=None,
         )  # fmt: skip
         rows.append((row, Lineage(lineage)))
@@ -273,3 +280,39 @@ def _template() -> tuple[bytes, tuple[Key, ...]]:
             connection.execute(upsert("keys"), astuple(row))
 
     return make_template(make), tuple(made)
+
+
+def _charging() -> tuple[tuple[Policy, int | None], ...]:
+    common: dict[str, Any] = {
+        "role": "billing",
+        "allow": ("POST /v1/charges",),
+        "allow_reference": True,
+        "daily_declines": 4,
+        "max_attempts": 3,
+        "max_unresolved": 3,
+        "parameters": {"POST /v1/charges": {"allowed": ("metadata[reference]", "source")}},
+    }
+    caps = {
+        "per_charge": {"usd": 6_000, "eur": 6_000},
+        "daily": {"usd": 6_500, "eur": 6_500},
+        "monthly": {"usd": 12_000, "eur": 9_500},
+        "per_customer_daily": {"usd": 6_500, "eur": 6_500},
+    }
+    capped = Policy.model_validate({**common, "caps": caps, "daily_charges": 8})
+    asking = Policy.model_validate({**common, "approval_above": {"usd": 2_850}})
+    return (capped, None), (capped, 0), (asking, None)
+
+
+def _refunding() -> tuple[tuple[Policy, int | None], ...]:
+    common: dict[str, Any] = {"role": "refunds", "allow": ("POST /v1/refunds",)}
+    caps = {
+        "per_refund": {"usd": 2_950, "eur": 2_950},
+        "daily": {"usd": 4_500, "eur": 4_500},
+        "monthly": {"usd": 6_500, "eur": 6_500},
+        "per_customer_daily": {"usd": 4_000, "eur": 4_000},
+    }
+    capped = Policy.model_validate({**common, "refund_caps": caps, "daily_refunds": 6})
+    parts = Policy.model_validate({**common, "max_refunds_per_charge": 3, "max_unresolved": 3})
+    asking = Policy.model_validate({**common, "refund_approval_above": {"usd": 1_000}})
+    first = len(_charging())
+    return (capped, None), (capped, first), (parts, None), (asking, None)

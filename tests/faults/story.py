@@ -14,12 +14,15 @@ from urllib.parse import urlencode
 
 from kb_mcp.proxy.audit.chain import Broken, read_row, verify_chain
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from kb_mcp.proxy.ledger.records import Changes, Refs
 from kb_mcp.proxy.stripe.messages import Reply, Request
 from tests.faults.checks import Answer, check_answer, check_end, check_made_up
 from tests.faults.loop import StalledError
-from tests.faults.moods import MOODS, Mood, draw_bill, drift
+from tests.faults.moods import MOODS, Mood, draw_bill, drift, with_card
 from tests.faults.people import SHARE, busy_operator, confirm_clock, done_by_operator, operator_of
 from tests.faults.process import CALL, Process
+from tests.faults.refund_books import check_refund_answer
+from tests.faults.refunders import money_back
 from tests.faults.simulation import DAY_MS, Key, Simulation, new_world
 from tests.faults.store import CHAIN_KEY
 from tests.faults.stripe import HOUR, MINUTE, SECOND
@@ -29,6 +32,8 @@ HOSTS = ("north", "south")
 
 JUMPS = (5 * SECOND, 2 * MINUTE, 2 * HOUR, DAY_MS)
 RESTS = (61 * SECOND, 11 * MINUTE, 61 * MINUTE, 24 * HOUR, 26 * HOUR, 26 * HOUR, HOUR)
+# A refund that has come back is found in a reading some days later.
+REFUND_RESTS = (5 * DAY_MS, 10 * DAY_MS)
 RETRIED = {409, 429, 502, 503, 504}
 
 
@@ -39,6 +44,7 @@ class Report:
     seed: int
     calls: int
     charges: int
+    refunds: int
     commits: int
     turns: int
     crashed_at: tuple[str, ...]
@@ -72,6 +78,7 @@ def run_seed(
             seed=seed,
             calls=book.calls,
             charges=len(simulation.stripe.charges),
+            refunds=len(simulation.stripe.account.refunds),
             commits=simulation.commits,
             turns=simulation.loop.turns,
             crashed_at=tuple(simulation.crashed_at),
@@ -92,8 +99,18 @@ async def _play(simulation: Simulation, book: Book) -> None:
     work += [_crasher(simulation) for _ in range(chance.choice((0, 1, 2)))]
     work += [_clock_turner(simulation) for _ in range(chance.choice((0, 0, 1)))]
     work += [_operator(simulation) for _ in range(chance.choice(mood.operators))]
+
+    def think() -> Coroutine[Any, Any, None]:
+        return _think(simulation)
+
+    def send(
+        key: Key, path: str, form: dict[str, str], headers: dict[str, str]
+    ) -> Coroutine[Any, Any, Answer | None]:
+        return _call(simulation, book, key, form, headers, path)
+
     if simulation.aside.random() < SHARE:
-        work.append(busy_operator(simulation, lambda: _think(simulation)))
+        work.append(busy_operator(simulation, think))
+    work += money_back(simulation, send, think)
     await asyncio.gather(*(simulation.loop.create_task(each) for each in work))
     await _rest(simulation)
 
@@ -102,8 +119,11 @@ async def _caller(simulation: Simulation, book: Book, mood: Mood) -> None:
     chance = simulation.chance
     form, headers = draw_bill(simulation, mood)
     key = chance.choice(simulation.keys)
+    shows_cards = simulation.cards.random() < 0.3
     for _ in range(chance.randint(1, 5)):
         await _think(simulation)
+        if shows_cards:
+            form, headers = with_card(simulation.cards, form, headers)
         answer = await _call(simulation, book, key, form, headers)
         settled = answer is not None and answer.status not in RETRIED
         if chance.random() < (0.5 if settled else 0.15):
@@ -113,7 +133,12 @@ async def _caller(simulation: Simulation, book: Book, mood: Mood) -> None:
 
 
 async def _call(
-    simulation: Simulation, book: Book, key: Key, form: dict[str, str], headers: dict[str, str]
+    simulation: Simulation,
+    book: Book,
+    key: Key,
+    form: dict[str, str],
+    headers: dict[str, str],
+    path: str = "/v1/charges",
 ) -> Answer | None:
     """Send one request to a living process; None where the connection broke."""
     if not simulation.processes:
@@ -122,9 +147,10 @@ async def _call(
     book.calls += 1
     call = book.calls
     simulation.log(f"call {call} at {process.owner} with {key.id}: {form} {headers or ''}")
+    simulation.mirror.refunds.asked_ms[f"req_{call}"] = simulation.stripe.now_ms
     request = Request(
         method="POST",
-        raw_path=b"/v1/charges",
+        raw_path=path.encode(),
         query=b"",
         headers=(
             ("authorization", f"Bearer {key.token}"),
@@ -135,7 +161,7 @@ async def _call(
         request_id=f"req_{call}",
     )
     key_header = headers.get("idempotency-key", "")
-    if "-4" in key_header:
+    if "-4" in key_header and "charge" not in form:
         book.made_up[call] = f"{key_header} {sorted(form.items())}"
     CALL.set(call)
     task = process.spawn(_served(simulation, process, request))
@@ -151,10 +177,18 @@ async def _call(
     answer = Answer.read(reply.status, reply.body)
     simulation.log(f"call {call}: {answer.status} {answer.code or answer.body.get('id')}")
     book.answers.append((call, form, answer))
-    wrong = check_answer(call, form, answer, simulation.stripe.charges)
+    _check_answer(simulation, call, form, answer)
+    return answer
+
+
+def _check_answer(simulation: Simulation, call: int, form: dict[str, str], answer: Answer) -> None:
+    account = simulation.stripe.account
+    if "charge" in form:
+        wrong = check_refund_answer(call, form, answer, account)
+    else:
+        wrong = check_answer(call, form, answer, account.charges)
     if wrong:
         simulation.fail(wrong)
-    return answer
 
 
 async def _served(simulation: Simulation, process: Process, request: Request) -> Reply:
@@ -177,7 +211,7 @@ async def _recoverer(simulation: Simulation, host: str, passes: int) -> None:
 
 async def _recover(simulation: Simulation, process: Process) -> None:
     simulation.log(f"{process.owner} recovers")
-    task = process.spawn(process.recovery.run())
+    task = process.spawn(process.recover())
     await asyncio.wait({task})
     if not task.cancelled() and task.exception() is None:
         states = {name[-6:]: str(state) for name, state in task.result().states.items()}
@@ -242,12 +276,13 @@ async def _rest(simulation: Simulation) -> None:
     simulation.stripe.faulty = False
     _restart(simulation)
     simulation.offset_ms = 0
-    for pause in RESTS:
+    for pause in (*RESTS, *(REFUND_RESTS if simulation.refunding else ())):
         await simulation.loop.pause(pause)
         simulation.stripe.settle_pending()
         for process in list(simulation.processes):
             await _recover(simulation, process)
-            if process.clock.dispute:
+            await process.ledger.transact(lambda _: Refs(), lambda _: (None, Changes()))
+            if process.clock.dispute:  # as `doctor` tells whoever looks
                 await confirm_clock(simulation, process)
                 await _recover(simulation, process)
         _fail_if_broken(simulation)
@@ -261,9 +296,7 @@ def _fail_if_broken(simulation: Simulation) -> None:
 def _check(simulation: Simulation, book: Book) -> None:
     _fail_if_broken(simulation)
     for call, form, answer in book.answers:
-        wrong = check_answer(call, form, answer, simulation.stripe.charges)
-        if wrong:
-            simulation.fail(wrong)
+        _check_answer(simulation, call, form, answer)
     for wrong in check_made_up(book.made_up, simulation.stripe.charges, simulation.mirror):
         simulation.fail(wrong)
     records = simulation.processes[0].records
@@ -274,8 +307,11 @@ def _check(simulation: Simulation, book: Book) -> None:
     overtaken = stripe.overtaken
     if simulation.true_time.excused:
         # An operator said that a wrong clock was right: then grace is measured by that clock.
-        overtaken = overtaken | {charge.attempt for charge in stripe.charges}
-    for wrong in check_end(stored, windows, stripe.charges, overtaken):
+        made = (*stripe.account.charges, *stripe.account.refunds)
+        overtaken = overtaken | {each.attempt for each in made}
+    for wrong in check_end(stored, windows, stripe.account, overtaken):
+        simulation.fail(wrong)
+    for wrong in simulation.mirror.refunds.check_end(overtaken):
         simulation.fail(wrong)
     for node in records.writers():
         chain = verify_chain((read_row(row) for row in records.chain(node)), CHAIN_KEY)

@@ -13,17 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from random import Random  # noqa: TID251 seeded by the world
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, UpstreamAnswer, UpstreamRequest
+from tests.faults.account import GONE, Account, Charge, Refund, error
 from tests.faults.dates import Dates
 from tests.faults.loop import SimulatedLoop
 
 SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
 KEY_LASTS_MS = 24 * HOUR
 TIMEOUT_MS = 25_000
-PAGE_MAX = 3  # short pages, so that walks have several
 
 # How a POST fares on the way: (what happens, weight while faults are on).
 FATES = (
@@ -44,48 +43,23 @@ LOSING = (*FATES, ("lost_before", 50), ("very_late", 12))
 
 # What Stripe makes of a request that it begins.
 _OUTCOMES = (("paid", 66), ("declined", 14), ("pending", 8), ("error", 6), ("error_after", 3))
-
-
-@dataclass(slots=True)
-class Charge:
-    """An object at Stripe, and which call's send made it."""
-
-    id: str
-    fields: dict[str, str]
-    status: str
-    created_ms: int
-    call: int | None
-    refunded: bool = False
-
-    @property
-    def operation(self) -> str:
-        return self.fields["metadata[keybrake_operation]"]
-
-    @property
-    def attempt(self) -> str:
-        return self.fields["metadata[keybrake_attempt]"]
-
-    def shown(self) -> dict[str, Any]:
-        marks = {k[9:-1]: v for k, v in self.fields.items() if k.startswith("metadata[")}
-        return {
-            "id": self.id,
-            "object": "charge",
-            "amount": int(self.fields["amount"]),
-            "currency": self.fields["currency"],
-            "customer": self.fields.get("customer"),
-            "status": self.status,
-            "captured": True,
-            "refunded": self.refunded,
-            "amount_refunded": int(self.fields["amount"]) if self.refunded else 0,
-            "created": self.created_ms // 1000,
-            "metadata": marks,
-        }
+_REFUND_OUTCOMES = (
+    ("paid", 60),
+    ("pending", 14),
+    ("requires_action", 4),
+    ("failed", 4),
+    ("error", 6),
+    ("error_after", 4),
+)
+REFUNDS = "/v1/refunds"
+WAITING = frozenset({"pending", "requires_action"})
 
 
 @dataclass(slots=True)
 class Stored:
     """What Stripe keeps under an idempotency key; without an answer it is still running."""
 
+    path: str
     body: bytes
     began_ms: int
     status: int | None = None
@@ -102,7 +76,7 @@ class SimulatedStripe:
     log: Callable[[str], None]
     faulty: bool = True
     fates: tuple[tuple[str, int], ...] = FATES
-    charges: list[Charge] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
     keys: dict[str, Stored] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     overtaken: set[str] = field(default_factory=set)  # keys of requests later than grace
@@ -112,6 +86,10 @@ class SimulatedStripe:
     @property
     def now_ms(self) -> int:
         return self.began_ms + self.loop.now_ms
+
+    @property
+    def charges(self) -> list[Charge]:
+        return self.account.charges
 
     async def exchange(self, request: UpstreamRequest, call: int | None) -> UpstreamAnswer:
         """Carry `request` there and its answer back, or lose either."""
@@ -143,6 +121,8 @@ class SimulatedStripe:
         """Decide what is still pending now."""
         for charge in self.charges:
             self._finish(charge)
+        for refund in self.account.refunds:
+            self._end_refund(refund)
 
     def _draw(self, weighted: tuple[tuple[str, int], ...]) -> str:
         names, weights = zip(*weighted, strict=True)
@@ -180,63 +160,103 @@ class SimulatedStripe:
     ) -> None:
         early = {"rate_limited": 429, "rejected": 400, "key_refused": 401, "error_before": 500}
         if fate in early:
-            self._answer(reply, early[fate], _error("api_error", fate))
+            self._answer(reply, early[fate], error("api_error", fate))
             return
         key, body = request.idempotency_key or "", request.body or b""
         stored = self.keys.get(key)
         if stored is not None and self.now_ms >= stored.began_ms + KEY_LASTS_MS:
             stored = None
         if stored is not None:
-            self._repeat(stored, key, body, reply)
+            self._repeat(stored, key, request.path, body, reply)
             return
-        self.keys[key] = entry = Stored(body, self.now_ms)
+        self.keys[key] = entry = Stored(request.path, body, self.now_ms)
         takes = self.chance.randrange(1, 60 * SECOND) if fate == "slow" else self._latency()
         self.loop.call_later(takes / 1000, self._execute, entry, call, reply)
 
     def _repeat(
-        self, stored: Stored, key: str, body: bytes, reply: asyncio.Future[Answered]
+        self, stored: Stored, key: str, path: str, body: bytes, reply: asyncio.Future[Answered]
     ) -> None:
-        if stored.body != body:
+        if (stored.path, stored.body) != (path, body):
             self.wrong.append(f"the key {key} came with other parameters")
-            self._answer(reply, 400, _error("idempotency_error", "idempotency_key_reused"))
+            self._answer(reply, 400, error("idempotency_error", "idempotency_key_reused"))
         elif stored.status is None:
-            error = _error("invalid_request_error", "idempotency_key_in_use")
-            self._answer(reply, 409, error)
+            in_use = error("invalid_request_error", "idempotency_key_in_use")
+            self._answer(reply, 409, in_use)
         else:
             self._answer(reply, stored.status, stored.answer, replayed=True)
 
     def _execute(self, entry: Stored, call: int | None, reply: asyncio.Future[Answered]) -> None:
-        outcome = self._draw(_OUTCOMES) if self.faulty else "paid"
+        refunds = entry.path == REFUNDS
+        outcomes = _REFUND_OUTCOMES if refunds else _OUTCOMES
+        outcome = self._draw(outcomes) if self.faulty else "paid"
         fields = {name: values[0] for name, values in parse_qs(entry.body.decode()).items()}
         if outcome == "error":
-            entry.status, entry.answer = 500, _error("api_error", "internal")
+            entry.status, entry.answer = 500, error("api_error", "internal")
             self._answer(reply, entry.status, entry.answer)
             return
-        statuses = {"declined": "failed", "pending": "pending"}
-        charge = Charge(
-            id=f"ch_{len(self.charges) + 1}",
-            fields=fields,
-            status=statuses.get(outcome, "succeeded"),
-            created_ms=self.now_ms,
-            call=call,
-        )
-        self.charges.append(charge)
-        self.log(f"  Stripe made {charge.id}, {charge.status}, for {charge.attempt}")
-        if outcome == "declined":
-            entry.status, entry.answer = 402, _error("card_error", "card_declined", charge.id)
-        elif outcome == "error_after":
-            entry.status, entry.answer = 500, _error("api_error", "internal")
+        made: Charge | Refund | str
+        if refunds:
+            made = self._give_back(outcome, fields, call)
         else:
-            entry.status, entry.answer = 200, json.dumps(charge.shown()).encode()
+            made = self._charge(outcome, fields, call)
+        if isinstance(made, str):
+            entry.status, entry.answer = 400, error("invalid_request_error", made)
+            if self.chance.random() < 0.5:  # refused before it began, so that no key keeps it
+                self.keys = {key: each for key, each in self.keys.items() if each is not entry}
+        elif outcome == "declined":
+            entry.status, entry.answer = 402, error("card_error", "card_declined", made.id)
+        elif outcome == "error_after":
+            entry.status, entry.answer = 500, error("api_error", "internal")
+        else:
+            entry.status, entry.answer = 200, json.dumps(made.shown()).encode()
+        self._answer(reply, entry.status, entry.answer)
+
+    def _charge(self, outcome: str, fields: dict[str, str], call: int | None) -> Charge:
+        statuses = {"declined": "failed", "pending": "pending"}
+        status = statuses.get(outcome, "succeeded")
+        charge = self.account.charge(fields, status, self.now_ms, call)
+        self.log(f"  Stripe made {charge.id}, {charge.status}, for {charge.attempt}")
         if outcome == "pending":
             later = self.chance.randrange(2 * MINUTE, 10 * HOUR)
             self.loop.call_later(later / 1000, self._finish, charge)
-        self._answer(reply, entry.status, entry.answer)
+        return charge
 
     def _finish(self, charge: Charge) -> None:
         if charge.status == "pending":
             charge.status = self.chance.choice(("succeeded", "succeeded", "failed"))
             self.log(f"  Stripe: {charge.id} is {charge.status} now")
+
+    def _give_back(self, outcome: str, fields: dict[str, str], call: int | None) -> Refund | str:
+        status = outcome if outcome in WAITING or outcome in GONE else "succeeded"
+        made = self.account.refund(fields, status, self.now_ms, call)
+        if isinstance(made, str):
+            self.log(f"  Stripe refuses a refund: {made}")
+            return made
+        charge, mark = made.charge.id, made.attempt
+        self.log(f"  Stripe made {made.id} of {made.amount} of {charge}, {status}, for {mark}")
+        if status in WAITING:
+            later = self.chance.randrange(2 * MINUTE, 10 * HOUR)
+            self.loop.call_later(later / 1000, self._end_refund, made)
+        return made
+
+    def _end_refund(self, refund: Refund) -> None:
+        if refund.status in WAITING:
+            ends = ("succeeded", "succeeded", "failed", "canceled")
+            self.end_refund(refund, self.chance.choice(ends))
+
+    def end_refund(self, refund: Refund, status: str) -> None:
+        """Let `refund` be `status` now: at last, or since its money came back."""
+        refund.status = status
+        refund.ended_ms = None if refund.stands else self.now_ms
+        self.log(f"  Stripe: {refund.id} is {status} now")
+
+    def give_back_by_hand(self, charge: Charge, amount: int | None = None) -> Refund | str:
+        """Give `amount` of `charge` back, or what is left, as people do at Stripe's own page."""
+        fields = {"charge": charge.id} | ({} if amount is None else {"amount": str(amount)})
+        made = self.account.refund(fields, "succeeded", self.now_ms, None)
+        told = made if isinstance(made, str) else f"{made.id} of {made.amount}"
+        self.log(f"  by hand: refund of {charge.id}: {told}")
+        return made
 
     def _answer(
         self,
@@ -259,39 +279,11 @@ class SimulatedStripe:
         if self.faulty and self.chance.random() < 0.08:
             return Lost("connection_broke")
         if self.faulty and self.chance.random() < 0.05:
-            status, body = self.chance.choice((429, 500)), _error("api_error", "internal")
+            status, body = self.chance.choice((429, 500)), error("api_error", "internal")
         else:
-            status, body = self._look_up(request.path)
+            status, body = self.account.look_up(request.path)
         reply: asyncio.Future[Answered] = self.loop.create_future()
         self._answer(reply, status, body)
         answer = await reply
         await self.loop.pause(self._latency())
         return answer
-
-    def _look_up(self, path: str) -> tuple[int, bytes]:
-        parts = urlsplit(path)
-        if parts.path != "/v1/charges":
-            found = [each for each in self.charges if parts.path.endswith(f"/{each.id}")]
-            if not found:
-                return 404, _error("invalid_request_error", "resource_missing")
-            return 200, json.dumps(found[0].shown()).encode()
-        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        listed = [
-            each
-            for each in reversed(self.charges)
-            if each.created_ms // 1000 >= int(query.get("created[gte]", 0))
-            and each.fields.get("customer") == query.get("customer", each.fields.get("customer"))
-        ]
-        after = query.get("starting_after")
-        if after is not None:
-            listed = listed[[each.id for each in listed].index(after) + 1 :]
-        page = [each.shown() for each in listed[:PAGE_MAX]]
-        more = len(listed) > PAGE_MAX
-        return 200, json.dumps({"object": "list", "data": page, "has_more": more}).encode()
-
-
-def _error(kind: str, code: str, charge: str | None = None) -> bytes:
-    error = {"type": kind, "code": code, "message": code}
-    if charge is not None:
-        error["charge"] = charge
-    return json.dumps({"error": error}).encode()

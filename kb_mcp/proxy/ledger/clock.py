@@ -189,8 +189,10 @@ class StoreClock:
             self._began_at = self._steady_ms()
         self._mark = max(self._mark, stored.mark)
         self._doubt = self._doubt_stored = stored.doubt
-        if self._carried is None:
-            self._carried = self._carried_over(stored)
+        carried = self._carried_over(stored)
+        if carried is not None:
+            # Another process of this machine may have been certain of the time since this one was.
+            self._carried = carried
         told = self._tell()
         self._doubt = told.doubt
         # Before anything was billed, a host that is alone and wrong can be set right.

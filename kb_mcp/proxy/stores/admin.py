@@ -17,6 +17,7 @@ from kb_mcp.proxy.stores.binding import Connection, read_facts, write_facts
 from kb_mcp.proxy.stores.queries import load_queries
 
 ARCHIVED = "archived:"
+_REDATE = ("redate_reads", "redate_voids", "redate_leases", "redate_sends")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,17 @@ class StoreAdmin(ABC):
     def set_facts(self, facts: Mapping[str, str]) -> None:
         """Write facts, all or none."""
         with self.transaction() as connection:
+            write_facts(connection, self._queries, facts)
+
+    def confirm_clock(self, facts: Mapping[str, str], now: int) -> None:
+        """Write the facts of an operator's word that it is `now` (ms), all or none.
+
+        What an open operation has from later than that was dated by a clock that was ahead: it is
+        dated now, or it would wait until then to be read.
+        """
+        with self.transaction() as connection:
+            for name in _REDATE:
+                connection.execute(self._queries[name], {"now": now})
             write_facts(connection, self._queries, facts)
 
     def operators(self) -> list[Operator]:

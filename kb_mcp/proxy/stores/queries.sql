@@ -112,6 +112,23 @@ SELECT id FROM (
      WHERE state = 'reserved' AND state <> 'succeeded' AND next_read_at IS NULL) AS due
  ORDER BY updated_at LIMIT :most
 
+-- name: redate_reads
+-- What an open operation has from later than now was dated by a clock that was ahead.
+UPDATE operations SET next_read_at = :now WHERE next_read_at > :now AND state <> 'voided'
+
+-- name: redate_voids
+UPDATE operations SET voided_at = :now, next_read_at = :now + 90000000
+ WHERE state = 'voided' AND state <> 'succeeded' AND voided_at > :now AND next_read_at IS NOT NULL
+
+-- name: redate_leases
+-- Who sends or reads right now keeps its lease, which is two minutes at most.
+UPDATE operations SET lease_until = :now + 120000
+ WHERE state <> 'succeeded' AND lease_until > :now + 120000
+
+-- name: redate_sends
+UPDATE attempts SET last_sent_at = :now WHERE last_sent_at > :now AND operation_id IN (
+    SELECT id FROM operations WHERE state IN ('reserved', 'unknown', 'voided') AND state <> 'succeeded')
+
 -- name: refunds_to_watch
 SELECT id FROM operations WHERE refund_read_at <= :now
  ORDER BY refund_read_at LIMIT :most

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.proxy.ledger.records import Changes, Refs
+from kb_mcp.proxy.ledger.records import Changes, Refs, State
 from kb_mcp.proxy.ledger.store_settings import StoreSettings
 from kb_mcp.proxy.stores.binding import BindingError, Binds
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.opening import open_store
 from kb_mcp.wiring.store import Store
 from tests.proxy.stores.conftest import Open, Run
+from tests.proxy.stores.test_conformance import attempt, operation, read, write
 
+NOW, HOUR_MS, DAY_MS = 1_795_482_000_000, 3_600_000, 86_400_000
 TIMES = {"KEYBRAKE_UPSTREAM_TIMEOUT": "10", "KEYBRAKE_RECOVERY_GRACE": "60"}
 BOUND = {"account", "mode"}
 LIMITS = {"ceilings", "upstream_timeout_ms", "recovery_grace_ms"}
@@ -93,3 +95,38 @@ def test_a_command_for_another_account_is_refused_by_a_store_that_serves(
     other = load_settings(environ | {"KEYBRAKE_ACCOUNT": "acct_two"})
     with pytest.raises(BindingError, match="acct_one"):
         open_store(other, binds=Binds.NOTHING)
+
+
+def test_what_was_dated_later_than_an_operator_says_it_is_is_dated_now(
+    open_one: Open, run: Run
+) -> None:
+    """A clock that was 40 days ahead must not keep an open operation unread for 40 days."""
+    store, now = open_one(), NOW
+    ahead, soon = now + 40 * DAY_MS, now + 30_000
+    held = {"state": State.UNKNOWN, "final": True, "lease_owner": "gone"}
+    rows = (
+        operation(1, **held, next_read_at=ahead, lease_until=ahead),
+        operation(2, **held, next_read_at=now - 5, lease_until=soon),
+        operation(3, state=State.VOIDED, voided_at=ahead, next_read_at=ahead, empty_listings=1),
+        operation(4, next_read_at=None),
+    )
+    sends = (attempt(1, last_sent_at=ahead), attempt(2, last_sent_at=now - 9),
+             attempt(3, last_sent_at=ahead), attempt(4, last_sent_at=ahead))  # fmt: skip
+    run(write(store, Changes(operations=rows, attempts=sends)))
+    admin = store.open_store_admin()
+    admin.confirm_clock({"clock_confirmed": str(now)}, now)
+    assert admin.facts()["clock_confirmed"] == str(now)
+    admin.close()
+    found = run(read(store, Refs(operations=frozenset(each.id for each in rows))))
+    dated = {
+        number: (each.next_read_at, each.lease_until, each.voided_at)
+        for number, each in enumerate((found.operations[row.id] for row in rows), 1)
+    }
+    assert dated == {
+        1: (now, now + 120_000, None),
+        2: (now - 5, soon, None),
+        3: (now + 25 * HOUR_MS, rows[2].lease_until, now),
+        4: (None, rows[3].lease_until, None),
+    }
+    last = [found.attempts[row.id, 1].last_sent_at for row in rows]
+    assert last == [now, now - 9, now, ahead]  # what is settled stays as it was written
