@@ -1,7 +1,7 @@
 """Play seeds of the simulation: `python -m tests.simulate --seeds 2000`, or one: `--seed 17`.
 
-Seeds are played in as many processes as there are cores. A seed that fails is printed with its
-story, and plays the same again under `--seed`.
+Seeds are played in as many processes as there are cores, or as `--processes` says. A seed that
+fails is printed with its story, and plays the same again under `--seed`.
 """
 
 from __future__ import annotations
@@ -53,13 +53,15 @@ def main() -> int:
     wanted = argparse.ArgumentParser(description=__doc__)
     wanted.add_argument("--seeds", type=int, default=200, help="how many seeds to play")
     wanted.add_argument("--first", type=int, default=0, help="the first of them")
+    wanted.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at a time")
     wanted.add_argument("--seed", type=int, help="play this one alone, and print its story")
     options = wanted.parse_args()
     if options.seed is not None:
         return _play_one(options.seed)
     total: Counter[str] = Counter()
     failures: list[Played] = []
-    for played in _play_all(range(options.first, options.first + options.seeds)):
+    seeds = range(options.first, options.first + options.seeds)
+    for played in _play_all(seeds, options.processes):
         total += played.counts
         if played.failure:
             failures.append(played)
@@ -81,12 +83,12 @@ def _play_one(seed: int) -> int:
     return 0
 
 
-def _play_all(seeds: range) -> Iterator[Played]:
+def _play_all(seeds: range, processes: int) -> Iterator[Played]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     )  # fmt: skip
     context = multiprocessing.get_context("spawn")
-    with Progress(*columns) as progress, context.Pool(os.cpu_count() or 1) as pool:
+    with Progress(*columns) as progress, context.Pool(processes) as pool:
         bar = progress.add_task("seeds", total=len(seeds))
         for played in pool.imap_unordered(play, seeds, chunksize=CHUNK):
             progress.advance(bar)

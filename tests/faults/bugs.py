@@ -24,7 +24,7 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     State,
 )
-from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.snapshot import Found, Snapshot
 from kb_mcp.proxy.rules import decide, duplicates, reserve
 from kb_mcp.proxy.rules.decisions import Proceed
 from kb_mcp.proxy.rules.outcomes import conclude, resolve
@@ -89,7 +89,9 @@ def guards_are_read_without_their_lock(simulation: Simulation) -> Iterator[None]
     right = part(reserve, "find_conflict")
 
     def wrong(snapshot: Snapshot, command: Any, operation: Operation) -> Any:
-        unlocked = dataclasses.replace(snapshot, operations=seen[command.fresh_id])
+        unlocked = dataclasses.replace(
+            snapshot, operations=dict(seen[command.fresh_id]), _found=Found()
+        )
         return right(unlocked, command, operation)
 
     with (

@@ -79,6 +79,8 @@ class Mirror:
             if row.kind == "decision":
                 yield f"{row.decision} {row.code or ''} for {(row.operation_id or 'none')[-6:]}"
             self._note_audit(row)
+            if row.kind == "admin" and row.decision == "reopen":
+                self._note_reopened(self.operations[OperationId(row.operation_id or "")])
         self.broken += self.gates.note(snapshot)
         self.broken += self.refunds.note(snapshot, self.operations)
         self._check_time(snapshot)
@@ -105,6 +107,12 @@ class Mirror:
                 self.broken.append(f"{row.key_id} reserved after its revocation was committed")
         if row.kind == "admin" and row.decision == "revoke":
             self.revoked.add(row.key_id)
+
+    def _note_reopened(self, operation: Operation) -> None:
+        if operation.gives_back is None:
+            self.reopened[operation.id] = operation
+        else:
+            self.refunds.reopened[operation.gives_back, operation.reference] += 1
 
     def _check_time(self, snapshot: Snapshot) -> None:
         """Check what binds: the time by which something was billed, where it was certain."""
@@ -197,8 +205,13 @@ def check_end(
     windows: Iterable[Window],
     account: Account,
     overtaken: set[str],
+    missed: set[str],
 ) -> Iterator[str]:
-    """Yield what is wrong between the ledger and Stripe once everything has come to rest."""
+    """Yield what is wrong between the ledger and Stripe once everything has come to rest.
+
+    Requests of the attempts in `overtaken` came later than grace; of those in `missed` later than
+    the last listing, too, by a clock that an operator was wrong about.
+    """
     operations = list(operations)
     everything = (*account.charges, *account.refunds)
     marked = [each for each in everything if each.operation]
@@ -207,16 +220,25 @@ def check_end(
     paid: dict[str, list[Made]] = defaultdict(list)
     for made in everything:
         owner = made.operation or said.get(made.id)
-        if made.stands and owner is not None:
+        if made.stands and owner is not None and made.attempt not in missed:
             paid[owner].append(made)
+    by_hand = [each for each in everything if each.stands and not each.operation]
     for operation in operations:
-        yield from _check_operation(operation, paid.pop(operation.id, []))
+        mine = paid.pop(operation.id, [])
+        if not (operation.code == "unmarked_charge" and _may_be(operation, by_hand)):
+            yield from _check_operation(operation, mine)
         late = overtaken & {each.attempt for each in marked if each.operation == operation.id}
         if operation.overshoot and not late:
             yield f"{operation.id} was voided, though its request came within grace"
     for orphan in paid:
         yield f"Stripe has objects of {orphan}, which the ledger does not know"
     yield from _check_windows(operations, windows)
+
+
+def _may_be(operation: Operation, by_hand: Iterable[Made]) -> bool:
+    """Say whether people made what may be this refund: then only they can say what became of it."""
+    charges = [each.fields.get("charge") for each in by_hand if each.amount == operation.amount]
+    return operation.gives_back in charges
 
 
 def _check_operation(operation: Operation, paid: list[Made]) -> Iterator[str]:

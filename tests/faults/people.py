@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from kb_mcp.operators.actions.approvals import Verdict, decide_approval
 from kb_mcp.operators.actions.keys import KeyEndedError, revoke_key, rotate_key, unfreeze_key
-from kb_mcp.operators.actions.operations import By, Done, Reopening
+from kb_mcp.operators.actions.operations import By, Reopening
 from kb_mcp.operators.actions.resolve import Resolution, StripeActs
 from kb_mcp.proxy.ledger.clock import StoredTime
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
@@ -151,12 +151,7 @@ async def reopen(simulation: Simulation, process: Process) -> object:
     for charge in simulation.stripe.charges:
         if charge.id == found.object_id and simulation.aside.random() < 0.7:
             simulation.stripe.give_back_by_hand(charge)
-    done = await _acts(process).reopen(found, By("ann", "wrong bill"), Reopening())
-    if isinstance(done, Done) and found.gives_back is not None:
-        simulation.mirror.refunds.reopened[found.gives_back, found.reference] += 1
-    elif isinstance(done, Done):
-        simulation.mirror.reopened[found.id] = done.operation
-    return done
+    return await _acts(process).reopen(found, By("ann", "wrong bill"), Reopening())
 
 
 async def set_ceiling(simulation: Simulation, process: Process) -> object:

@@ -39,6 +39,7 @@ class RefundBooks:
     asked_ms: dict[str, int] = field(default_factory=dict)
     approved: set[tuple[LineageId, str, int, str]] = field(default_factory=set)
     reopened: Counter[Name] = field(default_factory=Counter)
+    key_of: dict[tuple[OperationId, int], str] = field(default_factory=dict)
 
     def note(
         self, snapshot: Snapshot, operations: Mapping[OperationId, Operation]
@@ -48,6 +49,7 @@ class RefundBooks:
         `operations` are all that were ever committed, this transaction's among them.
         """
         dirty = snapshot.dirty
+        self.key_of |= {each: snapshot.attempts[each].upstream_key for each in dirty.attempts}
         for approval_id in dirty.approvals:
             held = snapshot.approvals[approval_id]
             if held.gives_back and held.state in {"approved", "used"} and held.decided_by:
@@ -145,9 +147,12 @@ class RefundBooks:
             yield f"a refund of {form['charge']} for {mine} is sent beside {beside} others"
 
     def _came_back(self, charge: Charge, operation: Operation) -> bool:
-        """Say whether a refund that is settled has failed at Stripe since."""
-        made = next((each for each in charge.refunds if each.id == operation.object_id), None)
-        return operation.state is State.SUCCEEDED and made is not None and not made.stands
+        """Say whether what the last attempt of a refund made has failed at Stripe."""
+        key = self.key_of.get((operation.id, operation.attempt))
+        made = [each for each in charge.refunds if each.attempt == key]
+        if operation.state is State.SUCCEEDED:
+            made = [each for each in charge.refunds if each.id == operation.object_id]
+        return bool(made) and not made[0].stands
 
 
 def check_refund_answer(

@@ -11,6 +11,7 @@ from typing import Any
 from tests.faults.account import Charge
 from tests.faults.checks import Answer
 from tests.faults.moods import REFERENCE, sdk_key
+from tests.faults.people import decide_one, done_by_operator
 from tests.faults.simulation import Key, Simulation
 
 SHARE = 0.5  # of the seeds have them
@@ -27,26 +28,29 @@ def money_back(simulation: Simulation, send: Send, think: Think) -> list[Corouti
     if back.random() >= SHARE:
         return []
     simulation.refunding = True
-    callers = [_refunder(simulation, send, think) for _ in range(back.randint(2, 5))]
-    return [*callers, _people_at_stripe(simulation, think)]
+    keys = list(simulation.refund_keys)
+    if back.random() < 0.4:
+        keys = [back.choice(keys)]  # all want the same of one policy
+    callers = [_refunder(simulation, keys, send, think) for _ in range(back.randint(2, 5))]
+    return [*callers, _people_at_stripe(simulation, think), _approver(simulation, think)]
 
 
-async def _refunder(simulation: Simulation, send: Send, think: Think) -> None:
+async def _refunder(simulation: Simulation, keys: list[Key], send: Send, think: Think) -> None:
     """Ask for a refund, again, and with something else about it."""
     back = simulation.back
-    key = back.choice(simulation.refund_keys)
+    key = back.choice(keys)
     for _ in range(back.randint(1, 4)):
         await think()
         if not simulation.stripe.charges:
             continue
         form, headers = _draw(simulation)
         for _ in range(back.randint(1, 4)):
-            answer = await send(key, "/v1/refunds", form, headers)
+            answer = await send(key, "/v1/refunds", _as_allowed(simulation, key, form), headers)
             settled = answer is not None and answer.status not in RETRIED
             if back.random() < (0.5 if settled else 0.15):
                 form, headers = _drift(simulation, form, headers)
             if back.random() < 0.2:
-                key = back.choice(simulation.refund_keys)
+                key = back.choice(keys)
             await think()
 
 
@@ -62,13 +66,20 @@ def _draw(simulation: Simulation) -> tuple[dict[str, str], dict[str, str]]:
     return form, {} if key is None else {"idempotency-key": key}
 
 
+def _as_allowed(simulation: Simulation, key: Key, form: dict[str, str]) -> dict[str, str]:
+    """Return the refund without a reference where the key may not give one, mostly."""
+    if key.policy.max_refunds_per_charge > 1 or simulation.back.random() < 0.03:
+        return form
+    return {name: value for name, value in form.items() if name != REFERENCE}
+
+
 def _drift(
     simulation: Simulation, form: dict[str, str], headers: dict[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return what a confused caller sends next: the refund with something else about it."""
     back = simulation.back
     form, headers = dict(form), dict(headers)
-    match back.choice(("amount", "wording", "reference", "key", "charge", "all")):
+    match back.choice(("amount", "amount", "wording", "reference", "key", "charge", "all")):
         case "amount":
             amount = back.choice(AMOUNTS)
             form.pop("amount", None)
@@ -90,8 +101,19 @@ def _some_charge(simulation: Simulation) -> str:
     """Return a charge that others refund too, most of the time."""
     charges, back = simulation.stripe.charges, simulation.back
     paid = [each for each in charges if each.status == "succeeded"] or charges
-    chosen = back.choice(paid[:2] if back.random() < 0.7 else charges)
+    chosen = back.choice(paid[:2] if back.random() < 0.7 else paid)
+    if back.random() < 0.05:
+        chosen = back.choice(charges)
     return "ch_404" if back.random() < 0.02 else chosen.id
+
+
+async def _approver(simulation: Simulation, think: Think) -> None:
+    """Decide what waits for an operator, a little later."""
+    for _ in range(simulation.back.randint(2, 6)):
+        await think()
+        if simulation.processes:
+            process = simulation.back.choice(simulation.processes)
+            await done_by_operator(simulation, process, "decide", decide_one)
 
 
 async def _people_at_stripe(simulation: Simulation, think: Think) -> None:
@@ -101,7 +123,8 @@ async def _people_at_stripe(simulation: Simulation, think: Think) -> None:
         await think()
         paid = [each for each in simulation.stripe.charges if each.status == "succeeded"]
         if paid:
-            act = back.choice((_by_hand, _by_hand, _comes_back, _comes_back, _dispute, _decide))
+            acts = (*(_by_hand,) * 3, *(_comes_back,) * 3, _dispute, *(_decide,) * 2)
+            act = back.choice(acts)
             act(simulation, back.choice(paid))
 
 
@@ -128,5 +151,5 @@ def _decide(simulation: Simulation, _charge: Charge) -> None:
     ]
     if waiting:
         decided = simulation.back.choice(waiting)
-        decided.status = simulation.back.choice(("won", "won", "lost"))
+        decided.status = simulation.back.choice(("won", "won", "won", "lost"))
         simulation.log(f"  {decided.id} about {decided.charge.id} is {decided.status}")

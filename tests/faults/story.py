@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from kb_mcp.proxy.audit.chain import Broken, read_row, verify_chain
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import Changes, Refs
+from kb_mcp.proxy.ledger.records import Changes, Refs, State
 from kb_mcp.proxy.stripe.messages import Reply, Request
 from tests.faults.checks import Answer, check_answer, check_end, check_made_up
 from tests.faults.loop import StalledError
@@ -304,12 +304,14 @@ def _check(simulation: Simulation, book: Book) -> None:
     if {each.id: each for each in stored} != simulation.mirror.operations:
         simulation.fail("the store does not hold what was committed")
     windows, stripe = _now(records.windows()), simulation.stripe
-    overtaken = stripe.overtaken
+    overtaken, missed = stripe.overtaken, set[str]()
     if simulation.true_time.excused:
         # An operator said that a wrong clock was right: then grace is measured by that clock.
         made = (*stripe.account.charges, *stripe.account.refunds)
+        voided = {each.id for each in stored if each.state is State.VOIDED}
+        missed = {each.attempt for each in made if each.operation in voided} & overtaken
         overtaken = overtaken | {each.attempt for each in made}
-    for wrong in check_end(stored, windows, stripe.account, overtaken):
+    for wrong in check_end(stored, windows, stripe.account, overtaken, missed):
         simulation.fail(wrong)
     for wrong in simulation.mirror.refunds.check_end(overtaken):
         simulation.fail(wrong)

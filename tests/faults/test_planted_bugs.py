@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults import bugs_at_gates  # noqa: F401 it adds its own to BUGS
+from tests.faults import bugs_at_gates, bugs_in_refunds  # noqa: F401 they add theirs to BUGS
 from tests.faults.bugs import BUGS
 from tests.faults.checks import ViolationError
 from tests.faults.story import run_seed

@@ -44,6 +44,12 @@ def test_a_copied_ledger_replays_what_was_charged_and_goes_on_counting(
     assert over.json()["error"]["code"] == "spend_cap_exceeded"
     embedded.command("audit", "verify")
     embedded.command("doctor")
+    # The old store serves no more, and the next day's call is still of the same bill.
+    embedded.turn_clock(26 * 3600)
+    assert charge(again.url, token, period="2026-11", amount=6000).content == first.content
+    del embedded.extra["KEYBRAKE_DATABASE_URL"]
+    with pytest.raises(AssertionError, match="this store was moved to postgresql"):
+        embedded.start_proxy()
     assert len(embedded.charges()) == 1
 
 

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.losses.elsewhere import in_test_mode
@@ -85,6 +86,29 @@ def test_a_restored_backup_with_an_outcome_that_nobody_knew(host: Host) -> None:
     settle(host)
     follow(host, "The store was restored from a backup")
     call_again(host, token)
+
+
+def test_a_restored_backup_that_lacks_a_refund(host: Host) -> None:
+    token = host.token()
+    of = host.charge(token, MONTHS[0]).json()["id"]
+    back = host.json("keys", "issue", "--role", "refunds", "--refund-daily-cap", "50.00usd")[
+        "token"
+    ]
+
+    def refund(**form: str) -> httpx.Response:
+        return host.post("/v1/refunds", {"charge": of} | form, back)
+
+    host.save()
+    made = refund(amount="900").json()["id"]
+    host.put_back()
+    assert host.error(refund(amount="900")) == BEHIND
+    settle(host)
+    follow(host, "The store was restored from a backup")
+    call_again(host, token, MONTHS[:1])
+    assert refund(amount="900").json()["id"] == refund().json()["id"] == made
+    assert host.error(refund(amount="2000")) == (400, "already_refunded")
+    listed = host.stripe("GET", f"/v1/refunds?charge={of}")["data"]
+    assert [(each["id"], each["amount"]) for each in listed] == [(made, 900)]
 
 
 def test_a_backup_of_which_nothing_was_charged_since_serves_at_once(host: Host) -> None:
