@@ -117,7 +117,7 @@ async def _close_gap(opened: OpenProxy, since_ms: int) -> None:
     Raises: Failure.
     """
     from kb_mcp.instants import rfc3339
-    from kb_mcp.proxy.ledger.store_settings import GAP, NEW_STORE
+    from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE
 
     facts = opened.store_admin.facts()
     opened.store_admin.set_facts(

@@ -257,7 +257,7 @@ async def _clock(opened: OpenProxy) -> tuple[bool, str]:
 
 async def _keys(opened: OpenProxy) -> tuple[bool, str]:
     from kb_mcp.proxy.access.authenticate import policy_of
-    from kb_mcp.proxy.access.uncapped import is_uncapped
+    from kb_mcp.proxy.access.policy import is_uncapped
 
     now = opened.now()
     wanted = "live" if opened.settings.upstream_mode == "live" else "test"

@@ -47,7 +47,7 @@ def add(
 
     async def work(opened: OpenStore) -> dict[str, Any]:
         from kb_mcp.operators.actions.grants import NotGrantedError, add_grant, new_grant
-        from kb_mcp.proxy.access.identity.grants import MatchError
+        from kb_mcp.proxy.access.grants import MatchError
         from kb_mcp.proxy.edge.records import grant_record
         from kb_mcp.serving.machine import random_bytes
 

@@ -251,7 +251,7 @@ def _text_of(file: Path) -> str:
 def _with_caps(policy: Policy, what: str) -> str:
     """Return the line that issues a key with caps over time for what `policy` moves."""
     from kb_mcp.money import CURRENCIES
-    from kb_mcp.proxy.access.uncapped import missing_caps
+    from kb_mcp.proxy.access.policy import missing_caps
 
     line = f"kb-mcp keys issue {what}"
     currency = next(iter((*policy.caps.per_charge, *policy.approval_above, "usd")))

@@ -280,7 +280,7 @@ async def _read(opened: OpenProxy, path: str, object_id: str) -> Mapping[str, An
 async def _cancel_intent(opened: OpenProxy, operation: Operation) -> None:
     """Post the cancellation: it can release money, never move it. Its audit row comes first."""
     from kb_mcp.operators.actions.operations import note
-    from kb_mcp.proxy.stripe.sends import Answered, UpstreamRequest
+    from kb_mcp.proxy.stripe.messages import Answered, UpstreamRequest
     from kb_mcp.serving.machine import boottime_ms
 
     await note(opened.store.ledger, _by(None).row("cancel", operation))

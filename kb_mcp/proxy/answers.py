@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
 
-from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.errors.scrub import strip_client_secret
+from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse, strip_client_secret
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Operation, State
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.evidence import (
@@ -25,8 +24,14 @@ from kb_mcp.proxy.stripe.evidence import (
     prove_object,
 )
 from kb_mcp.proxy.stripe.json_objects import parse_object
-from kb_mcp.proxy.stripe.messages import Reply, refused
-from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.stripe.messages import (
+    Answered,
+    Reply,
+    Upstream,
+    UpstreamAnswer,
+    UpstreamRequest,
+    refused,
+)
 
 # Why nothing left us, to the refusal that says so; anything else is an unreachable Stripe.
 _NEVER_SENT = {

@@ -21,8 +21,7 @@ from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import HOLDING, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.rules.command import Command
-from kb_mcp.proxy.rules.refundable import Refundable
+from kb_mcp.proxy.rules.command import Command, Refundable
 from kb_mcp.proxy.rules.refunds import refund_fingerprint, states_of
 from kb_mcp.proxy.stripe.endpoints import CHARGED_BY
 from kb_mcp.proxy.stripe.interpret import Reading

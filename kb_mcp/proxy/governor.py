@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, assert_never
@@ -18,40 +19,65 @@ from msgspec.structs import replace
 from kb_mcp.proxy.access.authenticate import Admitted, spent
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
-from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
-from kb_mcp.proxy.errors.scrub import scrub_error
-from kb_mcp.proxy.gate import Gate
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse, scrub_error
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Attempt, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.stopped import Stopped
 from kb_mcp.proxy.ledger.windows import windows_of, windows_then
-from kb_mcp.proxy.rules.command import Command
+from kb_mcp.proxy.rules.command import (
+    Command,
+    Decision,
+    Join,
+    Look,
+    Proceed,
+    ReadAgain,
+    Refuse,
+    Replay,
+)
 from kb_mcp.proxy.rules.decide import decide
-from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, ReadAgain, Refuse, Replay
 from kb_mcp.proxy.rules.follow_ups.decide import CANCEL
 from kb_mcp.proxy.rules.operation_names import tally_of
 from kb_mcp.proxy.rules.outcomes.conclude import conclude
-from kb_mcp.proxy.rules.outcomes.ending import Ending
 from kb_mcp.proxy.stripe.endpoints import Route
-from kb_mcp.proxy.stripe.evidence import Made, Nothing, Proof, prove
-from kb_mcp.proxy.stripe.messages import Reply, refused
-from kb_mcp.proxy.stripe.sends import (
+from kb_mcp.proxy.stripe.evidence import Ending, Made, Nothing, Proof, prove
+from kb_mcp.proxy.stripe.json_objects import parse_object
+from kb_mcp.proxy.stripe.messages import (
     SEND_WITHIN_MS,
     Answered,
     NotSent,
+    Reply,
     Upstream,
     UpstreamAnswer,
     UpstreamRequest,
+    refused,
 )
-from kb_mcp.proxy.waiters import Waiters
 
 JOIN_WAIT_MS = 10_000
 REQUEST_ID_MAX = 128
 READS_MAX = 5  # of one request: each follows another refund of the same charge
+POLL_MS = 100  # what processes tell each other goes through the store, which tells nobody of it
+INTENTS = "POST /v1/payment_intents"
 _log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Gate:
+    """Why nothing is sent, as far as this process knows.
+
+    `heads_behind`: the store does not reach its exported heads. `unwalked`: no walk of Stripe's
+    lists was whole since this process started. `gap`: the store lacks objects that it made.
+    """
+
+    heads_behind: bool = False
+    unwalked: bool = False
+    gap: bool = False
+
+    @property
+    def closed(self) -> bool:
+        """Say whether nothing may be sent."""
+        return self.heads_behind or self.unwalked or self.gap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,3 +306,83 @@ def _decider(command: Command) -> Callable[[Snapshot], tuple[Decision, Changes]]
         return decision, decision.changes
 
     return step
+
+
+class Waiters:
+    """Who waits for which operation in this process: they are woken as soon as it has an outcome.
+
+    Those of another process look again every POLL_MS.
+    """
+
+    def __init__(self) -> None:
+        """Start with nobody waiting."""
+        self._waiting: dict[OperationId, set[asyncio.Event]] = defaultdict(set)
+
+    async def wait(self, operation_id: OperationId, left_ms: int) -> None:
+        """Return when the operation may have an outcome, at most POLL_MS or `left_ms` later."""
+        event = asyncio.Event()
+        self._waiting[operation_id].add(event)
+        try:
+            async with asyncio.timeout(min(POLL_MS, left_ms) / 1000):
+                await event.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._waiting[operation_id].discard(event)
+            if not self._waiting[operation_id]:
+                del self._waiting[operation_id]
+
+    def wake(self, operation_id: OperationId) -> None:
+        """Wake everybody who waits for `operation_id`."""
+        for event in self._waiting.get(operation_id, ()):
+            event.set()
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonedIntents:
+    """What failed attempts left at Stripe, cancelled through `upstream` before there is another.
+
+    A PaymentIntent that failed can still be confirmed by whoever holds its secret; a new attempt
+    beside it could charge twice. Cancelling moves no money, and has a key of its own, so that it
+    happens once.
+    """
+
+    upstream: Upstream
+
+    async def cancelled(self, go: Proceed, deadline_ms: int) -> bool:
+        """Say whether nothing of earlier attempts can still charge; cancel what could."""
+        earlier = go.operation.object_id
+        if go.operation.route != INTENTS or earlier is None or go.attempt.sends > 1:
+            return True
+        if go.operation.continued_by(go.attempt):
+            return True
+        return await self.cancel(earlier, deadline_ms)
+
+    async def cancel(self, intent: str, deadline_ms: int) -> bool:
+        """Cancel `intent`; say whether Stripe says that it is canceled."""
+        request = UpstreamRequest(
+            method="POST",
+            path=f"/v1/payment_intents/{intent}/cancel",
+            body=b"",
+            stripe_version=None,
+            idempotency_key=f"keybrake-cancel-{intent}",
+        )
+        answer = await self.upstream.send(request, deadline_ms=deadline_ms)
+        if _status(answer) == "canceled":
+            return True
+        read = UpstreamRequest(
+            method="GET",
+            path=f"/v1/payment_intents/{intent}",
+            body=None,
+            stripe_version=None,
+            idempotency_key=None,
+        )
+        # It may have been canceled before, by somebody else: then Stripe refuses to do it again.
+        return _status(await self.upstream.send(read, deadline_ms=deadline_ms)) == "canceled"
+
+
+def _status(answer: object) -> str | None:
+    if not isinstance(answer, Answered) or answer.status != 200:
+        return None
+    status = (parse_object(answer.body) or {}).get("status")
+    return status if isinstance(status, str) else None

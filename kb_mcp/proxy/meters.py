@@ -13,8 +13,14 @@ from typing import TypeVar
 
 from kb_mcp.proxy.ledger.port import Ledger, Step
 from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, VaultKey
-from kb_mcp.proxy.ledger.store_settings import StoreSettings
-from kb_mcp.proxy.stripe.sends import Answered, NotSent, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.ledger.snapshot import StoreSettings
+from kb_mcp.proxy.stripe.messages import (
+    Answered,
+    NotSent,
+    Upstream,
+    UpstreamAnswer,
+    UpstreamRequest,
+)
 
 T = TypeVar("T")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

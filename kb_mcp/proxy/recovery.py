@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from kb_mcp.proxy.access.authenticate import policy_of
-from kb_mcp.proxy.governor import ending_refs
+from kb_mcp.proxy.governor import Waiters, ending_refs
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Attempt, Changes, KeyId, Operation, OperationId, Refs
@@ -33,8 +33,7 @@ from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import Nothing, prove_object
 from kb_mcp.proxy.stripe.json_objects import parse_object
-from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamRequest
-from kb_mcp.proxy.waiters import Waiters
+from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamRequest
 from kb_mcp.proxy.watching.list_walks import AT_FIRST, IN_A_PASS, Budget, Walk
 
 READ_WITHIN_MS = 10_000

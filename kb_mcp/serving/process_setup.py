@@ -66,7 +66,7 @@ class JsonLines(logging.Formatter):
     @override
     def format(self, record: logging.LogRecord) -> str:
         # Late: a door that serves MCP over stdio imports nothing of the proxy.
-        from kb_mcp.proxy.errors.scrub import mask_secrets
+        from kb_mcp.proxy.errors.refusals import mask_secrets
 
         moment = datetime.fromtimestamp(record.created, UTC)
         document = {

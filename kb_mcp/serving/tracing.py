@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from kb_mcp.environment import SettingsError
-from kb_mcp.proxy.stripe.sends import Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.stripe.messages import Upstream, UpstreamAnswer, UpstreamRequest
 from kb_mcp.settings import Settings
 from kb_mcp.traces import PARENT, STATE, read_trace
 

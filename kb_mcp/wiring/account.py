@@ -23,8 +23,8 @@ from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.proxy.stripe.client import EgressError
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
+from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamAnswer, UpstreamRequest
 from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads
-from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamAnswer, UpstreamRequest
 from kb_mcp.serving.machine import boottime_ms
 from kb_mcp.settings import Settings, check_upstream
 from kb_mcp.wiring.store import Store

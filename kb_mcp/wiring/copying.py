@@ -15,7 +15,7 @@ import psycopg
 from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.audit.verification import verify_audit
-from kb_mcp.proxy.ledger.store_settings import MOVED_TO
+from kb_mcp.proxy.ledger.snapshot import MOVED_TO
 from kb_mcp.proxy.stores.admin import archived_in
 from kb_mcp.proxy.stores.binding import Binds, bind, read_facts, write_facts
 from kb_mcp.proxy.stores.postgres.connection import Pool, Watchdog, connector, told

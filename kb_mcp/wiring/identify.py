@@ -13,7 +13,7 @@ from kb_mcp.agent.bearer import Bearer, Identify, Known, LookupFailed, refused_b
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import tools_granted
 from kb_mcp.agent.in_process import InProcessLine
-from kb_mcp.proxy.access.identity.scopes import check_scopes
+from kb_mcp.proxy.access.grants import check_scopes
 from kb_mcp.proxy.edge.app import ADMITTED
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.errors.refusals import Refusal

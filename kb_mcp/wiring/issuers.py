@@ -10,7 +10,7 @@ import ssl
 
 import httpx
 
-from kb_mcp.proxy.access.identity.issuers import (
+from kb_mcp.proxy.access.issuers import (
     DOCUMENT_BYTES_MAX,
     FETCH_WITHIN_S,
     FetchError,

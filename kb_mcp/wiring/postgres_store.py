@@ -13,11 +13,10 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from kb_mcp.proxy.audit.chain import derive_key
-from kb_mcp.proxy.audit.journal import Journal
+from kb_mcp.proxy.audit.chain import Journal, derive_key
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
-from kb_mcp.proxy.ledger.store_settings import StoreSettings
+from kb_mcp.proxy.ledger.snapshot import StoreSettings
 from kb_mcp.proxy.stores.binding import Binds, bind_account
 from kb_mcp.proxy.stores.postgres.connection import (
     CommittedReader,

@@ -12,30 +12,23 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from kb_mcp.proxy.access.identity.issuers import Issuers
-from kb_mcp.proxy.access.rate_limit import Rates
+from kb_mcp.proxy.access.authorize import Rates
+from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import derive_key
-from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
 from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
 from kb_mcp.proxy.edge.app import ProxyApp
-from kb_mcp.proxy.edge.health import Readiness
-from kb_mcp.proxy.edge.key_api import KeyApi
+from kb_mcp.proxy.edge.key_api import KeyApi, Readiness, ShownRefunds
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
-from kb_mcp.proxy.edge.pipeline import RequestPipeline
-from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
-from kb_mcp.proxy.edge.shown_refunds import ShownRefunds
-from kb_mcp.proxy.gate import Gate
-from kb_mcp.proxy.governor import Governor
+from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
+from kb_mcp.proxy.governor import AbandonedIntents, Gate, Governor, Waiters
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.stores.binding import Binds
-from kb_mcp.proxy.stripe.reader import StripeReads
-from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS, Upstream
-from kb_mcp.proxy.stripe.time_reader import TimeReader
-from kb_mcp.proxy.waiters import Waiters
+from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS, Upstream
+from kb_mcp.proxy.stripe.reader import StripeReads, TimeReader
 from kb_mcp.proxy.watching.refund_watch import RefundWatch
 from kb_mcp.proxy.watching.retention import Retention
 from kb_mcp.proxy.watching.walk import Pace, StoreWalk

@@ -16,13 +16,12 @@ from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.audit.chain import derive_key
+from kb_mcp.proxy.audit.chain import Journal, derive_key
 from kb_mcp.proxy.audit.heads import Behind, Heads
-from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
-from kb_mcp.proxy.ledger.store_settings import MOVED_TO, StoreSettings
+from kb_mcp.proxy.ledger.snapshot import MOVED_TO, StoreSettings
 from kb_mcp.proxy.stores.admin import StoreAdmin
 from kb_mcp.proxy.stores.binding import (
     BindingError,

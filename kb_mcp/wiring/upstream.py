@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
-from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamRequest
+from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamRequest
 from kb_mcp.serving.machine import boottime_ms, host_ms, random_name
 from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings
 from kb_mcp.wiring.account import UpstreamWithKeyFile

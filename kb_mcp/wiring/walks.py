@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from kb_mcp.proxy.gate import Gate
+from kb_mcp.proxy.governor import Gate
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
-from kb_mcp.proxy.ledger.store_settings import GAP
+from kb_mcp.proxy.ledger.snapshot import GAP
 from kb_mcp.proxy.rules.outcomes.gaps import WALK_FAILED
 from kb_mcp.proxy.watching.walk import (
     HOUR_MS,

@@ -11,8 +11,7 @@ import sys
 import pytest
 
 from kb_mcp.cli.progress import counted
-from kb_mcp.proxy.audit.chain import derive_key
-from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS, Journal
+from kb_mcp.proxy.audit.chain import AUDIT_COLUMNS, Journal, derive_key
 from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.stores.binding import add_node
 from kb_mcp.proxy.stores.queries import load_queries

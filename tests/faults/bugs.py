@@ -13,7 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from kb_mcp.proxy import governor, recovery
-from kb_mcp.proxy.audit.journal import Journal
+from kb_mcp.proxy.audit.chain import Journal
 from kb_mcp.proxy.edge import pipeline
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
@@ -26,7 +26,7 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.snapshot import Found, Snapshot
 from kb_mcp.proxy.rules import decide, duplicates, reserve
-from kb_mcp.proxy.rules.decisions import Proceed
+from kb_mcp.proxy.rules.command import Proceed
 from kb_mcp.proxy.rules.outcomes import conclude, resolve
 from kb_mcp.proxy.rules.outcomes.resolve import Absent, Unreadable
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger

@@ -14,31 +14,28 @@ from typing import Any, TypeVar
 
 from typing_extensions import override
 
-from kb_mcp.proxy.access.rate_limit import Rates
+from kb_mcp.proxy.access.authorize import Rates
 from kb_mcp.proxy.answers import Answers
-from kb_mcp.proxy.cancel_abandoned import AbandonedIntents
 from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
-from kb_mcp.proxy.edge.pipeline import RequestPipeline
-from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
-from kb_mcp.proxy.governor import Governor
+from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
+from kb_mcp.proxy.governor import AbandonedIntents, Governor, Waiters
 from kb_mcp.proxy.ledger.clock import StoreClock
-from kb_mcp.proxy.ledger.store_settings import StoreSettings
+from kb_mcp.proxy.ledger.snapshot import StoreSettings
 from kb_mcp.proxy.recovery import Pass, Recovery
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.reads import SqliteReads
-from kb_mcp.proxy.stripe.messages import Reply, Request
-from kb_mcp.proxy.stripe.reader import StripeReads
-from kb_mcp.proxy.stripe.sends import (
+from kb_mcp.proxy.stripe.messages import (
     SEND_WITHIN_MS,
     Answered,
     NotSent,
+    Reply,
+    Request,
     Upstream,
     UpstreamAnswer,
     UpstreamRequest,
 )
-from kb_mcp.proxy.stripe.time_reader import TimeReader
-from kb_mcp.proxy.waiters import Waiters
+from kb_mcp.proxy.stripe.reader import StripeReads, TimeReader
 from kb_mcp.proxy.watching.refund_watch import RefundWatch
 from tests.faults.loop import SimulatedLoop
 from tests.faults.store import SEAL_KEY, Plan, SimulatedLedger

@@ -20,13 +20,13 @@ from kb_mcp.proxy.access.policy_files import dump_policy
 from kb_mcp.proxy.access.tokens import mint
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey
-from kb_mcp.proxy.ledger.store_settings import StoreSettings
+from kb_mcp.proxy.ledger.snapshot import StoreSettings
 from kb_mcp.proxy.stores import loading
 from kb_mcp.proxy.stores.binding import Binds, bind
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.rows import upsert
 from kb_mcp.proxy.stores.sqlite.schema import migrate
-from kb_mcp.proxy.stripe.sends import UpstreamRequest
+from kb_mcp.proxy.stripe.messages import UpstreamRequest
 from tests.faults.checks import Mirror, ViolationError
 from tests.faults.dates import Dates, TrueTime
 from tests.faults.gates import Gates

@@ -18,14 +18,12 @@ from typing import Any, TypeVar, cast
 
 from typing_extensions import override
 
-from kb_mcp.proxy.audit.chain import derive_key
+from kb_mcp.proxy.audit.chain import Journal, derive_key
 from kb_mcp.proxy.audit.heads import Heads
-from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, VaultKey
-from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.store_settings import StoreSettings
+from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
 from kb_mcp.proxy.stores.group_commit import Item, Queued
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect

@@ -15,7 +15,7 @@ from email.utils import formatdate
 from random import Random  # noqa: TID251 seeded by the world
 from urllib.parse import parse_qs
 
-from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.stripe.messages import Answered, Lost, NotSent, UpstreamAnswer, UpstreamRequest
 from tests.faults.account import GONE, Account, Charge, Refund, error
 from tests.faults.dates import Dates
 from tests.faults.loop import SimulatedLoop

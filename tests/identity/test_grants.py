@@ -9,7 +9,7 @@ import pytest
 
 from kb_mcp.operators.actions.grants import NotGrantedError, remove_grant
 from kb_mcp.operators.actions.keys import NoSuchKeyError, revoke_key, rotate_key
-from kb_mcp.proxy.access.identity.grants import MatchError, read_matches
+from kb_mcp.proxy.access.grants import MatchError, read_matches
 from kb_mcp.serving.machine import random_bytes
 from tests.identity.conftest import MCP_META, Provider, bearer, grant
 from tests.in_process_proxy import InProcessProxy, Issued, error_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.proxy.access.identity.issuers import (
+from kb_mcp.proxy.access.issuers import (
     DOCUMENT_BYTES_MAX,
     END_MS,
     FRESH_MS,

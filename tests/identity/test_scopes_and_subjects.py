@@ -8,7 +8,7 @@ import pytest
 
 from kb_mcp.agent.calls import CallContext, read_subject
 from kb_mcp.agent.keys import is_live
-from kb_mcp.proxy.edge.refusal_counts import SUBJECTS_MAX
+from kb_mcp.proxy.edge.pipeline import SUBJECTS_MAX
 from tests.identity.conftest import MCP_META, Provider, bearer, grant
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from kb_mcp.proxy.governor import Waiters
 from kb_mcp.proxy.ledger.records import OperationId
-from kb_mcp.proxy.waiters import Waiters
 
 ONE, TWO = OperationId("op_1"), OperationId("op_2")
 LONG_MS = 60_000

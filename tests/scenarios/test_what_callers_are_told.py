@@ -14,7 +14,7 @@ from kb_mcp.operators.actions.keys import unfreeze_key
 from kb_mcp.operators.actions.operations import By, forget_answers
 from kb_mcp.proxy.access.policy import CustomerRules
 from kb_mcp.proxy.access.roles import built_in
-from kb_mcp.proxy.edge.health import ASK_EVERY_MS, Readiness
+from kb_mcp.proxy.edge.key_api import ASK_EVERY_MS, Readiness
 from kb_mcp.proxy.ledger.records import KeyId
 from tests.in_process_proxy import error_of
 from tests.misbehaving import Change, Heard, MisledProxy, say, with_fields

@@ -44,7 +44,7 @@ from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import Made, prove_object
 from kb_mcp.proxy.stripe.forms import Form
 from kb_mcp.proxy.stripe.interpret import Reading, fingerprint
-from kb_mcp.proxy.stripe.marks import marks, object_names
+from kb_mcp.proxy.stripe.json_objects import marks, object_names
 
 # Whose charges they count as that no key of ours made.
 NOBODY = "adopted"

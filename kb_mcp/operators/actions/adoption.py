@@ -27,7 +27,7 @@ from kb_mcp.proxy.ledger.records import Attempt, KeyId, Operation, OperationId
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.outcomes.gaps import WALKED, holds_money, mark_of
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stripe.marks import marks, object_names
+from kb_mcp.proxy.stripe.json_objects import marks, object_names
 from kb_mcp.proxy.stripe.reader import Found, StripeReads, Unread
 
 Item = Mapping[str, Any]

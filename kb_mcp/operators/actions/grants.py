@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from kb_mcp.environment import is_address
 from kb_mcp.operators.actions.keys import POLL_S, NoSuchKeyError, sends_under_way
 from kb_mcp.proxy.access.authenticate import newest_key, spent
-from kb_mcp.proxy.access.identity.grants import (
+from kb_mcp.proxy.access.grants import (
     Claims,
     MatchError,
     claims_of,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from kb_mcp.operators.actions.operations import NotDone
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
-from kb_mcp.proxy.ledger.store_settings import GAP, NEW_STORE
+from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE
 from kb_mcp.proxy.watching.walk import FOREIGN, StoreWalk
 
 _LINEAGE = re.compile(r"[A-Za-z0-9_-]{1,64}")

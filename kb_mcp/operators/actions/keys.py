@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from kb_mcp.instants import epoch_ms, future_ms
 from kb_mcp.money import parse_caps
 from kb_mcp.proxy.access.authenticate import policy_of
-from kb_mcp.proxy.access.policy import Policy
+from kb_mcp.proxy.access.policy import Policy, is_uncapped
 from kb_mcp.proxy.access.policy_files import (
     PolicyError,
     Syntax,
@@ -30,7 +30,6 @@ from kb_mcp.proxy.access.policy_files import (
 )
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import Minted, Mode, mint
-from kb_mcp.proxy.access.uncapped import is_uncapped
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (

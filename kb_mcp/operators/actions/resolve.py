@@ -27,8 +27,7 @@ from kb_mcp.proxy.ledger.records import Changes, Operation, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.recovery import DAILY_DECLINES_DEFAULT, Recovery
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads, Unread
-from kb_mcp.proxy.stripe.refund_reads import GivenBack, read_refund
+from kb_mcp.proxy.stripe.reader import Found, GivenBack, Missing, StripeReads, Unread, read_refund
 from kb_mcp.proxy.watching.list_walks import FOR_AN_OPERATOR
 
 _OBJECT_ID = re.compile(r"[A-Za-z0-9_]{1,128}")

@@ -21,9 +21,8 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_then
 from kb_mcp.proxy.rules.outcomes.conclude import conclude
-from kb_mcp.proxy.rules.outcomes.ending import Ending
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.evidence import Made, prove_object
+from kb_mcp.proxy.stripe.evidence import Ending, Made, prove_object
 from kb_mcp.proxy.stripe.json_objects import created_ms
 
 # What an object says of itself may be anybody's text, and is shown on a terminal.

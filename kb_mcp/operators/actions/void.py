@@ -25,7 +25,7 @@ from kb_mcp.proxy.rules.outcomes.resolve import (
     resolve,
     unowned_twins,
 )
-from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS
+from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 
 BETWEEN_LOOKS_MS = 60_000
 # Stripe keeps a 5xx under its key for a day: until then nobody can tell what became of it.

@@ -12,7 +12,7 @@ from kb_mcp.instants import day_of
 from kb_mcp.operators.dashboard.render import bar
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.proxy.access.authenticate import policy_of
-from kb_mcp.proxy.access.uncapped import is_uncapped
+from kb_mcp.proxy.access.policy import is_uncapped
 from kb_mcp.proxy.edge.records import Record, Spend, spend_records
 from kb_mcp.proxy.ledger.records import KeyId, VaultKey
 

@@ -33,7 +33,7 @@ from kb_mcp.proxy.access.roles import ROLES, describe
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.records import Record, grant_record
 from kb_mcp.proxy.ledger.records import State
-from kb_mcp.proxy.ledger.store_settings import GAP
+from kb_mcp.proxy.ledger.snapshot import GAP
 
 NEEDS_MAX = 50
 TAIL_MAX = 30

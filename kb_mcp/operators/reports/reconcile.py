@@ -14,7 +14,7 @@ from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.stripe.endpoints import CHARGED_BY
-from kb_mcp.proxy.stripe.marks import marks, object_names
+from kb_mcp.proxy.stripe.json_objects import marks, object_names
 
 Charge = Mapping[str, Any]
 

@@ -14,10 +14,9 @@ from functools import lru_cache
 from msgspec import Struct
 from msgspec.structs import replace
 
-from kb_mcp.proxy.access.identity.grants import find_matching
-from kb_mcp.proxy.access.identity.issuers import Identity, Issuers
-from kb_mcp.proxy.access.identity.jwts import looks_like_jwt
-from kb_mcp.proxy.access.identity.scopes import narrowing
+from kb_mcp.proxy.access.grants import find_matching, narrowing
+from kb_mcp.proxy.access.issuers import Identity, Issuers
+from kb_mcp.proxy.access.jwts import looks_like_jwt
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.tokens import matches, parse_token
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse

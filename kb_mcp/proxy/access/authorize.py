@@ -1,26 +1,27 @@
 """Whether a policy grants a request: allowlist, headers, parameters, values, in this order.
 
-Floor: wing B, above policy and interpret. Pure. What is not granted is refused.
+Floor: wing B, above policy and interpret. Pure. What is not granted is refused. Answers are checked
+before they are forwarded, since the path of a read does not say whose object comes back; rates are
+token buckets in integers: a key may burst to its whole rate, then refills evenly.
 """
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from datetime import date
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from kb_mcp.periods import Period, within_window
 from kb_mcp.proxy.access.policy import CustomerRules, ParameterRule, Policy
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.stripe.endpoints import Moves, Route, object_ids
+from kb_mcp.proxy.stripe.forms import Form
 from kb_mcp.proxy.stripe.interpret import KEY_FIELD, REFERENCE_FIELD
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import date
-
-    from kb_mcp.proxy.stripe.forms import Form
+from kb_mcp.proxy.stripe.json_objects import object_id, parse_object
 
 # A store is bound to one account, and a method is what the request line says.
 REFUSED_HEADERS: Final = frozenset(
@@ -104,6 +105,9 @@ _MINUTE_MS = 60_000
 _DAY_MINUTES = 1440
 # 1970-01-01 was a Thursday.
 _EPOCH_WEEKDAY = 3
+MINUTE_MS = 60_000
+KEYS_MAX = 10_000
+NOBODY: Final[Mapping[str, Mapping[str, str] | None]] = MappingProxyType({})
 
 
 def authorize(
@@ -254,3 +258,74 @@ def _listed(rules: CustomerRules, customer: str | None) -> bool:
     if customer is None:
         return False
     return customer in rules.ids or (rules.prefix is not None and customer.startswith(rules.prefix))
+
+
+class Rates:
+    """Token buckets by key id; the least recently used are forgotten beyond KEYS_MAX."""
+
+    def __init__(self) -> None:
+        """Start with full buckets."""
+        # key -> (tokens x MINUTE_MS, last look in ms): integers throughout.
+        self._buckets: OrderedDict[str, tuple[int, int]] = OrderedDict()
+
+    def retry_after(self, key_id: str, per_minute: int, now_ms: int) -> int | None:
+        """Take one token of `key_id`; return None, or the seconds until there is one.
+
+        `now_ms` is a monotonic clock in milliseconds.
+        """
+        full = per_minute * MINUTE_MS
+        tokens, at = self._buckets.pop(key_id, (full, now_ms))
+        tokens = min(full, tokens + max(now_ms - at, 0) * per_minute)
+        self._buckets[key_id] = (tokens - MINUTE_MS if tokens >= MINUTE_MS else tokens, now_ms)
+        if len(self._buckets) > KEYS_MAX:
+            self._buckets.popitem(last=False)
+        if tokens >= MINUTE_MS:
+            return None
+        return 1 + (MINUTE_MS - tokens) // (per_minute * 1000)
+
+
+def customers_to_look_up(policy: Policy, body: bytes) -> frozenset[str]:
+    """Return the customers in `body` whose metadata decides whether this key may see it."""
+    if policy.customers.any or not policy.customers.metadata:
+        return frozenset()
+    shown = _shown(parse_object(body))
+    named = (object_id(customer) for customer, metadata in shown if metadata is None)
+    return frozenset(each for each in named if each is not None and needs_customer(policy, each))
+
+
+def check_answer(
+    policy: Policy, body: bytes, known: Mapping[str, Mapping[str, str] | None] = NOBODY
+) -> Refusal | None:
+    """Return why this key may not see `body`, or None where it may.
+
+    `known` is the metadata of customers that were looked up.
+    """
+    if policy.customers.any:
+        return None
+    shown = list(_shown(parse_object(body)))
+    if all(
+        may_touch(policy, customer, metadata or known.get(customer or ""))
+        for customer, metadata in shown
+    ):
+        return None
+    return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")
+
+
+def _shown(parsed: Any) -> Iterator[tuple[str | None, dict[str, str] | None]]:
+    """Yield the customer of each object in an answer, and its metadata where it is there."""
+    if not isinstance(parsed, dict):
+        yield None, None
+        return
+    items = parsed.get("data") if parsed.get("object") in {"list", "search_result"} else [parsed]
+    for item in items if isinstance(items, list) else [None]:
+        yield _owner(item)
+
+
+def _owner(item: Any) -> tuple[str | None, dict[str, str] | None]:
+    if not isinstance(item, dict):
+        return None, None
+    if item.get("object") == "customer":
+        metadata = item.get("metadata")
+        return item.get("id"), metadata if isinstance(metadata, dict) else None
+    customer = item.get("customer")
+    return _owner(customer) if isinstance(customer, dict) else (customer, None)

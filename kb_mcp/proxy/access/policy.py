@@ -26,7 +26,7 @@ from pydantic import (
 from kb_mcp.instants import DAY_MS, format_duration, parse_duration
 from kb_mcp.money import check_cap, check_currency
 from kb_mcp.periods import PeriodKind
-from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
+from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Moves
 
 MAX_DURATION_MS: Final = 31 * DAY_MS
 DEFAULT_RATE: Final = 600
@@ -36,6 +36,27 @@ _PARAMETER = re.compile(r"[a-z][a-z0-9_]*(?:\[(?:\*|[A-Za-z0-9_ -]*)\]){0,4}")
 _HEADER = re.compile(r"[a-z0-9-]{1,64}")
 _VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:\.[a-z]+)?")
 _CLOCK = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]|24:00")
+Duration = Annotated[
+    int,
+    BeforeValidator(partial(parse_duration, most_ms=MAX_DURATION_MS)),
+    PlainSerializer(format_duration),
+]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+REFUND: Final = "POST /v1/refunds"
+# Writes that only release what is held, or change no more than wording.
+_HARMLESS: Final = frozenset(
+    {
+        "POST /v1/charges/*",
+        "POST /v1/payment_intents/*/cancel",
+        "POST /v1/payouts/*",
+        "POST /v1/payouts/*/cancel",
+        "POST /v1/refunds/*",
+        "POST /v1/refunds/*/cancel",
+        "POST /v1/topups/*/cancel",
+        "POST /v1/transfers/*",
+    }
+)
 
 
 def _parse_rate(value: object) -> object:
@@ -89,18 +110,11 @@ def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Duration = Annotated[
-    int,
-    BeforeValidator(partial(parse_duration, most_ms=MAX_DURATION_MS)),
-    PlainSerializer(format_duration),
-]
 Caps = Annotated[Mapping[str, int], AfterValidator(_check_caps)]
 Endpoint = Annotated[str, AfterValidator(_check_endpoint)]
 Parameter = Annotated[str, _matching(_PARAMETER, "a parameter, like metadata[order] or expand[]")]
 HeaderName = Annotated[str, _matching(_HEADER, "a header's name in lower case")]
 Clock = Annotated[str, _matching(_CLOCK, "a time of day in UTC, like 08:00")]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 
 
 class _Record(BaseModel):
@@ -256,3 +270,32 @@ class Policy(_Record):
     def capped(self) -> bool:
         """Say whether money is limited, so that requests must tell how much they move."""
         return any(self.caps.tables()) or bool(self.approval_above)
+
+
+def moves_money(policy: Policy) -> bool:
+    """Say whether `policy` grants a request that moves money."""
+    return any(map(_moves_money, policy.allow))
+
+
+def is_uncapped(policy: Policy) -> bool:
+    """Say whether `policy` moves money and no cap in money bounds its sum."""
+    return bool(missing_caps(policy))
+
+
+def missing_caps(policy: Policy) -> tuple[str, ...]:
+    """Return the options of `keys issue` that would bound what `policy` leaves unbounded.
+
+    What is charged and what is given back are bounded apart.
+    """
+    granted = frozenset(policy.allow)
+    missing = []
+    # The first of each four is the cap of a single act, which bounds no sum.
+    if any(map(_moves_money, granted - {REFUND})) and not any(policy.caps.tables()[1:]):
+        missing.append("--daily-cap")
+    if REFUND in granted and not any(policy.refund_caps.tables()[1:]):
+        missing.append("--refund-daily-cap")
+    return tuple(missing)
+
+
+def _moves_money(endpoint: str) -> bool:
+    return ENDPOINTS[endpoint].moves is not Moves.READS and endpoint not in _HARMLESS

@@ -1,7 +1,8 @@
 """The audit as a chain: what a row says, how it is sealed, how a break is found.
 
 Floor: wing B, above the records. Pure. Each writing process has a chain of its own, keyed outside
-the store: who can write the store but lacks the key can't make an edited chain verify.
+the store: who can write the store but lacks the key can't make an edited chain verify. A
+journal numbers, dates and chains rows; `rewind` undoes those of a transaction that did not commit.
 """
 
 from __future__ import annotations
@@ -9,19 +10,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.json import Encoder as JsonEncoder
-from msgspec.structs import asdict
+from msgspec.structs import asdict, astuple
 
-from kb_mcp.proxy.errors.scrub import mask_secrets
+from kb_mcp.instants import rfc3339
+from kb_mcp.proxy.errors.refusals import mask_secrets
 from kb_mcp.proxy.ledger.records import AuditDraft
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 GENESIS: Final = bytes(hashlib.sha256().digest_size)
 _VERSION = 1
@@ -33,10 +33,8 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "|")
 _BLANK_STARTS = ("\t", "\r", "\n")
 
 
-class AuditRow(
-    AuditDraft, frozen=True, kw_only=True, omit_defaults=True, tag_field="v", tag=_VERSION
-):
-    """A draft in its place in one process's chain; `time` in ms UTC, `seq` counts from 1."""
+class AuditRow(AuditDraft, frozen=True, omit_defaults=True, tag_field="v", tag=_VERSION):
+    """A draft as one row of one process's chain: `time` in ms UTC, `seq` counts from 1."""
 
     node: str
     seq: int
@@ -149,7 +147,7 @@ def read_row(columns: Mapping[str, Any]) -> tuple[AuditRow, str]:
     Raises: KeyError, TypeError, ValueError for what a journal never writes.
     """
     time_ms = (datetime.fromisoformat(columns["time"]) - _EPOCH) // timedelta(milliseconds=1)
-    plain = {name: columns[name] for name in _COLUMNS if name != "time"}
+    plain = {name: columns[name] for name in AuditRow.__struct_fields__ if name != "time"}
     return AuditRow(time=time_ms, **plain), str(columns["hash"])
 
 
@@ -175,4 +173,31 @@ def csv_cell(value: str) -> str:
     return f"'{value}" if risky else value
 
 
-_COLUMNS = AuditRow.__struct_fields__
+AUDIT_COLUMNS = ("id", "node", "seq", "time", *AuditDraft.__struct_fields__, "hash")
+
+
+class Journal:
+    """Numbers, dates and chains the audit rows of one process (`node`)."""
+
+    def __init__(self, node: str, chain_key: bytes, seq: int = 0, head: str | None = None) -> None:
+        """Go on after row `seq`, whose hash is `head`; a new node starts from nothing."""
+        self.node = node
+        self.chain_key = chain_key
+        self._seq = seq
+        self._head = GENESIS.hex() if head is None else head
+
+    @property
+    def head(self) -> tuple[int, str]:
+        """The number and hash of the last row."""
+        return self._seq, self._head
+
+    def rewind(self, head: tuple[int, str]) -> None:
+        """Forget the rows after `head`: their transaction was rolled back."""
+        self._seq, self._head = head
+
+    def values(self, draft: AuditDraft, now: int) -> tuple[Any, ...]:
+        """Chain `draft` as the next row and return its column values."""
+        self._seq += 1
+        row = audit_row(draft, node=self.node, seq=self._seq, time=now)
+        self._head = row_hash(self.chain_key, bytes.fromhex(self._head), row)
+        return (row.id, row.node, row.seq, rfc3339(now), *astuple(draft), self._head)

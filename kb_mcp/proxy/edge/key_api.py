@@ -1,35 +1,46 @@
 """The proxy's own paths on the agents' listener: health, the key itself, its operations.
 
 Floor: below the edge, above authenticate and records. Reads the ledger only; never Stripe, but for
-readiness and for the refunds of a charge.
+readiness (any answer but a 401 will do, it shows that there is a way) and for the refunds of a
+charge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from kb_mcp.instants import day_of
+from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.periods import PeriodError, parse_period
 from kb_mcp.proxy.access.authenticate import Admitted, admit
 from kb_mcp.proxy.access.authorize import may_touch, needs_customer
-from kb_mcp.proxy.access.identity.issuers import Issuers
-from kb_mcp.proxy.access.identity.scopes import check_scopes
+from kb_mcp.proxy.access.grants import check_scopes
+from kb_mcp.proxy.access.issuers import Issuers
+from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.edge.health import Readiness
-from kb_mcp.proxy.edge.pipeline import subject_of
-from kb_mcp.proxy.edge.records import key_record, operation_record, spend_records
-from kb_mcp.proxy.edge.refusal_counts import RefusalCounts
-from kb_mcp.proxy.edge.shown_refunds import ShownRefunds
+from kb_mcp.proxy.charge_reads import ChargeReads, mark_of
+from kb_mcp.proxy.edge.pipeline import RefusalCounts, subject_of
+from kb_mcp.proxy.edge.records import Record, key_record, operation_record, spend_records
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
-from kb_mcp.proxy.gate import Gate
+from kb_mcp.proxy.governor import Gate
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
+from kb_mcp.proxy.ledger.records import HOLDING, AuditDraft, Changes, Operation, OperationId, Refs
+from kb_mcp.proxy.rules.operation_names import attempt_key
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stripe.messages import Reply, Request, refused
+from kb_mcp.proxy.stripe.messages import (
+    Answered,
+    Reply,
+    Request,
+    Upstream,
+    UpstreamRequest,
+    refused,
+)
+from kb_mcp.proxy.stripe.reader import Found
 
 CustomerMetadata = Callable[[str], Awaitable[dict[str, str] | None]]
 
@@ -37,6 +48,9 @@ _KEY = b"/keybrake/v1/key"
 _OPERATIONS = b"/keybrake/v1/operations"
 _MATCHES_MAX = 100
 _READS_BILLS = ("GET /v1/charges", "GET /v1/payment_intents")
+ASK_EVERY_MS = 5_000
+ASK_WITHIN_MS = 2_000
+CHARGE_OR_INTENT: Final = re.compile(r"(?:ch|py|pi)_[A-Za-z0-9]{1,128}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,3 +188,93 @@ class KeyApi:
 
 def _json(body: object) -> Reply:
     return Reply(200, msgspec.json.encode(body))
+
+
+class Readiness:
+    """Remembers the last look; `boottime_ms` counts suspended time."""
+
+    def __init__(self, upstream: Upstream, boottime_ms: Callable[[], int]) -> None:
+        """Look through `upstream`."""
+        self._upstream = upstream
+        self._boottime_ms = boottime_ms
+        self._looked_at = -ASK_EVERY_MS
+        self._reachable = False
+
+    async def reachable(self) -> bool:
+        """Say whether Stripe answered and knows our key, now or a few seconds ago."""
+        now = self._boottime_ms()
+        if now >= self._looked_at + ASK_EVERY_MS:
+            self._looked_at = now
+            request = UpstreamRequest(
+                method="GET",
+                path="/v1/charges?limit=1",
+                body=None,
+                stripe_version=None,
+                idempotency_key=None,
+            )
+            answer = await self._upstream.send(request, deadline_ms=now + ASK_WITHIN_MS)
+            self._reachable = isinstance(answer, Answered) and answer.status != 401
+        return self._reachable
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRefunds:
+    """Reads through `charges`."""
+
+    charges: ChargeReads
+
+    async def of(self, policy: Policy, named: str) -> list[Record] | None:
+        """Return the refunds of a charge or an intent, newest first, whoever made them.
+
+        None where Stripe does not say, or where the charge is not the key's to see.
+        Raises: LedgerUnavailableError.
+        """
+        charge = await self._visible(policy, named) if CHARGE_OR_INTENT.fullmatch(named) else None
+        if charge is None:
+            return None
+        listed = await self.charges.stripe.walk("/v1/refunds", 0, charge=charge)
+        if not isinstance(listed, list):
+            return None
+        known = await self.charges.known(charge)
+        ours: dict[str | None, OperationId] = {each.object_id: each.id for each in known}
+        marks = {mark_of(each) for each in listed}
+        unseen = [
+            each
+            for each in sorted(known, key=lambda each: each.created_at, reverse=True)
+            if each.state in HOLDING and attempt_key(each, each.attempt) not in marks
+        ]
+        return [*map(_in_doubt, unseen), *(_made(each, ours) for each in listed)]
+
+    async def _visible(self, policy: Policy, named: str) -> str | None:
+        charge = await self.charges.charge_of(named)
+        if not isinstance(charge, str) or policy.customers.any:
+            return charge if isinstance(charge, str) else None
+        found = await self.charges.stripe.get(f"/v1/charges/{charge}")
+        owner = found.body.get("customer") if isinstance(found, Found) else None
+        owner = owner.get("id") if isinstance(owner, Mapping) else owner
+        return charge if isinstance(owner, str) and may_touch(policy, owner) else None
+
+
+def _made(refund: Mapping[str, Any], ours: Mapping[str | None, OperationId]) -> Record:
+    created = refund.get("created")
+    return {
+        "refund_id": refund.get("id"),
+        "charge_id": refund.get("charge"),
+        "amount": refund.get("amount"),
+        "currency": refund.get("currency"),
+        "status": refund.get("status"),
+        "operation_id": ours.get(refund.get("id")),
+        "created_at": rfc3339(created * 1000) if type(created) is int else None,
+    }
+
+
+def _in_doubt(refund: Operation) -> Record:
+    return {
+        "refund_id": None,
+        "charge_id": refund.gives_back,
+        "amount": refund.amount,
+        "currency": refund.currency,
+        "status": "unknown",
+        "operation_id": refund.id,
+        "created_at": rfc3339(refund.created_at),
+    }

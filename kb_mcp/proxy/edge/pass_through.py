@@ -12,16 +12,22 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from kb_mcp.proxy.access.authenticate import Admitted
-from kb_mcp.proxy.access.visibility import check_answer, customers_to_look_up
-from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
-from kb_mcp.proxy.errors.scrub import scrub_error, strip_client_secret
+from kb_mcp.proxy.access.authorize import check_answer, customers_to_look_up
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse, scrub_error, strip_client_secret
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.stripe.interpret import Reading
 from kb_mcp.proxy.stripe.json_objects import parse_object
-from kb_mcp.proxy.stripe.messages import Reply, refused
-from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, Upstream, UpstreamRequest
+from kb_mcp.proxy.stripe.messages import (
+    Answered,
+    Lost,
+    NotSent,
+    Reply,
+    Upstream,
+    UpstreamRequest,
+    refused,
+)
 
 READ_WITHIN_MS = 5_000
 LOOKED_UP_MAX = 5

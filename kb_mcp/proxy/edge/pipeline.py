@@ -1,13 +1,16 @@
 """The pipeline: from a request to a command, a read, or a refusal; each check in its order.
 
 Floor: below the edge, above the governor. key (401) -> size, path, method, body form -> allowlist,
-headers, parameters, values -> rate (429) -> the operation, which is the governor's.
+headers, parameters, values -> rate (429) -> the operation, which is the governor's. What is
+refused before a key is known is counted: a row for each would let anybody fill the disk.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -15,19 +18,18 @@ from kb_mcp.instants import day_of
 from kb_mcp.money import UNTOLD_CURRENCY, Money
 from kb_mcp.proxy.access.authenticate import Admitted, admit, admit_token, spent
 from kb_mcp.proxy.access.authorize import (
+    Rates,
     authorize,
     check_hours,
     check_period,
     may_touch,
     needs_customer,
 )
-from kb_mcp.proxy.access.identity.issuers import Issuers
-from kb_mcp.proxy.access.identity.scopes import check_scopes
-from kb_mcp.proxy.access.rate_limit import Rates
+from kb_mcp.proxy.access.grants import check_scopes
+from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pass_through import Reads
-from kb_mcp.proxy.edge.refusal_counts import SUBJECT_MAX, RefusalCounts
 from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.ledger.port import Ledger
@@ -42,7 +44,7 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.stopped import Stopped
 from kb_mcp.proxy.rules.command import Command
-from kb_mcp.proxy.rules.follow_ups.find import as_step, find_made, step_fingerprint
+from kb_mcp.proxy.rules.follow_ups.decide import as_step, find_made, step_fingerprint
 from kb_mcp.proxy.rules.operation_names import Name, caller_keys, name_of, older_caller_keys
 from kb_mcp.proxy.stripe.endpoints import Moves
 from kb_mcp.proxy.stripe.interpret import (
@@ -60,6 +62,8 @@ _ID_MAX = 128
 SAID = "said:"
 UNTOLD = Money(0, UNTOLD_CURRENCY)
 _NOT_ITS_OWN = refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")
+SUBJECTS_MAX: Final = 100
+SUBJECT_MAX: Final = 512  # characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,3 +333,38 @@ def _as_named(request: Request, reading: Reading) -> Reading:
     if request.header("keybrake-looked-up") != "payment_method":
         return reading
     return replace(reading, payment_method=None)
+
+
+class RefusalCounts:
+    """Counts since the last flush, by code and subject; beyond SUBJECTS_MAX by code alone."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def count(self, code: str, subject: str | None = None) -> None:
+        """Count one request that was refused with `code`; `subject` is whose token it carried."""
+        named = (str(code), clean_text(subject or "", SUBJECT_MAX))
+        many = len(self._counts) >= SUBJECTS_MAX and named not in self._counts
+        self._counts[(named[0], "") if many else named] += 1
+
+    async def flush(self, ledger: Ledger) -> None:
+        """Write what was counted as audit rows. Raises: LedgerUnavailableError, counts kept."""
+        if not self._counts:
+            return
+        taken, self._counts = self._counts, Counter()
+        rows = tuple(
+            AuditDraft(
+                kind="noise",
+                decision="refuse",
+                code=code,
+                subject=subject or None,
+                note=f"{count} requests",
+            )
+            for (code, subject), count in sorted(taken.items())
+        )
+        try:
+            await ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=rows)))
+        except Exception:
+            self._counts.update(taken)
+            raise

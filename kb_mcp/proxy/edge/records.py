@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from kb_mcp.instants import rfc3339
-from kb_mcp.proxy.access.identity.grants import claims_of
+from kb_mcp.proxy.access.grants import claims_of
 from kb_mcp.proxy.access.policy import CapRules, Policy
 from kb_mcp.proxy.ledger.records import Attempt, Grant, KeyId, Lineage, Operation, VaultKey, Window
 from kb_mcp.proxy.stores.reads import StoreReads

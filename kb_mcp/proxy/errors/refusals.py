@@ -1,28 +1,55 @@
 """Refusals as values, and how they are written in Stripe's error shape.
 
-Floor: wing B, above the table of codes and sentences (refusal_codes). Pure.
+Floor: wing B, above the table of codes and sentences (refusal_codes). Pure. What no answer and no
+record may hold is masked here: Stripe's error texts name the key and the account, and a
+`client_secret` would let its holder confirm an intent elsewhere.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from msgspec import Struct, field
 
 from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.errors.refusal_codes import RULES, Code
-from kb_mcp.proxy.errors.scrub import mask_secrets
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["RULES", "Code", "Fact", "Refusal", "error_body", "quoted", "refuse"]
-
+_KEYS = re.compile(rb"\b(?:sk|rk|pk|whsec)_(?:live_|test_)?[A-Za-z0-9_*.\xe2\x80\xa2]{4,}")
+# As clients send them by mistake, in a path, a name or a header: underscores may be encoded.
+_SECRETS = re.compile(
+    r"(?:vk|sk|rk)(?:_|%5f)(?:test|live)(?:_|%5f)[a-z0-9_%]{6,}|whsec(?:_|%5f)[a-z0-9_%]{6,}",
+    re.IGNORECASE,
+)
+_ACCOUNTS = re.compile(rb"\bacct_[A-Za-z0-9]+")
+_CLIENT_SECRET = re.compile(rb'("client_secret"\s*:\s*)"[^"]*"')
 Fact = str | int | bool | None | tuple[str, ...]
 NO_FACTS: Final[Mapping[str, Fact]] = MappingProxyType({})
 QUOTE_LIMIT: Final = 64
+_AMOUNTS = frozenset({"cap", "left", "amount"})
+
+
+def scrub_error(body: bytes, upstream_key: str) -> bytes:
+    """Return an error body without key or account text; `upstream_key` is our own."""
+    if upstream_key:
+        body = body.replace(upstream_key.encode(), b"[key]")
+    return _ACCOUNTS.sub(b"[account]", _KEYS.sub(b"[key]", body))
+
+
+def mask_secrets(text: str) -> str:
+    """Return a client's text without vault keys and Stripe keys, for the audit and for errors."""
+    return _SECRETS.sub("[key]", text)
+
+
+def strip_client_secret(body: bytes) -> bytes:
+    """Return an object's JSON with every `client_secret` set to null."""
+    return _CLIENT_SECRET.sub(rb"\1null", body)
+
+
+__all__ = ["RULES", "Code", "Fact", "Refusal", "error_body", "quoted", "refuse"]
 
 
 class Refusal(Struct, frozen=True):
@@ -109,9 +136,6 @@ def quoted(text: str, limit: int = QUOTE_LIMIT) -> str:
         character if " " <= character <= "~" else f"\\u{{{ord(character):x}}}" for character in cut
     )
     return f"{shown}..." if len(text) > limit else shown
-
-
-_AMOUNTS = frozenset({"cap", "left", "amount"})
 
 
 def _shown(name: str, value: object, values: Mapping[str, object]) -> str:

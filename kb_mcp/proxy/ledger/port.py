@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from kb_mcp.proxy.ledger.records import Changes, Grant, KeyId, Lineage, Refs, VaultKey
-from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.store_settings import StoreSettings
+from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
 
 T = TypeVar("T")
 

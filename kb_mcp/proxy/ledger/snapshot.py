@@ -6,9 +6,11 @@ Floor: above the records, below the deciders. Pure. A store fills it, deciders r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+
+from msgspec import Struct
 
 from kb_mcp.proxy.ledger.clock import Doubt
 from kb_mcp.proxy.ledger.records import (
@@ -31,7 +33,28 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.stopped import Stopped
-from kb_mcp.proxy.ledger.store_settings import HALTS, StoreSettings
+
+# What every transaction reads before it decides: why nothing may be sent, if so.
+GAP = "gap"
+MOVED_TO = "moved_to"
+HALTS = (GAP, MOVED_TO)
+# Says that no walk of Stripe's lists was ever whole for this store.
+NEW_STORE = "new_store"
+
+
+class StoreSettings(Struct, frozen=True):
+    """What all processes on one store must agree on.
+
+    `store_id` is the store's own name; every object that is made at Stripe carries it.
+    """
+
+    account: str
+    mode: str
+    ceilings: Mapping[str, int] = {}
+    refund_ceilings: Mapping[str, int] = {}
+    upstream_timeout_ms: int = 25_000
+    recovery_grace_ms: int = 600_000
+    store_id: str = ""
 
 
 @dataclass(slots=True)

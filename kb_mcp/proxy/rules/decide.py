@@ -51,7 +51,7 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
 )
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.decisions import (
+from kb_mcp.proxy.rules.command import (
     Decision,
     Join,
     Look,

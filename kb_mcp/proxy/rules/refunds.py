@@ -17,8 +17,7 @@ from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.records import Operation, OperationId
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.decisions import ReadAgain, Refuse
-from kb_mcp.proxy.rules.refundable import Refundable
+from kb_mcp.proxy.rules.command import ReadAgain, Refundable, Refuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.audit.chain import node_hash
-from kb_mcp.proxy.ledger.store_settings import NEW_STORE, StoreSettings
+from kb_mcp.proxy.ledger.snapshot import NEW_STORE, StoreSettings
 
 Connection = Any
 Queries = Mapping[str, str]

@@ -16,13 +16,12 @@ from typing import Any, Generic, TypeVar
 
 from typing_extensions import override
 
+from kb_mcp.proxy.audit.chain import Journal
 from kb_mcp.proxy.audit.heads import Heads
-from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock, StoredTime, Told
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import Refs
-from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.store_settings import StoreSettings
+from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
 from kb_mcp.proxy.stores.binding import LiveSettings
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.sealing import Sealer

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from kb_mcp.instants import day_of
-from kb_mcp.proxy.audit.journal import AUDIT_COLUMNS
+from kb_mcp.proxy.audit.chain import AUDIT_COLUMNS
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,

@@ -23,7 +23,7 @@ from pyreqwest.response import Response
 from typing_extensions import override
 
 from kb_mcp.in_process import AsgiApp, Exchange
-from kb_mcp.proxy.stripe.sends import (
+from kb_mcp.proxy.stripe.messages import (
     Answered,
     Lost,
     NotSent,

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from kb_mcp.proxy.ledger.records import AuditDraft, OperationId
+from kb_mcp.proxy.stripe.endpoints import Lifecycle, Route
 from kb_mcp.proxy.stripe.json_objects import currency, object_id, parse_object, whole, word
-from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, UpstreamAnswer
-
-if TYPE_CHECKING:
-    from kb_mcp.proxy.stripe.endpoints import Lifecycle, Route
-
+from kb_mcp.proxy.stripe.messages import Answered, Lost, NotSent, UpstreamAnswer
 
 CANCELED = "canceled"
+_REJECTIONS = frozenset({400, 401, 403, 404})
 
 
 class Made(Struct, frozen=True):
@@ -75,8 +74,6 @@ class Nothing(Struct, frozen=True):
 
 
 Proof = Made | Declined | Rejected | NeverBegan | Nothing
-
-_REJECTIONS = frozenset({400, 401, 403, 404})
 
 
 def prove(answer: UpstreamAnswer, route: Route) -> Proof:
@@ -201,3 +198,19 @@ def _object_of(error: Mapping[str, Any]) -> str | None:
     """Return the id of the intent or the charge that a decline left behind."""
     intent = error.get("payment_intent")
     return object_id(intent.get("id") if isinstance(intent, dict) else error.get("charge"))
+
+
+class Ending(Struct, frozen=True, kw_only=True):
+    """One send, or one reading of Stripe begun at `read_at`, that ended with `proof`.
+
+    `token` is the fencing token under which it was sent or read. `daily_declines` is the policy's
+    limit, past which the lineage freezes.
+    """
+
+    operation_id: OperationId
+    attempt: int
+    token: int
+    proof: Proof
+    daily_declines: int
+    request: AuditDraft
+    read_at: int | None = None

@@ -1,11 +1,12 @@
-"""A request as it came over the wire, and a reply as it will go.
+"""Requests and replies as values: between a client and us, and between us and Stripe.
 
-Floor: below the edge and the governor. Pure.
+Floor: below the edge and the governor. Pure. Who sends to Stripe is in `client`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final, Protocol
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -27,6 +28,8 @@ SINGLE = frozenset(
         "transfer-encoding",
     }
 )
+SEND_WITHIN_MS: Final = 5_000
+"""How long after it was reserved a request may still leave."""
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -82,3 +85,50 @@ def refused(refusal: Refusal, **headers: str | None) -> Reply:
         error = "" if refusal.code is Code.VAULT_KEY_MISSING else ', error="invalid_token"'
         reply = reply.with_headers(WWW_Authenticate=f'Bearer realm="kb-mcp"{error}')
     return reply.with_headers(**headers)
+
+
+class UpstreamRequest(Struct, frozen=True):
+    """One request: `path` begins with a slash and holds the query, `body` is form-encoded.
+
+    Of `trace` only the W3C's own two headers pass.
+    """
+
+    method: str
+    path: str
+    body: bytes | None
+    stripe_version: str | None
+    idempotency_key: str | None
+    trace: Mapping[str, str] = field(default_factory=dict)
+
+
+class Answered(Struct, frozen=True):
+    """A whole answer came, of whatever status; `headers` are those of PASSED_ON, lower-case."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class NotSent(Struct, frozen=True):
+    """Proven: no byte of the request can have left."""
+
+    reason: str
+
+
+class Lost(Struct, frozen=True):
+    """Maybe sent, and no whole answer came."""
+
+    reason: str
+
+
+UpstreamAnswer = Answered | NotSent | Lost
+
+
+class Upstream(Protocol):
+    """A way to Stripe."""
+
+    async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
+        """Send once, unless `deadline_ms` (on the boottime clock) has passed."""
+
+    async def aclose(self) -> None:
+        """Close the connections; what is still under way is lost."""

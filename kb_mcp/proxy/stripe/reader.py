@@ -1,22 +1,30 @@
 """Reading Stripe for an operator: one object, or every page of a list. It never posts.
 
 Floor: wing B, above the sends. What could not be read says so; it is never taken for absence.
+The time is asked for once after a start, and while the clocks disagree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 from urllib.parse import urlencode
 
 from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.records import Operation
 from kb_mcp.proxy.stripe.json_objects import next_cursor, parse_object
-from kb_mcp.proxy.stripe.sends import Answered, Upstream, UpstreamRequest
+from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamRequest
 
 READ_WITHIN_MS = 10_000
 PAGE = 100
 PAGES_MAX = 20_000
+ASK_EVERY_MS = 1_000
+ASK_WITHIN_MS = 5_000
+_INTENTS = "POST /v1/payment_intents"
+_WAITING = frozenset({"pending", "requires_action"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +145,91 @@ def _is_not_understood(answer: Unread) -> bool:
 
 def _is_list_of_objects(data: object) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(data, list) and all(isinstance(each, dict) for each in data)
+
+
+class TimeReader:
+    """Asks once after a start, and again while the clocks disagree; at most once a second.
+
+    `boottime_ms` counts suspended time.
+    """
+
+    def __init__(
+        self, upstream: Upstream, clock: StoreClock, boottime_ms: Callable[[], int]
+    ) -> None:
+        """Ask through `upstream`, for `clock`."""
+        self._upstream = upstream
+        self._clock = clock
+        self._boottime_ms = boottime_ms
+        self._asked_at: int | None = None
+        self._asking = asyncio.Lock()
+
+    async def settle(self) -> None:
+        """Ask for the time unless it is certain; wait for the answer a few seconds at most."""
+        if not self._clock.unsure:
+            return
+        asked_at = self._asked_at
+        async with self._asking:
+            # Whoever came while another one asked has waited for the same answer.
+            now = self._boottime_ms()
+            lately = self._asked_at is not None and now < self._asked_at + ASK_EVERY_MS
+            if self._clock.unsure and not lately and self._asked_at == asked_at:
+                self._asked_at = now
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ASK_WITHIN_MS / 1000):
+                        await self.ask("/v1/charges?limit=1")
+
+    async def ask(self, path: str) -> Answered | None:
+        """Read `path` for the time of its answer; return the answer, if one came."""
+        begun = self._boottime_ms()
+        request = UpstreamRequest(
+            method="GET", path=path, body=None, stripe_version=None, idempotency_key=None
+        )
+        answer = await self._upstream.send(request, deadline_ms=begun + ASK_WITHIN_MS)
+        if not isinstance(answer, Answered):
+            return None
+        self._clock.observe(answer.headers.get("date"), self._boottime_ms() - begun)
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """Whether all of a charge was given back, and the refund that still waits, if any."""
+
+    whole: bool
+    waiting: str | None = None
+
+
+async def read_refund(reads: StripeReads, operation: Operation) -> GivenBack | Missing | Unread:
+    """Read what was given back of the charge that `operation` made."""
+    path = f"/v1/charges/{operation.object_id}"
+    if operation.route == _INTENTS:
+        path = f"/v1/payment_intents/{operation.object_id}?expand[]=latest_charge"
+    seen = await reads.get(path)
+    if not isinstance(seen, Found):
+        return seen
+    charge = seen.body.get("latest_charge") if operation.route == _INTENTS else seen.body
+    if not isinstance(charge, Mapping) or not isinstance(charge.get("id"), str):
+        return GivenBack(whole=False)
+    listed = await reads.get(f"/v1/refunds?charge={charge['id']}&limit=100")
+    if not isinstance(listed, Found):
+        return listed if isinstance(listed, Unread) else Unread("Stripe's answer is no list")
+    refunds = listed.body.get("data")
+    if not isinstance(refunds, list) or listed.body.get("has_more") is not False:
+        return Unread("Stripe's list of its refunds is not whole")
+    return judge_refunds(charge, [each for each in refunds if isinstance(each, Mapping)])
+
+
+def judge_refunds(charge: Mapping[str, Any], refunds: Sequence[Mapping[str, Any]]) -> GivenBack:
+    """Say what `refunds` have given back of `charge`; amounts are minor units of one currency."""
+    waiting = next((each for each in refunds if each.get("status") in _WAITING), None)
+    if waiting is not None:
+        return GivenBack(whole=False, waiting=f"{waiting.get('id')} ({waiting.get('status')})")
+    given = sum(
+        each["amount"]
+        for each in refunds
+        if each.get("status") == "succeeded" and type(each.get("amount")) is int
+    )
+    taken = charge.get("amount_captured")
+    taken = taken if type(taken) is int else charge.get("amount")
+    whole = charge.get("refunded") is True and type(taken) is int and 0 < taken <= given
+    return GivenBack(whole=whole)

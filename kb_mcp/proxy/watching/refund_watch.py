@@ -17,8 +17,7 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
 from kb_mcp.proxy.rules.permits import REFUND_READ_EVERY_MS
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stripe.reader import StripeReads
-from kb_mcp.proxy.stripe.refund_reads import GivenBack, read_refund
+from kb_mcp.proxy.stripe.reader import GivenBack, StripeReads, read_refund
 
 WATCHED_MS = 30 * 86_400_000
 _BATCH = 100

@@ -17,8 +17,7 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Operation, OperationId, Refs
-from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.store_settings import GAP, NEW_STORE, StoreSettings
+from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE, Snapshot, StoreSettings
 from kb_mcp.proxy.rules.outcomes.gaps import (
     GAP_FOUND,
     WALKED,
@@ -31,7 +30,7 @@ from kb_mcp.proxy.rules.outcomes.gaps import (
     mark_of,
 )
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stripe.marks import marks, object_names
+from kb_mcp.proxy.stripe.json_objects import marks, object_names
 from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads, Unread, made_since
 
 PAGE = 100

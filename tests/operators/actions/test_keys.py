@@ -16,9 +16,8 @@ from kb_mcp.operators.actions.keys import (
     revoke_key,
     rotate_key,
 )
-from kb_mcp.proxy.access.policy import Policy
+from kb_mcp.proxy.access.policy import Policy, is_uncapped, moves_money
 from kb_mcp.proxy.access.roles import built_in
-from kb_mcp.proxy.access.uncapped import is_uncapped, moves_money
 from kb_mcp.proxy.ledger.records import KeyId, VaultKey
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Moves
 from kb_mcp.serving.machine import random_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kb_mcp.proxy.access.rate_limit import KEYS_MAX, MINUTE_MS, Rates
+from kb_mcp.proxy.access.authorize import KEYS_MAX, MINUTE_MS, Rates
 
 
 @pytest.mark.parametrize("per_minute", [1, 7, 600])

@@ -18,16 +18,21 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     VaultKey,
 )
-from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.store_settings import StoreSettings
-from kb_mcp.proxy.rules.command import Command
+from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
+from kb_mcp.proxy.rules.command import Command, Decision, Proceed, Refuse
 from kb_mcp.proxy.rules.decide import decide
-from kb_mcp.proxy.rules.decisions import Decision, Proceed, Refuse
 from kb_mcp.proxy.rules.operation_names import Name, caller_keys, name_of, older_caller_keys
 from kb_mcp.proxy.rules.outcomes.conclude import conclude
-from kb_mcp.proxy.rules.outcomes.ending import Ending
 from kb_mcp.proxy.rules.outcomes.resolve import Absent, Finding, resolve, take
-from kb_mcp.proxy.stripe.evidence import Declined, Made, NeverBegan, Nothing, Proof, Rejected
+from kb_mcp.proxy.stripe.evidence import (
+    Declined,
+    Ending,
+    Made,
+    NeverBegan,
+    Nothing,
+    Proof,
+    Rejected,
+)
 from kb_mcp.proxy.stripe.interpret import Reading, fingerprint, parse_form, read_request
 
 MINUTE, HOUR = 60_000, 3_600_000

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.access.policy import CapRules, Policy
 from kb_mcp.proxy.ledger.records import AttemptOutcome, Lineage, OperationId
+from kb_mcp.proxy.rules.command import Proceed
 from kb_mcp.proxy.rules.decide import fold
-from kb_mcp.proxy.rules.decisions import Proceed
 from tests.proxy.rules.one_key import (
     BILLING,
     HOUR,

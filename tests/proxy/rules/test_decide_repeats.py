@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.records import OperationId
+from kb_mcp.proxy.rules.command import Decision, Join, Proceed, Refuse
 from kb_mcp.proxy.rules.decide import decide
-from kb_mcp.proxy.rules.decisions import Decision, Join, Proceed, Refuse
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from tests.proxy.rules.one_key import BILLING, HOUR, KEY, LOST, MINUTE, OneKey, declined, made, told
 

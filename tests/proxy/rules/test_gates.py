@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.access.policy import CapRules, Hours, Policy
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId
+from kb_mcp.proxy.rules.command import Decision, Refuse
 from kb_mcp.proxy.rules.decide import decide
-from kb_mcp.proxy.rules.decisions import Decision, Refuse
 from tests.proxy.rules.one_intent import POLICY, OneIntent
 from tests.proxy.rules.one_key import (
     ALICE,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from kb_mcp.proxy.rules.command import Proceed, Refuse
 from kb_mcp.proxy.rules.decide import fold
-from kb_mcp.proxy.rules.decisions import Proceed, Refuse
 from tests.proxy.rules.one_key import BILLING, LOST, REJECTED, OneKey, declined, made, told
 
 ALLOWS = BILLING.model_copy(update={"overlaps": "allow"})

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from kb_mcp.proxy.access.policy import CapRules
 from kb_mcp.proxy.ledger.records import AttemptOutcome, Lineage, OperationId
 from kb_mcp.proxy.ledger.windows import windows_of
+from kb_mcp.proxy.rules.command import Join, Proceed, Refuse, Replay
 from kb_mcp.proxy.rules.decide import RUNTIME_RETRY_MS
-from kb_mcp.proxy.rules.decisions import Join, Proceed, Refuse, Replay
 from kb_mcp.proxy.rules.reserve import RESEND_WITHIN_MS
 from tests.proxy.rules.one_key import (
     BILLING,

@@ -21,9 +21,8 @@ from kb_mcp.proxy.ledger.records import (
     State,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.rules.command import Command
+from kb_mcp.proxy.rules.command import Command, Decision, Proceed
 from kb_mcp.proxy.rules.decide import decide
-from kb_mcp.proxy.rules.decisions import Decision, Proceed
 from kb_mcp.serving.machine import host_ms
 from kb_mcp.wiring.store import Store
 from tests.proxy.rules.one_key import ALICE, OneKey

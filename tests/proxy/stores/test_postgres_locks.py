@@ -17,8 +17,7 @@ from kb_mcp.proxy.ledger.records import (
     Window,
     WindowKey,
 )
-from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.store_settings import StoreSettings
+from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
 from kb_mcp.proxy.ledger.windows import windows_at
 from kb_mcp.proxy.stores.postgres.locks import Guard, lock, locks_changed, locks_named
 from tests.proxy.stores.test_conformance import LINEAGE, operation

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.proxy.ledger.records import Changes, Refs, State
-from kb_mcp.proxy.ledger.store_settings import StoreSettings
+from kb_mcp.proxy.ledger.snapshot import StoreSettings
 from kb_mcp.proxy.stores.binding import BindingError, Binds
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.opening import open_store

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.proxy.stripe.client import StripeUpstream
-from kb_mcp.proxy.stripe.sends import Answered, Lost, NotSent, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.stripe.messages import Answered, Lost, NotSent, UpstreamAnswer, UpstreamRequest
 from tests.proxy.peer import (
     OK,
     Call,

@@ -9,7 +9,7 @@ import pytest
 
 from kb_mcp.in_process import AsgiApp
 from kb_mcp.proxy.stripe.client import InProcessUpstream
-from kb_mcp.proxy.stripe.sends import Answered, Lost, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.stripe.messages import Answered, Lost, UpstreamAnswer, UpstreamRequest
 from kb_mcp.sandbox.app import create_sandbox
 
 KEY = "rk_test_51Secret"

@@ -19,7 +19,7 @@ from kb_mcp.proxy.stripe.evidence import CANCELED, Declined, Made, NeverBegan, N
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
-    from kb_mcp.proxy.rules.outcomes.ending import Ending
+    from kb_mcp.proxy.stripe.evidence import Ending
 
 READ_AGAIN_MS = 60_000
 _HOLD_NOTHING = frozenset({S.FAILED, S.AWAITING_APPROVAL})

@@ -15,7 +15,7 @@ from msgspec import Struct
 from kb_mcp.proxy.ledger.records import HOLDING, AttemptOutcome, OperationId, State
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import prove_object
-from kb_mcp.proxy.stripe.marks import marks, object_names
+from kb_mcp.proxy.stripe.json_objects import marks, object_names
 
 # The lists to walk, each with the endpoint that makes its objects.
 WALKED: tuple[tuple[str, Route], ...] = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Operation
 from kb_mcp.proxy.stripe.evidence import customer_of
 from kb_mcp.proxy.stripe.json_objects import created_ms, object_id
-from kb_mcp.proxy.stripe.sends import SEND_WITHIN_MS
+from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot

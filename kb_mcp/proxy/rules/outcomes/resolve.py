@@ -25,8 +25,7 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import release
 from kb_mcp.proxy.rules.outcomes.conclude import FOREIGN_KEY, conclude
-from kb_mcp.proxy.rules.outcomes.ending import Ending
-from kb_mcp.proxy.stripe.evidence import Made
+from kb_mcp.proxy.stripe.evidence import Ending, Made
 
 HOUR_MS = 3_600_000
 LEASE_MS = 120_000

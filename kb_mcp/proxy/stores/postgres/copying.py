@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from kb_mcp.proxy.ledger.store_settings import MOVED_TO
+from kb_mcp.proxy.ledger.snapshot import MOVED_TO
 from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.proxy.stores.postgres.connection import Connection
 from kb_mcp.proxy.stores.postgres.save import columns_of, insert, types_of

@@ -17,8 +17,8 @@ import psycopg
 from psycopg import errors
 from typing_extensions import override
 
+from kb_mcp.proxy.audit.chain import Journal
 from kb_mcp.proxy.audit.heads import Heads
-from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import MARK, StoreClock
 from kb_mcp.proxy.ledger.port import CommitUnknownError, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import (
@@ -30,8 +30,7 @@ from kb_mcp.proxy.ledger.records import (
     Refs,
     VaultKey,
 )
-from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.store_settings import StoreSettings
+from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
 from kb_mcp.proxy.stores.binding import write_facts
 from kb_mcp.proxy.stores.group_commit import Item, StoreLedger, refs_of, run_step
 from kb_mcp.proxy.stores.postgres.connection import (

@@ -16,13 +16,12 @@ from typing import Any
 
 from typing_extensions import override
 
+from kb_mcp.proxy.audit.chain import Journal
 from kb_mcp.proxy.audit.heads import Heads
-from kb_mcp.proxy.audit.journal import Journal
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, VaultKey
-from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.store_settings import StoreSettings
+from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
 from kb_mcp.proxy.stores.binding import add_node, write_facts
 from kb_mcp.proxy.stores.group_commit import Item, StoreLedger, refs_of, run_step
 from kb_mcp.proxy.stores.rows import COUNT_UP, insert, key_with_lineage, stopped_values

@@ -9,12 +9,11 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.records import AttemptOutcome, AuditDraft, LineageId
 from kb_mcp.proxy.ledger.windows import windows_of
+from kb_mcp.proxy.rules.command import Look, Proceed
 from kb_mcp.proxy.rules.decide import decide
-from kb_mcp.proxy.rules.decisions import Look, Proceed
 from kb_mcp.proxy.rules.outcomes.conclude import conclude
-from kb_mcp.proxy.rules.outcomes.ending import Ending
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.evidence import Made, Proof
+from kb_mcp.proxy.stripe.evidence import Ending, Made, Proof
 from tests.proxy.rules.one_intent import CREATE, FIRST, OneIntent, shown
 from tests.proxy.rules.one_key import LOST, MINUTE, NEVER_SENT, REJECTED, declined, told
 

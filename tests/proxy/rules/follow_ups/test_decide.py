@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from kb_mcp.proxy.ledger.records import LineageId, Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import windows_of
+from kb_mcp.proxy.rules.command import Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.rules.decide import decide
-from kb_mcp.proxy.rules.decisions import Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.stripe.evidence import Made
 from tests.proxy.rules.one_intent import FIRST, OneIntent, shown
 from tests.proxy.rules.one_key import HOUR, LOST, MINUTE, REJECTED, declined, made, told

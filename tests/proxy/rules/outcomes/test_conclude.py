@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from kb_mcp.proxy.access.policy import CapRules
 from kb_mcp.proxy.ledger.records import AttemptOutcome, OperationId, Window
 from kb_mcp.proxy.ledger.windows import windows_of
-from kb_mcp.proxy.rules.decisions import Proceed
+from kb_mcp.proxy.rules.command import Proceed
 from kb_mcp.proxy.rules.follow_ups.conclude import READ_AGAIN_MS
 from kb_mcp.proxy.rules.outcomes.conclude import FOREIGN_KEY
 from kb_mcp.proxy.rules.outcomes.resolve import Found

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation, OperationId
-from kb_mcp.proxy.rules.decisions import Proceed
+from kb_mcp.proxy.rules.command import Proceed
 from kb_mcp.proxy.rules.outcomes.conclude import FOREIGN_KEY
 from kb_mcp.proxy.rules.outcomes.matching import match_attempt, twin_names
 from kb_mcp.proxy.rules.outcomes.resolve import (

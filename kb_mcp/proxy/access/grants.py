@@ -1,8 +1,8 @@
-"""Grants: which vault key an identity of a provider stands for.
+"""Grants and scopes: which vault key an identity of a provider stands for, and what of it counts.
 
 Floor: wing B, in the room of access. Pure. A grant names an issuer and claims, each by its value
 or by a prefix that ends in `*`; an identity must have all of them. Of a claim that is a list, one
-element is enough.
+element is enough. A token that has any of the tools' scopes may do no more than they say.
 """
 
 from __future__ import annotations
@@ -12,11 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.records import Grant
 
 CLAIMS_MAX: Final = 10
 TEXT_MAX: Final = 512
 Claims = Mapping[str, str]
+CHARGE: Final = "charge"
+CHARGE_STATUS: Final = "charge_status"
+REFUND: Final = "refund"
+SCOPES: Final = (CHARGE, CHARGE_STATUS, REFUND)
+# What is looked up in order to charge: the customer, and the payment method to use.
+_LOOKED_UP: Final = ("GET /v1/customers", "GET /v1/payment_methods")
 
 
 class MatchError(ValueError):
@@ -99,3 +106,26 @@ def _overlap(one: str, other: str) -> bool:
     if other.endswith("*"):
         return one.startswith(other[:-1])
     return one == other
+
+
+def narrowing(scopes: frozenset[str]) -> frozenset[str] | None:
+    """Return the scopes that narrow, or None where a token has none of them."""
+    return scopes & frozenset(SCOPES) or None
+
+
+def check_scopes(scopes: frozenset[str] | None, endpoint: str) -> Refusal | None:
+    """Return why a token with `scopes` does not reach `endpoint` (`POST /v1/charges`), or None."""
+    needed = _reaching(endpoint)
+    if scopes is None or scopes & needed:
+        return None
+    return refuse(Code.TOOL_NOT_GRANTED, scope=min(needed))
+
+
+def _reaching(endpoint: str) -> frozenset[str]:
+    """Return the scopes any of which reaches `endpoint`."""
+    if endpoint.startswith(_LOOKED_UP):
+        return frozenset(SCOPES)
+    if "/refund" in endpoint:
+        reads = endpoint.startswith("GET ")
+        return frozenset({CHARGE_STATUS, REFUND} if reads else {REFUND})
+    return frozenset({CHARGE_STATUS} if endpoint.startswith("GET ") else {CHARGE})

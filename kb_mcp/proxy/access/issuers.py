@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from kb_mcp.proxy.access.identity.jwts import (
+from kb_mcp.proxy.access.jwts import (
     Claimed,
     SigningKey,
     TokenError,
