@@ -33,9 +33,10 @@ SECTIONS: list[tuple[str, list[str]]] = [
         "Understand",
         [
             *("concepts.md", "glossary.md", "exactly-once.md", "threat-model.md"),
-            *("comparison.md", "performance.md"),
+            "comparison.md",
         ],
     ),
+    ("Lab notes", ["tested.md", "performance.md"]),
     ("Reference", ["commands.md", "settings.md", "errors.md"]),
     (
         "Decisions",

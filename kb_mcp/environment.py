@@ -24,7 +24,7 @@ PREFIX: Final = "KEYBRAKE_"
 
 
 class SettingsError(ValueError):
-    """The settings cannot be meant: which variable, what is wrong, what to set instead."""
+    """The settings are not valid: which variable, what is wrong, what to set instead."""
 
     def __init__(self, variable: str, problem: str, hint: str) -> None:
         """Say that `variable` `problem` (a verb phrase), and `hint` (a sentence)."""
@@ -95,7 +95,7 @@ _FILE_BYTES_MAX = 65_536
 class Environment:
     """Typed reads of single `KEYBRAKE_*` variables, named here without the prefix.
 
-    Every read raises SettingsError for a value that cannot be meant.
+    Every read raises SettingsError for a value that is not valid.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:

@@ -33,7 +33,7 @@ def idempotency_key(
 
     `amount_cents` is in minor units of `currency`; the period may be written in any accepted
     form. Currency and reference count only when they differ from `usd` and none.
-    Raises: ValueError when a value cannot be meant.
+    Raises: ValueError when a value is not valid.
     """
     if not CUSTOMER_ID.fullmatch(customer_id):
         raise ValueError("The customer must be a Stripe customer id, for example cus_Abc123.")

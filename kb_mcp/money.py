@@ -43,7 +43,7 @@ _AMOUNT = re.compile(r"0|[1-9][0-9]{0,11}")
 
 
 class MoneyError(ValueError):
-    """An amount, currency or cap that cannot be meant; the message says what to send instead."""
+    """An amount, currency or cap that is not valid; the message says what to send instead."""
 
 
 @dataclass(frozen=True, slots=True)

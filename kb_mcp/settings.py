@@ -150,7 +150,7 @@ class Settings:
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from `environ`, or from the process's environment.
 
-    Raises: SettingsError, at the first variable that cannot be meant.
+    Raises: SettingsError, at the first variable that is not valid.
     """
     if environ is None:
         environ = os.environ  # noqa: TID251 - this module is the one reader of the environment

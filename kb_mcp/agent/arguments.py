@@ -34,7 +34,7 @@ _ABSENT: Final = frozenset({"", "none", "null"})
 
 @dataclass(frozen=True, slots=True)
 class Invalid:
-    """Arguments that cannot be meant; each problem is a sentence without the caller's values."""
+    """Arguments that is not valid; each problem is a sentence without the caller's values."""
 
     problems: tuple[str, ...]
 

@@ -170,17 +170,17 @@ class ChargeStatusArguments(_Arguments):
 
 
 class RefundArguments(_Arguments):
-    """What `refund` takes; without an amount, all that is left of the charge is given back."""
+    """What `refund` takes; without an amount, all that is left of the charge is refunded."""
 
     charge_id: ChargeId = Field(
-        description="The charge to give back, ch_Abc123 or pi_Abc123. Never the id of a refund."
+        description="The charge to refund, ch_Abc123 or pi_Abc123. Never the id of a refund."
     )
     amount_cents: int | None = Field(
         default=None,
         gt=0,
         description=(
-            "How much to give back, as a whole number in the currency's minor unit: 2900 is 29.00 "
-            "USD. Leave it out only to give back all that is left of the charge; it is never 0 and "
+            "How much to refund, as a whole number in the currency's minor unit: 2900 is 29.00 "
+            "USD. Leave it out only to refund all that is left of the charge; it is never 0 and "
             "never empty."
         ),
     )
@@ -262,10 +262,10 @@ _CHARGE_STATUS = Tool(
 )
 _REFUND = Tool(
     name=ToolName.REFUND,
-    title="Give a charge back once",
+    title="Refund a charge once",
     description=(
-        "Gives a charge back to the customer, all that is left of it or a part, exactly once. It "
-        "cannot be taken back. Use it only when the user asked for this refund of this charge; "
+        "Refunds a charge to the customer, all that is left of it or a part, exactly once. A "
+        "refund cannot be undone. Use it only when the user asked for this refund of this charge; "
         "look at the charge with charge_status first. A complaint, a question or a dispute is no "
         "reason to refund. Asking again for the same charge never refunds twice: it returns the "
         "first refund with already_refunded true. If the status is failed or refused, do not try "

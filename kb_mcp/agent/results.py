@@ -70,7 +70,7 @@ class ChargeStatusResult(BaseModel):
     charge_id: str | None = Field(default=None, description="The charge, ch_Abc123 or pi_Abc123.")
     amount_cents: int | None = Field(default=None, description="Amount in minor units.")
     amount_refunded: int | None = Field(
-        default=None, description="How much of it was given back, in minor units."
+        default=None, description="How much of it was refunded, in minor units."
     )
     refunds: list[ShownRefund] | None = Field(
         default=None, description="Its refunds, newest first, whoever made them."
@@ -95,16 +95,16 @@ class RefundResult(BaseModel):
     status: Status = Field(
         description=(
             "succeeded (the money is on its way back), pending (accepted, not final), failed "
-            "(nothing was given back), unknown (sent, outcome not known: do not refund again), or "
-            "refused (stopped by a rule, nothing was given back)."
+            "(nothing was refunded), unknown (sent, outcome not known: do not refund again), or "
+            "refused (stopped by a rule, nothing was refunded)."
         )
     )
     refund_id: str | None = Field(default=None, description="The refund, re_Abc123.")
-    charge_id: str = Field(description="The charge that is given back.")
+    charge_id: str = Field(description="The charge that is refunded.")
     amount_cents: int | None = Field(default=None, description="Amount in minor units.")
     currency: str | None = Field(default=None, description="Lower-case ISO currency code.")
     already_refunded: bool = Field(
-        description="True if the refund existed before this call: nothing was given back now."
+        description="True if the refund existed before this call: nothing was refunded now."
     )
     amount_left: int | None = Field(
         default=None, description="What is left of the charge, in minor units, where it is known."

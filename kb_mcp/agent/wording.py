@@ -31,7 +31,7 @@ CORRECT: Final = "Correct the arguments from what the user said; ask the user fo
 USE_ANOTHER: Final = "Use one of the tools that are listed."
 LATER: Final = "Tell the user that billing is not available at the moment."
 
-LAPSED: Final = "The authorisation of this charge lapsed, and no money moved."
+LAPSED: Final = "The authorisation of this charge expired, and no money moved."
 NOT_FOUND: Final = "There is no such charge in the records."
 ANOTHER_BILL: Final = (
     "There is a charge with this charge_id, but it is of another customer or period than was asked "
@@ -42,7 +42,7 @@ OPERATION_MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
         "succeeded": "{money} was charged.",
         "pending": "A charge of {money} was accepted and is not final yet.",
         "authorized": "{money} was authorised, and is not charged yet.",
-        "lapsed": "{money} was authorised, and the authorisation lapsed. No money moved.",
+        "lapsed": "{money} was authorised, and the authorisation expired. No money moved.",
         "failed": "A charge of {money} failed. No money moved.",
         "unknown": "A charge of {money} was sent, and its outcome is not known yet.",
         "reserved": "A charge of {money} is under way, and may have been sent.",
@@ -92,12 +92,11 @@ _CODE_STEPS: Final[Mapping[str, str]] = MappingProxyType(
         "idempotency_key_reused": "Do not charge again. Use charge_status with customer_id and "
         "billing_period to see what was charged, and tell the user.",
         "spend_cap_exceeded": "Do not split, lower or repeat the charge. Tell the user; an "
-        "operator can raise the cap, or the window has to turn.",
+        "operator can raise the cap, or the next day or month begins.",
         "charge_count_exceeded": "Do not charge again today. Tell the user.",
         "approval_required": "Tell the user that an operator must approve this charge. Do not make "
         "the same call again before the user says that it was approved.",
-        "period_out_of_window": "Do not choose another period to get around this. Ask the user "
-        "which period is meant.",
+        "period_out_of_window": "Do not choose another period. Ask the user which period is meant.",
         "authentication_required": "No money moved. The customer must confirm the payment with "
         "the bank; tell the user. Do not try again.",
         "no_default_payment_method": "No money moved. Tell the user that the customer needs a "
@@ -140,18 +139,18 @@ def charge_step(status: str, code: str | None, *, replayed: bool) -> str:
 
 _REFUND_MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "succeeded": "{money} was given back.",
+        "succeeded": "{money} was refunded.",
         "pending": "The refund of {money} was accepted and is not final yet.",
-        "failed": "The refund of {money} failed. Nothing was given back.",
+        "failed": "The refund of {money} failed. Nothing was refunded.",
         "unknown": "The refund of {money} was sent, and its outcome is not known yet.",
-        "refused": "The refund of {money} was refused. Nothing was given back.",
+        "refused": "The refund of {money} was refused. Nothing was refunded.",
     }
 )
 _REFUND_STEPS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "succeeded": "Done. Tell the user, with the refund id. Do not refund again.",
         "pending": "Accepted, not final. Do not refund again; ask charge_status later.",
-        "failed": "Nothing was given back. Tell the user why. Do not try another amount.",
+        "failed": "Nothing was refunded. Tell the user why. Do not try another amount.",
         "unknown": "The refund may have gone through. Do not refund again; ask charge_status with "
         "charge_id in a few minutes.",
         "refused": "Do not refund again. Tell the user what the message says. An operator of "
@@ -162,13 +161,13 @@ _REFUND_CODE_STEPS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "already_refunded": "Do not refund again. Use charge_status to look at the refunds of the "
         "charge, and tell the user.",
-        "refund_exceeds_charge": "Nothing was given back. Tell the user how much is left; do not "
+        "refund_exceeds_charge": "Nothing was refunded. Tell the user how much is left; do not "
         "choose another amount yourself.",
         "charge_disputed": "Do not refund. Tell the user that the bank is dealing with this "
         "charge.",
         "charge_not_refundable": "Check the charge id with the user. Do not try other ids.",
         "refund_cap_exceeded": "Do not split, lower or repeat the refund. Tell the user; an "
-        "operator can raise the cap, or the window has to turn.",
+        "operator can raise the cap, or the next day or month begins.",
         "refund_count_exceeded": "Do not refund again today. Tell the user.",
         "approval_required": "Tell the user that an operator must approve this refund. Do not make "
         "the same call again before the user says that it was approved.",
@@ -184,7 +183,7 @@ def refund_message(
     """Say what became of a refund; `said` are the proxy's own words, which are more exact."""
     text = said or _REFUND_MESSAGES[status].format(money=money)
     if replayed and status in {"succeeded", "pending"}:
-        text = f"{money} had been given back before; nothing was given back now."
+        text = f"{money} had been refunded before; nothing was refunded now."
     return text if livemode or status not in {"succeeded", "pending"} else text + _TEST_MODE
 
 

@@ -55,7 +55,7 @@ def _cap_option(flag: str, name: str, help_text: str) -> Callable[[F], F]:
 @_cap_option("--per-customer-daily-cap", "per_customer_daily",
              "The most for one customer in a day, over all keys.")  # fmt: skip
 @click.option("--daily-charges", metavar="N", help="The most charges in a day.")
-@_cap_option("--refund-daily-cap", "refund_daily", "The most that it may give back in a UTC day.")
+@_cap_option("--refund-daily-cap", "refund_daily", "The most that it may refund in a UTC day.")
 @_cap_option("--refund-approval-above", "refund_approval_above",
              "A refund above this needs an operator's approval.")  # fmt: skip
 @click.option("--rate", help="Requests a minute, like 60/min.")
@@ -187,7 +187,7 @@ def revoke(*, key_id: str, reason: str | None, as_json: bool) -> None:
 @click.option("--reason", required=True, help="Why it may serve again; kept in the audit.")
 @json_option
 def unfreeze(*, key_id: str, reason: str, as_json: bool) -> None:
-    """Thaw a key that froze after too many declines or a late charge.
+    """Unfreeze a key that froze after too many declines or a late charge.
 
     Example: kb-mcp keys unfreeze abc123def456 --reason "cards were expired, checked"
     """
@@ -200,9 +200,9 @@ def unfreeze(*, key_id: str, reason: str, as_json: bool) -> None:
             raise Failure(f"key {key_id} is not frozen")
         said = clean_reason(reason)
         if said is None:
-            raise click.BadParameter("Say why the key is thawed.", param_hint="--reason")
-        thawed = await unfreeze_key(opened.store.ledger, key.id, said, OPERATOR)
-        return _record(key, thawed, opened.now())
+            raise click.BadParameter("Say why the key is unfrozen.", param_hint="--reason")
+        unfrozen = await unfreeze_key(opened.store.ledger, key.id, said, OPERATOR)
+        return _record(key, unfrozen, opened.now())
 
     record = with_store(work)
     if as_json:

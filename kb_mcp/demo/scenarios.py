@@ -215,6 +215,6 @@ def _refund_row(mode: str, handler: Handler, refunds: list[str], again: Outcome)
 
 def _row(mode: str, handler: Handler, charges: list[str], again: Outcome) -> Row:
     told = (again.status, again.body.get("status"), again.body.get("already_charged"))
-    given_back = told == (200, "succeeded", True) and again.charge_id in charges
-    note = "given back to the second call" if given_back else f"answered {again.said}"
-    return Row(mode, handler.label, handler.governed, len(charges), given_back, note)
+    known = told == (200, "succeeded", True) and again.charge_id in charges
+    note = "the second call got the first charge" if known else f"answered {again.said}"
+    return Row(mode, handler.label, handler.governed, len(charges), known, note)

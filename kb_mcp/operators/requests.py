@@ -70,7 +70,7 @@ class ReasonBody(_Body):
 
 
 class UnfreezeBody(_Body):
-    """Why a key is thawed; it has to be said."""
+    """Why a key is unfrozen; required."""
 
     reason: str = Field(min_length=1, max_length=REASON_MAX)
 

@@ -38,7 +38,7 @@ class ConnectionDropped(ConnectionError):  # noqa: N818  it says what happened
 
 
 class FaultError(ValueError):
-    """A fault that cannot be meant; the message says what to send."""
+    """A fault that is not valid; the message says what to send."""
 
 
 @dataclass(frozen=True, slots=True)

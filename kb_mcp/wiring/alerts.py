@@ -50,7 +50,7 @@ def alerts_path(store: Store) -> Path:
 def build_alerts(settings: Settings, store: Store) -> Alerts | None:
     """Return the alerts that the file beside the store asks for, or None without a file.
 
-    Raises: SettingsError, for a file that cannot be meant.
+    Raises: SettingsError, for a file that is not valid.
     """
     file = alerts_path(store)
     read = _read(file)
@@ -204,7 +204,7 @@ def _read(file: Path) -> AlertFile | None:
         raise SettingsError(str(file), "cannot be read", f"{error}.") from error
     except AlertFileError as error:
         hint = "docs/alerts.md shows a whole file."
-        raise SettingsError(str(file), f"cannot be meant: {error}", hint) from None
+        raise SettingsError(str(file), f"is not valid: {error}", hint) from None
 
 
 def _webhook(target: WebhookTarget, folder: Path, now_s: Callable[[], int]) -> Webhook:

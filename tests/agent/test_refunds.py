@@ -56,7 +56,7 @@ def test_a_refund_names_its_charge_and_says_what_happened(
     assert sent.headers["authorization"] == f"Bearer {KEY}"
     assert (result.status, result.refund_id, result.amount_cents) == ("succeeded", "re_1", 900)
     assert (result.already_refunded, result.livemode, result.operation_id) == (False, False, "op_1")
-    assert "9.00 USD was given back" in result.message
+    assert "9.00 USD was refunded" in result.message
 
 
 def test_without_an_amount_none_is_sent_and_an_intent_is_named_as_one(
@@ -89,7 +89,7 @@ def test_a_replay_says_that_nothing_was_given_back_now(proxy: StubProxy, billing
     proxy.on(POST, Says(200, refund(), {"Idempotent-Replayed": "true"}))
     result = ask(billing, **GOOD)
     assert (result.status, result.already_refunded) == ("succeeded", True)
-    assert "nothing was given back now" in result.message
+    assert "nothing was refunded now" in result.message
     assert "Do not refund again" in result.next_step
 
 

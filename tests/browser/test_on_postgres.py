@@ -20,7 +20,7 @@ from tests.browser.test_people import (  # noqa: F401 collected here once more
     mira,
     test_a_bill_is_found_by_everything_it_is_known_by,
     test_a_bill_that_never_reached_stripe_is_voided_and_charged_once,
-    test_a_frozen_key_is_thawed_with_a_reason,
+    test_a_frozen_key_is_unfrozen_with_a_reason,
     test_a_refunded_bill_is_reopened_and_charged_once_more,
     test_a_session_that_ran_out_before_the_click_does_nothing,
     test_the_declines_of_a_bill_are_forgotten,

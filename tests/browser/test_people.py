@@ -165,7 +165,7 @@ def test_a_key_among_many_is_found_by_turning_pages_or_by_its_label_and_revoked(
     assert page.locator("tbody tr").count() == 1
 
 
-def test_a_frozen_key_is_thawed_with_a_reason(store_admin: StoreAdmin, page: Any) -> None:
+def test_a_frozen_key_is_unfrozen_with_a_reason(store_admin: StoreAdmin, page: Any) -> None:
     key = store_admin.in_process.issue()
     store_admin.in_process.fault("402", times=20)
     for number in range(20):
@@ -175,7 +175,7 @@ def test_a_frozen_key_is_thawed_with_a_reason(store_admin: StoreAdmin, page: Any
     page.get_by_text("Unfreeze…").click()
     page.get_by_label("Reason", exact=True).fill("cards were expired <b>checked</b>")
     page.get_by_role("button", name=f"Unfreeze {key.id}").click()
-    page.get_by_text("Thawed.").wait_for()
+    page.get_by_text("Unfrozen.").wait_for()
     assert store_admin.in_process.charge(key).status_code == 200
     assert len(store_admin.in_process.charges()) == 1
     assert decided(store_admin) == [("unfreeze", "admin")]

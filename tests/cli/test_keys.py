@@ -179,7 +179,7 @@ def test_a_successor_ends_no_later_than_its_policy(machine: Machine) -> None:
     assert second["expires_at"] == first["expires_at"]
 
 
-def test_only_a_frozen_key_is_thawed(machine: Machine) -> None:
+def test_only_a_frozen_key_is_unfrozen(machine: Machine) -> None:
     file = machine.folder / "policy.toml"
     file.write_text('role = "mine"\nallow = ["POST /v1/charges"]\ndaily_declines = 1\n')
     token = machine.json("keys", "issue", "--policy", str(file), "--uncapped")["token"]
@@ -187,8 +187,8 @@ def test_only_a_frozen_key_is_thawed(machine: Machine) -> None:
     machine.run("keys", "unfreeze", key_id, "--reason", "why not", code=1)
     machine.charge(token, "2026-11", customer="cus_Declined1")
     assert machine.json("keys", "show", key_id)["state"] == "frozen"
-    thawed = machine.json("keys", "unfreeze", key_id, "--reason", "cards checked")
-    assert thawed["state"] == "active"
+    unfrozen = machine.json("keys", "unfreeze", key_id, "--reason", "cards checked")
+    assert unfrozen["state"] == "active"
 
 
 @pytest.mark.parametrize("command", ["show", "revoke", "rotate"])

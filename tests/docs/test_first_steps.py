@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.serving.machine import host_ms
+from tests.cli.machine import Machine
 from tests.proxy_processes import ProxyProcesses, cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,3 +69,24 @@ def test_the_stripe_sdk_as_the_readme_shows_it_charges_once(here: ProxyProcesses
     for _ in range(2):
         exec(script, names)
     assert len(here.charges()) == 1
+
+
+def test_the_day_of_the_readme_runs_from_the_key_to_its_end(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    issue, audit, approvals, approve, refunds, revoke = (
+        shlex.split(line, comments=True)[1:]
+        for line in snippet("README.md", "sh", "approvals approve").splitlines()
+    )
+    issued = machine.json(*issue)
+    period = {"amount": 2900, "period": "2026-11"}
+    assert machine.charge(issued["token"], **period).status_code == 403
+    assert "approval_required" in machine.run(*audit).output
+    (waiting,) = machine.json(*approvals)
+    machine.run(*(waiting["id"] if word == "ID" else word for word in approve))
+    charged = machine.charge(issued["token"], **period)
+    assert charged.status_code == 200
+    refund = machine.json(*refunds)["token"]
+    given = machine.post("/v1/refunds", {"charge": charged.json()["id"]}, refund)
+    assert given.json()["status"] == "succeeded"
+    machine.run(*(issued["id"] if word == "ID" else word for word in revoke))
+    assert machine.charge(issued["token"], amount=100, customer="cus_B").status_code == 401

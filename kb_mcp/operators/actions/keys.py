@@ -81,7 +81,7 @@ class CapRequiredError(Exception):
 
 
 class KeyRequestError(ValueError):
-    """A new key that cannot be meant: a line for each reason, and the field, like `caps.daily`."""
+    """A new key that is not valid: a line for each reason, and the field, like `caps.daily`."""
 
     def __init__(self, errors: Sequence[str], param: str) -> None:
         """Take a line for each reason, and the field."""
@@ -283,7 +283,7 @@ async def revoke_key(
 
 
 async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str) -> Lineage:
-    """Thaw the lineage of `key_id`, and start its count of the day's declines anew.
+    """Unfreeze the lineage of `key_id`, and start its count of the day's declines anew.
 
     Raises: NoSuchKeyError.
     """
@@ -294,11 +294,11 @@ async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str
 
     def step(snapshot: Snapshot) -> tuple[Lineage, Changes]:
         key = _key(snapshot, key_id)
-        thawed = replace(snapshot.lineage(lineage_id), frozen_at=None, frozen_reason=None)
+        unfrozen = replace(snapshot.lineage(lineage_id), frozen_at=None, frozen_reason=None)
         today = snapshot.window(counts_at(snapshot.now, lineage_id))
         row = _row("unfreeze", key, operator, note=reason)
         anew = (replace(today, declines=0),) if today.declines else ()
-        return thawed, Changes(lineages=(thawed,), windows=anew, audit=(row,))
+        return unfrozen, Changes(lineages=(unfrozen,), windows=anew, audit=(row,))
 
     return await ledger.transact(
         lambda now: replace(_refs(key_id), windows=frozenset({counts_at(now, lineage_id)})),

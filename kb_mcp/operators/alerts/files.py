@@ -20,7 +20,7 @@ _SECRET_CHARACTERS_MIN = 16
 
 
 class AlertFileError(Exception):
-    """The alerts file cannot be meant; the message is one line."""
+    """The alerts file is not valid; the message is one line."""
 
 
 def _check_url(text: str) -> str:

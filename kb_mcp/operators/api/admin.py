@@ -200,11 +200,11 @@ class AdminApi:
         return JSONResponse({**await self._key(request), **counts})
 
     async def unfreeze(self, request: Request, operator: str) -> Response:
-        """Thaw a key."""
+        """Unfreeze a key."""
         await self._key(request)
         reason = clean_reason((await read_json(request, UnfreezeBody)).reason)
         if reason is None:
-            raise InputError(400, "parameter_invalid", "Say why the key is thawed.", "reason")
+            raise InputError(400, "parameter_invalid", "Say why the key is unfrozen.", "reason")
         await unfreeze_key(self.views.ledger, KeyId(request.path_params["id"]), reason, operator)
         return JSONResponse(await self._key(request))
 

@@ -114,13 +114,13 @@ class Actions:
         return Done(f"/keys/{key_id}", Note(text))
 
     async def unfreeze(self, visit: Visit, fields: Fields) -> Done:
-        """Thaw a key; the reason has to be said."""
+        """Unfreeze a key; a reason is required."""
         key_id = await self._known(visit)
         reason = clean_reason(fields.get("reason"))
         if reason is None:
-            raise InputError(400, "parameter_invalid", "Say why the key is thawed.", "reason")
+            raise InputError(400, "parameter_invalid", "Say why the key is unfrozen.", "reason")
         await unfreeze_key(self.views.ledger, key_id, reason, visit.session.operator)
-        return Done(f"/keys/{key_id}", Note("Thawed."))
+        return Done(f"/keys/{key_id}", Note("Unfrozen."))
 
     async def rotate(self, visit: Visit, fields: Fields) -> Done:
         """Mint the successor of a key."""

@@ -1,6 +1,6 @@
 """The two forms for a new key: a built-in role with what narrows it, or a policy file.
 
-Floor: operators, below the dashboard's actions. A form that cannot be meant is shown again with
+Floor: operators, below the dashboard's actions. A form that is not valid is shown again with
 what was wrong, so an error carries the form as it was filled in.
 """
 
@@ -18,7 +18,7 @@ Fields = Mapping[str, str]
 
 
 class FormError(InputError):
-    """A form for a new key that cannot be meant: one line for each reason."""
+    """A form for a new key that is not valid: one line for each reason."""
 
     def __init__(self, errors: Sequence[str], param: str | None, form: Fields) -> None:
         """Take the reasons, the field, and the form as it was filled in."""

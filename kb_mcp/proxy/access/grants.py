@@ -27,7 +27,7 @@ _LOOKED_UP: Final = ("GET /v1/customers", "GET /v1/payment_methods")
 
 
 class MatchError(ValueError):
-    """What should be matched cannot be meant; the message says what to write."""
+    """What should be matched is not valid; the message says what to write."""
 
 
 def read_matches(texts: Sequence[str]) -> Claims:

@@ -135,7 +135,7 @@ def _describe_refunds(policy: Policy) -> Iterator[str]:
     words = ("a refund", "a day", "a month", "a customer and day")
     for per, table in zip(words, policy.refund_caps.tables(), strict=True):
         if table:
-            yield f"It gives back at most {_amounts(table)} {per}."
+            yield f"It refunds at most {_amounts(table)} {per}."
     if not any(policy.refund_caps.tables()):
         yield "No cap on refunds of its own: only the account's ceiling for refunds limits them."
     if policy.daily_refunds is not None:

@@ -102,7 +102,7 @@ _UNAUTHENTICATED: Final[Wording] = {
     ),
     Code.VAULT_KEY_EXPIRED: (
         "This vault key has expired. Ask an operator for a new one.",
-        "The key's expiry has passed; `kb-mcp keys rotate` mints its successor.",
+        "The key's expiry has passed; `kb-mcp keys rotate` issues its successor.",
     ),
     Code.VAULT_KEY_REVOKED: (
         "This vault key was revoked. Ask an operator for a new one.",
@@ -122,19 +122,19 @@ _FORBIDDEN: Final[Wording] = {
         "`kb-mcp keys unfreeze` after a look.",
     ),
     Code.IDENTITY_NOT_GRANTED: (
-        "This token is genuine, and no grant gives its identity a vault key. Nothing was done. "
+        "This token is valid, but no grant gives its identity a vault key. Nothing was done. "
         "Ask an operator for a grant.",
         "A token of a known issuer that no grant matches, or whose grant was removed; `kb-mcp "
         "grants add` makes one.",
     ),
     Code.IDENTITY_AMBIGUOUS: (
-        "This token is genuine, and several grants match its identity. Nothing was done. Tell an "
+        "This token is valid, but several grants match its identity. Nothing was done. Tell an "
         "operator.",
         "One identity stands for one vault key; `kb-mcp grants list` shows the grants of the "
         "issuer.",
     ),
     Code.TOOL_NOT_GRANTED: (
-        "The scopes of this token do not reach that: it needs the scope {scope}. Nothing was "
+        "The scopes of this token do not allow that: it needs the scope {scope}. Nothing was "
         "done. Ask for a token with that scope.",
         "A token that has any of the scopes `charge`, `charge_status` and `refund` may do no "
         "more than they say.",
@@ -160,37 +160,37 @@ _FORBIDDEN: Final[Wording] = {
     Code.SPEND_CAP_EXCEEDED: (
         "This charge would exceed a spend cap ({window}): the cap is {cap} and {left} is "
         "left. Nothing was charged. Do not split it or try again; ask an operator, or wait "
-        "until the window turns.",
-        "One of the caps per charge, day, month, customer or account does not cover the "
-        "amount. `keybrake` says which, what is left and when it turns.",
+        "until the next day or month (UTC).",
+        "The amount is more than what is left under one of the caps: per charge, day, month, "
+        "customer or account. `keybrake` says which, what is left and when it begins anew.",
     ),
     Code.CHARGE_COUNT_EXCEEDED: (
         "This vault key has made as many charges today as it may. Nothing was charged. Wait "
-        "until the day turns (UTC), or ask an operator.",
+        "until the next day (UTC), or ask an operator.",
         "`daily_charges` of the policy is used up.",
     ),
     Code.CURRENCY_NOT_ALLOWED: (
-        "A limit of this vault key or of the account is given for {allowed}, and not for "
+        "A limit of this vault key or of the account is set for {allowed}, but not for "
         "{currency}. Nothing was done. Use a currency that has a limit, or ask an operator.",
         "A cap, `approval_above` or the account's ceiling that is given for one currency refuses "
         "every other; nothing is converted.",
     ),
     Code.AMOUNT_NOT_METERED: (
-        "This request does not tell how much money it moves, so a capped vault key may not "
+        "This request does not say how much money it moves, so a capped vault key may not "
         "send it. Nothing was done.",
-        "Caps cannot hold what the request does not say, whatever the allowlist grants. A refund "
-        "is refused so where a policy has caps, and none on refunds.",
+        "A cap needs an amount, and this request has none, whatever the allowlist grants. A refund "
+        "gets this code too where the policy has caps, but none on refunds.",
     ),
     Code.REFUND_CAP_EXCEEDED: (
         "This refund would exceed a refund cap ({window}): the cap is {cap} and {left} is left. "
-        "Nothing was given back. Do not split it or try again; ask an operator, or wait until "
-        "the window turns.",
-        "One of the refund caps per refund, day, month, customer or account does not cover the "
-        "amount. `keybrake` says which, what is left and when it turns.",
+        "Nothing was refunded. Do not split it or try again; ask an operator, or wait until "
+        "the next day or month (UTC).",
+        "The amount is more than what is left under one of the refund caps: per refund, day, "
+        "month, customer or account. `keybrake` says which, what is left and when it begins anew.",
     ),
     Code.REFUND_COUNT_EXCEEDED: (
-        "This vault key has made as many refunds today as it may. Nothing was given back. Wait "
-        "until the day turns (UTC), or ask an operator.",
+        "This vault key has made as many refunds today as it may. Nothing was refunded. Wait "
+        "until the next day (UTC), or ask an operator.",
         "`daily_refunds` of the policy is used up.",
     ),
     Code.APPROVAL_REQUIRED: (
@@ -202,11 +202,11 @@ _FORBIDDEN: Final[Wording] = {
 _BAD_REQUEST: Final[Wording] = {
     Code.PARAMETER_UNKNOWN: (
         "Received unknown parameter: {param}. Leave it out or correct its name.",
-        "A name that is not formed like a parameter of Stripe's.",
+        "The name does not have the form of a Stripe parameter.",
     ),
     Code.PARAMETER_INVALID: (
         "{param} is invalid: {reason}",
-        "A value that cannot be meant; the message says what to send instead.",
+        "The value is not valid; the message says what to send instead.",
     ),
     Code.PARAMETER_DUPLICATE: (
         "{param} was sent more than once. Send it once.",
@@ -214,19 +214,19 @@ _BAD_REQUEST: Final[Wording] = {
     ),
     Code.PARAMETER_MISSING: (
         "Missing required parameter: {param}. Send it.",
-        "A parameter that this endpoint, or the policy, cannot do without.",
+        "This endpoint, or the policy, requires the parameter.",
     ),
     Code.BODY_INVALID: (
-        "The request is not a form that can be read: {reason}. Nothing was done.",
+        "The request body cannot be read: {reason}. Nothing was done. Send form-encoded UTF-8.",
         "Not form-encoded UTF-8, a query string on a POST, a body on a GET.",
     ),
     Code.PATH_INVALID: (
-        "The path is not written plainly: {reason}. Send the path as Stripe documents it.",
+        "The path is not valid: {reason}. Send the path as Stripe documents it.",
         "Dot segments, double slashes, encoded slashes, control characters and the like.",
     ),
     Code.PERIOD_OUT_OF_WINDOW: (
         "The billing period {period} is not one that this vault key may bill: {reason}. "
-        "Nothing was charged. Check the period; do not choose another to get around this.",
+        "Nothing was charged. Check the period; do not choose another one.",
         "`period_window` of the policy, in calendar months back and ahead, or `period_kinds`, if "
         "it names some.",
     ),
@@ -236,30 +236,31 @@ _BAD_REQUEST: Final[Wording] = {
         "The policy is `strict`, and no key can be derived from the content.",
     ),
     Code.PERIOD_ALREADY_CHARGED: (
-        "This customer has a bill for this period, or a part of it, already: {charge}. Nothing was "
-        "charged now. Do not change amount, currency or period to charge again; look at that "
+        "This customer already has a bill for this period, or for a part of it: {charge}. Nothing "
+        "was charged now. Do not change amount, currency or period to charge again; look at that "
         "charge.",
-        "Another live bill of the same customer and reference holds this period, or shares a day "
-        "with it. `overlaps` in the policy lets periods share days; the same one, never.",
+        "Another live bill of the same customer and reference has this period, or shares a day "
+        "with it. With `overlaps` in the policy, periods may share days; the same period is "
+        "never billed twice.",
     ),
     Code.CHARGE_NOT_REFUNDABLE: (
-        "This charge cannot be refunded: {reason}. Nothing was given back. Check the charge id; "
+        "This charge cannot be refunded: {reason}. Nothing was refunded. Check the charge id; "
         "do not try other ids.",
         "The charge is unknown, was not made through this proxy, failed, or was not captured.",
     ),
     Code.CHARGE_DISPUTED: (
-        "The customer's bank disputes this charge ({charge}) and has its money, so it cannot be "
-        "refunded. Nothing was given back. Do not try again; tell an operator.",
-        "A dispute that is open or lost. A won one, and an inquiry, do not stand in the way.",
+        "The customer's bank disputes this charge ({charge}) and has taken the money back, so it "
+        "cannot be refunded. Nothing was refunded. Do not try again; tell an operator.",
+        "A dispute is open or lost. A dispute that was won, or an inquiry, prevents no refund.",
     ),
     Code.ALREADY_REFUNDED: (
-        "This charge was refunded before: {refund}; {left} of it is left. Nothing was given back "
+        "This charge was refunded before: {refund}; {left} of it is left. Nothing was refunded "
         "now. Do not refund it again; if a second refund is meant, ask an operator.",
         "The charge has a refund, or nothing of it is left. `kb-mcp operations reopen` of that "
         "refund, or `max_refunds_per_charge` of the policy, allows one more.",
     ),
     Code.REFUND_EXCEEDS_CHARGE: (
-        "The refund is more than what is left of the charge: {left}. Nothing was given back. "
+        "The refund is more than what is left of the charge: {left}. Nothing was refunded. "
         "Check the amount with the user; do not split it.",
         "All refunds of a charge together, those under way too, are never more than the charge.",
     ),
@@ -286,7 +287,7 @@ _CONFLICT: Final[Wording] = {
     Code.IDEMPOTENCY_KEY_IN_USE: (
         "The same bill is being sent right now. Send the same request again in a moment to "
         "get its result; it will not be charged twice.",
-        "The outcome did not come within the time a second caller waits.",
+        "A second caller waits for the outcome for 10 seconds; it did not come in that time.",
     ),
 }
 _NOT_FOUND: Final[Wording] = {
@@ -298,7 +299,7 @@ _NOT_FOUND: Final[Wording] = {
 _NOT_ALLOWED: Final[Wording] = {
     Code.METHOD_NOT_ALLOWED: (
         "That path does not take this method. Use one that Stripe documents for it.",
-        "The path is known, the method is not one of its own.",
+        "The path is known, but it does not take this method.",
     ),
 }
 _TOO_LARGE: Final[Wording] = {
@@ -321,8 +322,8 @@ _BAD_GATEWAY: Final[Wording] = {
         "No connection was made, so nothing can have been charged.",
     ),
     Code.UPSTREAM_REJECTED_KEY: (
-        "Stripe refused the proxy's own key. Nothing was charged. Your vault key is not at "
-        "fault; tell an operator.",
+        "Stripe refused the proxy's own key. Nothing was charged. Your vault key is "
+        "correct; tell an operator.",
         "The restricted key behind the proxy is wrong, expired, or lacks a permission.",
     ),
 }
@@ -349,7 +350,7 @@ _UNAVAILABLE: Final[Wording] = {
     ),
     Code.OVERLOADED: (
         "Too many requests are waiting, and nothing was sent. Send the same request later.",
-        "Work is shed before anything is reserved.",
+        "The proxy refuses work before it reserves anything.",
     ),
 }
 _TIMEOUT: Final[Wording] = {

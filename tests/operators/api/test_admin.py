@@ -205,7 +205,7 @@ def test_a_revoked_key_cannot_come_back_by_rotation(operators_app: OperatorsApp)
     assert len(operators_app.api("GET", "/keys").json()["data"]) == 1
 
 
-def test_a_frozen_key_thaws_only_with_a_reason(operators_app: OperatorsApp) -> None:
+def test_a_frozen_key_is_unfrozen_only_with_a_reason(operators_app: OperatorsApp) -> None:
     policy = {"role": "billing", "allow": ["POST /v1/charges"], "daily_declines": 1,
               "caps": {"daily": {"usd": 1_000_000}}}  # fmt: skip
     issued = operators_app.api("POST", "/keys", json={"policy": policy}).json()
@@ -216,8 +216,10 @@ def test_a_frozen_key_thaws_only_with_a_reason(operators_app: OperatorsApp) -> N
         operators_app.api("POST", f"/keys/{key.id}/unfreeze", json={"reason": " "}).status_code
         == 400
     )
-    thawed = operators_app.api("POST", f"/keys/{key.id}/unfreeze", json={"reason": "looked at it"})
-    assert thawed.json()["frozen_at"] is None
+    unfrozen = operators_app.api(
+        "POST", f"/keys/{key.id}/unfreeze", json={"reason": "looked at it"}
+    )
+    assert unfrozen.json()["frozen_at"] is None
     assert operators_app.admin_rows()[-1] == ("unfreeze", "admin")
 
 
