@@ -53,7 +53,10 @@ def approve(*, approval_id: str, as_json: bool) -> None:
 
     Example: kb-mcp approvals approve apr_0123456789abcdef01234567
     """
-    print_record(_decide(approval_id, "approved"), as_json=as_json)
+    record = _decide(approval_id, "approved")
+    print_record(record, as_json=as_json)
+    if not as_json:
+        click.echo(f"\nThe agent's next identical call goes through, until {record['expires_at']}.")
 
 
 @approvals.command()

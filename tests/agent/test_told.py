@@ -77,10 +77,10 @@ def test_an_authorisation_that_lapsed_is_told_as_lapsed(proxy: StubProxy, billin
     proxy.on(POST, Says(200, gone))
     found = billing.charge_status(BY_ID, NOBODY)
     assert found.status == "failed"
-    assert "the authorisation lapsed. No money moved." in found.message
+    assert "the authorisation expired. No money moved." in found.message
     result = billing.charge(BILL, NOBODY)
     assert (result.status, result.code) == ("failed", "authorization_lapsed")
-    assert "lapsed" in result.message
+    assert "expired" in result.message
 
 
 def test_an_intent_that_says_why_its_card_failed_has_failed(

@@ -176,7 +176,7 @@ def test_a_sound_machine_passes_the_doctor(machine: Machine) -> None:
     assert found["ok"] is True
     assert {check["name"] for check in found["checks"]} == set(
         "settings store account heads gap adopted invariants overlaps audit upstream clock "
-        "keys".split()
+        "keys grants".split()
     )
 
 

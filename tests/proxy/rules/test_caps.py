@@ -87,7 +87,7 @@ def test_a_limit_in_one_currency_refuses_every_other(kind: str, currency: str, a
     assert refusal is not None
     assert (refusal.code.value, refusal.param) == ("currency_not_allowed", "currency")
     assert (refusal.facts["allowed"], refusal.facts["currency"]) == (("usd",), currency)
-    assert f"is given for usd, and not for {currency}" in refusal.message
+    assert f"is set for usd, but not for {currency}" in refusal.message
 
 
 @pytest.mark.parametrize(
