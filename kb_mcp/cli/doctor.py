@@ -308,7 +308,10 @@ async def _issuers(opened: OpenProxy) -> list[Check]:
             f"; clients that use {host} get 421 until KEYBRAKE_ALLOWED_HOSTS names it, unless what "
             "stands in front writes another Host"
         )
-    advice = "its tokens get 503: set KEYBRAKE_OAUTH_ISSUERS as `iss` writes it, or mend the issuer"
+    advice = (
+        "its tokens get 503 once its last keys have ended: set KEYBRAKE_OAUTH_ISSUERS as `iss` "
+        "writes it, or mend the issuer"
+    )
     return [_check("audience", ok=True, detail=shown)] + [
         _check(
             "issuer",

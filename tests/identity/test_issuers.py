@@ -246,6 +246,27 @@ def test_what_is_no_list_of_keys_lets_nobody_in(provider: Provider, document: by
     assert found.code is Code.ISSUER_UNREACHABLE
 
 
+def test_of_two_issuers_neither_can_sign_for_the_other(provider: Provider) -> None:
+    other = Provider()
+    try:
+        names = (provider.url, other.url)
+        issuers = Issuers(names, RESOURCE, fetch_document, lambda _: True, lambda: 1)
+        kid = provider.http.get("/jwks").json()["keys"][0]["kid"]
+
+        async def who(*tokens: str) -> list[Identity | Refusal]:
+            return [await issuers.identify(token) for token in tokens]
+
+        forged = other.sign({"kid": kid}, iss=provider.url)
+        found = asyncio.run(who(forged, other.sign(), provider.sign()))
+    finally:
+        other.stop()
+
+    assert isinstance(found[0], Refusal)
+    assert found[0].code is Code.VAULT_KEY_UNKNOWN
+    subjects = [each.subject for each in found[1:] if isinstance(each, Identity)]
+    assert subjects == [f"{other.url} agent-7", f"{provider.url} agent-7"]
+
+
 @pytest.mark.parametrize(
     "odd",
     [

@@ -19,6 +19,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from kb_mcp.proxy.access.jwts import (
+    SCOPE_CLAIMS,
     Claimed,
     SigningKey,
     TokenError,
@@ -64,10 +65,9 @@ class Identity:
     def scopes(self) -> frozenset[str]:
         """Every scope that the token has."""
         found: set[str] = set()
-        for name in ("scope", "scp"):
-            given = self.claims.get(name)
-            listed = given if isinstance(given, list) else str(given or "").split()
-            found.update(each for each in listed if isinstance(each, str))
+        for name in SCOPE_CLAIMS:
+            given = self.claims.get(name) or ""
+            found.update(given if isinstance(given, list) else given.split())
         return frozenset(found)
 
 

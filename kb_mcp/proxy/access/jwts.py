@@ -16,6 +16,7 @@ import jwt
 
 TOKEN_BYTES_MAX: Final = 16_384
 LEEWAY_S: Final = 60
+SCOPE_CLAIMS: Final = ("scope", "scp")
 KEYS_MAX: Final = 100
 _NAME_MAX: Final = 256
 _MODULUS_MAX: Final = 1_400  # base64url: 8192 bits
@@ -135,7 +136,15 @@ def verify(
         raise TokenError("its signature or its claims do not hold") from error
     if not isinstance(claims["sub"], str) or not claims["sub"]:
         raise TokenError("its subject is none")
+    if not all(_lists_scopes(claims.get(name)) for name in SCOPE_CLAIMS):
+        # Read as no scopes, it would reach all that its vault key may do.
+        raise TokenError("its scopes are none")
     return claims
+
+
+def _lists_scopes(claim: object) -> bool:
+    listed = claim if isinstance(claim, list) else ["" if claim is None else claim]
+    return all(isinstance(each, str) for each in listed)
 
 
 def _signing_key(jwk: object) -> SigningKey | None:
