@@ -1,24 +1,147 @@
-"""Typed reads of single `KEYBRAKE_*` variables and of the files they name.
+"""Typed reads of single `KEYBRAKE_*` variables, of the files they name, and of secrets in them.
 
 Floor: the ground, below settings. Reads the mapping it is given, never `os.environ`.
 A message names the variable, what is wrong and what to set; it never shows a value, because
-secrets land in the wrong variable too.
+secrets land in the wrong variable too. A secret is read as people and consoles write it: plain,
+quoted, with a line end, or as a member of JSON; what can mean no one secret is refused.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import json
+import os
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+import platformdirs
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+
+
+# A member's name may be shown, unless somebody put a secret there.
+_PLAIN_NAME = re.compile(r"(?!(?:vk|rk|sk|pk)_)[A-Za-z][A-Za-z0-9_.-]{0,39}")
+
+
+class SecretTextError(ValueError):
+    """The text holds no such secret, or several; the message is a verb phrase, like "is empty"."""
+
+
+def read_secret(text: str, form: re.Pattern[str], what: str, member: str | None = None) -> str:
+    """Return the secret in `text` that has `form`; `what` names it, like "a vault key".
+
+    `member` is the member of a JSON object to take; without it, the only one that has the form.
+    Secrets Manager's console writes `{"token": "vk_…"}`.
+    Raises: SecretTextError.
+    """
+    plain = _unquoted(text)
+    if plain.startswith("{"):
+        found = _member(plain, form, what, member)
+    elif member is not None:
+        raise SecretTextError("is no JSON object, so nothing can be taken out of it by name")
+    else:
+        found = plain
+    if not form.fullmatch(found):
+        raise SecretTextError(f"is not {what}")
+    return found
+
+
+def _unquoted(text: str) -> str:
+    plain = text.strip("\ufeff \t\r\n")
+    if len(plain) >= 2 and plain[0] == plain[-1] and plain[0] in "\"'":
+        return plain[1:-1].strip()
+    return plain
+
+
+def _member(text: str, form: re.Pattern[str], what: str, member: str | None) -> str:
+    try:
+        pairs = json.loads(text, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError):
+        pairs = None
+    if not isinstance(pairs, _Pairs):
+        raise SecretTextError("is JSON that cannot be read")
+    named = {name: _unquoted(value) for name, value in pairs if isinstance(value, str)}
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise SecretTextError("is JSON that has one name twice")
+    if member is not None:
+        if member not in named:
+            raise SecretTextError(f"is JSON without a text named {_shown(member)}")
+        return named[member]
+    fitting = [name for name, value in named.items() if form.fullmatch(value)]
+    if not fitting:
+        raise SecretTextError(f"is JSON without {what} in it")
+    if len({named[name] for name in fitting}) > 1:
+        raise SecretTextError(f"is JSON with several: {', '.join(map(_shown, fitting))}")
+    return named[fitting[0]]
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """The members of a JSON object, repeated names included."""
+
+
+def _shown(name: str) -> str:
+    return name if _PLAIN_NAME.fullmatch(name) else "(a name that is not shown)"
+
+
+SQLITE: Final = "sqlite:///"
+VARIABLE: Final = "KEYBRAKE_DATABASE_URL"
+_HOME = re.compile(r"/*(?:~|\$HOME|\$\{HOME\})(?=/|$)")
+_REFERENCE = re.compile(r"\$(?:[A-Za-z_]|\{)")
+
+
+def data_folder() -> Path:
+    """Return the folder of the user's data, where this program keeps files by default.
+
+    Raises: SettingsError, where the user has none: no HOME and no entry in passwd.
+    """
+    try:
+        folder = platformdirs.user_data_path("kb-mcp", appauthor=False)
+    except (RuntimeError, KeyError):  # what Python says where there is no home
+        folder = Path("~")
+    if not folder.is_absolute():
+        hint = "Set HOME or XDG_DATA_HOME, or KEYBRAKE_DATABASE_URL=sqlite:////data/keybrake.db."
+        raise SettingsError("HOME", "is not set, and this user has no home folder", hint)
+    return folder
+
+
+def expand_home(path: str, variable: str, environ: Mapping[str, str]) -> str:
+    """Return `path` with a leading `~`, `$HOME` or `${HOME}` replaced.
+
+    Raises: SettingsError, where there is no home, or another `$NAME` stands in it.
+    """
+    found = _HOME.match(path)
+    if found is not None:
+        home = environ.get("HOME") or os.path.expanduser("~")  # noqa: PTH111 - Path raises without one
+        if not os.path.isabs(home):  # noqa: PTH117 - a text, which may be "~"
+            hint = "Set an absolute path."
+            raise SettingsError(variable, "names a home folder, and this user has none", hint)
+        path = home.rstrip("/") + path[found.end() :]
+    if _REFERENCE.search(path):
+        hint = "Set the path itself; only ~ and $HOME at its start are replaced."
+        raise SettingsError(variable, "holds a $… that nothing replaced", hint)
+    return path
+
+
+def check_absolute(url: str) -> None:
+    """Refuse a relative path: it would be another ledger in every folder.
+
+    Raises: SettingsError, which names the absolute address that it stood for until now.
+    """
+    path = Path(url.removeprefix(SQLITE))
+    if path.is_absolute():
+        return
+    meant = Path(os.path.abspath(path))  # noqa: PTH100 - symlinks stay as they are named
+    there = "exists" if meant.is_file() else "does not exist"
+    hint = f"Here it means {SQLITE}{meant}, which {there}. Set that, or another absolute path."
+    raise SettingsError(VARIABLE, "is a relative path, another ledger in each folder", hint)
+
 
 PREFIX: Final = "KEYBRAKE_"
 

@@ -16,15 +16,19 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from kb_mcp.environment import (
     PREFIX,
+    SQLITE,
     Environment,
     Secret,
+    SecretTextError,
     SettingsError,
+    check_absolute,
     check_replaced,
+    data_folder,
+    expand_home,
     is_private_line,
+    read_secret,
 )
 from kb_mcp.money import Money, MoneyError, parse_caps
-from kb_mcp.secret_text import SecretTextError, read_secret
-from kb_mcp.store_files import SQLITE, check_absolute, data_folder, expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,19 +15,17 @@ from kb_mcp.cli.late import LateCommands
 __all__ = ["main"]
 
 _MODULES = {
-    "adopt": "adopt",
     "approvals": "approvals",
     "audit": "audit",
     "doctor": "doctor",
     "export": "export",
     "grants": "grants",
     "keys": "keys",
-    "migrate": "migrate",
     "operations": "operations",
     "operators": "operators",
-    "reconcile": "reconcile recover",
+    "reconcile": "adopt reconcile recover",
     "serve": "demo mcp sandbox up",
-    "settings_cmd": "settings",
+    "settings_cmd": "migrate settings",
     "spend": "spend",
 }
 _HOMES = {

@@ -36,7 +36,7 @@ def list_(*, state: str | None, as_json: bool) -> None:
     """
 
     async def work(opened: OpenStore) -> list[dict[str, Any]]:
-        from kb_mcp.operators.reports.approvals import approval_record
+        from kb_mcp.operators.reports.views import approval_record
 
         now = opened.now()
         found = [approval_record(each, now) for each in await opened.store.records.approvals()]
@@ -73,7 +73,7 @@ def deny(*, approval_id: str, as_json: bool) -> None:
 def _decide(approval_id: str, verdict: Literal["approved", "denied"]) -> dict[str, Any]:
     async def work(opened: OpenStore) -> dict[str, Any]:
         from kb_mcp.operators.actions.approvals import NotDecided, decide_approval
-        from kb_mcp.operators.reports.approvals import approval_record
+        from kb_mcp.operators.reports.views import approval_record
 
         outcome = await decide_approval(opened.store.ledger, approval_id, verdict, OPERATOR)
         if isinstance(outcome, NotDecided):

@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kb_mcp.cli.completion import codes, key_ids
 from kb_mcp.cli.failures import Failure, found_something, say_failure
-from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
-from kb_mcp.cli.output import cell, json_option, print_json, print_list
-from kb_mcp.cli.progress import Advance, CountedAudit, counted, progress
+from kb_mcp.cli.opening import OPERATOR, OpenStore, codes, key_ids, with_store
+from kb_mcp.cli.output import (
+    Advance,
+    CountedAudit,
+    cell,
+    counted,
+    json_option,
+    print_json,
+    print_list,
+    progress,
+)
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.audit.chain import Head

@@ -190,7 +190,7 @@ def _ceilings_since(facts: Mapping[str, str]) -> str:
 
 async def _overlaps(opened: OpenProxy) -> tuple[bool, str]:
     """Count what was billed before overlaps were refused: it stands, and is for people to judge."""
-    from kb_mcp.operators.reports.overlaps import count_overlaps
+    from kb_mcp.operators.reports.invariants import count_overlaps
     from kb_mcp.proxy.access.authenticate import policy_of
 
     keys = await opened.store.records.keys()

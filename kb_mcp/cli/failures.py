@@ -9,14 +9,31 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any, NoReturn
 
 import click
 from typing_extensions import override
 
-from kb_mcp.cli.distribution import other_distribution
 from kb_mcp.environment import SettingsError
 from kb_mcp.serving.process_setup import collect_seldom
+
+OURS = "kb-mcp-billing"
+OTHER = "kb-mcp"
+
+
+def other_distribution() -> tuple[str, str] | None:
+    """Return what is wrong and what to do, where another distribution claims this package."""
+    try:
+        distribution(OTHER)
+    except PackageNotFoundError:
+        return None
+    return (
+        f"the distribution {OTHER}, which is another project, is installed here too, and its files "
+        f"may stand in place of those of {OURS}",
+        f"pip uninstall --yes {OTHER} && pip install --force-reinstall --no-deps {OURS}",
+    )
+
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 # By name, so that this table imports none of the modules that raise them.

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kb_mcp.cli.completion import key_ids
 from kb_mcp.cli.failures import Failure
 from kb_mcp.cli.keys import REVOKE_WAIT_S
-from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
+from kb_mcp.cli.opening import OPERATOR, OpenStore, key_ids, with_store
 from kb_mcp.cli.output import json_option, print_list, print_record
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kb_mcp.cli.completion import key_ids, roles
 from kb_mcp.cli.failures import WRONG, Failure, say_failure
-from kb_mcp.cli.opening import OPERATOR, OpenStore, with_store
+from kb_mcp.cli.opening import OPERATOR, OpenStore, key_ids, roles, with_store
 from kb_mcp.cli.output import json_option, print_json, print_list, print_record
 
 if TYPE_CHECKING:

@@ -1,7 +1,9 @@
-"""Opening what commands work on: the store, its office, and Stripe where a command reads it.
+"""Opening what commands work on: the store, and Stripe where a command reads it.
 
 Floor: above wiring, below the commands. Several processes may share a store: a serving one goes
 on beside a command.
+What a shell completes is read here too: it never fails aloud, waits for no network and changes
+nothing; what cannot be read at once is not offered.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
+    from kb_mcp.operators.reports.views import Views
     from kb_mcp.proxy.stores.admin import StoreAdmin
     from kb_mcp.proxy.stripe.reader import StripeReads
     from kb_mcp.settings import Settings
     from kb_mcp.wiring.proxy import Proxy
     from kb_mcp.wiring.store import Store
+
 
 T = TypeVar("T")
 OPERATOR = "cli"
@@ -35,6 +40,13 @@ class OpenStore:
     def now(self) -> int:
         """Return the store's time in ms UTC, which never runs behind its high-water mark."""
         return self.store.clock.now(int(self.store_admin.facts().get("high_water_ms", "0")))
+
+    @property
+    def views(self) -> Views:
+        """What people look at in the store."""
+        from kb_mcp.operators.reports.views import Views
+
+        return Views(ledger=self.store.ledger, records=self.store.records, now_ms=self.now)
 
     def past_ms(self, text: str) -> int:
         """Read a time, a day or an age as ms UTC. Raises: BadParameter."""
@@ -142,3 +154,48 @@ def _open_leniently(settings: Settings) -> Store:
         recovery_grace_ms=600_000,
     )
     return _open(plain)
+
+
+IDS_MAX = 100
+
+
+def roles(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer the built-in roles, each with what it may do."""
+    from kb_mcp.proxy.access.roles import ROLES, describe
+
+    return [
+        CompletionItem(name, help=describe(policy)[0])
+        for name, policy in ROLES.items()
+        if name.startswith(incomplete)
+    ]
+
+
+def codes(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer the codes of our refusals."""
+    from kb_mcp.proxy.errors.refusal_codes import Code
+
+    return [CompletionItem(code.value) for code in Code if code.value.startswith(incomplete)]
+
+
+def key_ids(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer the keys of an embedded store, the newest first, each with its role and label."""
+    from kb_mcp.environment import SettingsError
+    from kb_mcp.proxy.audit.chain import clean_text
+    from kb_mcp.settings import load_settings
+    from kb_mcp.wiring.opening import keys_in
+
+    try:
+        found = keys_in(load_settings())
+    except SettingsError:
+        return []
+    return [
+        CompletionItem(key.id, help=clean_text(f"{key.role} {key.label or ''}".strip(), 60))
+        for key in reversed(found)
+        if key.id.startswith(incomplete)
+    ][:IDS_MAX]

@@ -1,10 +1,11 @@
-"""`kb-mcp recover` and `reconcile`: the ledger beside what Stripe says.
+"""`kb-mcp recover`, `reconcile` and `adopt`: the ledger beside what Stripe says.
 
 Floor: the commands. None of them posts to Stripe.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,13 @@ import click
 
 from kb_mcp.cli.failures import Failure, found_something
 from kb_mcp.cli.opening import OPERATOR, OpenProxy, with_proxy
-from kb_mcp.cli.output import json_option, print_json, print_list
-from kb_mcp.cli.progress import Advance, progress
+from kb_mcp.cli.output import Advance, json_option, print_json, print_list, progress
 
 if TYPE_CHECKING:
-    from kb_mcp.operators.reports.reconcile import Reconciliation
+    from kb_mcp.operators.actions.adoption import Adoption, Taken
+    from kb_mcp.operators.reports.reconcile import Kind, Reconciliation
+    from kb_mcp.proxy.ledger.records import KeyId
+
 
 # A charge may be listed under an earlier second than its reservation: clocks differ.
 MARGIN_MS = 3_600_000
@@ -57,27 +60,22 @@ def reconcile(*, since: str, as_json: bool) -> None:
     """
 
     async def work(opened: OpenProxy) -> dict[str, list[dict[str, Any]]]:
-        from kb_mcp.operators.reports.reconcile import charge_record
-        from kb_mcp.operators.reports.refund_reconcile import refund_record
+        from kb_mcp.operators.reports.reconcile import item_record
 
         since_ms = opened.past_ms(since)
-        outcome = await _compare(opened, since_ms, shown=not as_json)
-        refunds = await _compare_refunds(opened, since_ms, shown=not as_json)
+        kinds: tuple[Kind, ...] = ("charge", "refund")
+        outcomes = [await _compare(opened, kind, since_ms, shown=not as_json) for kind in kinds]
         with progress("Asking for what was not listed", shown=not as_json) as advance:
-            missing = await _missing(opened, outcome, advance)
-            missing += await _missing(opened, refunds, advance)
+            asked = [await _missing(opened, outcome, advance) for outcome in outcomes]
         found = {
             "missing_operations": [
-                write(each)
-                for write, unknown in (
-                    (charge_record, outcome.unknown_charges),
-                    (refund_record, refunds.unknown_charges),
-                )
-                for each in unknown
+                item_record(each)
+                for outcome in outcomes
+                for each in outcome.unknown
                 if int(each["created"]) * 1000 >= since_ms
             ],
-            "missing_charges": missing,
-            "differing": [*outcome.differing, *refunds.differing],
+            "missing_charges": [record for missing in asked for record in missing],
+            "differing": [record for outcome in outcomes for record in outcome.differing],
         }
         if any(found.values()):
             await _note_difference(opened, found)
@@ -92,38 +90,22 @@ def reconcile(*, since: str, as_json: bool) -> None:
         found_something()
 
 
-async def _compare(opened: OpenProxy, since_ms: int, *, shown: bool) -> Reconciliation:
+async def _compare(opened: OpenProxy, kind: Kind, since_ms: int, *, shown: bool) -> Reconciliation:
     from kb_mcp.operators.reports.reconcile import Wanted
     from kb_mcp.operators.reports.reconcile import reconcile as compare
     from kb_mcp.proxy.edge.records import every_operation
     from kb_mcp.proxy.stripe.reader import Unread
 
-    with progress("Reading charges", shown=shown) as advance:
-        charges = await opened.reads.walk(
-            "/v1/charges", since_ms - MARGIN_MS, lambda done: advance(done, None), may_lack=True
+    with progress(f"Reading {kind}s", shown=shown) as advance:
+        items = await opened.reads.walk(
+            f"/v1/{kind}s", since_ms - MARGIN_MS, lambda done: advance(done, None), may_lack=True
         )
-    if isinstance(charges, Unread):
-        raise Failure(f"the list of charges cannot be read: {charges.why}", "Nothing was changed.")
-    wanted = Wanted.by(charges, since_ms)
+    if isinstance(items, Unread):
+        raise Failure(f"the list of {kind}s cannot be read: {items.why}", "Nothing was changed.")
+    wanted = Wanted.by(items, since_ms, kind)
     ledger = every_operation(opened.store.records)
     operations = [each async for each, _ in ledger if wanted.holds(each)]
-    return compare(operations, charges, since_ms)
-
-
-async def _compare_refunds(opened: OpenProxy, since_ms: int, *, shown: bool) -> Reconciliation:
-    from kb_mcp.operators.reports.refund_reconcile import reconcile_refunds
-    from kb_mcp.proxy.edge.records import every_operation
-    from kb_mcp.proxy.stripe.reader import Unread
-
-    with progress("Reading refunds", shown=shown) as advance:
-        refunds = await opened.reads.walk(
-            "/v1/refunds", since_ms - MARGIN_MS, lambda done: advance(done, None), may_lack=True
-        )
-    if isinstance(refunds, Unread):
-        raise Failure(f"the list of refunds cannot be read: {refunds.why}", "Nothing was changed.")
-    ledger = every_operation(opened.store.records)
-    operations = [each async for each, _ in ledger if each.kind == "refund"]
-    return reconcile_refunds(operations, refunds, since_ms)
+    return compare(operations, items, since_ms, kind)
 
 
 async def _missing(
@@ -176,3 +158,176 @@ def _print_comparison(result: dict[str, list[dict[str, Any]]]) -> None:
         if result[name]:
             click.echo(title)
             print_list(result[name], columns, as_json=False, empty="")
+
+
+LOOK_BACK_MS = 25 * 3_600_000
+COLUMNS = ("charge_id", "adopted", "operation_id", "customer_id", "billing_period", "amount",
+           "currency", "created_at", "why")  # fmt: skip
+_PERIOD_FROM = re.compile(r"description|created|none|metadata:[A-Za-z0-9_ -]{1,40}")
+
+
+@click.command()
+@click.option("--since", required=True, help="A date, time or age: 2026-06-01, 90d.")
+@click.option("--period-from", default="description", show_default=True,
+              metavar="description|metadata:NAME|created|none",
+              help="Where a charge says which period it is for. What says none is adopted only "
+                   "with `created` (the month of its creation) or `none`.")  # fmt: skip
+@click.option("--apply", is_flag=True, help="Do it; without this, only show what would be done.")
+@json_option
+def adopt(*, since: str, period_from: str, apply: bool, as_json: bool) -> None:
+    """Make operations of charges Stripe already has, so that they are not billed again.
+
+    Example: kb-mcp adopt --since 2026-01-01 --period-from metadata:period --apply
+    """
+    if not _PERIOD_FROM.fullmatch(period_from):
+        hint = "description, metadata:NAME, created or none"
+        raise click.BadParameter(f"{period_from!r} is not {hint}", param_hint="--period-from")
+
+    def show(records: list[dict[str, Any]]) -> None:
+        empty = "Nothing to adopt: the ledger has every charge."
+        print_list(records, COLUMNS, as_json=as_json, empty=empty)
+
+    async def work(opened: OpenProxy) -> None:
+        since_ms = opened.past_ms(since)
+        adoption = await _adoption(opened, period_from, applies=apply)
+        records = await _take_all(adoption, since_ms, shown=not as_json)
+        show(records)
+        if apply:
+            await _close_gap(opened, since_ms)
+        elif records:
+            click.echo("Nothing was changed. Run it again with --apply to adopt these.", err=True)
+
+    with_proxy(work)
+
+
+async def _adoption(opened: OpenProxy, period_from: str, *, applies: bool) -> Adoption:
+    from kb_mcp.operators.actions.adoption import Adoption
+    from kb_mcp.serving.machine import new_id
+
+    keys = await opened.store.records.keys()
+    lineages: dict[str, KeyId] = {key.lineage_id: key.id for key, _ in keys}
+    return Adoption(
+        ledger=opened.store.ledger,
+        records=opened.store.records,
+        reads=opened.reads,
+        lineages=lineages,
+        period_from=period_from,
+        operator=OPERATOR,
+        now=opened.now(),
+        new_id=new_id,
+        applies=applies,
+    )
+
+
+async def _take_all(adoption: Adoption, since_ms: int, *, shown: bool) -> list[dict[str, Any]]:
+    from kb_mcp.proxy.stripe.reader import Unread
+
+    with progress("Reading charges", shown=shown) as advance:
+        items = await adoption.unknown(since_ms, lambda done: advance(done, None))
+    if isinstance(items, Unread):
+        raise Failure(f"Stripe's lists cannot be read: {items.why}", "Nothing was changed.")
+    records: list[dict[str, Any]] = []
+    with progress("Adopting", shown=shown) as advance:
+        for item in items:
+            advance(len(records), len(items))
+            records.append(_record(await adoption.take(item), applies=adoption.applies))
+    return records
+
+
+def _record(taken: Taken, *, applies: bool) -> dict[str, Any]:
+    from kb_mcp.operators.actions.adopt import Adopted
+    from kb_mcp.operators.reports.reconcile import item_record
+
+    done = isinstance(taken.result, Adopted)
+    operation = taken.result.operation if isinstance(taken.result, Adopted) else taken.operation
+    return item_record(taken.item) | {
+        "adopted": done and applies,
+        "customer_id": taken.item.get("customer") if operation is None else operation.customer,
+        "operation_id": operation.id if operation is not None and done and applies else None,
+        "billing_period": None if operation is None else operation.period,
+        "reference": None if operation is None else operation.reference,
+        "why": None if isinstance(taken.result, Adopted) else taken.result.why,
+    }
+
+
+async def _close_gap(opened: OpenProxy, since_ms: int) -> None:
+    """Remember the adoption; a store that had lost records sends again if nothing is left out.
+
+    Raises: Failure.
+    """
+    from kb_mcp.instants import rfc3339
+    from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE
+
+    facts = opened.store_admin.facts()
+    opened.store_admin.set_facts(
+        {"adopted_since": rfc3339(since_ms), "adopted_at": rfc3339(opened.now())}
+    )
+    behind = opened.store.behind
+    if not (behind or facts.get(GAP) or facts.get(NEW_STORE)):
+        return
+    needed = _needed_since(opened)
+    if needed is not None and since_ms > needed:
+        hint = f"Run `kb-mcp adopt --since {rfc3339(needed)} --apply`, and it may send again."
+        raise Failure("the store has lost records, and this does not reach back far enough", hint)
+    await _walk(opened, needed)
+    if behind:
+        await _forget_heads(opened)
+        click.echo("The store may send again. Start the serving processes anew.", err=True)
+    elif facts.get(GAP):
+        click.echo("The store may send again.", err=True)
+
+
+async def _walk(opened: OpenProxy, needed: int | None) -> None:
+    """Walk Stripe's lists: nothing of this store's may be left out. Raises: Failure."""
+    from kb_mcp.proxy.watching.walk import LOOK_BACK_AT_START_MS, Broken, Lost
+
+    match await opened.proxy.walks.walk.run(LOOK_BACK_AT_START_MS, reach_back_to=needed):
+        case Lost(objects=objects):
+            left = ", ".join(objects[:5])
+            raise Failure(
+                f"charges of ours are still not in the ledger: nothing is sent yet ({left})",
+                "The list above says why each was left; run this again once that is put right.",
+            )
+        case Broken(path=path, why=why):
+            raise Failure(f"{path} cannot be read: nothing is sent yet ({why})")
+        case _:
+            return
+
+
+async def _forget_heads(opened: OpenProxy) -> None:
+    """Drop the exported heads that the store does not reach. Raises: Failure."""
+    from kb_mcp.operators.actions.operations import note
+    from kb_mcp.proxy.ledger.records import AuditDraft
+
+    _demand_settled(opened)
+    lost = ", ".join(f"{behind.head.node}:{behind.head.seq}" for behind in opened.store.behind)
+    row = AuditDraft(kind="admin", decision="gap_closed", agent_id=OPERATOR, note=lost[:200])
+    await note(opened.store.ledger, row)
+    opened.store.heads.forget()
+
+
+def _demand_settled(opened: OpenProxy) -> None:
+    """Wait out the grace: what was being sent when the store was lost may only now be made.
+
+    Raises: Failure.
+    """
+    last = max((behind.at_ms or 0 for behind in opened.store.behind), default=0)
+    left_ms = last + opened.store.settings.recovery_grace_ms - opened.now()
+    if left_ms > 0:
+        hint = f"Run this again in {left_ms // 1000 + 1} seconds."
+        raise Failure("what was lost is younger than the recovery grace: nothing is sent yet", hint)
+
+
+def _needed_since(opened: OpenProxy) -> int | None:
+    """Return from when on charges may be missing by the exported heads (ms UTC), if they tell."""
+    audit, moments = opened.store.records.audit, []
+    for behind in opened.store.behind:
+        rows = list(audit(node=behind.head.node, limit=1, newest_first=True))
+        if not rows and behind.began_ms is not None:
+            # All that this process wrote is gone: it began after the copy was taken.
+            moments.append(behind.began_ms - LOOK_BACK_MS)
+            continue
+        # Where nothing tells when it began, the store's first row is the safe bound.
+        rows = rows or list(audit(limit=1))
+        moments += [opened.past_ms(row["time"]) - LOOK_BACK_MS for row in rows]
+    return min(moments, default=None)

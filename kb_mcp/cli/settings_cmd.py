@@ -1,24 +1,26 @@
-"""`kb-mcp settings`: what the store holds for all its processes.
+"""`kb-mcp settings` and `migrate`: what a store holds for all processes, and its schema.
 
-Floor: the commands. Serving processes read these when they start; one that is configured
-otherwise refuses to start.
+Floor: the commands.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kb_mcp.cli.failures import WRONG, Failure
 from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, with_proxy, with_store
-from kb_mcp.cli.output import json_option, print_record
+from kb_mcp.cli.output import json_option, print_record, progress
 from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX
 
 if TYPE_CHECKING:
     from kb_mcp.operators.actions.operations import NotDone
+    from kb_mcp.settings import Settings
+
 
 _CEILINGS = {"account_daily_cap": "ceilings", "account_daily_refund_cap": "refund_ceilings"}
 _TAKEN_UP = {
@@ -118,7 +120,7 @@ def confirm_new_store() -> None:
     """
 
     async def work(opened: OpenProxy) -> None:
-        from kb_mcp.operators.actions.identity import confirm_new_store as confirm
+        from kb_mcp.operators.actions.adoption import confirm_new_store as confirm
 
         _demand(await confirm(opened.proxy.walks.walk, OPERATOR))
 
@@ -137,7 +139,7 @@ def foreign_lineage(*, lineage: str) -> None:
     """
 
     async def work(opened: OpenProxy) -> str:
-        from kb_mcp.operators.actions.identity import name_foreign
+        from kb_mcp.operators.actions.adoption import name_foreign
         from kb_mcp.proxy.watching.walk import LOOK_BACK_AT_START_MS, Whole
 
         walk = opened.proxy.walks.walk
@@ -218,3 +220,55 @@ def _record(facts: Mapping[str, str]) -> dict[str, Any]:
         "upstream_timeout": int(facts["upstream_timeout_ms"]) // 1000,
         "recovery_grace": int(facts["recovery_grace_ms"]) // 1000,
     }
+
+
+@click.command()
+@click.option("--from", "source", metavar="sqlite:///PATH",
+              help="Copy this embedded ledger into the new, empty PostgreSQL store.")  # fmt: skip
+@click.option("--grant-to", metavar="ROLE",
+              help="PostgreSQL: give this role what a serving process needs.")  # fmt: skip
+def migrate(*, source: str | None, grant_to: str | None) -> None:
+    """Bring the store to the newest schema.
+
+    Example: kb-mcp migrate --grant-to keybrake_proxy
+    """
+    from kb_mcp.settings import load_settings
+
+    settings = load_settings()
+    if settings.database_path is not None:
+        if source or grant_to:
+            raise click.UsageError("--from and --grant-to are for a PostgreSQL store")
+        number = with_store(_schema, lenient=True)
+    else:
+        from kb_mcp.wiring.opening import store_path
+
+        store_path(settings)  # which says so if the driver is missing
+        from kb_mcp.wiring.postgres_store import migrate_postgres
+
+        number = migrate_postgres(settings, grant_to)
+    click.echo(f"The store has schema {number}, the newest.")
+    if source is not None:
+        _copy(settings, source)
+
+
+async def _schema(opened: OpenStore) -> int:
+    return opened.store_admin.schema()
+
+
+def _copy(settings: Settings, source: str) -> None:
+    from dataclasses import replace
+
+    from kb_mcp.environment import SQLITE
+    from kb_mcp.wiring.copying import copy_ledger
+
+    # A shell's path, relative to where the command is started.
+    file = Path(source.removeprefix(SQLITE)).expanduser().absolute()
+    embedded = replace(settings, database_url=f"{SQLITE}{file}")
+    if not source.startswith(SQLITE) or not file.is_file():
+        raise Failure(f"there is no ledger at {source}", "Name its file: sqlite:///PATH.", 2)
+    with progress("Copying", shown=True) as advance:
+        copied = copy_ledger(settings, embedded, advance)
+    click.echo(
+        f"Copied {copied.rows} rows, {copied.audit_rows} of them audit rows in {copied.chains} "
+        "chains: all read back equal, and every chain verifies."
+    )

@@ -23,18 +23,17 @@ from kb_mcp.operators.actions.keys import (
     NoSuchKeyError,
 )
 from kb_mcp.operators.actions.resolve import StripeActs
-from kb_mcp.operators.api.admin import AdminApi
+from kb_mcp.operators.api import AdminApi
 from kb_mcp.operators.dashboard.actions import Actions
 from kb_mcp.operators.dashboard.app import Dashboard
 from kb_mcp.operators.dashboard.bars import Bars
 from kb_mcp.operators.dashboard.live_audit import Live
 from kb_mcp.operators.dashboard.pages import Pages
-from kb_mcp.operators.metrics.families import Metrics, Readings, no_workers
-from kb_mcp.operators.reports.audit_state import Verifying
+from kb_mcp.operators.metrics import Metrics, Readings, no_workers
+from kb_mcp.operators.reports.invariants import Verifying
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.operators.requests import InputError
-from kb_mcp.operators.sign_in.access import Access
-from kb_mcp.operators.sign_in.sessions import Operators, Sessions, Throttle
+from kb_mcp.operators.sign_in import Access, Operators, Sessions, Throttle
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.meters import Meters
 from kb_mcp.proxy.stores.reads import StoreReads

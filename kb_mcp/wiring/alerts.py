@@ -21,15 +21,16 @@ from urllib.parse import urlsplit
 import httpx
 
 from kb_mcp.environment import SettingsError
-from kb_mcp.operators.alerts.bodies import shape
-from kb_mcp.operators.alerts.files import (
+from kb_mcp.operators.alerts.queue import (
     AlertFile,
     AlertFileError,
+    Alerts,
     CommandTarget,
+    Sender,
     WebhookTarget,
     load_alert_file,
+    shape,
 )
-from kb_mcp.operators.alerts.queue import Alerts, Sender
 from kb_mcp.operators.alerts.rules import Kind
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.settings import Settings

@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from kb_mcp.environment import data_folder
 from kb_mcp.proxy.audit.chain import Journal, derive_key
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
@@ -45,7 +46,6 @@ from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.sealing import Sealer, witnesses_of
 from kb_mcp.serving.machine import boot_id, boottime_ms, process_name, random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.store_files import data_folder
 from kb_mcp.wiring.store import (
     Store,
     StoreError,

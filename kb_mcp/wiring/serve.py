@@ -273,7 +273,7 @@ async def _sandbox(app: Any, port: int) -> AsyncIterator[str]:
 def _operators_app(settings: Settings, proxy: Proxy, workers: Workers) -> Any:
     from kb_mcp.operators.actions.resolve import StripeActs
     from kb_mcp.operators.app import Bench, create_admin
-    from kb_mcp.operators.reports.audit_state import Verifying
+    from kb_mcp.operators.reports.invariants import Verifying
     from kb_mcp.proxy.stripe.reader import StripeReads
 
     store = proxy.store

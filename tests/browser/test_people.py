@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.operators.dashboard import pages
-from kb_mcp.operators.sign_in.sessions import IDLE_MS
+from kb_mcp.operators.sign_in import IDLE_MS
 from tests.browser.conftest import StoreAdmin
 from tests.in_process_proxy import error_of
 from tests.operators.operators_app import OTHER_TOKEN, asking_above

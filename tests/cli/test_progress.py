@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from kb_mcp.cli.progress import counted
+from kb_mcp.cli.output import counted
 from kb_mcp.proxy.audit.chain import AUDIT_COLUMNS, Journal, derive_key
 from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.stores.binding import add_node

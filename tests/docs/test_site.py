@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.operators.alerts.files import load_alert_file
+from kb_mcp.operators.alerts.queue import load_alert_file
 from kb_mcp.proxy.access.policy_files import load_policy
 from kb_mcp.settings import _KNOWN as KNOWN
 from tests.cli.machine import CUSTOMER, Machine

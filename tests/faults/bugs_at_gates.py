@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from kb_mcp.operators.actions import settle, void
+from kb_mcp.operators.actions import resolve, settle
 from kb_mcp.operators.actions.operations import By
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.snapshot import Snapshot
@@ -57,14 +57,14 @@ def a_resend_does_not_ask_what_its_sender_may(_: Simulation) -> Iterator[None]:
 
 @bug
 def an_operator_voids_where_the_list_could_not_be_read(_: Simulation) -> Iterator[None]:
-    right = part(void, "_not_absent")
+    right = part(resolve, "_not_absent")
 
     def wrong(snapshot: Snapshot, leased: Any, finding: Any, daily_declines: int) -> Any:
         if isinstance(finding, Unreadable):
-            return part(void, "_void")(snapshot, snapshot.operations[leased.id], By("ann"))
+            return part(resolve, "_void")(snapshot, snapshot.operations[leased.id], By("ann"))
         return right(snapshot, leased, finding, daily_declines)
 
-    with swapped(void, "_not_absent", wrong):
+    with swapped(resolve, "_not_absent", wrong):
         yield
 
 

@@ -11,7 +11,7 @@ import httpx
 from kb_mcp.agent.transport import AsgiTransport
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.operators.app import Bench, create_admin
-from kb_mcp.operators.reports.audit_state import Verifying
+from kb_mcp.operators.reports.invariants import Verifying
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import hash_token

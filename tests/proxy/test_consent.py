@@ -12,7 +12,7 @@ import pytest
 
 from kb_mcp.operators.actions.approvals import decide_approval
 from kb_mcp.operators.actions.keys import revoke_key
-from kb_mcp.operators.reports.approvals import approval_record
+from kb_mcp.operators.reports.views import approval_record
 from kb_mcp.proxy.access.policy import CapRules, ParameterRule, Policy
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.records import Approval, Changes, KeyId, Lineage, Refs, VaultKey

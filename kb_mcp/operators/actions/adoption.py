@@ -1,10 +1,16 @@
 """An adoption: everything that Stripe has since some time and the ledger lacks, one by one.
 
-Floor: wing C, above adopt and readopt. It reads Stripe and never posts.
+Floor: operators, above adopt. It reads Stripe and never posts; each object is taken in by one
+audited transaction. What failed or waits here may have been charged since, after a restore: the
+ledger then remembers an earlier moment, and Stripe's object is the truth.
+Beside it stands what an operator says about a store: that it is new, or that marks are not its own.
+Nothing of that is taken back by a later walk, so that each refuses where it would hide a loss.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,23 +21,38 @@ from kb_mcp.operators.actions.adopt import (
     NOBODY,
     Adopted,
     Left,
-    adopt,
+    is_refund,
     operation_of,
     period_of,
     proof_of,
 )
-from kb_mcp.operators.actions.readopt import adopt_known
-from kb_mcp.operators.actions.refunds import adopt_refund, refund_operation
+from kb_mcp.operators.actions.operations import By, NotDone
 from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import Attempt, KeyId, Operation, OperationId
+from kb_mcp.proxy.ledger.records import (
+    HOLDING,
+    Attempt,
+    AttemptOutcome,
+    AuditDraft,
+    Changes,
+    KeyId,
+    Operation,
+    OperationId,
+    Refs,
+    Window,
+    WindowKey,
+)
 from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE, Snapshot
+from kb_mcp.proxy.ledger.windows import windows_of
 from kb_mcp.proxy.rules.outcomes.gaps import WALKED, holds_money, mark_of
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.json_objects import marks, object_names
 from kb_mcp.proxy.stripe.reader import Found, StripeReads, Unread
+from kb_mcp.proxy.watching.walk import FOREIGN, StoreWalk
 
 Item = Mapping[str, Any]
 CHUNK = 100
+_REOPENED_SUFFIX = re.compile(r"-r([0-9]{1,9})$")
 # An object may be listed under an earlier second than its reservation: clocks differ.
 MARGIN_MS = 3_600_000
 
@@ -85,23 +106,22 @@ class Adoption:
         lacking = [each for chunk in _chunks(found) for each in await self._lacking(chunk)]
         # Stripe lists the newest first, and the newest of a bill is to speak for it.
         lacking.reverse()
-        return sorted(lacking, key=lambda each: (_is_refund(each), int(each.get("created", 0))))
+        return sorted(lacking, key=lambda each: (is_refund(each), int(each.get("created", 0))))
 
     async def take(self, item: Item) -> Taken:
         """Adopt one object, or say why not. Raises: LedgerUnavailableError."""
         if proof_of(item) is None:
             return Taken(item, None, Left("its status cannot be read"))
-        period = None if _is_refund(item) else period_of(item, self.period_from)
+        period = None if is_refund(item) else period_of(item, self.period_from)
         plain = None if isinstance(period, Left) else period
-        fresh = OperationId(self.new_id("op"))
-        if _is_refund(item):
+        whole = item
+        if is_refund(item):
             charge = await self.reads.get(f"/v1/charges/{item.get('charge')}")
             if not isinstance(charge, Found):
                 return Taken(item, None, Left("its charge cannot be read"))
-            customer = charge.body.get("customer")
-            found, attempt = refund_operation(item, customer, self.lineages, self.now, fresh)
-        else:
-            found, attempt = operation_of(item, plain, self.lineages, self.now, fresh)
+            whole = {**item, "customer": charge.body.get("customer")}
+        fresh = OperationId(self.new_id("op"))
+        found, attempt = operation_of(whole, plain, self.lineages, self.now, fresh)
         young = self.now - found.reserved_at < self.ledger.settings.recovery_grace_ms
         if young and found.lineage_id != NOBODY:
             # Ours, and so new that the process that sent it may be about to conclude it.
@@ -115,8 +135,7 @@ class Adoption:
                 found = replace(found, id=OperationId(self.new_id("op")))
                 key = f"{NOBODY}-{found.object_id}"
                 attempt = replace(attempt, operation_id=found.id, upstream_key=key)
-            how = adopt_refund if _is_refund(item) else adopt
-            return Taken(item, found, await self._write(how, found, attempt))
+            return Taken(item, found, await self._write(adopt, found, attempt))
         found = replace(found, id=known.id)
         return Taken(
             item,
@@ -143,9 +162,202 @@ class Adoption:
         return [each for each in items if not known.objects.intersection(object_names(each))]
 
 
-def _is_refund(item: Item) -> bool:
-    return item.get("object") == "refund"
-
-
 def _chunks(items: Sequence[Item]) -> list[Sequence[Item]]:
     return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+
+
+async def adopt(
+    ledger: Ledger, operation: Operation, attempt: Attempt, operator: str
+) -> Adopted | Left:
+    """Write an adopted operation, its attempt and what it counts for, in one transaction.
+
+    Another operation of the same name becomes the older generation; an unresolved one must not,
+    since it may be this very charge.
+    """
+
+    def step(snapshot: Snapshot) -> tuple[Adopted | Left, Changes]:
+        if operation.object_id in snapshot.object_owners or operation.id in snapshot.operations:
+            return Left("the ledger has it meanwhile"), Changes()
+        newest = snapshot.newest(operation.name)
+        if newest is not None and operation.gives_back is not None and newest.live:
+            return Left(f"operation {newest.id} is of the same refund"), Changes()
+        if newest is not None and newest.state in HOLDING:
+            return Left(f"operation {newest.id} of the same bill is unresolved"), Changes()
+        # K-r2 alone is the third generation: the next one must not be called K-r2 again.
+        generation = max(_generation_of(operation), 0 if newest is None else newest.generation + 1)
+        kept = replace(operation, generation=generation)
+        older = (
+            (replace(newest, successor=kept.id, updated_at=snapshot.now),)
+            if newest is not None and newest.refunded and newest.successor is None
+            else ()
+        )
+        changes = Changes(
+            operations=(*older, kept),
+            attempts=(attempt,),
+            windows=_counted(snapshot, None, kept),
+            audit=(By(operator).row("adopt", kept),),
+        )
+        return Adopted(kept), changes
+
+    refs = Refs(
+        operations=frozenset({operation.id}),
+        names=frozenset({operation.name}),
+        charges=frozenset(filter(None, [operation.gives_back])),
+        objects=frozenset({str(operation.object_id)}),
+        windows=frozenset(windows_of(operation).all()),
+    )
+    return await ledger.transact(lambda _: refs, step)
+
+
+def _counted(snapshot: Snapshot, before: Operation | None, after: Operation) -> tuple[Window, ...]:
+    """Return the windows once `after` counts in the place of `before`: spend if it is final."""
+    changed: dict[WindowKey, Window] = {}
+    if before is not None and before.held:
+        for key in windows_of(before).money():
+            window = snapshot.window(key)
+            settled = before.state is S.SUCCEEDED and before.final
+            changed[key] = (
+                replace(window, settled=window.settled - before.held)
+                if settled
+                else replace(window, reserved=window.reserved - before.held)
+            )
+    for key in windows_of(after).money() if after.held else ():
+        window = changed.get(key) or snapshot.window(key)
+        changed[key] = (
+            replace(window, settled=window.settled + after.held)
+            if after.final
+            else replace(window, reserved=window.reserved + after.held)
+        )
+    return tuple(changed.values())
+
+
+def _generation_of(operation: Operation) -> int:
+    found = _REOPENED_SUFFIX.search(operation.upstream_name)
+    return int(found[1]) if found else 0
+
+
+async def adopt_known(
+    ledger: Ledger, found: Operation, attempt: Attempt, operator: str
+) -> Adopted | Left:
+    """Let the operation `found.id` succeed with the object of `found`, in one transaction.
+
+    `found` and `attempt` are what the object stands for by itself. The operation keeps its name;
+    it counts in the windows of the object's creation.
+    """
+
+    def step(snapshot: Snapshot) -> tuple[Adopted | Left, Changes]:
+        current = snapshot.operations[found.id]
+        refusal = _refusal(snapshot, current, found)
+        if refusal is not None:
+            return refusal, Changes()
+        made = _attempt_that_made(snapshot, current, attempt)
+        after = _succeeded(current, found, made)
+        row = By(operator).row("adopt", after, note=f"it was {current.state.value}")
+        changes = Changes(
+            operations=(after,),
+            attempts=(made,),
+            windows=_counted(snapshot, current, after),
+            audit=(replace(row, attempt=after.attempt),),
+        )
+        return Adopted(after), changes
+
+    refs = Refs(
+        operations=frozenset({found.id}),
+        names=frozenset({found.name}),
+        objects=frozenset({str(found.object_id)}),
+        windows=frozenset(windows_of(found).all()),
+    )
+    return await ledger.transact(lambda _: refs, step)
+
+
+def _refusal(snapshot: Snapshot, current: Operation, found: Operation) -> Left | None:
+    owner = snapshot.object_owners.get(str(found.object_id))
+    if current.state is S.SUCCEEDED:
+        return Left("the ledger has it meanwhile")
+    if owner is not None and owner != current.id:
+        return Left(f"operation {owner} has it")
+    if snapshot.leased(current):
+        return Left("it is being sent or looked up: run this again later")
+    return None
+
+
+def _attempt_that_made(snapshot: Snapshot, current: Operation, attempt: Attempt) -> Attempt:
+    """Return the attempt that made the object: the one of its mark, or one that was lost."""
+    known = snapshot.attempts_of(current)
+    numbers = {each.number for each in known}
+    same = next((each for each in known if each.upstream_key == attempt.upstream_key), None)
+    if same is not None:
+        return replace(
+            same,
+            outcome=AttemptOutcome.SUCCEEDED,
+            open_sends=0,
+            status=200,
+            object_id=attempt.object_id,
+        )
+    number = attempt.number if attempt.number not in numbers else max(numbers) + 1
+    return replace(attempt, number=number)
+
+
+def _succeeded(current: Operation, found: Operation, made: Attempt) -> Operation:
+    """Return the operation with its object; what it billed is what the object says."""
+    same = (current.amount, current.currency, current.customer) == (
+        found.amount,
+        found.currency,
+        found.customer,
+    )
+    kept = current if same else found
+    mine = found.lineage_id != NOBODY
+    return replace(
+        found,
+        name=current.name,
+        generation=current.generation,
+        named_by=current.named_by,
+        period=kept.period,
+        period_start=kept.period_start,
+        period_end=kept.period_end,
+        reference=kept.reference,
+        fingerprint=kept.fingerprint,
+        upstream_name=current.upstream_name,
+        first_arrival_at=max(current.first_arrival_at, found.first_arrival_at),
+        attempt=made.number,
+        lease_token=current.lease_token + 1,
+        key_id=found.key_id if mine else current.key_id,
+        lineage_id=found.lineage_id if mine else current.lineage_id,
+        approval_id=current.approval_id,
+        created_at=current.created_at,
+    )
+
+
+_LINEAGE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+async def confirm_new_store(walk: StoreWalk, operator: str) -> NotDone | None:
+    """Take the store for a new one: objects that were made until now are not its own."""
+    facts = await walk.records.facts()
+    if facts.get(NEW_STORE) != "1" and not _of_any_store(facts):
+        return NotDone(
+            "this store is not new: what it lacks, it has lost",
+            "`kb-mcp adopt --since … --apply` takes it in.",
+        )
+    row = AuditDraft(kind="admin", decision="confirm_new_store", agent_id=operator)
+    await walk.confirm_new((row,))
+    return None
+
+
+async def name_foreign(walk: StoreWalk, lineage: str, operator: str) -> NotDone | None:
+    """Take the objects of `lineage`, made before stores had ids, for another store's."""
+    if not _LINEAGE.fullmatch(lineage):
+        return NotDone(f"{lineage!r} is no lineage", "It stands in metadata[keybrake_key].")
+    if await walk.records.known_lineages([lineage]):
+        return NotDone(f"{lineage} is a lineage of this store: its charges are its own")
+    row = AuditDraft(kind="admin", decision="foreign_lineage", agent_id=operator, note=lineage)
+    facts = ((f"{FOREIGN}{lineage}", "1"),)
+    await walk.ledger.transact(
+        lambda _: Refs(), lambda _: (None, Changes(facts=facts, audit=(row,)))
+    )
+    return None
+
+
+def _of_any_store(facts: Mapping[str, str]) -> bool:
+    gap = facts.get(GAP)
+    return bool(gap and json.loads(gap).get("any_store"))

@@ -6,14 +6,13 @@ reservation holds, too: none commits after it, on any process, as with a revoked
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from kb_mcp.environment import is_address
-from kb_mcp.operators.actions.keys import POLL_S, NoSuchKeyError, sends_under_way
+from kb_mcp.operators.actions.keys import NoSuchKeyError, await_sends
 from kb_mcp.proxy.access.authenticate import newest_key, spent
 from kb_mcp.proxy.access.grants import (
     Claims,
@@ -155,15 +154,7 @@ async def remove_grant(
 
     grant = await ledger.transact(lambda _: refs, step)
     lineage = await _lineage(ledger, grant)
-    under_way = left = await sends_under_way(records, lineage)
-    try:
-        async with asyncio.timeout(wait_s):
-            while left:
-                await asyncio.sleep(POLL_S)
-                left = await sends_under_way(records, lineage)
-    except TimeoutError:
-        pass
-    return Removed(grant, under_way, left)
+    return Removed(grant, *await await_sends(records, lineage, wait_s))
 
 
 async def _lineage(ledger: Ledger, grant: Grant) -> str:

@@ -271,15 +271,7 @@ async def revoke_key(
         return key, Changes(keys=(key,), audit=(_row("revoke", key, operator, note=reason),))
 
     key = await ledger.transact(lambda _: _refs(key_id), step)
-    under_way = left = await sends_under_way(records, key.lineage_id)
-    try:
-        async with asyncio.timeout(wait_s):
-            while left:
-                await asyncio.sleep(POLL_S)
-                left = await sends_under_way(records, key.lineage_id)
-    except TimeoutError:
-        pass
-    return Revoked(key, under_way, left)
+    return Revoked(key, *await await_sends(records, key.lineage_id, wait_s))
 
 
 async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str) -> Lineage:
@@ -306,10 +298,22 @@ async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str
     )
 
 
-async def sends_under_way(records: StoreReads, lineage_id: str) -> int:
-    """Return how many sends of a lineage's keys are under way now."""
-    found = await records.operations(state="reserved", lineage_id=lineage_id)
-    return sum(operation.lease_owner is not None for operation, _ in found)
+async def await_sends(records: StoreReads, lineage_id: str, wait_s: int) -> tuple[int, int]:
+    """Wait at most `wait_s` for a lineage's sends to end; return how many there were, and are."""
+
+    async def under_way() -> int:
+        found = await records.operations(state="reserved", lineage_id=lineage_id)
+        return sum(operation.lease_owner is not None for operation, _ in found)
+
+    first = left = await under_way()
+    try:
+        async with asyncio.timeout(wait_s):
+            while left:
+                await asyncio.sleep(POLL_S)
+                left = await under_way()
+    except TimeoutError:
+        pass
+    return first, left
 
 
 def _key(snapshot: Snapshot, key_id: KeyId) -> VaultKey:

@@ -119,6 +119,27 @@ async def reopen(
     return await ledger.transact(lambda _: refs, step)
 
 
+async def reopen_refund(ledger: Ledger, operation: Operation, by: By) -> Done | NotDone:
+    """Let one more refund of its charge be made; together they are never more than the charge."""
+
+    def step(snapshot: Snapshot) -> tuple[Done | NotDone, Changes]:
+        current = snapshot.operations[operation.id]
+        newest = snapshot.newest(current.name)
+        if current.state is not S.SUCCEEDED or not current.final:
+            why = f"refund {current.id} is {told_state(current)}, not succeeded for good"
+            return NotDone(why, "Only a refund that was made can be made once more."), Changes()
+        if newest is None or newest.id != current.id:
+            newer = newest.id if newest else "another operation"
+            return NotDone(f"{newer} is the newest refund of this charge"), Changes()
+        if current.reopened:
+            return NotDone(f"operation {current.id} is open already"), Changes()
+        again = replace(current, reopened=True, updated_at=snapshot.now)
+        return Done(again), Changes(operations=(again,), audit=(by.row("reopen", again),))
+
+    refs = Refs(operations=frozenset({operation.id}), names=frozenset({operation.name}))
+    return await ledger.transact(lambda _: refs, step)
+
+
 def _not_reopenable(
     snapshot: Snapshot, current: Operation, said: Reopening, *, refunded: bool
 ) -> NotDone | None:

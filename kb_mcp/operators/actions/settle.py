@@ -2,6 +2,8 @@
 
 Floor: operators, above the ledger. The object was read from Stripe before; everything that it says
 is compared here, under the locks, so that no object concludes two operations.
+A person's word is checked against everything that the object says: an object of another bill, of
+last month or of another operation settles nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from kb_mcp.operators.actions.named_object import marked_key, names_of, why_not_its
 from kb_mcp.operators.actions.operations import By, Done, NotDone, unresolvable
+from kb_mcp.periods import PeriodError, parse_period, period_from_description
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.governor import ending_refs
 from kb_mcp.proxy.ledger.port import Ledger
@@ -21,9 +23,118 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_then
 from kb_mcp.proxy.rules.outcomes.conclude import conclude
+from kb_mcp.proxy.rules.outcomes.matching import BEFORE_MS, marks_of
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.evidence import Ending, Made, prove_object
-from kb_mcp.proxy.stripe.json_objects import created_ms
+from kb_mcp.proxy.stripe.evidence import Ending, Made, customer_of, prove_object
+from kb_mcp.proxy.stripe.json_objects import created_ms, object_id
+
+# What is known to have made nothing is settled by its own mark alone.
+_NEEDS_A_MARK = frozenset({S.FAILED, S.AWAITING_APPROVAL})
+
+
+def names_of(item: Mapping[str, Any]) -> frozenset[str]:
+    """Return the ids under which another operation may own `item`: its own, and its intent's."""
+    names = {object_id(item.get("id"))}
+    if item.get("object") != "refund":
+        names.add(object_id(item.get("payment_intent")))
+    return frozenset(name for name in names if name is not None)
+
+
+def why_not_its(snapshot: Snapshot, operation: Operation, item: Mapping[str, Any]) -> str | None:
+    """Return why `item` cannot be the object of `operation`, or None where it can."""
+    attempts = snapshot.attempts_of(operation)
+    return (
+        _of_another(snapshot, operation, item)
+        or _wrong_mark(operation, attempts, item)
+        or _other_values(snapshot, operation, item)
+        or _too_old(operation, attempts, item)
+        or _another_bill(operation, item)
+    )
+
+
+def marked_key(operation: Operation, item: Mapping[str, Any]) -> str | None:
+    """Return the upstream key in the mark of `item`, if `operation` may have sent it."""
+    mark = marks_of(item).get("keybrake_attempt")
+    if not isinstance(mark, str):
+        return None
+    root, _, number = mark.removeprefix(operation.upstream_name).partition("-")
+    is_ours = mark.startswith(operation.upstream_name) and not root
+    return mark if is_ours and (not number or number.isdecimal()) else None
+
+
+def _of_another(snapshot: Snapshot, operation: Operation, item: Mapping[str, Any]) -> str | None:
+    owners = {snapshot.object_owners.get(name) for name in names_of(item)}
+    other = next(iter(sorted(owners - {None, operation.id}, key=str)), None)
+    return None if other is None else f"it already concluded operation {other}"
+
+
+def _wrong_mark(
+    operation: Operation, attempts: list[Attempt], item: Mapping[str, Any]
+) -> str | None:
+    marks = marks_of(item)
+    owner, mark = marks.get("keybrake_operation"), marks.get("keybrake_attempt")
+    if owner and owner != operation.id:
+        return f"it belongs to operation {owner}"
+    known = any(each.upstream_key == mark for each in attempts)
+    if mark and not known and marked_key(operation, item) is None:
+        return "it belongs to another operation: its mark keybrake_attempt says so"
+    if not (owner or mark) and operation.state in _NEEDS_A_MARK:
+        return f"it bears no mark of this operation, which is {operation.state.value}"
+    return None
+
+
+def _other_values(snapshot: Snapshot, operation: Operation, item: Mapping[str, Any]) -> str | None:
+    whose: tuple[str, object, object] = ("customer", customer_of(item), operation.customer)
+    if operation.gives_back is not None:
+        # A refund does not say whose it is, nor in which mode: its charge does.
+        whose = ("charge", item.get("charge"), operation.gives_back)
+    found = {
+        "amount": item.get("amount"),
+        "currency": item.get("currency"),
+        whose[0]: whose[1],
+        "livemode": item.get("livemode", snapshot.settings.mode == "live"),
+    }
+    wanted = {
+        "amount": operation.amount,
+        "currency": operation.currency,
+        whose[0]: whose[2],
+        "livemode": snapshot.settings.mode == "live",
+    }
+    return next(
+        (
+            f"its {name} is {found[name]}, the operation's is {value}"
+            for name, value in wanted.items()
+            # Refunds, payouts and top-ups say no customer.
+            if found[name] != value and (name != "customer" or "customer" in item)
+        ),
+        None,
+    )
+
+
+def _too_old(operation: Operation, attempts: list[Attempt], item: Mapping[str, Any]) -> str | None:
+    created = created_ms(item.get("created"))
+    sent = min((each.first_sent_at for each in attempts), default=operation.first_arrival_at)
+    if created is not None and created >= sent - BEFORE_MS:
+        return None
+    return "it was created before the operation was first sent"
+
+
+def _another_bill(operation: Operation, item: Mapping[str, Any]) -> str | None:
+    if operation.gives_back is not None:
+        return None
+    marks = marks_of(item)
+    reference = marks.get("reference")
+    if reference and reference != operation.reference:
+        return f"its reference is {reference}, the operation's is {operation.reference}"
+    said, described = marks.get("billing_period"), item.get("description")
+    try:
+        period = parse_period(str(said)) if said else period_from_description(str(described or ""))
+    except PeriodError:
+        return f"its billing period {said!r} cannot be read"
+    if period is None or period.label == operation.period:
+        return None
+    return f"its billing period is {period.label}, the operation's is {operation.period}"
+
 
 # What an object says of itself may be anybody's text, and is shown on a terminal.
 WHY_MAX = 400

@@ -20,7 +20,7 @@ from kb_mcp.operators.actions.keys import (
 from kb_mcp.operators.actions.operations import By, NotDone, Reopening, note, reset_declines
 from kb_mcp.operators.actions.operations import Done as Acted
 from kb_mcp.operators.actions.resolve import StripeActs
-from kb_mcp.operators.api.admin import (
+from kb_mcp.operators.api import (
     acts_with_stripe,
     find_operation,
     grant_key,
@@ -33,7 +33,7 @@ from kb_mcp.operators.api.admin import (
 )
 from kb_mcp.operators.dashboard.key_forms import Fields, FormError, read_key_form
 from kb_mcp.operators.dashboard.pages import Visit
-from kb_mcp.operators.reports.audit_state import Verifying
+from kb_mcp.operators.reports.invariants import Verifying
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.operators.requests import (
     OVERLAP_DEFAULT,
@@ -43,7 +43,7 @@ from kb_mcp.operators.requests import (
     check_body,
     read_overlap,
 )
-from kb_mcp.operators.sign_in.sessions import Note
+from kb_mcp.operators.sign_in import Note
 from kb_mcp.proxy.ledger.records import AuditDraft, KeyId, Operation
 
 REVOKE_WAIT_S = 3

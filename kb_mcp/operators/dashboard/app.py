@@ -20,8 +20,7 @@ from kb_mcp.operators.dashboard.live_audit import Live
 from kb_mcp.operators.dashboard.pages import Pages, Visit
 from kb_mcp.operators.dashboard.render import STATIC, page, static
 from kb_mcp.operators.requests import InputError, read_form, read_query
-from kb_mcp.operators.sign_in.access import Access
-from kb_mcp.operators.sign_in.sessions import Sessions, Throttle, same_text
+from kb_mcp.operators.sign_in import Access, Sessions, Throttle, same_text
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 

@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from kb_mcp.operators.dashboard.bars import label_of
 from kb_mcp.operators.dashboard.render import written
 from kb_mcp.operators.reports.views import Views
-from kb_mcp.operators.sign_in.sessions import Sessions
+from kb_mcp.operators.sign_in import Sessions
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError

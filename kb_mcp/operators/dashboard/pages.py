@@ -17,17 +17,17 @@ from starlette.responses import Response
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.operators.actions.keys import TEXT_MAX
 from kb_mcp.operators.alerts.queue import raised
-from kb_mcp.operators.api.admin import unknown_key
+from kb_mcp.operators.api import unknown_key
 from kb_mcp.operators.dashboard.bars import Bars, label_of
 from kb_mcp.operators.dashboard.key_forms import FormError
 from kb_mcp.operators.dashboard.plots import Plot, plot, spend_plots
 from kb_mcp.operators.dashboard.render import bar, page
 from kb_mcp.operators.dashboard.story import tell
-from kb_mcp.operators.reports.audit_state import Verifying
+from kb_mcp.operators.reports.invariants import Verifying
 from kb_mcp.operators.reports.stopped import Figures, stopped_figures
 from kb_mcp.operators.reports.views import Views, key_status
 from kb_mcp.operators.requests import InputError, read_limit, read_query
-from kb_mcp.operators.sign_in.sessions import Note, Session
+from kb_mcp.operators.sign_in import Note, Session
 from kb_mcp.proxy.access.policy_files import load_policy
 from kb_mcp.proxy.access.roles import ROLES, describe
 from kb_mcp.proxy.audit.chain import clean_text

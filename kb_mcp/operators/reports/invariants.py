@@ -1,19 +1,26 @@
-"""Invariants: what must hold between operations, attempts, windows and audit at any moment.
+"""What must hold: between operations, attempts, windows and audit, and along the audit's chains.
 
-Floor: operators, above the records. Pure. They are listed in docs/exactly-once.md; that each
+Floor: operators, above the records. Pure, but for the walk of the chains, which happens on a
+thread, one walk at a time. The invariants are listed in docs/exactly-once.md; that each
 succeeded operation has its object at Stripe is reconcile's to ask.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
+from kb_mcp.periods import Period, overlap, parse_period
 from kb_mcp.proxy.access.policy import Policy
+from kb_mcp.proxy.audit.verification import Verification
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Attempt,
     AttemptOutcome,
+    KeyId,
     LineageId,
     Operation,
     Window,
@@ -21,6 +28,66 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import REFUNDS, windows_of
+from kb_mcp.proxy.stores.gauges import BilledDays
+
+
+@dataclass(frozen=True, slots=True)
+class LastVerification:
+    """One walk: when it ended (ms UTC), and its outcome."""
+
+    at: int
+    outcome: Verification
+
+    @property
+    def holds(self) -> bool:
+        """Say whether every chain held."""
+        return not self.outcome.breaks
+
+
+@dataclass(slots=True)
+class Verifying:
+    """Verifies on demand and remembers the last outcome; `verify` blocks while it walks."""
+
+    verify: Callable[[], Verification]
+    now_ms: Callable[[], int]
+    last: LastVerification | None = None
+    _walking: asyncio.Task[LastVerification] | None = None
+
+    async def run(self) -> LastVerification:
+        """Verify now, or join the walk under way. Raises: LedgerUnavailableError."""
+        if self._walking is None or self._walking.done():
+            self._walking = asyncio.create_task(self._walk())
+        return await asyncio.shield(self._walking)
+
+    async def _walk(self) -> LastVerification:
+        outcome = await asyncio.to_thread(self.verify)
+        self.last = LastVerification(self.now_ms(), outcome)
+        return self.last
+
+
+def count_overlaps(bills: Iterable[BilledDays], allowed: Container[KeyId]) -> int:
+    """Count the pairs of `bills` of which the later one would be refused today.
+
+    Bills of one customer and reference come together, by their first day. `allowed` are the keys
+    that may bill days twice; the key of the later bill counts.
+    """
+    count = 0
+    for _, group in groupby(bills, key=lambda bill: (bill.customer, bill.reference or "")):
+        running: list[tuple[Period, BilledDays]] = []
+        for bill in group:
+            period = parse_period(bill.period)
+            running = [each for each in running if each[0].end >= period.start]
+            count += sum(_refused(period, bill, *each, allowed) for each in running)
+            running.append((period, bill))
+    return count
+
+
+def _refused(
+    period: Period, bill: BilledDays, other: Period, before: BilledDays, allowed: Container[KeyId]
+) -> bool:
+    later = max(bill, before, key=lambda each: each.reserved_at)
+    unequal = period.label != other.label
+    return unequal and overlap(period, other) and later.key_id not in allowed
 
 
 class Examination:

@@ -1,67 +1,73 @@
 """The ledger against Stripe's own list: what each has that the other lacks, and what differs.
 
-Floor: operators, above the records. Pure: charges arrive as Stripe listed them.
+Floor: operators, above the records. Pure: charges and refunds arrive as Stripe listed them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import Operation
 from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.rules.outcomes.matching import NO_MONEY
 from kb_mcp.proxy.stripe.endpoints import CHARGED_BY
 from kb_mcp.proxy.stripe.json_objects import marks, object_names
 
-Charge = Mapping[str, Any]
+Item = Mapping[str, Any]  # a charge, or a refund, as Stripe lists it
+Kind = Literal["charge", "refund"]
 
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """Charges without an operation, operations whose object was not listed, and differences.
+    """Objects without an operation, operations whose object was not listed, and differences.
 
     An unlisted object is not yet a missing one: whoever asks Stripe for it by name decides.
     """
 
-    unknown_charges: tuple[Charge, ...]
+    unknown: tuple[Item, ...]
     unlisted: tuple[Operation, ...]
     differing: tuple[Record, ...]
 
 
 def reconcile(
-    operations: Iterable[Operation], charges: Iterable[Charge], since_ms: int
+    operations: Iterable[Operation], items: Iterable[Item], since_ms: int, kind: Kind = "charge"
 ) -> Reconciliation:
-    """Compare the operations of the ledger with the charges that Stripe lists since then.
+    """Compare the operations of the ledger with what Stripe lists since then of one kind.
 
-    A charge that failed moved no money and needs no operation.
+    What failed moved no money and needs no operation.
     """
     ledger = list(operations)
     by_object = {each.object_id: each for each in ledger if each.object_id is not None}
     by_id: dict[str, Operation] = {each.id: each for each in ledger}
-    unknown: list[Charge] = []
+    unknown: list[Item] = []
     differing: list[Record] = []
     seen: set[str] = set()
-    billed: list[tuple[Operation, Charge]] = []
-    for charge in charges:
-        names = object_names(charge)
+    billed: list[tuple[Operation, Item]] = []
+    for item in items:
+        names = object_names(item)
         seen.update(names)
         operation = next((by_object[name] for name in names if name in by_object), None)
-        marked = by_id.get(marks(charge).get("keybrake_operation", ""))
+        marked = by_id.get(marks(item).get("keybrake_operation", ""))
         if operation is not None:
-            differing += _differences(operation, charge)
-            billed.append((operation, charge))
-        elif charge.get("status") == "failed":
+            differing += _differences(operation, item, kind)
+            billed.append((operation, item))
+        elif item.get("status") in NO_MONEY:
             continue
         elif marked is not None:
-            differing.append(_difference(marked, charge, "charge_id", marked.object_id, names[0]))
+            named = f"{kind}_id"
+            differing.append(_difference(marked, item, named, marked.object_id, names[0]))
         else:
-            unknown.append(charge)
-    differing += _charged_twice(billed)
+            unknown.append(item)
+    if kind == "charge":
+        differing += _charged_twice(billed)
     unlisted = (
-        each for each in ledger if _may_be_unlisted(each, since_ms) and each.object_id not in seen
+        each
+        for each in ledger
+        if _may_be_unlisted(each, since_ms, kind) and each.object_id not in seen
     )
     return Reconciliation(tuple(unknown), tuple(unlisted), tuple(differing))
 
@@ -73,62 +79,73 @@ class Wanted:
     names: frozenset[str]
     marked: frozenset[str]
     since_ms: int
+    kind: Kind
 
     @classmethod
-    def by(cls, charges: Iterable[Charge], since_ms: int) -> Wanted:
-        """Return what to look for where these charges were listed since then."""
+    def by(cls, items: Iterable[Item], since_ms: int, kind: Kind = "charge") -> Wanted:
+        """Return what to look for where these items were listed since then."""
         names, marked = set[str](), set[str]()
-        for charge in charges:
-            names.update(object_names(charge))
-            marked.add(marks(charge).get("keybrake_operation", ""))
-        return cls(frozenset(names), frozenset(marked), since_ms)
+        for item in items:
+            names.update(object_names(item))
+            marked.add(marks(item).get("keybrake_operation", ""))
+        return cls(frozenset(names), frozenset(marked), since_ms, kind)
 
     def holds(self, operation: Operation) -> bool:
         """Say whether `reconcile` could say anything else without `operation`."""
         if operation.object_id in self.names or operation.id in self.marked:
             return True
-        return _may_be_unlisted(operation, self.since_ms)
+        return _may_be_unlisted(operation, self.since_ms, self.kind)
 
 
-def charge_record(charge: Charge) -> Record:
-    """Return a charge that the ledger lacks, as `reconcile` and `adopt` show it."""
+def item_record(item: Item) -> Record:
+    """Return a charge or a refund that the ledger lacks, as `reconcile` and `adopt` show it."""
+    told = {
+        "status": item.get("status"),
+        "amount": item.get("amount"),
+        "currency": item.get("currency"),
+        "customer_id": item.get("customer"),
+        "marked": "keybrake_operation" in marks(item),
+        "created_at": rfc3339(int(item["created"]) * 1000),
+    }
+    if item.get("object") == "refund":
+        refund = {"kind": "refund", "refund_id": item["id"], "charge_id": item.get("charge")}
+        return {**refund, **told, "description": item.get("reason")}
     return {
         "kind": "charge",
-        "charge_id": charge["id"],
-        "payment_intent": charge.get("payment_intent"),
-        "status": charge.get("status"),
-        "amount": charge.get("amount"),
-        "currency": charge.get("currency"),
-        "customer_id": charge.get("customer"),
-        "description": charge.get("description"),
-        "refunded": bool(charge.get("refunded")),
-        "marked": "keybrake_operation" in marks(charge),
-        "created_at": rfc3339(int(charge["created"]) * 1000),
+        "charge_id": item["id"],
+        "payment_intent": item.get("payment_intent"),
+        **told,
+        "description": item.get("description"),
+        "refunded": bool(item.get("refunded")),
     }
 
 
-def _may_be_unlisted(operation: Operation, since_ms: int) -> bool:
-    charged = operation.state is S.SUCCEEDED and operation.route in CHARGED_BY
-    return charged and operation.reserved_at >= since_ms
+def _may_be_unlisted(operation: Operation, since_ms: int, kind: Kind) -> bool:
+    is_kind = operation.route in CHARGED_BY if kind == "charge" else operation.kind == "refund"
+    return operation.state is S.SUCCEEDED and is_kind and operation.reserved_at >= since_ms
 
 
-def _differences(operation: Operation, charge: Charge) -> Iterator[Record]:
+def _differences(operation: Operation, item: Item, kind: Kind) -> Iterator[Record]:
+    whose = ("customer_id", operation.customer, item.get("customer") or None)
+    state = "state"
+    if kind == "refund":
+        # A refund does not say whose it is: its charge does.
+        whose, state = ("charge", operation.gives_back, item.get("charge")), "status"
     pairs = (
-        ("amount", operation.amount, charge.get("amount")),
-        ("currency", operation.currency, charge.get("currency")),
-        ("customer_id", operation.customer, charge.get("customer") or None),
+        ("amount", operation.amount, item.get("amount")),
+        ("currency", operation.currency, item.get("currency")),
+        whose,
     )
     for name, ours, theirs in pairs:
         if ours != theirs:
-            yield _difference(operation, charge, name, ours, theirs)
-    moved = charge.get("status") != "failed"
-    if moved != (operation.state is S.SUCCEEDED):
-        yield _difference(operation, charge, "state", operation.state.value, charge.get("status"))
+            yield _difference(operation, item, name, ours, theirs)
+    if (item.get("status") not in NO_MONEY) != (operation.state is S.SUCCEEDED):
+        yield _difference(operation, item, state, operation.state.value, item.get("status"))
 
 
-def _charged_twice(billed: Iterable[tuple[Operation, Charge]]) -> Iterator[Record]:
+def _charged_twice(billed: Iterable[tuple[Operation, Item]]) -> Iterator[Record]:
     """Yield each charge that bills a period which another charge, not refunded, bills too."""
-    first: dict[tuple[str, str, str], tuple[Operation, Charge]] = {}
+    first: dict[tuple[str, str, str], tuple[Operation, Item]] = {}
     for operation, charge in sorted(billed, key=lambda each: each[0].reserved_at):
         stands = charge.get("status") == "succeeded" and charge.get("refunded") is not True
         if not stands or operation.customer is None or operation.period is None:
@@ -140,11 +157,11 @@ def _charged_twice(billed: Iterable[tuple[Operation, Charge]]) -> Iterator[Recor
 
 
 def _difference(
-    operation: Operation, charge: Charge, field: str, ledger: object, stripe: object
+    operation: Operation, item: Item, field: str, ledger: object, stripe: object
 ) -> Record:
     return {
         "operation_id": operation.id,
-        "charge_id": charge["id"],
+        "charge_id": item.get("charge") if item.get("object") == "refund" else item["id"],
         "field": field,
         "ledger": ledger,
         "stripe": stripe,

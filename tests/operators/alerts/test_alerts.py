@@ -17,8 +17,7 @@ from typing_extensions import override
 from kb_mcp.environment import SettingsError
 from kb_mcp.operators.actions.operations import note
 from kb_mcp.operators.alerts import rules
-from kb_mcp.operators.alerts.files import AlertFileError, load_alert_file
-from kb_mcp.operators.alerts.queue import TRIES_MAX, Alerts
+from kb_mcp.operators.alerts.queue import TRIES_MAX, AlertFileError, Alerts, load_alert_file
 from kb_mcp.operators.alerts.rules import RECONCILE_DIFFERENCE
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.operators.sign_in.sessions import FAILURES_MAX
+from kb_mcp.operators.sign_in import FAILURES_MAX
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
 from tests.months import lately
 from tests.operators.operators_app import OTHER_TOKEN, TOKEN, OperatorsApp, asking_above

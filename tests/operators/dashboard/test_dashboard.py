@@ -11,7 +11,7 @@ import httpx
 import pytest
 from typing_extensions import override
 
-from kb_mcp.operators.sign_in.sessions import FAILURES_MAX, IDLE_MS, LIFETIME_MS
+from kb_mcp.operators.sign_in import FAILURES_MAX, IDLE_MS, LIFETIME_MS
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
 from tests.months import lately
 from tests.operators.operators_app import OTHER_TOKEN, TOKEN, OperatorsApp, asking_above, csrf_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kb_mcp.operators.metrics import families as metrics
+from kb_mcp.operators import metrics
 from kb_mcp.proxy.meters import Meters, Reading
 from tests.in_process_proxy import InProcessProxy
 from tests.operators.operators_app import TOKEN, OperatorsApp

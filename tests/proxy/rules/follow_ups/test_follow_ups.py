@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from kb_mcp.operators.actions.approvals import decide_approval
-from kb_mcp.operators.reports.approvals import approval_record
+from kb_mcp.operators.reports.views import approval_record
 from kb_mcp.proxy.access.policy import CapRules, CustomerRules, ParameterRule, Policy
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
 from tests.scenarios.acts import broken_invariants, day_windows

@@ -1,7 +1,9 @@
 """Metrics in Prometheus's text form, read from the store at each scrape.
 
 Floor: operators, beside the admin API. Labels are ids and codes of ours, never a client's text or a
-secret. The store counts and chooses; a scrape reads no more than it shows.
+secret. The store counts and chooses; a scrape reads no more than it shows. All names begin with
+`keybrake_`, all values are integers. Format: prometheus.io/docs/instrumenting/exposition_formats,
+text version 0.0.4.
 """
 
 from __future__ import annotations
@@ -15,13 +17,43 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kb_mcp.instants import day_of
-from kb_mcp.operators.metrics.exposition import CONTENT_TYPE, Sample, family, histograms, labels
 from kb_mcp.operators.reports.views import KEY_STATUSES, Views
-from kb_mcp.operators.sign_in.access import Access
+from kb_mcp.operators.sign_in import Access
 from kb_mcp.proxy.edge.records import Spend, spend_records
 from kb_mcp.proxy.ledger.records import KeyId, State
-from kb_mcp.proxy.meters import Meters, Reading
+from kb_mcp.proxy.meters import Histogram, Meters, Reading
 from kb_mcp.proxy.stores.gauges import KeyCounts
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Labels as they stand between the braces, and the value.
+Sample = tuple[str, int]
+
+
+def labels(given: Mapping[str, str]) -> str:
+    """Write labels as they stand between the braces of a sample, by which many may begin."""
+    return ",".join(f'{name}="{_escaped(value)}"' for name, value in given.items())
+
+
+def family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> Iterator[str]:
+    """Yield the lines of a family of one `kind`, a counter or a gauge."""
+    yield f"# HELP keybrake_{name} {text}\n# TYPE keybrake_{name} {kind}\n"
+    for inside, value in samples:
+        yield f"keybrake_{name}{{{inside}}} {value}\n"
+
+
+def histograms(name: str, text: str, series: Iterable[tuple[str, Histogram]]) -> Iterator[str]:
+    """Yield the lines of a family of histograms, each with labels of its own."""
+    yield f"# HELP keybrake_{name} {text}\n# TYPE keybrake_{name} histogram\n"
+    for inside, histogram in series:
+        for bound, count in histogram.cumulative():
+            yield f'keybrake_{name}_bucket{{{inside},le="{bound}"}} {count}\n'
+        yield f"keybrake_{name}_sum{{{inside}}} {histogram.total}\n"
+        yield f"keybrake_{name}_count{{{inside}}} {histogram.count}\n"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
 
 # What a scrape counts at most: it shares its event loop with charges under way.
 ROWS_MAX = 50_000

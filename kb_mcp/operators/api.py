@@ -52,7 +52,7 @@ from kb_mcp.operators.requests import (
     read_overlap,
     read_query,
 )
-from kb_mcp.operators.sign_in.access import Access
+from kb_mcp.operators.sign_in import Access
 from kb_mcp.proxy.access.grants import MatchError
 from kb_mcp.proxy.access.tokens import Minted
 from kb_mcp.proxy.edge.records import Record, Spend, grant_record

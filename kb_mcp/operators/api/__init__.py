@@ -1,1 +1,0 @@
-"""The admin API: the operators' actions and reports as JSON."""

@@ -1,1 +1,0 @@
-"""Who may use the operators' listener: tokens, passwords of sessions, sessions."""
