@@ -157,6 +157,21 @@ class SettingsError(ValueError):
         self.hint = hint
 
 
+def secret_in(
+    text: str,
+    form: re.Pattern[str],
+    what: str,
+    variable: str,
+    hint: str,
+    member: str | None = None,
+) -> str:
+    """Return the secret in the `text` of `variable`, as `read_secret` does. Raises: SettingsError."""
+    try:
+        return read_secret(text, form, what, member)
+    except SecretTextError as error:
+        raise SettingsError(variable, str(error), hint) from None
+
+
 class Secret:
     """A value that does not show itself, in no repr, f-string or `dataclasses.asdict`."""
 

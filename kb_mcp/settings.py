@@ -19,14 +19,13 @@ from kb_mcp.environment import (
     SQLITE,
     Environment,
     Secret,
-    SecretTextError,
     SettingsError,
     check_absolute,
     check_replaced,
     data_folder,
     expand_home,
     is_private_line,
-    read_secret,
+    secret_in,
 )
 from kb_mcp.money import Money, MoneyError, parse_caps
 
@@ -262,10 +261,7 @@ def _ca_file(value: str | None, environ: Mapping[str, str]) -> Path | None:
 
 def _stripe_key(text: str, variable: str) -> str:
     hint = "Set a restricted key, rk_test_… or rk_live_…, or leave it out for the sandbox."
-    try:
-        return read_secret(text, _STRIPE_KEY, "a Stripe API key")
-    except SecretTextError as error:
-        raise SettingsError(variable, str(error), hint) from None
+    return secret_in(text, _STRIPE_KEY, "a Stripe API key", variable, hint)
 
 
 def read_vault_key(text: str, variable: str) -> str:
@@ -288,10 +284,7 @@ def read_token(text: str, variable: str, member: str | None = None) -> str:
         "or as one text of a JSON object; "
         "the variable may also hold a Secrets Manager ARN, or ARN:NAME:: for one of several."
     )
-    try:
-        return read_secret(text, _TOKEN, "a vault key", member)
-    except SecretTextError as error:
-        raise SettingsError(variable, str(error), hint) from None
+    return secret_in(text, _TOKEN, "a vault key", variable, hint, member)
 
 
 def _master_key(secret: Secret | None) -> Secret | None:
