@@ -165,7 +165,7 @@ def secret_in(
     hint: str,
     member: str | None = None,
 ) -> str:
-    """Return the secret in the `text` of `variable`, as `read_secret` does. Raises: SettingsError."""
+    """Return the secret in the `text` of `variable`. Raises: SettingsError."""
     try:
         return read_secret(text, form, what, member)
     except SecretTextError as error:
