@@ -21,10 +21,10 @@ from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse, scrub_error
 from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.counts import Stopped
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Attempt, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.stopped import Stopped
 from kb_mcp.proxy.ledger.windows import windows_of, windows_then
 from kb_mcp.proxy.rules.command import (
     Command,

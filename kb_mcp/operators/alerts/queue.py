@@ -1,8 +1,8 @@
 """Alerts: raised once, queued in the store, and sent until the receiver has taken them.
 
-Floor: operators, above the views. An alert is raised in one transaction: its audit row, and a tally
-under its id that keeps every other process from raising it again. What was raised and not yet
-delivered is the queue: it outlives this process, and any process on the store goes on with it.
+Floor: operators, above the views. An alert is raised in one transaction: its audit row, and a
+delivery under its id that keeps every other process from raising it again. What was raised and not
+yet delivered is the queue: it outlives this process, and any process on the store goes on with it.
 Whom to tell, and of what, is set by a TOML file only: no page and no API can point alerts, with
 their facts about money, at another address.
 """
@@ -26,7 +26,8 @@ from kb_mcp.proxy.access.policy_files import policy_errors
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.audit.verification import Break
 from kb_mcp.proxy.edge.records import Record
-from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs, State, Tally
+from kb_mcp.proxy.ledger.counts import Delivery
+from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
 from kb_mcp.proxy.rules.outcomes.gaps import GAP_FOUND, WALK_FAILED
@@ -241,7 +242,7 @@ class Alerts:
         key = f"alert|{alert.id}"
 
         def step(snapshot: Snapshot) -> tuple[None, Changes]:
-            if snapshot.tally(key).declines:
+            if snapshot.delivery(key).tries:
                 return None, Changes()
             row = AuditDraft(
                 kind=AUDIT_KIND,
@@ -256,10 +257,10 @@ class Alerts:
                 currency=alert.currency,
                 note=clean_text(alert.text, _TEXT_MAX),
             )
-            tally = Tally(key, declines=1, last_declined_at=snapshot.now)
-            return None, Changes(tallies=(tally,), audit=(row,))
+            delivery = Delivery(key, tries=1, last_tried_at=snapshot.now)
+            return None, Changes(deliveries=(delivery,), audit=(row,))
 
-        await self.views.ledger.transact(lambda _: Refs(tallies=frozenset({key})), step)
+        await self.views.ledger.transact(lambda _: Refs(deliveries=frozenset({key})), step)
 
     def _queue(self) -> Iterator[Record]:
         since = rfc3339(self.views.now_ms() - QUEUE_MS)
@@ -283,16 +284,16 @@ class Alerts:
         """Take one delivery: return how often it was tried; -1 it is over, None not due yet."""
 
         def step(snapshot: Snapshot) -> tuple[int | None, Changes]:
-            tally = snapshot.tally(key)
-            if tally.declines >= TRIES_MAX:
+            delivery = snapshot.delivery(key)
+            if delivery.tries >= TRIES_MAX:
                 return -1, Changes()
-            wait = min(BACKOFF_FIRST_MS << max(tally.declines - 1, 0), BACKOFF_MAX_MS)
-            if tally.declines and snapshot.now < tally.last_declined_at + wait:
+            wait = min(BACKOFF_FIRST_MS << max(delivery.tries - 1, 0), BACKOFF_MAX_MS)
+            if delivery.tries and snapshot.now < delivery.last_tried_at + wait:
                 return None, Changes()
-            taken = Tally(key, declines=tally.declines + 1, last_declined_at=snapshot.now)
-            return tally.declines, Changes(tallies=(taken,))
+            taken = Delivery(key, tries=delivery.tries + 1, last_tried_at=snapshot.now)
+            return delivery.tries, Changes(deliveries=(taken,))
 
-        return await self.views.ledger.transact(lambda _: Refs(tallies=frozenset({key})), step)
+        return await self.views.ledger.transact(lambda _: Refs(deliveries=frozenset({key})), step)
 
     async def _note(self, key: str, row: Record, sender: Sender, failure: str | None) -> None:
         note = AuditDraft(
@@ -305,10 +306,10 @@ class Alerts:
         )
 
         def step(snapshot: Snapshot) -> tuple[None, Changes]:
-            over = Tally(key, declines=_DELIVERED, last_declined_at=snapshot.now)
-            return None, Changes(tallies=(over,), audit=(note,))
+            over = Delivery(key, tries=_DELIVERED, last_tried_at=snapshot.now)
+            return None, Changes(deliveries=(over,), audit=(note,))
 
-        await self.views.ledger.transact(lambda _: Refs(tallies=frozenset({key})), step)
+        await self.views.ledger.transact(lambda _: Refs(deliveries=frozenset({key})), step)
 
     def _link(self, row: Record) -> str | None:
         if self.page_url is None or row["operation_id"] is None:

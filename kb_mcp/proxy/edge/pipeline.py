@@ -32,6 +32,7 @@ from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pass_through import Reads
 from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.governor import Governor
+from kb_mcp.proxy.ledger.counts import Stopped
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
     AuditDraft,
@@ -42,7 +43,6 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     Refs,
 )
-from kb_mcp.proxy.ledger.stopped import Stopped
 from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.follow_ups.decide import as_step, find_made, step_fingerprint
 from kb_mcp.proxy.rules.operation_names import Name, caller_keys, name_of, older_caller_keys

@@ -11,7 +11,7 @@ from typing import NewType
 
 from msgspec import Struct
 
-from kb_mcp.proxy.ledger.stopped import Stopped
+from kb_mcp.proxy.ledger.counts import Delivery, Stopped
 
 OperationId = NewType("OperationId", str)
 KeyId = NewType("KeyId", str)
@@ -324,6 +324,7 @@ class Changes(Struct, frozen=True, kw_only=True):
     lineages: tuple[Lineage, ...] = ()
     approvals: tuple[Approval, ...] = ()
     grants: tuple[Grant, ...] = ()
+    deliveries: tuple[Delivery, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     audit: tuple[AuditDraft, ...] = ()
     stopped: tuple[Stopped, ...] = ()
@@ -351,6 +352,7 @@ class Refs(Struct, frozen=True, kw_only=True):
     approvals: frozenset[str] = frozenset()
     grants: frozenset[str] = frozenset()
     issuers: frozenset[str] = frozenset()
+    deliveries: frozenset[str] = frozenset()
 
 
 class BilledPeriod(Struct, frozen=True):

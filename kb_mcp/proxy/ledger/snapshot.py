@@ -13,6 +13,7 @@ from itertools import islice
 from msgspec import Struct
 
 from kb_mcp.proxy.ledger.clock import Doubt
+from kb_mcp.proxy.ledger.counts import Delivery, Stopped
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
@@ -32,7 +33,6 @@ from kb_mcp.proxy.ledger.records import (
     WindowKey,
 )
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.ledger.stopped import Stopped
 
 # What every transaction reads before it decides: why nothing may be sent, if so.
 GAP = "gap"
@@ -84,6 +84,7 @@ class Snapshot:
     caller_keys: dict[str, CallerKey] = field(default_factory=dict)
     approvals: dict[str, Approval] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
+    deliveries: dict[str, Delivery] = field(default_factory=dict)
     unresolved: dict[LineageId, int] = field(default_factory=dict)
     outstanding_approvals: dict[LineageId, int] = field(default_factory=dict)
     object_owners: dict[str, OperationId] = field(default_factory=dict)
@@ -149,6 +150,10 @@ class Snapshot:
         """Return the tally called `key`, at zero where it has no row yet."""
         return self.tallies.get(key) or Tally(key)
 
+    def delivery(self, key: str) -> Delivery:
+        """Return the delivery called `key`, untried where it has no row yet."""
+        return self.deliveries.get(key) or Delivery(key)
+
     def lineage(self, key: LineageId) -> Lineage:
         """Return the lineage `key`."""
         return self.lineages.get(key) or Lineage(key)
@@ -189,6 +194,7 @@ class Snapshot:
         self.lineages.update((lineage.id, lineage) for lineage in changes.lineages)
         self.approvals.update((approval.id, approval) for approval in changes.approvals)
         self.grants.update((grant.id, grant) for grant in changes.grants)
+        self.deliveries.update((each.key, each) for each in changes.deliveries)
         self.facts.update(changes.facts)
 
     def _count_unresolved(self, new: Operation) -> None:
@@ -284,6 +290,7 @@ class Dirty:
     lineages: set[LineageId] = field(default_factory=set)
     approvals: set[str] = field(default_factory=set)
     grants: set[str] = field(default_factory=set)
+    deliveries: set[str] = field(default_factory=set)
     facts: dict[str, str] = field(default_factory=dict)
     audit: list[AuditDraft] = field(default_factory=list)
     stopped: list[Stopped] = field(default_factory=list)
@@ -302,6 +309,7 @@ class Dirty:
         self.lineages.update(lineage.id for lineage in changes.lineages)
         self.approvals.update(approval.id for approval in changes.approvals)
         self.grants.update(grant.id for grant in changes.grants)
+        self.deliveries.update(each.key for each in changes.deliveries)
         self.facts.update(changes.facts)
         self.audit.extend(changes.audit)
         self.stopped.extend(changes.stopped)

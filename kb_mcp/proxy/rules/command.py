@@ -10,6 +10,7 @@ from msgspec import Struct, field
 from kb_mcp.money import Money
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.errors.refusals import Refusal
+from kb_mcp.proxy.ledger.counts import Stopped
 from kb_mcp.proxy.ledger.records import (
     Attempt,
     AuditDraft,
@@ -25,7 +26,6 @@ from kb_mcp.proxy.ledger.records import (
     State,
     kind_of,
 )
-from kb_mcp.proxy.ledger.stopped import Stopped
 from kb_mcp.proxy.ledger.windows import OperationWindows, windows_at, windows_of
 from kb_mcp.proxy.rules.operation_names import tally_key, tally_of
 from kb_mcp.proxy.stripe.interpret import Reading

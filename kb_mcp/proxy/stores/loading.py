@@ -18,7 +18,8 @@ from kb_mcp.proxy.ledger.windows import windows_of
 from kb_mcp.proxy.stores.rows import KEYED, Row, Seal, attempt_of, operation_of, window_of
 
 # Queries that take the ids of their rows alone, called as the part of `Refs` that names them.
-LISTS = ("tallies", "caller_keys", "keys", "objects", "approvals", "grants", "issuers")
+LISTS = ("tallies", "caller_keys", "keys", "objects", "approvals", "grants", "issuers",
+         "deliveries")  # fmt: skip
 
 
 def together(batch: Sequence[Refs]) -> Refs:

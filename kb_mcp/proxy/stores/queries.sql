@@ -74,6 +74,9 @@ SELECT * FROM approvals WHERE operation_id = ANY(:ids::text[])
 -- name: grants
 SELECT * FROM grants WHERE id = ANY(:ids::text[])
 
+-- name: deliveries
+SELECT * FROM deliveries WHERE key = ANY(:ids::text[])
+
 -- name: issuers
 SELECT * FROM grants WHERE issuer = ANY(:ids::text[]) AND removed_at IS NULL
  ORDER BY created_at, id

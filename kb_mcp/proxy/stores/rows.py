@@ -15,6 +15,7 @@ from msgspec.structs import astuple
 
 from kb_mcp.instants import day_of
 from kb_mcp.proxy.audit.chain import AUDIT_COLUMNS
+from kb_mcp.proxy.ledger.counts import Delivery, Stopped
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
@@ -31,7 +32,6 @@ from kb_mcp.proxy.ledger.records import (
     WindowKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.stopped import Stopped
 
 Row = Any  # a driver's own row: maps column names to values
 Seal = Callable[[bytes, str], bytes]
@@ -47,6 +47,7 @@ KEYED: Mapping[str, tuple[type[Struct], tuple[str, ...]]] = {
     "caller_keys": (CallerKey, ("key",)),
     "approvals": (Approval, ("id",)),
     "grants": (Grant, ("id",)),
+    "deliveries": (Delivery, ("key",)),
 }
 COLUMNS: dict[str, tuple[str, ...]] = {
     table: record.__struct_fields__ for table, (record, _) in KEYED.items()

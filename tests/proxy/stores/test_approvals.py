@@ -110,6 +110,45 @@ def test_a_database_keeps_what_still_says_what_it_covers_and_ends_the_rest(
         assert [tuple(row.values()) for row in owner.execute(READ.encode())] == WANTED
 
 
+SENT_BEFORE = (("alert|a1", 1, 5, None), ("alert|a1|page", 3, 7, None), ("alert||", 1, 9, "op_1"))
+DELIVERIES = [("alert|a1", 1, 5), ("alert|a1|page", 3, 7)]
+
+
+def test_a_file_keeps_which_alerts_were_sent_and_what_was_declined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(connect(tmp_path / "ledger.db")) as store:
+        older = load_migrations("sqlite")[:-1]
+        with monkeypatch.context() as earlier:
+            earlier.setattr(sqlite_schema, "load_migrations", lambda _: older)
+            sqlite_schema.migrate(store)
+        store.executemany("INSERT INTO tallies VALUES (?, ?, ?, ?)", SENT_BEFORE)
+        sqlite_schema.migrate(store)
+        store.row_factory = None
+        assert list(store.execute("SELECT * FROM deliveries ORDER BY key")) == DELIVERIES
+        assert list(store.execute("SELECT key FROM tallies")) == [("alert||",)]
+
+
+def test_a_database_keeps_which_alerts_were_sent_and_what_was_declined(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Database(database.server, "alerts_11")
+    old.server.make_store(old.name)
+    older = load_migrations("postgres")[:-1]
+    with connector(old.owner_url)() as owner:
+        with monkeypatch.context() as earlier:
+            earlier.setattr(postgres_schema, "load_migrations", lambda _: older)
+            earlier.setattr(postgres_schema, "_check_columns", lambda _: None)
+            postgres_schema.migrate(owner)
+        for row in SENT_BEFORE:
+            owner.execute("INSERT INTO tallies VALUES (%s, %s, %s, %s)", row)
+        postgres_schema.migrate(owner)
+        moved = owner.execute("SELECT * FROM deliveries ORDER BY key").fetchall()
+        assert [tuple(row.values()) for row in moved] == DELIVERIES
+        left = owner.execute("SELECT key FROM tallies").fetchall()
+        assert [row["key"] for row in left] == ["alert||"]
+
+
 def test_an_operation_brings_every_approval_that_was_asked_about_it(
     open_one: Open, run: Run
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from kb_mcp.proxy.audit.verification import verify_audit
+from kb_mcp.proxy.ledger.counts import Delivery
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import (
     Approval,
@@ -92,12 +93,15 @@ def test_what_one_process_committed_another_reads_back_whole(open_one: Open, run
         operations=(wanted,), attempts=(attempt(),), windows=(Window(DAY, 1, 2, 3, 4),),
         tallies=(Tally("cus_1|2026-11|", 2, 8, wanted.id),), keys=(KEY,),
         lineages=(Lineage(LINEAGE, 4, "why"),), approvals=(approval,),
+        deliveries=(Delivery("alert|a|page", 2, 8),),
     )  # fmt: skip
     run(write(one, changes))
     found = run(read(two, Refs(operations=frozenset({wanted.id}), windows=frozenset({DAY}),
                                tallies=frozenset({"cus_1|2026-11|"}), keys=frozenset({KEY.id}),
-                               objects=frozenset({"ch_1"}))))  # fmt: skip
+                               objects=frozenset({"ch_1"}),
+                               deliveries=frozenset({"alert|a|page"}))))  # fmt: skip
     assert found.operations == {wanted.id: wanted}
+    assert found.deliveries == {"alert|a|page": Delivery("alert|a|page", 2, 8)}
     assert found.attempts == {(wanted.id, 1): attempt()}
     assert found.windows[DAY] == Window(DAY, 1, 2, 3, 4)
     assert found.tallies == {"cus_1|2026-11|": Tally("cus_1|2026-11|", 2, 8, wanted.id)}

@@ -117,7 +117,7 @@ def test_an_older_database_is_refused_until_its_owner_migrates_it(
             earlier.setattr(postgres_schema, "load_migrations", lambda _: older)
             # An earlier version did not look for the columns that came later.
             earlier.setattr(postgres_schema, "_check_columns", lambda _: None)
-            grants = load_grants().replace("caller_keys, grants, stopped, ", "")
+            grants = load_grants().replace("caller_keys, grants, stopped, deliveries, ", "")
             earlier.setattr(postgres_schema, "load_grants", lambda: grants)
             migrate(owner, PROXY)
         with connector(old.url)() as proxy, pytest.raises(SchemaError, match="has schema"):
@@ -129,8 +129,9 @@ def test_an_older_database_is_refused_until_its_owner_migrates_it(
 
 HOT = (
     "operations attempts_of objects windows tallies keys caller_keys grants issuers lineages "
-    "approvals approvals_of keys_with_lineages known_objects known_attempts known_lineages "
-    "spend_of_keys to_recover refunds_to_watch answered_before audit_head audit_hash audit_chain"
+    "deliveries approvals approvals_of keys_with_lineages known_objects known_attempts "
+    "known_lineages spend_of_keys to_recover refunds_to_watch answered_before audit_head audit_hash "
+    "audit_chain"
 ).split()
 VALUES = dict.fromkeys(
     ("names", "ids", "caller_keys", "tallies", "periods", "bills", "charges"), "[[]]"

@@ -4,7 +4,7 @@
 
 GRANT USAGE ON SCHEMA {schema} TO {role};
 GRANT SELECT, INSERT, UPDATE ON lineages, keys, operations, attempts, windows, tallies, approvals,
-    caller_keys, grants, stopped, facts, guards, flushes TO {role};
+    caller_keys, grants, stopped, deliveries, facts, guards, flushes TO {role};
 GRANT SELECT, INSERT ON audit, nodes TO {role};
 GRANT SELECT, INSERT, DELETE ON operators TO {role};
 GRANT SELECT ON schema_versions TO {role};

@@ -45,6 +45,7 @@ from kb_mcp.proxy.stores.postgres.fence import FencedLine, LostCommitsError, Pen
 from kb_mcp.proxy.stores.postgres.load import SINCE_MARGIN_MS, PostgresLoader
 from kb_mcp.proxy.stores.postgres.locks import Lock, locks_changed, locks_named
 from kb_mcp.proxy.stores.postgres.save import save
+from kb_mcp.proxy.stores.rows import KEYED
 from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
 
 TURNS_MAX = 12
@@ -319,10 +320,7 @@ def _refs_at(batch: list[Item], turn: _Turn, now: int) -> list[Refs]:
 
 def _changed(snapshot: Snapshot) -> bool:
     dirty = snapshot.dirty
-    return bool(
-        dirty.operations or dirty.attempts or dirty.windows or dirty.tallies
-        or dirty.keys or dirty.lineages or dirty.approvals or dirty.facts
-    )  # fmt: skip
+    return bool(dirty.facts) or any(getattr(dirty, table) for table in KEYED)
 
 
 def _retried(error: psycopg.Error, connection: Connection) -> Exception:

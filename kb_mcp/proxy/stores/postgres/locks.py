@@ -55,6 +55,7 @@ def locks_named(refs: Iterable[Refs], known: Known) -> set[Lock]:
         )
         wanted.update(map(_charge, each.charges))
         wanted.update(map(_tally, each.tallies))
+        wanted.update(map(_delivery, each.deliveries))
         wanted.update(lock(Guard.OPERATION, name) for name in each.names)
         wanted.update(map(_caller_key, each.caller_keys))
         wanted.update(lock(Guard.ISSUER, issuer) for issuer in each.issuers)
@@ -72,7 +73,7 @@ def locks_changed(snapshot: Snapshot, before: Mapping[OperationId, Operation]) -
     """
     dirty = snapshot.dirty
     wanted = set(map(_window, dirty.windows)) | set(map(_tally, dirty.tallies))
-    wanted |= set(map(_caller_key, dirty.caller_keys))
+    wanted |= set(map(_caller_key, dirty.caller_keys)) | set(map(_delivery, dirty.deliveries))
     lineages = set(dirty.lineages)
     lineages |= {snapshot.keys[key_id].lineage_id for key_id in dirty.keys}
     lineages |= {snapshot.approvals[approval].lineage_id for approval in dirty.approvals}
@@ -123,6 +124,10 @@ def _window(key: WindowKey) -> Lock:
 def _caller_key(key: str) -> Lock:
     # A key names an operation, as its name does.
     return lock(Guard.OPERATION, "caller_key", key)
+
+
+def _delivery(key: str) -> Lock:
+    return lock(Guard.PERIOD, "alert", key)
 
 
 def _tally(key: str) -> Lock:

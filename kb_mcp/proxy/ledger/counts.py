@@ -1,4 +1,4 @@
-"""Calls that moved no money, as they are counted beside their audit rows.
+"""What is counted beside the audit: calls that moved no money, and how often an alert was sent.
 
 Floor: below the records. Pure.
 """
@@ -6,6 +6,8 @@ Floor: below the records. Pure.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.records import AuditDraft
@@ -29,3 +31,11 @@ class Stopped(NamedTuple):
     def unread(row: AuditDraft) -> Stopped:
         """Return the call of `row`, which was refused before its amount counted."""
         return Stopped(row.code or "", "", row.key_id or "", row.agent_id or "", "", 0)
+
+
+class Delivery(Struct, frozen=True):
+    """How often an alert was sent one way, and when last (ms); named without a way, its raising."""
+
+    key: str
+    tries: int = 0
+    last_tried_at: int = 0
