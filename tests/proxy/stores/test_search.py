@@ -130,8 +130,8 @@ def test_an_older_database_is_refused_until_its_owner_migrates_it(
 HOT = (
     "operations attempts_of objects windows tallies keys caller_keys grants issuers lineages "
     "deliveries approvals approvals_of keys_with_lineages known_objects known_attempts "
-    "known_lineages spend_of_keys to_recover refunds_to_watch answered_before audit_head audit_hash "
-    "audit_chain"
+    "known_lineages spend_of_keys to_recover refunds_to_watch answered_before audit_head "
+    "audit_hash audit_chain"
 ).split()
 VALUES = dict.fromkeys(
     ("names", "ids", "caller_keys", "tallies", "periods", "bills", "charges"), "[[]]"
