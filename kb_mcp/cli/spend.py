@@ -39,11 +39,10 @@ async def _spend(opened: OpenStore, key_id: str | None, day: str | None) -> list
 
     records, views = opened.store.records, opened.views
     date = day_of(opened.now() if day is None else opened.past_ms(day))
-    refunds = await refunds_of_every_key(records, date)
     if key_id is None:
         rows = await spend_of_every_key(records, date, rotated=True)
+        refunds = await refunds_of_every_key(records, date)
         return [*await views.account_spend(date), *rows, *refunds]
     if await views.key(key_id) is None:
         raise Failure(f"there is no vault key {key_id}", "`kb-mcp keys list` shows every key.")
-    mine = await views.spend_of(date, key_id)
-    return [*mine, *(each for each in refunds if each.key_id == key_id)]
+    return await views.spend_of(date, key_id)

@@ -151,10 +151,15 @@ class Metrics:
         if snapshot <= KEYS_MAX or not self._chosen or now >= self._chosen_until:
             self._chosen = await records.fullest_keys(*starts, now, KEYS_MAX)
             self._chosen_until = now + CHOSEN_FOR_MS
-        rows = await self.views.account_spend(day)
+        rows = [
+            *await self.views.account_spend(day),
+            *await self.views.account_spend(day, refunds=True),
+        ]
         for each in await records.spend_of_keys(self._chosen, *starts, now):
             if each.serves or each.windows:
-                rows += spend_records(each.key_id, each.caps, each.windows, *starts)
+                rows += spend_records(
+                    each.key_id, each.caps, each.refund_caps, each.windows, starts
+                )
         return rows
 
     def _audited(self) -> Iterator[Sample]:

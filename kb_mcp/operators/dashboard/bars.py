@@ -56,10 +56,13 @@ class Bars:
         chosen = await self._choose(*starts, now)
         spend = {each.key_id: each for each in await records.spend_of_keys(chosen, *starts, now)}
         keys = [key for key, _ in await records.keys_by_id(chosen)]
-        rows = await self.views.account_spend(day)
+        rows = [
+            *await self.views.account_spend(day),
+            *await self.views.account_spend(day, refunds=True),
+        ]
         for key in keys:
             each = spend[key.id]
-            found = spend_records(key.id, each.caps, each.windows, *starts)
+            found = spend_records(key.id, each.caps, each.refund_caps, each.windows, starts)
             rows += [row for row in found if each.serves or row.settled or row.reserved]
         whole = len(chosen) < BARS_MAX and len(rows) <= BARS_MAX
         uncapped = [
@@ -89,4 +92,4 @@ def _fullest(rows: list[Spend]) -> list[Spend]:
 
 def _used(row: Spend) -> tuple[bool, int, int]:
     spent = row.settled + row.reserved
-    return row.scope == "account", spent * 1000 // row.cap if row.cap else 0, spent
+    return row.scope.startswith("account"), spent * 1000 // row.cap if row.cap else 0, spent

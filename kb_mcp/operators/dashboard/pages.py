@@ -260,15 +260,16 @@ class Pages:
         if found["kind"] != "refund" and found["charge_id"] is not None:
             of = await self.views.operations(NEEDS_MAX, charge_id=found["charge_id"])
             refunds = [each for each in of if each["kind"] == "refund"]
-        labels = await self._labels([found, *trail, *refunds])
+        asked = await self.views.approvals(NEEDS_MAX, operation_id=operation_id)
+        labels = await self._labels([found, *trail, *asked, *refunds])
         return self._page(
             visit,
             "operation.html",
             "refunds" if found["kind"] == "refund" else "operations",
             operation=found,
-            approvals=await self.views.approvals(NEEDS_MAX, "pending", operation_id=operation_id),
+            approvals=[each for each in asked if each["state"] == "pending"],
             refunds=refunds,
-            story=tell(found, trail, labels, refunds),
+            story=tell(found, trail, labels, approvals=asked, refunds=refunds),
             cut=len(trail) == TIMELINE_MAX,
             trail=trail,
             labels=labels,

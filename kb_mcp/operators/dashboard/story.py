@@ -50,21 +50,34 @@ def tell(
     operation: Record,
     trail: Sequence[Record],
     labels: Mapping[str, str],
+    *,
+    approvals: Sequence[Record] = (),
     refunds: Sequence[Record] = (),
 ) -> list[Sentence]:
     """Return the story that the audit rows in `trail`, oldest first, tell of `operation`.
 
-    `labels` are what people call keys, by id; `refunds` are the operations that gave it back.
+    `labels` are what people call keys, by id; `approvals` are those that were asked for, `refunds`
+    the operations that gave it back.
     """
     joined = {row["request_id"] for row in trail if row["decision"] == "replay"}
     # Who waited is told with the answer that it got.
     rows = [row for row in trail if not (row["decision"] == "join" and row["request_id"] in joined)]
     story: list[Sentence] = []
+    made = False
     for _, group in groupby(rows, _alike):
         same = list(group)
-        story.append(_sentence(operation, same, labels, again=bool(story)))
+        story.append(_sentence(operation, same, labels, again=bool(story), made=made))
+        if same[-1]["kind"] in {"outcome", "recovery"}:
+            made = same[-1]["decision"] == "succeeded"
+    story += [_held(each, labels) for each in approvals]
     story += [_given_back(each, labels) for each in refunds]
     return sorted(story, key=lambda each: each.time)
+
+
+def _held(approval: Record, labels: Mapping[str, str]) -> Sentence:
+    key = labels.get(approval["key_id"], approval["key_id"])
+    text = f"{_of(approval)} need an operator's approval, asked for with key {key}."
+    return Sentence(approval["created_at"], text, "wait")
 
 
 def _given_back(refund: Record, labels: Mapping[str, str]) -> Sentence:
@@ -81,11 +94,16 @@ def _alike(row: Record) -> object:
 
 
 def _sentence(
-    operation: Record, rows: Sequence[Record], labels: Mapping[str, str], *, again: bool
+    operation: Record,
+    rows: Sequence[Record],
+    labels: Mapping[str, str],
+    *,
+    again: bool,
+    made: bool,
 ) -> Sentence:
     row = rows[0]
     if row["kind"] in {"decision", "refusal"}:
-        text, tone = _call(operation, rows, labels, again=again)
+        text, tone = _call(operation, rows, labels, again=again, made=made)
     elif row["kind"] in {"outcome", "recovery"}:
         text, tone = _outcome(operation, row)
     elif row["kind"] == "admin":
@@ -101,7 +119,12 @@ def _sentence(
 
 
 def _call(
-    operation: Record, rows: Sequence[Record], labels: Mapping[str, str], *, again: bool
+    operation: Record,
+    rows: Sequence[Record],
+    labels: Mapping[str, str],
+    *,
+    again: bool,
+    made: bool,
 ) -> tuple[str, str]:
     row, times = rows[0], f"{len(rows)} times " if len(rows) > 1 else ""
     asked = f"{'Asked again' if again else 'Asked for'} {times}by {_who(rows, labels)}"
@@ -115,10 +138,10 @@ def _call(
         case "proceed":
             return f"{asked}: {money} were reserved, and the request was sent to Stripe.", "plain"
         case "replay":
-            first = f"the first {operation['kind']}" if _made(operation) else "what is known"
+            first = f"the first {operation['kind']}, {_made(operation)}"
             each = "each was answered" if times else "answered"
-            made = f", {_made(operation)}" if _made(operation) else ""
-            return f"{asked}; {each} with {first}{made}. Nothing was sent.", "good"
+            answer = first if made and _made(operation) else "what Stripe had answered"
+            return f"{asked}; {each} with {answer}. Nothing was sent.", "good"
         case "join":
             return f"{asked}, while it was under way; waited for its outcome.", "plain"
         case _ if row["code"] == "approval_required":

@@ -240,19 +240,26 @@ class Views:
         if not key_id.isprintable():
             return []
         found = await self.records.spend_of_keys([KeyId(key_id)], *starts, self.now_ms())
-        rows = [spend_records(key.key_id, key.caps, key.windows, *starts) for key in found]
+        rows = [
+            spend_records(key.key_id, key.caps, key.refund_caps, key.windows, starts)
+            for key in found
+        ]
         return [row for each in rows for row in each]
 
-    async def account_spend(self, day: date) -> list[Spend]:
-        """Return what all keys together hold on `day`, by currency, against the ceiling."""
-        start = day.isoformat()
-        ceilings = await self.records.ceilings()
+    async def account_spend(self, day: date, *, refunds: bool = False) -> list[Spend]:
+        """Return what all keys together hold on `day`, by currency, against the ceiling.
+
+        `refunds` asks for what is given back.
+        """
+        scope, start = f"account{REFUNDS if refunds else ''}", day.isoformat()
+        ceilings = await self.records.ceilings(refunds=refunds)
         held = {
             window.key.currency: window
-            for window in await self.records.windows(scope="account", starts=(start,))
+            for window in await self.records.windows(scope=scope, starts=(start,))
+            if window.key.currency
         }
         currencies = sorted(ceilings.keys() | held.keys())
-        empty = {name: Window(WindowKey("account", "", "day", start, name)) for name in currencies}
+        empty = {name: Window(WindowKey(scope, "", "day", start, name)) for name in currencies}
         return [account_spend({**empty, **held}[name], ceilings) for name in currencies]
 
     def audit(self, limit: int, **filters: str | None) -> list[Record]:

@@ -30,6 +30,7 @@ from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.governor import Gate
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import HOLDING, AuditDraft, Changes, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.rules.operation_names import attempt_key
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.messages import (
@@ -113,16 +114,23 @@ class KeyApi:
             return refuse(Code.VAULT_KEY_UNKNOWN)
         today = day_of(self.now_ms())
         day, month = today.isoformat(), today.replace(day=1).isoformat()
-        windows = await self.records.windows(
-            scope="key", scope_id=admitted.key.lineage_id, starts=(day, month)
-        )
-        record = key_record(*found, admitted.policy)
+        lineage, policy = admitted.key.lineage_id, admitted.policy
+        windows = [
+            each
+            for scope in ("key", f"key{REFUNDS}")
+            for each in await self.records.windows(
+                scope=scope, scope_id=lineage, starts=(day, month)
+            )
+        ]
+        record = key_record(*found, policy)
         record["policy"]["allow"] = [
             entry
             for entry in record["policy"]["allow"]
             if check_scopes(admitted.scopes, entry) is None
         ]
-        record["spend"] = spend_records(admitted.key.id, admitted.policy.caps, windows, day, month)
+        record["spend"] = spend_records(
+            admitted.key.id, policy.caps, policy.refund_caps, windows, (day, month)
+        )
         return _json(record)
 
     async def _operations(self, admitted: Admitted, request: Request) -> Reply | Refusal:

@@ -13,8 +13,9 @@ from msgspec import Struct
 
 from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.access.grants import claims_of
-from kb_mcp.proxy.access.policy import CapRules, Policy
+from kb_mcp.proxy.access.policy import CapRules, Policy, RefundCapRules
 from kb_mcp.proxy.ledger.records import Attempt, Grant, KeyId, Lineage, Operation, VaultKey, Window
+from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.stores.reads import StoreReads
 
 Record = dict[str, Any]
@@ -136,35 +137,38 @@ def spend(  # noqa: PLR0913, PLR0917 a column each
 
 
 def spend_records(
-    key_id: KeyId, limits: CapRules, windows: Iterable[Window], today: str, month: str
+    key_id: KeyId,
+    limits: CapRules,
+    refund_limits: RefundCapRules,
+    windows: Iterable[Window],
+    starts: tuple[str, str],
 ) -> list[Spend]:
-    """Return the spend of a key's lineage, a row for each window, with the caps that hold it."""
-    starts = {"day": today, "month": month}
+    """Return the spend of a key's lineage, and what it gave back, with the caps that hold them.
+
+    There is a row for each window; `starts` are the first days of the day and of the month.
+    """
     held = {
-        (window.key.window, window.key.currency): window
+        (window.key.scope, window.key.window, window.key.currency): window
         for window in windows
-        if window.key.scope == "key"
-        and window.key.currency
-        and window.key.start == starts[window.key.window]
+        if window.key.currency and window.key.start in starts
     }
     rows: list[Spend] = []
-    for name, start, caps in (
-        ("day", today, limits.daily),
-        ("month", month, limits.monthly),
-    ):
-        currencies = {*caps, *(currency for kind, currency in held if kind == name)}
-        for currency in sorted(currencies):
-            window = held.get((name, currency))
-            spent = (0, 0) if window is None else (window.reserved, window.settled)
-            cap = caps.get(currency)
-            rows.append(spend(key_id, "key", name, start, currency, cap, *spent))
+    for scope, rules in (("key", limits), (f"key{REFUNDS}", refund_limits)):
+        spans = zip(("day", "month"), starts, (rules.daily, rules.monthly), strict=True)
+        for name, start, caps in spans:
+            currencies = {*caps, *(each[2] for each in held if each[:2] == (scope, name))}
+            for currency in sorted(currencies):
+                window = held.get((scope, name, currency))
+                spent = (0, 0) if window is None else (window.reserved, window.settled)
+                cap = caps.get(currency)
+                rows.append(spend(key_id, scope, name, start, currency, cap, *spent))
     return rows
 
 
 def account_spend(window: Window, ceilings: Mapping[str, int]) -> Spend:
-    """Return the spend of the whole account on one day."""
+    """Return the spend, or the refunds, of the whole account on one day."""
     key = window.key
     cap = ceilings.get(key.currency)
     return spend(
-        None, "account", key.window, key.start, key.currency, cap, window.reserved, window.settled
+        None, key.scope, key.window, key.start, key.currency, cap, window.reserved, window.settled
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from kb_mcp.proxy.access.policy import CapRules
+from kb_mcp.proxy.access.policy import CapRules, RefundCapRules
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
 from kb_mcp.proxy.rules.outcomes.gaps import Known, Trace
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage, plain
@@ -55,6 +55,7 @@ class KeySpend:
 
     key_id: KeyId
     caps: CapRules
+    refund_caps: RefundCapRules
     serves: bool
     windows: list[Window]
 
@@ -173,11 +174,12 @@ class Gauges(ABC):
         found: dict[KeyId, KeySpend] = {}
         for row in await self._ask("spend_of_keys", ids=list(ids), day=day, month=month):
             ended = row["revoked_at"] is not None or (row["expires_at"] or now + 1) <= now
-            spend = KeySpend(KeyId(row["id"]), _caps(row["caps"] or "{}"), not ended, [])
+            caps, refunds = _caps(row["caps"] or "{}"), _refund_caps(row["refund_caps"] or "{}")
+            spend = KeySpend(KeyId(row["id"]), caps, refunds, not ended, [])
             spend = found.setdefault(spend.key_id, spend)
             if row["currency"] is not None:
                 lineage = LineageId(row["lineage_id"])
-                key = WindowKey("key", lineage, row["window"], row["start"], row["currency"])
+                key = WindowKey(row["scope"], lineage, row["window"], row["start"], row["currency"])
                 spend.windows.append(Window(key, reserved=row["reserved"], settled=row["settled"]))
         return list(found.values())
 
@@ -225,3 +227,8 @@ class Gauges(ABC):
 @lru_cache(maxsize=1024)
 def _caps(text: str) -> CapRules:
     return CapRules.model_validate_json(text)
+
+
+@lru_cache(maxsize=1024)
+def _refund_caps(text: str) -> RefundCapRules:
+    return RefundCapRules.model_validate_json(text)

@@ -207,12 +207,17 @@ SELECT k.*, l.frozen_at AS lineage_frozen_at, l.frozen_reason AS lineage_frozen_
  ORDER BY k.created_at DESC, k.id COLLATE "C" DESC
 
 -- name: spend_of_keys
-WITH spans AS (SELECT 'day' AS "window", :day::text AS start UNION ALL SELECT 'month', :month::text)
-SELECT k.id, k.lineage_id, k.policy::json ->> 'caps' AS caps, k.revoked_at, k.expires_at,
-       s."window", s.start, w.currency, w.reserved, w.settled
+WITH spans AS (
+    SELECT 'key' AS scope, 'day' AS "window", :day::text AS start
+     UNION ALL SELECT 'key', 'month', :month::text
+     UNION ALL SELECT 'key_refunds', 'day', :day::text
+     UNION ALL SELECT 'key_refunds', 'month', :month::text)
+SELECT k.id, k.lineage_id, k.policy::json ->> 'caps' AS caps,
+       k.policy::json ->> 'refund_caps' AS refund_caps, k.revoked_at, k.expires_at,
+       s.scope, s."window", s.start, w.currency, w.reserved, w.settled
   FROM keys AS k CROSS JOIN spans AS s
        LEFT JOIN windows AS w
-    ON w.scope = 'key' AND w.scope_id = k.lineage_id AND w."window" = s."window"
+    ON w.scope = s.scope AND w.scope_id = k.lineage_id AND w."window" = s."window"
        AND w.start = s.start AND w.currency > ''
  WHERE k.id = ANY(:ids::text[])
 

@@ -133,7 +133,7 @@ def test_no_page_reads_every_key_or_every_window(
     windows = records.windows
 
     async def few(**asked: Any) -> Any:
-        assert asked["scope"] == "account"
+        assert asked["scope"] in {"account", "account_refunds"}
         return await windows(**asked)
 
     monkeypatch.setattr(records, "windows", few)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from kb_mcp.operators import metrics
+from kb_mcp.proxy.access.policy import Policy
+from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.meters import Meters, Reading
 from tests.in_process_proxy import InProcessProxy
 from tests.operators.operators_app import TOKEN, OperatorsApp
@@ -50,6 +52,27 @@ def test_a_scrape_counts_what_happened_since_the_one_before(operators_app: Opera
     counted = {name: count for name, count in after.items() if "audit_rows_total" in name}
     assert sum(counted.values()) == len(operators_app.in_process.audit())
     assert scraped(operators_app) == after
+
+
+def test_what_is_given_back_stands_beside_what_is_charged(operators_app: OperatorsApp) -> None:
+    in_process = operators_app.in_process
+    charge = in_process.charge(in_process.issue(), period="2026-11").json()["id"]
+    fields = built_in("refunds").model_dump(mode="json", by_alias=True)
+    capped = Policy.model_validate(fields | {"refund_caps": {"daily": {"usd": 5000}}}, strict=False)
+    key = in_process.issue(capped)
+    assert in_process.refund(key, charge, amount=1200).status_code == 200
+    after = scraped(operators_app)
+    labels = f'scope="key_refunds",key="{key.id}",window="day",currency="usd"'
+    whole = 'scope="account_refunds",key="",window="day",currency="usd"'
+    assert after[f'keybrake_spend_minor_units{{{labels},part="settled"}}'] == 1200
+    assert after[f"keybrake_cap_left_minor_units{{{labels}}}"] == 3800
+    assert after[f'keybrake_spend_minor_units{{{whole},part="settled"}}'] == 1200
+    rows = operators_app.api("GET", f"/spend?key={key.id}").json()["data"]
+    assert [(row["scope"], row["window"], row["left"]) for row in rows] == [
+        ("key_refunds", "day", 3800), ("key_refunds", "month", None),
+    ]  # fmt: skip
+    told = in_process.get(key, "/keybrake/v1/key").json()["spend"]
+    assert [(row["scope"], row["settled"]) for row in told] == [("key_refunds", 1200)] * 2
 
 
 def test_rows_older_than_this_process_are_not_counted(operators_app: OperatorsApp) -> None:
