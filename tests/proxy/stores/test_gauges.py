@@ -207,7 +207,7 @@ def test_the_spend_of_keys_is_that_of_the_running_windows(open_one: Open, run: R
     assert (found["idle"].serves, found["idle"].windows) == (True, [])
     assert found["idle"].caps.daily == {"usd": 1_000}
     assert not found["ended"].serves
-    assert sorted(found["ended"].windows, key=lambda each: each.settled) == list(windows[:2])
+    assert sorted(found["ended"].windows, key=lambda each: each.reserved) == list(windows[:2])
     assert found.keys() == {"idle", "ended"}
 
 
