@@ -42,13 +42,20 @@ _PAGE = """<!doctype html>
 <head><meta charset="utf-8"><title>kb-mcp</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
-body { margin: 3rem auto; max-width: 40rem; padding: 0 1rem; }
+:root { color-scheme: light dark; font: 1rem/1.6 system-ui, sans-serif; }
+body { margin: 12vh auto 2rem; max-width: 38rem; padding: 0 1.25rem; }
+h1 { font-size: 1.5rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.5rem; }
+dd { margin: 0; }
 </style></head>
 <body>
 <h1>kb-mcp</h1>
-<p>This address is for agents. They reach Stripe's API at <code>/stripe/v1</code> and
-<code>/v1</code>, and MCP at <code>/mcp</code>, each with a vault key.</p>
+<p>It stands between AI agents and Stripe, so that every charge happens once and inside its caps.
+This address is for agents, each with a vault key of its own:</p>
+<dl>
+<dt><code>/mcp</code></dt><dd>MCP over HTTP</dd>
+<dt><code>/v1</code>, <code>/stripe/v1</code></dt><dd>Stripe's API, for any Stripe SDK</dd>
+</dl>
 <p>Are you looking for the dashboard? It has an address of its own, which <code>kb-mcp up</code>
 prints as it starts: <code>http://127.0.0.1:8786</code> unless it was changed.</p>
 </body>

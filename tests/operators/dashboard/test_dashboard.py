@@ -210,22 +210,6 @@ def test_a_key_is_issued_by_form_and_its_token_is_shown_on_one_page_once(
     assert error_of(refused) == "spend_cap_exceeded"
 
 
-def test_the_form_for_a_key_takes_every_cap_on_refunds(operators_app: OperatorsApp) -> None:
-    operators_app.log_in()
-    caps = {"per_refund": "10.00usd", "daily": "50.00usd", "monthly": "500.00usd"}
-    fields = {f"refund_{name}": text for name, text in caps.items()}
-    fields |= {"role": "refunds", "daily_refunds": "7", "refund_approval_above": "5.00usd"}
-    assert operators_app.submit("/keys", "/keys", {"role": "refunds"}).status_code == 400
-    assert operators_app.submit("/keys", "/keys", fields).status_code == 303
-    (key,) = operators_app.api("GET", "/keys").json()["data"]
-    policy = key["policy"]
-    wanted = {"per_refund": {"usd": 1000}, "daily": {"usd": 5000}, "monthly": {"usd": 50_000}}
-    assert {name: caps for name, caps in policy["refund_caps"].items() if caps} == wanted
-    assert (policy["daily_refunds"], policy["refund_approval_above"]) == (7, {"usd": 500})
-    page = operators_app.browser.get(f"/keys/{key['id']}").text
-    assert "0.00 USD of 50.00 USD" in page
-
-
 POLICY = 'role = "mine"\nallow = ["POST /v1/charges"]'
 
 
