@@ -30,7 +30,7 @@ test: .venv/.dev .venv/.project ## all tests (ARGS="tests/proxy -x")
 unit: .venv/.dev .venv/.project ## the pure tests and one store, in seconds
 	$(BIN)/python -m pytest --quiet -n auto --dist loadfile $(UNIT) $(ARGS)
 
-check: .venv/.dev .venv/.project ## format, lint, types, floors, exports, house rules
+check: .venv/.dev .venv/.project ## format, lint, types, floors, exports, project rules
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy

@@ -1,4 +1,4 @@
-"""A whole house for tests: proxy and sandbox in this process, on real files."""
+"""A whole proxy for tests: with its sandbox, in this process, on real files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Issued:
 class InProcessProxy:
     """`with InProcessProxy(folder) as in_process:` builds it; `restart` is a crash."""
 
-    # Settings of another store than the SQLite file in the house's own folder.
+    # Settings of another store than the SQLite file in its own folder.
     store: ClassVar[dict[str, str]] = {}
 
     def __init__(self, folder: Path, **environ: str) -> None:
@@ -72,7 +72,7 @@ class InProcessProxy:
         self._stop_loop()
 
     def run(self, work: Awaitable[T]) -> T:
-        """Run a coroutine on the house's loop."""
+        """Run a coroutine on the proxy's loop."""
 
         async def awaited() -> T:
             return await work

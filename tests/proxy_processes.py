@@ -161,7 +161,7 @@ def _hear(process: subprocess.Popen[str], said: list[str]) -> None:
 
 @contextmanager
 def cluster(folder: Path, **environ: str) -> Iterator[ProxyProcesses]:
-    """Build a town and end all its processes."""
+    """Start a sandbox; end it and every proxy that the test starts."""
     built = ProxyProcesses(folder, **environ)
     try:
         yield built

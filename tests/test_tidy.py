@@ -1,4 +1,4 @@
-"""House rules that no linter knows, held over every file that git tracks or would track."""
+"""Project rules that no linter knows, held over every file that git tracks or would track."""
 
 from __future__ import annotations
 

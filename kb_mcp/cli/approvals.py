@@ -19,7 +19,7 @@ COLUMNS = ("id", "state", "endpoint", "customer_id", "billing_period", "referenc
 
 @click.group()
 def approvals() -> None:
-    """Bills above a key's threshold wait here.
+    """Charges and refunds that wait for an operator.
 
     Example: kb-mcp approvals list
     """
@@ -49,7 +49,7 @@ def list_(*, state: str | None, as_json: bool) -> None:
 @click.argument("approval_id", metavar="ID")
 @json_option
 def approve(*, approval_id: str, as_json: bool) -> None:
-    """Approve one bill, once: the agent's next call charges it.
+    """Approve one charge or refund, once: the agent's next identical call goes through.
 
     Example: kb-mcp approvals approve apr_0123456789abcdef01234567
     """
@@ -63,7 +63,7 @@ def approve(*, approval_id: str, as_json: bool) -> None:
 @click.argument("approval_id", metavar="ID")
 @json_option
 def deny(*, approval_id: str, as_json: bool) -> None:
-    """Deny one bill.
+    """Deny one charge or refund.
 
     Example: kb-mcp approvals deny apr_0123456789abcdef01234567
     """

@@ -22,7 +22,7 @@ COLUMNS = ("id", "issuer", "match", "key_id", "label", "created_at")
 
 @click.group()
 def grants() -> None:
-    """Identities of a provider, each of which stands for one vault key.
+    """Which identities of a provider may use which vault key.
 
     Example: kb-mcp grants list
     """
@@ -39,7 +39,7 @@ def grants() -> None:
 def add(
     *, issuer: str, matches: tuple[str, ...], key_id: str, label: str | None, as_json: bool
 ) -> None:
-    """Let identities stand for a vault key: its policy, its caps, its kill switch.
+    """Let identities of a provider use a vault key, with its policy and its caps.
 
     Example: kb-mcp grants add --issuer https://idp.example --match sub=agent-7 --key ID
     """
@@ -87,7 +87,7 @@ def list_(*, as_json: bool) -> None:
 @click.argument("grant_id", metavar="ID")
 @json_option
 def remove(*, grant_id: str, as_json: bool) -> None:
-    """Remove a grant now, on every host: no reservation by it is made after this.
+    """Remove a grant now: no host reserves anything by it after this.
 
     Example: kb-mcp grants remove ID
     """

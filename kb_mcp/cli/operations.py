@@ -29,7 +29,7 @@ _OBJECT_ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9]{1,128}")
 
 @click.group()
 def operations() -> None:
-    """Billing acts in the ledger.
+    """Charges, refunds and other billing acts in the ledger.
 
     Example: kb-mcp operations list --state unknown
     """
@@ -80,7 +80,7 @@ def show(*, operation_id: str, as_json: bool) -> None:
 def resolve(
     *, operation_id: str, object_id: str | None, void: bool, reason: str | None, as_json: bool
 ) -> None:
-    """Say what became of an unknown operation, where reading Stripe's list could not tell.
+    """Record what became of an unknown operation that Stripe's list does not explain.
 
     OBJ is read and compared: with --succeeded, an operation that counts as failed, voided or
     waiting is settled too. --void needs two whole looks at Stripe's list, a minute apart: call it
@@ -116,7 +116,7 @@ def resolve(
 def reopen(
     *, operation_id: str, reason: str, amount: int | None, release: bool, as_json: bool
 ) -> None:
-    """Let a refunded bill be billed once more, or waive a suspicion that was wrong.
+    """Let a refunded bill be billed once more, or dismiss a wrong suspicion.
 
     The bill must be refunded in full, by refunds that succeeded. The same customer, period,
     reference, amount and currency may then be billed once; --amount allows another amount.
@@ -148,7 +148,7 @@ def reopen(
 @click.argument("operation_id", metavar="ID")
 @json_option
 def reset(*, operation_id: str, as_json: bool) -> None:
-    """Start the count of declines of this bill anew, so that it may be tried again.
+    """Set the count of declines of this bill to zero, so that it may be tried again.
 
     Example: kb-mcp operations reset op_0123456789abcdef01234567
     """

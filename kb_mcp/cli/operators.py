@@ -22,7 +22,7 @@ _NAME = re.compile(r"[a-z][a-z0-9._-]{0,31}")
 
 @click.group()
 def operators() -> None:
-    """People who may use the admin API, by name, so that the audit names them.
+    """People who may use the dashboard and the admin API; the audit names them.
 
     Example: kb-mcp operators add maria
     """

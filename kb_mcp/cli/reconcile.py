@@ -33,7 +33,9 @@ DIFFERENCE_COLUMNS = ("operation_id", "charge_id", "field", "ledger", "stripe")
 @click.command()
 @json_option
 def recover(*, as_json: bool) -> None:
-    """Make one recovery pass now: find out what became of unknown operations. Grace still holds.
+    """Make one recovery pass now: find out what became of unknown operations.
+
+    The grace time still applies.
 
     Example: kb-mcp recover
     """
@@ -175,7 +177,7 @@ _PERIOD_FROM = re.compile(r"description|created|none|metadata:[A-Za-z0-9_ -]{1,4
 @click.option("--apply", is_flag=True, help="Do it; without this, only show what would be done.")
 @json_option
 def adopt(*, since: str, period_from: str, apply: bool, as_json: bool) -> None:
-    """Make operations of charges Stripe already has, so that they are not billed again.
+    """Record charges that Stripe already has, so that they are not billed again.
 
     Example: kb-mcp adopt --since 2026-01-01 --period-from metadata:period --apply
     """

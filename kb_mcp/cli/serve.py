@@ -92,7 +92,7 @@ def mcp() -> None:
 @click.option("--state", type=click.Path(dir_okay=False, path_type=Path),
               help="Keep its objects in this file; without it, in memory.")  # fmt: skip
 def sandbox(*, host: str, port: int, state: Path | None) -> None:
-    """Run the Stripe stand-in alone.
+    """Run the sandbox alone: a stand-in for Stripe.
 
     Example: kb-mcp sandbox --port 8788 --state sandbox.db
     """

@@ -34,7 +34,7 @@ NAMES = tuple(_TAKEN_UP)
 
 @click.group()
 def settings() -> None:
-    """What all processes on one store agree on: account ceiling, upstream timeout, grace.
+    """Settings in the store, the same for all processes: ceilings, timeout, grace time.
 
     Example: kb-mcp settings set account_daily_cap 50000.00usd
     """
@@ -59,7 +59,7 @@ def show(*, as_json: bool) -> None:
 @click.argument("value")
 @json_option
 def set_(*, name: str, value: str, as_json: bool) -> None:
-    """Set one; VALUE is a cap (or several, or none) or a number of seconds.
+    """Set one setting; VALUE is a cap (or several, or none), or a number of seconds.
 
     Example: kb-mcp settings set account_daily_cap 50000.00usd,40000.00eur
     """
@@ -93,7 +93,7 @@ def _held(opened: OpenStore) -> dict[str, str]:
 
 @settings.command("confirm-account")
 def confirm_account() -> None:
-    """Say that the Stripe key of this process is of the account that this store is for.
+    """Confirm that the Stripe key of this process belongs to the account of this store.
 
     It is asked for where the key may read neither its account nor an object that the store made.
     Where Stripe says that it is another account, this is refused.
@@ -111,7 +111,7 @@ def confirm_account() -> None:
 
 @settings.command("confirm-new-store")
 def confirm_new_store() -> None:
-    """Say that this store is new, and what other stores charged through the account is not its own.
+    """Confirm that this store is new; recent charges at Stripe belong to another store.
 
     A new store sends nothing while Stripe has recent charges that kb-mcp made: it may stand in for
     a store that was lost.
@@ -131,7 +131,7 @@ def confirm_new_store() -> None:
 @settings.command("foreign-lineage")
 @click.argument("lineage")
 def foreign_lineage(*, lineage: str) -> None:
-    """Say that charges marked with LINEAGE, of a version before 0.2, are another store's.
+    """Confirm that charges marked with LINEAGE (by a version before 0.2) are another store's.
 
     LINEAGE stands in their metadata[keybrake_key] at Stripe.
 
@@ -159,7 +159,7 @@ def _demand(refusal: NotDone | None) -> None:
 @settings.command("confirm-clock")
 @json_option
 def confirm_clock(*, as_json: bool) -> None:
-    """Say that this host's clock is right, where it and Stripe's, or the store's, disagree.
+    """Confirm that this host's clock is right, when it differs from Stripe's or the store's.
 
     `kb-mcp doctor` says what is disputed. The word holds until the clocks agree again.
 

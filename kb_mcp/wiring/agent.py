@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from kb_mcp.agent.doors.mcp.http import HttpDoor
     from kb_mcp.serving.host_check import App
     from kb_mcp.wiring.proxy import Proxy
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,11 @@ def connect_billing(settings: Settings) -> Billing:
     keys: Mapping[ToolName, KeySource] | KeySource = held_keys(settings)
     if not keys and settings.vault_key is not None:
         keys = key_source(settings.vault_key)
+    if not keys:
+        logger.warning(
+            "No vault key is set, so no tool is offered. Set KEYBRAKE_VAULT_KEY_BILLING for "
+            "charge, KEYBRAKE_VAULT_KEY_AUDIT for charge_status, or KEYBRAKE_VAULT_KEY for both."
+        )
     if settings.proxy_url is not None:
         trust = Trust(settings.ca_file, settings.cert_file, settings.cert_dir)
         try:

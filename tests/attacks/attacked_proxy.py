@@ -1,4 +1,4 @@
-"""The house under attack: `kb-mcp up` as a process of its own, its sandbox, its store."""
+"""The proxy under attack: `kb-mcp up` as a process of its own, its sandbox, its store."""
 
 from __future__ import annotations
 

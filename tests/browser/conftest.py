@@ -1,4 +1,4 @@
-"""A browser before the operators' listener: Debian's Chromium, the real server, a real house."""
+"""A browser before the operators' listener: Debian's Chromium, the real server, a real store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FLAGS = [
 
 @dataclass
 class StoreAdmin:
-    """An operators' listener on a port of its own, and the house behind it."""
+    """An operators' listener on a port of its own, and the proxy behind it."""
 
     in_process: InProcessProxy
     operators_app: OperatorsApp

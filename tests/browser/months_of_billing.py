@@ -1,4 +1,4 @@
-"""A house with something of everything to look at: what the pages and their pictures show."""
+"""A store with something of everything to look at: what the pages and their pictures show."""
 
 from __future__ import annotations
 

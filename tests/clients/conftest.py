@@ -17,7 +17,7 @@ from tests.proxy_processes import ProxyProcesses, cluster
 
 @dataclass(frozen=True)
 class Served:
-    """A running town, and a key for each of the tools."""
+    """Running processes, and a key for each of the tools."""
 
     cluster: ProxyProcesses
     url: str

@@ -29,7 +29,7 @@ META = {
 
 
 class Embedded:
-    """`kb-mcp mcp` without a proxy's address: the whole house in an agent's own process."""
+    """`kb-mcp mcp` without a proxy's address: the proxy in an agent's own process."""
 
     def __init__(self, here: ProxyProcesses, token: str) -> None:
         self.process = subprocess.Popen(

@@ -114,7 +114,7 @@ def limit_files(proxy: Running, size: int) -> None:
 
 @contextmanager
 def gated_town(folder: Path, **environ: str) -> Iterator[tuple[ProxyProcesses, Gate]]:
-    """Build a town whose proxies reach the sandbox through a gate."""
+    """Start processes whose proxies reach the sandbox through a gate."""
     with gate() as entry, cluster(folder, KEYBRAKE_STRIPE_API_BASE=entry.url, **environ) as here:
         entry.target = here.sandbox.url
         yield here, entry

@@ -35,7 +35,7 @@ Act = Callable[["Place", Child, str], None]
 
 @dataclass(frozen=True)
 class Place:
-    """A town whose proxies are forked and reach the sandbox through a gate, and its one key."""
+    """Processes whose proxies are forked and reach the sandbox through a gate, and its one key."""
 
     here: ProxyProcesses
     entry: Gate

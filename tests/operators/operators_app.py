@@ -1,4 +1,4 @@
-"""An operator's desk for tests: the operators' application on a house, and a browser before it."""
+"""The operators' application on a proxy of the tests, and a browser before it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def policy(**fields: Any) -> Policy:
 
 
 def billing(in_process: InProcessProxy, key: Issued) -> Billing:
-    """Return the tools' billing over this house's proxy, as an embedded door has it."""
+    """Return the tools' billing over this proxy, as an embedded door has it."""
     keys = {ToolName.CHARGE: lambda: key.token}
     transport = AsgiTransport(in_process.proxy.app, in_process.loop)
     return Billing(keys, "http://127.0.0.1", transport=transport)
@@ -45,7 +45,7 @@ def another(in_process: InProcessProxy, **environ: str) -> Iterator[InProcessPro
     """Open a second proxy before the same sandbox, on the same store unless `environ` says so."""
     annex = copy.copy(in_process)
     annex.settings = load_settings(in_process.environ | environ)
-    annex._open()  # noqa: SLF001 - a house has one proxy; this is how it opens it
+    annex._open()  # noqa: SLF001 - this is how the embedded door opens its proxy
     try:
         yield annex
     finally:

@@ -31,7 +31,7 @@ class Elsewhere:
 
 @contextmanager
 def house_of(folder: Path, stripe: Elsewhere, **more: str) -> Iterator[InProcessProxy]:
-    """Build a house in test mode, which compares its clock with Stripe's and follows nobody."""
+    """Build a proxy in test mode, which compares its clock with Stripe's and follows nobody."""
     with start_in_thread(stripe.sandbox) as url:
         environ = {"KEYBRAKE_STRIPE_KEY": "rk_test_Abc", "KEYBRAKE_STRIPE_API_BASE": url}
         with InProcessProxy(folder, **environ, **more) as in_process:

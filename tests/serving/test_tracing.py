@@ -32,7 +32,7 @@ FORM = {"customer": "cus_A1", "amount": "2900", "currency": "usd",
 
 
 class Watched(InProcessProxy):
-    """A house whose sandbox notes the headers of every charge."""
+    """A proxy whose sandbox notes the headers of every charge."""
 
     def __init__(self, folder: Path, span: Span = no_span) -> None:
         self.seen: list[dict[bytes, bytes]] = []

@@ -235,3 +235,12 @@ def test_a_server_with_a_proxy_of_its_own_ends_without_a_word(tmp_path: Path) ->
 
     assert process.returncode == 0
     assert "Traceback" not in told
+
+
+def test_a_server_without_a_vault_key_says_which_one_to_set() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        env=os.environ | {"KEYBRAKE_PROXY_URL": KEYS["KEYBRAKE_PROXY_URL"]},  # noqa: TID251 - for a child process
+        check=True, timeout=60,
+    )  # fmt: skip
+    assert "Set KEYBRAKE_VAULT_KEY_BILLING for charge" in done.stderr

@@ -172,12 +172,12 @@ def _describe_limits(policy: Policy) -> Iterator[str]:
 
 def _describe_naming(policy: Policy) -> Iterator[str]:
     window = policy.period_window
-    yield f"Periods from {window.back} months back to {window.ahead} months ahead may be billed."
+    yield f"It may bill periods from {_months(window.back)} back to {_months(window.ahead)} ahead."
     if policy.period_kinds is not None:
         yield f"A period must be a {' or '.join(policy.period_kinds)}."
     match policy.idempotency:
         case "content":
-            yield "What a bill says names it: the same bill is never charged twice."
+            yield "Customer, amount and period name a bill: the same bill is never charged twice."
         case "strict":
             yield "Bills that do not name customer, amount, currency and period are refused."
         case "caller":
@@ -192,3 +192,7 @@ def _describe_naming(policy: Policy) -> Iterator[str]:
 
 def _amounts(table: Mapping[str, int]) -> str:
     return " or ".join(format_money(Money(amount, currency)) for currency, amount in table.items())
+
+
+def _months(count: int) -> str:
+    return f"{count} month" if count == 1 else f"{count} months"

@@ -37,7 +37,7 @@ POLICY = Policy(
 
 
 class OneIntent:
-    """A house with one key that may take every step."""
+    """A proxy with one key that may take every step."""
 
     def __init__(self, in_process: InProcessProxy, policy: Policy = POLICY) -> None:
         self.in_process = in_process
