@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kb_mcp.agent.calls import Biller, CallContext, caller_of
 from kb_mcp.agent.catalogue import select_tools
-from kb_mcp.agent.converse_stream import read_stream
-from kb_mcp.agent.doors.converse import answer_message, answer_returned_control
-from kb_mcp.agent.export.converse import tool_config
+from kb_mcp.agent.doors.bedrock import answer_message, answer_returned_control, read_stream
+from kb_mcp.agent.export import tool_config
 from kb_mcp.traces import read_trace
 
 if TYPE_CHECKING:

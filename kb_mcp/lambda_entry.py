@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kb_mcp.agent import wording
 from kb_mcp.agent.calls import Answer, Biller, CallContext, Caller, Unavailable, caller_of
-from kb_mcp.agent.doors.action_group import answer_action_group, is_action_group_event
+from kb_mcp.agent.doors.bedrock import answer_action_group, is_action_group_event
 from kb_mcp.agent.doors.gateway import answer_gateway, gateway_names
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import httpx
 
-from kb_mcp.agent.transport import AsgiTransport, start_loop
+from kb_mcp.in_process import AsgiTransport, start_loop
 from kb_mcp.operators.actions.keys import NewKey, issue_key
 from kb_mcp.operators.actions.operations import By, forget_answers
 from kb_mcp.proxy.access.policy import CapRules, Policy

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ToolName
-from kb_mcp.agent.granted import granted_period_kinds, granted_tools
+from kb_mcp.agent.keys import granted_period_kinds, granted_tools
 from kb_mcp.agent.line import Lost
 from kb_mcp.agent.outcomes import ProxyUnavailableError
 

@@ -13,7 +13,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar, assert_never
 
-from kb_mcp.agent.address import check_address
 from kb_mcp.agent.catalogue import (
     Arguments,
     ChargeApi,
@@ -22,8 +21,7 @@ from kb_mcp.agent.catalogue import (
     RefundArguments,
     ToolName,
 )
-from kb_mcp.agent.granted import granted_period_kinds, granted_tools
-from kb_mcp.agent.keys import STALE, HeldKey, KeySource
+from kb_mcp.agent.keys import STALE, HeldKey, KeySource, granted_period_kinds, granted_tools
 from kb_mcp.agent.line import Line, Lost, NoCard, Resource, charge_params, finish, off_session
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
@@ -31,15 +29,13 @@ from kb_mcp.agent.outcomes import (
     Reply,
     ToolNotGrantedError,
     charge_outcome,
+    describe_refunds,
     lost,
     raise_if_nothing_sent,
-    without_card,
-)
-from kb_mcp.agent.refunds import (
-    describe_refunds,
     refund_outcome,
     refund_params,
     refund_unknown,
+    without_card,
 )
 from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result, ShownRefund
 from kb_mcp.agent.sdk import ProxySdk
@@ -52,7 +48,7 @@ from kb_mcp.agent.status import (
     not_found,
     not_readable,
 )
-from kb_mcp.agent.trust import Trust
+from kb_mcp.agent.transport import Trust, check_address
 from kb_mcp.agent.wording import UNAVAILABLE
 from kb_mcp.environment import SettingsError
 from kb_mcp.idempotency import idempotency_key, refund_name

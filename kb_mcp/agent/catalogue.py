@@ -6,6 +6,8 @@ descriptions are written for a model and say in words what a target's schema can
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -22,11 +24,34 @@ from pydantic import (
     model_validator,
 )
 
-from kb_mcp.agent.characters import name_forbidden
 from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result
 from kb_mcp.idempotency import REFERENCE
 from kb_mcp.money import check_amount
 from kb_mcp.periods import parse_period
+
+_FORBIDDEN: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def name_forbidden(text: str) -> str | None:
+    """Name the first character of `text` that may not stand in it, or return None.
+
+    Refused are those that change how the text around them is shown or read: controls, line
+    separators, bidi embeddings, overrides and isolates. Halves of surrogate pairs are no text at
+    all. Everything else is writing, in scripts and symbols newer than this Python too.
+    Source: unicode.org/reports/tr9 (bidirectional formatting characters).
+    """
+    found = _FORBIDDEN.search(text)
+    if found is None:
+        return None
+    return f"U+{ord(found[0]):04X} ({unicodedata.name(found[0], 'a control character')})"
+
+
+def without_forbidden(text: str) -> str:
+    """Return `text` with a blank in place of each character that may not stand in it."""
+    return _FORBIDDEN.sub(" ", text)
+
 
 ChargeApi = Literal["charges", "payment_intents"]
 JSON: Final = "application/json"

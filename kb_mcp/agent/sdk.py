@@ -17,7 +17,7 @@ from typing_extensions import override
 from kb_mcp.agent.keys import is_live
 from kb_mcp.agent.line import MAX_NETWORK_RETRIES, Headers, Line, Lost, Resource
 from kb_mcp.agent.outcomes import ProxyUnavailableError, Reply, as_map
-from kb_mcp.agent.trust import why_unreached
+from kb_mcp.agent.transport import why_unreached
 from kb_mcp.agent.wording import UNAVAILABLE, UNREACHED
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import httpx
 import stripe
 from typing_extensions import override
 
-from kb_mcp.agent.trust import why_unreached
+from kb_mcp.agent.transport import why_unreached
 
 # Failures that precede the first byte of a request.
 _BEFORE_SENDING: Final = (

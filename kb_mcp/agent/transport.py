@@ -1,25 +1,149 @@
-"""How wing A reaches the proxy: one httpx client, over the network or into this process.
+"""How wing A reaches the proxy: where a vault key may be sent, whom to trust, and the client.
 
-Floor: wing A, above address. Importing it imports httpx, so that billing does it late. Nothing of
-the environment changes where a vault key goes: no proxies, no .netrc, no redirects; plain http
-only to loopback unless it is allowed.
+Floor: wing A, at the bottom. Nothing of the environment changes where a vault key goes: no proxies,
+no .netrc, no redirects; plain http only to loopback unless it is allowed. ssl and httpx are
+imported where they are needed: a door that lists its tools has no connection yet.
 """
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import ssl
-import threading
-from collections.abc import Callable
-from typing import Final
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
-import httpx
-from typing_extensions import override
+if TYPE_CHECKING:
+    import ssl
 
-from kb_mcp.agent.address import check_address
-from kb_mcp.agent.trust import Trust
-from kb_mcp.in_process import AsgiApp, Exchange
+    import httpx
+
+
+class AddressError(ValueError):
+    """The proxy's address would send a vault key in the clear, or is none."""
+
+
+def check_address(proxy_url: str, *, allow_http: bool = False) -> None:
+    """Check that a vault key may be sent to `proxy_url`.
+
+    Raises: AddressError.
+    """
+    try:
+        parts = urlsplit(proxy_url)
+        host = parts.hostname or ""
+    except ValueError:
+        host = ""
+        parts = urlsplit("")
+    plain = parts.query == "" and parts.fragment == "" and parts.username is None
+    if parts.scheme not in {"http", "https"} or not host or not plain:
+        raise AddressError("The proxy's address must look like http://127.0.0.1:8787.")
+    if parts.scheme == "http" and not allow_http and not _is_loopback(host):
+        raise AddressError("The proxy's address must be https beyond this machine.")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+CHAIN_MAX: Final = 10  # errors that each name another as their cause
+
+
+class TrustError(OSError):
+    """A file or folder of certificates cannot be used; the message names its variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Files of certificates: `cert_file` and `cert_dir` replace the usual ones, `ca_file` adds."""
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    cert_dir: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context of a client that checks names and chains. Raises: TrustError."""
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self.cert_file is None and self.cert_dir is None:
+            import certifi
+
+            context.load_default_certs()
+            # Small images have no authorities of the system's.
+            context.load_verify_locations(certifi.where())
+        if self.cert_dir is not None:
+            _load(context, "SSL_CERT_DIR", folder=self.cert_dir)
+        for variable, file in {
+            "SSL_CERT_FILE": self.cert_file,
+            "KEYBRAKE_CA_FILE": self.ca_file,
+        }.items():
+            if file is not None:
+                _load(context, variable, file=file)
+        return context
+
+    def check_ca_file(self) -> None:
+        """Check that `ca_file` holds certificates. Raises: TrustError."""
+        import ssl
+
+        if self.ca_file is not None:
+            _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "KEYBRAKE_CA_FILE", file=self.ca_file)
+
+
+def why_unreached(error: BaseException) -> tuple[str, str]:
+    """Return why nothing was reached: in a word for a model, and with details for an operator."""
+    import socket
+    import ssl
+
+    chain = _chain(error)
+    for cause in chain:
+        match cause:
+            case ssl.SSLCertVerificationError():
+                return "certificate", cause.verify_message
+            case TrustError():
+                return "certificate", str(cause)
+            case ssl.SSLError():
+                return "TLS", str(cause.reason or "the handshake broke").lower().replace("_", " ")
+            case socket.gaierror():
+                return "name unknown", cause.strerror or "the name is not found"
+            case ConnectionRefusedError():
+                return "connection refused", "nothing listens there"
+            case TimeoutError():
+                return "time-out", "no answer in time"
+            case OSError() if cause.strerror:
+                return "network", cause.strerror
+            case _:
+                continue
+    # A connection that never came has no error of the system's with it.
+    timed_out = any("Timeout" in type(cause).__name__ for cause in chain)
+    return ("time-out", "no answer in time") if timed_out else ("network", "no connection")
+
+
+def _load(
+    context: ssl.SSLContext, variable: str, *, file: Path | None = None, folder: Path | None = None
+) -> None:
+    import ssl
+
+    try:
+        context.load_verify_locations(file, folder)
+    except ssl.SSLError:
+        raise TrustError(f"{variable} names a file that holds no certificates") from None
+    except OSError as error:
+        raise TrustError(f"{variable} cannot be read ({error.strerror})") from None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and len(found) < CHAIN_MAX:
+        found.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return found
+
 
 CONNECT_TIMEOUT_S: Final = 5
 # Above the proxy's own wait for Stripe (25 s) and for another caller (10 s).
@@ -38,76 +162,24 @@ def open_client(
 
     Raises: AddressError, TrustError.
     """
+    import ssl
+
+    import httpx
+
     if transport is None:
         check_address(proxy_url, allow_http=allow_http)
+    # Plain http never asks whom to trust, and redirects are off: loading every authority there is
+    # would be a twentieth of a cold start for nothing.
+    context = (
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if proxy_url.startswith("http://")
+        else (trust or Trust()).context()
+    )
     return httpx.Client(
         transport=transport,
-        verify=_trusting_nobody()
-        if proxy_url.startswith("http://")
-        else (trust or Trust()).context(),
+        verify=context,
         trust_env=False,
         follow_redirects=False,
         timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
     )
-
-
-def _trusting_nobody() -> ssl.SSLContext:
-    # Plain http never asks whom to trust, and redirects are off: loading every authority there is
-    # would be a twentieth of a cold start for nothing.
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-
-class AsgiTransport(httpx.BaseTransport):
-    """Carries requests to an ASGI app that runs on the event loop of another thread.
-
-    A caller that stops waiting does not stop the app: the request runs to its end there.
-    """
-
-    def __init__(self, app: AsgiApp, loop: asyncio.AbstractEventLoop) -> None:
-        """Reach `app`, whose home is the running `loop`."""
-        self._app = app
-        self._loop = loop
-
-    @override
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        exchange = Exchange(
-            request.method,
-            request.url.raw_path,
-            [(name.lower(), value) for name, value in request.headers.raw],
-            request.read(),
-            scheme=request.url.scheme,
-            server=(request.url.host, request.url.port),
-        )
-        work = exchange.run(self._app)
-        try:
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:
-            work.close()
-            raise httpx.ConnectError("the embedded proxy has stopped", request=request) from None
-        try:
-            future.result(request.extensions.get("timeout", {}).get("read"))
-        except concurrent.futures.TimeoutError:
-            raise httpx.ReadTimeout("no answer in time", request=request) from None
-        except (Exception, concurrent.futures.CancelledError) as error:
-            # The app broke or was stopped on the way: as on a network, it may have acted.
-            raise httpx.ReadError("the connection broke", request=request) from error
-        if exchange.status == 0:
-            raise httpx.ReadError("the connection broke", request=request)
-        return httpx.Response(
-            exchange.status, headers=exchange.headers, content=bytes(exchange.body)
-        )
-
-
-def start_loop() -> tuple[asyncio.AbstractEventLoop, Callable[[], None]]:
-    """Start an event loop on a thread of its own; return it and the function that ends it."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="kb-mcp loop", daemon=True)
-    thread.start()
-
-    def stop() -> None:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-    return loop, stop

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
 from kb_mcp.agent.keys import KeySource
-from kb_mcp.agent.trust import Trust, TrustError
+from kb_mcp.agent.transport import Trust, TrustError
 from kb_mcp.serving.machine import new_id
 from kb_mcp.settings import Secret, Settings, SettingsError, read_token
 
@@ -136,7 +136,7 @@ def connect_billing(settings: Settings) -> Billing:
         raise SettingsError(
             "KEYBRAKE_PROXY_URL", "is not set, on Lambda", "Set it, or KEYBRAKE_EMBEDDED=1."
         )
-    from kb_mcp.agent.transport import AsgiTransport
+    from kb_mcp.in_process import AsgiTransport
 
     app, loop = _embed(settings)
     return Billing(
@@ -219,7 +219,7 @@ def _embed(settings: Settings) -> tuple[App, asyncio.AbstractEventLoop]:
     except ModuleNotFoundError as missing:
         raise _no_proxy_here(settings) from missing
 
-    from kb_mcp.agent.transport import start_loop
+    from kb_mcp.in_process import start_loop
 
     loop, stop_loop = start_loop()
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kb_mcp.agent.arguments import Invalid, read_arguments, read_texts
+from kb_mcp.agent.calls import Invalid, read_arguments, read_texts
 from kb_mcp.agent.catalogue import TOOLS, ChargeArguments, ToolName, find_tool
 from kb_mcp.agent.strict_json import has_repeated_names
 from kb_mcp.idempotency import idempotency_key

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.agent.address import AddressError
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext, Unavailable, call_tool
 from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments, ToolName
 from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
+from kb_mcp.agent.transport import AddressError
 from tests.agent.conftest import AUDIT_KEY, BILLING_KEY, Says, StubProxy, charge, refusal
 
 BILL = ChargeArguments(customer_id="cus_Abc123", amount_cents=2900, billing_period="2026-06")

@@ -12,7 +12,7 @@ from botocore.validate import ParamValidator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kb_mcp.agent.converse_stream import read_stream
+from kb_mcp.agent.doors.bedrock import read_stream
 
 MODEL = botocore.session.get_session().get_service_model("bedrock-runtime")
 Event = dict[str, Any]

@@ -12,7 +12,7 @@ from kb_mcp.agent.bearer import Known, look_up
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ToolName, select_tools
-from kb_mcp.agent.export.schemas import arguments_schema, properties
+from kb_mcp.agent.export import arguments_schema, properties
 from kb_mcp.agent.line import finish
 from kb_mcp.converse import ConverseTools
 from kb_mcp.periods import KINDS

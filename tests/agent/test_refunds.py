@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.agent.arguments import Invalid, read_arguments, read_texts
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import Answered, CallContext, NotOffered, Unavailable, call_tool
+from kb_mcp.agent.calls import (
+    Answered,
+    CallContext,
+    Invalid,
+    NotOffered,
+    Unavailable,
+    call_tool,
+    read_arguments,
+    read_texts,
+)
 from kb_mcp.agent.catalogue import TOOLS, RefundArguments, ToolName, tools_granted
 from kb_mcp.agent.results import RefundResult
 from tests.agent.conftest import AUDIT_KEY, Says, StubProxy, charge, refusal

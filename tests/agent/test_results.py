@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from kb_mcp.agent.bedrock import body_text
-from kb_mcp.agent.bodies import body_of
-from kb_mcp.agent.calls import Answered
+from kb_mcp.agent.calls import Answered, body_of
 from kb_mcp.agent.catalogue import TOOLS, ChargeArguments
-from kb_mcp.agent.export.mcp import mcp_tools
+from kb_mcp.agent.doors.bedrock import body_text
+from kb_mcp.agent.export import mcp_tools
 from kb_mcp.agent.outcomes import (
     STATUSES,
     ProxyUnavailableError,

@@ -14,7 +14,7 @@ from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ChargeArguments, ToolName
 from kb_mcp.agent.outcomes import ProxyUnavailableError
-from kb_mcp.agent.transport import AsgiTransport, start_loop
+from kb_mcp.in_process import AsgiTransport, start_loop
 from tests.agent.conftest import charge
 
 BILL = ChargeArguments(customer_id="cus_Abc123", amount_cents=2900, billing_period="2026-06")

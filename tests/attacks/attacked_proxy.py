@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import httpx
 from msgspec.structs import replace
 
-from kb_mcp.agent.transport import start_loop
+from kb_mcp.in_process import start_loop
 from kb_mcp.operators.actions.keys import NewKey, issue_key, revoke_key
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in

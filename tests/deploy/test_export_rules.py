@@ -20,8 +20,7 @@ from botocore.validate import ParamValidator
 from openapi_spec_validator import OpenAPIV30SpecValidator
 
 from kb_mcp.agent.catalogue import ToolName, select_tools
-from kb_mcp.agent.export import ExportName, render
-from kb_mcp.agent.export.converse import tool_config
+from kb_mcp.agent.export import ExportName, render, tool_config
 from tests.agent.export.test_exports import UNSAFE, schemas_in, walk
 
 Document = Any  # JSON

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from kb_mcp.agent.catalogue import Tool, ToolName, select_tools
-from kb_mcp.agent.export.schemas import arguments_schema, properties
+from kb_mcp.agent.export import arguments_schema, properties
 
 README: Final = Path(__file__).resolve().parents[2] / "README.md"
 REGION: Final = re.compile(r"(?s)<!-- tools:begin -->\n.*?<!-- tools:end -->")

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from kb_mcp.agent.transport import AsgiTransport
+from kb_mcp.in_process import AsgiTransport
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.operators.app import Bench, create_admin
 from kb_mcp.operators.reports.invariants import Verifying

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kb_mcp.agent.arguments import Invalid, read_arguments
-from kb_mcp.agent.calls import CallContext
+from kb_mcp.agent.calls import CallContext, Invalid, read_arguments
 from kb_mcp.agent.catalogue import ChargeArguments, ToolName, find_tool
 from tests.in_process_proxy import InProcessProxy, error_of
 from tests.months import lately, spelled

@@ -11,7 +11,7 @@ import pytest
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import Answered, CallContext, call_tool
 from kb_mcp.agent.catalogue import ToolName
-from kb_mcp.agent.transport import AsgiTransport
+from kb_mcp.in_process import AsgiTransport
 from kb_mcp.operators.actions.keys import revoke_key
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.agent.transport import start_loop
+from kb_mcp.in_process import start_loop
 from kb_mcp.proxy.errors.refusals import Code, Refusal
 from kb_mcp.serving.listener import Limits, head_fault, listen, room, unbounded
 from kb_mcp.wiring.serve import bind

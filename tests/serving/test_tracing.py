@@ -14,8 +14,8 @@ import httpx
 import pytest
 from typing_extensions import override
 
-from kb_mcp.agent.transport import AsgiTransport
 from kb_mcp.environment import SettingsError
+from kb_mcp.in_process import AsgiTransport
 from kb_mcp.serving.process_setup import JsonLines, configure_logs
 from kb_mcp.serving.tracing import Span, chosen_span, no_span, span_over
 from kb_mcp.settings import load_settings

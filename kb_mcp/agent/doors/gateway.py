@@ -10,9 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from kb_mcp.agent.arguments import Invalid, read_texts
-from kb_mcp.agent.bodies import Body, body_of
-from kb_mcp.agent.calls import Answer, CallContext, Caller, NotOffered, read_subject
+from kb_mcp.agent.calls import (
+    Answer,
+    Body,
+    CallContext,
+    Caller,
+    Invalid,
+    NotOffered,
+    body_of,
+    read_subject,
+    read_texts,
+)
 from kb_mcp.agent.catalogue import TOOLS
 from kb_mcp.traces import Trace, read_trace
 

@@ -10,7 +10,7 @@ import pytest
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import Biller, CallContext, caller_of
 from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments, RefundArguments, ToolName
-from kb_mcp.agent.doors.action_group import answer_action_group, is_action_group_event
+from kb_mcp.agent.doors.bedrock import answer_action_group, is_action_group_event
 from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult
 from tests.agent.conftest import BILLING_KEY, TRACE, Says, StubProxy, charge, refusal
 

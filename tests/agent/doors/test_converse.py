@@ -12,8 +12,7 @@ from botocore.validate import ParamValidator
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext, caller_of
-from kb_mcp.agent.converse_stream import read_stream
-from kb_mcp.agent.doors.converse import answer_message, answer_returned_control
+from kb_mcp.agent.doors.bedrock import answer_message, answer_returned_control, read_stream
 from tests.agent.conftest import Says, StubProxy, charge, refusal
 
 POST = "POST /stripe/v1/charges"

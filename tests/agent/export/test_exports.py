@@ -16,10 +16,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV30SpecValidator
 
 from kb_mcp.agent.catalogue import ToolName, select_tools
-from kb_mcp.agent.export import FILE_NAMES, ExportName, render
-from kb_mcp.agent.export.converse import tool_config
-from kb_mcp.agent.export.mcp import mcp_tools
-from kb_mcp.agent.export.openapi import openapi
+from kb_mcp.agent.export import FILE_NAMES, ExportName, mcp_tools, openapi, render, tool_config
 
 SCHEMAS = Path(__file__).parents[3] / "schemas"
 ALL = select_tools(frozenset(ToolName), allow_reference=False)

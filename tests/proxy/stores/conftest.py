@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from kb_mcp.agent.transport import start_loop
+from kb_mcp.in_process import start_loop
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.opening import open_store
 from kb_mcp.wiring.store import Store

@@ -23,8 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kb_mcp import __version__
-from kb_mcp.agent.bodies import body_of, is_error
-from kb_mcp.agent.calls import Answer, Answered
+from kb_mcp.agent.calls import Answer, Answered, body_of, is_error
 from kb_mcp.agent.doors.mcp.greeting import HANDSHAKE_VERSIONS, NAME, STATELESS_VERSION, TITLE
 from kb_mcp.agent.doors.mcp.messages import Json
 

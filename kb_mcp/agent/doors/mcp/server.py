@@ -38,7 +38,6 @@ from starlette.datastructures import Headers
 
 from kb_mcp import __version__
 from kb_mcp.agent import wording
-from kb_mcp.agent.bodies import body_of, is_error
 from kb_mcp.agent.calls import (
     SUBJECT,
     Answer,
@@ -46,14 +45,15 @@ from kb_mcp.agent.calls import (
     CallContext,
     LoopBiller,
     NotOffered,
+    body_of,
     call_tool,
     call_tool_on_loop,
+    is_error,
     read_subject,
 )
 from kb_mcp.agent.catalogue import TOOLS, ToolName, select_tools
 from kb_mcp.agent.doors.mcp.greeting import INSTRUCTIONS, NAME, TITLE
-from kb_mcp.agent.export.mcp import mcp_tools
-from kb_mcp.agent.export.schemas import arguments_schema
+from kb_mcp.agent.export import arguments_schema, mcp_tools
 from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
 from kb_mcp.traces import PARENT, STATE, read_trace
 
