@@ -3,7 +3,8 @@
 `python examples/agentcore_mcp.py` sends what the gateway sends, twice.
 `python examples/agentcore_mcp.py GATEWAY_ID PROVIDER_ARN` adds the target to a gateway of yours,
 with boto3 and your AWS credentials. PROVIDER_ARN is the API key credential provider that holds the
-vault key; KEYBRAKE_PROXY_URL must then be the https address at which AWS reaches the proxy.
+vault key, or an OAuth2 one whose client has a grant (docs/identities.md); KEYBRAKE_PROXY_URL must
+then be the https address at which AWS reaches the proxy.
 """
 
 from __future__ import annotations
@@ -27,23 +28,36 @@ BILL = {
 
 
 def target(proxy_url: str, provider_arn: str) -> dict[str, Any]:
-    """Return what the gateway is told: where the tools are, and how it presents the vault key."""
+    """Return what the gateway is told: where the tools are, and what it presents there."""
     return {
         "name": "billing",
         "targetConfiguration": {"mcp": {"mcpServer": {"endpoint": f"{proxy_url}/mcp"}}},
-        "credentialProviderConfigurations": [
-            {
-                "credentialProviderType": "API_KEY",
-                "credentialProvider": {
-                    "apiKeyCredentialProvider": {
-                        "providerArn": provider_arn,
-                        "credentialLocation": "HEADER",
-                        "credentialParameterName": "Authorization",
-                        "credentialPrefix": "Bearer",
-                    }
-                },
-            }
-        ],
+        "credentialProviderConfigurations": [credential(proxy_url, provider_arn)],
+    }
+
+
+def credential(proxy_url: str, provider_arn: str) -> dict[str, Any]:
+    """Return how the gateway presents the vault key, or the token of a client of its own."""
+    if "/oauth2credentialprovider/" in provider_arn:
+        token = {
+            "providerArn": provider_arn,
+            "grantType": "CLIENT_CREDENTIALS",
+            "scopes": ["charge", "charge_status"],
+            "customParameters": {"resource": f"{proxy_url}/mcp"},  # what the token is meant for
+        }
+        return {
+            "credentialProviderType": "OAUTH",
+            "credentialProvider": {"oauthCredentialProvider": token},
+        }
+    key = {
+        "providerArn": provider_arn,
+        "credentialLocation": "HEADER",
+        "credentialParameterName": "Authorization",
+        "credentialPrefix": "Bearer",
+    }
+    return {
+        "credentialProviderType": "API_KEY",
+        "credentialProvider": {"apiKeyCredentialProvider": key},
     }
 
 

@@ -26,6 +26,7 @@ FILES = sorted(EXAMPLES.glob("*.py"))
 ARN = "arn:aws:lambda:eu-west-1:123456789012:function:billing"
 VAULT = "arn:aws:bedrock-agentcore:eu-west-1:123456789012:token-vault/default"
 PROVIDER = f"{VAULT}/apikeycredentialprovider/billing"
+CLIENT = f"{VAULT}/oauth2credentialprovider/billing"
 
 TARGET: dict[str, Any] = {
     "gatewayArn": "arn:aws:bedrock-agentcore:eu-west-1:123456789012:gateway/g",
@@ -140,7 +141,7 @@ def test_the_action_group_is_one_that_bedrock_takes() -> None:
         assert bedrock_agent.attach(bedrock, "AGENT12345", ARN) == "GROUP12345"
 
 
-@pytest.mark.parametrize("way", ["lambda", "mcp"])
+@pytest.mark.parametrize("way", ["lambda", "mcp", "mcp with OAuth"])
 def test_the_target_is_one_that_agentcore_takes(way: str) -> None:
     agentcore = client("bedrock-agentcore-control")
     with Stubber(agentcore) as stub:
@@ -148,10 +149,22 @@ def test_the_target_is_one_that_agentcore_takes(way: str) -> None:
         if way == "lambda":
             target = agentcore_lambda.attach(agentcore, "gateway-1", ARN)
         else:
+            provider = CLIENT if way.endswith("OAuth") else PROVIDER
             target = agentcore_mcp.attach(
-                agentcore, "gateway-1", "https://billing.example.com", PROVIDER
+                agentcore, "gateway-1", "https://billing.example.com", provider
             )
     assert target == "TARGET1234"
+
+
+@pytest.mark.parametrize(("provider", "kind"), [(PROVIDER, "API_KEY"), (CLIENT, "OAUTH")])
+def test_the_gateway_presents_what_its_provider_holds(provider: str, kind: str) -> None:
+    made = agentcore_mcp.credential("https://billing.example.com", provider)
+
+    (held,) = made["credentialProvider"].values()
+    assert made["credentialProviderType"] == kind
+    assert held["providerArn"] == provider
+    if kind == "OAUTH":
+        assert held["customParameters"] == {"resource": "https://billing.example.com/mcp"}
 
 
 def test_a_target_that_is_wrong_is_refused_by_the_same_validator(
