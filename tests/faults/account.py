@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from typing_extensions import override
+
 PAGE_MAX = 3  # short pages, so that walks have several
 # The bank has the money, or will have it.
 HELD_BY_BANK = frozenset({"needs_response", "under_review", "lost"})
-GONE = frozenset({"failed", "canceled"})
+GONE = frozenset({"failed", "canceled", "lapsed"})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,16 +43,22 @@ class Made:
         return int(self.fields["amount"])
 
     @property
+    def moved(self) -> int:
+        """Return how much money moved by it."""
+        return self.amount
+
+    @property
     def stands(self) -> bool:
         """Say whether money moved by it, or still may."""
         return self.status not in GONE
 
     def _shown(self) -> dict[str, Any]:
         marks = {k[9:-1]: v for k, v in self.fields.items() if k.startswith("metadata[")}
+        status = "succeeded" if self.status == "lapsed" else self.status
         return {
             "id": self.id,
             "amount": self.amount,
-            "status": self.status,
+            "status": status,
             "created": self.created_ms // 1000,
             "metadata": marks,
         }
@@ -62,6 +70,26 @@ class Charge(Made):
 
     refunds: list[Refund] = field(default_factory=list)
     disputes: list[Dispute] = field(default_factory=list)
+    taken: int = 0  # what was captured
+    captured_by: int | None = None  # the call that captured it
+
+    @property
+    def captured(self) -> bool:
+        return self.taken > 0 or self.fields.get("capture") != "false"
+
+    @property
+    def authorised(self) -> bool:
+        """Say whether its money is held for us, and may still be captured."""
+        return self.status == "succeeded" and not self.captured
+
+    @property
+    @override
+    def moved(self) -> int:
+        return self.taken
+
+    @property
+    def left(self) -> int:
+        return self.taken - self.given_back
 
     @property
     def given_back(self) -> int:
@@ -77,10 +105,11 @@ class Charge(Made):
             "object": "charge",
             "currency": self.fields["currency"],
             "customer": self.fields.get("customer"),
-            "captured": True,
+            "captured": self.captured,
+            "amount_captured": self.taken,
             "disputed": bool(self.disputes),
-            "refunded": self.given_back == self.amount,
-            "amount_refunded": self.given_back,
+            "refunded": self.status == "lapsed" or (self.captured and self.left == 0),
+            "amount_refunded": self.amount - self.left if self.taken else 0,
         }
 
 
@@ -129,23 +158,37 @@ class Account:
             id=f"ch_{len(self.charges) + 1}", fields=fields, status=status, created_ms=now_ms,
             call=call,
         )  # fmt: skip
+        if fields.get("capture") != "false":
+            made.taken = made.amount
         self.charges.append(made)
         return made
+
+    def capture(self, charge_id: str, fields: dict[str, str], call: int | None) -> Charge | str:
+        """Take what was authorised, or a part of it, or return the code of the error."""
+        charge = self.find_charge(charge_id)
+        if charge is None or charge.status == "failed":
+            return "resource_missing"
+        if not charge.authorised:
+            return "charge_already_captured" if charge.captured else "charge_expired_for_capture"
+        amount = int(fields.get("amount", charge.amount))
+        if not 0 < amount <= charge.amount:
+            return "amount_too_large"
+        charge.taken, charge.captured_by = amount, call
+        return charge
 
     def refund(
         self, fields: dict[str, str], status: str, now_ms: int, call: int | None
     ) -> Refund | str:
         """Give back what `fields` ask for, or return the code of the error that refuses it."""
         charge = self.find_charge(fields.get("charge", ""))
-        if charge is None or charge.status != "succeeded":
+        if charge is None or charge.status != "succeeded" or not charge.captured:
             return "resource_missing"
         if charge.disputed:
             return "charge_disputed"
-        left = charge.amount - charge.given_back
-        if left <= 0:
+        if charge.left <= 0:
             return "charge_already_refunded"
-        amount = int(fields.get("amount", left))
-        if not 0 < amount <= left:
+        amount = int(fields.get("amount", charge.left))
+        if not 0 < amount <= charge.left:
             return "amount_too_large"
         made = Refund(
             id=f"re_{len(self.refunds) + 1}", fields=fields | {"amount": str(amount)},

@@ -12,8 +12,10 @@ from kb_mcp.operators.actions.operations import By
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules import approvals, decide, duplicates, gates, permits, reserve
+from kb_mcp.proxy.rules.outcomes import conclude
 from kb_mcp.proxy.rules.outcomes.resolve import Unreadable
 from kb_mcp.proxy.stores.binding import LiveSettings
+from kb_mcp.proxy.stripe import evidence
 from tests.faults.bugs import bug
 from tests.faults.planting import part, swapped
 from tests.faults.simulation import Simulation
@@ -142,6 +144,26 @@ def an_approval_covers_another_payment_method(_: Simulation) -> Iterator[None]:
 @bug
 def a_key_that_an_sdk_made_up_is_forgotten(_: Simulation) -> Iterator[None]:
     with swapped(decide, "_remembered", lambda *_: ()):
+        yield
+
+
+@bug
+def a_capture_takes_all_that_was_authorised(_: Simulation) -> Iterator[None]:
+    def wrong(operation: Any, proof: Any, *, known: bool, differs: bool) -> int:
+        return operation.held or operation.amount
+
+    with swapped(conclude, "_taken", wrong):
+        yield
+
+
+@bug
+def what_is_authorised_is_paid(_: Simulation) -> Iterator[None]:
+    right = part(evidence, "_verdict")
+
+    def wrong(lifecycle: Any, body: Any) -> Any:
+        return right(lifecycle, body | {"captured": True})
+
+    with swapped(evidence, "_verdict", wrong):
         yield
 
 

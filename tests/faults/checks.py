@@ -248,8 +248,8 @@ def _check_operation(operation: Operation, paid: list[Made]) -> Iterator[str]:
     if operation.state is State.SUCCEEDED:
         if [each.id for each in paid] != [operation.object_id]:
             yield f"{named} says {operation.object_id}, Stripe has {[each.id for each in paid]}"
-        elif paid[0].amount != operation.amount:
-            yield f"{named} settled {operation.amount}, Stripe moved {paid[0].amount}"
+        elif paid[0].moved != operation.held:
+            yield f"{named} settled {operation.held}, Stripe moved {paid[0].moved}"
     elif paid:
         yield f"{named}, but Stripe has {paid[0].id}"
     if operation.state in HELD:
@@ -266,7 +266,7 @@ def _check_windows(operations: list[Operation], windows: Iterable[Window]) -> It
             if operation.state in HELD:
                 reserved[place] += operation.held
             elif operation.state is State.SUCCEEDED:
-                settled[place] += operation.amount
+                settled[place] += operation.held
             elif operation.held:
                 yield f"{operation.id} is {operation.state} and holds {operation.held}"
     for window in windows:
@@ -292,6 +292,18 @@ def check_answer(call: int, form: Mapping[str, str], answer: Answer, charges: li
                 return f"call {call} asked for {dict(form)}, was answered {found[0].fields}"
     elif answer.definite and mine:
         return f"call {call} was told {answer.status} {answer.code}, and made {mine[0].id}"
+    return ""
+
+
+def check_capture_answer(call: int, answer: Answer, account: Account) -> str:
+    """Return what is wrong with the answer to a request for a capture, or nothing."""
+    taken = [each for each in account.charges if each.captured_by == call]
+    if answer.status == 200:
+        found = account.find_charge(str(answer.body.get("id")))
+        if found is None or (answer.body.get("captured") and not found.taken):
+            return f"call {call} was told that {answer.body.get('id')} is captured"
+    elif answer.definite and taken:
+        return f"call {call} was told {answer.status} {answer.code}, and captured {taken[0].id}"
     return ""
 
 

@@ -50,6 +50,10 @@ class Dates:
         self.lies |= {off_ms} - {0}
         return formatdate((true_ms + off_ms) // 1000, usegmt=True)
 
+    def lied(self, off_ms: int) -> bool:
+        """Say whether an answer was ever wrong by `off_ms`."""
+        return any(abs(off_ms - lie) <= NEAR_MS for lie in self.lies)
+
 
 @dataclass(slots=True)
 class TrueTime:
@@ -71,7 +75,7 @@ class TrueTime:
         heard = heard_at is not None and simulation.loop.now_ms - heard_at <= HEARD_FOR_MS
         # Two witnesses that are wrong by the same are right, as far as anybody can know.
         offset_ms = simulation.offset_ms
-        agree = any(abs(offset_ms - lie) <= NEAR_MS for lie in stripe.dates.lies)
+        agree = stripe.dates.lied(offset_ms)
         if abs(offset_ms) > MINUTE and (lying or not heard or agree):
             self.excused = True
         sends = any(
@@ -83,7 +87,7 @@ class TrueTime:
         if abs(off_ms) <= NEAR_MS:
             self.begun = True
             return ""
-        if lying and not self.begun:
+        if not self.begun and (lying or stripe.dates.lied(off_ms)):
             self.excused = True
             return ""
         return f"a send is dated {off_ms} ms off the truth ({stripe.dates.kind} dates)"

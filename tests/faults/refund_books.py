@@ -70,8 +70,8 @@ class RefundBooks:
     def check_end(self, late: set[str]) -> Iterator[str]:
         """Yield what is wrong at Stripe once all is at rest; `late` attempts came after grace."""
         for charge in self.stripe.account.charges:
-            if charge.given_back > charge.amount:
-                yield f"{charge.given_back} of {charge.amount} were given back of {charge.id}"
+            if charge.left < 0:
+                yield f"{charge.given_back} of {charge.taken} were given back of {charge.id}"
             made: dict[str | None, list[Refund]] = defaultdict(list)
             for refund in charge.refunds:
                 if refund.stands and refund.attempt:
@@ -124,8 +124,8 @@ class RefundBooks:
             and each.id not in {refund.operation for refund in shown}
         ]
         given = sum(each.amount for each in shown) + sum(each.amount for each in held)
-        if given + int(form["amount"]) > charge.amount:
-            yield f"{form['amount']} of {charge.id} is sent, with {given} of {charge.amount} known"
+        if given + int(form["amount"]) > charge.taken:
+            yield f"{form['amount']} of {charge.id} is sent, with {given} of {charge.taken} known"
         if any(each.created_ms < asked_ms for each in charge.disputes) and charge.disputed:
             yield f"a refund of {charge.id} is sent, and its bank has the money"
         yield from self._check_count(row, form, operations)

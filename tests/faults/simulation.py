@@ -71,9 +71,9 @@ class Simulation:
     """Everything of one seed. `crashed_at` collects where processes died.
 
     `offset_ms` is how far the clock of the host, which all processes share, is from the truth.
-    `keys` charge, `refund_keys` give back. `aside`, `back` and `cards` are streams of chance
-    of their own, for operators, refunds and payment methods, so that a seed without them plays as
-    it always did.
+    `keys` charge, `refund_keys` give back. `aside`, `back`, `cards` and `later` are streams
+    of chance of their own, for operators, refunds, payment methods and captures, so that a seed
+    without them plays as it always did.
     """
 
     seed: int
@@ -95,6 +95,7 @@ class Simulation:
     aside: Random = field(default_factory=Random)
     back: Random = field(default_factory=Random)
     cards: Random = field(default_factory=Random)
+    later: Random = field(default_factory=Random)
     true_time: TrueTime = field(default_factory=TrueTime)
     refunding: bool = False
 
@@ -208,6 +209,7 @@ def new_world(seed: int) -> Iterator[Simulation]:
             aside=aside,
             back=Random(f"back {seed}"),
             cards=Random(f"cards {seed}"),
+            later=Random(f"later {seed}"),
             odds=Odds(die=int(25 * rough), disk=int(40 * chance.random())),
         )
         stripe.log = simulation.log
@@ -285,12 +287,14 @@ def _template() -> tuple[bytes, tuple[Key, ...]]:
 def _charging() -> tuple[tuple[Policy, int | None], ...]:
     common: dict[str, Any] = {
         "role": "billing",
-        "allow": ("POST /v1/charges",),
+        "allow": ("POST /v1/charges", "POST /v1/charges/*/capture"),
         "allow_reference": True,
         "daily_declines": 4,
         "max_attempts": 3,
         "max_unresolved": 3,
-        "parameters": {"POST /v1/charges": {"allowed": ("metadata[reference]", "source")}},
+        "parameters": {
+            "POST /v1/charges": {"allowed": ("metadata[reference]", "source", "capture")}
+        },
     }
     caps = {
         "per_charge": {"usd": 6_000, "eur": 6_000},

@@ -16,7 +16,7 @@ from kb_mcp.proxy.audit.chain import Broken, read_row, verify_chain
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Changes, Refs, State
 from kb_mcp.proxy.stripe.messages import Reply, Request
-from tests.faults.checks import Answer, check_answer, check_end, check_made_up
+from tests.faults.checks import Answer, check_answer, check_capture_answer, check_end, check_made_up
 from tests.faults.loop import StalledError
 from tests.faults.moods import MOODS, Mood, draw_bill, drift, with_card
 from tests.faults.people import SHARE, busy_operator, confirm_clock, done_by_operator, operator_of
@@ -120,16 +120,32 @@ async def _caller(simulation: Simulation, book: Book, mood: Mood) -> None:
     form, headers = draw_bill(simulation, mood)
     key = chance.choice(simulation.keys)
     shows_cards = simulation.cards.random() < 0.3
+    captures = simulation.later.random() < 0.15
     for _ in range(chance.randint(1, 5)):
         await _think(simulation)
         if shows_cards:
             form, headers = with_card(simulation.cards, form, headers)
+        if captures:
+            form = form | {"capture": "false"}
         answer = await _call(simulation, book, key, form, headers)
         settled = answer is not None and answer.status not in RETRIED
+        if captures and answer is not None and answer.status == 200:
+            await _capture(simulation, book, key, answer.body["id"])
         if chance.random() < (0.5 if settled else 0.15):
             form, headers = drift(simulation, mood, form, headers)
         if chance.random() < 0.2:
             key = chance.choice(simulation.keys)
+
+
+async def _capture(simulation: Simulation, book: Book, key: Key, charge_id: str) -> None:
+    """Take what was authorised, or a part of it; again where no answer said that it was taken."""
+    amount = simulation.later.choice((None, None, "2900", "1400"))
+    for _ in range(simulation.later.randint(0, 3)):
+        await _think(simulation)
+        form = {} if amount is None else {"amount": amount}
+        await _call(simulation, book, key, form, {}, f"/v1/charges/{charge_id}/capture")
+        if simulation.later.random() < 0.3:
+            amount = simulation.later.choice((None, "2900", "1400", "3000"))
 
 
 async def _call(
@@ -183,7 +199,9 @@ async def _call(
 
 def _check_answer(simulation: Simulation, call: int, form: dict[str, str], answer: Answer) -> None:
     account = simulation.stripe.account
-    if "charge" in form:
+    if "customer" not in form and "charge" not in form:
+        wrong = check_capture_answer(call, answer, account)
+    elif "charge" in form:
         wrong = check_refund_answer(call, form, answer, account)
     else:
         wrong = check_answer(call, form, answer, account.charges)

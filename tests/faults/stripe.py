@@ -51,7 +51,8 @@ _REFUND_OUTCOMES = (
     ("error", 6),
     ("error_after", 4),
 )
-REFUNDS = "/v1/refunds"
+_CAPTURE_OUTCOMES = (("paid", 70), ("error", 6), ("error_after", 6))
+REFUNDS, CAPTURE = "/v1/refunds", "/capture"
 WAITING = frozenset({"pending", "requires_action"})
 
 
@@ -121,6 +122,8 @@ class SimulatedStripe:
         """Decide what is still pending now."""
         for charge in self.charges:
             self._finish(charge)
+            if charge.authorised:  # nobody has captured it in time
+                charge.status = "lapsed"
         for refund in self.account.refunds:
             self._end_refund(refund)
 
@@ -186,8 +189,8 @@ class SimulatedStripe:
             self._answer(reply, stored.status, stored.answer, replayed=True)
 
     def _execute(self, entry: Stored, call: int | None, reply: asyncio.Future[Answered]) -> None:
-        refunds = entry.path == REFUNDS
-        outcomes = _REFUND_OUTCOMES if refunds else _OUTCOMES
+        refunds, captures = entry.path == REFUNDS, entry.path.endswith(CAPTURE)
+        outcomes = _REFUND_OUTCOMES if refunds else _CAPTURE_OUTCOMES if captures else _OUTCOMES
         outcome = self._draw(outcomes) if self.faulty else "paid"
         fields = {name: values[0] for name, values in parse_qs(entry.body.decode()).items()}
         if outcome == "error":
@@ -197,6 +200,9 @@ class SimulatedStripe:
         made: Charge | Refund | str
         if refunds:
             made = self._give_back(outcome, fields, call)
+        elif captures:
+            made = self.account.capture(entry.path.split("/")[3], fields, call)
+            self.log(f"  Stripe captures {made if isinstance(made, str) else made.shown()}")
         else:
             made = self._charge(outcome, fields, call)
         if isinstance(made, str):
