@@ -150,7 +150,7 @@ def a_key_that_an_sdk_made_up_is_forgotten(_: Simulation) -> Iterator[None]:
 @bug
 def a_capture_takes_all_that_was_authorised(_: Simulation) -> Iterator[None]:
     def wrong(operation: Any, proof: Any, *, known: bool, differs: bool) -> int:
-        return operation.held or operation.amount
+        return int(operation.held or operation.amount)
 
     with swapped(conclude, "_taken", wrong):
         yield
