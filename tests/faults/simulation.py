@@ -42,6 +42,7 @@ LIVENESS = "gone_owners"  # how a store learns who is gone: from /proc, were the
 MIDNIGHT_MS = 1_795_564_800_000
 BEGINNINGS = (10 * SECOND, 20 * MINUTE, 90 * MINUTE, 12 * HOUR)
 CEILINGS = {"usd": 10_000, "eur": 6_500}
+CARDS_SHARE, CAPTURES_SHARE = 0.3, 0.2  # of the seeds
 REFUND_CEILINGS = {"usd": 8_000, "eur": 6_500}
 SETTINGS = StoreSettings(
     account="simulated", mode="test", ceilings=CEILINGS, refund_ceilings=REFUND_CEILINGS
@@ -98,6 +99,8 @@ class Simulation:
     later: Random = field(default_factory=Random)
     true_time: TrueTime = field(default_factory=TrueTime)
     refunding: bool = False
+    showing_cards: bool = False
+    authorising: bool = False
 
     @property
     def keys_of_all(self) -> list[list[Key]]:
@@ -184,6 +187,7 @@ def new_world(seed: int) -> Iterator[Simulation]:
     trace: list[str] = []
     # A stream of its own: what a seed draws for the rest does not depend on it.
     aside = Random(f"aside {seed}")
+    cards, later = Random(f"cards {seed}"), Random(f"later {seed}")
     stripe = SimulatedStripe(
         loop=loop,
         chance=chance,
@@ -208,8 +212,10 @@ def new_world(seed: int) -> Iterator[Simulation]:
             mirror=_mirror(keys, stripe),
             aside=aside,
             back=Random(f"back {seed}"),
-            cards=Random(f"cards {seed}"),
-            later=Random(f"later {seed}"),
+            cards=cards,
+            later=later,
+            showing_cards=cards.random() < CARDS_SHARE,
+            authorising=later.random() < CAPTURES_SHARE,
             odds=Odds(die=int(25 * rough), disk=int(40 * chance.random())),
         )
         stripe.log = simulation.log

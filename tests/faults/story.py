@@ -119,11 +119,10 @@ async def _caller(simulation: Simulation, book: Book, mood: Mood) -> None:
     chance = simulation.chance
     form, headers = draw_bill(simulation, mood)
     key = chance.choice(simulation.keys)
-    shows_cards = simulation.cards.random() < 0.3
-    captures = simulation.later.random() < 0.15
+    captures = simulation.authorising and simulation.later.random() < 0.6
     for _ in range(chance.randint(1, 5)):
         await _think(simulation)
-        if shows_cards:
+        if simulation.showing_cards:
             form, headers = with_card(simulation.cards, form, headers)
         if captures:
             form = form | {"capture": "false"}
