@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,18 +64,24 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+@contextmanager
+def serving(in_process: InProcessProxy) -> Iterator[StoreAdmin]:
+    """Serve the operators of a house on a port of its own."""
+    operators_app = OperatorsApp(in_process)
+    sock = bind("127.0.0.1", 0)
+    guard = HostGuard(operators_app.app, in_process.settings.allowed_hosts)
+    server = listen(guard, note=lambda _: None, new_id=new_id)
+    running = asyncio.run_coroutine_threadsafe(server.serve(sockets=[sock]), in_process.loop)
+    yield StoreAdmin(in_process, operators_app, f"http://127.0.0.1:{sock.getsockname()[1]}")
+    operators_app.stopping = True
+    server.should_exit = True
+    running.result(30)
+
+
 @pytest.fixture
 def store_admin(tmp_path: Path) -> Iterator[StoreAdmin]:
-    with InProcessProxy(tmp_path) as in_process:
-        operators_app = OperatorsApp(in_process)
-        sock = bind("127.0.0.1", 0)
-        guard = HostGuard(operators_app.app, in_process.settings.allowed_hosts)
-        server = listen(guard, note=lambda _: None, new_id=new_id)
-        running = asyncio.run_coroutine_threadsafe(server.serve(sockets=[sock]), in_process.loop)
-        yield StoreAdmin(in_process, operators_app, f"http://127.0.0.1:{sock.getsockname()[1]}")
-        operators_app.stopping = True
-        server.should_exit = True
-        running.result(30)
+    with InProcessProxy(tmp_path) as in_process, serving(in_process) as made:
+        yield made
 
 
 @pytest.fixture

@@ -185,7 +185,8 @@ def _who(rows: Iterable[Record], labels: Mapping[str, str]) -> str:
 
 def _some(what: str, names: Iterable[str | None]) -> list[str]:
     found = list(dict.fromkeys(filter(None, names)))
-    return [f"{what} {_listed(found)}"] if found else []
+    plural = "s" if what == "session" and len(found) > 1 else ""
+    return [f"{what}{plural} {_listed(found)}"] if found else []
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -167,7 +167,8 @@ def test_revoking_takes_one_page_and_one_form_and_no_reservation_follows(
 
 
 ACTIONS = ["/keys", "/keys/{key}/revoke", "/keys/{key}/unfreeze", "/keys/{key}/rotate",
-           "/approvals/{approval}/approve", "/approvals/{approval}/deny", "/logout"]  # fmt: skip
+           "/approvals/{approval}/approve", "/approvals/{approval}/deny", "/grants",
+           "/grants/any/remove", "/logout"]  # fmt: skip
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -32,8 +32,10 @@ VALUES = {
 FORMS = {
     "/keys": (
         *("role", "label", "agent", "daily", "monthly", "per_charge", "per_customer_daily"),
+        *("refund_daily", "refund_per_refund", "daily_refunds", "refund_approval_above"),
         *("daily_charges", "rate", "approval_above", "expires_at", "policy", "unheard-of"),
     ),
+    "/grants": ("issuer", "match", "key_id", "label"),
     "/keys/{key}/revoke": ("reason",),
     "/keys/{key}/unfreeze": ("reason",),
     "/keys/{key}/rotate": ("overlap",),
@@ -43,6 +45,7 @@ FORMS = {
     "/audit/verify": ("unheard-of",),
 }
 SEARCHES = {
+    "/refunds": ("customer", "charge", "state", "limit"),
     "/operations": ("customer", "period", "charge", "agent", "session", "state", "limit"),
     "/audit": ("key", "customer", "code", "operation", "agent", "session", "limit"),
 }

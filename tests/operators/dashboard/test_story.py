@@ -72,7 +72,7 @@ def test_a_charge_that_was_asked_for_again_is_told_in_four_sentences(
         ("good", f"Stripe answered with 200: charge {charge} was made."),
         (
             "good",
-            "Asked again 3 times by owl with key Nightly run (2 times, session night-1 and "
+            "Asked again 3 times by owl with key Nightly run (2 times, sessions night-1 and "
             f"night-2) and lark with key Nightly run; each was answered with the first charge, "
             f"{charge}. Nothing was sent.",
         ),
