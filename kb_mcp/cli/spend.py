@@ -40,8 +40,9 @@ async def _spend(opened: OpenStore, key_id: str | None, day: str | None) -> list
     records, views = opened.store.records, opened.views
     date = day_of(opened.now() if day is None else opened.past_ms(day))
     if key_id is None:
-        rows = await spend_of_every_key(records, date, rotated=True)
-        refunds = await refunds_of_every_key(records, date)
+        keys = await records.caps_of_keys()
+        rows = await spend_of_every_key(records, keys, date, rotated=True)
+        refunds = await refunds_of_every_key(records, keys, date)
         return [*await views.account_spend(date), *rows, *refunds]
     if await views.key(key_id) is None:
         raise Failure(f"there is no vault key {key_id}", "`kb-mcp keys list` shows every key.")

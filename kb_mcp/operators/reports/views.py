@@ -35,6 +35,7 @@ from kb_mcp.proxy.ledger.records import (
     WindowKey,
 )
 from kb_mcp.proxy.ledger.windows import REFUNDS
+from kb_mcp.proxy.stores.gauges import KeyCaps
 from kb_mcp.proxy.stores.reads import StoreReads
 
 
@@ -66,45 +67,47 @@ def approval_record(approval: Approval, now: int) -> Record:
     }
 
 
-async def spend_of_every_key(records: StoreReads, day: date, *, rotated: bool) -> list[Spend]:
-    """Return the spend of every key on `day` and in its month, oldest key first.
+async def spend_of_every_key(
+    records: StoreReads, keys: Sequence[KeyCaps], day: date, *, rotated: bool
+) -> list[Spend]:
+    """Return the spend of each of `keys` on `day` and in its month, in their order.
 
     A rotated key shares its windows with its successor; with `rotated` both have rows for them.
 
     Raises: LedgerUnavailableError.
     """
-    today, month = day.isoformat(), day.replace(day=1).isoformat()
-    keys = await records.caps_of_keys()
-    held = await records.held_of_keys(today, month)
-    rows = []
-    for key_id, lineage_id, caps, has_successor in keys:
-        if has_successor and not rotated:
-            continue
-        for window, start, limits in (("day", today, caps.daily), ("month", month, caps.monthly)):
-            here = held.get((lineage_id, window), {})
-            for currency in sorted(limits.keys() | here):
-                cap, there = limits.get(currency), here.get(currency, (0, 0))
-                rows.append(spend(key_id, "key", window, start, currency, cap, *there))
-    return rows
+    return await _of_every_key(records, keys, day, "key", rotated=rotated)
 
 
-async def refunds_of_every_key(records: StoreReads, day: date) -> list[Spend]:
+async def refunds_of_every_key(
+    records: StoreReads, keys: Sequence[KeyCaps], day: date
+) -> list[Spend]:
     """Return what was given back on `day` and in its month: the account's, then each key's.
 
     Raises: LedgerUnavailableError.
     """
-    today, month = day.isoformat(), day.replace(day=1).isoformat()
+    today = day.isoformat()
     ceilings = await records.ceilings(refunds=True)
     account = _held(await records.windows(scope=f"account{REFUNDS}", starts=(today,)))
-    keys = _held(await records.windows(scope=f"key{REFUNDS}", starts=(today, month)))
     rows = _rows(None, f"account{REFUNDS}", "day", today, ceilings, account.get(("", "day"), {}))
-    for key, _ in await records.keys():
-        if key.rotated_to is not None:
+    return rows + await _of_every_key(records, keys, day, f"key{REFUNDS}", rotated=False)
+
+
+async def _of_every_key(
+    records: StoreReads, keys: Sequence[KeyCaps], day: date, scope: str, *, rotated: bool
+) -> list[Spend]:
+    today, month = day.isoformat(), day.replace(day=1).isoformat()
+    held = await records.held_of_keys(scope, today, month)
+    rows: list[Spend] = []
+    for each in keys:
+        if each.rotated and not rotated:
             continue
-        caps = policy_of(key.policy).refund_caps
+        caps = each.caps if scope == "key" else each.refund_caps
         for window, start, limits in (("day", today, caps.daily), ("month", month, caps.monthly)):
-            here = keys.get((key.lineage_id, window), {})
-            rows += _rows(key.id, f"key{REFUNDS}", window, start, limits, here)
+            here = held.get((each.lineage_id, window), {})
+            for currency in sorted(limits.keys() | here):
+                cap, there = limits.get(currency), here.get(currency, (0, 0))
+                rows.append(spend(each.key_id, scope, window, start, currency, cap, *there))
     return rows
 
 
@@ -230,8 +233,9 @@ class Views:
         A rotated key shares its windows with its successor, so only the newest key of a lineage
         stands for them.
         """
-        rows = await spend_of_every_key(self.records, day, rotated=False)
-        refunds = await refunds_of_every_key(self.records, day)
+        keys = await self.records.caps_of_keys()
+        rows = await spend_of_every_key(self.records, keys, day, rotated=False)
+        refunds = await refunds_of_every_key(self.records, keys, day)
         return [*await self.account_spend(day), *rows, *refunds]
 
     async def spend_of(self, day: date, key_id: str) -> list[Spend]:

@@ -36,6 +36,7 @@ class KeyCaps(NamedTuple):
     key_id: KeyId
     lineage_id: LineageId
     caps: CapRules
+    refund_caps: RefundCapRules
     rotated: bool
 
 
@@ -186,14 +187,18 @@ class Gauges(ABC):
     async def caps_of_keys(self) -> list[KeyCaps]:
         """Return what caps every key, oldest key first."""
         return [
-            KeyCaps(KeyId(key_id), lineage_id, _caps(caps or "{}"), bool(rotated))
-            for key_id, lineage_id, caps, rotated in map(plain, await self._ask("caps_of_keys"))
+            KeyCaps(
+                key_id, lineage_id, _caps(caps or "{}"), _refund_caps(of or "{}"), bool(rotated)
+            )
+            for key_id, lineage_id, caps, of, rotated in map(plain, await self._ask("caps_of_keys"))
         ]
 
-    async def held_of_keys(self, day: str, month: str) -> dict[tuple[LineageId, str], Held]:
-        """Return what keys hold in their windows of `day` and `month`, by lineage and window."""
+    async def held_of_keys(
+        self, scope: str, day: str, month: str
+    ) -> dict[tuple[LineageId, str], Held]:
+        """Return what keys hold in their windows of `scope`, by lineage and window."""
         found: dict[tuple[LineageId, str], Held] = {}
-        for row in await self._ask("held_of_keys", day=day, month=month):
+        for row in await self._ask("held_of_keys", scope=scope, day=day, month=month):
             lineage_id, window, currency, reserved, settled = plain(row)
             found.setdefault((lineage_id, window), {})[currency] = (reserved, settled)
         return found

@@ -222,14 +222,15 @@ SELECT k.id, k.lineage_id, k.policy::json ->> 'caps' AS caps,
  WHERE k.id = ANY(:ids::text[])
 
 -- name: caps_of_keys
-SELECT k.id, k.lineage_id, k.policy::json ->> 'caps' AS caps, k.rotated_to IS NOT NULL AS rotated
+SELECT k.id, k.lineage_id, k.policy::json ->> 'caps' AS caps,
+       k.policy::json ->> 'refund_caps' AS refund_caps, k.rotated_to IS NOT NULL AS rotated
   FROM keys AS k ORDER BY k.created_at, k.id COLLATE "C"
 
 -- name: held_of_keys
 WITH spans AS (SELECT 'day' AS "window", :day::text AS start UNION ALL SELECT 'month', :month::text)
 SELECT w.scope_id, w."window", w.currency, w.reserved, w.settled
   FROM spans AS s CROSS JOIN windows AS w
- WHERE w.start = s.start AND w.scope = 'key' AND w."window" = s."window" AND w.currency > ''
+ WHERE w.start = s.start AND w.scope = :scope AND w."window" = s."window" AND w.currency > ''
 
 -- name: stopped_on
 SELECT start, why, kind, currency, calls, amount FROM stopped

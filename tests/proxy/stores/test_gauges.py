@@ -118,7 +118,7 @@ def test_every_key_has_its_window_of_the_day_and_of_the_month(open_one: Open, ru
     assert {
         (tuple(each.caps.daily.items()), tuple(each.caps.monthly.items())) for each in keys
     } == {((("usd", 1_000),), (("usd", 10_000),))}
-    assert run(store.records.held_of_keys(day, MONTH)) == {
+    assert run(store.records.held_of_keys("key", day, MONTH)) == {
         (newer.lineage_id, "day"): {"usd": (3, 2)},
         (newer.lineage_id, "month"): {"eur": (4, 3)},
     }
