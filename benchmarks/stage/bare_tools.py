@@ -3,7 +3,7 @@
 bare_tools.py http CLIENT UPSTREAM | stdio CLIENT UPSTREAM: a server of the same SDK release, over
 HTTP stateless and with JSON answers, on uvloop. Its one tool posts to the upstream under an
 idempotency key, through one pooled CLIENT: httpx, which tools are written with, or pyreqwest, the
-faster one that kb-mcp has.
+faster one that kb-mcp has. It answers with the charge as it came, 1 KB.
 
 bare_tools.py KIND TOKEN, KIND of CALLERS: warm calls in this process. A line on stdin says which
 bills to charge and for how long; the answer is a line with the time that each call took.
@@ -22,7 +22,8 @@ from urllib.parse import urlencode, urlsplit
 
 CONFIG = (
     "MCPServer of the same SDK release, stateless, JSON answers, uvicorn on uvloop; one tool that "
-    "posts to the upstream with an idempotency key, through one pooled client"
+    "posts to the upstream with an idempotency key, through one pooled client, and answers with "
+    "the charge as it came"
 )
 AMOUNT = 100
 _TIMEOUT_S = 25
@@ -38,15 +39,15 @@ def server(client: str, upstream: str) -> Any:
     bare, post = MCPServer("bare", log_level="ERROR"), POSTS[client](f"{upstream}/v1/charges")
 
     @bare.tool()
-    async def charge(customer_id: str, amount_cents: int, billing_period: str) -> dict[str, str]:
+    async def charge(customer_id: str, amount_cents: int, billing_period: str) -> dict[str, Any]:
         """Charge a customer."""
         headers = {
             "Content-Type": "application/x-www-form-urlencoded",
             "Idempotency-Key": f"{customer_id}-{billing_period}",
         }
         form = form_of(customer_id, amount_cents, billing_period)
-        found = json.loads(await post(form.encode(), headers))
-        return {"status": found["status"], "charge_id": found["id"]}
+        found: dict[str, Any] = json.loads(await post(form.encode(), headers))
+        return found
 
     return bare
 

@@ -110,9 +110,10 @@ class RequestPipeline:
         if admitted is None:
             await self.follow()
             admitted = await admit(self.ledger, request, self.now_ms, self.issuers)
+        at = self.times()
         if isinstance(admitted, Admitted):
             key = admitted.key
-            admitted = self._by_every_clock(lambda now: spent(key, now)) or admitted
+            admitted = _by_every_clock(at, lambda now: spent(key, now)) or admitted
         if isinstance(admitted, Refusal):
             self.refusal_counts.count(admitted.code, admitted.subject)
             return refused(admitted)
@@ -120,7 +121,7 @@ class RequestPipeline:
         reading = (
             body
             if isinstance(body, Refusal)
-            else self._understand(admitted, request.with_body(body))
+            else _understand(at, admitted, request.with_body(body))
         )
         over = self.rate(admitted)
         if isinstance(reading, Refusal):
@@ -161,45 +162,6 @@ class RequestPipeline:
             request_id=request.request_id,
             subject=subject_of(admitted, request),
         )
-
-    def _understand(self, admitted: Admitted, request: Request) -> Reading | Refusal:
-        path = canonical_path(request.raw_path)
-        if isinstance(path, Refusal):
-            return path
-        route = find_route(request.method, path)
-        if isinstance(route, Refusal):
-            return route
-        repeated = request.repeated()
-        if repeated is not None:
-            return refuse(Code.PARAMETER_DUPLICATE, param=repeated)
-        form = parse_form(
-            request.body, request.header("content-type"), request.query, request.method
-        )
-        if isinstance(form, Refusal):
-            return form
-        policy = admitted.policy
-        refusal = (
-            check_scopes(admitted.scopes, route.endpoint)
-            or (policy.hours and self._by_every_clock(lambda now: check_hours(policy, now)))
-            or authorize(policy, route, path, dict(request.headers), form)
-        )
-        if refusal is not None:
-            return refusal
-        reading = read_request(request.method, path, form, request.header("idempotency-key"))
-        if isinstance(reading, Refusal):
-            return reading
-        period = reading.period
-        return (
-            self._by_every_clock(lambda now: check_period(policy, period, day_of(now))) or reading
-        )
-
-    def _by_every_clock(self, check: Callable[[int], Refusal | None]) -> Refusal | None:
-        """Return what `check` says of the time, or that the clocks disagree and it matters."""
-        now, latest = self.times()
-        refusal = check(now)
-        if latest == now or (refusal is None) == (check(latest) is None):
-            return refusal
-        return clock_disputed()
 
     def rate(self, admitted: Admitted) -> Refusal | None:
         """Take one request of the key's rate, or say that there is none left."""
@@ -313,6 +275,44 @@ class RequestPipeline:
         changes = Changes(audit=(row,), stopped=(Stopped.unread(row),))
         await self.ledger.transact(lambda _: Refs(), lambda _: (None, changes))
         return refused(refusal)
+
+
+def _understand(at: tuple[int, int], admitted: Admitted, request: Request) -> Reading | Refusal:
+    """Read what `request` asks for, checked against the policy, at the times `at`."""
+    path = canonical_path(request.raw_path)
+    if isinstance(path, Refusal):
+        return path
+    route = find_route(request.method, path)
+    if isinstance(route, Refusal):
+        return route
+    repeated = request.repeated()
+    if repeated is not None:
+        return refuse(Code.PARAMETER_DUPLICATE, param=repeated)
+    form = parse_form(request.body, request.header("content-type"), request.query, request.method)
+    if isinstance(form, Refusal):
+        return form
+    policy = admitted.policy
+    refusal = (
+        check_scopes(admitted.scopes, route.endpoint)
+        or _by_every_clock(at, lambda now: check_hours(policy, now))
+        or authorize(policy, route, path, dict(request.headers), form)
+    )
+    if refusal is not None:
+        return refusal
+    reading = read_request(request.method, path, form, request.header("idempotency-key"))
+    if isinstance(reading, Refusal):
+        return reading
+    period = reading.period
+    return _by_every_clock(at, lambda now: check_period(policy, period, day_of(now))) or reading
+
+
+def _by_every_clock(at: tuple[int, int], check: Callable[[int], Refusal | None]) -> Refusal | None:
+    """Return what `check` says of the time, or that the clocks disagree and it matters."""
+    now, latest = at
+    refusal = check(now)
+    if latest == now or (refusal is None) == (check(latest) is None):
+        return refusal
+    return clock_disputed()
 
 
 def subject_of(admitted: Admitted, request: Request) -> str | None:
