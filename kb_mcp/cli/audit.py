@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kb_mcp.cli.failures import Failure, found_something, say_failure
 from kb_mcp.cli.opening import OPERATOR, OpenStore, codes, key_ids, with_store
 from kb_mcp.cli.output import (
     Advance,
     CountedAudit,
+    Failure,
     cell,
     counted,
+    found_something,
     json_option,
     print_json,
     print_list,
     progress,
+    say_failure,
 )
 
 if TYPE_CHECKING:

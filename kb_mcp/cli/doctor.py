@@ -11,9 +11,8 @@ from typing import Any
 
 import click
 
-from kb_mcp.cli.failures import failure_of, found_something
 from kb_mcp.cli.opening import OpenProxy, on_proxy
-from kb_mcp.cli.output import json_option, print_json
+from kb_mcp.cli.output import failure_of, found_something, json_option, print_json
 
 EXPIRES_SOON_MS = 7 * 86_400_000
 READS_AGAIN = 3

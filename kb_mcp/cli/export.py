@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from kb_mcp.cli.failures import Failure, found_something, say_failure
+from kb_mcp.cli.output import Failure, found_something, say_failure
 
 TARGETS = ("openapi", "functions", "gateway", "converse", "mcp")
 

@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kb_mcp.cli.failures import WRONG, Failure, say_failure
 from kb_mcp.cli.opening import OPERATOR, OpenStore, key_ids, roles, with_store
-from kb_mcp.cli.output import json_option, print_json, print_list, print_record
+from kb_mcp.cli.output import (
+    WRONG,
+    Failure,
+    json_option,
+    print_json,
+    print_list,
+    print_record,
+    say_failure,
+)
 
 if TYPE_CHECKING:
     from kb_mcp.operators.actions.keys import NewKey

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kb_mcp.cli.failures import Failure
 from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, with_proxy, with_store
-from kb_mcp.cli.output import json_option, print_json, print_list, print_record
+from kb_mcp.cli.output import Failure, json_option, print_json, print_list, print_record
 
 if TYPE_CHECKING:
     from kb_mcp.operators.actions.operations import By, Done, NotDone

@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kb_mcp.cli.failures import Failure, found_something
 from kb_mcp.cli.opening import OPERATOR, OpenProxy, with_proxy
-from kb_mcp.cli.output import Advance, json_option, print_json, print_list, progress
+from kb_mcp.cli.output import (
+    Advance,
+    Failure,
+    found_something,
+    json_option,
+    print_json,
+    print_list,
+    progress,
+)
 
 if TYPE_CHECKING:
     from kb_mcp.operators.actions.adoption import Adoption, Taken

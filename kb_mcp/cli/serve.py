@@ -11,7 +11,7 @@ from typing import Literal
 
 import click
 
-from kb_mcp.cli.failures import WRONG, Failure
+from kb_mcp.cli.output import WRONG, Failure
 
 PORT = click.IntRange(0, 65_535)
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kb_mcp.cli.failures import WRONG, Failure
 from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, with_proxy, with_store
-from kb_mcp.cli.output import json_option, print_record, progress
+from kb_mcp.cli.output import WRONG, Failure, json_option, print_record, progress
 from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX
 
 if TYPE_CHECKING:

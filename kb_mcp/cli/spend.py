@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kb_mcp.cli.failures import Failure
 from kb_mcp.cli.opening import OpenStore, key_ids, with_store
-from kb_mcp.cli.output import json_option, print_list
+from kb_mcp.cli.output import Failure, json_option, print_list
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.edge.records import Spend

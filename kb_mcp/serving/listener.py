@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.stripe.messages import Reply, refused
-from kb_mcp.serving.overload import Gate, stays_after
+from kb_mcp.serving.overload import OverloadGate, stays_after
 
 Note = Callable[[str], None]
 NewId = Callable[[str], str]
@@ -83,7 +83,7 @@ def listen(
     more it takes.
     """
     held = limits or Limits(connections=room(Limits().connections))
-    protocol = partial(Conversation, limits=held, note=note, new_id=new_id, gate=Gate(free))
+    protocol = partial(Conversation, limits=held, note=note, new_id=new_id, gate=OverloadGate(free))
     config = uvicorn.Config(
         app,
         # uvicorn only ever calls it.
@@ -146,7 +146,7 @@ def head_fault(url: bytes, headers: list[tuple[bytes, bytes]], version: str) -> 
     return refuse(Code.BODY_INVALID, reason=reason)
 
 
-class Stage(Enum):
+class Part(Enum):
     """What of a request is being read."""
 
     IDLE = auto()
@@ -171,20 +171,20 @@ class Conversation(HttpToolsProtocol):
         limits: Limits,
         note: Note,
         new_id: NewId,
-        gate: Gate,
+        gate: OverloadGate,
     ) -> None:
         """Begin; uvicorn gives the first four arguments."""
         super().__init__(config, server_state, app_state, _loop)
         self._limits, self._note, self._new_id, self._gate = limits, note, new_id, gate
-        self._stage = Stage.IDLE
+        self._stage = Part.IDLE
         self._head_bytes = self._unread_bytes = 0
         self._fault: Refusal | None = None
         self._over = False
         self._arrival: asyncio.TimerHandle | None = None
         self._within = {
-            Stage.IDLE: None, Stage.HEAD: limits.head_within_ms, Stage.BODY: limits.body_within_ms
+            Part.IDLE: None, Part.HEAD: limits.head_within_ms, Part.BODY: limits.body_within_ms
         }  # fmt: skip
-        self._timed: Stage | None = None  # what `_arrival` is for; at first, whatever comes
+        self._timed: Part | None = None  # what `_arrival` is for; at first, whatever comes
         self._turned_away_at = -float(limits.idle_ms)
         self._leaving: asyncio.TimerHandle | None = None
 
@@ -207,12 +207,12 @@ class Conversation(HttpToolsProtocol):
         if self._over or self._answering():
             self._drop(data)
             return
-        if self._stage is Stage.IDLE:
+        if self._stage is Part.IDLE:
             if self._gate.shut() and self._turned_away(data):
                 return
-            self._stage, self._head_bytes = Stage.HEAD, 0
+            self._stage, self._head_bytes = Part.HEAD, 0
         self._unset_keepalive_if_required()
-        if self._stage is Stage.HEAD:
+        if self._stage is Part.HEAD:
             self._head_bytes += len(data)
         elif self.cycle.response_complete:
             self._drop(data)
@@ -221,7 +221,7 @@ class Conversation(HttpToolsProtocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             if not self._over:
                 self._end(self._fault or refuse(Code.BODY_INVALID, reason="it is not valid HTTP"))
-        if self._stage is Stage.HEAD and self._head_bytes > self._limits.head_bytes:
+        if self._stage is Part.HEAD and self._head_bytes > self._limits.head_bytes:
             self._end(refuse(Code.BODY_TOO_LARGE))
         if not self._over:
             self._time()
@@ -236,7 +236,7 @@ class Conversation(HttpToolsProtocol):
 
     @override
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._stage is Stage.BODY:
+        if self._stage is Part.BODY:
             # Trailers would arrive as headers, past whoever checked those.
             self._stop(refuse(Code.BODY_INVALID, reason="it has trailers"))
         super().on_header(name, value)
@@ -258,13 +258,13 @@ class Conversation(HttpToolsProtocol):
         # As it came: uvicorn's URL parser takes liberties.
         path, _, query = self.url.partition(b"?")
         self.scope["raw_path"], self.scope["query_string"] = path, query
-        self._stage = Stage.BODY
+        self._stage = Part.BODY
         self._unread_bytes = 0
 
     @override
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._stage = Stage.IDLE
+        self._stage = Part.IDLE
 
     @override
     def pause_writing(self) -> None:
@@ -294,7 +294,7 @@ class Conversation(HttpToolsProtocol):
     def _answering(self) -> bool:
         """Say whether a request was read whole and its answer is still to come."""
         cycle = self.cycle
-        return cycle is not None and not cycle.response_complete and self._stage is Stage.IDLE
+        return cycle is not None and not cycle.response_complete and self._stage is Part.IDLE
 
     def _stop(self, fault: Refusal) -> None:
         self._fault = fault
@@ -315,9 +315,7 @@ class Conversation(HttpToolsProtocol):
         )
 
     def _late(self) -> None:
-        if self._stage is Stage.IDLE or (
-            self._stage is Stage.BODY and self.cycle.response_complete
-        ):
+        if self._stage is Part.IDLE or (self._stage is Part.BODY and self.cycle.response_complete):
             self.transport.abort()  # nothing was asked, or everything was answered
         else:
             self._end(refuse(Code.BODY_INVALID, reason="it did not arrive in time"))

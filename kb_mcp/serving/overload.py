@@ -18,7 +18,7 @@ _SURFACE: Final = (b"/v1/", b"/stripe/v1/")
 _FRAMED: Final = (b"transfer-encoding", b"upgrade", b"expect")
 
 
-class Gate:
+class OverloadGate:
     """Knows when to turn away: the application's count lags behind by one pass of the loop."""
 
     def __init__(self, free: Callable[[], int]) -> None:

@@ -74,11 +74,11 @@ def senders_of(read: AlertFile, folder: Path, now_s: Callable[[], int]) -> list[
     Raises: SettingsError.
     """
     webhooks = [_webhook(target, folder, now_s) for target in read.webhook]
-    return [*webhooks, *(Command(target) for target in read.command)]
+    return [*webhooks, *(CommandSender(target) for target in read.command)]
 
 
 @dataclass(frozen=True, slots=True)
-class Webhook:
+class WebhookSender:
     """Posts a signed body: `t=SECONDS,v1=HEX`, HMAC-SHA-256 over `SECONDS.body`."""
 
     target: WebhookTarget
@@ -140,7 +140,7 @@ class Webhook:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class CommandSender:
     """Runs a program with the body on its stdin; exit code 0 is delivered."""
 
     target: CommandTarget
@@ -208,7 +208,7 @@ def _read(file: Path) -> AlertFile | None:
         raise SettingsError(str(file), f"is not valid: {error}", hint) from None
 
 
-def _webhook(target: WebhookTarget, folder: Path, now_s: Callable[[], int]) -> Webhook:
+def _webhook(target: WebhookTarget, folder: Path, now_s: Callable[[], int]) -> WebhookSender:
     secret = target.secret
     if secret is None and target.secret_file is not None:
         path = folder / target.secret_file
@@ -219,4 +219,4 @@ def _webhook(target: WebhookTarget, folder: Path, now_s: Callable[[], int]) -> W
             raise SettingsError(str(path), "cannot be read", hint) from None
         if not secret:
             raise SettingsError(str(path), "is empty", "Put the webhook's secret there.")
-    return Webhook(target, None if secret is None else secret.encode(), now_s)
+    return WebhookSender(target, None if secret is None else secret.encode(), now_s)

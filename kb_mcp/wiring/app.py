@@ -1,22 +1,61 @@
 """The agents' listener: Stripe's surface and `/mcp` on one address, behind the host check.
 
 Floor: wiring.
+The MCP door has to know whose a bearer token is before it reads a request. Asked here it is one
+look at the store, where a request of the door's own would be counted, written to the audit, and
+answered.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import MutableMapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from kb_mcp.agent.bearer import Bearer, Identify, Known, LookupFailed, refused_bearer
+from kb_mcp.agent.billing import Billing
+from kb_mcp.agent.catalogue import tools_granted
 from kb_mcp.agent.doors.mcp.challenges import describe
+from kb_mcp.agent.in_process import InProcessLine
+from kb_mcp.proxy.access.grants import check_scopes
+from kb_mcp.proxy.edge.app import ADMITTED
+from kb_mcp.proxy.edge.pipeline import RequestPipeline
+from kb_mcp.proxy.errors.refusals import Refusal
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.serving.host_check import App, HostGuard
 from kb_mcp.serving.tracing import Traced
 from kb_mcp.settings import Settings, load_settings
 from kb_mcp.wiring.agent import mcp_door, oauth_resource
-from kb_mcp.wiring.identify import identifying
 from kb_mcp.wiring.proxy import Proxy, build_proxy
+
+
+def identifying(pipeline: RequestPipeline, line: Billing) -> Identify:
+    """Return what says whose a bearer is: by `pipeline`, for calls over `line`."""
+
+    async def identify(token: str) -> Bearer:
+        try:
+            admitted = await pipeline.admit(token)
+        except LedgerUnavailableError:
+            return LookupFailed(503)
+        if isinstance(admitted, Refusal):
+            return refused_bearer(admitted.status, admitted.code.value, admitted.message)
+        allow = frozenset(admitted.policy.allow)
+        reached = frozenset(
+            entry for entry in allow if check_scopes(admitted.scopes, entry) is None
+        )
+        tools = tools_granted(reached, line.charge_api)
+        beyond = tools_granted(allow, line.charge_api) - tools
+        keys, kinds = dict.fromkeys(tools, token), tuple(admitted.policy.period_kinds or ())
+        own = line.line
+        if isinstance(own, InProcessLine):
+            live = admitted.key.mode == "live"
+            own = replace(own, extensions={ADMITTED: admitted}, livemode=live)
+        return Known(line.with_keys(keys, kinds, own), beyond)
+
+    return identify
+
 
 Scope = MutableMapping[str, Any]
 

@@ -40,7 +40,7 @@ from kb_mcp.wiring.issuers import build_issuers
 from kb_mcp.wiring.opening import open_store
 from kb_mcp.wiring.store import Store
 from kb_mcp.wiring.upstream import FollowedClock, build_upstream, upstream_key
-from kb_mcp.wiring.walks import Moves, Walks
+from kb_mcp.wiring.walks import MovedStore, Walks
 
 # A lease outlives its send, so that no other caller takes over while it may still conclude.
 LEASE_SLACK_MS = 5_000
@@ -61,7 +61,7 @@ class Proxy:
     refund_watch: RefundWatch
     settings: Settings
     walks: Walks
-    moves: Moves | None = None
+    moves: MovedStore | None = None
     meters: Meters = field(default_factory=Meters)
     span: Span = no_span
     timers: list[asyncio.Task[None]] = field(default_factory=list)
@@ -287,10 +287,10 @@ async def _pause(milliseconds: int) -> None:
     await asyncio.sleep(milliseconds / 1000)
 
 
-def _moves(store: Store, walk: StoreWalk) -> Moves | None:
+def _moves(store: Store, walk: StoreWalk) -> MovedStore | None:
     if store.watch is None:
         return None
-    return Moves(
+    return MovedStore(
         watch=store.watch,
         ledger=store.ledger,
         walk=walk,

@@ -164,7 +164,7 @@ class Watch(Protocol):
 
 
 @dataclass(slots=True, kw_only=True)
-class Moves:
+class MovedStore:
     """Checks a moved store on a timer. `settle_ms` is how long a send may last, all told."""
 
     watch: Watch

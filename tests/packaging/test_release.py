@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kb_mcp import __version__
-from kb_mcp.cli.failures import other_distribution
+from kb_mcp.cli.output import other_distribution
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLS = re.compile(r"(?:pip install|uvx|pipx run|pipx install|uv add|--from)[^\n]*")

@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from kb_mcp.serving.listener import Conversation, Limits
-from kb_mcp.serving.overload import Gate, stays_after
+from kb_mcp.serving.overload import OverloadGate, stays_after
 from tests.attacks.wire import Wire, ask
 from tests.serving.test_listener import answer, listening
 
@@ -61,7 +61,7 @@ def test_who_entered_counts_until_the_application_has_seen_it() -> None:
 
     loop = cast("asyncio.AbstractEventLoop", Loop())
     free = 2
-    gate = Gate(lambda: free)
+    gate = OverloadGate(lambda: free)
     for shut in (False, False, True):
         assert gate.shut() is shut
         gate.enter(loop)
@@ -174,7 +174,8 @@ def test_a_connection_is_idle_from_when_it_was_last_turned_away() -> None:
     config.timeout_keep_alive = limits.idle_ms // 1000
     talk = Conversation(
         config, ServerState(), {}, cast("Any", idle),
-        limits=limits, note=lambda _: None, new_id=lambda kind: f"{kind}_1", gate=Gate(lambda: 0),
+        limits=limits, note=lambda _: None, new_id=lambda kind: f"{kind}_1",
+        gate=OverloadGate(lambda: 0),
     )  # fmt: skip
     talk.connection_made(cast("Any", idle))
     for now in (1.0, 40.0, 70.0):

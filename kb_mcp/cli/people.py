@@ -1,0 +1,284 @@
+"""`kb-mcp operators`, `grants`, `approvals`: who decides, whose key an identity has, and a yes.
+
+Floor: the commands. An operator's token is printed by add alone, once; the store keeps its hash.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from kb_mcp.cli.keys import REVOKE_WAIT_S
+from kb_mcp.cli.opening import OPERATOR, OpenStore, key_ids, with_store
+from kb_mcp.cli.output import Failure, json_option, print_json, print_list, print_record
+
+if TYPE_CHECKING:
+    from kb_mcp.operators.actions.grants import Removed
+
+
+TOKEN_BYTES = 24
+# "admin" is the holder of KEYBRAKE_ADMIN_TOKEN, and "cli" is this command line in the audit.
+TAKEN = frozenset({"admin", "cli", "first-run"})
+_NAME = re.compile(r"[a-z][a-z0-9._-]{0,31}")
+
+
+@click.group()
+def operators() -> None:
+    """People who may use the dashboard and the admin API; the audit names them.
+
+    Example: kb-mcp operators add maria
+    """
+
+
+@operators.command("add")
+@click.argument("name")
+@json_option
+def operator_add(*, name: str, as_json: bool) -> None:
+    """Add an operator. The token is shown once, here.
+
+    Example: kb-mcp operators add maria
+    """
+    if not _NAME.fullmatch(name) or name in TAKEN:
+        raise click.BadParameter(f"{name!r} is no name: up to 32 of a-z 0-9 . _ -, not reserved")
+
+    async def work(opened: OpenStore) -> str:
+        from kb_mcp.proxy.access.tokens import hash_token
+        from kb_mcp.proxy.stores.admin import Operator
+        from kb_mcp.serving.machine import random_bytes
+
+        if name in opened.store_admin.operator_hashes():
+            raise Failure(f"there is an operator {name} already", "Remove it first.")
+        await _note(opened, "operator_add", name)
+        token = f"kbo_{random_bytes(TOKEN_BYTES).hex()}"
+        if not opened.store_admin.add_operator(Operator(name, hash_token(token), opened.now())):
+            raise Failure(f"there is an operator {name} already", "Remove it first.")
+        return token
+
+    token = with_store(work)
+    if as_json:
+        print_json({"name": name, "token": token})
+    else:
+        click.echo(f"Operator {name}. The token is shown this once:\n\n  {token}\n")
+
+
+@operators.command("list")
+@json_option
+def operator_list(*, as_json: bool) -> None:
+    """List the operators.
+
+    Example: kb-mcp operators list
+    """
+
+    async def work(opened: OpenStore) -> list[dict[str, Any]]:
+        from kb_mcp.instants import rfc3339
+
+        return [
+            {"name": each.name, "created_at": rfc3339(each.created_at)}
+            for each in opened.store_admin.operators()
+        ]
+
+    empty = "None but the holder of KEYBRAKE_ADMIN_TOKEN."
+    print_list(with_store(work), ("name", "created_at"), as_json=as_json, empty=empty)
+
+
+@operators.command("remove")
+@click.argument("name")
+def operator_remove(*, name: str) -> None:
+    """Remove an operator; the token stops working at once.
+
+    Example: kb-mcp operators remove maria
+    """
+
+    async def work(opened: OpenStore) -> None:
+        if name not in opened.store_admin.operator_hashes():
+            raise Failure(f"there is no operator {name}", "`kb-mcp operators list` shows them.")
+        await _note(opened, "operator_remove", name)
+        opened.store_admin.remove_operator(name)
+
+    with_store(work)
+    click.echo(f"Removed {name}.")
+
+
+async def _note(opened: OpenStore, decision: str, name: str) -> None:
+    from kb_mcp.operators.actions.operations import note
+    from kb_mcp.proxy.ledger.records import AuditDraft
+
+    row = AuditDraft(kind="admin", decision=decision, agent_id=OPERATOR, note=name)
+    await note(opened.store.ledger, row)
+
+
+GRANT_COLUMNS = ("id", "issuer", "match", "key_id", "label", "created_at")
+
+
+@click.group()
+def grants() -> None:
+    """Which identities of a provider may use which vault key.
+
+    Example: kb-mcp grants list
+    """
+
+
+@grants.command("add")
+@click.option("--issuer", required=True, help="Who signs the tokens, as `iss` in them writes it.")
+@click.option("--match", "matches", multiple=True, required=True,
+              help="CLAIM=VALUE, or CLAIM=PREFIX*; all that are given must match.")  # fmt: skip
+@click.option("--key", "key_id", required=True, shell_complete=key_ids,
+              help="The vault key that these identities stand for.")  # fmt: skip
+@click.option("--label", help="A note for people.")
+@json_option
+def grant_add(
+    *, issuer: str, matches: tuple[str, ...], key_id: str, label: str | None, as_json: bool
+) -> None:
+    """Let identities of a provider use a vault key, with its policy and its caps.
+
+    Example: kb-mcp grants add --issuer https://idp.example --match sub=agent-7 --key ID
+    """
+
+    async def work(opened: OpenStore) -> dict[str, Any]:
+        from kb_mcp.operators.actions.grants import NotGrantedError, add_grant, new_grant
+        from kb_mcp.proxy.access.grants import MatchError
+        from kb_mcp.proxy.edge.records import grant_record
+        from kb_mcp.serving.machine import random_bytes
+
+        try:
+            wanted = new_grant(issuer, matches, key_id, label)
+        except MatchError as error:
+            raise click.BadParameter(f"{error}.") from None
+        try:
+            grant = await add_grant(opened.store.ledger, wanted, random_bytes, OPERATOR)
+        except NotGrantedError as error:
+            raise Failure(str(error), "`kb-mcp grants list` and `keys list` show them.") from None
+        if opened.settings.oauth_issuers and issuer not in opened.settings.oauth_issuers:
+            click.echo(f"Note: KEYBRAKE_OAUTH_ISSUERS here does not name {issuer}.", err=True)
+        return grant_record(grant)
+
+    print_record(with_store(work), as_json=as_json)
+
+
+@grants.command("list")
+@json_option
+def grant_list(*, as_json: bool) -> None:
+    """List the grants.
+
+    Example: kb-mcp grants list --json
+    """
+
+    async def work(opened: OpenStore) -> list[dict[str, Any]]:
+        from kb_mcp.proxy.edge.records import grant_record
+
+        found = await opened.store.records.grants()
+        return [grant_record(grant) for grant in found if grant.removed_at is None]
+
+    empty = "No grants: vault keys alone are accepted."
+    print_list(with_store(work), GRANT_COLUMNS, as_json=as_json, empty=empty)
+
+
+@grants.command("remove")
+@click.argument("grant_id", metavar="ID")
+@json_option
+def grant_remove(*, grant_id: str, as_json: bool) -> None:
+    """Remove a grant now: no host reserves anything by it after this.
+
+    Example: kb-mcp grants remove ID
+    """
+
+    async def work(opened: OpenStore) -> Removed:
+        from kb_mcp.operators.actions.grants import NoSuchGrantError, remove_grant
+
+        store = opened.store
+        try:
+            return await remove_grant(
+                store.ledger, store.records, grant_id, OPERATOR, REVOKE_WAIT_S
+            )
+        except NoSuchGrantError as error:
+            raise Failure(str(error), "`kb-mcp grants list` shows them.") from None
+
+    removed = with_store(work)
+    if as_json:
+        from kb_mcp.proxy.edge.records import grant_record
+
+        counts = {"under_way": removed.under_way, "still_under_way": removed.still_under_way}
+        print_record({**grant_record(removed.grant), **counts}, as_json=True)
+        return
+    click.echo(f"Removed {grant_id}. Sends of its key under way then: {removed.under_way}.")
+    if removed.still_under_way:
+        click.echo(f"{removed.still_under_way} did not end yet; recovery finds out about them.")
+
+
+APPROVAL_COLUMNS = ("id", "state", "endpoint", "customer_id", "billing_period", "reference",
+                    "charge_id", "amount", "currency", "payment_method", "key_id",
+                    "expires_at")  # fmt: skip
+
+
+@click.group()
+def approvals() -> None:
+    """Charges and refunds that wait for an operator.
+
+    Example: kb-mcp approvals list
+    """
+
+
+@approvals.command("list")
+@click.option("--state", type=click.Choice(["pending", "approved", "denied", "used", "expired"]),
+              help="Only those in this state.")  # fmt: skip
+@json_option
+def approval_list(*, state: str | None, as_json: bool) -> None:
+    """List approvals, newest first.
+
+    Example: kb-mcp approvals list --state pending
+    """
+
+    async def work(opened: OpenStore) -> list[dict[str, Any]]:
+        from kb_mcp.operators.reports.views import approval_record
+
+        now = opened.now()
+        found = [approval_record(each, now) for each in await opened.store.records.approvals()]
+        return [record for record in found if state in {None, record["state"]}]
+
+    print_list(
+        with_store(work), APPROVAL_COLUMNS, as_json=as_json, empty="Nothing waits for approval."
+    )
+
+
+@approvals.command()
+@click.argument("approval_id", metavar="ID")
+@json_option
+def approve(*, approval_id: str, as_json: bool) -> None:
+    """Approve one charge or refund, once: the agent's next identical call goes through.
+
+    Example: kb-mcp approvals approve apr_0123456789abcdef01234567
+    """
+    record = _decide(approval_id, "approved")
+    print_record(record, as_json=as_json)
+    if not as_json:
+        click.echo(f"\nThe agent's next identical call goes through, until {record['expires_at']}.")
+
+
+@approvals.command()
+@click.argument("approval_id", metavar="ID")
+@json_option
+def deny(*, approval_id: str, as_json: bool) -> None:
+    """Deny one charge or refund.
+
+    Example: kb-mcp approvals deny apr_0123456789abcdef01234567
+    """
+    print_record(_decide(approval_id, "denied"), as_json=as_json)
+
+
+def _decide(approval_id: str, verdict: Literal["approved", "denied"]) -> dict[str, Any]:
+    async def work(opened: OpenStore) -> dict[str, Any]:
+        from kb_mcp.operators.actions.approvals import NotDecided, decide_approval
+        from kb_mcp.operators.reports.views import approval_record
+
+        outcome = await decide_approval(opened.store.ledger, approval_id, verdict, OPERATOR)
+        if isinstance(outcome, NotDecided):
+            if outcome.why == "missing":
+                hint = "`kb-mcp approvals list` shows them."
+                raise Failure(f"there is no approval {approval_id}", hint)
+            by = f" by {outcome.decided_by}" if outcome.decided_by else ""
+            raise Failure(f"approval {approval_id} is {outcome.why} already{by}")
+        return approval_record(outcome.approval, opened.now())
+
+    return with_store(work)
