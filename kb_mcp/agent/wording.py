@@ -91,8 +91,8 @@ _CODE_STEPS: Final[Mapping[str, str]] = MappingProxyType(
         "exists, and tell the user.",
         "idempotency_key_reused": "Do not charge again. Use charge_status with customer_id and "
         "billing_period to see what was charged, and tell the user.",
-        "spend_cap_exceeded": "Do not split, lower or repeat the charge. Tell the user; an "
-        "operator can raise the cap, or the next day or month begins.",
+        "spend_cap_exceeded": "Do not split, lower or repeat the charge. Tell the user what "
+        "the message says; an operator can raise the cap.",
         "charge_count_exceeded": "Do not charge again today. Tell the user.",
         "approval_required": "Tell the user that an operator must approve this charge. Do not make "
         "the same call again before the user says that it was approved.",
@@ -166,8 +166,8 @@ _REFUND_CODE_STEPS: Final[Mapping[str, str]] = MappingProxyType(
         "charge_disputed": "Do not refund. Tell the user that the bank is dealing with this "
         "charge.",
         "charge_not_refundable": "Check the charge id with the user. Do not try other ids.",
-        "refund_cap_exceeded": "Do not split, lower or repeat the refund. Tell the user; an "
-        "operator can raise the cap, or the next day or month begins.",
+        "refund_cap_exceeded": "Do not split, lower or repeat the refund. Tell the user what "
+        "the message says; an operator can raise the cap.",
         "refund_count_exceeded": "Do not refund again today. Tell the user.",
         "approval_required": "Tell the user that an operator must approve this refund. Do not make "
         "the same call again before the user says that it was approved.",

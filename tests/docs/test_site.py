@@ -245,6 +245,14 @@ def test_every_link_to_a_file_leads_somewhere(file: Path) -> None:
     assert [link for link in links if not (file.parent / link).exists()] == []
 
 
+def test_every_module_that_the_architecture_names_is_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|html))`", text))
+    assert len(named) > 10
+    roots = (ROOT, ROOT / "kb_mcp", ROOT / "kb_mcp" / "proxy")
+    assert [each for each in sorted(named) if not any((r / each).exists() for r in roots)] == []
+
+
 def test_the_alerts_and_policies_shown_are_ones_that_load() -> None:
     alerts, channel = re.findall(r"```toml\n(.*?)```", page("alerts"), re.DOTALL)
     assert load_alert_file(alerts).webhook[0].url.startswith("https://")

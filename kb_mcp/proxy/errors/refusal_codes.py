@@ -159,8 +159,7 @@ _FORBIDDEN: Final[Wording] = {
     ),
     Code.SPEND_CAP_EXCEEDED: (
         "This charge would exceed a spend cap ({window}): the cap is {cap} and {left} is "
-        "left. Nothing was charged. Do not split it or try again; ask an operator, or wait "
-        "until the next day or month (UTC).",
+        "left. Nothing was charged. Do not split it or try again; {then}.",
         "The amount is more than what is left under one of the caps: per charge, day, month, "
         "customer or account. `keybrake` says which, what is left and when it begins anew.",
     ),
@@ -183,8 +182,7 @@ _FORBIDDEN: Final[Wording] = {
     ),
     Code.REFUND_CAP_EXCEEDED: (
         "This refund would exceed a refund cap ({window}): the cap is {cap} and {left} is left. "
-        "Nothing was refunded. Do not split it or try again; ask an operator, or wait until "
-        "the next day or month (UTC).",
+        "Nothing was refunded. Do not split it or try again; {then}.",
         "The amount is more than what is left under one of the refund caps: per refund, day, "
         "month, customer or account. `keybrake` says which, what is left and when it begins anew.",
     ),

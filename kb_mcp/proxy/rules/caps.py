@@ -140,14 +140,18 @@ def _exceeded(
         "currency": money.currency,
         "amount": money.amount,
     }
+    then = "ask an operator"
     if window is not None:
         facts |= {"window_start": window.start, "resets_at": resets_at(window)}
+        # More than the whole cap is too much on the next day, too.
+        then += f", or wait until {facts['resets_at']}" if money.amount <= limit else ""
     return refuse(
         code,
         facts=facts,
         window=kind,
         cap=format_money(Money(limit, money.currency)),
         left=format_money(Money(left, money.currency)),
+        then=then,
     )
 
 

@@ -84,7 +84,7 @@ def test_a_refusal_without_a_parameter_has_no_param() -> None:
 
 def test_amounts_in_facts_are_written_as_money_and_stay_integers_for_programs() -> None:
     facts: dict[str, Fact] = {"window": "daily", "cap": 500_000, "left": 100, "currency": "usd"}
-    refusal = refuse(Code.SPEND_CAP_EXCEEDED, facts=facts)
+    refusal = refuse(Code.SPEND_CAP_EXCEEDED, facts=facts, then="ask an operator")
     assert "(daily): the cap is 5000.00 USD and 1.00 USD is left" in refusal.message
     assert refusal.facts["left"] == 100
 

@@ -46,12 +46,14 @@ def test_a_cap_admits_its_last_unit_and_not_one_more(kind: str) -> None:
     )  # fmt: skip
     assert (facts.get("window_start"), facts["currency"]) == (start, "usd")
     assert "the cap is 29.00 USD and 29.00 USD is left" in refusal.message
+    assert refusal.message.endswith("try again; ask an operator."), "waiting does not help"
     assert told(full.ask("june")) == "proceed as K"
     if kind != "per_charge":
         after = check_caps(full.snapshot, full.intend(amount=50))
         assert after is not None
         assert after.facts["left"] == 0
         assert str(after.facts["resets_at"]).endswith("T00:00:00Z")
+        assert after.message.endswith(f"or wait until {after.facts['resets_at']}.")
 
 
 @pytest.mark.parametrize(("reserved", "settled"), [(100, 0), (0, 100), (60, 40), (5000, 0)])
