@@ -64,10 +64,11 @@ def url_with_token(
         key = json.loads(place.command(*asked).stdout)["id"]
         given = ("--issuer", one_provider.url, "--match", "sub=agent-7", "--key", key)
         place.command("grants", "add", *given)
+        token = one_provider.sign(exp=one_provider.claims()["exp"] + 3600)
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.clients.keyed"],
             cwd=ROOT,
-            env=place.environ() | {"VAULT_KEY_OF_THE_TEST": one_provider.sign()},
+            env=place.environ() | {"VAULT_KEY_OF_THE_TEST": token},
             stdout=subprocess.PIPE,
             text=True,
         )

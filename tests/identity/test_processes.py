@@ -38,7 +38,8 @@ class Place:
         issued = self.json("keys", "issue", "--role", "billing", "--daily-cap", cap)
         given = ("--issuer", self.provider.url, "--match", f"sub={subject}", "--key", issued["id"])
         grant = self.json("grants", "add", *given)
-        return issued["token"], self.provider.sign(sub=subject), grant["id"]
+        end = self.provider.claims()["exp"] + 3600
+        return issued["token"], self.provider.sign(sub=subject, exp=end), grant["id"]
 
     def operations(self) -> int:
         return len(self.json("operations", "list"))
