@@ -63,7 +63,7 @@ class Answers:
         """Answer the caller who sent: `operation` and `attempt` are as the conclusion left them."""
         decided = attempt.outcome in _SETTLED_NO
         match proof:
-            case Made(verdict="pending") if operation.final and operation.answer is not None:
+            case Made() if operation.answer is not None and _read_since(operation, proof):
                 # Somebody has read since how it ended; an answer that lay in the line is older.
                 return _stored(operation)
             case Made() if operation.object_id == proof.object_id:
@@ -170,3 +170,9 @@ def _refused(code: Code, operation: Operation) -> Reply:
     return refused(
         refusal, Keybrake_Operation=operation.id, Keybrake_Attempt=str(operation.attempt)
     )
+
+
+def _read_since(operation: Operation, made: Made) -> bool:
+    """Say whether the end of what `made` tells of is known by now, and is another."""
+    came_back = operation.state is State.FAILED and operation.gives_back is not None
+    return operation.final and (made.verdict == "pending" or came_back)

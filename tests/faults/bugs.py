@@ -346,12 +346,6 @@ def a_send_begins_before_the_commit(_: Simulation) -> Iterator[None]:
 
 
 @bug
-def the_high_water_mark_is_not_kept(_: Simulation) -> Iterator[None]:
-    with swapped(SqliteLedger, "_standing", _standing_without_mark):
-        yield
-
-
-@bug
 def a_key_in_use_by_our_own_send_is_held_for_foreign(_: Simulation) -> Iterator[None]:
     right = part(conclude, "_unproven")
 
@@ -365,11 +359,6 @@ def a_key_in_use_by_our_own_send_is_held_for_foreign(_: Simulation) -> Iterator[
 
     with swapped(conclude, "_unproven", wrong):
         yield
-
-
-def _standing_without_mark(self: Any, loader: Any) -> Snapshot:
-    now = self._clock.host_time
-    return Snapshot(now=now, latest=now, settings=self._settings)
 
 
 def _without(name: str) -> Callable[[Any], str]:

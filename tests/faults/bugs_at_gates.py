@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from kb_mcp.proxy.rules import approvals, decide, duplicates, gates, permits, re
 from kb_mcp.proxy.rules.outcomes import conclude
 from kb_mcp.proxy.rules.outcomes.resolve import Unreadable
 from kb_mcp.proxy.stores.binding import LiveSettings
+from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger
 from kb_mcp.proxy.stripe import evidence
 from tests.faults.bugs import bug
 from tests.faults.planting import part, swapped
@@ -94,6 +96,20 @@ def a_ceiling_holds_from_the_next_start(_: Simulation) -> Iterator[None]:
 @bug
 def one_date_is_the_time(_: Simulation) -> Iterator[None]:
     with swapped(StoreClock, "_why_not", lambda *_: ""):
+        yield
+
+
+@bug
+def the_high_water_mark_is_not_kept(_: Simulation) -> Iterator[None]:
+    right = part(SqliteLedger, "_snapshot")
+
+    def wrong(self: Any, facts: Any) -> Any:
+        snapshot, now = right(self, facts), self._clock.host_time
+        return dataclasses.replace(
+            snapshot, now=now, latest=now, skewed=False, turning=False, unheard=False
+        )
+
+    with swapped(SqliteLedger, "_snapshot", wrong):
         yield
 
 

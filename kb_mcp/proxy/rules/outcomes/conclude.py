@@ -88,7 +88,7 @@ def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Mad
     if owns and owner is not None and owner != operation.id:
         # An object that concluded one operation never concludes another.
         return _kept_unknown(snapshot, operation, "object_of_another_operation")
-    if proof.verdict == "pending" and _known_since(operation, attempt, proof.object_id):
+    if _known_since(operation, attempt, proof):
         return Changes()
     closed = replace(
         attempt, outcome=AttemptOutcome.SUCCEEDED, open_sends=0,
@@ -154,13 +154,19 @@ def _taken(operation: Operation, proof: Made, *, known: bool, differs: bool) -> 
     return operation.amount
 
 
-def _known_since(operation: Operation, attempt: Attempt, object_id: str) -> bool:
+def _known_since(operation: Operation, attempt: Attempt, proof: Made) -> bool:
     """Say whether the object's end is known, or a step has gone on with it.
 
-    An answer that calls it pending lay in the line then: it is older than what is known.
+    An answer that calls it pending lay in the line then: it is older than what is known. So is one
+    that calls a refund done which has come back since.
     """
+    object_id = proof.object_id
+    if proof.verdict != "pending" and operation.gives_back is None:
+        return False
     if attempt.outcome is AttemptOutcome.DECLINED:
         return attempt.object_id == object_id
+    if proof.verdict != "pending":
+        return False
     settled = operation.state is S.SUCCEEDED and operation.final
     went_on = operation.attempt != attempt.number
     return (settled or went_on) and operation.object_id == object_id

@@ -68,6 +68,23 @@ def test_an_answer_that_lay_in_the_line_is_older_than_what_was_read(
     assert one_key.snapshot.lineages[LINEAGE].frozen_at is None
 
 
+def test_an_answer_about_a_refund_that_has_come_back_since_is_older_than_that() -> None:
+    one_key = OneKey()
+    go = one_key.ask("june")
+    known = one_key.snapshot.operations
+    known[FIRST] = replace(known[FIRST], gives_back="ch_1")
+    one_key.pass_time(MINUTE)
+    one_key.read(FIRST, Found(1, made("re_1", "failed", "failed")))
+    told_then = known[FIRST]
+    after = one_key.end(go, made("re_1"))
+    assert (after.state.value, after.overshoot) == ("failed", False)
+    assert (after.answer, after.stripe_status) == (told_then.answer, "failed")
+    assert one_key.snapshot.lineages[LINEAGE].frozen_at is None
+    # Another refund that turned up under its key all the same is the truth, and alarming.
+    after = one_key.end(go, made("re_2"))
+    assert (after.state.value, after.overshoot) == ("succeeded", True)
+
+
 @pytest.mark.parametrize(("_what", "proof", "alone", "beside"), CASES)
 def test_what_an_answer_proves(_what: str, proof: Proof, alone: str, beside: str) -> None:
     for earlier, state in ((False, alone), (True, beside)):
