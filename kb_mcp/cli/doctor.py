@@ -119,13 +119,13 @@ async def _heads(opened: OpenProxy) -> tuple[bool, str]:
 
 async def _gap(opened: OpenProxy) -> tuple[bool, str]:
     """Walk Stripe's lists without keeping anything: a store may have been put back just now."""
-    from kb_mcp.proxy.watching.walk import LOOK_BACK_AT_START_MS, Broken, Lost
+    from kb_mcp.proxy.watching.walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjects
 
     walk = opened.proxy.walks.walk
     match await walk.run(LOOK_BACK_AT_START_MS, writes=False):
-        case Broken(path=path, why=why):
+        case BrokenWalk(path=path, why=why):
             return False, f"{path} cannot be read: {why}"
-        case Lost(objects=objects, any_store=any_store):
+        case LostObjects(objects=objects, any_store=any_store):
             more = (
                 "" if len(objects) <= OBJECTS_SHOWN else f" and {len(objects) - OBJECTS_SHOWN} more"
             )

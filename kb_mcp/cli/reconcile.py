@@ -288,16 +288,16 @@ async def _close_gap(opened: OpenProxy, since_ms: int) -> None:
 
 async def _walk(opened: OpenProxy, needed: int | None) -> None:
     """Walk Stripe's lists: nothing of this store's may be left out. Raises: Failure."""
-    from kb_mcp.proxy.watching.walk import LOOK_BACK_AT_START_MS, Broken, Lost
+    from kb_mcp.proxy.watching.walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjects
 
     match await opened.proxy.walks.walk.run(LOOK_BACK_AT_START_MS, reach_back_to=needed):
-        case Lost(objects=objects):
+        case LostObjects(objects=objects):
             left = ", ".join(objects[:5])
             raise Failure(
                 f"charges of ours are still not in the ledger: nothing is sent yet ({left})",
                 "The list above says why each was left; run this again once that is put right.",
             )
-        case Broken(path=path, why=why):
+        case BrokenWalk(path=path, why=why):
             raise Failure(f"{path} cannot be read: nothing is sent yet ({why})")
         case _:
             return

@@ -21,7 +21,7 @@ from kb_mcp.operators.reports.views import KEY_STATUSES, Views
 from kb_mcp.operators.sign_in import Access
 from kb_mcp.proxy.edge.records import Spend, spend_records
 from kb_mcp.proxy.ledger.records import KeyId, State
-from kb_mcp.proxy.meters import Histogram, Meters, Reading
+from kb_mcp.proxy.meters import Histogram, Measured, Meters
 from kb_mcp.proxy.stores.gauges import KeyCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -63,7 +63,7 @@ KEYS_MAX = 1_000
 # series that come and go cost a scraper more than those that stay.
 CHOSEN_FOR_MS = 300_000
 OPEN_STATES = (State.RESERVED, State.UNKNOWN, State.AWAITING_APPROVAL)
-Readings = Mapping[str, Reading]
+Readings = Mapping[str, Measured]
 # The process that serves operators, beside its workers 1, 2, 3…
 FIRST = "0"
 

@@ -63,7 +63,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Gate:
+class SendGate:
     """Why nothing is sent, as far as this process knows.
 
     `heads_behind`: the store does not reach its exported heads. `unwalked`: no walk of Stripe's
@@ -101,7 +101,7 @@ class Governor:
     look_at_refund: Callable[[OperationId], Awaitable[None]]
     read_again: Callable[[Command], Awaitable[Command | Refusal]]
     tasks: set[asyncio.Task[Any]]
-    gate: Gate = field(default_factory=Gate)
+    gate: SendGate = field(default_factory=SendGate)
 
     async def govern(self, admitted: Admitted, command: Command) -> Reply:
         """Carry out `command` at most once and answer as Stripe would.

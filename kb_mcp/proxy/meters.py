@@ -1,7 +1,7 @@
 """Meters: how long the ledger and Stripe take in whole milliseconds, and how full batches are.
 
 Floor: wing B, put around ledger and the client in wiring. They measure and change nothing. What one
-process measured is a `Reading`, which also goes from a worker to the process that is scraped.
+process measured is a `Measured`, which also goes from a worker to the process that is scraped.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Measured:
     """What one process has measured until now, as numbers alone."""
 
     waiting: int
@@ -78,7 +78,7 @@ class Reading:
         return json.dumps(asdict(self), separators=(",", ":")).encode() + b"\n"
 
     @classmethod
-    def load(cls, line: bytes) -> Reading:
+    def load(cls, line: bytes) -> Measured:
         """Read what `dump` wrote. Raises: ValueError, KeyError, TypeError."""
         plain = json.loads(line)
         return cls(
@@ -104,13 +104,13 @@ class Meters:
     queued: Callable[[], int] = lambda: 0
     batches: Callable[[], Sequence[int]] = tuple
 
-    def read(self) -> Reading:
+    def read(self) -> Measured:
         """Return what was measured until now."""
         batches = Histogram(BATCH_SIZES)
         for size, times in enumerate(self.batches()):
             if times:
                 batches.observe(size, times)
-        return Reading(
+        return Measured(
             waiting=self.waiting,
             queued=self.queued(),
             in_flight=self.in_flight(),

@@ -24,7 +24,7 @@ from kb_mcp.proxy.rules.outcomes.resolve import (
     LEASE_MS,
     Absent,
     Finding,
-    Found,
+    Present,
     Unreadable,
     resolve,
     take,
@@ -117,7 +117,7 @@ class Recovery:
             return None
         leased, attempts = taken
         finding = await self._find(leased, attempts, budget)
-        proof = finding.proof if isinstance(finding, Found) else Nothing("not found")
+        proof = finding.proof if isinstance(finding, Present) else Nothing("not found")
         twins = finding.objects if isinstance(finding, Absent) else frozenset()
         limit = await self._daily_declines(leased.key_id)
 
@@ -148,7 +148,7 @@ class Recovery:
         made = None if parsed is None else prove_object(parsed, route)
         if made is None or made.object_id != operation.object_id:
             return Unreadable()
-        return Found(operation.attempt, made)
+        return Present(operation.attempt, made)
 
     async def _walk(
         self, route: Route, operation: Operation, attempts: list[Attempt], budget: Budget

@@ -16,7 +16,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from kb_mcp.proxy.meters import Meters, Reading
+from kb_mcp.proxy.meters import Measured, Meters
 
 RESTART_AFTER_S = 1
 ANSWER_WITHIN_S = 1
@@ -33,7 +33,7 @@ class _Line:
     asked: int = 0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def ask(self) -> Reading | None:
+    async def ask(self) -> Measured | None:
         """Return what the worker has measured, or None if it does not say so in time."""
         async with self.turn:
             self.asked += 1
@@ -46,7 +46,7 @@ class _Line:
                     while (line := await self.reader.readline()) != number + b"\n":
                         if not line:
                             return None
-                    return Reading.load(await self.reader.readline())
+                    return Measured.load(await self.reader.readline())
             except (TimeoutError, *_BROKEN):
                 return None
 
@@ -57,7 +57,7 @@ class Workers:
 
     lines: dict[int, _Line] = field(default_factory=dict)
 
-    async def readings(self) -> dict[str, Reading]:
+    async def readings(self) -> dict[str, Measured]:
         """Return what each worker has measured; one that does not answer is left out."""
         lines = sorted(self.lines.items())
         found = await asyncio.gather(*(line.ask() for _, line in lines))

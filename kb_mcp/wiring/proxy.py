@@ -17,12 +17,11 @@ from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.charge_reads import ChargeReads
-from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
-from kb_mcp.proxy.edge.app import ProxyApp
+from kb_mcp.proxy.edge.app import AdmissionQueue, ProxyApp
 from kb_mcp.proxy.edge.key_api import KeyApi, Readiness, ShownRefunds
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
-from kb_mcp.proxy.governor import AbandonedIntents, Gate, Governor, Waiters
+from kb_mcp.proxy.governor import AbandonedIntents, Governor, SendGate, Waiters
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
@@ -148,7 +147,7 @@ def build_proxy(
     if isinstance(plain, UpstreamWithKeyFile):
         plain.proves = partial(is_of_account, store, settings.account_label)
     key = upstream_key(settings)
-    waiters, gate = Waiters(), Gate(heads_behind=bool(store.behind))
+    waiters, gate = Waiters(), SendGate(heads_behind=bool(store.behind))
     time = TimeReader(upstream, store.clock, boottime_ms)
     follow = _follower(settings, followed, time)
     meters = Meters(queued=lambda: store.ledger.waiting, batches=lambda: store.ledger.sizes)
@@ -212,7 +211,7 @@ def _governor(
     reading: _Reading,
     waiters: Waiters,
     meters: Meters,
-    gate: Gate,
+    gate: SendGate,
 ) -> Governor:
     return Governor(
         ledger=MeteredLedger(store.ledger, meters, boottime_ms),
@@ -303,7 +302,7 @@ def _lease_ms(store: Store) -> int:
     return SEND_WITHIN_MS + store.settings.upstream_timeout_ms + LEASE_SLACK_MS
 
 
-def _key_api(store: Store, pipeline: RequestPipeline, upstream: Upstream, gate: Gate) -> KeyApi:
+def _key_api(store: Store, pipeline: RequestPipeline, upstream: Upstream, gate: SendGate) -> KeyApi:
     return KeyApi(
         ledger=store.ledger,
         records=store.records,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from kb_mcp.proxy.governor import Gate
+from kb_mcp.proxy.governor import SendGate
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.ledger.snapshot import GAP
@@ -23,8 +23,8 @@ from kb_mcp.proxy.watching.walk import (
     HOUR_MS,
     LOOK_BACK_AT_START_MS,
     LOOK_BACK_HOURLY_MS,
-    Broken,
-    Lost,
+    BrokenWalk,
+    LostObjects,
     Outcome,
     StoreWalk,
     Whole,
@@ -50,7 +50,7 @@ class Walks:
     """The walks of one process; `boottime_ms` counts suspended time."""
 
     walk: StoreWalk
-    gate: Gate
+    gate: SendGate
     boottime_ms: Callable[[], int]
     _walked_at: int = field(default=0, init=False)
     _failures: int = field(default=0, init=False)
@@ -91,7 +91,7 @@ class Walks:
         except LedgerUnavailableError as error:
             _log.warning("the walk of Stripe's lists waits for the ledger: %s", error)
             return
-        if isinstance(outcome, Broken) and outcome.status in {401, 403}:
+        if isinstance(outcome, BrokenWalk) and outcome.status in {401, 403}:
             raise UpstreamKeyError(refused_text(outcome))
 
     async def _again(self, look_back_ms: int) -> Outcome:
@@ -103,10 +103,10 @@ class Walks:
                 self._walked_at, self._failures, self.gate.gap = self.boottime_ms(), 0, False
                 if owner == self.walk.owner:
                     self.gate.unwalked = False
-            case Lost(objects=objects, any_store=any_store):
+            case LostObjects(objects=objects, any_store=any_store):
                 self._failures = 0
                 await self._lost(objects, any_store=any_store)
-            case Broken():
+            case BrokenWalk():
                 await self._failed(outcome)
         return outcome
 
@@ -124,7 +124,7 @@ class Walks:
             "`kb-mcp adopt --since … --apply`", ", ".join(objects[:5]),
         )  # fmt: skip
 
-    async def _failed(self, broken: Broken) -> None:
+    async def _failed(self, broken: BrokenWalk) -> None:
         self._failures += 1
         _log.warning("Stripe's list %s could not be read: %s", broken.path, broken.why)
         if self._failures == ALERT_AFTER:
@@ -135,7 +135,7 @@ class Walks:
             )
 
 
-def refused_text(broken: Broken) -> str:
+def refused_text(broken: BrokenWalk) -> str:
     """Return what the upstream key lacks, and what to do."""
     if broken.status == 401:
         return "Stripe refuses KEYBRAKE_STRIPE_KEY (401): it is wrong, expired or revoked"
@@ -189,9 +189,9 @@ class MovedStore:
         if now < self._moved_at + self.settle_ms:
             return
         match await self.walk.run(LOOK_BACK_AT_START_MS, writes=False):
-            case Broken(path=path, why=why):
+            case BrokenWalk(path=path, why=why):
                 _log.warning("the store moved, and Stripe's list %s cannot be read: %s", path, why)
-            case Lost(objects=lost):
+            case LostObjects(objects=lost):
                 _log.error(
                     "the store moved and lacks charges that were made (%s): run "
                     "`kb-mcp adopt --since … --apply`", ", ".join(lost[:5]),

@@ -24,7 +24,7 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     State,
 )
-from kb_mcp.proxy.ledger.snapshot import Found, Snapshot
+from kb_mcp.proxy.ledger.snapshot import OperationIndex, Snapshot
 from kb_mcp.proxy.rules import decide, duplicates, reserve
 from kb_mcp.proxy.rules.command import Proceed
 from kb_mcp.proxy.rules.outcomes import conclude, resolve
@@ -90,7 +90,7 @@ def guards_are_read_without_their_lock(simulation: Simulation) -> Iterator[None]
 
     def wrong(snapshot: Snapshot, command: Any, operation: Operation) -> Any:
         unlocked = dataclasses.replace(
-            snapshot, operations=dict(seen[command.fresh_id]), _found=Found()
+            snapshot, operations=dict(seen[command.fresh_id]), _found=OperationIndex()
         )
         return right(unlocked, command, operation)
 

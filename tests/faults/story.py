@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
-from kb_mcp.proxy.audit.chain import Broken, read_row, verify_chain
+from kb_mcp.proxy.audit.chain import BrokenChain, read_row, verify_chain
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Changes, Refs, State
 from kb_mcp.proxy.stripe.messages import Reply, Request
@@ -334,7 +334,7 @@ def _check(simulation: Simulation, book: Book) -> None:
         simulation.fail(wrong)
     for node in records.writers():
         chain = verify_chain((read_row(row) for row in records.chain(node)), CHAIN_KEY)
-        if isinstance(chain, Broken):
+        if isinstance(chain, BrokenChain):
             simulation.fail(f"the audit of {node} is {chain.reason} at {chain.seq}")
 
 

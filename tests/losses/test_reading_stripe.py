@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.proxy.stripe.reader import Found
-from kb_mcp.proxy.watching.walk import LOOK_BACK_AT_START_MS, Lost, Whole
+from kb_mcp.proxy.watching.walk import LOOK_BACK_AT_START_MS, LostObjects, Whole
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.proxy import Proxy, build_proxy
 from kb_mcp.wiring.upstream import build_sandbox
@@ -211,7 +211,7 @@ def test_what_was_cancelled_after_its_page_was_read_is_not_lost(
                 await asyncio.to_thread(testing.stripe, "POST", f"{path}/cancel", form)
         return await known(records, objects, keys)
 
-    assert isinstance(run(walk.run(LOOK_BACK_AT_START_MS, writes=False)), Lost)
+    assert isinstance(run(walk.run(LOOK_BACK_AT_START_MS, writes=False)), LostObjects)
     monkeypatch.setattr(type(walk.records), "known", after_a_cancel)
     assert isinstance(run(walk.run(LOOK_BACK_AT_START_MS)), Whole)
     run(proxy.stop(0))

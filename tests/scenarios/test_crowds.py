@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kb_mcp.proxy.edge.admission_queue import ROOM, AdmissionQueue
-from kb_mcp.proxy.edge.app import IN_FLIGHT_MAX
+from kb_mcp.proxy.edge.app import IN_FLIGHT_MAX, ROOM, AdmissionQueue
 from tests.in_process_proxy import InProcessProxy, error_of
 
 

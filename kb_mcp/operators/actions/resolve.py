@@ -38,11 +38,9 @@ from kb_mcp.proxy.rules.outcomes.resolve import (
     LEASE_MS,
     Absent,
     Finding,
+    Present,
     resolve,
     unowned_twins,
-)
-from kb_mcp.proxy.rules.outcomes.resolve import (
-    Found as Listed,
 )
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
@@ -101,7 +99,7 @@ def _not_absent(
 ) -> tuple[NotDone, Changes]:
     """Conclude by what was found, or say that nothing could be."""
     after, changes = resolve(snapshot, leased, finding, daily_declines)
-    if isinstance(finding, Listed):
+    if isinstance(finding, Present):
         shown = f"Stripe shows {finding.proof.object_id}, {finding.proof.stripe_status}"
         word = "has succeeded" if after.state is S.SUCCEEDED else f"is {after.state.value}"
         why = f"{shown}: operation {after.id} {word}"

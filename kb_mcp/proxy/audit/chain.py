@@ -54,7 +54,7 @@ class Head(Struct, frozen=True):
     hash: str
 
 
-class Break(StrEnum):
+class BreakReason(StrEnum):
     """How a chain can fail to verify."""
 
     OUT_OF_ORDER = "out_of_order"  # a row is missing, doubled, moved, or of another node
@@ -63,19 +63,19 @@ class Break(StrEnum):
     HEAD_DIFFERS = "head_differs"  # the chain was rewritten since its head was exported
 
 
-class Verified(Struct, frozen=True):
+class WholeChain(Struct, frozen=True):
     """A chain that holds, and its end (None when it is empty)."""
 
     rows: int
     head: Head | None
 
 
-class Broken(Struct, frozen=True):
+class BrokenChain(Struct, frozen=True):
     """The first row, by `seq`, at which a chain does not hold."""
 
     node: str
     seq: int
-    reason: Break
+    reason: BreakReason
 
 
 def audit_row(draft: AuditDraft, *, node: str, seq: int, time: int) -> AuditRow:
@@ -110,7 +110,7 @@ def verify_chain(
     chain_key: bytes,
     head: Head | None = None,
     after: Head | None = None,
-) -> Verified | Broken:
+) -> WholeChain | BrokenChain:
     """Verify one node's rows, each with its stored hash, in the order of `seq`.
 
     `head` is the last exported end, which the chain must still pass through; `after` is the end
@@ -121,18 +121,18 @@ def verify_chain(
     for row, stored in rows:
         expected = 1 if last is None else last.seq + 1
         if row.seq != expected or (last is not None and row.node != last.node):
-            return Broken(row.node, expected, Break.OUT_OF_ORDER)
+            return BrokenChain(row.node, expected, BreakReason.OUT_OF_ORDER)
         previous = GENESIS if last is None else bytes.fromhex(last.hash)
         if not hmac.compare_digest(row_hash(chain_key, previous, row).encode(), stored.encode()):
-            return Broken(row.node, row.seq, Break.EDITED)
+            return BrokenChain(row.node, row.seq, BreakReason.EDITED)
         last = Head(row.node, row.seq, stored)
         count += 1
         if head is not None and row.seq == head.seq and last != head:
-            return Broken(row.node, row.seq, Break.HEAD_DIFFERS)
+            return BrokenChain(row.node, row.seq, BreakReason.HEAD_DIFFERS)
     reached = 0 if last is None else last.seq
     if head is not None and reached < head.seq:
-        return Broken(head.node, reached + 1, Break.TAIL_CUT)
-    return Verified(count, last)
+        return BrokenChain(head.node, reached + 1, BreakReason.TAIL_CUT)
+    return WholeChain(count, last)
 
 
 def node_hash(chain_key: bytes, previous: str, node: str, started_at: str) -> str:

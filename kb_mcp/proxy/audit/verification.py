@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.audit.chain import (
     AuditRow,
-    Broken,
+    BrokenChain,
     Head,
     csv_cell,
     node_hash,
@@ -168,7 +168,7 @@ def _verify_node(
         )
     except _UnreadableRowError as error:
         return Break(node, error.seq, "edited")
-    if isinstance(outcome, Broken):
+    if isinstance(outcome, BrokenChain):
         return Break(outcome.node, outcome.seq, outcome.reason.value)
     return outcome.rows, outcome.head
 

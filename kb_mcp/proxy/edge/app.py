@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,6 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from kb_mcp.proxy.access.authenticate import Admitted
-from kb_mcp.proxy.edge.admission_queue import AdmissionQueue
 from kb_mcp.proxy.edge.key_api import KeyApi
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
@@ -69,6 +69,11 @@ _GREETING = Reply(
         "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
     },
 )
+ROOM = 64
+BEGIN_AT_ONCE = 8
+LOOK_AGAIN_S = 0.002
+# A client that is told so comes back; one that waits longer has gone, and would be charged unseen.
+WAIT_MAX_MS = 20_000
 
 
 @dataclass(slots=True)
@@ -222,3 +227,53 @@ def greet(request: Request) -> Reply | None:
     """Return the page, where a browser asks for `/`; None for every other request."""
     asks = request.method == "GET" and request.raw_path == b"/"
     return _GREETING if asks and "text/html" in (request.header("accept") or "") else None
+
+
+class AdmissionQueue:
+    """Who waits to begin, first come first served; where there is room, nobody waits."""
+
+    def __init__(self, queued: Callable[[], int], wait_max_ms: int = WAIT_MAX_MS) -> None:
+        """Let requests begin while `queued()`, the steps that wait for the ledger, are few."""
+        self._queued = queued
+        self._wait_max_ms = wait_max_ms
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._begun = 0  # in this pass of the loop: what they ask of the ledger is not queued yet
+
+    async def acquire(self) -> bool:
+        """Return True when it is the caller's turn, or False once it has waited too long."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting and self._room() > 0:
+            self._begin(loop)
+            return True
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        if len(self._waiting) == 1:
+            loop.call_later(LOOK_AGAIN_S, self._look, loop)
+        try:
+            async with asyncio.timeout(self._wait_max_ms / 1000):
+                await turn
+        except TimeoutError:
+            return False
+        return True
+
+    def _room(self) -> int:
+        return ROOM - self._begun - self._queued()
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._begun == 0:
+            loop.call_soon(self._pass_over)
+        self._begun += 1
+
+    def _pass_over(self) -> None:
+        self._begun = 0
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        room = min(self._room(), BEGIN_AT_ONCE)
+        while self._waiting and room > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():  # or nobody waits for it any more
+                turn.set_result(None)
+                self._begin(loop)
+                room -= 1
+        if self._waiting:
+            loop.call_later(LOOK_AGAIN_S, self._look, loop)

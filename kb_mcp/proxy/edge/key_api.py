@@ -27,7 +27,7 @@ from kb_mcp.proxy.charge_reads import ChargeReads, mark_of
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, subject_of
 from kb_mcp.proxy.edge.records import Record, key_record, operation_record, spend_records
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
-from kb_mcp.proxy.governor import Gate
+from kb_mcp.proxy.governor import SendGate
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import HOLDING, AuditDraft, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.windows import REFUNDS
@@ -67,7 +67,7 @@ class KeyApi:
     customer_metadata: CustomerMetadata
     refunds: ShownRefunds
     follow: Callable[[], Awaitable[None]]
-    gate: Gate = field(default_factory=Gate)
+    gate: SendGate = field(default_factory=SendGate)
     issuers: Issuers | None = None
 
     async def health(self, request: Request) -> Reply:

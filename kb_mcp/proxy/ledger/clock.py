@@ -36,7 +36,7 @@ ON_PURPOSE_MS: Final = 1_000
 _YEARS: Final = range(2000, 2200)
 
 
-class Answer(Struct, frozen=True):
+class DateHeard(Struct, frozen=True):
     """One `Date` of Stripe: its own time, and the boot clock when it was asked and heard."""
 
     date_ms: int
@@ -146,8 +146,8 @@ class StoreClock:
         self._steady_ms = steady_ms or host_ms
         self._followed = followed
         self._boot_id = boot_id
-        self._newest: Answer | None = None
-        self._first: Answer | None = None  # of the answers that agree with the newest
+        self._newest: DateHeard | None = None
+        self._first: DateHeard | None = None  # of the answers that agree with the newest
         self._stands_still = False
         self._mark = 0  # the latest time that was certain, here or as the store says
         self._carried: int | None = None  # how far the last certain time is ahead of the boot clock
@@ -170,7 +170,7 @@ class StoreClock:
         except (ValueError, TypeError):
             return
         heard_at = self._steady_ms()
-        new = Answer(told_ms, heard_at - waited_ms, heard_at)
+        new = DateHeard(told_ms, heard_at - waited_ms, heard_at)
         last, first = self._newest, self._first
         if last is not None and last.date_ms == new.date_ms:
             if new.asked_at - last.heard_at >= STANDS_STILL_MS:

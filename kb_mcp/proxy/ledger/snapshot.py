@@ -90,7 +90,7 @@ class Snapshot:
     object_owners: dict[str, OperationId] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     dirty: Dirty = field(default_factory=lambda: Dirty())  # noqa: PLW0108 defined below
-    _found: Found = field(default_factory=lambda: Found())  # noqa: PLW0108 defined below
+    _found: OperationIndex = field(default_factory=lambda: OperationIndex())  # noqa: PLW0108 defined below
 
     def newest(self, name: str) -> Operation | None:
         """Return the newest generation of the operation called `name`."""
@@ -237,7 +237,7 @@ class Snapshot:
         ]
         return sorted(live, key=lambda each: (-each.reserved_at, each.id))
 
-    def _index(self) -> Found:
+    def _index(self) -> OperationIndex:
         found = self._found
         if found.count < len(self.operations):
             # A store puts in what it loads without telling; it takes nothing out.
@@ -248,7 +248,7 @@ class Snapshot:
 
 
 @dataclass(slots=True)
-class Found:
+class OperationIndex:
     """The ids of operations by name and by customer: a batch holds many, and asks for few.
 
     What was once said of an operation stays here: whoever looks must look at the operation too.

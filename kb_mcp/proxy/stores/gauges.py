@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kb_mcp.proxy.access.policy import CapRules, RefundCapRules
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
-from kb_mcp.proxy.rules.outcomes.gaps import Known, Trace
+from kb_mcp.proxy.rules.outcomes.gaps import KnownAttempt, KnownObjects
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage, plain
 
 Held = dict[str, tuple[int, int]]
@@ -100,16 +100,16 @@ class Gauges(ABC):
         """Return every fact of the store."""
         return {row["name"]: row["value"] for row in await self._ask("facts")}
 
-    async def known(self, objects: Sequence[str], upstream_keys: Sequence[str]) -> Known:
+    async def known(self, objects: Sequence[str], upstream_keys: Sequence[str]) -> KnownObjects:
         """Return what the ledger knows of objects at Stripe and of the attempts they name."""
         found = await self._ask("known_objects", ids=list(objects))
         attempts = {
-            row["upstream_key"]: Trace(
+            row["upstream_key"]: KnownAttempt(
                 row["operation_id"], row["outcome"], row["state"], row["next_read_at"]
             )
             for row in await self._ask("known_attempts", ids=list(upstream_keys))
         }
-        return Known(frozenset(row["id"] for row in found), attempts)
+        return KnownObjects(frozenset(row["id"] for row in found), attempts)
 
     async def known_lineages(self, ids: Sequence[str]) -> frozenset[str]:
         """Return which of `ids` are lineages of this store."""

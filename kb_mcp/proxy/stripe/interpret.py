@@ -17,8 +17,7 @@ from kb_mcp.money import Money, MoneyError, check_amount, check_currency, parse_
 from kb_mcp.periods import Period, PeriodError, parse_period, period_from_description
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.stripe.endpoints import Moves, Route, find_route, object_ids
-from kb_mcp.proxy.stripe.forms import Form, parse_form
-from kb_mcp.proxy.stripe.paths import canonical_path
+from kb_mcp.proxy.stripe.forms import Form, canonical_path, parse_form
 
 __all__ = [
     "Form",

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from kb_mcp.proxy.ledger.records import Attempt, Operation
 from kb_mcp.proxy.rules.outcomes.matching import match_attempt, twin_names
-from kb_mcp.proxy.rules.outcomes.resolve import Absent, Finding, Found, Unreadable
+from kb_mcp.proxy.rules.outcomes.resolve import Absent, Finding, Present, Unreadable
 from kb_mcp.proxy.stripe.endpoints import Route
 from kb_mcp.proxy.stripe.evidence import prove_object
 from kb_mcp.proxy.stripe.json_objects import next_cursor
@@ -111,7 +111,7 @@ class Walk:
                 continue
             made = prove_object(item, self.route)
             # It is ours, and does not say what became of it: that is no absence.
-            return Unreadable() if made is None else Found(number, made)
+            return Unreadable() if made is None else Present(number, made)
         return None
 
 

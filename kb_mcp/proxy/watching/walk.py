@@ -22,7 +22,7 @@ from kb_mcp.proxy.rules.outcomes.gaps import (
     GAP_FOUND,
     WALKED,
     Item,
-    Known,
+    KnownObjects,
     Whose,
     holds_money,
     is_ours,
@@ -65,7 +65,7 @@ class Whole:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class LostObjects:
     """Every page was read; these objects of ours are not known here."""
 
     objects: tuple[str, ...]
@@ -73,7 +73,7 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class BrokenWalk:
     """A list could not be read: nothing follows. `status` is Stripe's where it answered."""
 
     path: str
@@ -81,7 +81,7 @@ class Broken:
     status: int | None
 
 
-Outcome = Whole | Lost | Broken
+Outcome = Whole | LostObjects | BrokenWalk
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
@@ -202,16 +202,18 @@ class StoreWalk:
             if place != state.place:
                 state = replace(state, place=place, after=None)
             ended = await self._pages(state, whose, writes=writes)
-            if isinstance(ended, Broken):
+            if isinstance(ended, BrokenWalk):
                 return ended
             state = ended
         if state.lost:
-            return Lost(state.lost, whose.any_store)
+            return LostObjects(state.lost, whose.any_store)
         if len(state.absent) == len(WALKED):
-            return Broken(state.absent[0], "Stripe knows none of the lists", 404)
+            return BrokenWalk(state.absent[0], "Stripe knows none of the lists", 404)
         return Whole(state.began, state.owner, state.absent)
 
-    async def _pages(self, state: Checkpoint, whose: Whose, *, writes: bool) -> Checkpoint | Broken:
+    async def _pages(
+        self, state: Checkpoint, whose: Whose, *, writes: bool
+    ) -> Checkpoint | BrokenWalk:
         """Read one list to its end, from where `state` stands."""
         path = WALKED[state.place][0]
         seen: set[str] = set()
@@ -219,7 +221,7 @@ class StoreWalk:
             page = await self._page(path, state)
             if isinstance(page, Missing):
                 return replace(state, absent=(*state.absent, path))
-            if isinstance(page, Broken):
+            if isinstance(page, BrokenWalk):
                 return page
             items, more = page
             recent = [each for each in items if made_since(each, state.since)]
@@ -229,7 +231,7 @@ class StoreWalk:
                 return state
             last = str(items[-1]["id"])
             if last in seen:
-                return Broken(path, "Stripe's list repeats itself", None)
+                return BrokenWalk(path, "Stripe's list repeats itself", None)
             seen.add(last)
             state = replace(state, after=last)
             if writes:
@@ -237,25 +239,25 @@ class StoreWalk:
 
     async def _page(
         self, path: str, state: Checkpoint
-    ) -> tuple[list[Item], bool] | Missing | Broken:
+    ) -> tuple[list[Item], bool] | Missing | BrokenWalk:
         query = {"limit": str(PAGE)}
         if state.after is not None:
             query["starting_after"] = state.after
         await self.pace.take()
         answer = await self.reads.page(path, query, state.since)
         if isinstance(answer, Unread):
-            return Broken(path, answer.why, answer.status)
+            return BrokenWalk(path, answer.why, answer.status)
         if isinstance(answer, Missing):
             # Stand-ins lack endpoints; but after a first page it is the page that is missing.
-            return answer if state.after is None else Broken(path, "Stripe's page is gone", 404)
+            return answer if state.after is None else BrokenWalk(path, "Stripe's page is gone", 404)
         items, more = answer.body.get("data"), answer.body.get("has_more")
         whole = isinstance(items, list) and all(
             isinstance(each, dict) and isinstance(each.get("id"), str) for each in items
         )
         if not whole or not isinstance(items, list) or not isinstance(more, bool):
-            return Broken(path, "Stripe's answer is no list", None)
+            return BrokenWalk(path, "Stripe's answer is no list", None)
         if more and not items:
-            return Broken(path, "Stripe's list breaks off", None)
+            return BrokenWalk(path, "Stripe's list breaks off", None)
         return items, more
 
     async def _lost(
@@ -295,13 +297,13 @@ class StoreWalk:
                 found.append(now)
         return found
 
-    async def _known(self, items: list[Item]) -> Known:
+    async def _known(self, items: list[Item]) -> KnownObjects:
         names = sorted({name for each in items for name in object_names(each)})
         keys = sorted({mark for each in items if (mark := mark_of(each))})
         return await self.records.known(names, keys)
 
     async def _keep(self, outcome: Outcome) -> None:
-        if isinstance(outcome, Broken):
+        if isinstance(outcome, BrokenWalk):
             if outcome.status is not None and 400 <= outcome.status < 500:
                 # The place that was kept may be what Stripe refuses: the next walk begins anew.
                 await self._write({CHECKPOINT: ""})

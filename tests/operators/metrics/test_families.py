@@ -13,7 +13,7 @@ import pytest
 from kb_mcp.operators import metrics
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
-from kb_mcp.proxy.meters import Meters, Reading
+from kb_mcp.proxy.meters import Meters
 from tests.in_process_proxy import InProcessProxy
 from tests.operators.operators_app import TOKEN, OperatorsApp
 
@@ -151,7 +151,7 @@ def test_a_reading_arrives_as_it_was_sent() -> None:
     meters = Meters(waiting=3, queued=lambda: 2, in_flight=lambda: 7, batches=lambda: (0, 4, 0, 1))
     meters.ledger.observe(17)
     meters.sends["lost"].observe(60_000)
-    reading = Reading.load(meters.read().dump())
+    reading = Measured.load(meters.read().dump())
     assert reading.dump() == meters.read().dump()
     assert (reading.batches.count, reading.batches.total) == (5, 7)
     assert reading.batches.cumulative()[:3] == [("1", 4), ("2", 4), ("4", 5)]

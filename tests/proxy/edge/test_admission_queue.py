@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from kb_mcp.proxy.edge.admission_queue import BEGIN_AT_ONCE, ROOM, AdmissionQueue
+from kb_mcp.proxy.edge.app import BEGIN_AT_ONCE, ROOM, AdmissionQueue
 
 
 async def begin(

@@ -12,7 +12,7 @@ from kb_mcp.proxy.ledger.windows import windows_of
 from kb_mcp.proxy.rules.command import Command, Decision
 from kb_mcp.proxy.rules.decide import decide
 from kb_mcp.proxy.rules.follow_ups.decide import as_step, step_fingerprint
-from kb_mcp.proxy.rules.outcomes.resolve import Found
+from kb_mcp.proxy.rules.outcomes.resolve import Present
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.evidence import Made, Proof, prove_object
 from kb_mcp.proxy.stripe.interpret import Reading, parse_form, read_request
@@ -93,5 +93,5 @@ class OneIntent(OneKey):
 
     def look(self, proof: Made) -> tuple[str, int]:
         """Return the state and what is held once recovery has read the command."""
-        self.read(FIRST, Found(self.operation.attempt, proof))
+        self.read(FIRST, Present(self.operation.attempt, proof))
         return self.operation.state.value, self.held()

@@ -14,8 +14,8 @@ import pytest
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores import reads
-from kb_mcp.proxy.stores.sqlite import write_ahead_log
-from kb_mcp.proxy.stores.sqlite.write_ahead_log import LOOKED_AT_EVERY, log_bytes
+from kb_mcp.proxy.stores.sqlite import ledger
+from kb_mcp.proxy.stores.sqlite.ledger import LOOKED_AT_EVERY, log_bytes
 from kb_mcp.wiring.store import Store
 from tests.proxy.stores.conftest import Open, Run
 
@@ -104,8 +104,8 @@ def outside_reader(path: Path) -> Iterator[sqlite3.Connection]:
 def test_the_log_is_cut_once_nobody_outside_holds_it(
     open_one: Open, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write_ahead_log, "LARGE_BYTES", 400_000)
-    monkeypatch.setattr(write_ahead_log, "KEPT_BYTES", 100_000)
+    monkeypatch.setattr(ledger, "LARGE_BYTES", 400_000)
+    monkeypatch.setattr(ledger, "KEPT_BYTES", 100_000)
     store = open_one()
     with outside_reader(store.path):
         while log_bytes(store.path) <= 800_000:
@@ -122,8 +122,8 @@ def test_the_log_is_cut_once_nobody_outside_holds_it(
 def test_a_reader_that_stays_costs_the_writer_nothing(
     open_one: Open, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write_ahead_log, "LARGE_BYTES", 0)
-    monkeypatch.setattr(write_ahead_log, "LOOKED_AT_EVERY", 1)
+    monkeypatch.setattr(ledger, "LARGE_BYTES", 0)
+    monkeypatch.setattr(ledger, "LOOKED_AT_EVERY", 1)
     store = open_one()
     with outside_reader(store.path) as connection:
         for _ in range(30):

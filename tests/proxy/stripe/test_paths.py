@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kb_mcp.proxy.errors.refusals import Code, Refusal
-from kb_mcp.proxy.stripe.paths import MAX_PATH, canonical_path
+from kb_mcp.proxy.stripe.forms import MAX_PATH, canonical_path
 
 
 def code(raw: bytes) -> Code | str:

@@ -42,7 +42,7 @@ class Whose(Struct, frozen=True, kw_only=True):
     any_store: bool = False
 
 
-class Trace(Struct, frozen=True):
+class KnownAttempt(Struct, frozen=True):
     """What the ledger knows of the attempt that an object is marked with."""
 
     operation_id: OperationId
@@ -51,11 +51,11 @@ class Trace(Struct, frozen=True):
     next_read_at: int | None
 
 
-class Known(Struct, frozen=True):
+class KnownObjects(Struct, frozen=True):
     """What the ledger has: objects of operations that succeeded, and attempts by upstream key."""
 
     objects: frozenset[str]
-    attempts: Mapping[str, Trace]
+    attempts: Mapping[str, KnownAttempt]
 
 
 def is_ours(item: Item, whose: Whose) -> bool:
@@ -89,7 +89,7 @@ def mark_of(item: Item) -> str | None:
     return marks(item).get("keybrake_attempt")
 
 
-def lost_among(items: Iterable[Item], known: Known) -> tuple[list[str], set[OperationId]]:
+def lost_among(items: Iterable[Item], known: KnownObjects) -> tuple[list[str], set[OperationId]]:
     """Return which of `items`, all ours, are unknown here, and operations to look at once more.
 
     An attempt whose outcome is open is recovery's, and so is one that was voided a short while

@@ -37,7 +37,7 @@ _ROW = AuditDraft(kind="recovery")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Present:
     """Stripe shows the object of attempt `number`."""
 
     number: int
@@ -66,7 +66,7 @@ class Unreadable:
     """The walk was not complete: nothing follows."""
 
 
-Finding = Found | Absent | Unreadable
+Finding = Present | Absent | Unreadable
 
 
 def take(snapshot: Snapshot, operation_id: OperationId, owner: str) -> tuple[
@@ -95,7 +95,7 @@ def resolve(
         return operation, Changes()
     # A reading says what was there when it began: its result may have waited in a suspended host.
     read_at = leased.lease_until - LEASE_MS
-    if isinstance(finding, Found):
+    if isinstance(finding, Present):
         ending = Ending(
             operation_id=operation.id,
             attempt=finding.number,

@@ -14,7 +14,7 @@ from typing import Any
 from kb_mcp.proxy.ledger.snapshot import MOVED_TO
 from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.proxy.stores.postgres.connection import Connection
-from kb_mcp.proxy.stores.postgres.save import columns_of, insert, types_of
+from kb_mcp.proxy.stores.postgres.load import columns_of, insert, types_of
 from kb_mcp.proxy.stores.rows import TABLES, names
 
 BATCH = 500

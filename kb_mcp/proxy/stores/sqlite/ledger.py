@@ -12,7 +12,7 @@ import contextlib
 import os
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from typing_extensions import override
 
@@ -27,7 +27,6 @@ from kb_mcp.proxy.stores.group_commit import Item, StoreLedger, refs_of, run_ste
 from kb_mcp.proxy.stores.rows import COUNT_UP, insert, key_with_lineage, stopped_values
 from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
 from kb_mcp.proxy.stores.sqlite.load import Loader, as_json, save
-from kb_mcp.proxy.stores.sqlite.write_ahead_log import WriteAheadLog
 
 BUSY_TIMEOUT_MS = 10_000
 # A charge writes some twenty pages, many of them again for the next one: the fewer checkpoints, the
@@ -38,6 +37,9 @@ _STATEMENT_CACHE = 256
 KEYS_KEPT = 1_024
 _AUDIT = insert("audit")
 _STOPPED = f"{insert('stopped')} {COUNT_UP}"
+KEPT_BYTES: Final = 16 * 1024 * 1024  # what the file of an emptied log may keep
+LARGE_BYTES: Final = 64 * 1024 * 1024  # beyond it somebody reads an older state, and holds it
+LOOKED_AT_EVERY: Final = 64  # commits
 
 
 class SqliteLedger(StoreLedger):
@@ -225,3 +227,45 @@ def _roll_back(connection: sqlite3.Connection) -> None:
     except sqlite3.Error:
         # The connection is broken; SQLite rolls back by itself when it is used or closed next.
         return
+
+
+class WriteAheadLog:
+    """The log beside the store at `path`, emptied over the writer's own connection."""
+
+    def __init__(self, path: Path, writer: sqlite3.Connection) -> None:
+        """Bound the file of an emptied log."""
+        self._path = path
+        self._writer = writer
+        self._commits = 0
+        writer.execute(f"PRAGMA journal_size_limit = {KEPT_BYTES}")
+
+    def committed(self) -> None:
+        """Note a commit; now and then, empty a log that has become large."""
+        self._commits += 1
+        if self._commits % LOOKED_AT_EVERY == 0 and log_bytes(self._path) > LARGE_BYTES:
+            self.empty()
+
+    def rest(self) -> None:
+        """Empty a log that is larger than it needs to be, while nobody waits for the writer."""
+        if log_bytes(self._path) > KEPT_BYTES:
+            self.empty()
+
+    def empty(self) -> None:
+        """Copy the log into the file and cut it to nothing, unless somebody reads or writes."""
+        held_ms = self._writer.execute("PRAGMA busy_timeout").fetchone()[0]
+        try:
+            # Whoever reads an older state may do so for hours: nobody waits for them.
+            self._writer.execute("PRAGMA busy_timeout = 0")
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error:
+            return  # tried again later; what cannot be written shows at the next commit
+        finally:
+            self._writer.execute(f"PRAGMA busy_timeout = {held_ms}")
+
+
+def log_bytes(path: Path) -> int:
+    """Return the size of the log beside the store at `path`; 0 where there is none."""
+    try:
+        return path.with_name(f"{path.name}-wal").stat().st_size
+    except OSError:
+        return 0

@@ -18,10 +18,9 @@ from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.stores.admin import StoreAdmin
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stores.rows import Seal
-from kb_mcp.proxy.stores.sqlite.ledger import connect
+from kb_mcp.proxy.stores.sqlite.ledger import connect, log_bytes
 from kb_mcp.proxy.stores.sqlite.load import as_json
 from kb_mcp.proxy.stores.sqlite.schema import exclusive
-from kb_mcp.proxy.stores.sqlite.write_ahead_log import log_bytes
 
 _DELETE_TRIGGER = "audit_refuses_delete"
 

@@ -13,7 +13,7 @@ from kb_mcp.proxy.ledger.windows import windows_of
 from kb_mcp.proxy.rules.command import Proceed
 from kb_mcp.proxy.rules.follow_ups.conclude import READ_AGAIN_MS
 from kb_mcp.proxy.rules.outcomes.conclude import FOREIGN_KEY
-from kb_mcp.proxy.rules.outcomes.resolve import Found
+from kb_mcp.proxy.rules.outcomes.resolve import Present
 from kb_mcp.proxy.stripe.evidence import Declined, NeverBegan, Nothing, Proof, Rejected
 from tests.proxy.rules.one_key import (
     BILLING,
@@ -58,7 +58,7 @@ def test_an_answer_that_lay_in_the_line_is_older_than_what_was_read(
     one_key = OneKey()
     go = one_key.ask("june")
     one_key.pass_time(MINUTE)
-    one_key.read(FIRST, Found(1, made("ch_1", state, verdict)))
+    one_key.read(FIRST, Present(1, made("ch_1", state, verdict)))
     known = one_key.snapshot.operations[FIRST]
     before = held(one_key)
     after = one_key.end(go, made("ch_1", "pending", "pending"))

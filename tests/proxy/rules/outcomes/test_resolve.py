@@ -14,7 +14,7 @@ from kb_mcp.proxy.rules.outcomes.matching import match_attempt, twin_names
 from kb_mcp.proxy.rules.outcomes.resolve import (
     LEASE_MS,
     Absent,
-    Found,
+    Present,
     Unreadable,
     resolve,
     take,
@@ -49,7 +49,7 @@ def state(one_key: OneKey) -> str:
 def test_a_yes_counts_at_once() -> None:
     one_key = OneKey()
     unknown(one_key)
-    after = one_key.read(FIRST, Found(1, made("ch_1")))
+    after = one_key.read(FIRST, Present(1, made("ch_1")))
     assert after is not None
     assert (after.state.value, after.object_id, after.overshoot) == ("succeeded", "ch_1", False)
     assert one_key.snapshot.dirty.audit[-1].kind == "recovery"
@@ -150,7 +150,7 @@ def test_a_charge_found_after_a_void_is_the_truth() -> None:
     unknown(one_key)
     one_key.void(FIRST)
     one_key.pass_time(HOUR)
-    after = one_key.read(FIRST, Found(1, made("ch_1")))
+    after = one_key.read(FIRST, Present(1, made("ch_1")))
     assert after is not None
     assert (after.state.value, after.overshoot, after.held) == ("succeeded", True, 2900)
     assert one_key.snapshot.lineage(LINEAGE).frozen_at is not None
@@ -165,7 +165,7 @@ def test_a_finding_that_changes_nothing_frees_the_lease_and_is_read_again_in_an_
     # Not at the hour that was due before.
     one_key.pass_time(7)
     # The object of another operation says nothing about a voided one.
-    after = one_key.read(second, Found(1, made("ch_1")))
+    after = one_key.read(second, Present(1, made("ch_1")))
     assert after is not None
     assert (after.state.value, after.lease_owner) == ("voided", None)
     assert after.next_read_at == one_key.snapshot.now + HOUR
@@ -223,7 +223,7 @@ def test_a_failed_object_found_by_reading_counts_as_a_decline_of_the_policy() ->
     one_key.snapshot.apply(changes)
     assert taken is not None
     after, changes = resolve(
-        one_key.snapshot, taken[0], Found(1, made("ch_1", "failed", "failed")), 1
+        one_key.snapshot, taken[0], Present(1, made("ch_1", "failed", "failed")), 1
     )
     one_key.snapshot.apply(changes)
     assert (after.state.value, after.held) == ("failed", 0)
