@@ -13,7 +13,7 @@ import pytest
 from kb_mcp.operators import metrics
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
-from kb_mcp.proxy.meters import Meters
+from kb_mcp.proxy.meters import Measured, Meters
 from tests.in_process_proxy import InProcessProxy
 from tests.operators.operators_app import TOKEN, OperatorsApp
 

@@ -74,7 +74,7 @@ def test_an_answer_about_a_refund_that_has_come_back_since_is_older_than_that() 
     known = one_key.snapshot.operations
     known[FIRST] = replace(known[FIRST], gives_back="ch_1")
     one_key.pass_time(MINUTE)
-    one_key.read(FIRST, Found(1, made("re_1", "failed", "failed")))
+    one_key.read(FIRST, Present(1, made("re_1", "failed", "failed")))
     told_then = known[FIRST]
     after = one_key.end(go, made("re_1"))
     assert (after.state.value, after.overshoot) == ("failed", False)
