@@ -98,6 +98,20 @@ def errors() -> str:
     return "\n".join(lines)
 
 
+INVOICES = """\
+`POST /v1/invoices/*/finalize` and `POST /v1/invoices/*/pay` tell no amount: it is read from the
+invoice, reserved, and read once more before the request is sent. They count as charges: `caps`,
+`daily_charges`, `approval_above` and `customers` hold for them, with the customer and the currency
+of the invoice. How they are carried out once: [Exactly once](exactly-once.md#invoices).
+
+Without a rule, `pay` takes `off_session` and `payment_method`, and `finalize` takes `auto_advance`.
+What marks an invoice as paid without a payment, or pays with something else, is
+`parameter_not_allowed`: `paid_out_of_band`, `forgive`, `source`, `mandate`. A policy may allow each
+by name; then it counts like a payment.
+
+For example `allowed = ["paid_out_of_band"]` under `[parameters."POST /v1/invoices/*/pay"]`."""
+
+
 def policies() -> str:
     """Return the policies reference."""
     lines = [
@@ -142,6 +156,7 @@ def policies() -> str:
     for role, policy in ROLES.items():
         lines += [f"### `{role}`\n", *(f"- {line}" for line in describe(policy)), ""]
     lines += ["## Endpoints that can be allowed\n", *(f"- `{name}`" for name in ENDPOINTS), ""]
+    lines += ["## Invoices\n", INVOICES, ""]
     return "\n".join(lines)
 
 

@@ -52,6 +52,11 @@ def refund_name(charge_id: str, reference: str | None = None) -> str:
     return _name("refund", charge_id, reference or "")
 
 
+def invoice_name(invoice_id: str) -> str:
+    """Name the payment of an invoice, which is one bill whatever is left of it."""
+    return _name("invoice", invoice_id)
+
+
 def explicit_name(endpoint: str, customer: str | None, key: str) -> str:
     """Name an operation by the caller's key, per endpoint and customer."""
     return _name("explicit", endpoint, customer or "", key)

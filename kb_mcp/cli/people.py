@@ -208,7 +208,7 @@ def grant_remove(*, grant_id: str, as_json: bool) -> None:
 
 
 APPROVAL_COLUMNS = ("id", "state", "endpoint", "customer_id", "billing_period", "reference",
-                    "charge_id", "amount", "currency", "payment_method", "key_id",
+                    "charge_id", "invoice_id", "amount", "currency", "payment_method", "key_id",
                     "expires_at")  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def reconcile(*, since: str, as_json: bool) -> None:
 
 
 async def _compare(opened: OpenProxy, kind: Kind, since_ms: int, *, shown: bool) -> Reconciliation:
-    from kb_mcp.operators.reports.reconcile import Wanted
+    from kb_mcp.operators.reports.reconcile import Wanted, as_charged
     from kb_mcp.operators.reports.reconcile import reconcile as compare
     from kb_mcp.proxy.edge.records import every_operation
     from kb_mcp.proxy.stripe.reader import Unread
@@ -113,7 +113,11 @@ async def _compare(opened: OpenProxy, kind: Kind, since_ms: int, *, shown: bool)
         raise Failure(f"the list of {kind}s cannot be read: {items.why}", "Nothing was changed.")
     wanted = Wanted.by(items, since_ms, kind)
     ledger = every_operation(opened.store.records)
-    operations = [each async for each, _ in ledger if wanted.holds(each)]
+    operations = [
+        each
+        async for operation, attempts in ledger
+        if wanted.holds(each := as_charged(operation, attempts))
+    ]
     return compare(operations, items, since_ms, kind)
 
 
@@ -128,7 +132,7 @@ async def _missing(
     missing = []
     for done, operation in enumerate(outcome.unlisted):
         advance(done, len(outcome.unlisted))
-        path = f"{ENDPOINTS[operation.route].template}/{operation.object_id}"
+        path = ENDPOINTS[operation.route].path_of(str(operation.object_id))
         seen = await opened.reads.get(path)
         if isinstance(seen, Unread):
             raise Failure(f"{operation.object_id} cannot be read: {seen.why}")

@@ -26,6 +26,7 @@ from kb_mcp.proxy.stripe.evidence import (
 from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.messages import (
     Answered,
+    NotSent,
     Reply,
     Upstream,
     UpstreamAnswer,
@@ -39,8 +40,13 @@ _NEVER_SENT = {
     "vault_key_frozen": Code.VAULT_KEY_FROZEN,
     "identity_not_granted": Code.IDENTITY_NOT_GRANTED,
     "ledger_unavailable": Code.LEDGER_UNAVAILABLE,
+    "amount_changed": Code.AMOUNT_CHANGED,
+    "upstream_rejected_key": Code.UPSTREAM_REJECTED_KEY,
 }
-_WORDS = {Code.VAULT_KEY_FROZEN: {"reason": "an operator must look"}}
+_WORDS = {
+    Code.VAULT_KEY_FROZEN: {"reason": "an operator must look"},
+    Code.AMOUNT_CHANGED: {"reason": "it is not what was reserved any more"},
+}
 FAILED_BEFORE = "The payment failed before. Its details were erased."
 _SETTLED_NO = frozenset({AttemptOutcome.REJECTED, AttemptOutcome.NOT_SENT})
 
@@ -75,7 +81,8 @@ class Answers:
             case Rejected() if decided:
                 return _passed(operation, attempt, proof.body, answer)
             case NeverBegan(status=None) if decided:
-                return _refused(_NEVER_SENT.get(proof.code, Code.UPSTREAM_UNREACHABLE), operation)
+                code = _NEVER_SENT.get(proof.code, Code.UPSTREAM_UNREACHABLE)
+                return _refused(code, operation, answer)
             case NeverBegan() if decided:
                 return _passed(operation, attempt, proof.body, answer)
             case Made() | Rejected() | NeverBegan() | Nothing():
@@ -100,7 +107,7 @@ class Answers:
         route = ENDPOINTS[operation.route]
         request = UpstreamRequest(
             method="GET",
-            path=f"{route.template}/{operation.object_id}",
+            path=route.path_of(operation.object_id),
             body=None,
             stripe_version=None,
             idempotency_key=None,
@@ -164,8 +171,9 @@ def _passed(operation: Operation, attempt: Attempt, body: bytes, answer: Upstrea
     return reply.with_headers(Keybrake_Operation=operation.id, Keybrake_Attempt=str(attempt.number))
 
 
-def _refused(code: Code, operation: Operation) -> Reply:
+def _refused(code: Code, operation: Operation, answer: UpstreamAnswer | None = None) -> Reply:
     facts: dict[str, Fact] = {"operation": operation.id, "state": operation.state.value}
+    facts |= answer.facts if isinstance(answer, NotSent) else {}
     refusal: Refusal = refuse(code, facts=facts, **_WORDS.get(code, {}))
     return refused(
         refusal, Keybrake_Operation=operation.id, Keybrake_Attempt=str(operation.attempt)

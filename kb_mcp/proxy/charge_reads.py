@@ -183,7 +183,11 @@ class ChargeReads:
             lambda _: Refs(operations=frozenset(ids)),
             lambda snapshot: ([snapshot.operations[each] for each in ids], Changes()),
         )
-        return any(each.route in CHARGED_BY and each.object_id in names for each in found)
+        # Of an invoice, it is the attempt that has the charge.
+        return any(
+            (each.route in CHARGED_BY and each.object_id in names) or each.pays_invoice
+            for each in found
+        )
 
     async def _check_disputes(self, charge: str) -> Refusal | None:
         listed = await self.stripe.walk("/v1/disputes", 0, charge=charge)

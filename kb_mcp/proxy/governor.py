@@ -20,6 +20,7 @@ from kb_mcp.proxy.access.authenticate import Admitted, spent
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse, scrub_error
+from kb_mcp.proxy.invoice_reads import InvoiceReads
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.counts import Stopped
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
@@ -86,7 +87,7 @@ class Governor:
 
     `gate` says that the store may lack records: nothing is sent then. `look` reads the object of
     one operation, as recovery does; `look_at_refund` whether what was given back of it still is;
-    `read_again` what a command depends on.
+    `read_again` what a command depends on; `invoices` an invoice, before and after its payment.
     """
 
     ledger: Ledger
@@ -100,6 +101,7 @@ class Governor:
     look: Callable[[OperationId], Awaitable[Operation | None]]
     look_at_refund: Callable[[OperationId], Awaitable[None]]
     read_again: Callable[[Command], Awaitable[Command | Refusal]]
+    invoices: InvoiceReads
     tasks: set[asyncio.Task[Any]]
     gate: SendGate = field(default_factory=SendGate)
 
@@ -179,11 +181,13 @@ class Governor:
     ) -> Reply:
         """Send what was reserved and conclude by what the answer proves."""
         begun = self.boottime_ms()
-        answer = await self._send(admitted, go, deadline_ms)
+        answer = await self._send(admitted, command, go, deadline_ms)
         if isinstance(answer, Answered):
             self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
             answer = self._scrubbed(answer)
         proof = _prove(answer, command.reading.route)
+        if isinstance(proof, Made) and go.operation.pays_invoice:
+            proof = await self.invoices.with_payment(proof)
         try:
             operation, attempt = await self._conclude(command, go, proof, answer)
         except LedgerUnavailableError:
@@ -193,8 +197,15 @@ class Governor:
             self.waiters.wake(go.operation.id)
         return self.answers.first(operation, attempt, proof, answer)
 
-    async def _send(self, admitted: Admitted, go: Proceed, deadline_ms: int) -> UpstreamAnswer:
+    async def _send(
+        self, admitted: Admitted, command: Command, go: Proceed, deadline_ms: int
+    ) -> UpstreamAnswer:
         """Check key and grant once more, directly before the send; then send, once."""
+        if command.invoice is not None:
+            # Before the key is checked: that is to be the last that happens before the send.
+            changed = await self.invoices.changed(command, go.operation)
+            if changed is not None:
+                return changed
         try:
             found = await self.ledger.find_key(admitted.key.id)
             granted = await self._is_granted(admitted)
@@ -288,7 +299,7 @@ def ending_refs(operation: Operation, proof: Proof, now: int) -> Refs:
         lineages=frozenset({operation.lineage_id}),
         windows=frozenset((*windows_of(operation).all(), *windows_then(operation, now).all())),
         tallies=frozenset({tally_of(operation)}),
-        objects=frozenset({proof.object_id}) if isinstance(proof, Made) else frozenset(),
+        objects=proof.names if isinstance(proof, Made) else frozenset(),
     )
 
 

@@ -15,11 +15,21 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.governor import Waiters, ending_refs
+from kb_mcp.proxy.invoice_reads import payment_with, with_payment
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import Attempt, Changes, KeyId, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.records import (
+    Attempt,
+    AttemptOutcome,
+    Changes,
+    KeyId,
+    Operation,
+    OperationId,
+    Refs,
+)
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.rules.outcomes.matching import may_have_made
 from kb_mcp.proxy.rules.outcomes.resolve import (
     LEASE_MS,
     Absent,
@@ -31,7 +41,7 @@ from kb_mcp.proxy.rules.outcomes.resolve import (
 )
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
-from kb_mcp.proxy.stripe.evidence import Nothing, prove_object
+from kb_mcp.proxy.stripe.evidence import Made, Nothing, prove_object
 from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamRequest
 from kb_mcp.proxy.watching.list_walks import AT_FIRST, IN_A_PASS, Budget, Walk
@@ -136,6 +146,8 @@ class Recovery:
         try:
             route = ENDPOINTS[operation.route]
             last = attempts[-1]
+            if route.standing is not None:
+                return await self._read_standing(route, operation, attempts, budget)
             if operation.state is S.SUCCEEDED or operation.continued_by(last):
                 return await self._read_object(route, operation)
             return await self._walk(route, operation, attempts, budget)
@@ -144,11 +156,56 @@ class Recovery:
             return Unreadable()
 
     async def _read_object(self, route: Route, operation: Operation) -> Finding:
-        parsed = await self._get(f"{route.template}/{operation.object_id}")
+        parsed = await self._get(route.path_of(str(operation.object_id)))
         made = None if parsed is None else prove_object(parsed, route)
         if made is None or made.object_id != operation.object_id:
             return Unreadable()
         return Present(operation.attempt, made)
+
+    async def _read_standing(
+        self, route: Route, operation: Operation, attempts: list[Attempt], budget: Budget
+    ) -> Finding:
+        """Read an invoice: its own status and payments say what became of it.
+
+        While it is as it was before the send, a charge that may be its own proves that nothing is
+        known; without one the send has done nothing so far.
+        """
+        if not operation.pays_invoice or route.standing is None:
+            # Of a version that did not read first: nobody knows what it was about.
+            return Unreadable()
+        seen = await self._read_object(route, operation)
+        if not isinstance(seen, Present):
+            return seen
+        made, last = seen.proof, attempts[-1]
+        paid_at, grace_ms = made.facts.get("paid_at"), self.ledger.settings.recovery_grace_ms
+        if (
+            operation.state is not S.SUCCEEDED
+            and isinstance(paid_at, int)
+            and not may_have_made(attempts, paid_at, grace_ms)
+        ):
+            # Somebody else paid it, before or long after: the send has done nothing so far.
+            return await self._walk(route, operation, attempts, budget)
+        if made.verdict == "done":
+            return Present(seen.number, await with_payment(self._get, made))
+        if operation.state is S.SUCCEEDED and operation.final:
+            return Unreadable()
+        if operation.state is S.SUCCEEDED and last.outcome is AttemptOutcome.SUCCEEDED:
+            return Present(seen.number, await self._unless_refused(made, last))
+        if operation.state is S.SUCCEEDED or made.stripe_status not in route.standing.begins:
+            return seen
+        return await self._walk(route, operation, attempts, budget)
+
+    async def _unless_refused(self, made: Made, last: Attempt) -> Made:
+        """Return what an invoice proves whose payment waits; it has failed where its intent has."""
+        if not last.path.endswith("/pay"):
+            return made
+        intent = made.facts.get("paid_by") or await payment_with(self._get, made.object_id, "open")
+        route = ENDPOINTS["POST /v1/payment_intents"]
+        seen = None if intent is None else await self._get(route.path_of(str(intent)))
+        proof = None if seen is None else prove_object(seen, route)
+        if proof is None or proof.verdict != "failed":
+            return made
+        return replace(made, verdict="failed", stripe_status="payment_failed")
 
     async def _walk(
         self, route: Route, operation: Operation, attempts: list[Attempt], budget: Budget

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Final, TypeAlias
 
-from kb_mcp.sandbox import charges, customers, intents, listing, refunds
+from kb_mcp.sandbox import charges, customers, intents, invoices, listing, refunds
 from kb_mcp.sandbox.answers import (
     Answer,
     Rejected,
@@ -55,6 +55,15 @@ ENDPOINTS: Final[dict[str, Callable[[Call], Answer]]] = {
     "POST /v1/payment_intents/{intent}/capture": intents.capture_intent,
     "POST /v1/payment_intents/{intent}/cancel": intents.cancel_intent,
     "POST /v1/payment_intents/{intent}/increment_authorization": intents.increment_intent,
+    "POST /v1/invoices": invoices.create_invoice,
+    "GET /v1/invoices": invoices.list_invoices,
+    "GET /v1/invoices/{invoice}": invoices.get_invoice,
+    "POST /v1/invoices/{invoice}/finalize": invoices.finalize_invoice,
+    "POST /v1/invoices/{invoice}/pay": invoices.pay_invoice,
+    "POST /v1/invoices/{invoice}/void": invoices.void_invoice,
+    "POST /v1/invoices/{invoice}/mark_uncollectible": invoices.write_off_invoice,
+    "POST /v1/invoiceitems": invoices.create_item,
+    "GET /v1/invoice_payments": invoices.list_payments,
     "POST /v1/refunds": refunds.create_refund,
     "GET /v1/refunds": refunds.list_refunds,
     "GET /v1/refunds/{refund}": refunds.get_refund,

@@ -6,6 +6,7 @@ bank answers: `bank_cards`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from kb_mcp.money import Money
@@ -48,6 +49,15 @@ def create_intent(call: Call) -> Answer:
     if flag(params, "confirm", default=False):
         return _confirm(call, intent)
     return _saved(call, intent)
+
+
+def pay_off_session(
+    call: Call, money: Money, customer: str, payment_method: str, earlier: Json | None
+) -> Answer:
+    """Take `money` while the customer is away, with the intent that failed `earlier` if any."""
+    away = replace(call, params={"off_session": "true"})
+    intent = earlier or _new_intent(away, money, customer, None)
+    return _confirm(away, intent | {"payment_method": payment_method})
 
 
 def get_intent(call: Call) -> Answer:

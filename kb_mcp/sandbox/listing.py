@@ -24,6 +24,7 @@ _PREFIXES: Final = {
     "ch_": "charge",
     "cus_": "customer",
     "dp_": "dispute",
+    "in_": "invoice",
     "pi_": "payment_intent",
     "pm_": "payment_method",
     "re_": "refund",

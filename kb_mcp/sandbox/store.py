@@ -34,6 +34,7 @@ _FILTERS: Final = {
     "payment_intent": "payment_intent = ?",
     "transfer_group": "transfer_group = ?",
     "email": "email = ?",
+    "invoice": "json_extract(body, '$.invoice') = ?",
     "gt": "created > ?",
     "gte": "created >= ?",
     "lt": "created < ?",

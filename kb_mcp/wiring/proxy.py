@@ -21,10 +21,13 @@ from kb_mcp.proxy.edge.app import AdmissionQueue, ProxyApp
 from kb_mcp.proxy.edge.key_api import KeyApi, Readiness, ShownRefunds
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
+from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.governor import AbandonedIntents, Governor, SendGate, Waiters
+from kb_mcp.proxy.invoice_reads import InvoiceReads
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.recovery import Recovery
+from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.stores.binding import Binds
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS, Upstream
 from kb_mcp.proxy.stripe.reader import StripeReads, TimeReader
@@ -154,15 +157,9 @@ def build_proxy(
     recovery = _recovery(store, upstream, waiters)
     reads = StripeReads(upstream, store.clock, boottime_ms)
     refund_watch = RefundWatch(store.ledger, store.records, reads)
-    charges = ChargeReads(
-        ledger=store.ledger,
-        stripe=reads,
-        look=recovery.resolve_one,
-        live=store.settings.mode == "live",
-    )
-    reading = _Reading(recovery, refund_watch, charges)
+    reading = _reading(store, recovery, refund_watch, reads)
     governor = _governor(store, upstream, key, reading, waiters, meters, gate)
-    pipeline = _pipeline(store, governor, charges, upstream, key, follow, build_issuers(settings))
+    pipeline = _pipeline(store, governor, reading, upstream, key, follow, build_issuers(settings))
     walk = _walk(settings, store, upstream, recovery)
     app = ProxyApp(
         pipeline, _key_api(store, pipeline, upstream, gate), AdmissionQueue(meters.queued)
@@ -184,6 +181,15 @@ def build_proxy(
     )
 
 
+def _reading(
+    store: Store, recovery: Recovery, refund_watch: RefundWatch, stripe: StripeReads
+) -> _Reading:
+    look, live = recovery.resolve_one, store.settings.mode == "live"
+    charges = ChargeReads(ledger=store.ledger, stripe=stripe, look=look, live=live)
+    invoices = InvoiceReads(ledger=store.ledger, stripe=stripe, look=look, live=live)
+    return _Reading(recovery, refund_watch, charges, invoices)
+
+
 def _recovery(store: Store, upstream: Upstream, waiters: Waiters) -> Recovery:
     return Recovery(
         ledger=store.ledger,
@@ -202,6 +208,12 @@ class _Reading(NamedTuple):
     recovery: Recovery
     refund_watch: RefundWatch
     charges: ChargeReads
+    invoices: InvoiceReads
+
+    async def again(self, command: Command) -> Command | Refusal:
+        """Read again what `command` depends on. Raises: LedgerUnavailableError."""
+        reads = self.charges if command.invoice is None else self.invoices
+        return await reads.again(command)
 
 
 def _governor(
@@ -227,7 +239,8 @@ def _governor(
         abandoned=AbandonedIntents(upstream),
         look=reading.recovery.resolve_one,
         look_at_refund=reading.refund_watch.look,
-        read_again=reading.charges.again,
+        read_again=reading.again,
+        invoices=reading.invoices,
         boottime_ms=boottime_ms,
         upstream_key=key,
         tasks=set(),
@@ -238,7 +251,7 @@ def _governor(
 def _pipeline(
     store: Store,
     governor: Governor,
-    charges: ChargeReads,
+    reading: _Reading,
     upstream: Upstream,
     key: str,
     follow: Callable[[], Awaitable[None]],
@@ -254,7 +267,8 @@ def _pipeline(
             upstream_key=key,
             boottime_ms=boottime_ms,
         ),
-        charges=charges,
+        charges=reading.charges,
+        invoices=reading.invoices,
         rates=Rates(),
         refusal_counts=RefusalCounts(),
         now_ms=store.clock.now,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -144,3 +145,21 @@ def test_what_is_found_does_not_depend_on_the_size_of_a_page(
     assert machine.json("reconcile", *SINCE, code=1) == whole
     assert len(whole["missing_operations"]) == len(whole["missing_charges"]) == 1
     assert {each["field"] for each in whole["differing"]} == {"amount", "charge_id"}
+
+
+def test_the_charge_of_an_invoice_has_its_operation(machine: Machine) -> None:
+    file = machine.folder / "invoices.json"
+    allowed = ["POST /v1/invoices/*/pay"]
+    file.write_text(json.dumps({"version": 1, "role": "payer", "allow": allowed}))
+    token = machine.json("keys", "issue", "--policy", str(file), "--uncapped")["token"]
+    invoice = machine.stripe("POST", "/v1/invoices", {"customer": CUSTOMER})["id"]
+    item = {"customer": CUSTOMER, "invoice": invoice, "amount": "2900"}
+    machine.stripe("POST", "/v1/invoiceitems", item)
+    assert machine.post(f"/v1/invoices/{invoice}/pay", {}, token).json()["status"] == "paid"
+    assert not any(machine.json("reconcile", *SINCE).values())
+    assert machine.json("adopt", *SINCE, "--period-from", "none") == []
+    [operation] = machine.json("operations", "list")
+    [charge] = machine.charges()
+    assert (operation["kind"], operation["invoice_id"]) == ("invoice", invoice)
+    assert (operation["charge_id"], operation["amount"]) == (charge["payment_intent"], 2900)
+    assert machine.json("doctor", code=0)["ok"] is True

@@ -20,6 +20,7 @@ from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
 from kb_mcp.proxy.governor import AbandonedIntents, Governor, Waiters
+from kb_mcp.proxy.invoice_reads import InvoiceReads
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.snapshot import StoreSettings
 from kb_mcp.proxy.recovery import Pass, Recovery
@@ -122,6 +123,12 @@ class Process:
         self.watch = RefundWatch(
             self.ledger, self.records, StripeReads(upstream, clock, boottime_ms)
         )
+        invoices = InvoiceReads(
+            ledger=self.ledger,
+            stripe=StripeReads(upstream, clock, boottime_ms),
+            look=self.recovery.resolve_one,
+            live=False,
+        )
         governor = Governor(
             ledger=self.ledger,
             upstream=upstream,
@@ -138,6 +145,7 @@ class Process:
             look=self.recovery.resolve_one,
             look_at_refund=self.watch.look,
             read_again=charges.again,
+            invoices=invoices,
             tasks=InOrder(),
         )
         self.pipeline = RequestPipeline(
@@ -151,6 +159,7 @@ class Process:
                 boottime_ms=boottime_ms,
             ),
             charges=charges,
+            invoices=invoices,
             rates=Rates(),
             refusal_counts=RefusalCounts(),
             now_ms=clock.now,

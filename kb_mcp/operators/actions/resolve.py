@@ -204,7 +204,7 @@ class StripeActs:
     async def succeed(self, operation: Operation, object_id: str, by: By) -> Done | NotDone:
         """Settle an operation with the object that was found at Stripe, once it is compared."""
         route = ENDPOINTS[operation.route]
-        item = await self._read(f"{route.template}/{object_id}", object_id)
+        item = await self._read(route.path_of(object_id), object_id)
         if isinstance(item, NotDone):
             return item
         found = await self.ledger.find_key(operation.key_id)
@@ -237,7 +237,8 @@ class StripeActs:
         if operation.kind == "refund":
             return await reopen_refund(self.ledger, operation, by)
         refunded = False
-        if operation.object_id is not None:
+        # What was given back of an invoice's charge opens no invoice: only a suspicion is waived.
+        if operation.object_id is not None and not operation.pays_invoice:
             seen = await read_refund(self.reads, operation)
             match seen:
                 case Unread():

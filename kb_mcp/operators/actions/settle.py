@@ -43,6 +43,8 @@ def names_of(item: Mapping[str, Any]) -> frozenset[str]:
 def why_not_its(snapshot: Snapshot, operation: Operation, item: Mapping[str, Any]) -> str | None:
     """Return why `item` cannot be the object of `operation`, or None where it can."""
     attempts = snapshot.attempts_of(operation)
+    if operation.pays_invoice:
+        return _another_invoice(operation, item)
     return (
         _of_another(snapshot, operation, item)
         or _wrong_mark(operation, attempts, item)
@@ -50,6 +52,15 @@ def why_not_its(snapshot: Snapshot, operation: Operation, item: Mapping[str, Any
         or _too_old(operation, attempts, item)
         or _another_bill(operation, item)
     )
+
+
+def _another_invoice(operation: Operation, item: Mapping[str, Any]) -> str | None:
+    """Return why `item` is not the invoice that `operation` paid; it bears no mark of anybody."""
+    if item.get("id") != operation.object_id:
+        return f"the invoice of this operation is {operation.object_id}"
+    if item.get("status") != "paid":
+        return f"it is {item.get('status')}, not paid"
+    return None
 
 
 def marked_key(operation: Operation, item: Mapping[str, Any]) -> str | None:

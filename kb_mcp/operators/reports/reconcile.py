@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from msgspec.structs import replace
+
 from kb_mcp.instants import rfc3339
-from kb_mcp.proxy.edge.records import Record
-from kb_mcp.proxy.ledger.records import Operation
+from kb_mcp.proxy.edge.records import Record, payment_of_invoice
+from kb_mcp.proxy.ledger.records import Attempt, Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.outcomes.matching import NO_MONEY
 from kb_mcp.proxy.stripe.endpoints import CHARGED_BY
@@ -95,6 +97,14 @@ class Wanted:
         if operation.object_id in self.names or operation.id in self.marked:
             return True
         return _may_be_unlisted(operation, self.since_ms, self.kind)
+
+
+def as_charged(operation: Operation, attempts: Iterable[Attempt]) -> Operation:
+    """Return `operation` by the charge that it made: an invoice has one that paid it."""
+    paid_by = payment_of_invoice(operation, attempts)
+    if paid_by is None:
+        return operation
+    return replace(operation, object_id=paid_by, amount=operation.held)
 
 
 def item_record(item: Item) -> Record:

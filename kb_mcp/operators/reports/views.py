@@ -41,7 +41,7 @@ from kb_mcp.proxy.stores.reads import StoreReads
 
 def approval_record(approval: Approval, now: int) -> Record:
     """Return an approval with the request it is about; past its end it is `expired`."""
-    state = approval.state
+    state, invoice = approval.state, approval.endpoint.startswith("POST /v1/invoices/")
     if state in {"pending", "approved"} and approval.expires_at <= now:
         state = "expired"
     return {
@@ -54,7 +54,8 @@ def approval_record(approval: Approval, now: int) -> Record:
         "amount": approval.amount,
         "currency": approval.currency,
         "customer_id": approval.customer,
-        "charge_id": approval.gives_back,
+        "charge_id": None if invoice else approval.gives_back,
+        "invoice_id": approval.gives_back if invoice else None,
         "billing_period": approval.period,
         "reference": approval.reference,
         "payment_method": approval.payment_method,

@@ -87,6 +87,9 @@ DEFAULT_PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "payment_intent",
             "reason",
         ),
+        # What marks an invoice as paid without a payment, or forgives it, a policy must name.
+        "POST /v1/invoices/*/finalize": ("auto_advance",),
+        "POST /v1/invoices/*/pay": ("off_session", "payment_method"),
         "POST /v1/payouts": ("amount", "currency", "description", "metadata[*]", *_WORDING[:1]),
         "POST /v1/topups": ("amount", "currency", "description", "metadata[*]", *_WORDING[:1]),
     }
@@ -215,6 +218,8 @@ def _granted(policy: Policy, route: Route, name: str, granted: re.Pattern[str]) 
     if name.lower().startswith(_MARK):
         return False
     if name == REFERENCE_FIELD:
+        if route.standing is not None:
+            return False
         further = route.moves is Moves.READ_FIRST and policy.max_refunds_per_charge > 1
         return policy.allow_reference or further
     # The key names a bill and never goes upstream: surface lifts it out.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
@@ -32,6 +33,7 @@ from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pass_through import Reads
 from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.governor import Governor
+from kb_mcp.proxy.invoice_reads import AsItStands, InvoiceReads
 from kb_mcp.proxy.ledger.counts import Stopped
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
@@ -79,6 +81,7 @@ class RequestPipeline:
     governor: Governor
     reads: Reads
     charges: ChargeReads
+    invoices: InvoiceReads
     rates: Rates
     refusal_counts: RefusalCounts
     now_ms: Callable[[], int]
@@ -133,18 +136,26 @@ class RequestPipeline:
             version = _version(admitted, request)
             base = self.audit_base(admitted, request)
             return await self.reads.read(admitted, reading, version, base)
-        made = await find_made(self.ledger, reading)
-        command: Command | Refusal
-        if reading.route.moves is Moves.READ_FIRST:
-            command = await self._refund(admitted, request, reading)
-        elif made is not None:
-            command = await self._continue(admitted, request, reading, made)
-        else:
-            touched = await self._touch(admitted, reading)
-            command = touched or self._intend(admitted, request, reading)
+        command = await self._ask(admitted, request, reading)
         if isinstance(command, Refusal):
             return await self._refuse(admitted, request, command)
+        if isinstance(command, Reply):
+            return command
         return await self.governor.govern(admitted, command)
+
+    async def _ask(
+        self, admitted: Admitted, request: Request, reading: Reading
+    ) -> Command | Refusal | Reply:
+        """Return the command that a write asks for; a reply where there is nothing left to do."""
+        if reading.route.standing is not None:
+            return await self._invoice(admitted, request, reading)
+        if reading.route.moves is Moves.READ_FIRST:
+            return await self._refund(admitted, request, reading)
+        made = await find_made(self.ledger, reading)
+        if made is not None:
+            return await self._continue(admitted, request, reading, made)
+        touched = await self._touch(admitted, reading)
+        return touched or self._intend(admitted, request, reading)
 
     def audit_base(self, admitted: Admitted, request: Request) -> AuditDraft:
         """Return the audit facts that every row of `request` shares; client text is cleaned."""
@@ -201,20 +212,37 @@ class RequestPipeline:
         self, admitted: Admitted, request: Request, reading: Reading
     ) -> Command | Refusal:
         """Return the command of a refund, which is bound to what Stripe says of its charge."""
-
-        async def touch(owned: Reading) -> Refusal | None:
-            return await self._touch(admitted, owned)
-
         policy = admitted.policy
         if policy.capped and not any(policy.refund_caps.tables()):
             # A policy that caps what is charged, and says nothing of refunds, caps no refund.
             return refuse(Code.AMOUNT_NOT_METERED)
-        asked = await self.charges.prepare(policy, reading, touch)
+        asked = await self.charges.prepare(policy, reading, partial(self._touch, admitted))
         if isinstance(asked, Refusal):
             return asked
         name = Name(asked.name, NamedBy.CONTENT, asked.name)
         command = self._command(admitted, request, asked.reading, asked.money, name)
         return replace(command, fingerprint=asked.fingerprint, refund=asked.view)
+
+    async def _invoice(
+        self, admitted: Admitted, request: Request, reading: Reading
+    ) -> Command | Refusal | Reply:
+        """Return the command that pays or finalizes an invoice; the invoice where that is done."""
+        asked = await self.invoices.prepare(reading, partial(self._touch, admitted))
+        if isinstance(asked, Refusal):
+            return asked
+        if isinstance(asked, AsItStands):
+            row = replace(
+                self.audit_base(admitted, request),
+                kind="read",
+                decision="forward",
+                stripe_status=200,
+                object_id=reading.of,
+                customer_id=asked.customer,
+            )
+            await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
+            return asked.reply
+        name = Name(asked.name, NamedBy.CONTENT, asked.name)
+        return asked.command(self._command(admitted, request, asked.reading, asked.money, name))
 
     def _intend(self, admitted: Admitted, request: Request, reading: Reading) -> Command | Refusal:
         money = reading.money

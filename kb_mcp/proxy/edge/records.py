@@ -51,8 +51,25 @@ async def every_operation(records: StoreReads) -> AsyncIterator[tuple[Operation,
         page = await records.operations(limit=PAGE, after=page[-1][0].id)
 
 
+def payment_of_invoice(operation: Operation, attempts: Iterable[Attempt]) -> str | None:
+    """Return the charge or intent that paid the invoice of `operation`, as far as it is known."""
+    if not operation.pays_invoice:
+        return None
+    return next((each.object_id for each in attempts if each.object_id is not None), None)
+
+
+def _objects_of(operation: Operation, attempts: Iterable[Attempt]) -> Record:
+    if operation.pays_invoice:
+        charge = payment_of_invoice(operation, attempts)
+        return {"charge_id": charge, "invoice_id": operation.object_id}
+    if operation.gives_back is not None:
+        return {"charge_id": operation.gives_back, "refund_id": operation.object_id}
+    return {"charge_id": operation.object_id}
+
+
 def operation_record(operation: Operation, attempts: Iterable[Attempt]) -> Record:
     """Return an operation as commands and APIs show it."""
+    attempts = list(attempts)
     return {
         "kind": operation.kind,
         "id": operation.id,
@@ -63,8 +80,7 @@ def operation_record(operation: Operation, attempts: Iterable[Attempt]) -> Recor
         "customer_id": operation.customer,
         "billing_period": operation.period,
         "reference": operation.reference,
-        "charge_id": operation.gives_back or operation.object_id,
-        **({} if operation.gives_back is None else {"refund_id": operation.object_id}),
+        **_objects_of(operation, attempts),
         "stripe_status": operation.stripe_status,
         "idempotency_key": operation.upstream_name,
         "attempts": [attempt_record(attempt) for attempt in attempts],

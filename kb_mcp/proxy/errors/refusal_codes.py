@@ -177,7 +177,8 @@ _FORBIDDEN: Final[Wording] = {
     Code.AMOUNT_NOT_METERED: (
         "This request does not say how much money it moves, so a capped vault key may not "
         "send it. Nothing was done.",
-        "A cap needs an amount, and this request has none, whatever the allowlist grants. A refund "
+        "A cap needs an amount, and this request has none, whatever the allowlist grants; that of "
+        "an invoice is read. A refund "
         "gets this code too where the policy has caps, but none on refunds.",
     ),
     Code.REFUND_CAP_EXCEEDED: (
@@ -265,7 +266,8 @@ _BAD_REQUEST: Final[Wording] = {
     Code.AMOUNT_CHANGED: (
         "The amount at Stripe changed while it was being paid: {reason}. Nothing was charged. "
         "Look at it again before you go on.",
-        "What was reserved is no longer what Stripe would take.",
+        "An invoice is not what it was when its amount was read. `keybrake` has what was reserved "
+        "(`amount`, `currency`) and what is left now (`amount_now`, `currency_now`, `status`).",
     ),
     Code.DUPLICATE_SUSPECTED: (
         "This looks like a bill that was already made: {charge}. Nothing was charged now. "

@@ -7,6 +7,7 @@ units, times are milliseconds since 1970 UTC by the store's clock.
 from __future__ import annotations
 
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import NewType
 
 from msgspec import Struct
@@ -44,10 +45,9 @@ class Operation(Struct, frozen=True, kw_only=True):
     `held` is what it counts for in its windows: the amount while reserved, unknown or succeeded
     (more while a raise is under way, less where only a part was captured), else zero. `reserved_at`
     fixes those windows, for good; a raise on a later day moves all of it there. `gives_back` is the
-    charge that a refund gives back; its windows are those of refunds. `lease_token` fences: only
-    the holder of the newest token may conclude with a no. `void_look_at` is when the first whole
-    look at Stripe's list began that did not show its object since its last send: an operator's
-    void needs a second one.
+    charge that a refund gives back; its windows are those of refunds; `paid_before` what was paid
+    of an invoice when it was read. `lease_token` fences: only the newest may conclude with a no.
+    `void_look_at` is when the first whole look at Stripe's list began that did not show its object.
 
     What an operator allowed: `reopened` lets a refunded bill be billed once more, for
     `permit_amount`, or a refund be made once more; `waived` lets one other bill pass that looks
@@ -87,6 +87,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     answer_status: int | None = None
     answer: bytes | None = None
     gives_back: str | None = None
+    paid_before: int | None = None
     reopened: bool = False
     waived: bool = False
     permit_amount: int | None = None
@@ -120,9 +121,14 @@ class Operation(Struct, frozen=True, kw_only=True):
         """Say what people call this act: a charge, a refund or an invoice."""
         return kind_of(self.route, refund=self.gives_back is not None)
 
+    @property
+    def pays_invoice(self) -> bool:
+        """Say whether this finalizes or pays an invoice that was read first."""
+        return self.paid_before is not None
+
     def continued_by(self, attempt: Attempt) -> bool:
         """Say whether `attempt` goes on with this operation's object, rather than makes it."""
-        return "*" not in self.route and self.route.split(" ")[1] != attempt.path
+        return not fnmatchcase(attempt.path, self.route.split(" ")[1])
 
 
 def kind_of(route: str, *, refund: bool) -> str:
@@ -239,8 +245,8 @@ class Lineage(Struct, frozen=True):
 class Approval(Struct, frozen=True, kw_only=True):
     """An operator's leave for one request, by one key lineage; used once.
 
-    It holds the request as the operator sees it, whatever becomes of the operation's row. `amount`
-    is in minor units: what a bill comes to, also where a step raises it.
+    It holds the request as the operator sees it. `amount` is in minor units: what a bill comes to,
+    also where a step raises it; `gives_back` the charge given back, or the invoice that is paid.
     """
 
     id: str

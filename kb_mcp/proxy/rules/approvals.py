@@ -102,12 +102,19 @@ def _wanted(
         reference=reading.reference,
         payment_method=reading.payment_method if keep is None else _sent_with(keep),
         destination=reading.destination,
-        gives_back=None if command.refund is None else command.refund.charge,
+        gives_back=_object_of(command),
         fingerprint=command.fingerprint,
         state="pending",
         expires_at=snapshot.now + APPROVAL_LASTS_MS,
         created_at=snapshot.now,
     )
+
+
+def _object_of(command: Command) -> str | None:
+    """Return the charge that is given back, or the invoice that is paid."""
+    if command.refund is not None:
+        return command.refund.charge
+    return None if command.invoice is None else command.invoice.invoice
 
 
 def _sent_with(attempt: Attempt) -> str | None:

@@ -48,6 +48,20 @@ class Refundable(Struct, frozen=True, kw_only=True):
     before: frozenset[tuple[OperationId, str]] = frozenset()
 
 
+class Payable(Struct, frozen=True, kw_only=True):
+    """What an invoice was when its payment was decided; amounts in minor units.
+
+    `left` is still to be paid, `paid` was before. What is sent later is bound to all of it.
+    """
+
+    invoice: str
+    status: str
+    left: int
+    paid: int
+    currency: str
+    customer: str | None
+
+
 class Command(Struct, frozen=True, kw_only=True):
     """A parsed, authorised request for an operation; `money` is never absent here.
 
@@ -55,7 +69,8 @@ class Command(Struct, frozen=True, kw_only=True):
     approval. `lease_ms` is how long a send may take, all told. `joined` says that it waited for
     somebody else's send before, and has its audit row of that. `continues` is the operation whose
     object a step goes on with, as it was read before; `money` is what it comes to then. `refund` is
-    what was read of the charge that is to be given back. `caller_keys` are kept of keys that an SDK
+    what was read of the charge that is to be given back, `invoice` of the invoice that is to be
+    paid. `caller_keys` are kept of keys that an SDK
     made up, where they may name the request; `older_…` is how an older version kept either.
     `grant_id` is the grant that lets an identity stand for the key.
     """
@@ -82,6 +97,7 @@ class Command(Struct, frozen=True, kw_only=True):
     joined: bool = False
     continues: Operation | None = None
     refund: Refundable | None = None
+    invoice: Payable | None = None
 
     @property
     def tally(self) -> str:
@@ -100,6 +116,9 @@ class Command(Struct, frozen=True, kw_only=True):
         """Return the guard row of bills of the same customer, amount and currency."""
         reading = self.reading
         if reading.customer is None or self.refund is not None:
+            return None
+        if self.invoice is not None and self.money.amount == 0:
+            # It costs nothing: any number of them is no charge made twice.
             return None
         return Bill(
             customer=reading.customer,

@@ -1,8 +1,7 @@
 """The decider: what a request for an operation may do, given what the ledger knows.
 
-Floor: above duplicates, caps and approvals, below the governor. Pure: (snapshot, command) ->
-Proceed | Replay | Join | Look | Refuse, each with the rows it leaves behind. `fold` runs a batch in
-arrival order, each command seeing the ones before it. The rules are those of docs/exactly-once.md:
+Floor: above duplicates, caps and approvals, below the governor. Pure: (snapshot, command) -> a
+decision with the rows it leaves behind. `fold` runs a batch, each command seeing the ones before.
 
 state of the operation      same fingerprint                       other fingerprint
 --------------------------  -------------------------------------  ---------------------------------
@@ -21,13 +20,11 @@ voided, not yet 25 h empty  the checks below -> the same key, 23 h idempotency_k
 voided and free             the checks below -> the same key, 23 h the checks below -> a new key
 awaiting approval           approved: the checks below             another approval
 
-A step that goes on with an operation's object has a table of its own (`steps.py`); a create that is
-repeated while one is under way joins it.
+A step on an operation's object (`follow_ups`) and an invoice (`invoices`) have tables of their own.
 
 The checks, on every reservation: guards -> key frozen, too many unresolved -> approval ->
-attempts -> caps. A key that is unknown, revoked or expired by the store's clock is refused first.
-What is reserved already is sent again only past the gates of who asks (`gates.py`): frozen, hours,
-approval, caps; else outcome_unknown.
+attempts -> caps. A key that is unknown, revoked or expired is refused first. What is reserved
+already is sent again only past the gates of who asks (`gates.py`); else outcome_unknown.
 """
 
 from __future__ import annotations
@@ -64,6 +61,7 @@ from kb_mcp.proxy.rules.command import (
 from kb_mcp.proxy.rules.duplicates import known_as, suspect
 from kb_mcp.proxy.rules.follow_ups.decide import decide_follow_up
 from kb_mcp.proxy.rules.gates import check_send
+from kb_mcp.proxy.rules.invoices import decide_again, decide_payment_of_finalized
 from kb_mcp.proxy.rules.permits import may_bill_again
 from kb_mcp.proxy.rules.refunds import already_refunded, with_amount
 from kb_mcp.proxy.rules.reserve import (
@@ -151,7 +149,8 @@ def _decide(snapshot: Snapshot, command: Command) -> Decision:
     if dead is not None:
         return Refuse(dead)
     if command.continues is not None:
-        return decide_follow_up(snapshot, command, command.continues)
+        over = decide_payment_of_finalized(snapshot, command)
+        return over or decide_follow_up(snapshot, command, command.continues)
     answered = _answered(snapshot, command)
     if answered is not None and answered.name != command.name:
         return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, answered), answered)
@@ -169,6 +168,8 @@ def _again(snapshot: Snapshot, command: Command, operation: Operation) -> Decisi
     """Decide where the operation is known, by what became of it."""
     same = operation.fingerprint == command.fingerprint
     attempt = snapshot.attempt(operation)
+    if (invoice := decide_again(snapshot, command, operation, same=same)) is not None:
+        return invoice
     match operation.state:
         case S.SUCCEEDED:
             return _settled(snapshot, command, operation, same=same)
@@ -331,7 +332,8 @@ def _late_body(snapshot: Snapshot, command: Command, operation: Operation) -> Re
 def _may_see(command: Command, operation: Operation) -> bool:
     """A key must be authorised for the stored operation before it may replay or join it."""
     reading = command.reading
-    return operation.route == reading.route.endpoint and operation.customer == reading.customer
+    same = operation.route == reading.route.endpoint or command.invoice is not None
+    return same and operation.customer == reading.customer
 
 
 def _another_endpoint(command: Command, operation: Operation) -> Refuse:

@@ -163,9 +163,12 @@ def new_operation(snapshot: Snapshot, command: Command, older: Operation | None)
 
 def _described(operation: Operation, command: Command) -> Operation:
     # A failed operation may take new values: what it describes is what is sent now.
-    period = command.reading.period
+    period, invoice = command.reading.period, command.invoice
     return replace(
         operation,
+        route=command.reading.route.endpoint,
+        object_id=operation.object_id if invoice is None else invoice.invoice,
+        paid_before=None if invoice is None else invoice.paid,
         customer=command.reading.customer,
         amount=command.money.amount,
         currency=command.money.currency,

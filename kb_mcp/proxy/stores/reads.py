@@ -44,7 +44,8 @@ _ALL = 2**62  # as a limit: every row
 _OF_OBJECT = """
     id IN (WITH wanted (object) AS (SELECT :charge_id::text)
         SELECT o.id FROM wanted {join} attempts AS a ON a.object_id = wanted.object
-               {join} operations AS o ON o.id = a.operation_id AND o.object_id = wanted.object
+               {join} operations AS o ON o.id = a.operation_id
+               AND (o.object_id = wanted.object OR a.outcome = 'succeeded')
         UNION ALL
         SELECT o.id FROM wanted {join} operations AS o ON o.object_id = wanted.object
          WHERE o.amount = 0 AND o.object_id IS NOT NULL

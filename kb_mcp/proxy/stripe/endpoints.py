@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.stripe import lifecycles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,21 +29,17 @@ class Moves(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Lifecycle:
-    """What an object's status says: the money moved, may still move, or did not.
+class Standing:
+    """The object whose amount a request moves, where no request tells it: it is read first.
 
-    Kinds of object without a status are done once they exist. `unless` names a boolean field that
-    makes a done object pending while it is false: a charge that is authorised, not captured.
-    `after` names the field that must say why, before a status in `failed` that also stands at the
-    beginning counts as a failure. `moved` names the field that says how much money moved.
+    `template` is where the object is read, `amount` the field that is reserved, `paid` the one that
+    says what was paid before. `begins` are the statuses in which the request has something to do.
     """
 
-    done: frozenset[str] = frozenset()
-    pending: frozenset[str] = frozenset()
-    failed: frozenset[str] = frozenset()
-    unless: str | None = None
-    after: tuple[str, str] | None = None
-    moved: str | None = None
+    template: str
+    amount: str
+    paid: str
+    begins: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +60,31 @@ class Route:
     """One endpoint. `*` in `template` stands for one object id of the right prefix.
 
     `belongs_to` names the endpoint whose operation this one continues, `total` the parameter that
-    says what that operation comes to then; `object_type` is what its answers are.
+    says what that operation comes to then; `object_type` is what its answers are. `standing` is
+    the object whose amount it moves, where that stands at Stripe.
     """
 
     method: str
     template: str
     moves: Moves
     object_type: str
-    lifecycle: Lifecycle
+    lifecycle: lifecycles.Lifecycle
     source: str
     listing: Listing | None = None
     belongs_to: str | None = None
     total: str | None = None
+    standing: Standing | None = None
 
     @property
     def endpoint(self) -> str:
         """The route's name, as allowlists write it: `POST /v1/charges`."""
         return f"{self.method} {self.template}"
+
+    def path_of(self, object_id: str) -> str:
+        """Return where the object `object_id`, which a request to this endpoint makes, is read."""
+        if self.standing is not None:
+            return self.standing.template.replace("*", object_id)
+        return f"{self.template}/{object_id}"
 
 
 def find_route(method: str, path: str) -> Route | Refusal:
@@ -144,47 +149,15 @@ ID_PREFIXES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Collection to the prefixes of its ids, as alternatives of a regular expression."""
 
-_CHARGE = Lifecycle(
-    done=frozenset({"succeeded"}),
-    pending=frozenset({"pending"}),
-    failed=frozenset({"failed"}),
-    unless="captured",
-    moved="amount_captured",
-)
-_INTENT = Lifecycle(
-    done=frozenset({"succeeded"}),
-    pending=frozenset(
-        {"processing", "requires_action", "requires_capture", "requires_confirmation"}
-    ),
-    failed=frozenset({"canceled", "requires_payment_method"}),
-    # An intent made without a payment method waits for one; it has failed once it says why.
-    after=("requires_payment_method", "last_payment_error"),
-    moved="amount_received",
-)
-_PAYOUT = Lifecycle(
-    done=frozenset({"paid"}),
-    pending=frozenset({"in_transit", "pending"}),
-    failed=frozenset({"canceled", "failed"}),
-)
-_TOPUP = Lifecycle(
-    done=frozenset({"succeeded"}),
-    pending=frozenset({"pending"}),
-    failed=frozenset({"canceled", "failed", "reversed"}),
-)
-_REFUND = Lifecycle(
-    done=frozenset({"succeeded"}),
-    pending=frozenset({"pending", "requires_action"}),
-    failed=frozenset({"canceled", "failed"}),
-)
-_NONE = Lifecycle()
-
 _CHARGE_LIST = Listing("/v1/charges", ("customer",), ("customer", "amount", "currency"))
 _INTENT_LIST = Listing("/v1/payment_intents", ("customer",), ("customer", "amount", "currency"))
 _PAYOUT_LIST = Listing("/v1/payouts", (), ("amount", "currency"))
 _TOPUP_LIST = Listing("/v1/topups", (), ("amount", "currency"))
 
 
-def _reads(object_type: str, *templates: str, lifecycle: Lifecycle = _NONE) -> list[Route]:
+def _reads(
+    object_type: str, *templates: str, lifecycle: lifecycles.Lifecycle = lifecycles.NONE
+) -> list[Route]:
     return [
         Route(
             method="GET",
@@ -198,7 +171,9 @@ def _reads(object_type: str, *templates: str, lifecycle: Lifecycle = _NONE) -> l
     ]
 
 
-def _metered(template: str, object_type: str, lifecycle: Lifecycle, listing: Listing) -> Route:
+def _metered(
+    template: str, object_type: str, lifecycle: lifecycles.Lifecycle, listing: Listing
+) -> Route:
     return Route(
         method="POST",
         template=template,
@@ -210,9 +185,26 @@ def _metered(template: str, object_type: str, lifecycle: Lifecycle, listing: Lis
     )
 
 
+def _standing(template: str, *begins: str) -> Route:
+    """Return the row of an endpoint that pays, or commits to pay, what is left of an invoice.
+
+    It takes no mark: a charge of that customer and amount may be its own.
+    """
+    return Route(
+        method="POST",
+        template=template,
+        moves=Moves.READ_FIRST,
+        object_type="invoice",
+        lifecycle=lifecycles.INVOICE,
+        listing=_CHARGE_LIST,
+        standing=Standing("/v1/invoices/*", "amount_remaining", "amount_paid", frozenset(begins)),
+        source="api/invoices",
+    )
+
+
 def _unmetered(
     object_type: str,
-    lifecycle: Lifecycle,
+    lifecycle: lifecycles.Lifecycle,
     *endpoints: str,
     belongs_to: str | None = None,
     listing: Listing | None = None,
@@ -235,29 +227,31 @@ def _unmetered(
 
 
 ROUTES: Final[tuple[Route, ...]] = (
-    _metered("/v1/charges", "charge", _CHARGE, _CHARGE_LIST),
-    *_reads("charge", "/v1/charges", "/v1/charges/search", "/v1/charges/*", lifecycle=_CHARGE),
+    _metered("/v1/charges", "charge", lifecycles.CHARGE, _CHARGE_LIST),
+    *_reads(
+        "charge", "/v1/charges", "/v1/charges/search", "/v1/charges/*", lifecycle=lifecycles.CHARGE
+    ),
     # A capture's amount is optional: without it, what was authorised.
     *_unmetered(
         "charge",
-        _CHARGE,
+        lifecycles.CHARGE,
         "POST /v1/charges/*/capture",
         belongs_to="POST /v1/charges",
         total="amount",
     ),
-    *_unmetered("charge", _CHARGE, "POST /v1/charges/*", belongs_to="POST /v1/charges"),
-    _metered("/v1/payment_intents", "payment_intent", _INTENT, _INTENT_LIST),
+    *_unmetered("charge", lifecycles.CHARGE, "POST /v1/charges/*", belongs_to="POST /v1/charges"),
+    _metered("/v1/payment_intents", "payment_intent", lifecycles.INTENT, _INTENT_LIST),
     *_reads(
         "payment_intent",
         "/v1/payment_intents",
         "/v1/payment_intents/search",
         "/v1/payment_intents/*",
-        lifecycle=_INTENT,
+        lifecycle=lifecycles.INTENT,
     ),
     # An update or an increment tells a new total, but in the currency of the stored intent.
     *_unmetered(
         "payment_intent",
-        _INTENT,
+        lifecycles.INTENT,
         "POST /v1/payment_intents/*",
         "POST /v1/payment_intents/*/increment_authorization",
         belongs_to="POST /v1/payment_intents",
@@ -265,62 +259,66 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     *_unmetered(
         "payment_intent",
-        _INTENT,
+        lifecycles.INTENT,
         "POST /v1/payment_intents/*/capture",
         belongs_to="POST /v1/payment_intents",
         total="amount_to_capture",
     ),
     *_unmetered(
         "payment_intent",
-        _INTENT,
+        lifecycles.INTENT,
         "POST /v1/payment_intents/*/confirm",
         "POST /v1/payment_intents/*/cancel",
         belongs_to="POST /v1/payment_intents",
     ),
-    _metered("/v1/payouts", "payout", _PAYOUT, _PAYOUT_LIST),
-    *_reads("payout", "/v1/payouts", "/v1/payouts/*", lifecycle=_PAYOUT),
+    _metered("/v1/payouts", "payout", lifecycles.PAYOUT, _PAYOUT_LIST),
+    *_reads("payout", "/v1/payouts", "/v1/payouts/*", lifecycle=lifecycles.PAYOUT),
     *_unmetered(
         "payout",
-        _PAYOUT,
+        lifecycles.PAYOUT,
         "POST /v1/payouts/*",
         "POST /v1/payouts/*/cancel",
         "POST /v1/payouts/*/reverse",
         belongs_to="POST /v1/payouts",
     ),
-    _metered("/v1/topups", "topup", _TOPUP, _TOPUP_LIST),
-    *_reads("topup", "/v1/topups", "/v1/topups/*", lifecycle=_TOPUP),
-    *_unmetered("topup", _TOPUP, "POST /v1/topups/*/cancel", belongs_to="POST /v1/topups"),
-    *_reads("refund", "/v1/refunds", "/v1/refunds/*", lifecycle=_REFUND),
+    _metered("/v1/topups", "topup", lifecycles.TOPUP, _TOPUP_LIST),
+    *_reads("topup", "/v1/topups", "/v1/topups/*", lifecycle=lifecycles.TOPUP),
+    *_unmetered(
+        "topup", lifecycles.TOPUP, "POST /v1/topups/*/cancel", belongs_to="POST /v1/topups"
+    ),
+    *_reads("refund", "/v1/refunds", "/v1/refunds/*", lifecycle=lifecycles.REFUND),
     # A refund may leave its amount to Stripe, and is never more than what is left of its charge.
     Route(
         method="POST",
         template="/v1/refunds",
         moves=Moves.READ_FIRST,
         object_type="refund",
-        lifecycle=_REFUND,
+        lifecycle=lifecycles.REFUND,
         listing=Listing("/v1/refunds", ("charge",), ("charge", "amount", "currency")),
         total="amount",
         source="api/refunds/create",
     ),
-    *_unmetered("refund", _REFUND, "POST /v1/refunds/*", "POST /v1/refunds/*/cancel"),
+    *_unmetered("refund", lifecycles.REFUND, "POST /v1/refunds/*", "POST /v1/refunds/*/cancel"),
     *_reads("transfer", "/v1/transfers", "/v1/transfers/*"),
     # Transfers may leave the amount to Stripe: the rest of the charge.
     *_unmetered(
         "transfer",
-        _NONE,
+        lifecycles.NONE,
         "POST /v1/transfers",
         listing=Listing("/v1/transfers", ("destination",), ("amount", "currency", "destination")),
     ),
-    *_unmetered("transfer", _NONE, "POST /v1/transfers/*", "POST /v1/transfers/*/reversals"),
+    *_unmetered(
+        "transfer", lifecycles.NONE, "POST /v1/transfers/*", "POST /v1/transfers/*/reversals"
+    ),
     *_reads("invoice", "/v1/invoices", "/v1/invoices/search", "/v1/invoices/*"),
+    _standing("/v1/invoices/*/finalize", "draft"),
+    _standing("/v1/invoices/*/pay", "draft", "open", "uncollectible"),
     # These move or commit money, and no request of theirs says how much.
     *_unmetered(
         "invoice",
-        _NONE,
+        lifecycles.NONE,
         "POST /v1/invoices",
         "POST /v1/invoices/*",
-        "POST /v1/invoices/*/finalize",
-        "POST /v1/invoices/*/pay",
         "POST /v1/invoices/*/send",
         "POST /v1/invoices/*/void",
         "POST /v1/invoices/*/mark_uncollectible",
@@ -335,7 +333,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     *_unmetered(
         "subscription",
-        _NONE,
+        lifecycles.NONE,
         "POST /v1/subscriptions",
         "POST /v1/subscriptions/*",
         "POST /v1/subscriptions/*/resume",
@@ -348,14 +346,14 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     *_unmetered(
         "quote",
-        _NONE,
+        lifecycles.NONE,
         "POST /v1/quotes",
         "POST /v1/quotes/*/accept",
         "POST /v1/quotes/*/finalize",
     ),
-    *_unmetered("checkout.session", _NONE, "POST /v1/checkout/sessions"),
-    *_unmetered("payment_link", _NONE, "POST /v1/payment_links"),
-    *_unmetered("dispute", _NONE, "POST /v1/disputes/*", "POST /v1/disputes/*/close"),
+    *_unmetered("checkout.session", lifecycles.NONE, "POST /v1/checkout/sessions"),
+    *_unmetered("payment_link", lifecycles.NONE, "POST /v1/payment_links"),
+    *_unmetered("dispute", lifecycles.NONE, "POST /v1/disputes/*", "POST /v1/disputes/*/close"),
     *_reads("dispute", "/v1/disputes", "/v1/disputes/*"),
     *_reads("customer", "/v1/customers", "/v1/customers/search", "/v1/customers/*"),
     *_reads(
@@ -365,7 +363,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "/v1/payment_methods",
         "/v1/payment_methods/*",
     ),
-    *_unmetered("customer", _NONE, "POST /v1/customers", "POST /v1/customers/*"),
+    *_unmetered("customer", lifecycles.NONE, "POST /v1/customers", "POST /v1/customers/*"),
     *_reads("account", "/v1/account"),
     *_reads("balance", "/v1/balance"),
     *_reads("balance_transaction", "/v1/balance_transactions", "/v1/balance_transactions/*"),

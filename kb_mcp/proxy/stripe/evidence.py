@@ -14,8 +14,16 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.records import AuditDraft, OperationId
-from kb_mcp.proxy.stripe.endpoints import Lifecycle, Route
-from kb_mcp.proxy.stripe.json_objects import currency, object_id, parse_object, whole, word
+from kb_mcp.proxy.stripe.endpoints import Route
+from kb_mcp.proxy.stripe.json_objects import (
+    created_ms,
+    currency,
+    object_id,
+    parse_object,
+    whole,
+    word,
+)
+from kb_mcp.proxy.stripe.lifecycles import Lifecycle
 from kb_mcp.proxy.stripe.messages import Answered, Lost, NotSent, UpstreamAnswer
 
 CANCELED = "canceled"
@@ -26,7 +34,8 @@ class Made(Struct, frozen=True):
     """Stripe has the object: its own status decides.
 
     `total` is what it is for and `moved` what it took, in minor units, where it says so. `facts`
-    are its amount, currency, customer, charge and livemode, as far as it says them.
+    are its amount, currency, customer, charge and livemode, as far as it says them; of an invoice,
+    `paid_by` is the charge or the intent that paid it, `paid_at` when (ms).
     """
 
     object_id: str
@@ -37,6 +46,12 @@ class Made(Struct, frozen=True):
     total: int | None = None
     moved: int | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The ids by which operations may own it: its own, and of what paid an invoice."""
+        paid_by = self.facts.get("paid_by")
+        return frozenset({self.object_id, *([paid_by] if isinstance(paid_by, str) else [])})
 
 
 class Declined(Struct, frozen=True):
@@ -100,6 +115,11 @@ def prove_object(
     verdict = _verdict(route.lifecycle, body)
     if verdict is None or facts is None or not _are_sound(route.lifecycle, body):
         return None
+    if route.standing is not None:
+        paid_by = payment_of(body)
+        facts |= {} if paid_by is None else {"paid_by": paid_by}
+        paid_at = _paid_at(body)
+        facts |= {} if paid_at is None else {"paid_at": paid_at}
     if verdict == "failed" and status in route.lifecycle.done:
         status = CANCELED
     return Made(
@@ -108,7 +128,7 @@ def prove_object(
         verdict=verdict,
         status=200,
         body=json.dumps(body, separators=(",", ":")).encode() if written is None else written,
-        total=whole(body.get("amount")),
+        total=whole(body.get(route.lifecycle.total)),
         moved=whole(body.get(route.lifecycle.moved or "")),
         facts=facts,
     )
@@ -118,6 +138,38 @@ def customer_of(body: Mapping[str, Any]) -> str | None:
     """Return the customer of an object, be it an id or the customer itself."""
     customer = body.get("customer")
     return object_id(customer.get("id") if isinstance(customer, dict) else customer)
+
+
+def payment_of(invoice: Mapping[str, Any], status: str = "paid") -> str | None:
+    """Return the charge or the intent that paid `invoice`, where that says it.
+
+    Stripe's versions before 2025-03-31 name them in the invoice, later ones in its payments, of
+    which the newest of that `status` counts.
+    """
+    named = [invoice, *_payments(invoice.get("payments"), status)]
+    for each in named:
+        for name in ("charge", "payment_intent"):
+            value = each.get(name)
+            found = object_id(value.get("id") if isinstance(value, dict) else value)
+            if found is not None:
+                return found
+    return None
+
+
+def _paid_at(invoice: Mapping[str, Any]) -> int | None:
+    times = invoice.get("status_transitions")
+    return created_ms(times.get("paid_at")) if isinstance(times, dict) else None
+
+
+def _payments(payments: object, status: str) -> list[Mapping[str, Any]]:
+    """Return by what the payments of that `status` were made, in the order of their list."""
+    listed = payments.get("data") if isinstance(payments, dict) else None
+    made = (
+        each.get("payment")
+        for each in (listed if isinstance(listed, list) else [])
+        if isinstance(each, dict) and each.get("status") == status
+    )
+    return [each for each in made if isinstance(each, dict)]
 
 
 def _facts_of(body: Mapping[str, Any]) -> dict[str, object] | None:
@@ -141,9 +193,9 @@ def _facts_of(body: Mapping[str, Any]) -> dict[str, object] | None:
 def _are_sound(lifecycle: Lifecycle, body: Mapping[str, Any]) -> bool:
     """Say whether the fields by which a verdict is reached are of their kind, where they are."""
     flags = (body.get(lifecycle.unless or ""), body.get("refunded") if lifecycle.unless else None)
-    moved = body.get(lifecycle.moved or "")
-    return all(flag is None or isinstance(flag, bool) for flag in flags) and (
-        moved is None or whole(moved) is not None
+    amounts = (body.get(lifecycle.moved or ""), body.get(lifecycle.total))
+    return all(flag is None or isinstance(flag, bool) for flag in flags) and all(
+        amount is None or whole(amount) is not None for amount in amounts
     )
 
 

@@ -55,7 +55,8 @@ class Reading(Struct, frozen=True, kw_only=True):
     `explicit_key` names the bill for its caller; `made_up_keys` are those of an SDK, which name
     nothing new. `sent_key` is the header as it came, else the field of the body. `total` is what
     the operation comes to that a step goes on with, or what a refund gives back, in minor units,
-    where the request tells it. `of` is the charge or the intent that a refund names.
+    where the request tells it. `of` is the charge or the intent that a refund names, or the object
+    whose amount the request moves.
     """
 
     route: Route
@@ -102,7 +103,8 @@ def read_request(
         return key
     bare = form.without(KEY_FIELD)
     if route.moves is Moves.READ_FIRST:
-        return _read_refund(route, path, bare, key)
+        read = _read_refund if route.standing is None else _read_standing
+        return read(route, path, bare, key)
     money = _read_money(bare, required=route.moves is Moves.METERED)
     if isinstance(money, Refusal):
         return money
@@ -151,6 +153,29 @@ def fingerprint(reading: Reading) -> str:
         reading.reference,
     )
     return hashlib.sha256(_COMPACT.encode(parts).encode("ascii")).hexdigest()
+
+
+def _read_standing(
+    route: Route,
+    path: str,
+    form: Form,
+    key: tuple[str | None, str | None, tuple[str, ...], bool],
+) -> Reading | Refusal:
+    """Read which object a request pays; what it costs and whose it is, only Stripe can say."""
+    payment_method = _matched(form, PAYMENT_FIELDS, _OBJECT_ID, "the id of a payment method")
+    if isinstance(payment_method, Refusal):
+        return payment_method
+    return Reading(
+        route=route,
+        path=path,
+        form=form,
+        of=object_ids(route, path)[0],
+        payment_method=payment_method,
+        explicit_key=key[0],
+        sent_key=key[1],
+        made_up_keys=key[2],
+        key_lifted=key[3],
+    )
 
 
 def _read_refund(

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from kb_mcp.proxy.errors.refusals import Code, Refusal, error_body
+from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, error_body
 
 JSON = "application/json"
 # Two readers would each take another of two values; a second Authorization is no key at all.
@@ -110,9 +110,10 @@ class Answered(Struct, frozen=True):
 
 
 class NotSent(Struct, frozen=True):
-    """Proven: no byte of the request can have left."""
+    """Proven: no byte of the request can have left. `facts` say more to the caller."""
 
     reason: str
+    facts: Mapping[str, Fact] = field(default_factory=dict)
 
 
 class Lost(Struct, frozen=True):

@@ -126,7 +126,7 @@ def test_every_column_of_a_row_that_was_loaded_can_change(open_one: Open, run: R
         waived=True, permit_amount=7, successor=OperationId("op_8"), released=True, refunded_at=9,
         refund_read_at=10, overshoot=True, voided_at=6, empty_listings=1, void_look_at=5,
         next_read_at=7,
-        approval_id="ap_9", created_at=8, updated_at=9, gives_back="ch_8",
+        approval_id="ap_9", created_at=8, updated_at=9, gives_back="ch_8", paid_before=3,
     )  # fmt: skip
     assert set(differing(before, changed)) == set(changed.__struct_fields__) - {"id"}
     again = attempt(

@@ -84,8 +84,6 @@ def test_only_these_tell_how_much_they_move_and_each_can_be_found_again() -> Non
 @pytest.mark.parametrize(
     "endpoint",
     [
-        "POST /v1/invoices/*/pay",
-        "POST /v1/invoices/*/finalize",
         "POST /v1/invoices/*/send",
         "POST /v1/subscriptions",
         "POST /v1/subscription_items",

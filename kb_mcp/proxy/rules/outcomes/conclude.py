@@ -27,7 +27,7 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import hold_again, release, settle, take_back
 from kb_mcp.proxy.rules.follow_ups.conclude import READ_AGAIN_MS, conclude_follow_up
 from kb_mcp.proxy.rules.outcomes.declines import count_decline, freeze
-from kb_mcp.proxy.rules.outcomes.matching import difference
+from kb_mcp.proxy.rules.outcomes.matching import comes_to_of, difference
 from kb_mcp.proxy.stripe.evidence import (
     CANCELED,
     Declined,
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 # A bank may return a refund for some 30 days.
 COMES_BACK_WITHIN_MS = 32 * 86_400_000
 HOUR_MS = 3_600_000
+# How long the payment of a paid invoice is looked for.
+LOOKED_FOR_MS = 25 * HOUR_MS
+NOBODYS_NO = frozenset({CANCELED, "uncollectible", "void"})
 REFUND_FAILED = "refund_failed"
 FOREIGN_KEY = "key_used_outside_ledger"
 DIFFERS = "answer_differs"
@@ -83,7 +86,7 @@ def _told(operation: Operation, changes: Changes, ending: Ending) -> tuple[Opera
 def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Made) -> Changes:
     # Paying an invoice twice names one object twice; only what creates money's objects owns them.
     step = operation.continued_by(attempt)
-    owns = operation.amount > 0 and not step
+    owns = operation.amount > 0 and not step and not operation.pays_invoice
     owner = snapshot.object_owners.get(proof.object_id)
     if owns and owner is not None and owner != operation.id:
         # An object that concluded one operation never concludes another.
@@ -94,6 +97,10 @@ def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Mad
         attempt, outcome=AttemptOutcome.SUCCEEDED, open_sends=0,
         status=proof.status, object_id=proof.object_id if owns else None,
     )  # fmt: skip
+    if operation.pays_invoice:
+        if proof.object_id != operation.object_id:
+            return _kept_unknown(snapshot, operation, "object_of_another_operation")
+        closed = replace(closed, object_id=_payment_of(snapshot, attempt, proof))
     final = proof.verdict == "done"
     held = operation.state in HOLDING or not operation.final
     known = operation.state is S.SUCCEEDED and operation.final
@@ -115,7 +122,7 @@ def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Mad
         overshoot=(
             operation.overshoot or late or differs is not None or taken > operation.held > 0
         ),
-        next_read_at=_next_read(snapshot, operation, final=final or known),
+        next_read_at=_next_read(snapshot, operation, closed, taken, final=final or known),
         updated_at=snapshot.now,
     )
     why = f"a {operation.kind} turned up late" if late else differs
@@ -127,17 +134,36 @@ def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Mad
     )
 
 
-def _next_read(snapshot: Snapshot, operation: Operation, *, final: bool) -> int | None:
+def _payment_of(snapshot: Snapshot, attempt: Attempt, proof: Made) -> str | None:
+    """Return the charge or intent that paid an invoice, so that no other bill is taken for it."""
+    paid_by = proof.facts.get("paid_by")
+    if not isinstance(paid_by, str) or proof.verdict != "done":
+        return attempt.object_id
+    owner = snapshot.object_owners.get(paid_by, attempt.operation_id)
+    return paid_by if owner == attempt.operation_id else attempt.object_id
+
+
+def _next_read(
+    snapshot: Snapshot, operation: Operation, closed: Attempt, taken: int, *, final: bool
+) -> int | None:
     """Return when the object must be read again, or None where nothing can come any more.
 
     A refund may fail days after it succeeded, so it is read at ever longer intervals for a month.
+    Of an invoice that is paid, what paid it is asked for; one that is open may be so for weeks.
     Source: docs.stripe.com/refunds#failed-refunds.
     """
+    age_ms = snapshot.now - operation.reserved_at
+    if operation.pays_invoice:
+        later_ms = min(max(age_ms, READ_AGAIN_MS), HOUR_MS)
+        asked_for = taken > 0 and closed.object_id is None and age_ms < LOOKED_FOR_MS
+        asked_before = operation.state is S.SUCCEEDED and operation.final
+        if not final or (asked_for and asked_before):
+            return snapshot.now + later_ms
+        return snapshot.now if asked_for else None
     if not final:
         return snapshot.now + READ_AGAIN_MS
     if operation.gives_back is None:
         return None
-    age_ms = snapshot.now - operation.reserved_at
     return None if age_ms > COMES_BACK_WITHIN_MS else snapshot.now + max(age_ms, HOUR_MS)
 
 
@@ -145,6 +171,9 @@ def _taken(operation: Operation, proof: Made, *, known: bool, differs: bool) -> 
     """Return what a yes counts for: what is known stays, and a larger amount is the truth."""
     if known:
         return operation.held
+    if operation.pays_invoice:
+        # Paid, and nothing that says by how much: what was reserved.
+        return comes_to_of(operation, proof) or operation.amount
     if not operation.final and proof.verdict == "done":
         # What was authorised first may be taken in part; what is made at once is taken whole.
         return proof.moved or proof.total or operation.amount
@@ -188,9 +217,11 @@ def _counted(
 def _declined(
     snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Declined, ending: Ending
 ) -> Changes:
+    # The intent of an invoice goes on: the payment that succeeds in the end is its own, too.
+    invoice = operation.pays_invoice
     closed = replace(
         attempt, outcome=AttemptOutcome.DECLINED, open_sends=0,
-        status=proof.status, object_id=proof.object_id,
+        status=proof.status, object_id=None if invoice else proof.object_id,
     )  # fmt: skip
     if attempt.outcome is AttemptOutcome.DECLINED:
         return Changes()
@@ -203,7 +234,7 @@ def _declined(
         state=S.FAILED,
         final=True,
         held=0,
-        object_id=proof.object_id,
+        object_id=operation.object_id if invoice else proof.object_id,
         stripe_status="failed",
         code=proof.code,
         answer_status=proof.status,
@@ -213,7 +244,7 @@ def _declined(
         updated_at=snapshot.now,
     )
     given_back = take_back(snapshot, operation) if came_back else _given_back(snapshot, operation)
-    if proof.code == CANCELED or operation.gives_back is not None:
+    if proof.code in NOBODYS_NO or operation.gives_back is not None:
         # Nobody's card said no: a cancelled intent, or a refund that came back, counts for nothing.
         return Changes(operations=(failed,), attempts=(closed,), windows=given_back)
     counted = count_decline(snapshot, operation, ending.daily_declines)

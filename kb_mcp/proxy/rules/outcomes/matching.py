@@ -67,13 +67,18 @@ def twin_names(
     created = created_ms(item.get("created"))
     if created is None or item.get("status") in NO_MONEY:
         return ()
-    maybe = [each for each in attempts if each.outcome in _MAY_HAVE_ARRIVED] or attempts
-    begins = min(each.first_sent_at for each in maybe) - BEFORE_MS
-    ends = max(each.last_sent_at for each in maybe) + SEND_WITHIN_MS + grace_ms
-    if not begins <= created <= ends:
+    if not may_have_made(attempts, created, grace_ms):
         return ()
     names = (object_id(item.get("id")), object_id(item.get("payment_intent")))
     return tuple(name for name in names if name is not None)
+
+
+def may_have_made(attempts: list[Attempt], at_ms: int, grace_ms: int) -> bool:
+    """Say whether a send of `attempts` may have done what was done `at_ms`."""
+    maybe = [each for each in attempts if each.outcome in _MAY_HAVE_ARRIVED] or attempts
+    begins = min(each.first_sent_at for each in maybe) - BEFORE_MS
+    ends = max(each.last_sent_at for each in maybe) + SEND_WITHIN_MS + grace_ms
+    return begins <= at_ms <= ends
 
 
 def marks_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -107,7 +112,13 @@ def difference(
     to what is held; an operation whose request told no amount (0) is compared by its mode alone.
     """
     wanted: dict[str, object] = {"livemode": snapshot.settings.mode == "live"}
-    if operation.amount > 0:
+    facts = made.facts
+    if operation.pays_invoice:
+        wanted |= {"currency": operation.currency, "customer": operation.customer}
+        comes_to, reserved = comes_to_of(operation, made), max(operation.amount, operation.held)
+        if comes_to > reserved:
+            facts, wanted["amount"] = {**facts, "amount": comes_to}, reserved
+    elif operation.amount > 0:
         wanted["currency"] = operation.currency
         if operation.gives_back is None:
             wanted["customer"] = operation.customer
@@ -118,9 +129,15 @@ def difference(
             wanted["amount"] = at_most if step else operation.amount
     return next(
         (
-            f"its {name} at Stripe is {made.facts[name]}, not {value}"
+            f"its {name} at Stripe is {facts[name]}, not {value}"
             for name, value in sorted(wanted.items())
-            if name in made.facts and made.facts[name] != value
+            if name in facts and facts[name] != value
         ),
         None,
     )
+
+
+def comes_to_of(operation: Operation, made: Made) -> int:
+    """Return what an invoice took since `operation` began, and still asks for, in minor units."""
+    left = 0 if made.verdict == "done" else made.total or 0
+    return max(left + (made.moved or 0) - (operation.paid_before or 0), 0)
