@@ -112,11 +112,16 @@ def connect_billing(settings: Settings) -> Billing:
     keys: Mapping[ToolName, KeySource] | KeySource = held_keys(settings)
     if not keys and settings.vault_key is not None:
         keys = key_source(settings.vault_key)
+    billing = _open(settings, keys)
     if not keys:
         logger.warning(
             "No vault key is set, so no tool is offered. Set KEYBRAKE_VAULT_KEY_BILLING for "
             "charge, KEYBRAKE_VAULT_KEY_AUDIT for charge_status, or KEYBRAKE_VAULT_KEY for both."
         )
+    return billing
+
+
+def _open(settings: Settings, keys: Mapping[ToolName, KeySource] | KeySource) -> Billing:
     if settings.proxy_url is not None:
         trust = Trust(settings.ca_file, settings.cert_file, settings.cert_dir)
         try:
