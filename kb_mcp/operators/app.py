@@ -68,6 +68,12 @@ class Bench:
     stopping: Callable[[], bool] = lambda: False
 
 
+_ANSWERED = (
+    InputError, HTTPException, LedgerUnavailableError,
+    NoSuchKeyError, KeyEndedError, KeyRequestError, CapRequiredError,
+)  # fmt: skip
+
+
 def create_admin(  # noqa: PLR0913 an application is built from many parts
     *,
     ledger: Ledger,
@@ -111,11 +117,7 @@ def create_admin(  # noqa: PLR0913 an application is built from many parts
             return dashboard.error_page(found)
         return _error(found)
 
-    kinds = (
-        InputError, HTTPException, LedgerUnavailableError,
-        NoSuchKeyError, KeyEndedError, KeyRequestError, CapRequiredError,
-    )  # fmt: skip
-    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, answer))
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(_ANSWERED, answer))
     # A slash too many is a path of its own: redirects would lose a body.
     app.router.redirect_slashes = False
     return _Headers(app)

@@ -12,6 +12,13 @@ from kb_mcp.sandbox.listing import expand, list_objects
 from kb_mcp.sandbox.params import Call, Params, flag, integer, metadata, required_money, show, text
 from kb_mcp.sandbox.payment_methods import CARD, BankCard, billing_details, card_of
 
+# What the sandbox does not play.
+_NOT_PLAYED = (
+    "application application_fee application_fee_amount description on_behalf_of "
+    "receipt_email receipt_number review shipping source_transfer statement_descriptor "
+    "statement_descriptor_suffix transfer_data transfer_group"
+).split()
+
 COPIED = (
     "description",
     "on_behalf_of",
@@ -161,15 +168,12 @@ def new_charge(
     """
     charge_id, succeeded = f"ch_{call.new_id()}", failure is None
     took, card = succeeded and captured, card_of(call.records, payment_method)
-    return {
+    return dict.fromkeys(_NOT_PLAYED) | {
         "id": charge_id,
         "object": "charge",
         "amount": money.amount,
         "amount_captured": money.amount if took else 0,
         "amount_refunded": 0,
-        "application": None,
-        "application_fee": None,
-        "application_fee_amount": None,
         "balance_transaction": f"txn_{call.new_id()}" if took else None,
         "billing_details": billing_details(),
         "calculated_statement_descriptor": "KB-MCP SANDBOX",
@@ -177,29 +181,18 @@ def new_charge(
         "created": call.now,
         "currency": money.currency,
         "customer": customer,
-        "description": None,
         "disputed": False,
         **_failure(failure),
         "fraud_details": {},
         "livemode": False,
         "metadata": {},
-        "on_behalf_of": None,
         "paid": succeeded,
         "payment_intent": payment_intent,
         "payment_method": payment_method,
         "payment_method_details": _card_details(money.amount, card, captured=captured),
-        "receipt_email": None,
-        "receipt_number": None,
         "receipt_url": f"https://receipts.invalid/{charge_id}" if succeeded else None,
         "refunded": False,
-        "review": None,
-        "shipping": None,
-        "source_transfer": None,
-        "statement_descriptor": None,
-        "statement_descriptor_suffix": None,
         "status": "succeeded" if succeeded else "failed",
-        "transfer_data": None,
-        "transfer_group": None,
     }
 
 

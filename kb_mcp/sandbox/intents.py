@@ -32,6 +32,13 @@ from kb_mcp.sandbox.listing import expand, list_objects
 from kb_mcp.sandbox.params import Call, check_amount, flag, integer, metadata, required_money, text
 from kb_mcp.sandbox.payment_methods import require_payment_method
 
+# Empty in a new intent.
+_EMPTY_AT_FIRST: Final = (
+    "application application_fee_amount canceled_at cancellation_reason last_payment_error "
+    "latest_charge next_action payment_method_configuration_details processing review "
+    "transfer_data shipping"
+).split()
+
 _CONFIRMABLE: Final = ("requires_payment_method", "requires_confirmation", "requires_action")
 _CANCELABLE: Final = (*_CONFIRMABLE, "requires_capture", "processing")
 
@@ -257,22 +264,19 @@ def _merged(call: Call, intent: Json) -> dict[str, str]:
 
 def _new_intent(call: Call, money: Money, customer: str | None, payment_method: str | None) -> Json:
     params, intent_id = call.params, f"pi_{call.new_id()}"
-    wording = dict.fromkeys(COPIED)
+    empty = dict.fromkeys((*_EMPTY_AT_FIRST, *COPIED))
     kinds = params.get("payment_method_types") or {"0": "card"}
     automatic = "automatic_payment_methods" in params
     return (
-        {
+        empty
+        | {
             "id": intent_id,
             "object": "payment_intent",
             "amount": money.amount,
             "amount_capturable": 0,
             "amount_details": {"tip": {}},
             "amount_received": 0,
-            "application": None,
-            "application_fee_amount": None,
             "automatic_payment_methods": {"enabled": True} if automatic else None,
-            "canceled_at": None,
-            "cancellation_reason": None,
             "capture_method": text(params, "capture_method") or "automatic_async",
             "client_secret": f"{intent_id}_secret_{call.new_id()}",
             "confirmation_method": text(params, "confirmation_method") or "automatic",
@@ -284,14 +288,10 @@ def _new_intent(call: Call, money: Money, customer: str | None, payment_method: 
                 (params.get("excluded_payment_method_types") or {}).values()
             )
             or None,
-            "last_payment_error": None,
-            "latest_charge": None,
             "livemode": False,
             "managed_payments": {"enabled": False},
             "metadata": metadata(params),
-            "next_action": None,
             "payment_method": payment_method,
-            "payment_method_configuration_details": None,
             "payment_method_options": {
                 "card": {
                     "installments": None,
@@ -301,15 +301,10 @@ def _new_intent(call: Call, money: Money, customer: str | None, payment_method: 
                 }
             },
             "payment_method_types": list(kinds.values()),
-            "processing": None,
-            "review": None,
             "setup_future_usage": text(params, "setup_future_usage"),
-            "shipping": None,
             "status": "requires_payment_method"
             if payment_method is None
             else "requires_confirmation",
-            "transfer_data": None,
         }
-        | wording
         | copied(params)
     )

@@ -155,12 +155,7 @@ def _open(
     chain_key = derive_key(master, "audit")
     node = process_name(settings.node_id)
     owner = this_process(node)
-    clock = StoreClock(
-        lambda: parts.time.now_ms() + turned.offset_ms,
-        steady_ms=boottime_ms,
-        followed=lambda: turned.followed,
-        boot_id=boot_id(),
-    )
+    clock = _clock(parts, turned)
     with parts.connect() as connection:
         server, bound = _join(settings, parts, connection, master, binds)
     records = PostgresReads(Pool(parts.connect, parts.watchdog), parts.sealer.unseal)
@@ -197,6 +192,15 @@ def _open(
         # The file with the first keys is the first host's alone: others are given keys.
         claim_first_run=lambda: _claim_first_run(parts.connect, node),
         watch=ServerWatch(line, heads, server),
+    )
+
+
+def _clock(parts: _Parts, turned: Turned) -> StoreClock:
+    return StoreClock(
+        lambda: parts.time.now_ms() + turned.offset_ms,
+        steady_ms=boottime_ms,
+        followed=lambda: turned.followed,
+        boot_id=boot_id(),
     )
 
 

@@ -161,9 +161,8 @@ def build_proxy(
     governor = _governor(store, upstream, key, reading, waiters, meters, gate)
     pipeline = _pipeline(store, governor, reading, upstream, key, follow, build_issuers(settings))
     walk = _walk(settings, store, upstream, recovery)
-    app = ProxyApp(
-        pipeline, _key_api(store, pipeline, upstream, gate), AdmissionQueue(meters.queued)
-    )
+    key_api = _key_api(store, pipeline, upstream, gate)
+    app = ProxyApp(pipeline, key_api, AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
         app=app,

@@ -121,13 +121,7 @@ def open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) ->
     sealer = Sealer(derive_key(master, "answers"), random_bytes)
     node = process_name(settings.node_id)
     owner = this_process(node)
-    clock = StoreClock(
-        lambda: host_ms() + settings.clock_offset_ms + turned.offset_ms,
-        lambda: host_ms() + turned.offset_ms,
-        boottime_ms,
-        followed=lambda: turned.followed,
-        boot_id=boot_id(),
-    )
+    clock = _clock(settings, turned)
     try:
         connection = connect(path)
         migrate(connection)
@@ -166,6 +160,16 @@ def open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) ->
         open_store_admin=lambda: SqliteAdmin(path),
         base_ms=host_ms,
         claim_first_run=lambda: True,
+    )
+
+
+def _clock(settings: Settings, turned: Turned) -> StoreClock:
+    return StoreClock(
+        lambda: host_ms() + settings.clock_offset_ms + turned.offset_ms,
+        lambda: host_ms() + turned.offset_ms,
+        boottime_ms,
+        followed=lambda: turned.followed,
+        boot_id=boot_id(),
     )
 
 

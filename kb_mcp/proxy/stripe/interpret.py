@@ -94,17 +94,13 @@ def read_request(
     if isinstance(route, Refusal):
         return route
     if route.moves is Moves.READS:
-        customer = _matched(form, ("customer",), CUSTOMER_ID, "a customer id like cus_Abc123")
-        if isinstance(customer, Refusal):
-            return customer
-        return Reading(route=route, path=path, form=form, customer=customer or _owner(route, path))
+        return _read_look_up(route, path, form)
     key = _read_key(form, header_key)
     if isinstance(key, Refusal):
         return key
     bare = form.without(KEY_FIELD)
     if route.moves is Moves.READ_FIRST:
-        read = _read_refund if route.standing is None else _read_standing
-        return read(route, path, bare, key)
+        return (_read_standing if route.standing else _read_refund)(route, path, bare, key)
     money = _read_money(bare, required=route.moves is Moves.METERED)
     if isinstance(money, Refusal):
         return money
@@ -120,13 +116,12 @@ def read_request(
     customer, payment_method, destination = parties
     period, reference = bill
     explicit_key, sent_key, made_up_keys, key_lifted = key
-    metered = money if route.moves is Moves.METERED else None
     return Reading(
         route=route,
         path=path,
         form=bare.with_({"currency": money.currency}) if money is not None else bare,
         customer=customer or _owner(route, path),
-        money=metered,
+        money=money if route.moves is Moves.METERED else None,
         total=total,
         period=period,
         reference=reference,
@@ -137,6 +132,13 @@ def read_request(
         made_up_keys=made_up_keys,
         key_lifted=key_lifted,
     )
+
+
+def _read_look_up(route: Route, path: str, form: Form) -> Reading | Refusal:
+    customer = _matched(form, ("customer",), CUSTOMER_ID, "a customer id like cus_Abc123")
+    if isinstance(customer, Refusal):
+        return customer
+    return Reading(route=route, path=path, form=form, customer=customer or _owner(route, path))
 
 
 def fingerprint(reading: Reading) -> str:
