@@ -91,8 +91,8 @@ def a_refund_that_came_back_is_not_released(_: Simulation) -> Iterator[None]:
 def a_refund_that_succeeded_is_not_read_again(_: Simulation) -> Iterator[None]:
     right = part(conclude, "_next_read")
 
-    def wrong(snapshot: Snapshot, operation: Any, *, final: bool) -> Any:
-        return None if final else right(snapshot, operation, final=final)
+    def wrong(snapshot: Snapshot, operation: Any, *rest: Any, final: bool) -> Any:
+        return None if final else right(snapshot, operation, *rest, final=final)
 
     with swapped(conclude, "_next_read", wrong):
         yield

@@ -41,8 +41,8 @@ class Place:
         end = self.provider.claims()["exp"] + 3600
         return issued["token"], self.provider.sign(sub=subject, exp=end), grant["id"]
 
-    def operations(self) -> int:
-        return len(self.json("operations", "list"))
+    def operations(self, *options: str) -> int:
+        return len(self.json("operations", "list", *options))
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -117,5 +117,7 @@ def check_that_a_removed_grant_ends_everywhere(place: Place) -> None:
     assert removed["removed_at"] is not None
     assert 200 in codes
     assert [each.status_code for each in last] == [403, 403]
-    assert place.operations() == after == len(place.processes.charges())
+    assert place.operations() == after
+    # What was reserved before the removal may have been stopped before its send.
+    assert place.operations("--state", "succeeded") == len(place.processes.charges())
     assert charge(place.urls[1], key, amount=50, period="2026-11").status_code == 200
