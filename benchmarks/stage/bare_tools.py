@@ -158,11 +158,12 @@ CALLERS: dict[str, Callable[[str], Call]] = {
 }
 
 
-def call_in_turn(call: Call) -> None:
+def call_in_turn(caller: Callable[[str], Call], token: str) -> None:
     """Answer one line of stdin after the other, as the module says."""
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
+        call = caller(token)  # anew: between two jobs a server may have closed the connection
         took: list[int] = []
         until = time.monotonic() + job["seconds"]
         while time.monotonic() < until:
@@ -181,6 +182,6 @@ if __name__ == "__main__":
         case ["stdio", client, upstream]:
             server(client, upstream).run("stdio")
         case [kind, token] if kind in CALLERS:
-            call_in_turn(CALLERS[kind](token))
+            call_in_turn(CALLERS[kind], token)
         case _:
             sys.exit(__doc__)
