@@ -91,7 +91,7 @@ def write(names: list[str], *, loaded: bool) -> None:
     rows = [["what", "value"], *([name, value] for name, value in machine.items())]
     first = f"## {heading}\n\n{state}\n\n{tables.piped(rows)}"
     parts[heading] = first
-    order = [heading, *(title_of(name) for name in SCRIPTS)]
+    order = dict.fromkeys([heading, *(title_of(name) for name in SCRIPTS), *parts])
     body = "\n\n".join(parts[title] for title in order if title in parts)
     PAGE.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
 
