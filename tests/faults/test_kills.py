@@ -24,7 +24,7 @@ from tests.faults.fork_server import Child, ForkServer, fork_server
 from tests.faults.gate import Gate, gate
 from tests.proxy_processes import ProxyProcesses, charge, cluster
 
-KILLS = int(os.environ.get("KILLS", "30"))  # noqa: TID251 how long to prove, not a setting
+KILLS = int(os.environ.get("KILLS", "20"))  # noqa: TID251 how long to prove, not a setting
 BILLS = 40
 CALLERS = 6
 VICTIMS = (("east",), ("west",), ("sandbox",), ("east", "sandbox"), ("east", "west"))

@@ -14,8 +14,11 @@ SEEDS = 1_000
 # seeds have all of them but three, which need up to 1,500.
 FOUND_AT = {
     "a charge whose bank has the money is refunded": 93,
+    "a decline counts for any attempt": 106,
     "a frozen key sends": 12,
+    "a key in use by our own send is held for foreign": 752,
     "a key that an sdk made up is forgotten": 253,
+    "a late yes does not beat a void": 90,
     "a later attempt skips the guards": 424,
     "a later no releases while an earlier send is open": 27,
     "a refund is named by the key of its caller": 175,
@@ -25,15 +28,20 @@ FOUND_AT = {
     "an absence counts from when it is told not read": 1489,
     "an approval covers whatever the bill becomes": 63,
     "an approval of a refund covers any amount": 954,
+    "an old key is sent again after stripe forgot it": 253,
     "an operator settles a bill with any charge": 260,
     "an operator voids where the list could not be read": 1219,
     "an unknown refund is voided before grace": 708,
     "caps are checked outside the transaction": 19,
     "every refund of a charge is beside the others": 452,
+    "periods that share days are two bills": 84,
     "recovery matches the operation not the attempt": 106,
     "recovery voids before grace": 58,
     "recovery voids without its lease": 1489,
+    "stripe may be ahead of the time that passed": 369,
     "the caps of refunds are not checked": 112,
+    "the days of two periods are not compared": 84,
+    "the key is not checked in the transaction": 307,
     "what was left when it was read is left": 106,
 }
 
