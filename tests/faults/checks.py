@@ -166,6 +166,9 @@ class Mirror:
                 )  # fmt: skip
                 if bound and {one.id, other.id} & set(self.reopened):
                     continue
+                late, void = (one, other) if one.overshoot else (other, one)
+                if late.overshoot and void.state is State.VOIDED:
+                    continue  # a yes that came late beats a void; the other holds nothing
                 if len(bills) == 1:
                     self.broken.append(f"{one.id} and {other.id} are live for one bill")
                 if overlapping(one, other):
