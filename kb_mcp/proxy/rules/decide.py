@@ -65,6 +65,7 @@ from kb_mcp.proxy.rules.invoices import decide_again, decide_payment_of_finalize
 from kb_mcp.proxy.rules.permits import may_bill_again
 from kb_mcp.proxy.rules.refunds import already_refunded, with_amount
 from kb_mcp.proxy.rules.reserve import (
+    kept,
     new_operation,
     recent_decline,
     resendable,
@@ -229,8 +230,7 @@ def _unsettled(
         facts = {**_named(operation), "not_sent_again": gate.refusal.code.value}
         return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=facts), operation)
     leased, sent = send_again(snapshot, command, operation, attempt)
-    changes = replace(using(gate), operations=(leased,), attempts=(sent,))
-    return Proceed(leased, sent, changes)
+    return Proceed(leased, sent, replace(using(gate), operations=(leased,), attempts=(sent,)))
 
 
 def _voided(
@@ -243,7 +243,9 @@ def _voided(
 ) -> Decision:
     if not operation.live:
         # Freed by an operator's word, which may be wrong: while Stripe remembers the key it stays.
-        keep = attempt if same and attempt is not None and resendable(snapshot, attempt) else None
+        keep = kept(snapshot, attempt) if same else None
+        if isinstance(keep, Refusal):
+            return Refuse(keep, operation)
         return reserve(snapshot, command, operation, keep)
     if not same:
         return _differs(operation)
@@ -260,8 +262,7 @@ def _failed(
     *,
     same: bool,
 ) -> Decision:
-    declined = recent_decline(snapshot, command)
-    if declined is not None and same:
+    if same and (declined := recent_decline(snapshot, command)) is not None:
         return declined
     if attempt is not None and attempt.outcome is AttemptOutcome.NOT_SENT and same:
         keep = attempt if resendable(snapshot, attempt) else None
@@ -272,8 +273,7 @@ def _failed(
 def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> bool:
     """Say whether the name's newest generation is over.
 
-    That is where it was reopened after a refund, or where the window of a body has passed or an
-    operator said that the body means another bill.
+    It was reopened after a refund, the window of a body has passed, or an operator waived it.
     """
     again = operation.refunded or operation.gives_back is not None
     if again and operation.state is S.SUCCEEDED and may_bill_again(snapshot, command, operation):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.errors.refusals import Code, Fact, clock_disputed, refuse
+from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Approval,
@@ -243,9 +243,24 @@ def send_next(
 
 def resendable(snapshot: Snapshot, attempt: Attempt) -> bool:
     """Say whether the key of `attempt` is still good: Stripe surely remembers it."""
-    if snapshot.skewed or (snapshot.doubt and snapshot.doubt.ahead_ms(attempt.first_sent_at)):
+    if _age_disputed(snapshot, attempt):
         return False
     return snapshot.now < attempt.first_sent_at + RESEND_WITHIN_MS
+
+
+def kept(snapshot: Snapshot, attempt: Attempt | None) -> Attempt | Refusal | None:
+    """Return `attempt` while its key is good; None once it is not, or a refusal till that is known.
+
+    A new key while the clocks disagree could make a second object beside a late first one.
+    """
+    if attempt is not None and _age_disputed(snapshot, attempt):
+        return clock_disputed()
+    return attempt if attempt is not None and resendable(snapshot, attempt) else None
+
+
+def _age_disputed(snapshot: Snapshot, attempt: Attempt) -> bool:
+    doubt = snapshot.doubt
+    return snapshot.skewed or bool(doubt and doubt.ahead_ms(attempt.first_sent_at))
 
 
 def send_again(
