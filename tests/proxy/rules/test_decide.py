@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from kb_mcp.proxy.access.policy import CapRules, Policy
-from kb_mcp.proxy.ledger.records import AttemptOutcome, Lineage, OperationId
+from kb_mcp.proxy.ledger.records import AttemptOutcome, Lineage, OperationId, State
 from kb_mcp.proxy.rules.command import Proceed
 from kb_mcp.proxy.rules.decide import fold
 from tests.proxy.rules.one_key import (
@@ -266,6 +266,18 @@ def test_a_skewed_clock_resends_nothing() -> None:
     one_key.end(one_key.ask("june"), LOST)
     one_key.snapshot.skewed = True
     assert told(one_key.ask("june")) == "outcome_unknown"
+
+
+def test_what_an_operator_voided_gets_no_new_key_while_the_clocks_disagree() -> None:
+    one_key = OneKey()
+    one_key.end(one_key.ask("june"), LOST)
+    lost = one_key.snapshot.operations[FIRST]
+    freed = replace(lost, state=State.VOIDED, held=0, empty_listings=3, lease_owner=None)
+    one_key.snapshot.operations[FIRST] = freed
+    one_key.snapshot.skewed = True
+    assert told(one_key.ask("june")) == "ledger_unavailable"
+    one_key.snapshot.skewed = False
+    assert told(one_key.ask("june")) == "proceed as K"
 
 
 def test_a_later_no_proves_nothing_while_an_earlier_send_is_open() -> None:
