@@ -229,8 +229,9 @@ class StoreClock:
         return facts
 
     def may_be_ahead_ms(self, at_ms: int) -> int:
-        """Return by how much `at_ms`, as the store has it, may be later than it really was."""
-        return 0 if self._doubt is None else self._doubt.ahead_ms(at_ms)
+        """Return by how much `at_ms`, as the store has it, may be later than it was at Stripe."""
+        doubted = 0 if self._doubt is None else self._doubt.ahead_ms(at_ms)
+        return max(doubted, self._tell().now - self.stripe_ms(), 0)
 
     def now(self, stored_mark: int = 0) -> int:
         """Return the time as the last decision of this process knew it, carried on until now."""
