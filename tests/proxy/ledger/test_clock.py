@@ -398,3 +398,14 @@ def test_stripe_is_asked_once_after_a_start_and_while_the_clocks_disagree() -> N
     assert host.clock.unsure
     host.hear()
     assert host.clock.unsure is False
+
+
+def test_what_a_confirmed_clock_ahead_of_stripe_writes_may_be_as_much_ahead() -> None:
+    host = Host()
+    host.ms += 26 * HOUR
+    host.facts |= host.clock.word_of_operator(StoredTime.of_facts(host.facts))
+    host.hear(-26 * HOUR)
+    assert host.tell().now == host.ms
+    assert host.clock.may_be_ahead_ms(host.ms) >= 26 * HOUR
+    host.hear()
+    assert host.clock.may_be_ahead_ms(host.ms) == 0
