@@ -192,6 +192,8 @@ class StoreClock:
         carried = self._carried_over(stored)
         if carried is not None:
             # Another process of this machine may have been certain of the time since this one was.
+            if self._carried is not None and carried < self._carried - AGREE_MS:
+                self._mark = stored.mark  # what this one was certain of is in no row of the store
             self._carried = carried
         told = self._tell()
         self._doubt = told.doubt
