@@ -166,9 +166,8 @@ class Mirror:
                 )  # fmt: skip
                 if bound and {one.id, other.id} & set(self.reopened):
                     continue
-                late, void = (one, other) if one.overshoot else (other, one)
-                if late.overshoot and void.state is State.VOIDED:
-                    continue  # a yes that came late beats a void; the other holds nothing
+                if one.overshoot or other.overshoot:
+                    continue  # a yes that came later than grace beats a void: see check_end
                 if len(bills) == 1:
                     self.broken.append(f"{one.id} and {other.id} are live for one bill")
                 if overlapping(one, other):

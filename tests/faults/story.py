@@ -325,8 +325,8 @@ def _check(simulation: Simulation, book: Book) -> None:
     if simulation.true_time.excused:
         # An operator said that a wrong clock was right: then grace is measured by that clock.
         made = (*stripe.account.charges, *stripe.account.refunds)
-        voided = {each.id for each in stored if each.state is State.VOIDED}
-        missed = {each.attempt for each in made if each.operation in voided} & overtaken
+        over = {each.id for each in stored if each.state in {State.VOIDED, State.FAILED}}
+        missed = {each.attempt for each in made if each.operation in over} & overtaken
         overtaken = overtaken | {each.attempt for each in made}
     for wrong in check_end(stored, windows, stripe.account, overtaken, missed):
         simulation.fail(wrong)
