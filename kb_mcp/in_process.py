@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -34,8 +34,12 @@ class Exchange:
         *,
         scheme: str = "http",
         server: tuple[str, int | None] = ("127.0.0.1", 80),
+        extensions: Mapping[str, object] | None = None,
     ) -> None:
-        """Ask for `target`, path and query as they stand in a request line."""
+        """Ask for `target`, path and query as they stand in a request line.
+
+        `extensions` go beside the headers, where no client can put anything.
+        """
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = bytearray()
@@ -55,6 +59,7 @@ class Exchange:
             "headers": list(headers),
             "client": ("127.0.0.1", 0),
             "server": server,
+            "extensions": extensions or {},
         }
 
     async def run(self, app: AsgiApp) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -21,16 +21,10 @@ from typing_extensions import override
 
 from kb_mcp.agent.line import MAX_NETWORK_RETRIES, Headers, Line, Lost, Resource
 from kb_mcp.agent.outcomes import Reply, as_map
+from kb_mcp.in_process import AsgiApp, Exchange
 
 if TYPE_CHECKING:
     from kb_mcp.agent.catalogue import ChargeApi
-
-Scope = MutableMapping[str, Any]  # ASGI's own type: values differ by key
-Message = MutableMapping[str, Any]  # as Scope
-AsgiApp = Callable[
-    [Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
-    Awaitable[None],
-]
 
 ANSWER_WITHIN_S: Final = 60
 RETRY_AFTER_S: Final = 0.5
@@ -129,25 +123,13 @@ class InProcessLine(Line):
         body: bytes = b"",
         query: Mapping[str, str] | None = None,
     ) -> Reply | Lost:
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
-            "method": method,
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode("ascii"),
-            "query_string": _form(query or {}),
-            "root_path": "",
-            "headers": _raw_headers(token, headers, body),
-            "client": ("127.0.0.1", 0),
-            "server": ("127.0.0.1", 80),
-            "extensions": self.extensions,
-        }
-        exchange = _Exchange(body)
+        target = f"{path}?".encode("ascii") + _form(query or {})
+        exchange = Exchange(
+            method, target, _raw_headers(token, headers, body), body, extensions=self.extensions
+        )
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
-                await self.app(scope, exchange.receive, exchange.send)
+                await exchange.run(self.app)
             document = as_map(json.loads(exchange.body.decode()))
         except Exception as error:  # noqa: BLE001 - it may have acted, whatever broke
             _log.error("The proxy in this process gave no answer: %s", type(error).__name__)
@@ -155,39 +137,14 @@ class InProcessLine(Line):
         failed = not 200 <= exchange.status < 300
         if failed and not as_map(document.get("error")):
             return Lost(self.is_live(token))  # an answer, but none of the proxy's or Stripe's
+        raw = ((name.lower(), text) for name, text in exchange.headers)
         return Reply(
             status=exchange.status,
             fields=as_map(document.get("error")) if failed else document,
-            headers=exchange.headers,
+            headers={name.decode("latin-1"): text.decode("latin-1") for name, text in raw},
             is_error=failed,
             livemode=self.is_live(token),
         )
-
-
-class _Exchange:
-    """One request and its answer."""
-
-    def __init__(self, body: bytes) -> None:
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        self.body = bytearray()
-        self._sent: bytes | None = body
-
-    async def receive(self) -> Message:
-        if self._sent is None:
-            await asyncio.Event().wait()  # the caller in this process does not hang up
-        body, self._sent = self._sent, None
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self.headers = {
-                name.decode("latin-1").lower(): value.decode("latin-1")
-                for name, value in message.get("headers", ())
-            }
-        elif message["type"] == "http.response.body":
-            self.body += message.get("body", b"")
 
 
 def _raw_headers(token: str, headers: Headers, body: bytes) -> list[tuple[bytes, bytes]]:
