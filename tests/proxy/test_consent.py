@@ -285,3 +285,18 @@ def test_a_narrow_key_does_not_capture_another_keys_charge(in_process: InProcess
         refused = in_process.client.post(f"/v1/charges/{made}/capture", headers=headers, data=form)
         assert error_of(refused) == "spend_cap_exceeded"
     assert [each["captured"] for each in in_process.charges()] == [False]
+
+
+def test_a_charge_that_failed_is_not_captured_and_holds_nothing(in_process: InProcessProxy) -> None:
+    endpoints = ("POST /v1/charges", "POST /v1/charges/*/capture")
+    rules = {"POST /v1/charges": ParameterRule(allowed=("capture",))}
+    key = in_process.issue(Policy(role="collector", allow=endpoints, parameters=rules))
+    bill = {"customer": "cus_Declined", "period": "2026-11", "capture": "false"}
+    declined = in_process.charge(key, **bill)
+    failed = in_process.operations()[0]
+    assert (error_of(declined), failed.state.value) == ("card_declined", "failed")
+    headers = {"Authorization": f"Bearer {key.token}"}
+    captured = in_process.client.post(f"/v1/charges/{failed.object_id}/capture", headers=headers)
+    assert (captured.status_code, error_of(captured)) == (402, "card_declined")
+    after = in_process.operations()[0]
+    assert (after.state.value, after.held, after.attempt) == ("failed", 0, 1)

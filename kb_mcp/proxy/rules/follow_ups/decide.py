@@ -17,7 +17,8 @@ succeeded, final           the last, known to be done    Replay
                            to more than was charged      period_already_charged
                            any other                     Proceed; Stripe says what is possible
 failed, holding nothing    cancel                        Proceed; nothing is held
-                           any other                     guards, the checks -> held anew
+                           any other, of an intent       guards, the checks -> held anew
+                           any other, of a charge        Replay: it is over
 reserved, unknown, voided  any                           outcome_unknown
 
 Whoever takes a step that reserves nothing must pass the gates for what is held (`gates.py`):
@@ -111,6 +112,8 @@ def _go_on(
             return _raise(snapshot, command, operation, keep)
         case S.SUCCEEDED:
             return _go_on_held(snapshot, command, operation, keep)
+        case S.FAILED if command.reading.route.lifecycle.after is None:
+            return Replay(operation)  # only an intent can be tried again
         case S.FAILED | S.AWAITING_APPROVAL:
             return _hold_anew(snapshot, command, operation)
         case S.RESERVED | S.UNKNOWN | S.VOIDED:
