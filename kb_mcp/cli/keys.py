@@ -267,12 +267,12 @@ def _with_caps(policy: Policy, what: str) -> str:
 
 
 async def _find(opened: OpenStore, key_id: str) -> tuple[VaultKey, Lineage]:
-    from kb_mcp.operators.actions.keys import NoSuchKeyError
+    from kb_mcp.operators.reports.views import NoSuchKeyError
     from kb_mcp.proxy.ledger.records import KeyId
 
     found = await opened.store.ledger.find_key(KeyId(key_id))
     if found is None:
-        raise NoSuchKeyError(f"there is no vault key {key_id}")
+        raise NoSuchKeyError(key_id)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kb_mcp.cli.opening import OpenStore, key_ids, with_store
-from kb_mcp.cli.output import Failure, json_option, print_list
+from kb_mcp.cli.output import json_option, print_list
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.edge.records import Spend
@@ -34,15 +34,10 @@ def spend(*, key_id: str | None, day: str | None, as_json: bool) -> None:
 
 async def _spend(opened: OpenStore, key_id: str | None, day: str | None) -> list[Spend]:
     from kb_mcp.instants import day_of
-    from kb_mcp.operators.reports.views import refunds_of_every_key, spend_of_every_key
 
-    records, views = opened.store.records, opened.views
+    views = opened.views
     date = day_of(opened.now() if day is None else opened.past_ms(day))
     if key_id is None:
-        keys = await records.caps_of_keys()
-        rows = await spend_of_every_key(records, keys, date, rotated=True)
-        refunds = await refunds_of_every_key(records, keys, date)
-        return [*await views.account_spend(date), *rows, *refunds]
-    if await views.key(key_id) is None:
-        raise Failure(f"there is no vault key {key_id}", "`kb-mcp keys list` shows every key.")
+        return await views.spend(date, rotated=True)
+    await views.key(key_id)
     return await views.spend_of(date, key_id)

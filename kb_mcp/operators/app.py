@@ -10,31 +10,23 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kb_mcp.operators.actions.keys import (
-    CapRequiredError,
-    KeyEndedError,
-    KeyRequestError,
-    NoSuchKeyError,
-)
 from kb_mcp.operators.actions.resolve import StripeActs
-from kb_mcp.operators.api import AdminApi
+from kb_mcp.operators.api import Acts, AdminApi
 from kb_mcp.operators.dashboard.actions import Actions
 from kb_mcp.operators.dashboard.app import Dashboard
-from kb_mcp.operators.dashboard.bars import Bars
 from kb_mcp.operators.dashboard.live_audit import Live
 from kb_mcp.operators.dashboard.pages import Pages
 from kb_mcp.operators.metrics import Metrics, Readings, no_workers
 from kb_mcp.operators.reports.invariants import Verifying
-from kb_mcp.operators.reports.views import Views
-from kb_mcp.operators.requests import InputError
+from kb_mcp.operators.reports.views import Fullest, Views
+from kb_mcp.operators.requests import ANSWERED, InputError, input_error
 from kb_mcp.operators.sign_in import Access, Operators, Sessions, Throttle
-from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
+from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.meters import Meters
 from kb_mcp.proxy.stores.reads import StoreReads
 
@@ -68,12 +60,6 @@ class Bench:
     stopping: Callable[[], bool] = lambda: False
 
 
-_ANSWERED = (
-    InputError, HTTPException, LedgerUnavailableError,
-    NoSuchKeyError, KeyEndedError, KeyRequestError, CapRequiredError,
-)  # fmt: skip
-
-
 def create_admin(  # noqa: PLR0913 an application is built from many parts
     *,
     ledger: Ledger,
@@ -94,30 +80,31 @@ def create_admin(  # noqa: PLR0913 an application is built from many parts
     people, given = Operators(token, operators), bench or Bench()
     access = Access(people, Throttle(now_ms), public_url)
     views = Views(ledger=ledger, records=records, now_ms=now_ms)
-    metrics = Metrics(views, access, given.meters, given.workers)
+    acts = Acts(views, random_bytes, given.acts)
+    metrics = Metrics(Fullest(views), access, given.meters, given.workers)
     metrics.begin()
     sessions = Sessions(people, random_bytes, now_ms)
     dashboard = Dashboard(
         access=access,
         sessions=sessions,
         noted=Throttle(now_ms),
-        pages=Pages(views, Bars(views), given.verifying),
-        actions=Actions(views, random_bytes, given.acts, given.verifying),
+        pages=Pages(Fullest(views), given.verifying),
+        actions=Actions(acts, given.verifying),
         live=Live(views, sessions, given.stopping),
     )
     routes = [
-        *AdminApi(views, access, random_bytes, given.acts).routes(),
+        *AdminApi(acts, access).routes(),
         Route("/metrics", metrics.serve, methods=["GET"]),
         *dashboard.routes(),
     ]
 
     def answer(request: Request, error: Exception) -> Response:
-        found = _input_error(error)
+        found = input_error(error)
         if not request.url.path.startswith(_MACHINES):
             return dashboard.error_page(found)
         return _error(found)
 
-    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(_ANSWERED, answer))
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(ANSWERED, answer))
     # A slash too many is a path of its own: redirects would lose a body.
     app.router.redirect_slashes = False
     return _Headers(app)
@@ -139,35 +126,6 @@ class _Headers:
             await send(message)
 
         await self._app(scope, receive, with_headers)
-
-
-def _input_error(error: Exception) -> InputError:
-    match error:
-        case InputError():
-            return error
-        case NoSuchKeyError():
-            return InputError(404, "key_unknown", "There is no vault key with this id.")
-        case KeyEndedError():
-            return InputError(409, error.code, f"{error}.")
-        case KeyRequestError():
-            return InputError(400, "parameter_invalid", f"{error}", error.param)
-        case CapRequiredError():
-            message = (
-                f"{error}. Give caps with daily, monthly or per_customer_daily, or say in so many "
-                "words that it shall have none: uncapped."
-            )
-            return InputError(400, "cap_required", message, "caps")
-        case LedgerUnavailableError():
-            message = "The ledger cannot be reached. Nothing was changed."
-            return InputError(503, "ledger_unavailable", message)
-        case HTTPException(status_code=404):
-            return InputError(404, "path_unknown", "There is nothing at this path.")
-        case HTTPException(status_code=405):
-            return InputError(405, "method_not_allowed", "This path does not serve that method.")
-        case HTTPException():
-            return InputError(error.status_code, "request_invalid", "This cannot be served.")
-        case _:
-            raise error
 
 
 def _error(error: InputError) -> Response:

@@ -9,18 +9,17 @@ text version 0.0.4.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kb_mcp.instants import day_of
-from kb_mcp.operators.reports.views import KEY_STATUSES, Views
+from kb_mcp.operators.reports.views import KEY_STATUSES, Fullest
 from kb_mcp.operators.sign_in import Access
-from kb_mcp.proxy.edge.records import Spend, spend_records
-from kb_mcp.proxy.ledger.records import KeyId, State
+from kb_mcp.proxy.edge.records import Spend
+from kb_mcp.proxy.ledger.records import State
 from kb_mcp.proxy.meters import Histogram, Measured, Meters
 from kb_mcp.proxy.stores.gauges import KeyCounts
 
@@ -59,8 +58,8 @@ def _escaped(value: str) -> str:
 ROWS_MAX = 50_000
 # More keys than this have no series of their own: they would be too many for a scraper, too.
 KEYS_MAX = 1_000
-# Where there are more, which they are is decided anew so often: it takes a look at every key, and
-# series that come and go cost a scraper more than those that stay.
+# Where there are more, which they are is decided so often: series that come and go cost a scraper
+# more than those that stay.
 CHOSEN_FOR_MS = 300_000
 OPEN_STATES = (State.RESERVED, State.UNKNOWN, State.AWAITING_APPROVAL)
 Readings = Mapping[str, Measured]
@@ -80,14 +79,12 @@ class Metrics:
     What a process measures itself stands under its own `worker`; `workers` asks the others.
     """
 
-    views: Views
+    fullest: Fullest
     access: Access
     meters: Meters | None = None
     workers: Callable[[], Awaitable[Readings]] = no_workers
     _counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     _last_row: Any = None
-    _chosen: Sequence[KeyId] = ()
-    _chosen_until: int = 0
 
     async def serve(self, request: Request) -> Response:
         """Answer a scrape from this machine, or one with an operator's token.
@@ -100,14 +97,14 @@ class Metrics:
 
     def begin(self) -> None:
         """Count audit rows from here on. Raises: LedgerUnavailableError."""
-        self._last_row = self.views.records.newest_row()
+        self._last_row = self.fullest.views.records.newest_row()
 
     async def _text(self) -> str:
         await self._count_audit()
-        now = self.views.now_ms()
-        keys = await self.views.records.key_counts(now)
+        now = self.fullest.views.now_ms()
+        keys = await self.fullest.views.records.key_counts(now)
         snapshot = sum(each.count for each in keys if not each.rotated)
-        spend = [(_window(row), row) for row in await self._spend(now, snapshot)]
+        spend = [(_window(row), row) for row in await self._spend()]
         left_out = max(snapshot - KEYS_MAX, 0)
         families = (
             family("info", "gauge", "What this store is bound to.", self._info()),
@@ -127,40 +124,28 @@ class Metrics:
     async def _count_audit(self) -> None:
         if self._last_row is None:
             self.begin()
-        found = await self.views.records.audit_counts(self._last_row, ROWS_MAX)
+        found = await self.fullest.views.records.audit_counts(self._last_row, ROWS_MAX)
         self._counts.update(found.counts)
         self._last_row = found.last_row
 
     def _log(self) -> Iterator[Iterator[str]]:
-        size = self.views.records.log_bytes()
+        size = self.fullest.views.records.log_bytes()
         if size is not None:
             yield family("wal_bytes", "gauge", "Size of SQLite's write-ahead log.", [("", size)])
 
     def _info(self) -> Iterator[Sample]:
-        yield labels({"mode": self.views.ledger.settings.mode}), 1
+        yield labels({"mode": self.fullest.views.ledger.settings.mode}), 1
 
     async def _open(self) -> list[Sample]:
-        counts = await self.views.records.open_operations()
+        counts = await self.fullest.views.records.open_operations()
         return [(labels({"state": state}), counts.get(state, 0)) for state in OPEN_STATES]
 
-    async def _spend(self, now: int, snapshot: int) -> list[Spend]:
+    async def _spend(self) -> list[Spend]:
         """Return the account's spend, and that of keys that serve or hold something."""
-        day = day_of(now)
-        starts = (day.isoformat(), day.replace(day=1).isoformat())
-        records = self.views.records
-        if snapshot <= KEYS_MAX or not self._chosen or now >= self._chosen_until:
-            self._chosen = await records.fullest_keys(*starts, now, KEYS_MAX)
-            self._chosen_until = now + CHOSEN_FOR_MS
-        rows = [
-            *await self.views.account_spend(day),
-            *await self.views.account_spend(day, refunds=True),
+        rows, keys = await self.fullest.today(KEYS_MAX, CHOSEN_FOR_MS)
+        return rows + [
+            row for each, its in keys.values() if each.serves or each.windows for row in its
         ]
-        for each in await records.spend_of_keys(self._chosen, *starts, now):
-            if each.serves or each.windows:
-                rows += spend_records(
-                    each.key_id, each.caps, each.refund_caps, each.windows, starts
-                )
-        return rows
 
     def _audited(self) -> Iterator[Sample]:
         for (kind, decision, code), count in sorted(self._counts.items()):

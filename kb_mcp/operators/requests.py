@@ -14,17 +14,35 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from kb_mcp.instants import day_of, parse_duration, past_ms, rfc3339
-from kb_mcp.operators.actions.keys import REASON_MAX, TEXT_MAX
+from kb_mcp.operators.actions.grants import NoSuchGrantError, NotGrantedError
+from kb_mcp.operators.actions.keys import (
+    REASON_MAX,
+    TEXT_MAX,
+    CapRequiredError,
+    KeyEndedError,
+    KeyRequestError,
+)
+from kb_mcp.operators.reports.views import NoSuchKeyError, NoSuchOperationError
+from kb_mcp.proxy.access.grants import MatchError
 from kb_mcp.proxy.access.policy_files import policy_errors
 from kb_mcp.proxy.audit.chain import clean_text
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 
 BODY_MAX_BYTES = 64 * 1024
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000
 OVERLAP_DEFAULT = "24h"
+AUDIT_FILTERS = ("key", "customer", "code", "operation", "agent", "session", "subject")
+OPERATION_FILTERS = {
+    "state": "state",
+    "customer": "customer_id",
+    "period": "billing_period",
+    "charge": "charge_id",
+}
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -50,6 +68,47 @@ class InputError(Exception):
         self.retry_after_s = retry_after_s
 
 
+# Status, code, sentence and field of each; `{}` is what the error says itself.
+_TOLD: dict[type[Exception], tuple[int, str, str, str | None]] = {
+    NoSuchKeyError: (404, "key_unknown", "There is no vault key with this id.", None),
+    NoSuchOperationError: (404, "operation_unknown", "There is no operation with this id.", None),
+    NoSuchGrantError: (404, "grant_unknown", "There is no grant with this id.", None),
+    KeyEndedError: (409, "key_ended", "{}.", None),
+    KeyRequestError: (400, "parameter_invalid", "{}", None),
+    MatchError: (400, "parameter_invalid", "{}.", "match"),
+    NotGrantedError: (409, "grant_refused", "{}.", None),
+    CapRequiredError: (
+        *(400, "cap_required"),
+        "{}. Give caps with daily, monthly or per_customer_daily, or say in so many words that it "
+        "shall have none: uncapped.",
+        "caps",
+    ),
+    LedgerUnavailableError: (
+        *(503, "ledger_unavailable"),
+        "The ledger cannot be reached. Nothing was changed.",
+        None,
+    ),
+}
+_HTTP = {
+    404: ("path_unknown", "There is nothing at this path."),
+    405: ("method_not_allowed", "This path does not serve that method."),
+}
+ANSWERED = (InputError, HTTPException, *_TOLD)
+
+
+def input_error(error: Exception) -> InputError:
+    """Return how one of ANSWERED is told."""
+    if isinstance(error, InputError):
+        return error
+    if isinstance(error, HTTPException):
+        otherwise = ("request_invalid", "This cannot be served.")
+        return InputError(error.status_code, *_HTTP.get(error.status_code, otherwise))
+    kind = next(each for each in type(error).__mro__ if each in _TOLD)
+    status, code, text, param = _TOLD[kind]
+    code, param = getattr(error, "code", code), getattr(error, "param", param)
+    return InputError(status, code, text.format(error), param)
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
@@ -72,7 +131,7 @@ class ReasonBody(_Body):
 class UnfreezeBody(_Body):
     """Why a key is unfrozen; required."""
 
-    reason: str = Field(min_length=1, max_length=REASON_MAX)
+    reason: str = Field(max_length=REASON_MAX)
 
 
 class ResolveBody(_Body):
@@ -89,7 +148,7 @@ class ReopenBody(_Body):
     `amount` (minor units) is for another amount than before; `release` frees its days instead.
     """
 
-    reason: str = Field(min_length=1, max_length=REASON_MAX)
+    reason: str = Field(max_length=REASON_MAX)
     amount: int | None = Field(default=None, gt=0, lt=2**53)
     release: bool = False
 
@@ -127,11 +186,6 @@ async def read_object(request: Request) -> dict[str, Any]:
     return data
 
 
-async def read_json(request: Request, model: type[Body]) -> Body:
-    """Return the JSON body as `model`. Raises: InputError."""
-    return check_body(model, await read_object(request))
-
-
 def check_body(model: type[Body], data: Mapping[str, Any]) -> Body:
     """Return `data` as `model`. Raises: InputError."""
     try:
@@ -165,6 +219,11 @@ def read_query(request: Request, allowed: Collection[str]) -> dict[str, str]:
             message = f"There is no filter of that name; there are {', '.join(sorted(allowed))}."
             raise InputError(400, "parameter_unknown", message, clean_text(name, TEXT_MAX))
     return {name: value for name, value in given.items() if value}
+
+
+def operation_filters(query: Mapping[str, str]) -> dict[str, str | None]:
+    """Return which operations are asked for, as `Views.operations` takes it."""
+    return {name: query.get(given) for given, name in OPERATION_FILTERS.items()}
 
 
 def read_limit(query: Mapping[str, str]) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from kb_mcp.operators.actions.grants import NotGrantedError, remove_grant
-from kb_mcp.operators.actions.keys import NoSuchKeyError, revoke_key, rotate_key
+from kb_mcp.operators.actions.keys import revoke_key, rotate_key
+from kb_mcp.operators.reports.views import NoSuchKeyError
 from kb_mcp.proxy.access.grants import MatchError, read_matches
 from kb_mcp.serving.machine import random_bytes
 from tests.identity.conftest import MCP_META, Provider, bearer, grant

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from kb_mcp.environment import is_address
-from kb_mcp.operators.actions.keys import NoSuchKeyError, await_sends
+from kb_mcp.operators.actions.keys import await_sends
+from kb_mcp.operators.reports.views import NoSuchKeyError
 from kb_mcp.proxy.access.authenticate import newest_key, spent
 from kb_mcp.proxy.access.grants import (
     Claims,
@@ -108,7 +109,7 @@ async def add_grant(
     def step(snapshot: Snapshot) -> tuple[Grant, Changes]:
         key = snapshot.keys.get(wanted.key_id)
         if key is None:
-            raise NoSuchKeyError(f"there is no vault key {wanted.key_id}")
+            raise NoSuchKeyError(wanted.key_id)
         if spent(key, snapshot.now) is not None:
             raise NotGrantedError(f"vault key {key.id} was revoked or has expired")
         if key.rotated_to is not None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from kb_mcp.instants import epoch_ms, future_ms
 from kb_mcp.money import parse_caps
+from kb_mcp.operators.reports.views import NoSuchKeyError
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.policy import Policy, is_uncapped
 from kb_mcp.proxy.access.policy_files import (
@@ -53,10 +54,6 @@ NARROWING: Final = (
     "daily_charges", "daily_refunds", "rate", "approval_above", "refund_approval_above",
     "overlaps", "period_kinds",
 )  # fmt: skip
-
-
-class NoSuchKeyError(Exception):
-    """There is no vault key with this id."""
 
 
 class KeyEndedError(Exception):
@@ -281,7 +278,7 @@ async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str
     """
     known = await ledger.find_key(key_id)
     if known is None:
-        raise NoSuchKeyError(f"there is no vault key {key_id}")
+        raise NoSuchKeyError(key_id)
     lineage_id = known[0].lineage_id
 
     def step(snapshot: Snapshot) -> tuple[Lineage, Changes]:
@@ -319,7 +316,7 @@ async def await_sends(records: StoreReads, lineage_id: str, wait_s: int) -> tupl
 def _key(snapshot: Snapshot, key_id: KeyId) -> VaultKey:
     key = snapshot.keys.get(key_id)
     if key is None:
-        raise NoSuchKeyError(f"there is no vault key {key_id}")
+        raise NoSuchKeyError(key_id)
     return key
 
 

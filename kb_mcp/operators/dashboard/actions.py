@@ -1,53 +1,45 @@
-"""The dashboard's actions: what an operator does, each one audited in their name.
+"""The dashboard's forms: what each says to the act of its path, and what is told once it is done.
 
-Floor: operators, beside the pages. The form of an action was checked for its CSRF token before.
+Floor: operators, beside the pages, above the acts of the admin API. The form of an action was
+checked for its CSRF token before. A form for a new key or grant that is not valid is shown again
+with what was wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from kb_mcp.operators.actions.approvals import NotDecided, Verdict, decide_approval
+from kb_mcp.operators.actions.grants import NotGrantedError
 from kb_mcp.operators.actions.keys import (
+    NARROWING,
     CapRequiredError,
+    KeyRequestError,
     clean_reason,
-    issue_key,
-    revoke_key,
-    rotate_key,
-    unfreeze_key,
 )
-from kb_mcp.operators.actions.operations import By, NotDone, Reopening, note, reset_declines
-from kb_mcp.operators.actions.operations import Done as Acted
-from kb_mcp.operators.actions.resolve import StripeActs
-from kb_mcp.operators.api import (
-    acts_with_stripe,
-    find_operation,
-    grant_key,
-    not_done,
-    read_resolution,
-    undecided,
-    ungrant,
-    unknown_key,
-    unreasoned,
-)
-from kb_mcp.operators.dashboard.key_forms import Fields, FormError, read_key_form
-from kb_mcp.operators.dashboard.pages import Visit
+from kb_mcp.operators.actions.operations import note
+from kb_mcp.operators.api import Acts, Said
+from kb_mcp.operators.dashboard.pages import FormError, Visit
 from kb_mcp.operators.reports.invariants import Verifying
-from kb_mcp.operators.reports.views import Views
+from kb_mcp.operators.reports.views import NoSuchKeyError
 from kb_mcp.operators.requests import (
     OVERLAP_DEFAULT,
     GrantBody,
     InputError,
-    ResolveBody,
     check_body,
-    read_overlap,
+    input_error,
 )
 from kb_mcp.operators.sign_in import Note
-from kb_mcp.proxy.ledger.records import AuditDraft, KeyId, Operation
+from kb_mcp.proxy.access.grants import MatchError
+from kb_mcp.proxy.access.policy import CAP_KINDS, RefundCapRules
+from kb_mcp.proxy.edge.records import Record
+from kb_mcp.proxy.ledger.records import AuditDraft
 
-REVOKE_WAIT_S = 3
+Fields = Mapping[str, str]
 TOKEN_NOTE = "Copy this token now. It is shown this once, and only its hash is kept."  # noqa: S105 a sentence, no password
+_UNDER_WAY = "under way when it was: {under_way}; still under way: {still_under_way}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,132 +51,110 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """What a form says to its act; `path` and `text` are told of the record that comes back."""
+
+    said: Callable[[Fields], Said]
+    path: str
+    text: str
+
+    def told(self, record: Record) -> Done:
+        """Return where to go, and what to say there."""
+        note = Note(self.text.format_map(record), record.get("token"))
+        return Done(self.path.format_map(record), note)
+
+
+def _nothing(_fields: Fields) -> Said:
+    return {}
+
+
+def _reason(fields: Fields) -> Said:
+    return {"reason": clean_reason(fields.get("reason")) or ""}
+
+
+def _overlap(fields: Fields) -> Said:
+    return {"overlap": fields.get("overlap") or OVERLAP_DEFAULT}
+
+
+def _resolution(fields: Fields) -> Said:
+    said = {name: fields.get(name, "").strip() or None for name in ("succeeded", "reason")}
+    return {**said, "void": said["succeeded"] is None}
+
+
+def _new_key(fields: Fields) -> Said:
+    """Return what one of the two forms says: a built-in role and what narrows it, or a policy."""
+    given = {name: text.strip() for name, text in fields.items() if text.strip()}
+    by_policy = "policy" in fields
+    if by_policy and "policy" not in given:
+        raise KeyRequestError(["Paste a policy, or choose its file."], "policy")
+    texts = ("label", "agent", "expires_at", *(() if by_policy else ("role", *NARROWING)))
+    said: dict[str, Any] = {name: given[name] for name in texts if name in given}
+    said["uncapped"] = "uncapped" in fields
+    if by_policy:
+        return {**said, "policy": fields["policy"]}
+    refunds = {name: given.get(f"refund_{name}") for name in RefundCapRules.model_fields}
+    return {
+        **said,
+        "caps": {name: given[name] for name in CAP_KINDS if name in given},
+        "refund_caps": {name: text for name, text in refunds.items() if text is not None},
+    }
+
+
+FORMS = {
+    "/keys": Form(_new_key, "/keys/{id}", TOKEN_NOTE),
+    "/keys/{id}/revoke": Form(_reason, "/keys/{id}", f"Revoked. Sends {_UNDER_WAY}"),
+    "/keys/{id}/unfreeze": Form(_reason, "/keys/{id}", "Unfrozen."),
+    "/keys/{id}/rotate": Form(_overlap, "/keys/{id}", TOKEN_NOTE),
+    "/grants/{id}/remove": Form(_nothing, "/grants", f"Removed. Sends of its key {_UNDER_WAY}"),
+    "/approvals/{id}/approve": Form(
+        _nothing, "/operations/{operation_id}", "This bill was approved by you."
+    ),
+    "/approvals/{id}/deny": Form(
+        _nothing, "/operations/{operation_id}", "This bill was denied by you."
+    ),
+    "/operations/{id}/resolve": Form(_resolution, "/operations/{id}", "Resolved by you."),
+    "/operations/{id}/reopen": Form(
+        _reason, "/operations/{id}", "Reopened: the next call may bill it once more."
+    ),
+    "/operations/{id}/reset": Form(
+        _nothing, "/operations/{id}", "Forgot {declines_forgotten} declines."
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Actions:
     """Carries out the forms of the dashboard."""
 
-    views: Views
-    random_bytes: Callable[[int], bytes]
-    acts: StripeActs | None = None
+    acts: Acts
     verifying: Verifying | None = None
 
     def table(self) -> dict[str, Callable[[Visit, Fields], Awaitable[Done]]]:
         """Return the actions by path."""
-        return {
-            "/keys": self.issue,
-            "/keys/{id}/revoke": self.revoke,
-            "/keys/{id}/unfreeze": self.unfreeze,
-            "/keys/{id}/rotate": self.rotate,
-            "/grants": self.grant,
-            "/grants/{id}/remove": self.ungrant,
-            "/approvals/{id}/approve": self.approve,
-            "/approvals/{id}/deny": self.deny,
-            "/operations/{id}/resolve": self.resolve,
-            "/operations/{id}/reopen": self.reopen,
-            "/operations/{id}/reset": self.reset,
-            "/audit/verify": self.verify,
-        }
+        forms = {path: partial(self._act, path, form) for path, form in FORMS.items()}
+        return {**forms, "/grants": self.grant, "/audit/verify": self.verify}
 
-    async def issue(self, visit: Visit, fields: Fields) -> Done:
-        """Issue a key from one of the two forms."""
-        wanted = read_key_form(fields, self.views.mode, self.views.now_ms())
+    async def _act(self, path: str, form: Form, visit: Visit, fields: Fields) -> Done:
+        act, named = self.acts.table()[path], visit.request.path_params.get("id", "")
         try:
-            key, minted = await issue_key(
-                self.views.ledger, wanted, self.random_bytes, visit.session.operator
-            )
+            return form.told(await act(named, form.said(fields), visit.session.operator))
+        except KeyRequestError as error:
+            raise FormError(error.errors, error.param.rpartition(".")[2], fields) from None
         except CapRequiredError as error:
             hint = "Give a daily, monthly or customer's cap, or choose to have none."
             raise FormError([f"{error}. {hint}"], "daily", fields) from None
-        return Done(f"/keys/{key.id}", Note(TOKEN_NOTE, minted.token))
-
-    async def revoke(self, visit: Visit, fields: Fields) -> Done:
-        """Revoke a key now."""
-        key_id = await self._known(visit)
-        revoked = await revoke_key(
-            self.views.ledger,
-            self.views.records,
-            key_id,
-            clean_reason(fields.get("reason")),
-            visit.session.operator,
-            REVOKE_WAIT_S,
-        )
-        text = (
-            f"Revoked. Sends under way when it was: {revoked.under_way}; "
-            f"still under way: {revoked.still_under_way}."
-        )
-        return Done(f"/keys/{key_id}", Note(text))
-
-    async def unfreeze(self, visit: Visit, fields: Fields) -> Done:
-        """Unfreeze a key; a reason is required."""
-        key_id = await self._known(visit)
-        reason = clean_reason(fields.get("reason"))
-        if reason is None:
-            raise InputError(400, "parameter_invalid", "Say why the key is unfrozen.", "reason")
-        await unfreeze_key(self.views.ledger, key_id, reason, visit.session.operator)
-        return Done(f"/keys/{key_id}", Note("Unfrozen."))
-
-    async def rotate(self, visit: Visit, fields: Fields) -> Done:
-        """Mint the successor of a key."""
-        key_id = await self._known(visit)
-        overlap_ms = read_overlap(fields.get("overlap") or OVERLAP_DEFAULT)
-        successor, minted = await rotate_key(
-            self.views.ledger, key_id, overlap_ms, self.random_bytes, visit.session.operator
-        )
-        return Done(f"/keys/{successor.id}", Note(TOKEN_NOTE, minted.token))
 
     async def grant(self, visit: Visit, fields: Fields) -> Done:
         """Let identities stand for a key: a claim a line."""
-        given = {name: fields.get(name, "").strip() for name in ("issuer", "key_id", "label")}
+        said = {name: fields.get(name, "").strip() for name in ("issuer", "key_id", "label")}
+        body = check_body(GrantBody, {**said, "label": said["label"] or None, "match": {}})
         matches = [line.strip() for line in fields.get("match", "").splitlines() if line.strip()]
-        body = check_body(GrantBody, {**given, "label": given["label"] or None, "match": {}})
-        ledger, who = self.views.ledger, visit.session.operator
         try:
-            grant = await grant_key(ledger, self.random_bytes, body, matches, who)
-        except InputError as error:
-            raise FormError([error.message], error.param, fields) from None
-        return Done("/grants", Note(f"Granted as {grant.id}."))
-
-    async def ungrant(self, visit: Visit, _fields: Fields) -> Done:
-        """Remove a grant now."""
-        removed = await ungrant(self.views, visit.request, visit.session.operator, REVOKE_WAIT_S)
-        text = (
-            f"Removed. Sends of its key under way when it was: {removed.under_way}; "
-            f"still under way: {removed.still_under_way}."
-        )
-        return Done("/grants", Note(text))
-
-    async def approve(self, visit: Visit, _fields: Fields) -> Done:
-        """Let one bill pass."""
-        return await self._decide(visit, "approved")
-
-    async def deny(self, visit: Visit, _fields: Fields) -> Done:
-        """Refuse one bill."""
-        return await self._decide(visit, "denied")
-
-    async def resolve(self, visit: Visit, fields: Fields) -> Done:
-        """Say what became of an unknown operation."""
-        operation = await find_operation(self.views, visit.request)
-        given = {name: fields.get(name, "").strip() or None for name in ("succeeded", "reason")}
-        body = check_body(ResolveBody, {**given, "void": given["succeeded"] is None})
-        who = visit.session.operator
-        outcome = await acts_with_stripe(self.acts).resolve(operation, read_resolution(body), who)
-        return _done(outcome, operation, "Resolved by you.")
-
-    async def reopen(self, visit: Visit, fields: Fields) -> Done:
-        """Let a refunded bill be billed once more."""
-        operation = await find_operation(self.views, visit.request)
-        reason = clean_reason(fields.get("reason"))
-        if reason is None:
-            raise unreasoned()
-        by = By(visit.session.operator, reason)
-        outcome = await acts_with_stripe(self.acts).reopen(operation, by, Reopening())
-        return _done(outcome, operation, "Reopened: the next call may bill it once more.")
-
-    async def reset(self, visit: Visit, _fields: Fields) -> Done:
-        """Start the count of declines of a bill anew."""
-        operation = await find_operation(self.views, visit.request)
-        by = By(visit.session.operator)
-        declines = await reset_declines(self.views.ledger, operation, by)
-        return Done(f"/operations/{operation.id}", Note(f"Forgot {declines} declines."))
+            grant = await self.acts.grant_to(body, matches, visit.session.operator)
+        except (MatchError, NoSuchKeyError, NotGrantedError) as error:
+            wrong = input_error(error)
+            raise FormError([wrong.message], wrong.param, fields) from None
+        return Done("/grants", Note(f"Granted as {grant['id']}."))
 
     async def verify(self, visit: Visit, _fields: Fields) -> Done:
         """Walk every chain of the audit now."""
@@ -197,27 +167,5 @@ class Actions:
         row = AuditDraft(
             kind="admin", decision="verify", agent_id=visit.session.operator, note=text
         )
-        await note(self.views.ledger, row)
+        await note(self.acts.views.ledger, row)
         return Done("/audit", Note(text))
-
-    async def _decide(self, visit: Visit, verdict: Verdict) -> Done:
-        approval_id = visit.request.path_params["id"]
-        decided = await decide_approval(
-            self.views.ledger, approval_id, verdict, visit.session.operator
-        )
-        if isinstance(decided, NotDecided):
-            raise undecided(decided)
-        where = f"/operations/{decided.approval.operation_id}"
-        return Done(where, Note(f"This bill was {verdict} by you."))
-
-    async def _known(self, visit: Visit) -> KeyId:
-        found = await self.views.key(visit.request.path_params["id"])
-        if found is None:
-            raise unknown_key()
-        return KeyId(found["id"])
-
-
-def _done(outcome: Acted | NotDone, operation: Operation, text: str) -> Done:
-    if isinstance(outcome, NotDone):
-        raise not_done(outcome)
-    return Done(f"/operations/{operation.id}", Note(text))

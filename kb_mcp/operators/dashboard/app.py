@@ -14,15 +14,15 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from kb_mcp.operators.dashboard.actions import Actions, Done
-from kb_mcp.operators.dashboard.key_forms import Fields, FormError
+from kb_mcp.operators.actions.operations import note as commit_row
+from kb_mcp.operators.dashboard.actions import Actions, Done, Fields
 from kb_mcp.operators.dashboard.live_audit import Live
-from kb_mcp.operators.dashboard.pages import Pages, Visit
+from kb_mcp.operators.dashboard.pages import FormError, Pages, Visit
 from kb_mcp.operators.dashboard.render import STATIC, page, static
 from kb_mcp.operators.requests import InputError, read_form, read_query
 from kb_mcp.operators.sign_in import Access, Sessions, Throttle, same_text
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
+from kb_mcp.proxy.ledger.records import AuditDraft
 
 SESSION_COOKIE = "keybrake_session"
 LOGIN_COOKIE = "keybrake_login"
@@ -165,9 +165,7 @@ class Dashboard:
     async def _note(self, decision: str, operator: str | None, peer: str | None = None) -> None:
         note = None if peer is None else f"from {clean_text(peer, 64)}"
         row = AuditDraft(kind="admin", decision=decision, agent_id=operator, note=note)
-        await self.pages.views.ledger.transact(
-            lambda _: Refs(), lambda _: (None, Changes(audit=(row,)))
-        )
+        await commit_row(self.pages.views.ledger, row)
 
 
 async def _static(name: str, _request: Request) -> Response:

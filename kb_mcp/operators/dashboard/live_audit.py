@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
-from kb_mcp.operators.dashboard.bars import label_of
+from kb_mcp.operators.dashboard.charts import label_of
 from kb_mcp.operators.dashboard.render import written
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.operators.sign_in import Sessions

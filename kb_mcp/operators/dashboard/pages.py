@@ -5,7 +5,7 @@ Floor: operators, below the dashboard, above views. Every list is bounded.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,21 +17,32 @@ from starlette.responses import Response
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.operators.actions.keys import TEXT_MAX
 from kb_mcp.operators.alerts.queue import raised
-from kb_mcp.operators.api import unknown_key
-from kb_mcp.operators.dashboard.bars import Bars, label_of
-from kb_mcp.operators.dashboard.key_forms import FormError
-from kb_mcp.operators.dashboard.plots import Plot, plot, spend_plots
-from kb_mcp.operators.dashboard.render import bar, page
+from kb_mcp.operators.dashboard.charts import (
+    Plot,
+    bar,
+    bars_of_today,
+    label_of,
+    plot,
+    spend_plots,
+)
+from kb_mcp.operators.dashboard.render import page
 from kb_mcp.operators.dashboard.story import tell
 from kb_mcp.operators.reports.invariants import Verifying
 from kb_mcp.operators.reports.stopped import Figures, stopped_figures
-from kb_mcp.operators.reports.views import Views, key_status
-from kb_mcp.operators.requests import InputError, read_limit, read_query
+from kb_mcp.operators.reports.views import Fullest, Views, key_status
+from kb_mcp.operators.requests import (
+    AUDIT_FILTERS,
+    OPERATION_FILTERS,
+    InputError,
+    operation_filters,
+    read_limit,
+    read_query,
+)
 from kb_mcp.operators.sign_in import Note, Session
 from kb_mcp.proxy.access.policy_files import load_policy
 from kb_mcp.proxy.access.roles import ROLES, describe
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.edge.records import Record, grant_record
+from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.records import State
 from kb_mcp.proxy.ledger.snapshot import GAP
 
@@ -57,13 +68,27 @@ class Visit:
     note: Note | None = None
 
 
+class FormError(InputError):
+    """A form for a new key or grant that is not valid: it is shown again, with a line a reason."""
+
+    def __init__(self, errors: Sequence[str], param: str | None, form: Mapping[str, str]) -> None:
+        """Take the reasons, the field, and the form as it was filled in."""
+        super().__init__(400, "parameter_invalid", "; ".join(errors), param)
+        self.errors = tuple(errors)
+        self.form = form
+
+
 @dataclass(frozen=True, slots=True)
 class Pages:
     """Answers GET requests of the dashboard."""
 
-    views: Views
-    bars: Bars
+    fullest: Fullest
     verifying: Verifying | None = None
+
+    @property
+    def views(self) -> Views:
+        """What is looked at."""
+        return self.fullest.views
 
     def table(self) -> dict[str, Callable[[Visit], Awaitable[Response]]]:
         """Return the pages by path."""
@@ -84,7 +109,7 @@ class Pages:
         """Show what was not moved, what needs a person, spend against caps, and the audit."""
         views, records, now = self.views, self.views.records, self.views.now_ms()
         rows = views.audit(TAIL_MAX)
-        shown = await self.bars.today()
+        shown = await bars_of_today(self.fullest)
         figures = await stopped_figures(records, day_of(now))
         needs: dict[str, Any] = {
             "gap": (await records.facts()).get(GAP),
@@ -135,8 +160,7 @@ class Pages:
         `wrong` is a form that was not taken.
         """
         read_query(visit.request, ())
-        found = [grant_record(each) for each in await self.views.records.grants()]
-        standing = [each for each in found if each["removed_at"] is None]
+        standing = await self.views.grants()
         return self._page(
             visit,
             "grants.html",
@@ -192,8 +216,6 @@ class Pages:
         """Show one key, what it may do, what it did, and how to stop it."""
         key_id = visit.request.path_params["id"]
         found = await self.views.key(key_id)
-        if found is None:
-            raise unknown_key()
         today = day_of(self.views.now_ms())
         return self._page(
             visit,
@@ -208,14 +230,8 @@ class Pages:
 
     async def operations(self, visit: Visit) -> Response:
         """Show operations, searched by customer, period, charge and state."""
-        names = ("customer", "period", "charge", "agent", "session", "state", "limit")
-        query = read_query(visit.request, names)
-        filters = {
-            "customer_id": query.get("customer"),
-            "billing_period": query.get("period"),
-            "charge_id": query.get("charge"),
-            "state": query.get("state"),
-        }
+        query = read_query(visit.request, (*OPERATION_FILTERS, "agent", "session", "limit"))
+        filters = operation_filters(query)
         if query.get("agent") or query.get("session"):
             found = await self.views.operations_by(
                 query.get("agent"), query.get("session"), read_limit(query), filters
@@ -227,13 +243,8 @@ class Pages:
     async def refunds(self, visit: Visit) -> Response:
         """Show refunds, searched by customer, charge and state."""
         query = read_query(visit.request, ("customer", "charge", "state", "limit"))
-        found = await self.views.operations(
-            read_limit(query),
-            kind="refund",
-            customer_id=query.get("customer"),
-            charge_id=query.get("charge"),
-            state=query.get("state"),
-        )
+        filters = operation_filters(query)
+        found = await self.views.operations(read_limit(query), kind="refund", **filters)
         return await self._listed(visit, "refunds", query, found)
 
     async def _listed(
@@ -253,8 +264,6 @@ class Pages:
         """Show one operation: its story, its attempts, and its audit rows."""
         operation_id = visit.request.path_params["id"]
         found = await self.views.operation(operation_id)
-        if found is None:
-            raise InputError(404, "operation_unknown", "There is no operation with this id.")
         trail = self.views.audit(TIMELINE_MAX, operation=operation_id)[::-1]
         refunds: list[Record] = []
         if found["kind"] != "refund" and found["charge_id"] is not None:
@@ -277,9 +286,8 @@ class Pages:
 
     async def audit(self, visit: Visit) -> Response:
         """Show the audit, newest first."""
-        names = ("key", "customer", "code", "operation", "agent", "session", "subject")
-        query = read_query(visit.request, (*names, "limit"))
-        filters = {name: query.get(name) for name in names}
+        query = read_query(visit.request, (*AUDIT_FILTERS, "limit"))
+        filters = {name: query.get(name) for name in AUDIT_FILTERS}
         rows = self.views.audit(read_limit(query), **filters)
         labels, verified = await self._labels(rows), self._verified()
         return self._page(

@@ -14,14 +14,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup, escape
-from msgspec.structs import asdict
 from starlette.responses import HTMLResponse, Response
 
 from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.edge.records import Record, Spend
 
-BAR_WIDTH = 1000
 TEXT_MAX = 500
 STATIC = {
     "dashboard.css": "text/css",
@@ -41,17 +38,6 @@ def static(name: str) -> Response:
     text = (files(__package__) / "templates" / name).read_text()
     headers = {"cache-control": f"private, max-age={_STATIC_MAX_AGE_S}"}
     return Response(text, media_type=STATIC[name], headers=headers)
-
-
-def bar(row: Spend) -> Record:
-    """Return a row of spend with the widths of its bar, out of BAR_WIDTH."""
-    cap, shown = row.cap, asdict(row)
-    if not cap:
-        return {**shown, "settled_width": 0, "reserved_width": 0, "percent": None}
-    settled = min(row.settled * BAR_WIDTH // cap, BAR_WIDTH)
-    reserved = min(row.reserved * BAR_WIDTH // cap, BAR_WIDTH - settled)
-    percent = (row.settled + row.reserved) * 100 // cap
-    return {**shown, "settled_width": settled, "reserved_width": reserved, "percent": percent}
 
 
 def sums(amounts: Mapping[str, int]) -> str:

@@ -5,19 +5,19 @@ Floor: operators, below the admin API and the dashboard, above records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from itertools import islice
 
-from kb_mcp.instants import rfc3339
+from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.tokens import Mode
 from kb_mcp.proxy.audit.verification import FIELDS
 from kb_mcp.proxy.edge.records import (
     Record,
     Spend,
-    account_spend,
+    grant_record,
     key_record,
     operation_record,
     spend,
@@ -26,17 +26,31 @@ from kb_mcp.proxy.edge.records import (
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
     Approval,
+    Attempt,
     KeyId,
     Lineage,
     Operation,
     OperationId,
     VaultKey,
-    Window,
-    WindowKey,
 )
 from kb_mcp.proxy.ledger.windows import REFUNDS
-from kb_mcp.proxy.stores.gauges import KeyCaps
+from kb_mcp.proxy.stores.gauges import KeyCaps, KeySpend
 from kb_mcp.proxy.stores.reads import StoreReads
+
+AGENT_ROWS_MAX = 1_000
+KEY_STATUSES = ("active", "frozen", "expired", "revoked")
+
+
+class NoSuchKeyError(Exception):
+    """There is no vault key with this id."""
+
+    def __init__(self, key_id: str) -> None:
+        """Take the id that was looked for."""
+        super().__init__(f"there is no vault key {key_id}")
+
+
+class NoSuchOperationError(Exception):
+    """There is no operation with this id."""
 
 
 def approval_record(approval: Approval, now: int) -> Record:
@@ -68,80 +82,12 @@ def approval_record(approval: Approval, now: int) -> Record:
     }
 
 
-async def spend_of_every_key(
-    records: StoreReads, keys: Sequence[KeyCaps], day: date, *, rotated: bool
-) -> list[Spend]:
-    """Return the spend of each of `keys` on `day` and in its month, in their order.
-
-    A rotated key shares its windows with its successor; with `rotated` both have rows for them.
-
-    Raises: LedgerUnavailableError.
-    """
-    return await _of_every_key(records, keys, day, "key", rotated=rotated)
-
-
-async def refunds_of_every_key(
-    records: StoreReads, keys: Sequence[KeyCaps], day: date
-) -> list[Spend]:
-    """Return what was given back on `day` and in its month: the account's, then each key's.
-
-    Raises: LedgerUnavailableError.
-    """
-    today = day.isoformat()
-    ceilings = await records.ceilings(refunds=True)
-    account = _held(await records.windows(scope=f"account{REFUNDS}", starts=(today,)))
-    rows = _rows(None, f"account{REFUNDS}", "day", today, ceilings, account.get(("", "day"), {}))
-    return rows + await _of_every_key(records, keys, day, f"key{REFUNDS}", rotated=False)
-
-
-async def _of_every_key(
-    records: StoreReads, keys: Sequence[KeyCaps], day: date, scope: str, *, rotated: bool
-) -> list[Spend]:
-    today, month = day.isoformat(), day.replace(day=1).isoformat()
-    held = await records.held_of_keys(scope, today, month)
-    rows: list[Spend] = []
-    for each in keys:
-        if each.rotated and not rotated:
-            continue
-        caps = each.caps if scope == "key" else each.refund_caps
-        for window, start, limits in (("day", today, caps.daily), ("month", month, caps.monthly)):
-            here = held.get((each.lineage_id, window), {})
-            for currency in sorted(limits.keys() | here):
-                cap, there = limits.get(currency), here.get(currency, (0, 0))
-                rows.append(spend(each.key_id, scope, window, start, currency, cap, *there))
-    return rows
-
-
-def _held(windows: Iterable[Window]) -> dict[tuple[str, str], dict[str, tuple[int, int]]]:
-    held: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
-    for each in windows:
-        if each.key.currency:
-            here = held.setdefault((each.key.scope_id, each.key.window), {})
-            here[each.key.currency] = (each.reserved, each.settled)
-    return held
-
-
-def _rows(
-    key_id: str | None,
-    scope: str,
-    window: str,
-    start: str,
-    limits: Mapping[str, int],
-    held: Mapping[str, tuple[int, int]],
-) -> list[Spend]:
-    return [
-        spend(key_id, scope, window, start, each, limits.get(each), *held.get(each, (0, 0)))
-        for each in sorted(limits.keys() | held)
-    ]
-
-
-AGENT_ROWS_MAX = 1_000
-KEY_STATUSES = ("active", "frozen", "expired", "revoked")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Views:
-    """Reads for people; money in minor units, times RFC 3339. Raises: LedgerUnavailableError."""
+    """Reads for people; money in minor units, times RFC 3339.
+
+    Raises: LedgerUnavailableError, and NoSuchKeyError or NoSuchOperationError for one by its id.
+    """
 
     ledger: Ledger
     records: StoreReads
@@ -156,10 +102,12 @@ class Views:
         """Return every vault key, oldest first."""
         return [_key(*found) for found in await self.records.keys()]
 
-    async def key(self, key_id: str) -> Record | None:
-        """Return one vault key, or None."""
+    async def key(self, key_id: str) -> Record:
+        """Return one vault key."""
         found = await self.records.keys_by_id([key_id]) if key_id.isprintable() else ()
-        return _key(*found[0]) if found else None
+        if not found:
+            raise NoSuchKeyError(key_id)
+        return _key(*found[0])
 
     async def key_page(self, most: int, **wanted: str | None) -> list[Record]:
         """Return at most `most` keys with their `status`, newest first.
@@ -184,10 +132,9 @@ class Views:
         found = await self.records.operations(limit=limit, **given)
         return [operation_record(*each) for each in found]
 
-    async def operation(self, operation_id: str) -> Record | None:
-        """Return one operation, or None."""
-        found = await self.operations(1, operation_id=operation_id)
-        return found[0] if found else None
+    async def operation(self, operation_id: str) -> Record:
+        """Return one operation."""
+        return operation_record(*await self._operation(operation_id))
 
     async def operations_by(
         self,
@@ -215,9 +162,9 @@ class Views:
                 break
         return found[:limit]
 
-    async def raw_operation(self, operation_id: str) -> Operation | None:
+    async def raw_operation(self, operation_id: str) -> Operation:
         """Return one operation as the ledger holds it, for an act on it."""
-        return await self._operation(OperationId(operation_id))
+        return (await self._operation(operation_id))[0]
 
     async def spent_by_day(self, days: Sequence[str]) -> dict[str, dict[str, int]]:
         """Return what all keys together hold in each of `days`, by currency and day."""
@@ -228,16 +175,19 @@ class Views:
                 held.setdefault(window.key.currency, {})[window.key.start] = amount
         return held
 
-    async def spend(self, day: date) -> list[Spend]:
+    async def spend(self, day: date, *, rotated: bool = False) -> list[Spend]:
         """Return spend against cap on `day` and in its month: the account's, then each key's.
 
-        A rotated key shares its windows with its successor, so only the newest key of a lineage
-        stands for them.
+        What was given back stands behind it. A rotated key shares its windows with its successor:
+        with `rotated` both have rows for what they spend, else only the newest of a lineage has.
         """
         keys = await self.records.caps_of_keys()
-        rows = await spend_of_every_key(self.records, keys, day, rotated=False)
-        refunds = await refunds_of_every_key(self.records, keys, day)
-        return [*await self.account_spend(day), *rows, *refunds]
+        return [
+            *await self.account_spend(day),
+            *await self._of_every_key(keys, day, "key", rotated=rotated),
+            *await self.account_spend(day, REFUNDS),
+            *await self._of_every_key(keys, day, f"key{REFUNDS}", rotated=False),
+        ]
 
     async def spend_of(self, day: date, key_id: str) -> list[Spend]:
         """Return spend against cap on `day` and in its month of one key, rotated or not."""
@@ -251,21 +201,25 @@ class Views:
         ]
         return [row for each in rows for row in each]
 
-    async def account_spend(self, day: date, *, refunds: bool = False) -> list[Spend]:
+    async def account_spend(self, day: date, of: str = "") -> list[Spend]:
         """Return what all keys together hold on `day`, by currency, against the ceiling.
 
-        `refunds` asks for what is given back.
+        `of` is REFUNDS for what is given back.
         """
-        scope, start = f"account{REFUNDS if refunds else ''}", day.isoformat()
-        ceilings = await self.records.ceilings(refunds=refunds)
-        held = {
-            window.key.currency: window
-            for window in await self.records.windows(scope=scope, starts=(start,))
-            if window.key.currency
-        }
-        currencies = sorted(ceilings.keys() | held.keys())
-        empty = {name: Window(WindowKey(scope, "", "day", start, name)) for name in currencies}
-        return [account_spend({**empty, **held}[name], ceilings) for name in currencies]
+        scope, start = f"account{of}", day.isoformat()
+        ceilings = await self.records.ceilings(refunds=bool(of))
+        windows = await self.records.windows(scope=scope, starts=(start,))
+        held = {each.key.currency: (each.reserved, each.settled) for each in windows}
+        return [
+            spend(None, scope, "day", start, name, ceilings.get(name), *held.get(name, (0, 0)))
+            for name in sorted(ceilings.keys() | held)
+            if name
+        ]
+
+    async def grants(self) -> list[Record]:
+        """Return every grant that is not removed, oldest first."""
+        found = await self.records.grants()
+        return [grant_record(each) for each in found if each.removed_at is None]
 
     def audit(self, limit: int, **filters: str | None) -> list[Record]:
         """Return matching audit rows, newest first."""
@@ -291,9 +245,69 @@ class Views:
         )
         return list(islice(found, limit))
 
-    async def _operation(self, operation_id: OperationId) -> Operation | None:
+    async def _operation(self, operation_id: str) -> tuple[Operation, list[Attempt]]:
         found = await self.records.operations(operation_id=operation_id, limit=1)
-        return found[0][0] if found else None
+        if not found:
+            raise NoSuchOperationError(f"there is no operation {operation_id}")
+        return found[0]
+
+    async def _of_every_key(
+        self, keys: Sequence[KeyCaps], day: date, scope: str, *, rotated: bool
+    ) -> list[Spend]:
+        today, month = day.isoformat(), day.replace(day=1).isoformat()
+        held = await self.records.held_of_keys(scope, today, month)
+        rows: list[Spend] = []
+        for each in keys:
+            if each.rotated and not rotated:
+                continue
+            caps = each.caps if scope == "key" else each.refund_caps
+            for window, start, limits in (
+                ("day", today, caps.daily),
+                ("month", month, caps.monthly),
+            ):
+                here = held.get((each.lineage_id, window), {})
+                for currency in sorted(limits.keys() | here):
+                    cap, there = limits.get(currency), here.get(currency, (0, 0))
+                    rows.append(spend(each.key_id, scope, window, start, currency, cap, *there))
+        return rows
+
+
+@dataclass(slots=True)
+class Fullest:
+    """The account's spend, and that of the keys nearest to their caps.
+
+    Where there are very many keys, which they are is decided anew only now and then: it takes a
+    look at every key, on the thread on which charges are served.
+    """
+
+    views: Views
+    keys: Sequence[KeyId] = field(default=(), init=False)
+    _chosen_until: int = field(default=0, init=False)
+
+    async def today(
+        self, most: int, chosen_for_ms: int
+    ) -> tuple[list[Spend], dict[KeyId, tuple[KeySpend, list[Spend]]]]:
+        """Return the account's rows of today, and of each of `most` keys what caps it and its rows.
+
+        Those chosen stay for `chosen_for_ms`. Raises: LedgerUnavailableError.
+        """
+        now, records = self.views.now_ms(), self.views.records
+        day = day_of(now)
+        starts = (day.isoformat(), day.replace(day=1).isoformat())
+        if len(self.keys) < most or now >= self._chosen_until:
+            self.keys = await records.fullest_keys(*starts, now, most)
+            self._chosen_until = now + chosen_for_ms
+        account = [
+            *await self.views.account_spend(day),
+            *await self.views.account_spend(day, REFUNDS),
+        ]
+        return account, {
+            each.key_id: (
+                each,
+                spend_records(each.key_id, each.caps, each.refund_caps, each.windows, starts),
+            )
+            for each in await records.spend_of_keys(self.keys, *starts, now)
+        }
 
 
 def key_status(key: Record, now: str) -> str:

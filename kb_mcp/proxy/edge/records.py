@@ -6,7 +6,7 @@ RFC 3339 UTC.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from msgspec import Struct
@@ -179,12 +179,3 @@ def spend_records(
                 cap = caps.get(currency)
                 rows.append(spend(key_id, scope, name, start, currency, cap, *spent))
     return rows
-
-
-def account_spend(window: Window, ceilings: Mapping[str, int]) -> Spend:
-    """Return the spend, or the refunds, of the whole account on one day."""
-    key = window.key
-    cap = ceilings.get(key.currency)
-    return spend(
-        None, key.scope, key.window, key.start, key.currency, cap, window.reserved, window.settled
-    )
