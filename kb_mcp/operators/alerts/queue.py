@@ -14,13 +14,14 @@ import json
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol, assert_never
+from typing import Annotated, Any, Literal, Protocol, TypeVar, assert_never
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kb_mcp.instants import day_of, rfc3339
-from kb_mcp.operators.alerts.rules import RECONCILE_DIFFERENCE, Alert, Kind, Sight, alerts_of
+from kb_mcp.operators.alerts import rules
+from kb_mcp.operators.alerts.rules import Alert, Kind
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.proxy.access.policy_files import policy_errors
 from kb_mcp.proxy.audit.chain import clean_text
@@ -29,10 +30,9 @@ from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.counts import Delivery
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
-from kb_mcp.proxy.rules.outcomes.gaps import GAP_FOUND, WALK_FAILED
 
 Format = Literal["json", "slack", "teams"]
+T = TypeVar("T")
 _CARD = "application/vnd.microsoft.card.adaptive"
 
 
@@ -108,7 +108,7 @@ class WebhookTarget(_Part):
     secret: str | None = Field(default=None, min_length=_SECRET_CHARACTERS_MIN, repr=False)
     secret_file: str | None = None
     allow_private: bool = False
-    format: Literal["json", "slack", "teams"] = "json"
+    format: Format = "json"
     on: tuple[Kind, ...] = tuple(Kind)
 
     @model_validator(mode="after")
@@ -203,82 +203,76 @@ class Alerts:
 
     async def run(self) -> None:
         """Make one round. Raises: LedgerUnavailableError."""
-        for alert in alerts_of(await self._sight()):
+        for alert in await self._look():
             if alert.id not in self._raised:
                 await self._raise(alert)
                 self._raised.add(alert.id)
-        for row in list(self._queue()):
+        for row in list(raised(self.views, self._ago(QUEUE_MS), QUEUE_MAX)):
             for sender in self.senders:
                 if row["code"] in sender.on and (row["request_id"], sender.name) not in self._over:
                     await self._deliver(row, sender)
 
-    async def _sight(self) -> Sight:
-        now = self.views.now_ms()
+    async def _look(self) -> list[Alert]:
+        """Return what stands to be told, each under an id that does not change."""
+        views, now, since = self.views, self.views.now_ms(), self._ago(NEWS_MS)
         if self._verified_at < 0 or now - self._verified_at >= self.verify_every_ms:
             # Walking the audit takes long; on a thread of its own it holds no charge up.
             self._broken = await asyncio.to_thread(self.breaks)
             self._verified_at = now
-        since = rfc3339(now - NEWS_MS)
-        newest = self.views.audit(LOOK_BACK_ROWS)
-        return Sight(
-            spend=await self.views.spend(day_of(now)),
-            keys=await self.views.keys(),
-            unknown=await self.views.operations(OPEN_MAX, state=State.UNKNOWN.value),
-            refunds_failed=self.views.audit(OPEN_MAX, code=REFUND_FAILED, since=since),
-            reconciled=self.views.audit(OPEN_MAX, code=RECONCILE_DIFFERENCE, since=since),
-            gaps=self.views.audit(OPEN_MAX, code=GAP_FOUND, since=since),
-            unwalked=self.views.audit(OPEN_MAX, code=WALK_FAILED, since=since),
-            refusals=[row["time"] for row in newest if row["decision"] == "refuse"],
-            breaks=self._broken,
-            since=since,
-            burst=self.burst,
-            log_bytes=self.views.records.log_bytes() or 0,
-            today=day_of(now).isoformat(),
-            waiting=await self.views.approvals(OPEN_MAX, "pending"),
-            soon=rfc3339(now + EXPIRING_MS),
-        )
+        keys, today = await views.keys(), day_of(now)
+        rows = [
+            row
+            for code in rules.TOLD_CODES
+            for row in views.audit(OPEN_MAX, code=code, since=since)
+        ]
+        newest = views.audit(LOOK_BACK_ROWS, since=since)
+        refused = [row["time"] for row in newest if row["decision"] == "refuse"]
+        waiting = await views.approvals(OPEN_MAX, "pending")
+        return [
+            *rules.of_spend(await views.spend(today)),
+            *rules.of_keys(keys, since),
+            *rules.of_unknown(await views.operations(OPEN_MAX, state=State.UNKNOWN.value)),
+            *rules.of_breaks(self._broken),
+            *map(rules.of_row, rows),
+            *rules.of_refusals(refused, self.burst),
+            *rules.of_log(views.records.log_bytes() or 0, today.isoformat()),
+            *rules.of_approvals(waiting, keys, self._ago(-EXPIRING_MS)),
+        ]
+
+    def _ago(self, ms: int) -> str:
+        return rfc3339(self.views.now_ms() - ms)
 
     async def _raise(self, alert: Alert) -> None:
         key = f"alert|{alert.id}"
+        row = AuditDraft(
+            kind=AUDIT_KIND,
+            decision="raise",
+            code=alert.kind.value,
+            # An alert answers no request: the column names the alert instead.
+            request_id=clean_text(alert.id, _TEXT_MAX),
+            note=clean_text(alert.text, _TEXT_MAX),
+            **{name: getattr(alert, name) for name in _PASSED_ON},
+        )
 
         def step(snapshot: Snapshot) -> tuple[None, Changes]:
             if snapshot.delivery(key).tries:
                 return None, Changes()
-            row = AuditDraft(
-                kind=AUDIT_KIND,
-                decision="raise",
-                code=alert.kind.value,
-                # An alert answers no request: the column names the alert instead.
-                request_id=clean_text(alert.id, _TEXT_MAX),
-                key_id=alert.key_id,
-                operation_id=alert.operation_id,
-                customer_id=alert.customer_id,
-                amount=alert.amount,
-                currency=alert.currency,
-                note=clean_text(alert.text, _TEXT_MAX),
-            )
             delivery = Delivery(key, tries=1, last_tried_at=snapshot.now)
             return None, Changes(deliveries=(delivery,), audit=(row,))
 
-        await self.views.ledger.transact(lambda _: Refs(deliveries=frozenset({key})), step)
-
-    def _queue(self) -> Iterator[Record]:
-        since = rfc3339(self.views.now_ms() - QUEUE_MS)
-        yield from raised(self.views, since, QUEUE_MAX)
+        await self._write(key, step)
 
     async def _deliver(self, row: Record, sender: Sender) -> None:
         key = f"alert|{row['request_id']}|{sender.name}"
         tried = await self._take(key)
         if tried is None:
             return
-        if tried < 0:
-            self._over.add((row["request_id"], sender.name))
-            return
-        failure = await sender.send(self._body(row))
-        over = failure is None or tried + 1 >= TRIES_MAX
-        if over:
+        if tried >= 0:
+            failure = await sender.send(self._body(row))
+            if failure is not None and tried + 1 < TRIES_MAX:
+                return
             await self._note(key, row, sender, failure)
-            self._over.add((row["request_id"], sender.name))
+        self._over.add((row["request_id"], sender.name))
 
     async def _take(self, key: str) -> int | None:
         """Take one delivery: return how often it was tried; -1 it is over, None not due yet."""
@@ -293,7 +287,7 @@ class Alerts:
             taken = Delivery(key, tries=delivery.tries + 1, last_tried_at=snapshot.now)
             return delivery.tries, Changes(deliveries=(taken,))
 
-        return await self.views.ledger.transact(lambda _: Refs(deliveries=frozenset({key})), step)
+        return await self._write(key, step)
 
     async def _note(self, key: str, row: Record, sender: Sender, failure: str | None) -> None:
         note = AuditDraft(
@@ -309,15 +303,15 @@ class Alerts:
             over = Delivery(key, tries=_DELIVERED, last_tried_at=snapshot.now)
             return None, Changes(deliveries=(over,), audit=(note,))
 
-        await self.views.ledger.transact(lambda _: Refs(deliveries=frozenset({key})), step)
+        await self._write(key, step)
 
-    def _link(self, row: Record) -> str | None:
-        if self.page_url is None or row["operation_id"] is None:
-            return None
-        return f"{self.page_url}/operations/{row['operation_id']}"
+    async def _write(self, key: str, step: Callable[[Snapshot], tuple[T, Changes]]) -> T:
+        refs = Refs(deliveries=frozenset({key}))
+        return await self.views.ledger.transact(lambda _: refs, step)
 
     def _body(self, row: Record) -> bytes:
-        settings = self.views.ledger.settings
+        settings, operation_id = self.views.ledger.settings, row["operation_id"]
+        linked = self.page_url is not None and operation_id is not None
         document = {
             "id": row["request_id"],
             "kind": row["code"],
@@ -325,7 +319,7 @@ class Alerts:
             "time": row["time"],
             "account": settings.account,
             "mode": settings.mode,
-            "link": self._link(row),
+            "link": f"{self.page_url}/operations/{operation_id}" if linked else None,
             **{name: row[name] for name in _PASSED_ON},
         }
         return json.dumps(document, separators=(",", ":")).encode("ascii")

@@ -1,4 +1,4 @@
-"""What operators are alerted to: ledger and audit, as they stand, to a list of alerts.
+"""What operators are alerted to: ledger and audit, as they stand, to alerts.
 
 Floor: operators, beside the views. Pure. The id of an alert names what happened, not when it was
 noticed: however often the same state is looked at, by however many processes, it is one alert.
@@ -6,14 +6,17 @@ noticed: however often the same state is looked at, by however many processes, i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.audit.verification import Break
 from kb_mcp.proxy.edge.records import Record, Spend
 from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
+from kb_mcp.proxy.rules.outcomes.gaps import GAP_FOUND, WALK_FAILED
 
 CAP_STEPS = (100, 80)
 WAL_LARGE_BYTES = 128 * 2**20  # twice of what the writer empties by itself
@@ -54,71 +57,28 @@ class Alert:
     currency: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sight:
-    """What is looked at: records of the views. `since` (RFC 3339) bounds how old news may be.
+def of_approvals(waiting: Iterable[Record], keys: Iterable[Record], soon: str) -> Iterator[Alert]:
+    """Yield an alert for each approval that waits, and another once it ends before `soon`.
 
-    `refusals` are times of refused requests, newest first; `burst` many within one clock minute
-    are one alert. `log_bytes` is the size of the write-ahead log on `today`, a UTC day. `waiting`
-    are the approvals that nobody decided; those that end before `soon` (RFC 3339) are expiring.
+    `keys` are those that may have asked; `soon` is RFC 3339.
     """
-
-    spend: Sequence[Spend]
-    keys: Sequence[Record]
-    unknown: Sequence[Record]
-    reconciled: Sequence[Record]
-    refunds_failed: Sequence[Record]
-    refusals: Sequence[str]
-    breaks: Sequence[Break]
-    since: str
-    burst: int
-    gaps: Sequence[Record] = ()
-    unwalked: Sequence[Record] = ()
-    log_bytes: int = 0
-    today: str = ""
-    waiting: Sequence[Record] = ()
-    soon: str = ""
-
-
-def alerts_of(sight: Sight) -> list[Alert]:
-    """Return what stands to be told, each under an id that does not change."""
-    return [
-        *_caps(sight.spend),
-        *_keys(sight),
-        *_unknown(sight.unknown),
-        *_audit(sight),
-        *_refunds(sight),
-        *_bursts(sight),
-        *_log(sight),
-        *_approvals(sight),
-    ]
-
-
-def _approvals(sight: Sight) -> Iterator[Alert]:
-    asking = {key["id"]: key for key in sight.keys}
-    for row in sight.waiting:
+    asking = {key["id"]: key for key in keys}
+    for row in waiting:
         key = asking.get(row["key_id"], {})
         agent = key.get("agent") or key.get("label") or f"key {row['key_id']}"
-        amount = format_money(Money(row["amount"], row["currency"]))
         what = "refund" if row["charge_id"] else "charge"
-        bill = f"the {what} of {amount} for customer {row['customer_id']}, asked for by {agent},"
+        bill = f"the {what} of {_money(row)} for customer {row['customer_id']}"
         ends = row["expires_at"]
-        expiring = ends < sight.soon
-        kind = Kind.APPROVAL_EXPIRING if expiring else Kind.APPROVAL_WAITING
-        yield Alert(
-            id=f"{kind.value}:{row['id']}",
-            kind=kind,
-            text=f"Approval {row['id']}: {bill} "
-            + (f"expires at {ends}." if expiring else f"waits for an operator until {ends}."),
-            key_id=row["key_id"],
-            operation_id=row["operation_id"],
-            customer_id=row["customer_id"],
-            amount=row["amount"],
-            currency=row["currency"],
-        )
+        kind, then = Kind.APPROVAL_WAITING, f"waits for an operator until {ends}"
+        if ends < soon:
+            kind, then = Kind.APPROVAL_EXPIRING, f"expires at {ends}"
+        text = f"Approval {row['id']}: {bill}, asked for by {agent}, {then}."
+        facts = {**_bill(row), "operation_id": row["operation_id"], "key_id": row["key_id"]}
+        yield Alert(id=f"{kind}:{row['id']}", kind=kind, text=text, **facts)
 
 
-def _caps(spend: Iterable[Spend]) -> Iterator[Alert]:
+def of_spend(spend: Iterable[Spend]) -> Iterator[Alert]:
+    """Yield an alert for each window of which 80 or 100 per cent are used."""
     for row in spend:
         cap, used = row.cap or 0, row.settled + row.reserved
         reached = next((step for step in CAP_STEPS if cap and used * 100 >= cap * step), None)
@@ -126,113 +86,102 @@ def _caps(spend: Iterable[Spend]) -> Iterator[Alert]:
             continue
         whose = f"key {row.key_id}" if row.key_id else "the whole account"
         refunds = row.scope.endswith("refunds")
-        kind = "refund cap" if refunds else "cap"
         shown, of = (format_money(Money(each, row.currency)) for each in (used, cap))
         yield Alert(
             id=f"cap_{reached}:{row.key_id or 'account'}:{row.window}:"
             f"{row.window_start}:{row.currency}{':refunds' if refunds else ''}",
             kind=Kind.CAP_100 if reached == 100 else Kind.CAP_80,
-            text=f"{shown} of {of} of the {row.window}'s {kind} of {whose} are used.",
+            text=f"{shown} of {of} of the {row.window}'s {'refund ' if refunds else ''}cap of "
+            f"{whose} are used.",
             key_id=row.key_id,
             amount=used,
             currency=row.currency,
         )
 
 
-def _keys(sight: Sight) -> Iterator[Alert]:
-    for key in sight.keys:
+def of_keys(keys: Iterable[Record], since: str) -> Iterator[Alert]:
+    """Yield an alert for each key that was revoked or frozen since then (RFC 3339)."""
+    for key in keys:
         revoked, frozen = key["revoked_at"], key["frozen_at"]
-        if revoked is not None and revoked >= sight.since:
+        name = f"Vault key {key['id']}"
+        if revoked is not None and revoked >= since:
             yield Alert(
                 id=f"key_revoked:{key['id']}",
                 kind=Kind.KEY_REVOKED,
-                text=f"Vault key {key['id']} was revoked{_because(key['revoke_reason'])}.",
+                text=f"{name} was revoked{_because(key['revoke_reason'])}.",
                 key_id=key["id"],
             )
-        if frozen is not None and frozen >= sight.since and key["rotated_to"] is None:
+        if frozen is not None and frozen >= since and key["rotated_to"] is None:
             yield Alert(
                 id=f"key_frozen:{key['lineage']}:{frozen}",
                 kind=Kind.KEY_FROZEN,
-                text=f"Vault key {key['id']} is frozen{_because(key['frozen_reason'])}.",
+                text=f"{name} is frozen{_because(key['frozen_reason'])}.",
                 key_id=key["id"],
             )
 
 
-def _unknown(operations: Iterable[Record]) -> Iterator[Alert]:
+def of_unknown(operations: Iterable[Record]) -> Iterator[Alert]:
+    """Yield an alert for each operation of which nobody knows what became of its last send."""
     for operation in operations:
-        money = format_money(Money(operation["amount"], operation["currency"]))
         sent = operation["attempts"][-1]["last_sent_at"] if operation["attempts"] else ""
+        done = "refunded" if operation["kind"] == "refund" else "charged"
         yield Alert(
             id=f"outcome_unknown:{operation['id']}:{sent}",
             kind=Kind.OUTCOME_UNKNOWN,
-            text=f"Nobody knows yet whether {money} for {operation['customer_id']} was "
-            f"{'refunded' if operation['kind'] == 'refund' else 'charged'} "
-            f"(operation {operation['id']}).",
+            text=f"Nobody knows yet whether {_money(operation)} for {operation['customer_id']} was "
+            f"{done} (operation {operation['id']}).",
             key_id=operation["key_id"],
             operation_id=operation["id"],
-            customer_id=operation["customer_id"],
-            amount=operation["amount"],
-            currency=operation["currency"],
+            **_bill(operation),
         )
 
 
-def _audit(sight: Sight) -> Iterator[Alert]:
-    for found in sight.breaks:
+def of_breaks(breaks: Iterable[Break]) -> Iterator[Alert]:
+    """Yield an alert for each chain of the audit that does not hold."""
+    for found in breaks:
         yield Alert(
             id=f"chain_broken:{found.node}:{found.row}:{found.reason}",
             kind=Kind.CHAIN_BROKEN,
             text=f"The audit chain of {found.node} breaks at row {found.row}: {found.reason}.",
         )
-    for row in sight.reconciled:
-        if row["time"] >= sight.since:
-            yield Alert(
-                id=f"reconcile_differs:{row['id']}",
-                kind=Kind.RECONCILE_DIFFERENCE,
-                text=f"Ledger and Stripe differ: {row['note']}.",
-            )
-    yield from _walks(sight)
 
 
-def _walks(sight: Sight) -> Iterator[Alert]:
-    for kind, rows, text in (
-        (Kind.LEDGER_BEHIND, sight.gaps, "Nothing is sent: Stripe has what the ledger lacks"),
-        (Kind.WALK_FAILED, sight.unwalked, "Stripe's lists could not be read three times"),
-    ):
-        for row in rows:
-            if row["time"] >= sight.since:
-                yield Alert(id=f"{kind}:{row['id']}", kind=kind, text=f"{text}: {row['note']}.")
+# Audit rows that are an alert each, by their code, and what is said before their note.
+_NOTED = {
+    RECONCILE_DIFFERENCE: (Kind.RECONCILE_DIFFERENCE, "Ledger and Stripe differ"),
+    GAP_FOUND: (Kind.LEDGER_BEHIND, "Nothing is sent: Stripe has what the ledger lacks"),
+    WALK_FAILED: (Kind.WALK_FAILED, "Stripe's lists could not be read three times"),
+}
+# The codes of the audit rows that `of_row` tells of.
+TOLD_CODES = (*_NOTED, REFUND_FAILED)
 
 
-def _refunds(sight: Sight) -> Iterator[Alert]:
-    for row in sight.refunds_failed:
-        reopened = row["decision"] == REFUND_FAILED
+def of_row(row: Record) -> Alert:
+    """Return the alert that an audit row with one of TOLD_CODES is."""
+    if row["code"] in _NOTED:
+        kind, text = _NOTED[row["code"]]
+        return Alert(id=f"{kind}:{row['id']}", kind=kind, text=f"{text}: {row['note']}.")
+    if row["decision"] == REFUND_FAILED:
+        kind, alert_id = Kind.REFUND_FAILED, f"reopened_refund_failed:{row['id']}"
         text = f"{row['object_id']} of {row['customer_id']} was reopened. {row['note']}"
-        alert_id = f"reopened_refund_failed:{row['id']}"
-        if not reopened:
-            alert_id = f"refund_returned:{row['object_id']}"
-            money = format_money(Money(row["amount"], row["currency"]))
-            text = f"The refund {row['object_id']} of {money} to {row['customer_id']} failed: the "
-            text += "money is back, and the customer has nothing of it."
-        yield Alert(
-            id=alert_id,
-            kind=Kind.REFUND_FAILED if reopened else Kind.REFUND_RETURNED,
-            text=text,
-            operation_id=row["operation_id"],
-            customer_id=row["customer_id"],
-            amount=row["amount"],
-            currency=row["currency"],
+    else:
+        kind, alert_id = Kind.REFUND_RETURNED, f"refund_returned:{row['object_id']}"
+        text = (
+            f"The refund {row['object_id']} of {_money(row)} to {row['customer_id']} failed: the "
+            "money is back, and the customer has nothing of it."
         )
+    return Alert(id=alert_id, kind=kind, text=text, operation_id=row["operation_id"], **_bill(row))
 
 
-def _bursts(sight: Sight) -> Iterator[Alert]:
-    counts: dict[str, int] = {}
-    for time in sight.refusals:
-        if time >= sight.since:
-            minute = time[:16]
-            counts[minute] = counts.get(minute, 0) + 1
+def of_refusals(times: Iterable[str], burst: int) -> Iterator[Alert]:
+    """Yield one alert where `burst` many requests were refused within one clock minute.
+
+    `times` are RFC 3339, newest first. One alert an hour: a runaway agent is refused every minute,
+    and pages once.
+    """
+    counts = Counter(time[:16] for time in times)
     for minute, count in counts.items():
-        if count >= sight.burst:
-            # One alert an hour: a runaway agent is refused every minute, and pages once.
+        if count >= burst:
             yield Alert(
                 id=f"refusal_burst:{minute[:13]}",
                 kind=Kind.REFUSAL_BURST,
@@ -241,14 +190,23 @@ def _bursts(sight: Sight) -> Iterator[Alert]:
             return
 
 
-def _log(sight: Sight) -> Iterator[Alert]:
-    if sight.log_bytes > WAL_LARGE_BYTES:
+def of_log(size: int, today: str) -> Iterator[Alert]:
+    """Yield one alert a day, `today` (UTC), while the write-ahead log has so many bytes."""
+    if size > WAL_LARGE_BYTES:
         yield Alert(
-            id=f"wal_large:{sight.today}",
+            id=f"wal_large:{today}",
             kind=Kind.WAL_LARGE,
-            text=f"The store's write-ahead log holds {sight.log_bytes // 2**20} MiB and cannot be "
-            "emptied: something outside reads an older state of the store.",
+            text=f"The store's write-ahead log holds {size // 2**20} MiB and cannot be emptied: "
+            "something outside reads an older state of the store.",
         )
+
+
+def _bill(row: Record) -> dict[str, Any]:
+    return {name: row[name] for name in ("customer_id", "amount", "currency")}
+
+
+def _money(row: Record) -> str:
+    return format_money(Money(row["amount"], row["currency"]))
 
 
 def _because(reason: str | None) -> str:
