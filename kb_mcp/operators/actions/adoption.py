@@ -39,11 +39,10 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     Refs,
     Window,
-    WindowKey,
 )
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE, Snapshot
-from kb_mcp.proxy.ledger.windows import windows_of
+from kb_mcp.proxy.ledger.windows import hold_again, release, settle, windows_of
 from kb_mcp.proxy.rules.outcomes.gaps import WALKED, holds_money, mark_of
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.json_objects import marks, object_names
@@ -103,7 +102,8 @@ class Adoption:
                 if ours and holds_money(item, route) and not names & spoken:
                     found.append(item)
                     spoken |= names
-        lacking = [each for chunk in _chunks(found) for each in await self._lacking(chunk)]
+        starts = range(0, len(found), CHUNK)
+        lacking = [each for at in starts for each in await self._lacking(found[at : at + CHUNK])]
         # Stripe lists the newest first, and the newest of a bill is to speak for it.
         lacking.reverse()
         return sorted(lacking, key=lambda each: (is_refund(each), int(each.get("created", 0))))
@@ -127,27 +127,18 @@ class Adoption:
             # Ours, and so new that the process that sent it may be about to conclude it.
             return Taken(item, found, Left("made within the recovery grace: run this again later"))
         known = await self._of_mark(item, found)
-        if known is None or known.state is S.SUCCEEDED:
-            if isinstance(period, Left):
-                return Taken(item, found, period)
-            if known is not None:
-                # Charged twice: the other object is that operation's, this one gets its own.
-                found = replace(found, id=OperationId(self.new_id("op")))
-                key = f"{NOBODY}-{found.object_id}"
-                attempt = replace(attempt, operation_id=found.id, upstream_key=key)
-            return Taken(item, found, await self._write(adopt, found, attempt))
-        found = replace(found, id=known.id)
-        return Taken(
-            item,
-            found,
-            await self._write(adopt_known, found, replace(attempt, operation_id=known.id)),
-        )
-
-    async def _write(self, how: Any, found: Operation, attempt: Attempt) -> Adopted | Left:
+        if known is not None and known.state is not S.SUCCEEDED:
+            found, attempt = replace(found, id=known.id), replace(attempt, operation_id=known.id)
+        elif isinstance(period, Left):
+            return Taken(item, found, period)
+        elif known is not None:
+            # Charged twice: the other object is that operation's, this one gets its own.
+            found = replace(found, id=OperationId(self.new_id("op")))
+            key = f"{NOBODY}-{found.object_id}"
+            attempt = replace(attempt, operation_id=found.id, upstream_key=key)
         if not self.applies:
-            return Adopted(found)
-        result: Adopted | Left = await how(self.ledger, found, attempt, self.operator)
-        return result
+            return Taken(item, found, Adopted(found))
+        return Taken(item, found, await adopt(self.ledger, found, attempt, self.operator))
 
     async def _of_mark(self, item: Item, found: Operation) -> Operation | None:
         """Return the operation here whose mark `item` bears: by its attempt, else by its id."""
@@ -162,123 +153,90 @@ class Adoption:
         return [each for each in items if not known.objects.intersection(object_names(each))]
 
 
-def _chunks(items: Sequence[Item]) -> list[Sequence[Item]]:
-    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
-
-
 async def adopt(
-    ledger: Ledger, operation: Operation, attempt: Attempt, operator: str
-) -> Adopted | Left:
-    """Write an adopted operation, its attempt and what it counts for, in one transaction.
-
-    Another operation of the same name becomes the older generation; an unresolved one must not,
-    since it may be this very charge.
-    """
-
-    def step(snapshot: Snapshot) -> tuple[Adopted | Left, Changes]:
-        if operation.object_id in snapshot.object_owners or operation.id in snapshot.operations:
-            return Left("the ledger has it meanwhile"), Changes()
-        newest = snapshot.newest(operation.name)
-        if newest is not None and operation.gives_back is not None and newest.live:
-            return Left(f"operation {newest.id} is of the same refund"), Changes()
-        if newest is not None and newest.state in HOLDING:
-            return Left(f"operation {newest.id} of the same bill is unresolved"), Changes()
-        # K-r2 alone is the third generation: the next one must not be called K-r2 again.
-        generation = max(_generation_of(operation), 0 if newest is None else newest.generation + 1)
-        kept = replace(operation, generation=generation)
-        older = (
-            (replace(newest, successor=kept.id, updated_at=snapshot.now),)
-            if newest is not None and newest.refunded and newest.successor is None
-            else ()
-        )
-        changes = Changes(
-            operations=(*older, kept),
-            attempts=(attempt,),
-            windows=_counted(snapshot, None, kept),
-            audit=(By(operator).row("adopt", kept),),
-        )
-        return Adopted(kept), changes
-
-    refs = Refs(
-        operations=frozenset({operation.id}),
-        names=frozenset({operation.name}),
-        charges=frozenset(filter(None, [operation.gives_back])),
-        objects=frozenset({str(operation.object_id)}),
-        windows=frozenset(windows_of(operation).all()),
-    )
-    return await ledger.transact(lambda _: refs, step)
-
-
-def _counted(snapshot: Snapshot, before: Operation | None, after: Operation) -> tuple[Window, ...]:
-    """Return the windows once `after` counts in the place of `before`: spend if it is final."""
-    changed: dict[WindowKey, Window] = {}
-    if before is not None and before.held:
-        for key in windows_of(before).money():
-            window = snapshot.window(key)
-            settled = before.state is S.SUCCEEDED and before.final
-            changed[key] = (
-                replace(window, settled=window.settled - before.held)
-                if settled
-                else replace(window, reserved=window.reserved - before.held)
-            )
-    for key in windows_of(after).money() if after.held else ():
-        window = changed.get(key) or snapshot.window(key)
-        changed[key] = (
-            replace(window, settled=window.settled + after.held)
-            if after.final
-            else replace(window, reserved=window.reserved + after.held)
-        )
-    return tuple(changed.values())
-
-
-def _generation_of(operation: Operation) -> int:
-    found = _REOPENED_SUFFIX.search(operation.upstream_name)
-    return int(found[1]) if found else 0
-
-
-async def adopt_known(
     ledger: Ledger, found: Operation, attempt: Attempt, operator: str
 ) -> Adopted | Left:
-    """Let the operation `found.id` succeed with the object of `found`, in one transaction.
+    """Write what an object at Stripe stands for, and what it counts for, in one transaction.
 
-    `found` and `attempt` are what the object stands for by itself. The operation keeps its name;
-    it counts in the windows of the object's creation.
+    `found` and `attempt` are what the object stands for by itself. Where the operation `found.id`
+    is here it succeeds with that object under its own name; it counts in the windows of the
+    object's creation. Else another operation of the same name becomes the older generation; an
+    unresolved one must not, since it may be this very charge.
     """
 
     def step(snapshot: Snapshot) -> tuple[Adopted | Left, Changes]:
-        current = snapshot.operations[found.id]
-        refusal = _refusal(snapshot, current, found)
-        if refusal is not None:
-            return refusal, Changes()
-        made = _attempt_that_made(snapshot, current, attempt)
-        after = _succeeded(current, found, made)
-        row = By(operator).row("adopt", after, note=f"it was {current.state.value}")
+        current, newest = snapshot.operations.get(found.id), snapshot.newest(found.name)
+        why = _why_not(snapshot, current, newest, found)
+        if why is not None:
+            return Left(why), Changes()
+        older: tuple[Operation, ...] = ()
+        by, made = By(operator), attempt
+        if current is None:
+            # K-r2 alone is the third generation: the next one must not be called K-r2 again.
+            behind = 0 if newest is None else newest.generation + 1
+            after = replace(found, generation=max(_generation_of(found), behind))
+            row = by.row("adopt", after)
+            if newest is not None and newest.refunded and newest.successor is None:
+                older = (replace(newest, successor=after.id, updated_at=snapshot.now),)
+        else:
+            made = _attempt_that_made(snapshot, current, attempt)
+            after = _succeeded(current, found, made)
+            row = by.row("adopt", after, note=f"it was {current.state.value}")
+            row = replace(row, attempt=after.attempt)
         changes = Changes(
-            operations=(after,),
+            operations=(*older, after),
             attempts=(made,),
             windows=_counted(snapshot, current, after),
-            audit=(replace(row, attempt=after.attempt),),
+            audit=(row,),
         )
         return Adopted(after), changes
 
     refs = Refs(
         operations=frozenset({found.id}),
         names=frozenset({found.name}),
+        charges=frozenset(filter(None, [found.gives_back])),
         objects=frozenset({str(found.object_id)}),
         windows=frozenset(windows_of(found).all()),
     )
     return await ledger.transact(lambda _: refs, step)
 
 
-def _refusal(snapshot: Snapshot, current: Operation, found: Operation) -> Left | None:
+def _why_not(
+    snapshot: Snapshot, current: Operation | None, newest: Operation | None, found: Operation
+) -> str | None:
     owner = snapshot.object_owners.get(str(found.object_id))
-    if current.state is S.SUCCEEDED:
-        return Left("the ledger has it meanwhile")
-    if owner is not None and owner != current.id:
-        return Left(f"operation {owner} has it")
-    if snapshot.leased(current):
-        return Left("it is being sent or looked up: run this again later")
+    if current is not None:
+        if current.state is S.SUCCEEDED:
+            return "the ledger has it meanwhile"
+        if owner is not None and owner != current.id:
+            return f"operation {owner} has it"
+        being_sent = "it is being sent or looked up: run this again later"
+        return being_sent if snapshot.leased(current) else None
+    if owner is not None:
+        return "the ledger has it meanwhile"
+    if newest is not None and found.gives_back is not None and newest.live:
+        return f"operation {newest.id} is of the same refund"
+    if newest is not None and newest.state in HOLDING:
+        return f"operation {newest.id} of the same bill is unresolved"
     return None
+
+
+def _counted(snapshot: Snapshot, before: Operation | None, after: Operation) -> tuple[Window, ...]:
+    """Return the windows once `after` counts in the place of `before`: as spend if it is final."""
+    freed = () if before is None or not before.held else release(snapshot, before)
+    snapshot.apply(Changes(windows=freed))
+    if not after.held:
+        return freed
+    if after.final:
+        counted = settle(snapshot, after, after.held, held=False)
+    else:
+        counted = hold_again(snapshot, after)
+    return tuple({each.key: each for each in (*freed, *counted)}.values())
+
+
+def _generation_of(operation: Operation) -> int:
+    found = _REOPENED_SUFFIX.search(operation.upstream_name)
+    return int(found[1]) if found else 0
 
 
 def _attempt_that_made(snapshot: Snapshot, current: Operation, attempt: Attempt) -> Attempt:
