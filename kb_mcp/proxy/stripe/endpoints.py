@@ -1,7 +1,7 @@
 """The table of Stripe endpoints: which money each moves, and how its object is found again.
 
-Floor: wing B, above refusals. Pure. One row an endpoint; `source` names the page of docs.stripe.com
-it was taken from. What has no row does not exist for the proxy.
+Floor: wing B, above refusals. Pure. One row an endpoint; what has no row does not exist for the
+proxy. Source: docs.stripe.com/api, the endpoints and the object of each kind.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
-from kb_mcp.proxy.stripe import lifecycles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +25,26 @@ class Moves(StrEnum):
     METERED = "metered"  # the request tells amount and currency, so caps hold
     READ_FIRST = "read_first"  # its amount stands at Stripe, or is bounded by what stands there
     UNMETERED = "unmetered"  # writes whose amount the request does not tell
+
+
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """What an object's status says: the money moved, may still move, or did not.
+
+    Kinds of object without a status are done once they exist. `unless` names a boolean field that
+    makes a done object pending while it is false: a charge that is authorised, not captured.
+    `after` names the field that must say why, before a status in `failed` that also stands at the
+    beginning counts as a failure. `moved` names the field that says how much money moved, `total`
+    the one that says what the object is for, or what is left of that.
+    """
+
+    done: frozenset[str] = frozenset()
+    pending: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
+    unless: str | None = None
+    after: tuple[str, str] | None = None
+    moved: str | None = None
+    total: str = "amount"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +63,13 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The list that proves what became of an operation, and what an object must match.
+    """The list that proves what became of an operation.
 
-    `filters` narrow the list (beside `created`), `match` are the fields in which an object must
-    equal its operation, beside its `keybrake_attempt`. `charge` is what a refund gives back.
+    `filters` narrow it, beside `created`; `charge` is what a refund gives back.
     """
 
     path: str
-    filters: tuple[str, ...]
-    match: tuple[str, ...]
+    filters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +85,6 @@ class Route:
     template: str
     moves: Moves
     object_type: str
-    lifecycle: lifecycles.Lifecycle
-    source: str
     listing: Listing | None = None
     belongs_to: str | None = None
     total: str | None = None
@@ -79,6 +94,11 @@ class Route:
     def endpoint(self) -> str:
         """The route's name, as allowlists write it: `POST /v1/charges`."""
         return f"{self.method} {self.template}"
+
+    @property
+    def lifecycle(self) -> Lifecycle:
+        """What the status of its object says; an invoice's, only where the request pays it."""
+        return INVOICE if self.standing is not None else _LIFECYCLES.get(self.object_type, NONE)
 
     def path_of(self, object_id: str) -> str:
         """Return where the object `object_id`, which a request to this endpoint makes, is read."""
@@ -149,174 +169,163 @@ ID_PREFIXES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Collection to the prefixes of its ids, as alternatives of a regular expression."""
 
-_CHARGE_LIST = Listing("/v1/charges", ("customer",), ("customer", "amount", "currency"))
-_INTENT_LIST = Listing("/v1/payment_intents", ("customer",), ("customer", "amount", "currency"))
-_PAYOUT_LIST = Listing("/v1/payouts", (), ("amount", "currency"))
-_TOPUP_LIST = Listing("/v1/topups", (), ("amount", "currency"))
+CHARGE: Final = Lifecycle(
+    done=frozenset({"succeeded"}),
+    pending=frozenset({"pending"}),
+    failed=frozenset({"failed"}),
+    unless="captured",
+    moved="amount_captured",
+)
+INTENT: Final = Lifecycle(
+    done=frozenset({"succeeded"}),
+    pending=frozenset(
+        {"processing", "requires_action", "requires_capture", "requires_confirmation"}
+    ),
+    failed=frozenset({"canceled", "requires_payment_method"}),
+    # An intent made without a payment method waits for one; it has failed once it says why.
+    after=("requires_payment_method", "last_payment_error"),
+    moved="amount_received",
+)
+PAYOUT: Final = Lifecycle(
+    done=frozenset({"paid"}),
+    pending=frozenset({"in_transit", "pending"}),
+    failed=frozenset({"canceled", "failed"}),
+)
+TOPUP: Final = Lifecycle(
+    done=frozenset({"succeeded"}),
+    pending=frozenset({"pending"}),
+    failed=frozenset({"canceled", "failed", "reversed"}),
+)
+REFUND: Final = Lifecycle(
+    done=frozenset({"succeeded"}),
+    pending=frozenset({"pending", "requires_action"}),
+    failed=frozenset({"canceled", "failed"}),
+)
+INVOICE: Final = Lifecycle(
+    done=frozenset({"paid"}),
+    pending=frozenset({"draft", "open"}),
+    failed=frozenset({"uncollectible", "void"}),
+    moved="amount_paid",
+    total="amount_remaining",
+)
+NONE: Final = Lifecycle()
+_LIFECYCLES: Final[Mapping[str, Lifecycle]] = {
+    "charge": CHARGE,
+    "payment_intent": INTENT,
+    "payout": PAYOUT,
+    "topup": TOPUP,
+    "refund": REFUND,
+}
+_CHARGES = Listing("/v1/charges", ("customer",))
 
 
-def _reads(
-    object_type: str, *templates: str, lifecycle: lifecycles.Lifecycle = lifecycles.NONE
-) -> list[Route]:
-    return [
-        Route(
-            method="GET",
-            template=template,
-            moves=Moves.READS,
-            object_type=object_type,
-            lifecycle=lifecycle,
-            source=f"api/{template.split('/')[2]}",
-        )
-        for template in templates
-    ]
+def _reads(object_type: str, *templates: str) -> list[Route]:
+    return _writes(object_type, *(f"GET {each}" for each in templates), moves=Moves.READS)
 
 
-def _metered(
-    template: str, object_type: str, lifecycle: lifecycles.Lifecycle, listing: Listing
-) -> Route:
-    return Route(
-        method="POST",
-        template=template,
-        moves=Moves.METERED,
-        object_type=object_type,
-        lifecycle=lifecycle,
-        listing=listing,
-        source=f"api/{template.split('/')[2]}/create",
-    )
-
-
-def _standing(template: str, *begins: str) -> Route:
-    """Return the row of an endpoint that pays, or commits to pay, what is left of an invoice.
-
-    It takes no mark: a charge of that customer and amount may be its own.
-    """
-    return Route(
-        method="POST",
-        template=template,
-        moves=Moves.READ_FIRST,
-        object_type="invoice",
-        lifecycle=lifecycles.INVOICE,
-        listing=_CHARGE_LIST,
-        standing=Standing("/v1/invoices/*", "amount_remaining", "amount_paid", frozenset(begins)),
-        source="api/invoices",
-    )
-
-
-def _unmetered(
+def _writes(
     object_type: str,
-    lifecycle: lifecycles.Lifecycle,
     *endpoints: str,
-    belongs_to: str | None = None,
+    moves: Moves = Moves.UNMETERED,
     listing: Listing | None = None,
+    belongs_to: str | None = None,
     total: str | None = None,
+    standing: Standing | None = None,
 ) -> list[Route]:
     return [
         Route(
             method=method,
             template=template,
-            moves=Moves.UNMETERED,
+            moves=moves,
             object_type=object_type,
-            lifecycle=lifecycle,
-            belongs_to=belongs_to,
             listing=listing,
+            belongs_to=belongs_to,
             total=total,
-            source=f"api/{template.split('/')[2]}",
+            standing=standing,
         )
         for method, template in (endpoint.split(" ") for endpoint in endpoints)
     ]
 
 
+def _metered(object_type: str, template: str, *filters: str) -> list[Route]:
+    listing = Listing(template, filters)
+    return _writes(object_type, f"POST {template}", moves=Moves.METERED, listing=listing)
+
+
+def _invoice_paid(endpoint: str, *begins: str) -> list[Route]:
+    """Return the row of an endpoint that pays, or commits to pay, what is left of an invoice.
+
+    It takes no mark: a charge of that customer and amount may be its own.
+    """
+    standing = Standing("/v1/invoices/*", "amount_remaining", "amount_paid", frozenset(begins))
+    return _writes("invoice", endpoint, moves=Moves.READ_FIRST, listing=_CHARGES, standing=standing)
+
+
 ROUTES: Final[tuple[Route, ...]] = (
-    _metered("/v1/charges", "charge", lifecycles.CHARGE, _CHARGE_LIST),
-    *_reads(
-        "charge", "/v1/charges", "/v1/charges/search", "/v1/charges/*", lifecycle=lifecycles.CHARGE
-    ),
+    *_metered("charge", "/v1/charges", "customer"),
+    *_reads("charge", "/v1/charges", "/v1/charges/search", "/v1/charges/*"),
     # A capture's amount is optional: without it, what was authorised.
-    *_unmetered(
-        "charge",
-        lifecycles.CHARGE,
-        "POST /v1/charges/*/capture",
-        belongs_to="POST /v1/charges",
-        total="amount",
-    ),
-    *_unmetered("charge", lifecycles.CHARGE, "POST /v1/charges/*", belongs_to="POST /v1/charges"),
-    _metered("/v1/payment_intents", "payment_intent", lifecycles.INTENT, _INTENT_LIST),
+    *_writes("charge", "POST /v1/charges/*/capture", belongs_to="POST /v1/charges", total="amount"),
+    *_writes("charge", "POST /v1/charges/*", belongs_to="POST /v1/charges"),
+    *_metered("payment_intent", "/v1/payment_intents", "customer"),
     *_reads(
         "payment_intent",
         "/v1/payment_intents",
         "/v1/payment_intents/search",
         "/v1/payment_intents/*",
-        lifecycle=lifecycles.INTENT,
     ),
     # An update or an increment tells a new total, but in the currency of the stored intent.
-    *_unmetered(
+    *_writes(
         "payment_intent",
-        lifecycles.INTENT,
         "POST /v1/payment_intents/*",
         "POST /v1/payment_intents/*/increment_authorization",
         belongs_to="POST /v1/payment_intents",
         total="amount",
     ),
-    *_unmetered(
+    *_writes(
         "payment_intent",
-        lifecycles.INTENT,
         "POST /v1/payment_intents/*/capture",
         belongs_to="POST /v1/payment_intents",
         total="amount_to_capture",
     ),
-    *_unmetered(
+    *_writes(
         "payment_intent",
-        lifecycles.INTENT,
         "POST /v1/payment_intents/*/confirm",
         "POST /v1/payment_intents/*/cancel",
         belongs_to="POST /v1/payment_intents",
     ),
-    _metered("/v1/payouts", "payout", lifecycles.PAYOUT, _PAYOUT_LIST),
-    *_reads("payout", "/v1/payouts", "/v1/payouts/*", lifecycle=lifecycles.PAYOUT),
-    *_unmetered(
+    *_metered("payout", "/v1/payouts"),
+    *_reads("payout", "/v1/payouts", "/v1/payouts/*"),
+    *_writes(
         "payout",
-        lifecycles.PAYOUT,
         "POST /v1/payouts/*",
         "POST /v1/payouts/*/cancel",
         "POST /v1/payouts/*/reverse",
         belongs_to="POST /v1/payouts",
     ),
-    _metered("/v1/topups", "topup", lifecycles.TOPUP, _TOPUP_LIST),
-    *_reads("topup", "/v1/topups", "/v1/topups/*", lifecycle=lifecycles.TOPUP),
-    *_unmetered(
-        "topup", lifecycles.TOPUP, "POST /v1/topups/*/cancel", belongs_to="POST /v1/topups"
-    ),
-    *_reads("refund", "/v1/refunds", "/v1/refunds/*", lifecycle=lifecycles.REFUND),
+    *_metered("topup", "/v1/topups"),
+    *_reads("topup", "/v1/topups", "/v1/topups/*"),
+    *_writes("topup", "POST /v1/topups/*/cancel", belongs_to="POST /v1/topups"),
+    *_reads("refund", "/v1/refunds", "/v1/refunds/*"),
     # A refund may leave its amount to Stripe, and is never more than what is left of its charge.
-    Route(
-        method="POST",
-        template="/v1/refunds",
+    *_writes(
+        "refund",
+        "POST /v1/refunds",
         moves=Moves.READ_FIRST,
-        object_type="refund",
-        lifecycle=lifecycles.REFUND,
-        listing=Listing("/v1/refunds", ("charge",), ("charge", "amount", "currency")),
+        listing=Listing("/v1/refunds", ("charge",)),
         total="amount",
-        source="api/refunds/create",
     ),
-    *_unmetered("refund", lifecycles.REFUND, "POST /v1/refunds/*", "POST /v1/refunds/*/cancel"),
+    *_writes("refund", "POST /v1/refunds/*", "POST /v1/refunds/*/cancel"),
     *_reads("transfer", "/v1/transfers", "/v1/transfers/*"),
     # Transfers may leave the amount to Stripe: the rest of the charge.
-    *_unmetered(
-        "transfer",
-        lifecycles.NONE,
-        "POST /v1/transfers",
-        listing=Listing("/v1/transfers", ("destination",), ("amount", "currency", "destination")),
-    ),
-    *_unmetered(
-        "transfer", lifecycles.NONE, "POST /v1/transfers/*", "POST /v1/transfers/*/reversals"
-    ),
+    *_writes("transfer", "POST /v1/transfers", listing=Listing("/v1/transfers", ("destination",))),
+    *_writes("transfer", "POST /v1/transfers/*", "POST /v1/transfers/*/reversals"),
     *_reads("invoice", "/v1/invoices", "/v1/invoices/search", "/v1/invoices/*"),
-    _standing("/v1/invoices/*/finalize", "draft"),
-    _standing("/v1/invoices/*/pay", "draft", "open", "uncollectible"),
+    *_invoice_paid("POST /v1/invoices/*/finalize", "draft"),
+    *_invoice_paid("POST /v1/invoices/*/pay", "draft", "open", "uncollectible"),
     # These move or commit money, and no request of theirs says how much.
-    *_unmetered(
+    *_writes(
         "invoice",
-        lifecycles.NONE,
         "POST /v1/invoices",
         "POST /v1/invoices/*",
         "POST /v1/invoices/*/send",
@@ -325,15 +334,9 @@ ROUTES: Final[tuple[Route, ...]] = (
         "DELETE /v1/invoices/*",
         "POST /v1/invoiceitems",
     ),
-    *_reads(
+    *_reads("subscription", "/v1/subscriptions", "/v1/subscriptions/search", "/v1/subscriptions/*"),
+    *_writes(
         "subscription",
-        "/v1/subscriptions",
-        "/v1/subscriptions/search",
-        "/v1/subscriptions/*",
-    ),
-    *_unmetered(
-        "subscription",
-        lifecycles.NONE,
         "POST /v1/subscriptions",
         "POST /v1/subscriptions/*",
         "POST /v1/subscriptions/*/resume",
@@ -344,16 +347,10 @@ ROUTES: Final[tuple[Route, ...]] = (
         "POST /v1/subscription_schedules",
         "POST /v1/subscription_schedules/*",
     ),
-    *_unmetered(
-        "quote",
-        lifecycles.NONE,
-        "POST /v1/quotes",
-        "POST /v1/quotes/*/accept",
-        "POST /v1/quotes/*/finalize",
-    ),
-    *_unmetered("checkout.session", lifecycles.NONE, "POST /v1/checkout/sessions"),
-    *_unmetered("payment_link", lifecycles.NONE, "POST /v1/payment_links"),
-    *_unmetered("dispute", lifecycles.NONE, "POST /v1/disputes/*", "POST /v1/disputes/*/close"),
+    *_writes("quote", "POST /v1/quotes", "POST /v1/quotes/*/accept", "POST /v1/quotes/*/finalize"),
+    *_writes("checkout.session", "POST /v1/checkout/sessions"),
+    *_writes("payment_link", "POST /v1/payment_links"),
+    *_writes("dispute", "POST /v1/disputes/*", "POST /v1/disputes/*/close"),
     *_reads("dispute", "/v1/disputes", "/v1/disputes/*"),
     *_reads("customer", "/v1/customers", "/v1/customers/search", "/v1/customers/*"),
     *_reads(
@@ -363,7 +360,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "/v1/payment_methods",
         "/v1/payment_methods/*",
     ),
-    *_unmetered("customer", lifecycles.NONE, "POST /v1/customers", "POST /v1/customers/*"),
+    *_writes("customer", "POST /v1/customers", "POST /v1/customers/*"),
     *_reads("account", "/v1/account"),
     *_reads("balance", "/v1/balance"),
     *_reads("balance_transaction", "/v1/balance_transactions", "/v1/balance_transactions/*"),

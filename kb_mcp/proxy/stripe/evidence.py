@@ -14,7 +14,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.records import AuditDraft, OperationId
-from kb_mcp.proxy.stripe.endpoints import Route
+from kb_mcp.proxy.stripe.endpoints import Lifecycle, Route
 from kb_mcp.proxy.stripe.json_objects import (
     created_ms,
     currency,
@@ -23,7 +23,6 @@ from kb_mcp.proxy.stripe.json_objects import (
     whole,
     word,
 )
-from kb_mcp.proxy.stripe.lifecycles import Lifecycle
 from kb_mcp.proxy.stripe.messages import Answered, Lost, NotSent, UpstreamAnswer
 
 CANCELED = "canceled"

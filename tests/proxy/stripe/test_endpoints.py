@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from kb_mcp.proxy.errors.refusals import Code, Refusal
@@ -78,7 +76,6 @@ def test_only_these_tell_how_much_they_move_and_each_can_be_found_again() -> Non
     for route in metered:
         assert route.listing is not None
         assert f"GET {route.listing.path}" in ENDPOINTS
-        assert {"amount", "currency"} <= set(route.listing.match)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +103,6 @@ def test_reads_are_exactly_the_gets_and_rows_continue_rows_that_exist() -> None:
     for route in ROUTES:
         assert (route.moves is Moves.READS) is (route.method == "GET")
         assert route.belongs_to is None or ENDPOINTS[route.belongs_to].moves is Moves.METERED
-        assert re.fullmatch(r"api/[a-z_]+(/create)?", route.source)
     assert len(ENDPOINTS) == len(ROUTES)
 
 
