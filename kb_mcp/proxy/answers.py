@@ -7,7 +7,6 @@ ledger carries `Idempotent-Replayed`, whether the first caller or a joined one a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -24,15 +23,8 @@ from kb_mcp.proxy.stripe.evidence import (
     prove_object,
 )
 from kb_mcp.proxy.stripe.json_objects import parse_object
-from kb_mcp.proxy.stripe.messages import (
-    Answered,
-    NotSent,
-    Reply,
-    Upstream,
-    UpstreamAnswer,
-    UpstreamRequest,
-    refused,
-)
+from kb_mcp.proxy.stripe.messages import Answered, NotSent, Reply, UpstreamAnswer, refused
+from kb_mcp.proxy.stripe.reader import WAITED_FOR_MS, StripeReads
 
 # Why nothing left us, to the refusal that says so; anything else is an unreachable Stripe.
 _NEVER_SENT = {
@@ -53,14 +45,12 @@ _SETTLED_NO = frozenset({AttemptOutcome.REJECTED, AttemptOutcome.NOT_SENT})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """Writes replies; `upstream` is read where a stored answer was dropped.
+    """Writes replies; `stripe` is read where a stored answer was dropped.
 
     `livemode` is the store's: whether its money is real.
     """
 
-    upstream: Upstream
-    boottime_ms: Callable[[], int]
-    read_within_ms: int
+    stripe: StripeReads
     livemode: bool = False
 
     def first(
@@ -105,15 +95,7 @@ class Answers:
         if operation.object_id is None:
             return None
         route = ENDPOINTS[operation.route]
-        request = UpstreamRequest(
-            method="GET",
-            path=route.path_of(operation.object_id),
-            body=None,
-            stripe_version=None,
-            idempotency_key=None,
-        )
-        deadline_ms = self.boottime_ms() + self.read_within_ms
-        answer = await self.upstream.send(request, deadline_ms=deadline_ms)
+        answer = await self.stripe.fetch(route.path_of(operation.object_id), WAITED_FOR_MS)
         if not isinstance(answer, Answered) or answer.status != 200:
             return None
         made = prove_object(parse_object(answer.body) or {}, route)

@@ -371,23 +371,14 @@ class AbandonedIntents:
 
     async def cancel(self, intent: str, deadline_ms: int) -> bool:
         """Cancel `intent`; say whether Stripe says that it is canceled."""
+        path = f"/v1/payment_intents/{intent}"
         request = UpstreamRequest(
-            method="POST",
-            path=f"/v1/payment_intents/{intent}/cancel",
-            body=b"",
-            stripe_version=None,
-            idempotency_key=f"keybrake-cancel-{intent}",
+            "POST", f"{path}/cancel", b"", idempotency_key=f"keybrake-cancel-{intent}"
         )
         answer = await self.upstream.send(request, deadline_ms=deadline_ms)
         if _status(answer) == "canceled":
             return True
-        read = UpstreamRequest(
-            method="GET",
-            path=f"/v1/payment_intents/{intent}",
-            body=None,
-            stripe_version=None,
-            idempotency_key=None,
-        )
+        read = UpstreamRequest("GET", path)
         # It may have been canceled before, by somebody else: then Stripe refuses to do it again.
         return _status(await self.upstream.send(read, deadline_ms=deadline_ms)) == "canceled"
 

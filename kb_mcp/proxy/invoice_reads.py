@@ -35,7 +35,6 @@ from kb_mcp.proxy.stripe.json_objects import currency, whole, word
 from kb_mcp.proxy.stripe.messages import NotSent, Reply
 from kb_mcp.proxy.stripe.reader import PAGE, Found, Missing, StripeReads
 
-Get = Callable[[str], Awaitable[Mapping[str, Any] | None]]
 Touch = Callable[[Reading], Awaitable[Refusal | None]]
 # What may be done only while the invoice is in another status is over for good in these.
 _DONE = frozenset({"open", "paid"})
@@ -140,12 +139,7 @@ class InvoiceReads:
 
     async def with_payment(self, made: Made) -> Made:
         """Return what a paid invoice proves, with what paid it, as far as that can be read now."""
-
-        async def get(path: str) -> Mapping[str, Any] | None:
-            found = await self.stripe.get(path)
-            return found.body if isinstance(found, Found) else None
-
-        return await with_payment(get, made)
+        return await with_payment(self.stripe, made)
 
     async def _known(self, invoice: str) -> Operation | None:
         name = invoice_name(invoice)
@@ -186,17 +180,17 @@ class InvoiceReads:
         return _Seen(view, found.body)
 
 
-async def with_payment(get: Get, made: Made) -> Made:
+async def with_payment(stripe: StripeReads, made: Made) -> Made:
     """Return what a paid invoice proves, with the charge or the intent that paid it."""
     if made.verdict != "done" or "paid_by" in made.facts or not made.moved:
         return made
-    paid_by = await payment_with(get, made.object_id, "paid")
+    paid_by = await payment_with(stripe, made.object_id, "paid")
     return made if paid_by is None else replace(made, facts={**made.facts, "paid_by": paid_by})
 
 
-async def payment_with(get: Get, invoice: str, status: str) -> str | None:
+async def payment_with(stripe: StripeReads, invoice: str, status: str) -> str | None:
     """Return the newest payment of `invoice` that has that `status`, by its intent or charge."""
-    payments = await get(f"/v1/invoice_payments?invoice={invoice}&limit={PAGE}")
+    payments = await stripe.body(f"/v1/invoice_payments?invoice={invoice}&limit={PAGE}")
     return None if payments is None else payment_of({"payments": payments}, status)
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from msgspec.structs import replace
 
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.governor import Waiters, ending_refs
 from kb_mcp.proxy.invoice_reads import payment_with, with_payment
-from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import (
     Attempt,
@@ -42,11 +41,9 @@ from kb_mcp.proxy.rules.outcomes.resolve import (
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import Made, Nothing, prove_object
-from kb_mcp.proxy.stripe.json_objects import parse_object
-from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamRequest
+from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.proxy.watching.list_walks import AT_FIRST, IN_A_PASS, Budget, Walk
 
-READ_WITHIN_MS = 10_000
 BATCH = 100
 DAILY_DECLINES_DEFAULT = 20
 
@@ -72,12 +69,10 @@ class Recovery:
     """
 
     ledger: Ledger
-    reads: StoreReads
-    upstream: Upstream
-    clock: StoreClock
+    records: StoreReads
+    stripe: StripeReads
     waiters: Waiters
     owner: str
-    boottime_ms: Callable[[], int]
     walks: dict[OperationId, Walk] = field(default_factory=dict)
 
     async def run(self, seen: Callable[[int, int], None] = lambda _done, _total: None) -> Pass:
@@ -86,7 +81,7 @@ class Recovery:
         Raises: LedgerUnavailableError.
         """
         states: dict[OperationId, S] = {}
-        due = await self.reads.due(self.clock.now(0), BATCH)
+        due = await self.records.due(self.stripe.clock.now(), BATCH)
         for settled in self.walks.keys() - set(due):
             del self.walks[settled]
         for done, operation_id in enumerate(due):
@@ -156,7 +151,7 @@ class Recovery:
             return Unreadable()
 
     async def _read_object(self, route: Route, operation: Operation) -> Finding:
-        parsed = await self._get(route.path_of(str(operation.object_id)))
+        parsed = await self.stripe.body(route.path_of(str(operation.object_id)))
         made = None if parsed is None else prove_object(parsed, route)
         if made is None or made.object_id != operation.object_id:
             return Unreadable()
@@ -186,7 +181,7 @@ class Recovery:
             # Somebody else paid it, before or long after: the send has done nothing so far.
             return await self._walk(route, operation, attempts, budget)
         if made.verdict == "done":
-            return Present(seen.number, await with_payment(self._get, made))
+            return Present(seen.number, await with_payment(self.stripe, made))
         if operation.state is S.SUCCEEDED and operation.final:
             return Unreadable()
         if operation.state is S.SUCCEEDED and last.outcome is AttemptOutcome.SUCCEEDED:
@@ -199,9 +194,10 @@ class Recovery:
         """Return what an invoice proves whose payment waits; it has failed where its intent has."""
         if not last.path.endswith("/pay"):
             return made
-        intent = made.facts.get("paid_by") or await payment_with(self._get, made.object_id, "open")
+        intent = made.facts.get("paid_by")
+        intent = intent or await payment_with(self.stripe, made.object_id, "open")
         route = ENDPOINTS["POST /v1/payment_intents"]
-        seen = None if intent is None else await self._get(route.path_of(str(intent)))
+        seen = None if intent is None else await self.stripe.body(route.path_of(str(intent)))
         proof = None if seen is None else prove_object(seen, route)
         if proof is None or proof.verdict != "failed":
             return made
@@ -211,7 +207,7 @@ class Recovery:
         self, route: Route, operation: Operation, attempts: list[Attempt], budget: Budget
     ) -> Finding:
         """Walk the list, from where the last pass left off; an incomplete walk says nothing."""
-        walk = self.walks.pop(operation.id, None)
+        walk, clock = self.walks.pop(operation.id, None), self.stripe.clock
         if walk is None or not walk.still_of(attempts):
             walk = Walk(
                 route=route,
@@ -219,24 +215,13 @@ class Recovery:
                 attempts=attempts,
                 begun_at=operation.lease_until - LEASE_MS,
                 grace_ms=self.ledger.settings.recovery_grace_ms,
-                ahead_ms=max(self.clock.may_be_ahead_ms(each.first_sent_at) for each in attempts),
+                ahead_ms=max(map(clock.may_be_ahead_ms, (each.first_sent_at for each in attempts))),
             )
-        finding = await walk.go_on(self._get, self.boottime_ms, budget)
+        finding = await walk.go_on(self.stripe, budget)
         if finding is None:
             self.walks[operation.id] = walk
             return Unreadable()
         return finding
-
-    async def _get(self, path: str) -> dict[str, Any] | None:
-        request = UpstreamRequest(
-            method="GET", path=path, body=None, stripe_version=None, idempotency_key=None
-        )
-        begun = self.boottime_ms()
-        answer = await self.upstream.send(request, deadline_ms=begun + READ_WITHIN_MS)
-        if not isinstance(answer, Answered):
-            return None
-        self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
-        return parse_object(answer.body) if answer.status == 200 else None
 
     async def _daily_declines(self, key_id: KeyId) -> int:
         found = await self.ledger.find_key(key_id)

@@ -19,7 +19,7 @@ from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.app import AdmissionQueue, ProxyApp
 from kb_mcp.proxy.edge.key_api import KeyApi, Readiness, ShownRefunds
-from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
+from kb_mcp.proxy.edge.pass_through import Reads
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
 from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.governor import AbandonedIntents, Governor, SendGate, Waiters
@@ -151,17 +151,17 @@ def build_proxy(
         plain.proves = partial(is_of_account, store, settings.account_label)
     key = upstream_key(settings)
     waiters, gate = Waiters(), SendGate(heads_behind=bool(store.behind))
-    time = TimeReader(upstream, store.clock, boottime_ms)
+    reads = StripeReads(upstream, store.clock, boottime_ms)
+    time = TimeReader(reads)
     follow = _follower(settings, followed, time)
     meters = Meters(queued=lambda: store.ledger.waiting, batches=lambda: store.ledger.sizes)
-    recovery = _recovery(store, upstream, waiters)
-    reads = StripeReads(upstream, store.clock, boottime_ms)
+    recovery = _recovery(store, reads, waiters)
     refund_watch = RefundWatch(store.ledger, store.records, reads)
     reading = _reading(store, recovery, refund_watch, reads)
-    governor = _governor(store, upstream, key, reading, waiters, meters, gate)
-    pipeline = _pipeline(store, governor, reading, upstream, key, follow, build_issuers(settings))
-    walk = _walk(settings, store, upstream, recovery)
-    key_api = _key_api(store, pipeline, upstream, gate)
+    governor = _governor(store, reads, key, reading, waiters, meters, gate)
+    pipeline = _pipeline(store, governor, reading, key, follow, build_issuers(settings))
+    walk = _walk(settings, store, reads, recovery)
+    key_api = _key_api(store, pipeline, gate)
     app = ProxyApp(pipeline, key_api, AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
@@ -189,15 +189,13 @@ def _reading(
     return _Reading(recovery, refund_watch, charges, invoices)
 
 
-def _recovery(store: Store, upstream: Upstream, waiters: Waiters) -> Recovery:
+def _recovery(store: Store, stripe: StripeReads, waiters: Waiters) -> Recovery:
     return Recovery(
         ledger=store.ledger,
-        reads=store.records,
-        upstream=upstream,
-        clock=store.clock,
+        records=store.records,
+        stripe=stripe,
         waiters=waiters,
         owner=store.owner,
-        boottime_ms=boottime_ms,
     )
 
 
@@ -217,7 +215,7 @@ class _Reading(NamedTuple):
 
 def _governor(
     store: Store,
-    upstream: Upstream,
+    stripe: StripeReads,
     key: str,
     reading: _Reading,
     waiters: Waiters,
@@ -226,16 +224,11 @@ def _governor(
 ) -> Governor:
     return Governor(
         ledger=MeteredLedger(store.ledger, meters, boottime_ms),
-        upstream=MeteredUpstream(upstream, meters, boottime_ms),
+        upstream=MeteredUpstream(stripe.upstream, meters, boottime_ms),
         clock=store.clock,
-        answers=Answers(
-            upstream=upstream,
-            boottime_ms=boottime_ms,
-            read_within_ms=READ_WITHIN_MS,
-            livemode=store.settings.mode == "live",
-        ),
+        answers=Answers(stripe=stripe, livemode=store.settings.mode == "live"),
         waiters=waiters,
-        abandoned=AbandonedIntents(upstream),
+        abandoned=AbandonedIntents(stripe.upstream),
         look=reading.recovery.resolve_one,
         look_at_refund=reading.refund_watch.look,
         read_again=reading.again,
@@ -251,7 +244,6 @@ def _pipeline(
     store: Store,
     governor: Governor,
     reading: _Reading,
-    upstream: Upstream,
     key: str,
     follow: Callable[[], Awaitable[None]],
     issuers: Issuers | None,
@@ -259,13 +251,7 @@ def _pipeline(
     return RequestPipeline(
         ledger=store.ledger,
         governor=governor,
-        reads=Reads(
-            ledger=store.ledger,
-            upstream=upstream,
-            clock=store.clock,
-            upstream_key=key,
-            boottime_ms=boottime_ms,
-        ),
+        reads=Reads(ledger=store.ledger, stripe=reading.charges.stripe, upstream_key=key),
         charges=reading.charges,
         invoices=reading.invoices,
         rates=Rates(),
@@ -282,11 +268,11 @@ def _pipeline(
     )
 
 
-def _walk(settings: Settings, store: Store, upstream: Upstream, recovery: Recovery) -> StoreWalk:
+def _walk(settings: Settings, store: Store, reads: StripeReads, recovery: Recovery) -> StoreWalk:
     return StoreWalk(
         ledger=store.ledger,
         records=store.records,
-        reads=StripeReads(upstream, store.clock, boottime_ms),
+        reads=reads,
         pace=Pace(boottime_ms, _pause),
         look=recovery.resolve_one,
         stripe_ms=store.clock.stripe_ms,
@@ -315,14 +301,14 @@ def _lease_ms(store: Store) -> int:
     return SEND_WITHIN_MS + store.settings.upstream_timeout_ms + LEASE_SLACK_MS
 
 
-def _key_api(store: Store, pipeline: RequestPipeline, upstream: Upstream, gate: SendGate) -> KeyApi:
+def _key_api(store: Store, pipeline: RequestPipeline, gate: SendGate) -> KeyApi:
     return KeyApi(
         ledger=store.ledger,
         records=store.records,
         refusal_counts=pipeline.refusal_counts,
         now_ms=pipeline.now_ms,
         rate=pipeline.rate,
-        readiness=Readiness(upstream, boottime_ms),
+        readiness=Readiness(pipeline.reads.stripe),
         customer_metadata=pipeline.reads.customer_metadata,
         refunds=ShownRefunds(pipeline.charges),
         gate=gate,

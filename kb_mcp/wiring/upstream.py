@@ -42,13 +42,7 @@ class FollowedClock:
 
     async def follow(self, boottime_ms: Callable[[], int]) -> None:
         """Ask for the sandbox's time. Where it cannot be had, the last known offset stands."""
-        request = UpstreamRequest(
-            method="GET",
-            path="/_sandbox/clock",
-            body=None,
-            stripe_version=None,
-            idempotency_key=None,
-        )
+        request = UpstreamRequest("GET", "/_sandbox/clock")
         answer = await self._upstream.send(request, deadline_ms=boottime_ms() + _CLOCK_WITHIN_MS)
         exact = _now_of(answer.body) if isinstance(answer, Answered) else None
         if exact is not None:

@@ -22,7 +22,6 @@ from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, LineageId, Operation, Refs, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.sqlite.reads import SqliteAdmin
-from kb_mcp.proxy.stripe.reader import StripeReads
 from tests.faults.process import Process
 from tests.faults.simulation import CEILINGS, DAY_MS, REFUND_CEILINGS, Key, Simulation
 
@@ -201,9 +200,7 @@ async def _some(simulation: Simulation, process: Process, *states: State) -> Ope
 
 
 def _acts(process: Process) -> StripeActs:
-    boottime_ms = process.recovery.boottime_ms
-    reads = StripeReads(process.recovery.upstream, process.clock, boottime_ms)
-    return StripeActs(process.ledger, reads, process.recovery)
+    return StripeActs(process.ledger, process.recovery.stripe, process.recovery)
 
 
 def _set_facts(simulation: Simulation, facts: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ from typing_extensions import override
 from kb_mcp.proxy.access.authorize import Rates
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.charge_reads import ChargeReads
-from kb_mcp.proxy.edge.pass_through import READ_WITHIN_MS, Reads
+from kb_mcp.proxy.edge.pass_through import Reads
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
 from kb_mcp.proxy.governor import AbandonedIntents, Governor, Waiters
 from kb_mcp.proxy.invoice_reads import InvoiceReads
@@ -94,6 +94,7 @@ class Process:
         clock = StoreClock(place.host_ms, place.host_ms, boottime_ms, boot_id=place.boot_id)
         self.clock = clock
         upstream = Way(self)
+        stripe = StripeReads(upstream, clock, boottime_ms)
         waiters = OrderedJoins()
         self.ledger = SimulatedLedger(
             place.path,
@@ -107,25 +108,21 @@ class Process:
         self.records = SqliteReads(place.path, Sealer(SEAL_KEY, place.chance.randbytes).unseal)
         self.recovery = Recovery(
             ledger=self.ledger,
-            reads=self.records,
-            upstream=upstream,
-            clock=clock,
+            records=self.records,
+            stripe=stripe,
             waiters=waiters,
             owner=self.owner,
-            boottime_ms=boottime_ms,
         )
         charges = ChargeReads(
             ledger=self.ledger,
-            stripe=StripeReads(upstream, clock, boottime_ms),
+            stripe=stripe,
             look=self.recovery.resolve_one,
             live=False,
         )
-        self.watch = RefundWatch(
-            self.ledger, self.records, StripeReads(upstream, clock, boottime_ms)
-        )
+        self.watch = RefundWatch(self.ledger, self.records, stripe)
         invoices = InvoiceReads(
             ledger=self.ledger,
-            stripe=StripeReads(upstream, clock, boottime_ms),
+            stripe=stripe,
             look=self.recovery.resolve_one,
             live=False,
         )
@@ -133,11 +130,7 @@ class Process:
             ledger=self.ledger,
             upstream=upstream,
             clock=clock,
-            answers=Answers(
-                upstream=upstream,
-                boottime_ms=boottime_ms,
-                read_within_ms=READ_WITHIN_MS,
-            ),
+            answers=Answers(stripe=stripe),
             waiters=waiters,
             boottime_ms=boottime_ms,
             upstream_key=UPSTREAM_KEY,
@@ -151,13 +144,7 @@ class Process:
         self.pipeline = RequestPipeline(
             ledger=self.ledger,
             governor=governor,
-            reads=Reads(
-                ledger=self.ledger,
-                upstream=upstream,
-                clock=clock,
-                upstream_key=UPSTREAM_KEY,
-                boottime_ms=boottime_ms,
-            ),
+            reads=Reads(ledger=self.ledger, stripe=stripe, upstream_key=UPSTREAM_KEY),
             charges=charges,
             invoices=invoices,
             rates=Rates(),
@@ -169,7 +156,7 @@ class Process:
             keys_secret=b"of the simulation",
             owner=self.owner,
             lease_ms=LEASE_MS,
-            follow=TimeReader(upstream, clock, boottime_ms).settle,
+            follow=TimeReader(stripe).settle,
         )
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

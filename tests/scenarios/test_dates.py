@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,9 @@ class Hands:
         self.clock._host_ms = self.clock._plain_ms = (  # noqa: SLF001 - and what it says here
             lambda: now() + self._stripe.passed_ms + self.host_off_ms
         )
-        self.clock._steady_ms = in_process.proxy.time._boottime_ms = (  # noqa: SLF001 - as above
-            lambda: boottime_ms() + self._stripe.passed_ms
-        )
+        self.clock._steady_ms = lambda: boottime_ms() + self._stripe.passed_ms  # noqa: SLF001 - as above
+        time = in_process.proxy.time
+        time.reads = replace(time.reads, boottime_ms=self.clock._steady_ms)  # noqa: SLF001 - as above
 
     def pass_time(self, milliseconds: int) -> None:
         self._stripe.passed_ms += milliseconds
@@ -162,7 +163,7 @@ def test_one_answer_whose_date_is_wrong_turns_no_day_and_no_month(
         assert refused in {"spend_cap_exceeded", *CLOCK_OFF}
         # The next answer is right: the dispute is over, and the cap is what it was.
         stripe.next_dates.clear()
-        in_process.run(in_process.proxy.time.ask("/v1/charges?limit=1"))
+        in_process.run(in_process.proxy.time.reads.fetch("/v1/charges?limit=1"))
         refused = bill(in_process, key, customer="cus_B2", period="2026-11")
         assert refused == "spend_cap_exceeded"
     assert charge_count(stripe) == 1
@@ -173,7 +174,7 @@ def test_a_wrong_date_begins_no_next_occurrence(stripe: LyingStripe, tmp_path: P
         key = in_process.issue()
         made = in_process.charge(key).json()["id"]
         stripe.date = lambda: stripe.right(DAY_MS)
-        in_process.run(in_process.proxy.time.ask("/v1/charges?limit=1"))
+        in_process.run(in_process.proxy.time.reads.fetch("/v1/charges?limit=1"))
         for _ in range(3):
             answer = in_process.charge(key)
             told = answer.json().get("id") or error_of(answer)
@@ -190,7 +191,7 @@ def test_a_stripe_that_goes_on_lying_is_not_believed_either(
         assert bill(in_process, key, period="2026-11") == "charged"
         stripe.date = lambda: stripe.right(days * DAY_MS)
         for _ in range(4):
-            in_process.run(in_process.proxy.time.ask("/v1/charges?limit=1"))
+            in_process.run(in_process.proxy.time.reads.fetch("/v1/charges?limit=1"))
             hands.pass_time(APART_MS)
             refused = bill(in_process, key, customer="cus_B2", period="2026-11")
             assert refused in {"spend_cap_exceeded", *CLOCK_OFF}
@@ -235,11 +236,11 @@ def test_keys_and_approvals_do_not_live_longer_or_shorter_by_one_date(
         key = issue_until(in_process, hands.clock.now() + 60 * MINUTE_MS)
         assert bill(in_process, key, period="2026-11") == "charged"
         stripe.date = lambda: stripe.right(90 * MINUTE_MS)
-        in_process.run(in_process.proxy.time.ask("/v1/charges?limit=1"))
+        in_process.run(in_process.proxy.time.reads.fetch("/v1/charges?limit=1"))
         # By Stripe it has expired, by the host it has not: nobody is told either.
         assert bill(in_process, key, customer="cus_B2", period="2026-11") == "ledger_unavailable"
         stripe.date = stripe.right
-        in_process.run(in_process.proxy.time.ask("/v1/charges?limit=1"))
+        in_process.run(in_process.proxy.time.reads.fetch("/v1/charges?limit=1"))
         assert bill(in_process, key, customer="cus_B2", period="2026-11") == "charged"
         hands.pass_time(61 * MINUTE_MS)
         assert bill(in_process, key, customer="cus_C3", period="2026-11") == "vault_key_expired"

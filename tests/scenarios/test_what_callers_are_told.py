@@ -148,7 +148,8 @@ def test_a_proxy_whose_key_stripe_refuses_is_not_ready(
 ) -> None:
     clock = [0]
     app = proxy.proxy.app
-    app.own = replace(app.own, readiness=Readiness(proxy.proxy.upstream, lambda: clock[0]))
+    stripe = replace(proxy.proxy.recovery.stripe, boottime_ms=lambda: clock[0])
+    app.own = replace(app.own, readiness=Readiness(stripe))
 
     def ready() -> tuple[int, bool]:
         clock[0] += ASK_EVERY_MS

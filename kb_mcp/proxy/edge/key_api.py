@@ -33,15 +33,9 @@ from kb_mcp.proxy.ledger.records import HOLDING, AuditDraft, Changes, Operation,
 from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.rules.operation_names import attempt_key
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stripe.messages import (
-    Answered,
-    Reply,
-    Request,
-    Upstream,
-    UpstreamRequest,
-    refused,
-)
-from kb_mcp.proxy.stripe.reader import Found
+from kb_mcp.proxy.stripe.evidence import customer_of
+from kb_mcp.proxy.stripe.messages import Answered, Reply, Request, refused
+from kb_mcp.proxy.stripe.reader import StripeReads
 
 CustomerMetadata = Callable[[str], Awaitable[dict[str, str] | None]]
 
@@ -199,28 +193,20 @@ def _json(body: object) -> Reply:
 
 
 class Readiness:
-    """Remembers the last look; `boottime_ms` counts suspended time."""
+    """Remembers the last look."""
 
-    def __init__(self, upstream: Upstream, boottime_ms: Callable[[], int]) -> None:
-        """Look through `upstream`."""
-        self._upstream = upstream
-        self._boottime_ms = boottime_ms
+    def __init__(self, stripe: StripeReads) -> None:
+        """Look by `stripe`."""
+        self._stripe = stripe
         self._looked_at = -ASK_EVERY_MS
         self._reachable = False
 
     async def reachable(self) -> bool:
         """Say whether Stripe answered and knows our key, now or a few seconds ago."""
-        now = self._boottime_ms()
+        now = self._stripe.boottime_ms()
         if now >= self._looked_at + ASK_EVERY_MS:
             self._looked_at = now
-            request = UpstreamRequest(
-                method="GET",
-                path="/v1/charges?limit=1",
-                body=None,
-                stripe_version=None,
-                idempotency_key=None,
-            )
-            answer = await self._upstream.send(request, deadline_ms=now + ASK_WITHIN_MS)
+            answer = await self._stripe.fetch("/v1/charges?limit=1", ASK_WITHIN_MS)
             self._reachable = isinstance(answer, Answered) and answer.status != 401
         return self._reachable
 
@@ -257,10 +243,9 @@ class ShownRefunds:
         charge = await self.charges.charge_of(named)
         if not isinstance(charge, str) or policy.customers.any:
             return charge if isinstance(charge, str) else None
-        found = await self.charges.stripe.get(f"/v1/charges/{charge}")
-        owner = found.body.get("customer") if isinstance(found, Found) else None
-        owner = owner.get("id") if isinstance(owner, Mapping) else owner
-        return charge if isinstance(owner, str) and may_touch(policy, owner) else None
+        found = await self.charges.stripe.body(f"/v1/charges/{charge}")
+        owner = None if found is None else customer_of(found)
+        return charge if owner is not None and may_touch(policy, owner) else None
 
 
 def _made(refund: Mapping[str, Any], ours: Mapping[str | None, OperationId]) -> Record:

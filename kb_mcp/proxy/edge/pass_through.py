@@ -6,7 +6,6 @@ checked against the customers a key may touch before it is forwarded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -14,43 +13,31 @@ from msgspec.structs import replace
 from kb_mcp.proxy.access.authenticate import Admitted
 from kb_mcp.proxy.access.authorize import check_answer, customers_to_look_up
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse, scrub_error, strip_client_secret
-from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.stripe.interpret import Reading
-from kb_mcp.proxy.stripe.json_objects import parse_object
-from kb_mcp.proxy.stripe.messages import (
-    Answered,
-    Lost,
-    NotSent,
-    Reply,
-    Upstream,
-    UpstreamRequest,
-    refused,
-)
+from kb_mcp.proxy.stripe.messages import Answered, Reply, UpstreamAnswer, refused
+from kb_mcp.proxy.stripe.reader import WAITED_FOR_MS, StripeReads
 
-READ_WITHIN_MS = 5_000
 LOOKED_UP_MAX = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reads:
-    """Forwards reads. `boottime_ms` counts suspended time."""
+    """Forwards reads by `stripe`."""
 
     ledger: Ledger
-    upstream: Upstream
-    clock: StoreClock
+    stripe: StripeReads
     upstream_key: str
-    boottime_ms: Callable[[], int]
 
     async def read(
         self, admitted: Admitted, reading: Reading, version: str | None, base: AuditDraft
     ) -> Reply:
         """Answer a read, and leave its audit row before the answer goes out."""
-        started = self.boottime_ms()
+        started = self.stripe.boottime_ms()
         query = reading.form.encode().decode()
         path = f"{reading.path}?{query}" if query else reading.path
-        answer = await self._fetch(path, version)
+        answer = await self.stripe.fetch(path, WAITED_FOR_MS, version)
         shown = await self._shown(admitted, answer)
         row = replace(
             base,
@@ -60,32 +47,18 @@ class Reads:
             stripe_status=answer.status if isinstance(answer, Answered) else None,
             object_id=reading.object_id,
             customer_id=reading.customer,
-            duration_ms=self.boottime_ms() - started,
+            duration_ms=self.stripe.boottime_ms() - started,
         )
         await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
         return refused(shown) if isinstance(shown, Refusal) else shown
 
     async def customer_metadata(self, customer: str) -> dict[str, str] | None:
         """Return the metadata of `customer` as Stripe has it, or None where it cannot be had."""
-        answer = await self._fetch(f"/v1/customers/{customer}")
-        if not isinstance(answer, Answered) or answer.status != 200:
-            return None
-        metadata = (parse_object(answer.body) or {}).get("metadata")
+        found = await self.stripe.body(f"/v1/customers/{customer}")
+        metadata = None if found is None else found.get("metadata")
         return metadata if isinstance(metadata, dict) else None
 
-    async def _fetch(self, path: str, version: str | None = None) -> Answered | NotSent | Lost:
-        request = UpstreamRequest(
-            method="GET", path=path, body=None, stripe_version=version, idempotency_key=None
-        )
-        begun = self.boottime_ms()
-        answer = await self.upstream.send(request, deadline_ms=begun + READ_WITHIN_MS)
-        if isinstance(answer, Answered):
-            self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
-        return answer
-
-    async def _shown(
-        self, admitted: Admitted, answer: Answered | NotSent | Lost
-    ) -> Reply | Refusal:
+    async def _shown(self, admitted: Admitted, answer: UpstreamAnswer) -> Reply | Refusal:
         if not isinstance(answer, Answered):
             # A read that got no answer changed nothing: it may simply be asked again.
             return refuse(Code.UPSTREAM_UNREACHABLE)

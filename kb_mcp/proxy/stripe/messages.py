@@ -95,9 +95,9 @@ class UpstreamRequest(Struct, frozen=True):
 
     method: str
     path: str
-    body: bytes | None
-    stripe_version: str | None
-    idempotency_key: str | None
+    body: bytes | None = None
+    stripe_version: str | None = None
+    idempotency_key: str | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
 
 

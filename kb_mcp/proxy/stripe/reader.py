@@ -1,7 +1,7 @@
-"""Reading Stripe for an operator: one object, or every page of a list. It never posts.
+"""The one reader of Stripe: an object, a page, or every page of a list. It never posts.
 
-Floor: wing B, above the sends. What could not be read says so; it is never taken for absence.
-The time is asked for once after a start, and while the clocks disagree.
+Floor: wing B, above the sends. What could not be read says so; it is never taken for absence. Every
+answer tells the time; it is asked for once after a start, and while the clocks disagree.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 from urllib.parse import urlencode
 
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.records import Operation
 from kb_mcp.proxy.stripe.json_objects import next_cursor, parse_object
-from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamRequest
+from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamAnswer, UpstreamRequest
 
 READ_WITHIN_MS = 10_000
+WAITED_FOR_MS = 5_000  # a caller waits for it
 PAGE = 100
 PAGES_MAX = 20_000
 ASK_EVERY_MS = 1_000
-ASK_WITHIN_MS = 5_000
 _INTENTS = "POST /v1/payment_intents"
 _WAITING = frozenset({"pending", "requires_action"})
 
@@ -51,7 +51,12 @@ class Unread:
     type: str | None = None
 
 
-Page = Found | Missing | Unread
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One page of a list; `more` follow, None where it does not say."""
+
+    items: list[Mapping[str, Any]]
+    more: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +67,22 @@ class StripeReads:
     clock: StoreClock
     boottime_ms: Callable[[], int]
 
-    async def get(self, path: str) -> Page:
-        """Read one object or one page; `path` holds the query."""
-        request = UpstreamRequest(
-            method="GET", path=path, body=None, stripe_version=None, idempotency_key=None
-        )
+    async def fetch(
+        self, path: str, within_ms: int = READ_WITHIN_MS, version: str | None = None
+    ) -> UpstreamAnswer:
+        """Return Stripe's answer as it came; `path` holds the query."""
+        request = UpstreamRequest("GET", path, stripe_version=version)
         begun = self.boottime_ms()
-        answer = await self.upstream.send(request, deadline_ms=begun + READ_WITHIN_MS)
+        answer = await self.upstream.send(request, deadline_ms=begun + within_ms)
+        if isinstance(answer, Answered):
+            self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
+        return answer
+
+    async def get(self, path: str) -> Found | Missing | Unread:
+        """Read one object, or what else there is at `path`."""
+        answer = await self.fetch(path)
         if not isinstance(answer, Answered):
             return Unread(f"Stripe cannot be reached ({answer.reason})")
-        self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
         if answer.status == 404:
             return Missing()
         if answer.status != 200:
@@ -81,7 +92,14 @@ class StripeReads:
         body = parse_object(answer.body)
         return Unread("Stripe's answer is no JSON object") if body is None else Found(body)
 
-    async def page(self, path: str, query: Mapping[str, str], since_ms: int) -> Page:
+    async def body(self, path: str) -> Mapping[str, Any] | None:
+        """Return the object at `path`, or None where it cannot be read, for whatever reason."""
+        found = await self.get(path)
+        return found.body if isinstance(found, Found) else None
+
+    async def page(
+        self, path: str, query: Mapping[str, str], since_ms: int = 0
+    ) -> Listed | Missing | Unread:
         """Read one page of the list at `path`, of what was made since then (0: of all).
 
         A stand-in may not know the filter by time. The page is then read without it, and holds
@@ -91,8 +109,8 @@ class StripeReads:
             filtered = dict(query) | {"created[gte]": str(since_ms // 1000)}
             answer = await self.get(f"{path}?{urlencode(filtered)}")
             if not isinstance(answer, Unread) or not _is_not_understood(answer):
-                return answer
-        return await self.get(f"{path}?{urlencode(query)}")
+                return _listed(answer)
+        return _listed(await self.get(f"{path}?{urlencode(query)}"))
 
     async def walk(
         self,
@@ -118,14 +136,13 @@ class StripeReads:
                 return page
             if isinstance(page, Missing) and may_lack and "starting_after" not in query:
                 return items
-            data = page.body.get("data") if isinstance(page, Found) else None
-            if not isinstance(page, Found) or not _is_list_of_objects(data):
+            if isinstance(page, Missing):
                 return Unread("Stripe's answer is no list")
-            items += [each for each in data if made_since(each, since_ms)]
+            items += [each for each in page.items if made_since(each, since_ms)]
             seen(len(items))
-            if page.body.get("has_more") is False:
+            if page.more is False:
                 return items
-            cursor = next_cursor(data, seen_last)
+            cursor = next_cursor(page.items, seen_last)
             if cursor is None:
                 return Unread("Stripe's list breaks off")
             query["starting_after"] = cursor
@@ -143,52 +160,38 @@ def _is_not_understood(answer: Unread) -> bool:
     return answer.status in {400, 500, 501} and answer.type != "api_error"
 
 
-def _is_list_of_objects(data: object) -> TypeGuard[list[dict[str, Any]]]:
-    return isinstance(data, list) and all(isinstance(each, dict) for each in data)
+def _listed(page: Found | Missing | Unread) -> Listed | Missing | Unread:
+    if not isinstance(page, Found):
+        return page
+    items, more = page.body.get("data"), page.body.get("has_more")
+    if not isinstance(items, list) or not all(isinstance(each, dict) for each in items):
+        return Unread("Stripe's answer is no list")
+    return Listed(items, more if isinstance(more, bool) else None)
 
 
 class TimeReader:
-    """Asks once after a start, and again while the clocks disagree; at most once a second.
+    """Asks once after a start, and again while the clocks disagree; at most once a second."""
 
-    `boottime_ms` counts suspended time.
-    """
-
-    def __init__(
-        self, upstream: Upstream, clock: StoreClock, boottime_ms: Callable[[], int]
-    ) -> None:
-        """Ask through `upstream`, for `clock`."""
-        self._upstream = upstream
-        self._clock = clock
-        self._boottime_ms = boottime_ms
+    def __init__(self, reads: StripeReads) -> None:
+        """Ask by `reads`, for its clock."""
+        self.reads = reads
         self._asked_at: int | None = None
         self._asking = asyncio.Lock()
 
     async def settle(self) -> None:
         """Ask for the time unless it is certain; wait for the answer a few seconds at most."""
-        if not self._clock.unsure:
+        if not self.reads.clock.unsure:
             return
         asked_at = self._asked_at
         async with self._asking:
             # Whoever came while another one asked has waited for the same answer.
-            now = self._boottime_ms()
+            now = self.reads.boottime_ms()
             lately = self._asked_at is not None and now < self._asked_at + ASK_EVERY_MS
-            if self._clock.unsure and not lately and self._asked_at == asked_at:
+            if self.reads.clock.unsure and not lately and self._asked_at == asked_at:
                 self._asked_at = now
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(ASK_WITHIN_MS / 1000):
-                        await self.ask("/v1/charges?limit=1")
-
-    async def ask(self, path: str) -> Answered | None:
-        """Read `path` for the time of its answer; return the answer, if one came."""
-        begun = self._boottime_ms()
-        request = UpstreamRequest(
-            method="GET", path=path, body=None, stripe_version=None, idempotency_key=None
-        )
-        answer = await self._upstream.send(request, deadline_ms=begun + ASK_WITHIN_MS)
-        if not isinstance(answer, Answered):
-            return None
-        self._clock.observe(answer.headers.get("date"), self._boottime_ms() - begun)
-        return answer
+                    async with asyncio.timeout(WAITED_FOR_MS / 1000):
+                        await self.reads.fetch("/v1/charges?limit=1", WAITED_FOR_MS)
 
 
 @dataclass(frozen=True, slots=True)

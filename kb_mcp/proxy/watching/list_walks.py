@@ -7,10 +7,9 @@ process alone: after a restart it begins anew, which costs reads and nothing els
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlencode
 
 from kb_mcp.proxy.ledger.records import Attempt, Operation
 from kb_mcp.proxy.rules.outcomes.matching import match_attempt, twin_names
@@ -18,11 +17,9 @@ from kb_mcp.proxy.rules.outcomes.resolve import Absent, Finding, Present, Unread
 from kb_mcp.proxy.stripe.endpoints import Route
 from kb_mcp.proxy.stripe.evidence import prove_object
 from kb_mcp.proxy.stripe.json_objects import next_cursor
+from kb_mcp.proxy.stripe.reader import PAGE, Listed, StripeReads
 
-PAGE = 100
 LOOK_BACK_MS = 25 * 3_600_000
-
-Get = Callable[[str], Awaitable[Mapping[str, Any] | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,33 +58,30 @@ class Walk:
         """Say whether nothing was sent since this walk began."""
         return _sends(self.attempts) == _sends(attempts)
 
-    async def go_on(
-        self, get: Get, boottime_ms: Callable[[], int], budget: Budget
-    ) -> Finding | None:
+    async def go_on(self, stripe: StripeReads, budget: Budget) -> Finding | None:
         """Read on; None where `budget` is used up and there is more to read."""
         listing = self.route.listing
         if listing is None:
             return Unreadable()
         query = self._query(listing.filters)
-        stop_at = boottime_ms() + budget.within_ms
+        stop_at = stripe.boottime_ms() + budget.within_ms
         for _ in range(budget.pages):
             if self.cursor is not None:
                 query["starting_after"] = self.cursor
-            page = await get(f"{listing.path}?{urlencode(query)}")
-            items = None if page is None else page.get("data")
-            if page is None or not isinstance(items, list):
+            page = await stripe.page(listing.path, query)
+            if not isinstance(page, Listed):
                 return Unreadable()
-            found = self._look(items)
+            found = self._look(page.items)
             if found is not None:
                 return found
-            if page.get("has_more") is not True:
+            if page.more is not True:
                 # Only a list that says so itself has ended.
-                ended = page.get("has_more") is False
+                ended = page.more is False
                 return Absent(self.begun_at, tuple(self.twins)) if ended else Unreadable()
-            self.cursor = next_cursor(items, self.seen)
+            self.cursor = next_cursor(page.items, self.seen)
             if self.cursor is None:
                 return Unreadable()
-            if boottime_ms() >= stop_at:
+            if stripe.boottime_ms() >= stop_at:
                 return None
         return None
 
@@ -100,10 +94,8 @@ class Walk:
             name: value for name, value in narrowed.items() if name in filters and value is not None
         }
 
-    def _look(self, items: list[Any]) -> Finding | None:
+    def _look(self, items: list[Mapping[str, Any]]) -> Finding | None:
         for item in items:
-            if not isinstance(item, dict):
-                return Unreadable()
             number = match_attempt(item, self.operation, self.attempts)
             if number is None:
                 names = twin_names(item, self.operation, self.attempts, self.grace_ms)

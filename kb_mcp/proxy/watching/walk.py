@@ -30,10 +30,9 @@ from kb_mcp.proxy.rules.outcomes.gaps import (
     mark_of,
 )
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stripe.json_objects import marks, object_names
-from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads, Unread, made_since
+from kb_mcp.proxy.stripe.json_objects import marks, next_cursor, object_names
+from kb_mcp.proxy.stripe.reader import PAGE, Listed, Missing, StripeReads, Unread, made_since
 
-PAGE = 100
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 LOOK_BACK_AT_START_MS = 25 * HOUR_MS
@@ -223,23 +222,20 @@ class StoreWalk:
                 return replace(state, absent=(*state.absent, path))
             if isinstance(page, BrokenWalk):
                 return page
-            items, more = page
-            recent = [each for each in items if made_since(each, state.since)]
+            recent = [each for each in page.items if made_since(each, state.since)]
             lost = await self._lost(recent, state.place, whose, writes=writes)
             state = replace(state, lost=tuple(dict.fromkeys((*state.lost, *lost))))
-            if not more:
+            if not page.more:
                 return state
-            last = str(items[-1]["id"])
-            if last in seen:
-                return BrokenWalk(path, "Stripe's list repeats itself", None)
-            seen.add(last)
+            last = next_cursor(page.items, seen)
+            if last is None:
+                why = "repeats itself" if page.items else "breaks off"
+                return BrokenWalk(path, f"Stripe's list {why}", None)
             state = replace(state, after=last)
             if writes:
                 await self._write({CHECKPOINT: encode(state).decode()})
 
-    async def _page(
-        self, path: str, state: Checkpoint
-    ) -> tuple[list[Item], bool] | Missing | BrokenWalk:
+    async def _page(self, path: str, state: Checkpoint) -> Listed | Missing | BrokenWalk:
         query = {"limit": str(PAGE)}
         if state.after is not None:
             query["starting_after"] = state.after
@@ -250,15 +246,10 @@ class StoreWalk:
         if isinstance(answer, Missing):
             # Stand-ins lack endpoints; but after a first page it is the page that is missing.
             return answer if state.after is None else BrokenWalk(path, "Stripe's page is gone", 404)
-        items, more = answer.body.get("data"), answer.body.get("has_more")
-        whole = isinstance(items, list) and all(
-            isinstance(each, dict) and isinstance(each.get("id"), str) for each in items
-        )
-        if not whole or not isinstance(items, list) or not isinstance(more, bool):
+        named = all(isinstance(each.get("id"), str) for each in answer.items)
+        if answer.more is None or not named:
             return BrokenWalk(path, "Stripe's answer is no list", None)
-        if more and not items:
-            return BrokenWalk(path, "Stripe's list breaks off", None)
-        return items, more
+        return answer
 
     async def _lost(
         self, items: list[Item], place: int, whose: Whose, *, writes: bool
@@ -291,8 +282,7 @@ class StoreWalk:
             if item["id"] not in ids:
                 continue
             await self.pace.take()
-            seen = await self.reads.get(f"{path}/{item['id']}")
-            now = seen.body if isinstance(seen, Found) else item
+            now = await self.reads.body(f"{path}/{item['id']}") or item
             if holds_money(now, route):
                 found.append(now)
         return found
