@@ -10,18 +10,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from kb_mcp.idempotency import CUSTOMER_ID, refund_name
 from kb_mcp.money import Money, MoneyError, check_amount
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
-from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import HOLDING, Changes, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.port import Ledger, look_up
+from kb_mcp.proxy.ledger.records import HOLDING, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.rules.command import Command, Refundable
+from kb_mcp.proxy.rules.command import Command, Prepared, Refundable
 from kb_mcp.proxy.rules.refunds import refund_fingerprint, states_of
 from kb_mcp.proxy.stripe.endpoints import CHARGED_BY
 from kb_mcp.proxy.stripe.interpret import Reading
@@ -32,20 +30,6 @@ _REFUNDABLE = frozenset({"won", "warning_needs_response", "warning_under_review"
 _GONE = frozenset({"failed", "canceled"})
 Touch = Callable[[Reading], Awaitable[Refusal | None]]
 _UNREAD = refuse(Code.UPSTREAM_UNREACHABLE)
-
-
-class Prepared(Struct, frozen=True):
-    """A refund that is understood: whose money, which name, and what is known of the charge."""
-
-    reading: Reading
-    money: Money
-    name: str
-    view: Refundable
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash what this gives back."""
-        return refund_fingerprint(self.view.charge, self.money, self.reading.reference)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,15 +77,7 @@ class ChargeReads:
         read = await self._read(
             command.policy, command.reading, view.charge, command.name, _touched
         )
-        if isinstance(read, Refusal):
-            return read
-        return replace(
-            command,
-            reading=read.reading,
-            money=read.money,
-            fingerprint=read.fingerprint,
-            refund=read.view,
-        )
+        return read if isinstance(read, Refusal) else read.as_read(command)
 
     async def charge_of(self, of: str) -> str | Refusal:
         """Return the charge that is meant: an intent has at most one that succeeded."""
@@ -122,9 +98,7 @@ class ChargeReads:
     async def known(self, charge: str) -> list[Operation]:
         """Return the charge's refunds in the ledger. Raises: LedgerUnavailableError."""
         refs = Refs(charges=frozenset({charge}))
-        return await self.ledger.transact(
-            lambda _: refs, lambda snapshot: (snapshot.refunds_of(charge), Changes())
-        )
+        return await look_up(self.ledger, refs, lambda snapshot: snapshot.refunds_of(charge))
 
     async def _still_stands(self, refund: Operation) -> Operation:
         """Return `refund`, looked at anew where Stripe shows that its money came back."""
@@ -171,18 +145,14 @@ class ChargeReads:
         intent = body.get("payment_intent")
         names = {charge, intent} if isinstance(intent, str) else {charge}
         refs = Refs(objects=frozenset(names))
-
-        def owners(snapshot: Snapshot) -> tuple[set[OperationId], Changes]:
-            return {snapshot.object_owners[each] for each in names
-                    if each in snapshot.object_owners}, Changes()  # fmt: skip
-
-        ids = await self.ledger.transact(lambda _: refs, owners)
+        owners = await look_up(
+            self.ledger, refs, lambda found: {found.object_owners.get(each) for each in names}
+        )
+        ids = frozenset(each for each in owners if each is not None)
         if not ids:
             return False
-        found = await self.ledger.transact(
-            lambda _: Refs(operations=frozenset(ids)),
-            lambda snapshot: ([snapshot.operations[each] for each in ids], Changes()),
-        )
+        refs = Refs(operations=ids)
+        found = await look_up(self.ledger, refs, lambda found: [found.operations[e] for e in ids])
         # Of an invoice, it is the attempt that has the charge.
         return any(
             (each.route in CHARGED_BY and each.object_id in names) or each.pays_invoice
@@ -257,7 +227,13 @@ def _prepared(
     money = Money(amount, view.currency)
     written = form.without("currency", "payment_intent").with_(named)
     understood = replace(reading, customer=customer, money=money, form=written)
-    return Prepared(understood, money, name, view)
+    return Prepared(
+        reading=understood,
+        money=money,
+        name=name,
+        fingerprint=refund_fingerprint(view.charge, money, reading.reference),
+        refund=view,
+    )
 
 
 def mark_of(refund: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse, scrub_error
 from kb_mcp.proxy.invoice_reads import InvoiceReads
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.counts import Stopped
-from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
+from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, note
 from kb_mcp.proxy.ledger.records import Attempt, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_of, windows_then
@@ -166,8 +166,7 @@ class Governor:
         read = await self.read_again(command)
         if isinstance(read, Refusal):
             row = replace(command.request, kind="refusal", decision="refuse", code=read.code.value)
-            changes = Changes(audit=(row,), stopped=(Stopped.unread(row),))
-            await self.ledger.transact(lambda _: Refs(), lambda _: (None, changes))
+            await note(self.ledger, row, stopped=(Stopped.unread(row),))
         return read
 
     async def _replay(self, operation: Operation) -> Reply:

@@ -17,10 +17,10 @@ from msgspec.structs import replace
 from kb_mcp.idempotency import CUSTOMER_ID, invoice_name
 from kb_mcp.money import Money
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse, strip_client_secret
-from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import HOLDING, Changes, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.port import Ledger, look_up
+from kb_mcp.proxy.ledger.records import HOLDING, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.command import Command, Payable
+from kb_mcp.proxy.rules.command import Command, Payable, Prepared
 from kb_mcp.proxy.rules.follow_ups.decide import step_fingerprint
 from kb_mcp.proxy.rules.invoices import (
     amount_changed,
@@ -45,33 +45,6 @@ class AsItStands(Struct, frozen=True):
 
     reply: Reply
     customer: str | None
-
-
-class Prepared(Struct, frozen=True):
-    """A payment that is understood; `made` is the operation whose invoice it goes on with."""
-
-    reading: Reading
-    money: Money
-    name: str
-    view: Payable
-    made: Operation | None
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash what this pays."""
-        plain = invoice_fingerprint(self.reading, self.view)
-        return plain if self.made is None else step_fingerprint(self.reading, self.made)
-
-    def command(self, command: Command) -> Command:
-        """Return `command` as the command of this."""
-        return replace(
-            command,
-            reading=self.reading,
-            money=self.money,
-            fingerprint=self.fingerprint,
-            invoice=self.view,
-            continues=self.made,
-        )
 
 
 class _Seen(Struct, frozen=True):
@@ -120,7 +93,7 @@ class InvoiceReads:
         """Return `command` with its invoice read anew. Raises: LedgerUnavailableError."""
         read = await self.prepare(command.reading, _touched)
         if isinstance(read, Prepared):
-            return read.command(command)
+            return read.as_read(command)
         if isinstance(read, Refusal):
             return read
         return refuse(Code.AMOUNT_CHANGED, reason="it was paid elsewhere")
@@ -144,9 +117,7 @@ class InvoiceReads:
     async def _known(self, invoice: str) -> Operation | None:
         name = invoice_name(invoice)
         refs = Refs(names=frozenset({name}))
-        return await self.ledger.transact(
-            lambda _: refs, lambda snapshot: (snapshot.newest(name), Changes())
-        )
+        return await look_up(self.ledger, refs, lambda snapshot: snapshot.newest(name))
 
     async def _over(self, reading: Reading, seen: _Seen) -> Prepared | AsItStands | Refusal:
         """Return what is said where the invoice is paid, finalized, voided or written off."""
@@ -216,4 +187,15 @@ def _prepared(reading: Reading, view: Payable, made: Operation | None) -> Prepar
     money = Money(view.left, view.currency)
     total = None if made is None else view.left
     understood = replace(reading, customer=view.customer, money=money, total=total)
-    return Prepared(understood, money, invoice_name(view.invoice), view, made)
+    return Prepared(
+        reading=understood,
+        money=money,
+        name=invoice_name(view.invoice),
+        fingerprint=(
+            invoice_fingerprint(understood, view)
+            if made is None
+            else step_fingerprint(understood, made)
+        ),
+        invoice=view,
+        continues=made,
+    )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kb_mcp.proxy.governor import SendGate
-from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
+from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, note
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.ledger.snapshot import GAP
 from kb_mcp.proxy.rules.outcomes.gaps import WALK_FAILED
@@ -128,11 +128,9 @@ class Walks:
         self._failures += 1
         _log.warning("Stripe's list %s could not be read: %s", broken.path, broken.why)
         if self._failures == ALERT_AFTER:
-            note = f"{broken.path}: {broken.why}"
-            row = AuditDraft(kind="recovery", decision="walk_failed", code=WALK_FAILED, note=note)
-            await self.walk.ledger.transact(
-                lambda _: Refs(), lambda _: (None, Changes(audit=(row,)))
-            )
+            why = f"{broken.path}: {broken.why}"
+            row = AuditDraft(kind="recovery", decision="walk_failed", code=WALK_FAILED, note=why)
+            await note(self.walk.ledger, row)
 
 
 def refused_text(broken: BrokenWalk) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.charge_reads import ChargeReads, Prepared
+from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules import approvals, decide, refunds, reserve
+from kb_mcp.proxy.rules.command import Prepared
 from kb_mcp.proxy.rules.outcomes import conclude, resolve
 from tests.faults.bugs import bug
 from tests.faults.planting import part, swapped

@@ -15,13 +15,9 @@ with atheris.instrument_imports(include=["kb_mcp"]):
     from kb_mcp.proxy.access.authorize import authorize
     from kb_mcp.proxy.access.roles import built_in
     from kb_mcp.proxy.errors.refusals import Refusal, error_body
-    from kb_mcp.proxy.stripe.interpret import (
-        Reading,
-        canonical_path,
-        find_route,
-        parse_form,
-        read_request,
-    )
+    from kb_mcp.proxy.stripe.endpoints import find_route
+    from kb_mcp.proxy.stripe.forms import canonical_path, parse_form
+    from kb_mcp.proxy.stripe.interpret import Reading, read_request
 
 POLICIES = [built_in(role) for role in ("billing", "audit", "billing-with-status")]
 FORM = "application/x-www-form-urlencoded"

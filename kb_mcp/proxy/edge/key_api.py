@@ -28,8 +28,8 @@ from kb_mcp.proxy.edge.pipeline import RefusalCounts, subject_of
 from kb_mcp.proxy.edge.records import Record, key_record, operation_record, spend_records
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.governor import SendGate
-from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import HOLDING, AuditDraft, Changes, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, note
+from kb_mcp.proxy.ledger.records import HOLDING, AuditDraft, Operation, OperationId
 from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.rules.operation_names import attempt_key
 from kb_mcp.proxy.stores.reads import StoreReads
@@ -185,7 +185,7 @@ class KeyApi:
             code=answer.code.value if isinstance(answer, Refusal) else None,
             subject=subject_of(admitted, request),
         )
-        await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
+        await note(self.ledger, row)
 
 
 def _json(body: object) -> Reply:

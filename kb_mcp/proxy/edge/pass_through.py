@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from kb_mcp.proxy.access.authenticate import Admitted
 from kb_mcp.proxy.access.authorize import check_answer, customers_to_look_up
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse, scrub_error, strip_client_secret
-from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
+from kb_mcp.proxy.ledger.port import Ledger, note
+from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.stripe.interpret import Reading
 from kb_mcp.proxy.stripe.messages import Answered, Reply, UpstreamAnswer, refused
 from kb_mcp.proxy.stripe.reader import WAITED_FOR_MS, StripeReads
@@ -49,7 +49,7 @@ class Reads:
             customer_id=reading.customer,
             duration_ms=self.stripe.boottime_ms() - started,
         )
-        await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
+        await note(self.ledger, row)
         return refused(shown) if isinstance(shown, Refusal) else shown
 
     async def customer_metadata(self, customer: str) -> dict[str, str] | None:

@@ -35,28 +35,20 @@ from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.invoice_reads import AsItStands, InvoiceReads
 from kb_mcp.proxy.ledger.counts import Stopped
-from kb_mcp.proxy.ledger.port import Ledger
+from kb_mcp.proxy.ledger.port import Ledger, note
 from kb_mcp.proxy.ledger.records import (
     AuditDraft,
-    Changes,
     KeyId,
     NamedBy,
     Operation,
     OperationId,
-    Refs,
 )
-from kb_mcp.proxy.rules.command import Command
+from kb_mcp.proxy.rules.command import Command, Prepared
 from kb_mcp.proxy.rules.follow_ups.decide import as_step, find_made, step_fingerprint
 from kb_mcp.proxy.rules.operation_names import Name, caller_keys, name_of, older_caller_keys
-from kb_mcp.proxy.stripe.endpoints import Moves
-from kb_mcp.proxy.stripe.interpret import (
-    Reading,
-    canonical_path,
-    find_route,
-    fingerprint,
-    parse_form,
-    read_request,
-)
+from kb_mcp.proxy.stripe.endpoints import Moves, find_route
+from kb_mcp.proxy.stripe.forms import canonical_path, parse_form
+from kb_mcp.proxy.stripe.interpret import Reading, fingerprint, read_request
 from kb_mcp.proxy.stripe.messages import Reply, Request, refused
 
 BodyReader = Callable[[], Awaitable[bytes | Refusal]]
@@ -147,10 +139,8 @@ class RequestPipeline:
         self, admitted: Admitted, request: Request, reading: Reading
     ) -> Command | Refusal | Reply:
         """Return the command that a write asks for; a reply where there is nothing left to do."""
-        if reading.route.standing is not None:
-            return await self._invoice(admitted, request, reading)
         if reading.route.moves is Moves.READ_FIRST:
-            return await self._refund(admitted, request, reading)
+            return await self._read_first(admitted, request, reading)
         made = await find_made(self.ledger, reading)
         if made is not None:
             return await self._continue(admitted, request, reading, made)
@@ -208,41 +198,37 @@ class RequestPipeline:
         command = self._command(admitted, request, step, step.money, name)
         return replace(command, fingerprint=step_fingerprint(step, made), continues=made)
 
-    async def _refund(
-        self, admitted: Admitted, request: Request, reading: Reading
-    ) -> Command | Refusal:
-        """Return the command of a refund, which is bound to what Stripe says of its charge."""
-        policy = admitted.policy
-        if policy.capped and not any(policy.refund_caps.tables()):
-            # A policy that caps what is charged, and says nothing of refunds, caps no refund.
-            return refuse(Code.AMOUNT_NOT_METERED)
-        asked = await self.charges.prepare(policy, reading, partial(self._touch, admitted))
-        if isinstance(asked, Refusal):
-            return asked
-        name = Name(asked.name, NamedBy.CONTENT, asked.name)
-        command = self._command(admitted, request, asked.reading, asked.money, name)
-        return replace(command, fingerprint=asked.fingerprint, refund=asked.view)
-
-    async def _invoice(
+    async def _read_first(
         self, admitted: Admitted, request: Request, reading: Reading
     ) -> Command | Refusal | Reply:
-        """Return the command that pays or finalizes an invoice; the invoice where that is done."""
-        asked = await self.invoices.prepare(reading, partial(self._touch, admitted))
+        """Return the command of a refund, or of an invoice's payment, bound to what Stripe says.
+
+        The invoice itself is the answer where nothing is left to do.
+        """
+        policy, touch = admitted.policy, partial(self._touch, admitted)
+        asked: Prepared | AsItStands | Refusal
+        if reading.route.standing is not None:
+            asked = await self.invoices.prepare(reading, touch)
+        elif policy.capped and not any(policy.refund_caps.tables()):
+            # A policy that caps what is charged, and says nothing of refunds, caps no refund.
+            asked = refuse(Code.AMOUNT_NOT_METERED)
+        else:
+            asked = await self.charges.prepare(policy, reading, touch)
+        if isinstance(asked, Prepared):
+            name = Name(asked.name, NamedBy.CONTENT, asked.name)
+            return asked.as_read(self._command(admitted, request, asked.reading, asked.money, name))
         if isinstance(asked, Refusal):
             return asked
-        if isinstance(asked, AsItStands):
-            row = replace(
-                self.audit_base(admitted, request),
-                kind="read",
-                decision="forward",
-                stripe_status=200,
-                object_id=reading.of,
-                customer_id=asked.customer,
-            )
-            await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
-            return asked.reply
-        name = Name(asked.name, NamedBy.CONTENT, asked.name)
-        return asked.command(self._command(admitted, request, asked.reading, asked.money, name))
+        row = replace(
+            self.audit_base(admitted, request),
+            kind="read",
+            decision="forward",
+            stripe_status=200,
+            object_id=reading.of,
+            customer_id=asked.customer,
+        )
+        await note(self.ledger, row)
+        return asked.reply
 
     def _intend(self, admitted: Admitted, request: Request, reading: Reading) -> Command | Refusal:
         money = reading.money
@@ -300,8 +286,7 @@ class RequestPipeline:
         row = replace(
             base, kind="refusal", decision="refuse", code=refusal.code.value, note=refusal.param
         )
-        changes = Changes(audit=(row,), stopped=(Stopped.unread(row),))
-        await self.ledger.transact(lambda _: Refs(), lambda _: (None, changes))
+        await note(self.ledger, row, stopped=(Stopped.unread(row),))
         return refused(refusal)
 
 
@@ -392,7 +377,7 @@ class RefusalCounts:
             for (code, subject), count in sorted(taken.items())
         )
         try:
-            await ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=rows)))
+            await note(ledger, *rows)
         except Exception:
             self._counts.update(taken)
             raise

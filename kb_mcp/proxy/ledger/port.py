@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from kb_mcp.proxy.ledger.records import Changes, Grant, KeyId, Lineage, Refs, VaultKey
+from kb_mcp.proxy.ledger.counts import Stopped
+from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Grant, KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
 
 T = TypeVar("T")
@@ -51,3 +52,14 @@ class Ledger(Protocol):
     async def close(self) -> None:
         """Run what still waits, then close."""
         ...
+
+
+async def look_up(ledger: Ledger, refs: Refs, read: Callable[[Snapshot], T]) -> T:
+    """Return what `read` finds among the rows of `refs`. Raises: LedgerUnavailableError."""
+    return await ledger.transact(lambda _: refs, lambda snapshot: (read(snapshot), Changes()))
+
+
+async def note(ledger: Ledger, *audit: AuditDraft, stopped: tuple[Stopped, ...] = ()) -> None:
+    """Write audit rows, and calls that were `stopped`. Raises: LedgerUnavailableError."""
+    changes = Changes(audit=audit, stopped=stopped)
+    await ledger.transact(lambda _: Refs(), lambda _: (None, changes))

@@ -6,6 +6,7 @@ Floor: above interpret and policy, below the deciders. Pure.
 from __future__ import annotations
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from kb_mcp.money import Money
 from kb_mcp.proxy.access.policy import Policy
@@ -156,6 +157,33 @@ class Command(Struct, frozen=True, kw_only=True):
             windows=frozenset(windows),
             tallies=frozenset({self.tally}),
             grants=frozenset() if self.grant_id is None else frozenset({self.grant_id}),
+        )
+
+
+class Prepared(Struct, frozen=True, kw_only=True):
+    """What a request asks for once it was read at Stripe: a refund, or the payment of an invoice.
+
+    Its fields are those of the command; `continues` is the operation whose invoice it goes on with.
+    """
+
+    reading: Reading
+    money: Money
+    name: str
+    fingerprint: str
+    refund: Refundable | None = None
+    invoice: Payable | None = None
+    continues: Operation | None = None
+
+    def as_read(self, command: Command) -> Command:
+        """Return `command` with what was read."""
+        return replace(
+            command,
+            reading=self.reading,
+            money=self.money,
+            fingerprint=self.fingerprint,
+            refund=self.refund,
+            invoice=self.invoice,
+            continues=self.continues,
         )
 
 

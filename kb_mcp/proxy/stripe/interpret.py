@@ -11,24 +11,14 @@ import re
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from kb_mcp.idempotency import CUSTOMER_ID, REFERENCE, is_sdk_made_key
 from kb_mcp.money import Money, MoneyError, check_amount, check_currency, parse_amount
 from kb_mcp.periods import Period, PeriodError, parse_period, period_from_description
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.stripe.endpoints import Moves, Route, find_route, object_ids
-from kb_mcp.proxy.stripe.forms import Form, canonical_path, parse_form
-
-__all__ = [
-    "Form",
-    "Reading",
-    "Route",
-    "canonical_path",
-    "find_route",
-    "fingerprint",
-    "parse_form",
-    "read_request",
-]
+from kb_mcp.proxy.stripe.forms import Form
 
 KEY_HEADER: Final = "Idempotency-Key"
 KEY_FIELD: Final = "idempotency_key"
@@ -73,7 +63,6 @@ class Reading(Struct, frozen=True, kw_only=True):
     explicit_key: str | None = None
     sent_key: str | None = None
     made_up_keys: tuple[str, ...] = ()
-    key_lifted: bool = False
 
     @property
     def object_id(self) -> str | None:
@@ -95,42 +84,43 @@ def read_request(
         return route
     if route.moves is Moves.READS:
         return _read_look_up(route, path, form)
-    key = _read_key(form, header_key)
-    if isinstance(key, Refusal):
-        return key
-    bare = form.without(KEY_FIELD)
+    keyed = _read_key(Reading(route=route, path=path, form=form), header_key)
+    if isinstance(keyed, Refusal):
+        return keyed
     if route.moves is Moves.READ_FIRST:
-        return (_read_standing if route.standing else _read_refund)(route, path, bare, key)
+        return _read_standing(keyed) if route.standing is not None else _read_refund(keyed)
+    return _read_bill(keyed)
+
+
+def _read_bill(reading: Reading) -> Reading | Refusal:
+    """Read a write that makes an object of its own or goes on with one: amount, whose, what for."""
+    route, bare = reading.route, reading.form
     money = _read_money(bare, required=route.moves is Moves.METERED)
     if isinstance(money, Refusal):
         return money
     parties = _read_parties(bare)
     if isinstance(parties, Refusal):
         return parties
-    bill = _read_bill(bare)
-    if isinstance(bill, Refusal):
-        return bill
+    period = _read_period(bare)
+    if isinstance(period, Refusal):
+        return period
+    reference = _read_reference(bare)
+    if isinstance(reference, Refusal):
+        return reference
     total = _read_total(route, bare)
     if isinstance(total, Refusal):
         return total
     customer, payment_method, destination = parties
-    period, reference = bill
-    explicit_key, sent_key, made_up_keys, key_lifted = key
-    return Reading(
-        route=route,
-        path=path,
+    return replace(
+        reading,
         form=bare.with_({"currency": money.currency}) if money is not None else bare,
-        customer=customer or _owner(route, path),
+        customer=customer or _owner(route, reading.path),
         money=money if route.moves is Moves.METERED else None,
         total=total,
         period=period,
         reference=reference,
         payment_method=payment_method,
         destination=destination,
-        explicit_key=explicit_key,
-        sent_key=sent_key,
-        made_up_keys=made_up_keys,
-        key_lifted=key_lifted,
     )
 
 
@@ -157,39 +147,20 @@ def fingerprint(reading: Reading) -> str:
     return hashlib.sha256(_COMPACT.encode(parts).encode("ascii")).hexdigest()
 
 
-def _read_standing(
-    route: Route,
-    path: str,
-    form: Form,
-    key: tuple[str | None, str | None, tuple[str, ...], bool],
-) -> Reading | Refusal:
+def _read_standing(reading: Reading) -> Reading | Refusal:
     """Read which object a request pays; what it costs and whose it is, only Stripe can say."""
-    payment_method = _matched(form, PAYMENT_FIELDS, _OBJECT_ID, "the id of a payment method")
-    if isinstance(payment_method, Refusal):
-        return payment_method
-    return Reading(
-        route=route,
-        path=path,
-        form=form,
-        of=object_ids(route, path)[0],
-        payment_method=payment_method,
-        explicit_key=key[0],
-        sent_key=key[1],
-        made_up_keys=key[2],
-        key_lifted=key[3],
-    )
+    method = _matched(reading.form, PAYMENT_FIELDS, _OBJECT_ID, "the id of a payment method")
+    if isinstance(method, Refusal):
+        return method
+    return replace(reading, of=reading.object_id, payment_method=method)
 
 
-def _read_refund(
-    route: Route,
-    path: str,
-    form: Form,
-    key: tuple[str | None, str | None, tuple[str, ...], bool],
-) -> Reading | Refusal:
+def _read_refund(reading: Reading) -> Reading | Refusal:
     """Read what a refund names; whose charge it is and in which currency, only Stripe can say.
 
     A period in its metadata is wording: no refund is a bill.
     """
+    form = reading.form
     named = [name for name in _REFUNDED if name in form]
     if len(named) != 1:
         param = named[0] if named else _REFUNDED[0]
@@ -198,30 +169,18 @@ def _read_refund(
     of = _matched(form, (named[0],), pattern, what)
     if isinstance(of, Refusal):
         return of
-    total = _read_total(route, form)
+    total = _read_total(reading.route, form)
     if isinstance(total, Refusal):
         return total
     reference = _read_reference(form)
     if isinstance(reference, Refusal):
         return reference
-    return Reading(
-        route=route,
-        path=path,
-        form=form,
-        total=total,
-        of=of,
-        reference=reference,
-        explicit_key=key[0],
-        sent_key=key[1],
-        made_up_keys=key[2],
-        key_lifted=key[3],
-    )
+    return replace(reading, total=total, of=of, reference=reference)
 
 
-def _read_key(
-    form: Form, header: str | None
-) -> tuple[str | None, str | None, tuple[str, ...], bool] | Refusal:
-    lifted = form.get(KEY_FIELD)
+def _read_key(reading: Reading, header: str | None) -> Reading | Refusal:
+    """Return `reading` with the keys that name it, lifted out of its form."""
+    lifted = reading.form.get(KEY_FIELD)
     for param, key in ((KEY_HEADER, header), (KEY_FIELD, lifted)):
         if key is not None and not _KEY.fullmatch(key):
             reason = "an idempotency key is 1 to 255 printable ASCII characters."
@@ -233,8 +192,13 @@ def _read_key(
     if len(named) > 1:
         reason = "it differs from the Idempotency-Key header. Send one of them, in the header."
         return refuse(Code.PARAMETER_INVALID, param=KEY_FIELD, reason=reason)
-    sent = header if header is not None else lifted
-    return (named[0] if named else None), sent, made_up, lifted is not None
+    return replace(
+        reading,
+        form=reading.form.without(KEY_FIELD),
+        explicit_key=named[0] if named else None,
+        sent_key=header if header is not None else lifted,
+        made_up_keys=made_up,
+    )
 
 
 def _read_money(form: Form, *, required: bool) -> Money | Refusal | None:
@@ -297,7 +261,7 @@ def _matched(
     return found
 
 
-def _read_bill(form: Form) -> tuple[Period | None, str | None] | Refusal:
+def _read_period(form: Form) -> Period | Refusal | None:
     described = period_from_description(form.get("description", ""))
     text = form.get(PERIOD_FIELD)
     period = described
@@ -312,10 +276,7 @@ def _read_bill(form: Form) -> tuple[Period | None, str | None] | Refusal:
         if described is not None and described != period:
             reason = "it disagrees with the period in the description. Make them the same."
             return refuse(Code.PARAMETER_INVALID, param=PERIOD_FIELD, reason=reason)
-    reference = _read_reference(form)
-    if isinstance(reference, Refusal):
-        return reference
-    return period, reference
+    return period
 
 
 def _read_reference(form: Form) -> str | Refusal | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.ledger.port import Ledger
+from kb_mcp.proxy.ledger.port import Ledger, look_up
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
@@ -42,8 +42,8 @@ class RefundWatch:
         Raises: LedgerUnavailableError.
         """
         refs = Refs(operations=frozenset({operation_id}))
-        operation = await self.ledger.transact(
-            lambda _: refs, lambda snapshot: (snapshot.operations.get(operation_id), Changes())
+        operation = await look_up(
+            self.ledger, refs, lambda snapshot: snapshot.operations.get(operation_id)
         )
         if operation is None or not operation.refunded:
             return

@@ -15,7 +15,8 @@ from kb_mcp.proxy.rules.follow_ups.decide import as_step, step_fingerprint
 from kb_mcp.proxy.rules.outcomes.resolve import Present
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.evidence import Made, Proof, prove_object
-from kb_mcp.proxy.stripe.interpret import Reading, parse_form, read_request
+from kb_mcp.proxy.stripe.forms import parse_form
+from kb_mcp.proxy.stripe.interpret import Reading, read_request
 from tests.proxy.rules.one_key import FORM_TYPE, OneKey
 
 CREATE = "POST /v1/payment_intents"

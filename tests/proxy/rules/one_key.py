@@ -33,7 +33,8 @@ from kb_mcp.proxy.stripe.evidence import (
     Proof,
     Rejected,
 )
-from kb_mcp.proxy.stripe.interpret import Reading, fingerprint, parse_form, read_request
+from kb_mcp.proxy.stripe.forms import parse_form
+from kb_mcp.proxy.stripe.interpret import Reading, fingerprint, read_request
 
 MINUTE, HOUR = 60_000, 3_600_000
 # 2026-11-24, an hour after midnight.

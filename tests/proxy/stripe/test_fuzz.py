@@ -15,13 +15,9 @@ from kb_mcp.proxy.access.authorize import authorize
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import ROLES
 from kb_mcp.proxy.errors.refusals import RULES, Code, Refusal, error_body, refuse
-from kb_mcp.proxy.stripe.interpret import (
-    Reading,
-    canonical_path,
-    find_route,
-    parse_form,
-    read_request,
-)
+from kb_mcp.proxy.stripe.endpoints import find_route
+from kb_mcp.proxy.stripe.forms import canonical_path, parse_form
+from kb_mcp.proxy.stripe.interpret import Reading, read_request
 from tests.in_process_proxy import InProcessProxy, Issued
 from tests.proxy.requests import DANGEROUS, Raw, naively_allowed, raw_requests
 

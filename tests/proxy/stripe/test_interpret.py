@@ -52,7 +52,7 @@ def test_a_charge_is_read_whole() -> None:
     assert (reading.customer, reading.payment_method) == ("cus_Abc123", "card_1")
     assert reading.period is not None
     assert (reading.period.label, reading.reference) == ("2026-06", "seat 2")
-    assert (reading.explicit_key, reading.sent_key, reading.key_lifted) == ("june", "june", False)
+    assert (reading.explicit_key, reading.sent_key) == ("june", "june")
     assert (reading.path, reading.route.endpoint) == ("/v1/charges", "POST /v1/charges")
     assert reading.object_id is None
 
@@ -170,7 +170,6 @@ def test_a_key_is_lifted_from_the_body_and_one_an_sdk_made_up_names_nothing(
 ) -> None:
     reading = charge({"idempotency_key": lifted} if lifted else {}, key=header)
     assert (reading.explicit_key, reading.sent_key) == (explicit, sent)
-    assert reading.key_lifted is (lifted is not None)
     assert "idempotency_key" not in reading.form
 
 

@@ -35,13 +35,12 @@ from msgspec.structs import replace
 from kb_mcp.money import Money, MoneyError, check_amount
 from kb_mcp.periods import parse_period
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.ledger.port import Ledger
+from kb_mcp.proxy.ledger.port import Ledger, look_up
 from kb_mcp.proxy.ledger.records import (
     Attempt,
     AttemptOutcome,
     Changes,
     Operation,
-    OperationId,
     Refs,
 )
 from kb_mcp.proxy.ledger.records import State as S
@@ -245,17 +244,12 @@ async def find_made(ledger: Ledger, reading: Reading) -> Operation | None:
     object_id = reading.object_id
     if reading.route.belongs_to is None or object_id is None:
         return None
-
-    def owner(snapshot: Snapshot) -> tuple[OperationId | None, Changes]:
-        return snapshot.object_owners.get(object_id), Changes()
-
-    operation_id = await ledger.transact(lambda _: Refs(objects=frozenset({object_id})), owner)
+    refs = Refs(objects=frozenset({object_id}))
+    operation_id = await look_up(ledger, refs, lambda each: each.object_owners.get(object_id))
     if operation_id is None:
         return None
     refs = Refs(operations=frozenset({operation_id}))
-    found = await ledger.transact(
-        lambda _: refs, lambda snapshot: (snapshot.operations.get(operation_id), Changes())
-    )
+    found = await look_up(ledger, refs, lambda each: each.operations.get(operation_id))
     if found is None or found.object_id != object_id:
         return None
     return found if found.route == reading.route.belongs_to else None
