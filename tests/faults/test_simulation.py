@@ -22,7 +22,7 @@ AWAITS = (
     "Governor._conclude",
     "Waiters.wait",
     "Recovery.examine",
-    "Recovery._get",
+    "StripeReads.fetch",
 )
 
 
