@@ -9,6 +9,10 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url -
 UNIT := $(addprefix tests/,test_idempotency.py test_money.py test_periods.py test_settings.py test_traces.py \
 	agent/test_arguments.py agent/export proxy/access proxy/audit proxy/errors proxy/ledger proxy/rules \
 	proxy/stripe proxy/stores/test_sqlite.py proxy/test_path_of_a_charge.py operators/reports)
+# Whole files to each worker, in the order of tests/conftest.py: the long ones first.
+PYTEST := -n auto --dist loadfile --no-loadscope-reorder
+# All of these, and what is marked `prove` in them.
+PROVE := $(addprefix tests/,scenarios faults hosts losses attacks every_door clients browser)
 SEEDS ?= 200
 KILLS ?= 300
 FAILOVERS ?= 10
@@ -25,10 +29,10 @@ demo: .venv/.run .venv/.project ## the three failure modes, without and with kb-
 	$(BIN)/kb-mcp demo $(ARGS)
 
 test: .venv/.dev .venv/.project ## all tests (ARGS="tests/proxy -x")
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(PYTEST) $(ARGS)
 
 unit: .venv/.dev .venv/.project ## the pure tests and one store, in seconds
-	$(BIN)/python -m pytest --quiet -n auto --dist loadfile $(UNIT) $(ARGS)
+	$(BIN)/python -m pytest --quiet $(PYTEST) $(UNIT) $(ARGS)
 
 check: .venv/.dev .venv/.project ## format, lint, types, floors, exports, project rules
 	$(BIN)/ruff format --check
@@ -61,10 +65,10 @@ lock: .venv/.python ## renew locks/ after a change in pyproject.toml (UPGRADE=1:
 	done
 	$(COMPILE) benchmarks/litellm.in -o benchmarks/litellm.txt
 
-prove: .venv/.dev .venv/.project ## crashes, many hosts, attacks, every door (KILLS=300 FAILOVERS=10)
+prove: .venv/.dev .venv/.project ## what is long: many kills, hosts, attacks, every door (KILLS=300)
 	KILLS=$(KILLS) HOST_KILLS=$(KILLS) SERVER_KILLS=20 FAILOVERS=$(FAILOVERS) \
-		$(BIN)/python -m pytest --timeout 3600 tests/scenarios tests/faults tests/hosts tests/losses \
-		tests/attacks tests/every_door tests/clients
+		$(BIN)/python -m $(if $(ARGS),pytest,tests.last_runs prove) $(PYTEST) -m "" --timeout 3600 \
+		$(or $(ARGS),$(PROVE))
 
 clients: .venv/.dev .venv/.project ## other people's clients, each in its own environment: docs/clients.md
 	$(BIN)/python -m tests.clients.others $(ARGS)

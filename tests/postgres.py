@@ -177,7 +177,7 @@ def make_database(server: Postgres, name: str) -> Database:
         server.make_store("migrated")
         with connector(server.role_url(OWNER, "migrated"))() as owner:
             migrate(owner, PROXY)
-    server.query(f"CREATE DATABASE {name} TEMPLATE migrated OWNER {OWNER}")
+    server.query(f"CREATE DATABASE {name} TEMPLATE migrated OWNER {OWNER} STRATEGY file_copy")
     return database
 
 

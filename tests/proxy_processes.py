@@ -20,6 +20,10 @@ import httpx
 from tests.months import lately, to_next_day_s
 
 SANDBOX_KEY = "rk_test_sandbox"
+# One for all tests: a new client for each call reads the authorities' certificates anew, which
+# takes longer than the call. No connection is kept: the other end is killed, and comes back.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+HTTP = httpx.Client(trust_env=False, timeout=60, limits=_LIMITS)
 _URL = re.compile(r"http://(?:127\.0\.0\.1|0\.0\.0\.0):\d+")
 
 
@@ -97,7 +101,7 @@ class ProxyProcesses:
     def stripe(self, path: str) -> dict[str, Any]:
         """Read from the sandbox, as Stripe's own dashboard would."""
         headers = {"Authorization": f"Bearer {SANDBOX_KEY}"}
-        answer = httpx.get(self.sandbox.url + path, headers=headers, trust_env=False)
+        answer = HTTP.get(self.sandbox.url + path, headers=headers)
         return dict(answer.json())
 
     def charges(self) -> list[dict[str, Any]]:
@@ -114,12 +118,12 @@ class ProxyProcesses:
     def fault(self, kind: str, times: int = 1, seconds: int = 0) -> None:
         """Let the sandbox fail the next charges."""
         fault = {"match": "POST /v1/charges", "kind": kind, "times": times, "seconds": seconds}
-        httpx.post(f"{self.sandbox.url}/_sandbox/faults", json=[fault], trust_env=False)
+        HTTP.post(f"{self.sandbox.url}/_sandbox/faults", json=[fault])
 
     def turn_clock(self, seconds: int) -> None:
         """Advance the sandbox's clock."""
         body = {"advance_seconds": seconds}
-        httpx.post(f"{self.sandbox.url}/_sandbox/clock", json=body, trust_env=False)
+        HTTP.post(f"{self.sandbox.url}/_sandbox/clock", json=body)
 
     def begin_day(self) -> None:
         """Turn the clock to an hour past midnight: the hours from then on are of one day."""
@@ -176,4 +180,4 @@ def charge(url: str, token: str, **form: Any) -> httpx.Response:
         fields["metadata[billing_period]"] = lately(fields.pop("period"))
     named = {name: str(value) for name, value in fields.items()}
     headers = {"Authorization": f"Bearer {token}"}
-    return httpx.post(f"{url}/v1/charges", data=named, headers=headers, timeout=60, trust_env=False)
+    return HTTP.post(f"{url}/v1/charges", data=named, headers=headers)

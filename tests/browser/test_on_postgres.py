@@ -30,7 +30,7 @@ from tests.browser.test_people import (  # noqa: F401 collected here once more
 from tests.in_process_proxy import InProcessProxy
 from tests.postgres import Database, database, server  # noqa: F401 fixtures are found by name
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.prove
 
 
 @pytest.fixture(autouse=True)

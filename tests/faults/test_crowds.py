@@ -19,6 +19,8 @@ from tests.proxy_processes import ProxyProcesses, charge, cluster
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
+
 CALLERS = 60
 CAP = ("--role", "billing", "--daily-cap", "5.00usd")
 META = {
@@ -85,7 +87,7 @@ def compare(here: ProxyProcesses, charges: int) -> None:
     here.command("reconcile", "--since", "2026-01-01")
 
 
-@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.prove), 4])
 def test_sixty_callers_against_a_cap_of_five_make_exactly_five_charges(
     tmp_path: Path, processes: int
 ) -> None:

@@ -21,8 +21,10 @@ import pytest
 
 from tests.faults.gate import Gate, gate
 from tests.in_process_proxy import InProcessProxy, error_of
-from tests.proxy_processes import ProxyProcesses, Running, charge, cluster
+from tests.proxy_processes import HTTP, ProxyProcesses, Running, charge, cluster
 from tests.scenarios.acts import Aside, broken_invariants
+
+pytestmark = pytest.mark.slow
 
 SMALL_KB = 1_024
 PAST_GRACE_S = 700
@@ -150,7 +152,10 @@ def test_a_read_only_store_is_refused_in_one_line(tmp_path: Path) -> None:
         with InProcessProxy(tmp_path, **environ) as in_process:
             in_process.issue()
         subprocess.run(["mount", "-o", "remount,ro", str(store)], check=True)
-        for command in (["up", "--port", "0", "--admin-port", "0"], ["keys", "list"]):
+        for command in (
+            ["up", "--port", "0", "--admin-port", "0", "--sandbox-port", "0"],
+            ["keys", "list"],
+        ):
             done = subprocess.run(
                 [sys.executable, "-m", "kb_mcp", *command],
                 env=os.environ | environ,  # noqa: TID251 - a child needs PATH and the like
@@ -177,7 +182,7 @@ def put_back(here: ProxyProcesses, kept: Path) -> None:
 
 
 def ready(proxy: Running) -> int:
-    return httpx.get(f"{proxy.url}/readyz", trust_env=False).status_code
+    return HTTP.get(f"{proxy.url}/readyz").status_code
 
 
 def doctor(here: ProxyProcesses) -> dict[str, bool]:

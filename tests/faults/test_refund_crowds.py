@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.postgres import database, server
-from tests.proxy_processes import ProxyProcesses, Running, charge, cluster
+from tests.proxy_processes import HTTP, ProxyProcesses, Running, charge, cluster
 
 __all__ = ["database", "server"]
+
+pytestmark = pytest.mark.slow
 
 CALLERS = 60
 STRIPE = {"Authorization": "Bearer rk_test_sandbox"}
@@ -29,12 +30,10 @@ def stored(request: pytest.FixtureRequest) -> dict[str, str]:
 
 def refund(proxy: Running, token: str, of: str, **form: Any) -> str:
     """Refund through a proxy; return ok and the refund's id, or the code of the error."""
-    answer = httpx.post(
+    answer = HTTP.post(
         f"{proxy.url}/v1/refunds",
         data={"charge": of} | {name: str(value) for name, value in form.items()},
         headers={"Authorization": f"Bearer {token}"},
-        timeout=60,
-        trust_env=False,
     )
     return "ok" if answer.status_code == 200 else str(answer.json()["error"].get("code"))
 
@@ -83,6 +82,7 @@ def test_sixty_callers_against_a_refund_cap_of_five_on_four_processes_make_five(
         compare(here, 500)
 
 
+@pytest.mark.prove
 def test_sixty_callers_of_one_refund_on_four_processes_make_one(
     tmp_path: Path, stored: dict[str, str]
 ) -> None:
@@ -111,11 +111,10 @@ def test_many_refunds_of_one_charge_with_some_made_by_hand_never_exceed_it(
 
         def ask(number: int) -> str:
             if number % 7 == 3:
-                made = httpx.post(
+                made = HTTP.post(
                     f"{here.sandbox.url}/v1/refunds",
                     data={"charge": of, "amount": "300"},
                     headers=STRIPE,
-                    timeout=60,
                 )
                 return f"by hand {made.status_code}"
             reference = {"metadata[reference]": f"part-{number}"}

@@ -16,7 +16,7 @@ from kb_mcp.proxy.stores.postgres import schema as postgres_schema
 from kb_mcp.proxy.stores.postgres.connection import connector
 from tests.postgres import OWNER, PROXY, Database
 
-COMMANDS = (("up", "--port", "0", "--admin-port", "0"), ("keys", "list"))
+COMMANDS = (("up", "--port", "0", "--admin-port", "0", "--sandbox-port", "0"), ("keys", "list"))
 
 
 def refused(environ: Mapping[str, str], tmp_path: Path, *command: str) -> str:

@@ -1,6 +1,6 @@
 """The primary dies with its disk, the replica is promoted: what holds, what is lost, what is seen.
 
-`FAILOVERS` says how often; `make prove` asks for 10.
+`FAILOVERS` says how often `make prove` fails over under load.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.postgres import (
 )
 from tests.proxy_processes import ProxyProcesses, charge, cluster
 
-FAILOVERS = int(os.environ.get("FAILOVERS", "1"))  # noqa: TID251 how long to prove, no setting
+FAILOVERS = int(os.environ.get("FAILOVERS", "10"))  # noqa: TID251 how long to prove, no setting
 
 
 def environ(tmp_path: Path, url: str) -> dict[str, str]:
@@ -85,7 +85,7 @@ class Pair:
         return replica
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 @pytest.mark.timeout(3600)
 def test_a_synchronous_replica_takes_over_under_load_and_nothing_is_lost(tmp_path: Path) -> None:
     skip_without_postgres()

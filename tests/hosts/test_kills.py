@@ -17,8 +17,8 @@ from tests.hosts.load import compare, finish, load
 from tests.postgres import Database, Postgres, make_database, postgres
 from tests.proxy_processes import ProxyProcesses, Running, cluster
 
-HOST_KILLS = int(os.environ.get("HOST_KILLS", "6"))  # noqa: TID251 how long to prove, no setting
-SERVER_KILLS = int(os.environ.get("SERVER_KILLS", "3"))  # noqa: TID251 as above
+HOST_KILLS = int(os.environ.get("HOST_KILLS", "3"))  # noqa: TID251 how long to prove, no setting
+SERVER_KILLS = int(os.environ.get("SERVER_KILLS", "1"))  # noqa: TID251 as above
 CALLERS = 6
 
 

@@ -42,8 +42,9 @@ def test_a_store_of_another_account_or_with_other_settings_is_not_opened(
 def test_nor_is_it_served(tmp_path: Path, name: str) -> None:
     machine = Machine(tmp_path)
     machine.serve_once()
+    ports = ("--port", "0", "--admin-port", "0", "--sandbox-port", "0")
     done = subprocess.run(
-        [sys.executable, "-m", "kb_mcp", "up", "--port", "0", "--admin-port", "0"],
+        [sys.executable, "-m", "kb_mcp", "up", *ports],
         env=machine.process_env | {name: "9"}, capture_output=True, text=True, timeout=60,
         check=False,
     )  # fmt: skip

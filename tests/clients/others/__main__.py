@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.clients.others.catalogue import OTHERS, Other
 from tests.clients.others.environments import install_commands, installed
 from tests.clients.others.report import NotInstalled, page
 from tests.clients.others.trial import Outcome
+from tests.last_runs import write
 from tests.proxy_processes import cluster
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "clients.md"
@@ -30,7 +32,7 @@ def main(names: Sequence[str]) -> int:
         for other in OTHERS
         if not names or any(name in (other.lock, other.name) for name in names)
     ]
-    outcomes, missing = list[Outcome](), list[NotInstalled]()
+    outcomes, missing, began = list[Outcome](), list[NotInstalled](), time.monotonic()
     with tempfile.TemporaryDirectory() as folder, cluster(Path(folder)) as running:
         place = place_on(running, Path(folder))
         for result in _all_of(wanted, lambda other, over: tried(other, over, place)):
@@ -43,6 +45,8 @@ def main(names: Sequence[str]) -> int:
                 _say(f"{result.other.name} over {result.transport}: {told}")
     if not names:
         PAGE.write_text(page(outcomes, missing), encoding="utf-8")
+        passed = sum(each.charged_once for each in outcomes)
+        write("clients", time.monotonic() - began, passed, len(outcomes) - passed)
     return 0 if all(each.charged_once for each in outcomes) and len(missing) <= 5 else 1
 
 
