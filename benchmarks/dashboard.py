@@ -30,8 +30,8 @@ from kb_mcp.instants import rfc3339
 from kb_mcp.operators.app import create_admin
 from kb_mcp.serving.machine import host_ms
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.opening import open_store
-from kb_mcp.wiring.store import Store
+from kb_mcp.wiring.stores import open_store
+from kb_mcp.wiring.stores.store import Store
 from tests.postgres import have_postgres, make_database, postgres
 
 ROWS = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000

@@ -47,13 +47,12 @@ _MODULES = {
     "audit": "audit",
     "doctor": "doctor",
     "export": "export",
-    "keys": "keys",
+    "keys": "keys spend",
     "operations": "operations",
     "people": "approvals grants operators",
     "reconcile": "adopt reconcile recover",
     "serve": "demo mcp sandbox up",
     "settings_cmd": "migrate settings",
-    "spend": "spend",
 }
 _HOMES = {
     command: f"kb_mcp.cli.{module}"

@@ -86,7 +86,7 @@ async def _examine_store(opened: OpenProxy) -> list[Check]:
 
 async def _store(opened: OpenProxy) -> tuple[bool, str]:
     from kb_mcp.operators.alerts.rules import WAL_LARGE_BYTES
-    from kb_mcp.wiring.store import shown_place
+    from kb_mcp.wiring.stores.store import shown_place
 
     records = opened.store.records
     reachable, log_bytes = await records.ping(), records.log_bytes()

@@ -1,4 +1,4 @@
-"""`kb-mcp keys`: vault keys, issued, shown, rotated, revoked.
+"""`kb-mcp keys` and `spend`: vault keys, issued, shown, rotated, revoked, and their caps in use.
 
 Floor: the commands. The only commands that print a vault key are issue and rotate, once.
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kb_mcp.operators.actions.keys import NewKey
     from kb_mcp.proxy.access.policy import Policy
     from kb_mcp.proxy.access.tokens import Minted, Mode
+    from kb_mcp.proxy.edge.records import Spend
     from kb_mcp.proxy.ledger.records import KeyId, Lineage, VaultKey
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -309,3 +310,31 @@ def _print_minted(
         click.echo(line)
     if record["expires_at"]:
         click.echo(f"The key expires at {record['expires_at']}.")
+
+
+SPEND_COLUMNS = ("key_id", "scope", "window", "window_start", "currency", "cap", "settled",
+                 "reserved", "left")  # fmt: skip
+
+
+@click.command()
+@click.option("--key", "key_id", shell_complete=key_ids, help="Only this key's.")
+@click.option("--day", help="Another UTC day than today, like 2026-06-15.")
+@json_option
+def spend(*, key_id: str | None, day: str | None, as_json: bool) -> None:
+    """Show cap, spend and what is left, per key and window, in minor units.
+
+    Example: kb-mcp spend --day 2026-06-15
+    """
+    records = with_store(lambda opened: _spend(opened, key_id, day))
+    print_list(records, SPEND_COLUMNS, as_json=as_json, empty="No caps, and nothing spent.")
+
+
+async def _spend(opened: OpenStore, key_id: str | None, day: str | None) -> list[Spend]:
+    from kb_mcp.instants import day_of
+
+    views = opened.views
+    date = day_of(opened.now() if day is None else opened.past_ms(day))
+    if key_id is None:
+        return await views.spend(date, rotated=True)
+    await views.key(key_id)
+    return await views.spend_of(date, key_id)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.stripe.reader import StripeReads
     from kb_mcp.settings import Settings
     from kb_mcp.wiring.proxy import Proxy
-    from kb_mcp.wiring.store import Store
+    from kb_mcp.wiring.stores.store import Store
 
 
 T = TypeVar("T")
@@ -133,7 +133,7 @@ async def _on_store(
 def _open(settings: Settings) -> Store:
     """Open the store; a new one is bound to the account of this process's Stripe key, if any."""
     from kb_mcp.proxy.stores.binding import Binds
-    from kb_mcp.wiring.opening import open_store
+    from kb_mcp.wiring.stores import open_store
 
     keyless = settings.stripe_key is None
     return open_store(settings, binds=Binds.NOTHING if keyless else Binds.ACCOUNT)
@@ -188,7 +188,7 @@ def key_ids(
     from kb_mcp.environment import SettingsError
     from kb_mcp.proxy.audit.chain import clean_text
     from kb_mcp.settings import load_settings
-    from kb_mcp.wiring.opening import keys_in
+    from kb_mcp.wiring.stores import keys_in
 
     try:
         found = keys_in(load_settings())

@@ -239,10 +239,10 @@ def migrate(*, source: str | None, grant_to: str | None) -> None:
             raise click.UsageError("--from and --grant-to are for a PostgreSQL store")
         number = with_store(_schema, lenient=True)
     else:
-        from kb_mcp.wiring.opening import store_path
+        from kb_mcp.wiring.stores import store_path
 
         store_path(settings)  # which says so if the driver is missing
-        from kb_mcp.wiring.postgres_store import migrate_postgres
+        from kb_mcp.wiring.stores.postgres import migrate_postgres
 
         number = migrate_postgres(settings, grant_to)
     click.echo(f"The store has schema {number}, the newest.")
@@ -258,7 +258,7 @@ def _copy(settings: Settings, source: str) -> None:
     from dataclasses import replace
 
     from kb_mcp.environment import SQLITE
-    from kb_mcp.wiring.copying import copy_ledger
+    from kb_mcp.wiring.stores.copying import copy_ledger
 
     # A shell's path, relative to where the command is started.
     file = Path(source.removeprefix(SQLITE)).expanduser().absolute()

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Final, TypeAlias
 
-from kb_mcp.sandbox import charges, customers, intents, invoices, listing, refunds
+from kb_mcp.sandbox import listing
 from kb_mcp.sandbox.answers import (
     Answer,
     Rejected,
@@ -36,6 +36,7 @@ from kb_mcp.sandbox.answers import (
     unknown_url,
 )
 from kb_mcp.sandbox.params import Call, Params, check, decode
+from kb_mcp.sandbox.resources import charges, customers, intents, invoices, refunds
 from kb_mcp.sandbox.steering import Fault, refusal, take_fault
 from kb_mcp.sandbox.store import Records, Store
 

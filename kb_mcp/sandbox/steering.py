@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from kb_mcp.sandbox import refunds
 from kb_mcp.sandbox.answers import (
     Answer,
     Json,
@@ -22,6 +21,7 @@ from kb_mcp.sandbox.answers import (
     rate_limited,
     unknown_url,
 )
+from kb_mcp.sandbox.resources import refunds
 from kb_mcp.sandbox.store import Records, Store
 
 KINDS: Final = frozenset(

@@ -27,7 +27,7 @@ from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamAnswer, Ups
 from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads
 from kb_mcp.serving.machine import boottime_ms
 from kb_mcp.settings import Settings, check_upstream
-from kb_mcp.wiring.store import Store
+from kb_mcp.wiring.stores.store import Store
 
 KEY_FACT = "upstream_key:"
 # How many of the newest objects are asked for, where one cannot be read.

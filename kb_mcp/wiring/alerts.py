@@ -34,8 +34,8 @@ from kb_mcp.operators.alerts.queue import (
 from kb_mcp.operators.alerts.rules import Kind
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.opening import verifier
-from kb_mcp.wiring.store import Store
+from kb_mcp.wiring.stores import verifier
+from kb_mcp.wiring.stores.store import Store
 
 ALERTS_EVERY_MS = 5_000
 SEND_WITHIN_S = 10

@@ -38,10 +38,9 @@ from kb_mcp.serving.machine import boottime_ms, host_ms, new_id
 from kb_mcp.serving.tracing import Span, TracedUpstream, chosen_span, no_span
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.account import Account, UpstreamWithKeyFile, is_of_account
-from kb_mcp.wiring.issuers import build_issuers
-from kb_mcp.wiring.opening import open_store
-from kb_mcp.wiring.store import Store
-from kb_mcp.wiring.upstream import FollowedClock, build_upstream, upstream_key
+from kb_mcp.wiring.stores import open_store
+from kb_mcp.wiring.stores.store import Store
+from kb_mcp.wiring.upstream import FollowedClock, build_issuers, build_upstream, upstream_key
 from kb_mcp.wiring.walks import MovedStore, Walks
 
 # A lease outlives its send, so that no other caller takes over while it may still conclude.

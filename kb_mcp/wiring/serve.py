@@ -31,9 +31,9 @@ from kb_mcp.serving.workers import Workers, answer_first, workers_on
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.alerts import ALERTS_EVERY_MS, build_alerts
 from kb_mcp.wiring.app import Agents
-from kb_mcp.wiring.opening import store_path, verifier
 from kb_mcp.wiring.proxy import Proxy, build_proxy
-from kb_mcp.wiring.store import Store, shown_place, write_once
+from kb_mcp.wiring.stores import store_path, verifier
+from kb_mcp.wiring.stores.store import Store, shown_place, write_once
 from kb_mcp.wiring.upstream import build_sandbox
 
 # For trying out: $100 a charge, $1,000 a day, and for a month.

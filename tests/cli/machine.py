@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 
 from kb_mcp.cli import main
 from kb_mcp.settings import Settings, load_settings
-from kb_mcp.wiring.opening import open_store
 from kb_mcp.wiring.proxy import build_proxy
+from kb_mcp.wiring.stores import open_store
 from kb_mcp.wiring.upstream import build_sandbox
 from tests.months import lately, to_next_day_s
 

@@ -21,7 +21,7 @@ from kb_mcp.proxy.access.issuers import (
     Issuers,
 )
 from kb_mcp.proxy.errors.refusals import Code, Refusal
-from kb_mcp.wiring.issuers import fetch_document
+from kb_mcp.wiring.upstream import fetch_document
 from tests.identity.conftest import RESOURCE, Provider, bearer, grant
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
 

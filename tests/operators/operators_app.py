@@ -17,7 +17,7 @@ from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import hash_token
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.serving.machine import boottime_ms, random_bytes
-from kb_mcp.wiring.opening import verifier
+from kb_mcp.wiring.stores import verifier
 from tests.in_process_proxy import InProcessProxy, Issued
 
 TOKEN = "operator-token-for-tests-0123456789"

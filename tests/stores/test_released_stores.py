@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.proxy.stores.sqlite.schema import migrate
-from kb_mcp.wiring.opening import open_store
+from kb_mcp.wiring.stores import open_store
 from tests.cli.machine import Machine
 from tests.postgres import OWNER, PROXY, Database, database, server
 from tests.proxy_processes import ProxyProcesses

@@ -11,8 +11,8 @@ import pytest
 
 from kb_mcp.in_process import start_loop
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.opening import open_store
-from kb_mcp.wiring.store import Store
+from kb_mcp.wiring.stores import open_store
+from kb_mcp.wiring.stores.store import Store
 from tests.postgres import database, server
 
 __all__ = ["database", "server"]

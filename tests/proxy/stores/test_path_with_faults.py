@@ -16,7 +16,7 @@ from psycopg import errors
 from typing_extensions import override
 
 from kb_mcp.proxy.stores.postgres import connection as postgres_line
-from kb_mcp.wiring import postgres_store
+from kb_mcp.wiring.stores import postgres
 from tests.in_process_proxy import InProcessProxy
 from tests.postgres import Database
 from tests.proxy.test_path_of_a_charge import *  # noqa: F403 the same tests, collected once more
@@ -57,7 +57,7 @@ def faulty(url: str) -> Callable[[], postgres_line.Connection]:
 @pytest.fixture(autouse=True)
 def on_faulty_postgres(database: Database, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(InProcessProxy, "store", database.environ)
-    monkeypatch.setattr(postgres_store, "connector", faulty)
+    monkeypatch.setattr(postgres, "connector", faulty)
     # From the first COMMIT on: some tests have no second one.
     monkeypatch.setattr(FaultyConnection, "turns", itertools.count())
     before = FaultyConnection.failed

@@ -28,7 +28,7 @@ from kb_mcp.proxy.stores.sqlite.reads import SqliteReads
 from kb_mcp.proxy.stores.sqlite.schema import exclusive, migrate
 from kb_mcp.serving.machine import boottime_ms, random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.store import (
+from kb_mcp.wiring.stores.store import (
     StoreError,
     explicit_settings,
     heads_folder,

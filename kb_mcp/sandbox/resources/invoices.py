@@ -11,11 +11,11 @@ from typing import Final
 
 from kb_mcp.money import CURRENCIES, Money
 from kb_mcp.sandbox.answers import Answer, Json, invalid, missing_object, missing_param
-from kb_mcp.sandbox.customers import require_customer
-from kb_mcp.sandbox.intents import pay_off_session
 from kb_mcp.sandbox.listing import expand, list_objects
 from kb_mcp.sandbox.params import Call, flag, integer, metadata, text
-from kb_mcp.sandbox.payment_methods import require_payment_method
+from kb_mcp.sandbox.resources.customers import require_customer
+from kb_mcp.sandbox.resources.intents import pay_off_session
+from kb_mcp.sandbox.resources.payment_methods import require_payment_method
 
 _PAYABLE: Final = ("draft", "open", "uncollectible")
 

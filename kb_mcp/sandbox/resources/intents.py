@@ -19,7 +19,9 @@ from kb_mcp.sandbox.answers import (
     invalid,
     missing_object,
 )
-from kb_mcp.sandbox.charges import (
+from kb_mcp.sandbox.listing import expand, list_objects
+from kb_mcp.sandbox.params import Call, check_amount, flag, integer, metadata, required_money, text
+from kb_mcp.sandbox.resources.charges import (
     COPIED,
     capture,
     copied,
@@ -27,10 +29,8 @@ from kb_mcp.sandbox.charges import (
     new_charge,
     refusal_of,
 )
-from kb_mcp.sandbox.customers import require_customer
-from kb_mcp.sandbox.listing import expand, list_objects
-from kb_mcp.sandbox.params import Call, check_amount, flag, integer, metadata, required_money, text
-from kb_mcp.sandbox.payment_methods import require_payment_method
+from kb_mcp.sandbox.resources.customers import require_customer
+from kb_mcp.sandbox.resources.payment_methods import require_payment_method
 
 # Empty in a new intent.
 _EMPTY_AT_FIRST: Final = (

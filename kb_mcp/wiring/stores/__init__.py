@@ -20,7 +20,7 @@ from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.reads import SqliteReads
 from kb_mcp.serving.machine import random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.store import NotTurned, Store, StoreError, Turned, open_sqlite
+from kb_mcp.wiring.stores.store import NotTurned, Store, StoreError, Turned, open_sqlite
 
 
 def open_store(
@@ -35,7 +35,7 @@ def open_store(
     turned = turned or NotTurned()
     path = store_path(settings)
     if settings.database_path is None:
-        from kb_mcp.wiring.postgres_store import open_postgres
+        from kb_mcp.wiring.stores.postgres import open_postgres
 
         return open_postgres(settings, path, turned, binds=binds)
     return open_sqlite(settings, path, turned, binds)
@@ -58,7 +58,7 @@ def store_path(settings: Settings) -> Path:
 
 def _postgres_path(settings: Settings) -> Path:
     try:
-        from kb_mcp.wiring.postgres_store import local_path
+        from kb_mcp.wiring.stores.postgres import local_path
     except ImportError as error:
         raise StoreError(
             "PostgreSQL needs its driver: pip install 'kb-mcp-billing[postgres]'"

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from kb_mcp.money import Money
 from kb_mcp.sandbox.answers import DECLINES, Answer, Json, declined, invalid, missing_object
-from kb_mcp.sandbox.customers import require_customer
 from kb_mcp.sandbox.listing import expand, list_objects
 from kb_mcp.sandbox.params import Call, Params, flag, integer, metadata, required_money, show, text
-from kb_mcp.sandbox.payment_methods import CARD, BankCard, billing_details, card_of
+from kb_mcp.sandbox.resources.customers import require_customer
+from kb_mcp.sandbox.resources.payment_methods import CARD, BankCard, billing_details, card_of
 
 # What the sandbox does not play.
 _NOT_PLAYED = (

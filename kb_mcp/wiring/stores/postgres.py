@@ -46,7 +46,7 @@ from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.sealing import Sealer, witnesses_of
 from kb_mcp.serving.machine import boot_id, boottime_ms, process_name, random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.store import (
+from kb_mcp.wiring.stores.store import (
     Store,
     StoreError,
     Turned,

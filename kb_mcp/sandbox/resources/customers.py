@@ -12,7 +12,7 @@ import re
 from kb_mcp.sandbox.answers import ACCOUNT_ID, Answer, Json, Rejected, invalid, missing_object
 from kb_mcp.sandbox.listing import expand, list_objects
 from kb_mcp.sandbox.params import Call, Params, metadata, text
-from kb_mcp.sandbox.payment_methods import (
+from kb_mcp.sandbox.resources.payment_methods import (
     PAYMENT_METHOD,
     attach,
     detach,
