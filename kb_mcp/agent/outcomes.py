@@ -263,8 +263,14 @@ def _result(
         or as_text(reply.facts.get("operation")),
         code=code,
         message=wording.charge_message(status, money, said, replayed=replayed, livemode=livemode),
-        next_step=wording.charge_step(status, code, replayed=replayed),
+        next_step=wording.charge_step(status, _step_code(code, reply), replayed=replayed),
     )
+
+
+def _step_code(code: str | None, reply: Reply) -> str | None:
+    """Return the code that the next step depends on: what was denied does not wait any more."""
+    denied = code == "approval_required" and reply.facts.get("state") == "denied"
+    return wording.DENIED if denied else code
 
 
 _STATUSES: Final[Mapping[str, Status]] = MappingProxyType(
@@ -360,7 +366,7 @@ def _refund_result(
         amount_cents=amount,
         currency=currency,
         already_refunded=before,
-        amount_left=as_number(facts.get("left")),
+        amount_left=None if "cap" in facts else as_number(facts.get("left")),
         livemode=livemode,
         operation_id=as_text(reply.headers.get("keybrake-operation"))
         or as_text(facts.get("operation")),
@@ -372,5 +378,5 @@ def _refund_result(
             replayed=replayed,
             livemode=livemode,
         ),
-        next_step=wording.refund_step(status, code, replayed=replayed),
+        next_step=wording.refund_step(status, _step_code(code, reply), replayed=replayed),
     )

@@ -21,6 +21,7 @@ UNREACHED: Final = (
 RATE_LIMITED: Final = (
     "Too many requests, and nothing was done. Wait, then make the same call again."
 )
+DENIED: Final = "approval_required, denied"
 NOT_OFFERED: Final = "There is no such tool here."
 NO_CARD: Final = (
     "The customer has no default payment method, so nothing was charged. Set one in Stripe first."
@@ -92,10 +93,12 @@ _CODE_STEPS: Final[Mapping[str, str]] = MappingProxyType(
         "idempotency_key_reused": "Do not charge again. Use charge_status with customer_id and "
         "billing_period to see what was charged, and tell the user.",
         "spend_cap_exceeded": "Do not split, lower or repeat the charge. Tell the user what "
-        "the message says; an operator can raise the cap.",
+        "the message says.",
         "charge_count_exceeded": "Do not charge again today. Tell the user.",
         "approval_required": "Tell the user that an operator must approve this charge. Do not make "
         "the same call again before the user says that it was approved.",
+        DENIED: "Tell the user that an operator denied this charge. Do not make the same call "
+        "again, and do not change it.",
         "period_out_of_window": "Do not choose another period. Ask the user which period is meant.",
         "authentication_required": "No money moved. The customer must confirm the payment with "
         "the bank; tell the user. Do not try again.",
@@ -133,7 +136,10 @@ def charge_message(
 def charge_step(status: str, code: str | None, *, replayed: bool) -> str:
     """Say what a model should do next after a charge."""
     if replayed and status == "succeeded":
-        return "This bill is paid. Do not charge again; tell the user it was charged before."
+        return (
+            "This bill was charged before. Do not charge again; tell the user. charge_status says "
+            "whether it was refunded since."
+        )
     return _CODE_STEPS.get(code or "", _CHARGE_STEPS[status])
 
 
@@ -167,10 +173,12 @@ _REFUND_CODE_STEPS: Final[Mapping[str, str]] = MappingProxyType(
         "charge.",
         "charge_not_refundable": "Check the charge id with the user. Do not try other ids.",
         "refund_cap_exceeded": "Do not split, lower or repeat the refund. Tell the user what "
-        "the message says; an operator can raise the cap.",
+        "the message says.",
         "refund_count_exceeded": "Do not refund again today. Tell the user.",
         "approval_required": "Tell the user that an operator must approve this refund. Do not make "
         "the same call again before the user says that it was approved.",
+        DENIED: "Tell the user that an operator denied this refund. Do not make the same call "
+        "again, and do not change it.",
         "idempotency_key_in_use": "The same refund is being sent right now. Do not change it; ask "
         "charge_status in a moment.",
     }
@@ -190,7 +198,10 @@ def refund_message(
 def refund_step(status: str, code: str | None, *, replayed: bool) -> str:
     """Say what a model should do next after a refund."""
     if replayed and status == "succeeded":
-        return "This was refunded before. Do not refund again; tell the user."
+        return (
+            "Only this was refunded, and before. Do not refund again; tell the user. If more of "
+            "the charge is to be refunded, an operator must allow it first."
+        )
     return _REFUND_CODE_STEPS.get(code or "", _REFUND_STEPS[status])
 
 

@@ -16,7 +16,8 @@ from typing import Any, assert_never
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.access.authenticate import Admitted, spent
+from kb_mcp.proxy.access.authenticate import Admitted
+from kb_mcp.proxy.access.authorize import refuse_dead_key
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse, scrub_error
@@ -210,7 +211,7 @@ class Governor:
             granted = await self._is_granted(admitted)
         except LedgerUnavailableError:
             return NotSent("ledger_unavailable")
-        if found is None or spent(found[0], self.clock.now(0)) is not None:
+        if found is None or refuse_dead_key(found[0], self.clock.now(0)) is not None:
             return NotSent("vault_key_revoked")
         if not granted:
             return NotSent("identity_not_granted")

@@ -73,9 +73,10 @@ def test_the_stripe_sdk_as_the_readme_shows_it_charges_once(here: ProxyProcesses
 
 def test_the_day_of_the_readme_runs_from_the_key_to_its_end(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
-    issue, audit, approvals, approve, refunds, revoke = (
+    block = snippet("README.md", "sh", "approvals approve").replace("\\\n", "")
+    issue, audit, approvals, approve, refunds, revoke, *looks = (
         shlex.split(line, comments=True)[1:]
-        for line in snippet("README.md", "sh", "approvals approve").splitlines()
+        for line in block.splitlines()
         if line.startswith("kb-mcp ")
     )
     issued = machine.json(*issue)
@@ -90,3 +91,6 @@ def test_the_day_of_the_readme_runs_from_the_key_to_its_end(tmp_path: Path) -> N
     assert given.json()["status"] == "succeeded"
     machine.run(*(issued["id"] if word == "ID" else word for word in revoke))
     assert machine.charge(issued["token"], amount=100, customer="cus_B").status_code == 401
+    assert [look[0] for look in looks] == ["spend", "reconcile", "audit"]
+    for look in looks:
+        machine.run(*look)

@@ -8,7 +8,7 @@ import pytest
 
 from kb_mcp.agent.calls import CallContext, read_subject
 from kb_mcp.agent.keys import is_live
-from kb_mcp.proxy.edge.pipeline import SUBJECTS_MAX
+from kb_mcp.proxy.edge.pipeline import NAMED_MAX
 from tests.identity.conftest import MCP_META, Provider, bearer, grant
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
 
@@ -126,14 +126,14 @@ def test_the_audit_says_whose_genuine_token_was_refused(
     stranger = bearer(provider.sign(sub="agent-8"))
 
     refused = [in_process.charge(stranger), in_process.charge_over_mcp(stranger, MCP_META)]
-    for number in range(SUBJECTS_MAX):
+    for number in range(NAMED_MAX):
         in_process.charge(bearer(provider.sign(sub=f"crowd-{number}")))
     in_process.run(pipeline.refusal_counts.flush(store.ledger))
 
     assert [each.status_code for each in refused] == [403, 403]
     (row,) = in_process.audit(subject=f"{provider.url} agent-8")
     assert (row["code"], row["note"]) == ("identity_not_granted", "2 requests")
-    assert len(in_process.audit(code="identity_not_granted")) == SUBJECTS_MAX + 1
+    assert len(in_process.audit(code="identity_not_granted")) == NAMED_MAX + 1
 
 
 def test_what_a_caller_says_is_marked_as_said(in_process: InProcessProxy, key: Issued) -> None:

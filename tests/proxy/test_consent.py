@@ -301,3 +301,24 @@ def test_a_charge_that_failed_is_not_captured_and_holds_nothing(in_process: InPr
     assert (captured.status_code, error_of(captured)) == (402, "card_declined")
     after = in_process.operations()[0]
     assert (after.state.value, after.held, after.attempt) == ("failed", 0, 1)
+
+
+def test_the_audit_says_what_refused_and_whose_dead_key_asked(in_process: InProcessProxy) -> None:
+    key = in_process.issue(built_in("billing").model_copy(update={
+        "caps": CapRules(per_charge={"usd": 2000}, daily={"usd": 2500}),
+        "approval_above": {"usd": 1900},
+    }))  # fmt: skip
+    assert error_of(in_process.charge(key, period="2026-11", amount=1950)) == "approval_required"
+    in_process.charge(key, period="2026-10", amount=1500)
+    in_process.charge(key, period="2026-09", amount=1500)
+    decided = [row for row in in_process.audit(key=key.id) if row["kind"] == "decision"]
+    waits, _, over = decided
+    assert waits["operation_id"] == in_process.operations()[-1].id
+    assert (over["code"], over["note"]) == (
+        "spend_cap_exceeded", "per key and day: 1000 of 2500 left",
+    )  # fmt: skip
+    store = in_process.proxy.store
+    in_process.run(revoke_key(store.ledger, store.records, KeyId(key.id), None, "test", 0))
+    in_process.charge(key, period="2026-08", amount=1500)
+    in_process.run(in_process.proxy.app.pipeline.refusal_counts.flush(store.ledger))
+    assert in_process.audit(key=key.id, code="vault_key_revoked")[-1]["note"] == "1 requests"

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from kb_mcp.environment import is_address
 from kb_mcp.operators.actions.keys import await_sends
 from kb_mcp.operators.reports.views import NoSuchKeyError
-from kb_mcp.proxy.access.authenticate import newest_key, spent
+from kb_mcp.proxy.access.authenticate import newest_key
+from kb_mcp.proxy.access.authorize import refuse_dead_key
 from kb_mcp.proxy.access.grants import (
     Claims,
     MatchError,
@@ -77,7 +78,7 @@ async def find_problems(
     for grant in grants:
         undo = f"`kb-mcp grants remove {grant.id}`"
         key = await newest_key(ledger, grant)
-        refusal = None if key is None else spent(key, now)
+        refusal = None if key is None else refuse_dead_key(key, now)
         if key is None or refusal is not None:
             how = (
                 "revoked"
@@ -110,7 +111,7 @@ async def add_grant(
         key = snapshot.keys.get(wanted.key_id)
         if key is None:
             raise NoSuchKeyError(wanted.key_id)
-        if spent(key, snapshot.now) is not None:
+        if refuse_dead_key(key, snapshot.now) is not None:
             raise NotGrantedError(f"vault key {key.id} was revoked or has expired")
         if key.rotated_to is not None:
             raise NotGrantedError(f"vault key {key.id} was rotated: name {key.rotated_to}")

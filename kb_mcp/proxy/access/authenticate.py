@@ -14,6 +14,7 @@ from functools import lru_cache
 from msgspec import Struct
 from msgspec.structs import replace
 
+from kb_mcp.proxy.access.authorize import refuse_dead_key
 from kb_mcp.proxy.access.grants import find_matching, narrowing
 from kb_mcp.proxy.access.issuers import Identity, Issuers
 from kb_mcp.proxy.access.jwts import looks_like_jwt
@@ -73,7 +74,7 @@ async def admit_token(
     found = await ledger.find_key(parsed.id)
     if found is None or not matches(token, found[0].token_hash):
         return refuse(Code.VAULT_KEY_UNKNOWN)
-    refusal = spent(found[0], now_ms())
+    refusal = refuse_dead_key(found[0], now_ms())
     return refusal or Admitted(found[0], policy_of(found[0].policy))
 
 
@@ -87,7 +88,7 @@ async def _stand_in(
         # Which grants they are would tell a caller how to become somebody else.
         code = Code.IDENTITY_AMBIGUOUS if len(granted) > 1 else Code.IDENTITY_NOT_GRANTED
         return replace(refuse(code), subject=identity.subject)
-    refusal = spent(key, now_ms())
+    refusal = refuse_dead_key(key, now_ms())
     if refusal is not None:
         return replace(refusal, subject=identity.subject)
     scopes = narrowing(identity.scopes)
@@ -102,15 +103,6 @@ async def newest_key(ledger: Ledger, grant: Grant) -> VaultKey | None:
             break
         found = await ledger.find_key(found[0].rotated_to)
     return None if found is None else found[0]
-
-
-def spent(key: VaultKey, now: int) -> Refusal | None:
-    """Return why `key` may no longer act at `now` (ms), or None."""
-    if key.revoked_at is not None:
-        return refuse(Code.VAULT_KEY_REVOKED)
-    if key.expires_at is not None and key.expires_at <= now:
-        return refuse(Code.VAULT_KEY_EXPIRED)
-    return None
 
 
 def presented_token(request: Request) -> str | None:

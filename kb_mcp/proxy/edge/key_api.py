@@ -83,11 +83,11 @@ class KeyApi:
         await self.follow()
         admitted = await admit(self.ledger, request, self.now_ms, self.issuers)
         if isinstance(admitted, Refusal):
-            self.refusal_counts.count(admitted.code, admitted.subject)
+            self.refusal_counts.count(admitted.code, admitted.subject, admitted.key_id)
             return refused(admitted)
         over = self.rate(admitted)
         if over is not None:
-            self.refusal_counts.count(over.code)
+            self.refusal_counts.count(over.code, key_id=admitted.key.id)
             return refused(over)
         answer = await self._answer(admitted, request)
         await self._note(admitted, request, answer)

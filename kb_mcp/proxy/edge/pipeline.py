@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from kb_mcp.instants import day_of
 from kb_mcp.money import UNTOLD_CURRENCY, Money
-from kb_mcp.proxy.access.authenticate import Admitted, admit, admit_token, spent
+from kb_mcp.proxy.access.authenticate import Admitted, admit, admit_token
 from kb_mcp.proxy.access.authorize import (
     Rates,
     authorize,
@@ -25,6 +25,7 @@ from kb_mcp.proxy.access.authorize import (
     check_period,
     may_touch,
     needs_customer,
+    refuse_dead_key,
 )
 from kb_mcp.proxy.access.grants import check_scopes
 from kb_mcp.proxy.access.issuers import Issuers
@@ -56,7 +57,7 @@ _ID_MAX = 128
 SAID = "said:"
 UNTOLD = Money(0, UNTOLD_CURRENCY)
 _NOT_ITS_OWN = refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")
-SUBJECTS_MAX: Final = 100
+NAMED_MAX: Final = 100
 SUBJECT_MAX: Final = 512  # characters
 
 
@@ -91,7 +92,7 @@ class RequestPipeline:
         await self.follow()
         admitted = await admit_token(self.ledger, token, self.now_ms, self.issuers)
         if isinstance(admitted, Refusal):
-            self.refusal_counts.count(admitted.code, admitted.subject)
+            self.refusal_counts.count(admitted.code, admitted.subject, admitted.key_id)
         return admitted
 
     async def serve(
@@ -108,9 +109,9 @@ class RequestPipeline:
         at = self.times()
         if isinstance(admitted, Admitted):
             key = admitted.key
-            admitted = _by_every_clock(at, lambda now: spent(key, now)) or admitted
+            admitted = _by_every_clock(at, lambda now: refuse_dead_key(key, now)) or admitted
         if isinstance(admitted, Refusal):
-            self.refusal_counts.count(admitted.code, admitted.subject)
+            self.refusal_counts.count(admitted.code, admitted.subject, admitted.key_id)
             return refused(admitted)
         body = await read_body()
         reading = (
@@ -122,7 +123,7 @@ class RequestPipeline:
         if isinstance(reading, Refusal):
             return await self._refuse(admitted, request, reading, counted=over is not None)
         if over is not None:
-            self.refusal_counts.count(over.code)
+            self.refusal_counts.count(over.code, key_id=admitted.key.id)
             return refused(over)
         if reading.route.moves is Moves.READS:
             version = _version(admitted, request)
@@ -280,7 +281,7 @@ class RequestPipeline:
     ) -> Reply:
         if counted:
             # Over the rate, a refusal is counted: a stolen key must not fill the disk.
-            self.refusal_counts.count(refusal.code)
+            self.refusal_counts.count(refusal.code, key_id=admitted.key.id)
             return refused(refusal)
         base = self.audit_base(admitted, request)
         row = replace(
@@ -349,17 +350,17 @@ def _as_named(request: Request, reading: Reading) -> Reading:
 
 
 class RefusalCounts:
-    """Counts since the last flush, by code and subject; beyond SUBJECTS_MAX by code alone."""
+    """Counts since the last flush, by code, subject and key; beyond NAMED_MAX by code alone."""
 
     def __init__(self) -> None:
         """Start at zero."""
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._counts: Counter[tuple[str, str, str]] = Counter()
 
-    def count(self, code: str, subject: str | None = None) -> None:
-        """Count one request that was refused with `code`; `subject` is whose token it carried."""
-        named = (str(code), clean_text(subject or "", SUBJECT_MAX))
-        many = len(self._counts) >= SUBJECTS_MAX and named not in self._counts
-        self._counts[(named[0], "") if many else named] += 1
+    def count(self, code: str, subject: str | None = None, key_id: str | None = None) -> None:
+        """Count one request refused with `code`, with whose token and key where they are known."""
+        named = (str(code), clean_text(subject or "", SUBJECT_MAX), key_id or "")
+        many = len(self._counts) >= NAMED_MAX and named not in self._counts
+        self._counts[(named[0], "", "") if many else named] += 1
 
     async def flush(self, ledger: Ledger) -> None:
         """Write what was counted as audit rows. Raises: LedgerUnavailableError, counts kept."""
@@ -372,9 +373,10 @@ class RefusalCounts:
                 decision="refuse",
                 code=code,
                 subject=subject or None,
+                key_id=key_id or None,
                 note=f"{count} requests",
             )
-            for (code, subject), count in sorted(taken.items())
+            for (code, subject, key_id), count in sorted(taken.items())
         )
         try:
             await note(ledger, *rows)

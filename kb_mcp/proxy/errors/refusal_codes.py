@@ -193,9 +193,10 @@ _FORBIDDEN: Final[Wording] = {
         "`daily_refunds` of the policy is used up.",
     ),
     Code.APPROVAL_REQUIRED: (
-        "This charge waits for an operator's approval ({approval}). Nothing was charged. Do "
-        "not change it; send the same request again after it was approved.",
-        "The amount is above `approval_above`; `kb-mcp approvals approve` lets it through.",
+        "This needs an operator's approval ({approval}). Nothing was charged or refunded. Do not "
+        "change it; {then}.",
+        "The amount is above `approval_above`, or `refund_approval_above`; `kb-mcp approvals "
+        "approve` lets it through. `keybrake` says in `state` whether it was denied.",
     ),
 }
 _BAD_REQUEST: Final[Wording] = {

@@ -55,7 +55,7 @@ __all__ = ["RULES", "Code", "Fact", "Refusal", "error_body", "quoted", "refuse"]
 class Refusal(Struct, frozen=True):
     """A no of ours. `facts` are what a program may act on; amounts in minor units.
 
-    `subject` is whose genuine token was refused: for the audit alone.
+    `subject` is whose genuine token was refused, `key_id` which vault key: for the audit alone.
     """
 
     code: Code
@@ -63,6 +63,7 @@ class Refusal(Struct, frozen=True):
     param: str | None = None
     facts: Mapping[str, Fact] = field(default_factory=lambda: NO_FACTS)
     subject: str | None = None
+    key_id: str | None = None
 
     @property
     def status(self) -> int:

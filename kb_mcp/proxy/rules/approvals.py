@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 APPROVAL_LASTS_MS = 24 * 3_600_000
 OUTSTANDING_MAX = 20
+_THEN = {
+    "pending": "send the same request again after it was approved",
+    "denied": "an operator denied it, so do not send it again",
+}
 
 
 class ApprovalCheck(Struct, frozen=True):
@@ -151,6 +155,7 @@ def _ask(snapshot: Snapshot, wanted: Approval) -> ApprovalCheck:
                 Code.APPROVAL_REQUIRED,
                 facts={"outstanding": OUTSTANDING_MAX},
                 approval="none asked for: too many wait for an operator already",
+                then=_THEN["pending"],
             )
         )
     return ApprovalCheck(_required(wanted), asked=wanted)
@@ -164,4 +169,4 @@ def _required(approval: Approval) -> Refusal:
         "expires_at": rfc3339(approval.expires_at),
     }
     shown = f"{approval.id}, {approval.state}"
-    return refuse(Code.APPROVAL_REQUIRED, facts=facts, approval=shown)
+    return refuse(Code.APPROVAL_REQUIRED, facts=facts, approval=shown, then=_THEN[approval.state])

@@ -262,3 +262,11 @@ def stopped_by(command: Command, decision: Decision) -> tuple[Stopped, ...]:
             amount=money.amount,
         ),
     )
+
+
+def cap_reached(decision: Decision) -> str | None:
+    """Say which cap refused, in minor units or a count, and what is left of it."""
+    facts = decision.refusal.facts if isinstance(decision, Refuse) else {}
+    return (
+        f"{facts['cap_kind']}: {facts['left']} of {facts['cap']} left" if "cap" in facts else None
+    )

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, assert_never
 from msgspec.structs import replace
 
 from kb_mcp.money import Money
+from kb_mcp.proxy.access.authorize import refuse_dead_key
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
@@ -56,6 +57,7 @@ from kb_mcp.proxy.rules.command import (
     ReadAgain,
     Refuse,
     Replay,
+    cap_reached,
     stopped_by,
 )
 from kb_mcp.proxy.rules.duplicates import known_as, suspect
@@ -129,11 +131,7 @@ def key_refusal(snapshot: Snapshot, key_id: KeyId) -> Refusal | None:
     key = snapshot.keys.get(key_id)
     if key is None:
         return refuse(Code.VAULT_KEY_UNKNOWN)
-    if key.revoked_at is not None:
-        return refuse(Code.VAULT_KEY_REVOKED)
-    if key.expires_at is not None and key.expires_at <= snapshot.now:
-        return refuse(Code.VAULT_KEY_EXPIRED)
-    return None
+    return refuse_dead_key(key, snapshot.now)
 
 
 def grant_refusal(snapshot: Snapshot, grant_id: str | None) -> Refusal | None:
@@ -363,6 +361,7 @@ def _audited(snapshot: Snapshot, command: Command, decision: Decision) -> Decisi
         kind="decision",
         decision=type(decision).__name__.lower(),
         code=decision.refusal.code.value if isinstance(decision, Refuse) else None,
+        note=cap_reached(decision),
         amount=money.amount,
         currency=money.currency,
         customer_id=command.reading.customer,

@@ -82,7 +82,8 @@ def check(
         return Refuse(refuse(Code.TOO_MANY_UNRESOLVED), known)
     approval = check_approval(snapshot, command, operation, keep)
     if approval.refusal is not None:
-        return Refuse(approval.refusal, known, asking(snapshot, command, operation, approval.asked))
+        asked = asking(snapshot, command, operation, approval.asked)
+        return Refuse(approval.refusal, operation if asked.operations else known, asked)
     declined = recent_decline(snapshot, command) or _exhausted(snapshot, command, known)
     if declined is not None:
         return declined

@@ -103,7 +103,12 @@ def test_a_denied_bill_stays_refused(operators_app: OperatorsApp, decide: Decide
     key = asking_above(operators_app.in_process, 1000)
     operators_app.in_process.charge(key, period="2026-11")
     decide(operators_app, asked(operators_app), "deny")
-    assert error_of(operators_app.in_process.charge(key, period="2026-11")) == "approval_required"
+    again = operators_app.in_process.charge(key, period="2026-11")
+    assert error_of(again) == "approval_required"
+    assert "an operator denied it, so do not send it again" in again.json()["error"]["message"]
+    meta: dict[str, object] = {"io.modelcontextprotocol/clientCapabilities": {}}
+    told = operators_app.in_process.charge_over_mcp(key, meta).json()["result"]
+    assert "an operator denied this charge" in told["structuredContent"]["next_step"]
     assert operators_app.in_process.charges() == []
 
 
