@@ -61,8 +61,15 @@ def missing_param(name: str) -> Rejected:
 
 def missing_object(kind: str, object_id: str, param: str, status: int = 400) -> Rejected:
     """Refuse a request that names an object which isn't there: 404 in the path, else 400."""
-    message = f"No such {kind}: '{object_id}'"
+    noun = "PaymentMethod" if kind == "payment_method" else kind
+    message = f"No such {noun}: '{object_id}'"
     return Rejected(error_answer(status, message, code="resource_missing", param=param))
+
+
+def below_one(param: str) -> Rejected:
+    """Refuse a number that is to be one or more."""
+    sentence = "This value must be greater than or equal to 1."
+    return invalid(sentence, "parameter_invalid_integer", param)
 
 
 def unknown_url(method: str, path: str) -> Rejected:
@@ -74,22 +81,16 @@ def unknown_url(method: str, path: str) -> Rejected:
     return Rejected(error_answer(404, message))
 
 
-def key_mismatch(key: str) -> Answer:
-    """Answer a key that comes back with other parameters."""
-    message = (
-        "Keys for idempotent requests can only be used with the same parameters they were first "
-        f"used with. Try using a key other than '{key}' if you meant to execute a different "
-        "request."
+def key_mismatch(key: str, path: str, first_path: str) -> Answer:
+    """Answer a key that comes back on another endpoint than the first, or with other parameters."""
+    only = (
+        "with the same parameters they were first used with"
+        if path == first_path
+        else f"for the same endpoint they were first used for ('{path}' vs '{first_path}')"
     )
-    return error_answer(400, message, kind="idempotency_error")
-
-
-def endpoint_mismatch(key: str, path: str, first_path: str) -> Answer:
-    """Answer a key that comes back on another endpoint."""
     message = (
-        "Keys for idempotent requests can only be used for the same endpoint they were first used "
-        f"for ('{path}' vs '{first_path}'). Try using a key other than '{key}' if you meant to "
-        "execute a different request."
+        f"Keys for idempotent requests can only be used {only}. Try using a key other than "
+        f"'{key}' if you meant to execute a different request."
     )
     return error_answer(400, message, kind="idempotency_error")
 

@@ -7,7 +7,6 @@ sandbox's own, so the server adds none.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
 import threading
@@ -15,10 +14,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from email.utils import formatdate
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Final
 
 import uvicorn
-from starlette.types import Message, Receive, Scope, Send
+from starlette import requests
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -58,15 +59,18 @@ class Sandbox:
 
         Raises: ConnectionDropped, when a fault drops the connection and no server can.
         """
-        if scope["type"] == "lifespan":
-            await _live(receive, send)
-            return
         if scope["type"] != "http":
             raise RuntimeError(f"The sandbox speaks HTTP only, not {scope['type']}.")
         request = await _read(scope, receive)
         if request is None:
             return
-        await self._act(self._outcome(request), scope, send)
+        outcome = self._outcome(request)
+        if isinstance(outcome, Drop):
+            _drop(scope)
+            return
+        if outcome.delay_ms:
+            await self._wait(outcome)
+        await Response(outcome.body, outcome.status, outcome.headers)(scope, receive, send)
 
     def release(self) -> None:
         """End all delays now; callable from any thread. A server does so when it stops."""
@@ -92,17 +96,6 @@ class Sandbox:
         }
         return Respond(answer.status, json.dumps(answer.body, indent=2).encode(), headers)
 
-    async def _act(self, outcome: Outcome, scope: Scope, send: Send) -> None:
-        match outcome:
-            case Drop():
-                _drop(scope)
-            case Respond():
-                if outcome.delay_ms:
-                    await self._wait(outcome)
-                await _answer(outcome, send)
-            case _:
-                assert_never(outcome)
-
     async def _wait(self, outcome: Respond) -> None:
         waiter = (asyncio.get_running_loop(), asyncio.Event())
         self._waiting.add(waiter)
@@ -119,30 +112,17 @@ class Sandbox:
 
 async def _read(scope: Scope, receive: Receive) -> Request | None:
     """Return the request, or None when the client went away before it was complete."""
-    body = bytearray()
-    while True:
-        message: Message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        if len(body) <= BODY_MAX_BYTES:
-            body += message.get("body", b"")
-        if not message.get("more_body", False):
-            break
-    headers = {name.decode("latin-1").lower(): value for name, value in scope["headers"]}
+    body, given = bytearray(), requests.Request(scope, receive)
+    try:
+        async for part in given.stream():
+            if len(body) <= BODY_MAX_BYTES:
+                body += part
+    except requests.ClientDisconnect:
+        return None
+    headers = {name.lower(): value for name, value in given.headers.items()}
     return Request(
-        method=scope["method"],
-        path=scope["path"],
-        query=scope.get("query_string", b""),
-        headers={name: value.decode("latin-1") for name, value in headers.items()},
-        body=bytes(body),
+        scope["method"], scope["path"], scope.get("query_string", b""), headers, bytes(body)
     )
-
-
-async def _answer(outcome: Respond, send: Send) -> None:
-    headers = {**outcome.headers, "content-length": str(len(outcome.body))}
-    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": outcome.status, "headers": raw})
-    await send({"type": "http.response.body", "body": outcome.body})
 
 
 def _drop(scope: Scope) -> None:
@@ -150,14 +130,6 @@ def _drop(scope: Scope) -> None:
     if abort is None:
         raise ConnectionDropped("The sandbox dropped the connection, as a fault asked for.")
     abort()
-
-
-async def _live(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return
 
 
 _SHUTDOWN_SECONDS = 5
@@ -258,8 +230,7 @@ class _Embedded(_Server):
     @override
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        with contextlib.nullcontext():
-            yield
+        yield
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -21,13 +21,11 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Final, TypeAlias
 
-from kb_mcp.sandbox import listing
 from kb_mcp.sandbox.answers import (
     Answer,
     Rejected,
     bad_api_key,
     declined,
-    endpoint_mismatch,
     invalid,
     key_in_use,
     key_mismatch,
@@ -35,52 +33,55 @@ from kb_mcp.sandbox.answers import (
     server_error,
     unknown_url,
 )
+from kb_mcp.sandbox.listing import Endpoint, lists, retrieves, searches
 from kb_mcp.sandbox.params import Call, Params, check, decode
 from kb_mcp.sandbox.resources import charges, customers, intents, invoices, refunds
 from kb_mcp.sandbox.steering import Fault, refusal, take_fault
 from kb_mcp.sandbox.store import Records, Store
 
-ENDPOINTS: Final[dict[str, Callable[[Call], Answer]]] = {
+ENDPOINTS: Final[dict[str, Endpoint]] = {
     "POST /v1/charges": charges.create_charge,
-    "GET /v1/charges": charges.list_charges,
-    "GET /v1/charges/search": listing.search_charges,
-    "GET /v1/charges/{charge}": charges.get_charge,
+    "GET /v1/charges": lists("charge", "customer", "payment_intent", "transfer_group"),
+    "GET /v1/charges/search": searches("charge"),
+    "GET /v1/charges/{charge}": retrieves("charge"),
     "POST /v1/charges/{charge}": charges.update_charge,
     "POST /v1/charges/{charge}/capture": charges.capture_charge,
     "POST /v1/payment_intents": intents.create_intent,
-    "GET /v1/payment_intents": intents.list_intents,
-    "GET /v1/payment_intents/search": listing.search_intents,
-    "GET /v1/payment_intents/{intent}": intents.get_intent,
+    "GET /v1/payment_intents": lists("payment_intent", "customer"),
+    "GET /v1/payment_intents/search": searches("payment_intent"),
+    "GET /v1/payment_intents/{intent}": retrieves("payment_intent"),
     "POST /v1/payment_intents/{intent}": intents.update_intent,
     "POST /v1/payment_intents/{intent}/confirm": intents.confirm_intent,
     "POST /v1/payment_intents/{intent}/capture": intents.capture_intent,
     "POST /v1/payment_intents/{intent}/cancel": intents.cancel_intent,
     "POST /v1/payment_intents/{intent}/increment_authorization": intents.increment_intent,
     "POST /v1/invoices": invoices.create_invoice,
-    "GET /v1/invoices": invoices.list_invoices,
-    "GET /v1/invoices/{invoice}": invoices.get_invoice,
+    "GET /v1/invoices": lists("invoice", "customer"),
+    "GET /v1/invoices/{invoice}": retrieves("invoice"),
     "POST /v1/invoices/{invoice}/finalize": invoices.finalize_invoice,
     "POST /v1/invoices/{invoice}/pay": invoices.pay_invoice,
     "POST /v1/invoices/{invoice}/void": invoices.void_invoice,
     "POST /v1/invoices/{invoice}/mark_uncollectible": invoices.write_off_invoice,
     "POST /v1/invoiceitems": invoices.create_item,
-    "GET /v1/invoice_payments": invoices.list_payments,
+    "GET /v1/invoice_payments": lists("invoice_payment", "invoice"),
     "POST /v1/refunds": refunds.create_refund,
-    "GET /v1/refunds": refunds.list_refunds,
-    "GET /v1/refunds/{refund}": refunds.get_refund,
+    "GET /v1/refunds": lists("refund", "charge", "payment_intent"),
+    "GET /v1/refunds/{refund}": retrieves("refund"),
     "POST /v1/refunds/{refund}": refunds.update_refund,
     "POST /v1/refunds/{refund}/cancel": refunds.cancel_refund,
-    "GET /v1/disputes": refunds.list_disputes,
-    "GET /v1/disputes/{dispute}": refunds.get_dispute,
+    "GET /v1/disputes": lists("dispute", "charge", "payment_intent"),
+    "GET /v1/disputes/{dispute}": retrieves("dispute"),
     "POST /v1/customers": customers.create_customer,
-    "GET /v1/customers": customers.list_customers,
+    "GET /v1/customers": lists("customer", "email"),
     "GET /v1/customers/{customer}": customers.get_customer,
     "POST /v1/customers/{customer}": customers.update_customer,
     "DELETE /v1/customers/{customer}": customers.delete_customer,
     "GET /v1/customers/{customer}/payment_methods": customers.list_payment_methods,
-    "GET /v1/customers/{customer}/payment_methods/{payment_method}": customers.get_payment_method,
+    "GET /v1/customers/{customer}/payment_methods/{payment_method}": (
+        customers.get_own_payment_method
+    ),
     "GET /v1/payment_methods": customers.list_payment_methods,
-    "GET /v1/payment_methods/{payment_method}": customers.get_payment_method,
+    "GET /v1/payment_methods/{payment_method}": retrieves("payment_method"),
     "POST /v1/payment_methods/{payment_method}/attach": customers.attach_payment_method,
     "POST /v1/payment_methods/{payment_method}/detach": customers.detach_payment_method,
     "GET /v1/account": customers.get_account,
@@ -89,27 +90,6 @@ ENDPOINTS: Final[dict[str, Callable[[Call], Answer]]] = {
 _PATTERNS: Final = tuple(
     (name, re.compile(re.sub(r"\\\{\w+\\\}", "([^/]+)", re.escape(name)))) for name in ENDPOINTS
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """An endpoint's name in the tables, and what its path named."""
-
-    endpoint: str
-    ids: tuple[str, ...]
-
-
-def find_endpoint(method: str, path: str) -> Match:
-    """Find the endpoint of a request.
-
-    Raises: Rejected with 404, when there is none.
-    """
-    wanted = f"{method} {path}"
-    for name, pattern in _PATTERNS:
-        found = pattern.fullmatch(wanted)
-        if found is not None:
-            return Match(name, found.groups())
-    raise unknown_url(method, path)
 
 
 API_VERSION: Final = "2026-05-27.dahlia"
@@ -214,6 +194,15 @@ def _authenticate(request: Request) -> str:
     return token
 
 
+def _find_endpoint(method: str, path: str) -> tuple[str, tuple[str, ...]]:
+    """Return an endpoint's name in the tables, and what its path names. Raises: Rejected."""
+    for name, pattern in _PATTERNS:
+        found = pattern.fullmatch(f"{method} {path}")
+        if found is not None:
+            return name, found.groups()
+    raise unknown_url(method, path)
+
+
 def _serve(
     records: Records,
     new_id: Callable[[], str],
@@ -223,7 +212,7 @@ def _serve(
     token: str,
 ) -> _Result | None:
     """Replay or execute; None drops the connection before anything."""
-    match = find_endpoint(request.method, request.path)
+    endpoint, ids = _find_endpoint(request.method, request.path)
     key = request.key
     if key is not None and len(key) > KEY_LENGTH_MAX:
         raise invalid(
@@ -244,7 +233,8 @@ def _serve(
     if stored is not None:
         return _Result(stored["status"], stored["body"], stored["request_id"], True, fault)  # noqa: FBT003 - it is a replay
     try:
-        answer = _execute(records, new_id, match, params, kind)
+        call = Call(records, request.path, params, ids, new_id, declines=kind == "402")
+        answer = _execute(endpoint, call, kind)
     except Rejected as rejected:
         answer = rejected.answer
     result = _fresh(answer, fault)
@@ -266,24 +256,19 @@ def _stored(records: Records, key: str | None) -> sqlite3.Row | None:
 
 def _demand_same(records: Records, request: Request, stored: sqlite3.Row, digest: str) -> None:
     key = stored["key"]
-    if stored["path"] != request.path:
-        raise Rejected(endpoint_mismatch(key, request.path, stored["path"]))
-    if stored["params"] != digest:
-        raise Rejected(key_mismatch(key))
+    if stored["path"] != request.path or stored["params"] != digest:
+        raise Rejected(key_mismatch(key, request.path, stored["path"]))
     if stored["busy_until_ms"] > records.host_ms and _alive(stored["pid"]):
         raise Rejected(key_in_use(key))
 
 
-def _execute(
-    records: Records, new_id: Callable[[], str], match: Match, params: Params, kind: str | None
-) -> Answer:
-    check(match.endpoint, params)
+def _execute(endpoint: str, call: Call, kind: str | None) -> Answer:
+    check(endpoint, call.params)
     if kind == "500_before":
         return server_error()
-    with records.attempt():
-        call = Call(records, params, match.ids, new_id, declines=kind == "402")
-        answer = ENDPOINTS[match.endpoint](call)
-        if kind == "402" and answer.status != 402:
+    with call.records.attempt():
+        answer = ENDPOINTS[endpoint](call)
+        if call.declines and answer.status != 402:
             raise Rejected(declined(None))  # nothing here has a card to say no
     return server_error() if kind == "500_after" else answer
 

@@ -1,4 +1,4 @@
-"""Lists, newest first, paged by object, expansion of ids into objects, and search.
+"""What endpoints share: answers with ids expanded into objects, lists paged by object, search.
 
 Floor: sandbox, ground. The search has another language than the lists, and is late: what was made
 within the last minute is not found yet. Source: docs.stripe.com/api/pagination,
@@ -8,11 +8,19 @@ within the last minute is not found yet. Source: docs.stripe.com/api/pagination,
 from __future__ import annotations
 
 import copy
+import operator
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
-from kb_mcp.sandbox.answers import Answer, Json, Rejected, invalid, missing_object, missing_param
+from kb_mcp.sandbox.answers import (
+    Answer,
+    Json,
+    Rejected,
+    below_one,
+    invalid,
+    missing_param,
+)
 from kb_mcp.sandbox.params import Call, Params, integer, text
 from kb_mcp.sandbox.store import Records
 
@@ -31,14 +39,36 @@ _PREFIXES: Final = {
 }
 
 
-def list_objects(
-    records: Records, kind: str, url: str, params: Params, filters: tuple[str, ...]
-) -> Json:
-    """Return one page of objects of a kind; `filters` are the parameters that select.
+Endpoint: TypeAlias = Callable[[Call], Answer]
 
-    Raises: Rejected, on a bad limit or a cursor that is no object.
+
+def shown(call: Call, body: Json) -> Answer:
+    """Answer with an object, expanded as the call asks. Raises: Rejected."""
+    return Answer(200, _expanded(call.records, body, call.params))
+
+
+def saved(call: Call, body: Json) -> Answer:
+    """Write an object, and answer with it. Raises: Rejected."""
+    call.records.save(body)
+    return shown(call, body)
+
+
+def retrieves(kind: str) -> Endpoint:
+    """Return the endpoint that shows the object of a kind that the path names."""
+    return lambda call: shown(call, call.named(kind))
+
+
+def lists(kind: str, *filters: str) -> Endpoint:
+    """Return the endpoint that lists objects of a kind; `filters` are the parameters that select.
+
+    Newest first; it raises Rejected on a bad limit or a cursor that is no object.
     """
-    limit = page_limit(params)
+    return lambda call: shown(call, page(call, kind, *filters))
+
+
+def page(call: Call, kind: str, *filters: str) -> Json:
+    """Return one page of objects of a kind, newest first. Raises: Rejected."""
+    params, limit = call.params, _limit(call.params)
     wanted: dict[str, object] = {
         name: value for name in filters if (value := text(params, name)) is not None
     }
@@ -48,29 +78,25 @@ def list_objects(
         raise invalid("You can only pass one of starting_after or ending_before.")
     for cursor, bound in (("starting_after", "before"), ("ending_before", "after")):
         if cursor in params:
-            wanted[bound] = _position(records, kind, params[cursor], cursor)
-    found = records.select(kind, wanted, limit + 1, oldest_first=backwards)
-    page = found[:limit]
-    if backwards:
-        page.reverse()
-    return {"object": "list", "data": page, "has_more": len(found) > limit, "url": url}
+            wanted[bound] = call.require(kind, params[cursor], cursor)["id"]
+    found = call.records.select(kind, wanted, limit + 1, oldest_first=backwards)
+    data = found[:limit][::-1] if backwards else found[:limit]
+    return {"object": "list", "data": data, "has_more": len(found) > limit, "url": call.path}
 
 
-def page_limit(params: Params) -> int:
-    """Return how many objects a page is to have. Raises: Rejected."""
+def _limit(params: Params) -> int:
     limit = integer(params, "limit")
     limit = LIMIT_DEFAULT if limit is None else limit
-    if not 1 <= limit <= LIMIT_MAX:
-        bound = "greater than or equal to 1" if limit < 1 else f"less than or equal to {LIMIT_MAX}"
-        raise invalid(f"This value must be {bound}.", "parameter_invalid_integer", "limit")
+    if limit < 1:
+        raise below_one("limit")
+    if limit > LIMIT_MAX:
+        sentence = f"This value must be less than or equal to {LIMIT_MAX}."
+        raise invalid(sentence, "parameter_invalid_integer", "limit")
     return limit
 
 
-def expand(records: Records, body: Json, params: Params) -> Json:
-    """Put objects in the place of ids, as `expand[]` asks.
-
-    Raises: Rejected, when a property can't be expanded.
-    """
+def _expanded(records: Records, body: Json, params: Params) -> Json:
+    """Put objects in the place of ids, as `expand[]` asks."""
     wanted = list((params.get("expand") or {}).values())
     if not wanted:
         return body
@@ -119,19 +145,16 @@ def _created(params: Params) -> dict[str, object]:
     return {bound: int(moment) for bound, moment in created.items()}
 
 
-def _position(records: Records, kind: str, object_id: str, cursor: str) -> int:
-    position = records.position(kind, object_id)
-    if position is None:
-        raise missing_object(kind, object_id, cursor)
-    return position
-
-
 LAG_SECONDS: Final = 60
-_TEXTS: Final = {
-    "charge": ("currency", "customer", "status"),
-    "payment_intent": ("currency", "customer", "status"),
-}
+_TEXTS: Final = ("currency", "customer", "status")
 _NUMBERS: Final = ("amount", "created")
+_COMPARE: Final[dict[str, Callable[[int, int], bool]]] = {
+    ":": operator.eq,
+    ">": operator.gt,
+    "<": operator.lt,
+    ">=": operator.ge,
+    "<=": operator.le,
+}
 _CLAUSE: Final = re.compile(
     r"""\s*(?P<no>-)?(?P<field>[a-z_.]+)(?:\[(?P<quote>["'])(?P<name>[^"']+)(?P=quote)\])?
         \s*(?P<sign>[:~]|[<>]=?)\s*(?P<value>"[^"]*"|'[^']*'|-?\d{1,18}|null)\s*""",
@@ -141,45 +164,40 @@ _JOINED: Final = re.compile(r"(and|or)\b", re.IGNORECASE)
 Test = Callable[[Json], bool]
 
 
-def search_charges(call: Call) -> Answer:
-    """GET /v1/charges/search."""
-    return _search(call, "charge", "/v1/charges/search")
+def searches(kind: str) -> Endpoint:
+    """Return the endpoint that searches objects of a kind."""
+    return lambda call: _search(call, kind)
 
 
-def search_intents(call: Call) -> Answer:
-    """GET /v1/payment_intents/search."""
-    return _search(call, "payment_intent", "/v1/payment_intents/search")
-
-
-def _search(call: Call, kind: str, url: str) -> Answer:
+def _search(call: Call, kind: str) -> Answer:
     query = text(call.params, "query")
     if query is None:
         raise missing_param("query")
-    fits, limit = _query(query, kind), page_limit(call.params)
+    fits, limit = _query(query), _limit(call.params)
     start = integer(call.params, "page") or 0
     known = call.now - LAG_SECONDS
     found = [
         each for each in call.records.everything(kind) if each["created"] <= known and fits(each)
     ]
     more = len(found) > start + limit
-    page: Json = {
+    result: Json = {
         "object": "search_result",
         "data": found[start : start + limit],
         "has_more": more,
         "next_page": str(start + limit) if more else None,
-        "url": url,
+        "url": call.path,
     }
-    return Answer(200, expand(call.records, page, call.params))
+    return shown(call, result)
 
 
-def _query(query: str, kind: str) -> Test:
+def _query(query: str) -> Test:
     """Read a query: clauses, joined by AND or by OR, never by both. Raises: Rejected."""
     tests, joins, at = [], set[str](), 0
     while True:
         clause = _CLAUSE.match(query, at)
         if clause is None:
             raise _unreadable(query)
-        tests.append(_clause(clause, kind))
+        tests.append(_clause(clause))
         at = clause.end()
         if at == len(query):
             break
@@ -193,7 +211,7 @@ def _query(query: str, kind: str) -> Test:
     return lambda each: (all if every else any)(test(each) for test in tests)
 
 
-def _clause(clause: re.Match[str], kind: str) -> Test:
+def _clause(clause: re.Match[str]) -> Test:
     field, name, sign = clause["field"], clause["name"], clause["sign"]
     value, no = clause["value"].strip("\"'"), clause["no"] is not None
     quoted = clause["value"][0] in "\"'"
@@ -201,7 +219,7 @@ def _clause(clause: re.Match[str], kind: str) -> Test:
         found: Callable[[Json], object] = lambda each: each["metadata"].get(name)  # noqa: E731 one of three
     elif field in _NUMBERS and not quoted and value != "null" and name is None:
         return _number(field, sign, int(value), no=no)
-    elif field in _TEXTS[kind] and name is None:
+    elif field in _TEXTS and name is None:
         found = lambda each: each[field]  # noqa: E731 as above
     else:
         raise invalid(f"Field `{field}` is an unsupported search field.", param="query")
@@ -215,16 +233,9 @@ def _clause(clause: re.Match[str], kind: str) -> Test:
 
 
 def _number(field: str, sign: str, value: int, *, no: bool) -> Test:
-    compare: dict[str, Callable[[int], bool]] = {
-        ":": lambda held: held == value,
-        ">": lambda held: held > value,
-        "<": lambda held: held < value,
-        ">=": lambda held: held >= value,
-        "<=": lambda held: held <= value,
-    }
-    if sign not in compare:
+    if sign not in _COMPARE:
         raise invalid(f"Field `{field}` does not support `{sign}`.", param="query")
-    return lambda each: compare[sign](each[field]) is not no
+    return lambda each: _COMPARE[sign](each[field], value) is not no
 
 
 def _unreadable(query: str) -> Rejected:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 from kb_mcp.money import CURRENCIES, THREE_DECIMAL, WHOLE_UNITS_ONLY, Money, format_money
-from kb_mcp.sandbox.answers import Json, invalid, missing_param
+from kb_mcp.sandbox.answers import Json, below_one, invalid, missing_object, missing_param
 from kb_mcp.sandbox.store import Records
 
 Params: TypeAlias = dict[str, Any]
@@ -99,12 +99,13 @@ def text(params: Params, name: str) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def metadata(params: Params) -> dict[str, str]:
-    """Return the metadata to set; an empty value unsets its key.
+def metadata(params: Params, held: Json | None = None) -> dict[str, str]:
+    """Return the metadata to set on a new object, or on `held`; an empty value unsets its key.
 
     Raises: Rejected, beyond Stripe's limits (docs.stripe.com/api/metadata).
     """
-    given = params.get("metadata") or {}
+    given = params.get("metadata", {})
+    given = {} if given == "" else ({} if held is None else held["metadata"]) | given
     for name, value in given.items():
         if len(name) > METADATA_KEY_LENGTH:
             raise invalid(
@@ -220,11 +221,12 @@ AMOUNT_MIN: Final = {
 class Call:
     """One request at an endpoint, inside its transaction.
 
-    `ids` are what stands in the path's braces, `new_id` makes the random part of an id, and
-    `declines` says that a fault makes the card say no.
+    `ids` are what stands in the braces of the endpoint's `path`, `new_id` makes the random part of
+    an id, and `declines` says that a fault makes the card say no.
     """
 
     records: Records
+    path: str
     params: Params
     ids: tuple[str, ...]
     new_id: Callable[[], str]
@@ -234,6 +236,18 @@ class Call:
     def now(self) -> int:
         """The sandbox's time in seconds, as Stripe's `created` has it."""
         return self.records.now_ms // 1000
+
+    def require(self, kind: str, object_id: str, param: str, status: int = 400) -> Json:
+        """Return the object that `param` names. Raises: Rejected with `status` if there is none."""
+        found = self.records.find(kind, object_id)
+        if found is None:
+            raise missing_object(kind, object_id, param, status)
+        return found
+
+    def named(self, kind: str) -> Json:
+        """Return the object that the path names. Raises: Rejected with 404 if there is none."""
+        param = {"payment_intent": "intent", "payment_method": kind}.get(kind, "id")
+        return self.require(kind, self.ids[0], param, 404)
 
 
 def required_money(params: Params) -> Money:
@@ -264,8 +278,7 @@ def check_amount(money: Money) -> None:
     """
     amount, currency = money.amount, money.currency
     if amount < 1:
-        sentence = "This value must be greater than or equal to 1."
-        raise invalid(sentence, "parameter_invalid_integer", "amount")
+        raise below_one("amount")
     least = AMOUNT_MIN.get(currency, 1)
     if amount < least:
         shown = show(Money(least, currency))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -112,7 +112,6 @@ def refusal(kind: str, token: str, key: str | None) -> Answer | None:
 
 PREFIX: Final = "/_sandbox/"
 _ADVANCE_MAX_SECONDS: Final = 10 * 366 * 24 * 60 * 60
-_HOW: Final = 'Send {{"{}": "{}", "status": "{}"}}, of one that is here.'
 _KINDS: Final = {
     "charges": "charge",
     "customers": "customer",
@@ -140,9 +139,10 @@ def steer(store: Store, method: str, path: str, body: bytes) -> Answer:
             case "POST faults":
                 return _add_faults(records, given)
             case "POST refunds":
-                return _end_refund(records, given)
+                return _move(records, given, "refund", refunds.STATUSES, refunds.end_refund)
             case "POST disputes":
-                return _dispute(records, given)
+                statuses = refunds.DISPUTE_STATUSES
+                return _move(records, given, "charge", statuses, refunds.dispute_charge)
             case "GET state":
                 return Answer(200, _state(records))
             case "POST reset":
@@ -172,30 +172,23 @@ def _add_faults(records: Records, given: object) -> Answer:
     return Answer(200, {"faults": _faults(records)})
 
 
-def _end_refund(records: Records, given: object) -> Answer:
-    named = _named(given, "refund", refunds.STATUSES)
-    refund = None if named is None else records.find("refund", named[0])
-    if named is None or refund is None:
-        return _wrong(_HOW.format("refund", "re_1", "|".join(refunds.STATUSES)))
-    refunds.end_refund(records, refund, named[1])
-    return Answer(200, refund)
-
-
-def _dispute(records: Records, given: object) -> Answer:
-    named = _named(given, "charge", refunds.DISPUTE_STATUSES)
-    charge = None if named is None else records.find("charge", named[0])
-    if named is None or charge is None:
-        return _wrong(_HOW.format("charge", "ch_1", "|".join(refunds.DISPUTE_STATUSES)))
-    suffix = charge["id"].removeprefix("ch_")
-    return Answer(200, refunds.dispute_charge(records, charge, named[1], suffix))
-
-
-def _named(given: object, name: str, statuses: tuple[str, ...]) -> tuple[str, str] | None:
-    """Return the id and the status that `given` says, or None where it says something else."""
-    if not isinstance(given, dict) or set(given) != {name, "status"}:
-        return None
-    named, status = given[name], given["status"]
-    return (named, status) if isinstance(named, str) and status in statuses else None
+def _move(
+    records: Records,
+    given: object,
+    kind: str,
+    statuses: tuple[str, ...],
+    move: Callable[[Records, Json, str], Json],
+) -> Answer:
+    """Let `move` bring what `given` names, of that kind, into the status that it says."""
+    found = None
+    if isinstance(given, dict) and set(given) == {kind, "status"} and given["status"] in statuses:
+        found = records.find(kind, given[kind]) if isinstance(given[kind], str) else None
+    if not isinstance(given, dict) or found is None:
+        return _wrong(
+            f'Send {{"{kind}": "{kind[:2]}_1", "status": "{"|".join(statuses)}"}}, of one that is '
+            "here."
+        )
+    return Answer(200, move(records, found, given["status"]))
 
 
 def _clock(records: Records) -> Json:
@@ -203,13 +196,9 @@ def _clock(records: Records) -> Json:
 
 
 def _faults(records: Records) -> list[Json]:
+    names = ("match", "kind", "times")
     return [
-        {
-            "match": row["match"],
-            "kind": row["kind"],
-            "times": row["times"],
-            "seconds": row["delay_ms"] / 1000,
-        }
+        {name: row[name] for name in names} | {"seconds": row["delay_ms"] / 1000}
         for row in records.run("all_faults")
     ]
 

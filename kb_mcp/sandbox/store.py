@@ -39,8 +39,8 @@ _FILTERS: Final = {
     "gte": "created >= ?",
     "lt": "created < ?",
     "lte": "created <= ?",
-    "before": "seq < ?",
-    "after": "seq > ?",
+    "before": "seq < (SELECT seq FROM objects WHERE id = ?)",
+    "after": "seq > (SELECT seq FROM objects WHERE id = ?)",
 }
 
 
@@ -134,11 +134,6 @@ class Records:
         """Return the object of that kind and id, or None."""
         rows = self.run("get_object", object_id, kind)
         return _load(rows[0]) if rows else None
-
-    def position(self, kind: str, object_id: str) -> int | None:
-        """Return where the object stands in the order of creation, or None."""
-        rows = self.run("get_position", object_id, kind)
-        return int(rows[0][0]) if rows else None
 
     def everything(self, kind: str) -> list[Json]:
         """Return all objects of a kind, newest first."""

@@ -1,13 +1,21 @@
 """Charges: created, listed, captured, and those that the card refused.
 
-Floor: sandbox, ground. How a card's bank answers: `bank_cards`.
+Floor: sandbox, ground. How a card's bank answers: `payment_methods`.
 """
 
 from __future__ import annotations
 
 from kb_mcp.money import Money
-from kb_mcp.sandbox.answers import DECLINES, Answer, Json, declined, invalid, missing_object
-from kb_mcp.sandbox.listing import expand, list_objects
+from kb_mcp.sandbox.answers import (
+    DECLINES,
+    Answer,
+    Json,
+    below_one,
+    declined,
+    invalid,
+    missing_object,
+)
+from kb_mcp.sandbox.listing import saved, shown
 from kb_mcp.sandbox.params import Call, Params, flag, integer, metadata, required_money, show, text
 from kb_mcp.sandbox.resources.customers import require_customer
 from kb_mcp.sandbox.resources.payment_methods import CARD, BankCard, billing_details, card_of
@@ -54,37 +62,19 @@ def create_charge(call: Call) -> Answer:
         failure=failure,
     )
     charge |= {name: text(params, name) for name in COPIED} | {"metadata": metadata(params)}
-    answer = Answer(200, expand(call.records, charge, params))
-    call.records.save(charge)
+    answer = saved(call, charge)
     return answer if failure is None else declined(charge["id"], reason=failure)
-
-
-def get_charge(call: Call) -> Answer:
-    """GET /v1/charges/{charge}."""
-    charge = _require(call, 404)
-    return Answer(200, expand(call.records, charge, call.params))
 
 
 def update_charge(call: Call) -> Answer:
     """POST /v1/charges/{charge}: wording and metadata, which move no money."""
-    charge = _require(call, 404)
-    given = call.params.get("metadata", {})
-    charge |= copied(call.params)
-    charge["metadata"] = metadata({"metadata": charge["metadata"] | given if given != "" else {}})
-    call.records.save(charge)
-    return Answer(200, expand(call.records, charge, call.params))
-
-
-def list_charges(call: Call) -> Answer:
-    """GET /v1/charges."""
-    filters = ("customer", "payment_intent", "transfer_group")
-    page = list_objects(call.records, "charge", "/v1/charges", call.params, filters)
-    return Answer(200, expand(call.records, page, call.params))
+    charge = call.named("charge")
+    return saved(call, charge | copied(call.params) | {"metadata": metadata(call.params, charge)})
 
 
 def capture_charge(call: Call) -> Answer:
     """POST /v1/charges/{charge}/capture."""
-    charge = _require(call, 404)
+    charge = call.named("charge")
     if charge["payment_intent"] is not None:
         raise invalid(
             "This charge belongs to a PaymentIntent. Capture the PaymentIntent instead: "
@@ -97,7 +87,7 @@ def capture_charge(call: Call) -> Answer:
         raise invalid(f"Charge {charge['id']} cannot be captured.", "charge_not_capturable")
     amount = integer(call.params, "amount")
     capture(call, charge, charge["amount"] if amount is None else amount, "amount")
-    return Answer(200, expand(call.records, charge, call.params))
+    return shown(call, charge)
 
 
 def capture(call: Call, charge: Json, amount: int, param: str) -> None:
@@ -106,8 +96,7 @@ def capture(call: Call, charge: Json, amount: int, param: str) -> None:
     Raises: Rejected, when the amount is not within what was authorised.
     """
     if amount < 1:
-        sentence = "This value must be greater than or equal to 1."
-        raise invalid(sentence, "parameter_invalid_integer", param)
+        raise below_one(param)
     if amount > charge["amount"]:
         most = show(Money(charge["amount"], charge["currency"]))
         raise invalid(
@@ -201,25 +190,9 @@ def copied(params: Params) -> Json:
     return {name: text(params, name) for name in COPIED if name in params}
 
 
-def _require(call: Call, status: int) -> Json:
-    charge = call.records.find("charge", call.ids[0])
-    if charge is None:
-        raise missing_object("charge", call.ids[0], "id", status)
-    return charge
-
-
 def _failure(failure: str | None) -> Json:
-    return {
-        "failure_balance_transaction": None,
-        "failure_code": None if failure is None else DECLINES[failure].code,
-        "failure_message": None if failure is None else DECLINES[failure].message,
-        "outcome": _outcome(failure),
-    }
-
-
-def _outcome(failure: str | None) -> Json:
     refused = failure is not None
-    return {
+    outcome = {
         "advice_code": None,
         "network_advice_code": None,
         "network_decline_code": None,
@@ -231,6 +204,12 @@ def _outcome(failure: str | None) -> Json:
         if refused
         else "Payment complete.",
         "type": "issuer_declined" if refused else "authorized",
+    }
+    return {
+        "failure_balance_transaction": None,
+        "failure_code": None if failure is None else DECLINES[failure].code,
+        "failure_message": None if failure is None else DECLINES[failure].message,
+        "outcome": outcome,
     }
 
 
@@ -250,13 +229,10 @@ def _card_details(amount: int, bank_card: BankCard, *, captured: bool) -> Json:
         "regulated_status": "unregulated",
         "three_d_secure": None,
     }
-    return {"card": card if captured else card | _hold(amount), "type": "card"}
-
-
-def _hold(amount: int) -> Json:
-    return {
+    hold = {
         "extended_authorization": {"status": "disabled"},
         "incremental_authorization": {"status": "available"},
         "multicapture": {"status": "unavailable"},
         "overcapture": {"maximum_amount_capturable": amount, "status": "unavailable"},
     }
+    return {"card": card if captured else card | hold, "type": "card"}

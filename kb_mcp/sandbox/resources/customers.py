@@ -8,9 +8,10 @@ deleted does no more.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
-from kb_mcp.sandbox.answers import ACCOUNT_ID, Answer, Json, Rejected, invalid, missing_object
-from kb_mcp.sandbox.listing import expand, list_objects
+from kb_mcp.sandbox.answers import ACCOUNT_ID, Answer, Json, invalid, missing_object
+from kb_mcp.sandbox.listing import page, saved, shown
 from kb_mcp.sandbox.params import Call, Params, metadata, text
 from kb_mcp.sandbox.resources.payment_methods import (
     PAYMENT_METHOD,
@@ -42,16 +43,14 @@ def require_customer(call: Call, customer_id: str, param: str, status: int = 400
 
 def create_customer(call: Call) -> Answer:
     """POST /v1/customers."""
-    customer = _new_customer(call, f"cus_{call.new_id()}", call.params)
-    return Answer(200, expand(call.records, customer, call.params))
+    return shown(call, _new_customer(call, f"cus_{call.new_id()}", call.params))
 
 
 def get_customer(call: Call) -> Answer:
     """GET /v1/customers/{customer}; of a deleted one, that it is."""
     if call.records.find("deleted_customer", _deleted(call.ids[0])) is not None:
         return Answer(200, _gone(call.ids[0]))
-    customer = require_customer(call, call.ids[0], "id", 404)
-    return Answer(200, expand(call.records, customer, call.params))
+    return shown(call, require_customer(call, call.ids[0], "id", 404))
 
 
 def update_customer(call: Call) -> Answer:
@@ -61,15 +60,11 @@ def update_customer(call: Call) -> Answer:
     customer |= {name: params[name] or None for name in _PARTS if name in params}
     if "balance" in params:
         customer["balance"] = int(params["balance"])
-    if "metadata" in params:
-        given = params["metadata"]
-        kept = customer["metadata"] | given if given != "" else {}
-        customer["metadata"] = metadata({"metadata": kept})
+    customer["metadata"] = metadata(params, customer)
     given = params.get("invoice_settings") or {}
     if "default_payment_method" in given:
         customer["invoice_settings"]["default_payment_method"] = _own_card(call, customer, given)
-    call.records.save(customer)
-    return Answer(200, expand(call.records, customer, params))
+    return saved(call, customer)
 
 
 def delete_customer(call: Call) -> Answer:
@@ -83,56 +78,44 @@ def delete_customer(call: Call) -> Answer:
     return Answer(200, _gone(customer["id"]))
 
 
-def list_customers(call: Call) -> Answer:
-    """GET /v1/customers."""
-    page = list_objects(call.records, "customer", "/v1/customers", call.params, ("email",))
-    return Answer(200, expand(call.records, page, call.params))
-
-
-def get_payment_method(call: Call) -> Answer:
-    """GET /v1/payment_methods/{payment_method}, or below its customer."""
-    customer, payment_method = call.ids if len(call.ids) == 2 else (None, call.ids[0])
-    if customer is not None:
-        require_customer(call, customer, "customer", 404)
-    found = call.records.find("payment_method", payment_method)
-    if found is None or (customer is not None and found["customer"] != customer):
-        raise missing_object("PaymentMethod", payment_method, "payment_method", 404)
-    return Answer(200, expand(call.records, found, call.params))
+def get_own_payment_method(call: Call) -> Answer:
+    """GET /v1/customers/{customer}/payment_methods/{payment_method}."""
+    customer, payment_method = call.ids
+    require_customer(call, customer, "customer", 404)
+    found = call.require("payment_method", payment_method, "payment_method", 404)
+    if found["customer"] != customer:
+        raise missing_object("payment_method", payment_method, "payment_method", 404)
+    return shown(call, found)
 
 
 def list_payment_methods(call: Call) -> Answer:
     """GET /v1/payment_methods, or below a customer."""
     customer = call.ids[0] if call.ids else text(call.params, "customer")
-    url = f"/v1/customers/{customer}/payment_methods" if call.ids else "/v1/payment_methods"
-    params: Params = dict(call.params)
     if customer is not None:
         require_customer(call, customer, "customer", 404 if call.ids else 400)
-        params["customer"] = customer
-    page = list_objects(call.records, "payment_method", url, params, ("customer",))
+        call = replace(call, params=call.params | {"customer": customer})
+    found = page(call, "payment_method", "customer")
     if call.params.get("type", "card") != "card":
-        page |= {"data": [], "has_more": False}  # there are only cards here
-    return Answer(200, expand(call.records, page, call.params))
+        found |= {"data": [], "has_more": False}  # there are only cards here
+    return shown(call, found)
 
 
 def attach_payment_method(call: Call) -> Answer:
     """POST /v1/payment_methods/{payment_method}/attach."""
     customer = require_customer(call, str(text(call.params, "customer")), "customer")
-    attached = attach(call, call.ids[0], customer["id"])
-    return Answer(200, expand(call.records, attached, call.params))
+    return shown(call, attach(call, call.ids[0], customer["id"]))
 
 
 def detach_payment_method(call: Call) -> Answer:
     """POST /v1/payment_methods/{payment_method}/detach."""
-    found = call.records.find("payment_method", call.ids[0])
-    if found is None:
-        raise missing_object("PaymentMethod", call.ids[0], "payment_method", 404)
+    found = call.named("payment_method")
     if found["customer"] is None:
         raise invalid(
             "The payment method you provided is not attached to a customer so detachment is "
             "impossible."
         )
     detach(call, found)
-    return Answer(200, expand(call.records, found | {"customer": None}, call.params))
+    return shown(call, found | {"customer": None})
 
 
 def get_account(call: Call) -> Answer:  # noqa: ARG001  every endpoint is given its call
@@ -198,7 +181,7 @@ def _first_card(call: Call, customer_id: str, params: Params) -> str:
     if named is None:
         named = f"pm_{customer_id.removeprefix('cus_')}"
     if not PAYMENT_METHOD.fullmatch(named) or "Missing" in named:
-        raise missing_object("PaymentMethod", named, "payment_method")
+        raise missing_object("payment_method", named, "payment_method")
     return str(attach(call, named, customer_id)["id"])
 
 
@@ -208,12 +191,8 @@ def _own_card(call: Call, customer: Json, given: Params) -> str | None:
         return None
     found = call.records.find("payment_method", named)
     if found is None or found["customer"] != customer["id"]:
-        raise _not_own(named)
+        raise not_the_customers(named, "invoice_settings[default_payment_method]")
     return named
-
-
-def _not_own(payment_method: str) -> Rejected:
-    return not_the_customers(payment_method, "invoice_settings[default_payment_method]")
 
 
 def _gone(customer_id: str) -> Json:

@@ -1,7 +1,7 @@
 """PaymentIntents and their states.
 
 Floor: sandbox, ground. Source: docs.stripe.com/payments/paymentintents/lifecycle. How a card's
-bank answers: `bank_cards`.
+bank answers: `payment_methods`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,8 @@ from dataclasses import replace
 from typing import Final
 
 from kb_mcp.money import Money
-from kb_mcp.sandbox.answers import (
-    Answer,
-    Json,
-    Rejected,
-    declined,
-    error_answer,
-    invalid,
-    missing_object,
-)
-from kb_mcp.sandbox.listing import expand, list_objects
+from kb_mcp.sandbox.answers import Answer, Json, Rejected, declined, error_answer, invalid
+from kb_mcp.sandbox.listing import saved
 from kb_mcp.sandbox.params import Call, check_amount, flag, integer, metadata, required_money, text
 from kb_mcp.sandbox.resources.charges import (
     COPIED,
@@ -55,7 +47,7 @@ def create_intent(call: Call) -> Answer:
     intent = _new_intent(call, money, customer, payment_method)
     if flag(params, "confirm", default=False):
         return _confirm(call, intent)
-    return _saved(call, intent)
+    return saved(call, intent)
 
 
 def pay_off_session(
@@ -67,61 +59,40 @@ def pay_off_session(
     return _confirm(away, intent | {"payment_method": payment_method})
 
 
-def get_intent(call: Call) -> Answer:
-    """GET /v1/payment_intents/{intent}."""
-    return Answer(200, expand(call.records, _require(call), call.params))
-
-
-def list_intents(call: Call) -> Answer:
-    """GET /v1/payment_intents."""
-    url = "/v1/payment_intents"
-    page = list_objects(call.records, "payment_intent", url, call.params, ("customer",))
-    return Answer(200, expand(call.records, page, call.params))
-
-
 def update_intent(call: Call) -> Answer:
     """POST /v1/payment_intents/{intent}."""
-    intent, params = _require(call), call.params
-    _demand(intent, "updated", _CONFIRMABLE)
+    intent, params = _demanded(call, "updated", _CONFIRMABLE), call.params
     if "amount" in params:
         amount = integer(params, "amount") or 0
         check_amount(Money(amount, intent["currency"]))
         intent["amount"] = amount
     _set_payment_method(call, intent)
-    intent |= copied(params)
-    intent["metadata"] = _merged(call, intent)
-    return _saved(call, intent)
+    return saved(call, intent | copied(params) | {"metadata": metadata(params, intent)})
 
 
 def confirm_intent(call: Call) -> Answer:
     """POST /v1/payment_intents/{intent}/confirm."""
-    intent = _require(call)
-    _demand(intent, "confirmed", _CONFIRMABLE)
+    intent = _demanded(call, "confirmed", _CONFIRMABLE)
     _set_payment_method(call, intent)
     return _confirm(call, intent)
 
 
 def capture_intent(call: Call) -> Answer:
     """POST /v1/payment_intents/{intent}/capture."""
-    intent = _require(call)
-    _demand(intent, "captured", ("requires_capture",))
+    intent = _demanded(call, "captured", ("requires_capture",))
     asked = integer(call.params, "amount_to_capture")
     amount = intent["amount_capturable"] if asked is None else asked
-    charge = call.records.find("charge", intent["latest_charge"]) or {}
-    capture(call, charge, amount, "amount_to_capture")
+    capture(call, _authorized(call, intent), amount, "amount_to_capture")
     intent |= {"amount_capturable": 0, "amount_received": amount, "status": "succeeded"}
-    intent["metadata"] = _merged(call, intent)
-    return _saved(call, intent)
+    return saved(call, intent | {"metadata": metadata(call.params, intent)})
 
 
 def cancel_intent(call: Call) -> Answer:
     """POST /v1/payment_intents/{intent}/cancel."""
-    intent = _require(call)
-    _demand(intent, "canceled", _CANCELABLE)
+    intent = _demanded(call, "canceled", _CANCELABLE)
     if intent["status"] == "requires_capture":
-        charge = call.records.find("charge", intent["latest_charge"]) or {}
-        charge |= {"amount_refunded": charge["amount"], "refunded": True}
-        call.records.save(charge)
+        charge = _authorized(call, intent)
+        call.records.save(charge | {"amount_refunded": charge["amount"], "refunded": True})
     intent |= {
         "amount_capturable": 0,
         "canceled_at": call.now,
@@ -129,13 +100,12 @@ def cancel_intent(call: Call) -> Answer:
         "next_action": None,
         "status": "canceled",
     }
-    return _saved(call, intent)
+    return saved(call, intent)
 
 
 def increment_intent(call: Call) -> Answer:
     """POST /v1/payment_intents/{intent}/increment_authorization; the amount is the new total."""
-    intent = _require(call)
-    _demand(intent, "incremented", ("requires_capture",))
+    intent = _demanded(call, "incremented", ("requires_capture",))
     amount = integer(call.params, "amount") or 0
     check_amount(Money(amount, intent["currency"]))
     if amount <= intent["amount"]:
@@ -144,13 +114,12 @@ def increment_intent(call: Call) -> Answer:
             "parameter_invalid_integer",
             "amount",
         )
-    charge = call.records.find("charge", intent["latest_charge"]) or {}
+    charge = _authorized(call, intent)
     if call.declines:
         return declined(charge["id"])
     call.records.save(charge | {"amount": amount})
     intent |= {"amount": amount, "amount_capturable": amount} | copied(call.params)
-    intent["metadata"] = _merged(call, intent)
-    return _saved(call, intent)
+    return saved(call, intent | {"metadata": metadata(call.params, intent)})
 
 
 def _confirm(call: Call, intent: Json) -> Answer:
@@ -173,7 +142,7 @@ def _confirm(call: Call, intent: Json) -> Answer:
                 "type": "use_stripe_sdk",
                 "use_stripe_sdk": {"type": "three_d_secure_redirect"},
             }
-            return _saved(call, intent | {"next_action": action, "status": "requires_action"})
+            return saved(call, intent | {"next_action": action, "status": "requires_action"})
     if failure is not None:
         return _failed(call, intent, failure)
     captured = intent["capture_method"] != "manual"
@@ -186,7 +155,7 @@ def _confirm(call: Call, intent: Json) -> Answer:
         "next_action": None,
         "status": "succeeded" if captured else "requires_capture",
     }
-    return _saved(call, intent)
+    return saved(call, intent)
 
 
 def _failed(call: Call, intent: Json, reason: str) -> Answer:
@@ -220,19 +189,13 @@ def _charge(call: Call, intent: Json, *, failure: str | None, captured: bool) ->
     return charge
 
 
-def _saved(call: Call, intent: Json) -> Answer:
-    call.records.save(intent)
-    return Answer(200, expand(call.records, intent, call.params))
+def _authorized(call: Call, intent: Json) -> Json:
+    return call.require("charge", intent["latest_charge"], "latest_charge")
 
 
-def _require(call: Call) -> Json:
-    intent = call.records.find("payment_intent", call.ids[0])
-    if intent is None:
-        raise missing_object("payment_intent", call.ids[0], "intent", 404)
-    return intent
-
-
-def _demand(intent: Json, verb: str, states: tuple[str, ...]) -> None:
+def _demanded(call: Call, verb: str, states: tuple[str, ...]) -> Json:
+    """Return the intent that the path names, in one of `states`. Raises: Rejected."""
+    intent = call.named("payment_intent")
     if intent["status"] not in states:
         act = {"canceled": "cancel", "captured": "capture", "confirmed": "confirm"}.get(verb, verb)
         raise _unexpected_state(
@@ -241,6 +204,7 @@ def _demand(intent: Json, verb: str, states: tuple[str, ...]) -> None:
             f"{intent['status']}. Only a PaymentIntent with one of the following statuses may be "
             f"{verb}: {', '.join(states)}.",
         )
+    return intent
 
 
 def _unexpected_state(intent: Json, message: str) -> Rejected:
@@ -255,11 +219,6 @@ def _set_payment_method(call: Call, intent: Json) -> None:
         intent["payment_method"] = payment_method
         if intent["status"] == "requires_payment_method":
             intent["status"] = "requires_confirmation"
-
-
-def _merged(call: Call, intent: Json) -> dict[str, str]:
-    given = call.params.get("metadata", {})
-    return metadata({"metadata": intent["metadata"] | given if given != "" else {}})
 
 
 def _new_intent(call: Call, money: Money, customer: str | None, payment_method: str | None) -> Json:

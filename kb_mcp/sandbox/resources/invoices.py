@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Final
 
 from kb_mcp.money import CURRENCIES, Money
-from kb_mcp.sandbox.answers import Answer, Json, invalid, missing_object, missing_param
-from kb_mcp.sandbox.listing import expand, list_objects
+from kb_mcp.sandbox.answers import Answer, Json, invalid, missing_param
+from kb_mcp.sandbox.listing import saved
 from kb_mcp.sandbox.params import Call, flag, integer, metadata, text
 from kb_mcp.sandbox.resources.customers import require_customer
 from kb_mcp.sandbox.resources.intents import pay_off_session
@@ -56,7 +56,7 @@ def create_invoice(call: Call) -> Answer:
         },
         "total": 0,
     }
-    return _saved(call, invoice)
+    return saved(call, invoice)
 
 
 def create_item(call: Call) -> Answer:
@@ -64,10 +64,7 @@ def create_item(call: Call) -> Answer:
     invoice_id, amount = text(call.params, "invoice"), integer(call.params, "amount")
     if invoice_id is None or amount is None:
         raise missing_param("amount" if amount is None else "invoice")
-    invoice = call.records.find("invoice", invoice_id)
-    if invoice is None:
-        raise missing_object("invoice", invoice_id, "invoice")
-    _demand(invoice, "draft", "edited")
+    invoice = _in_state(call.require("invoice", invoice_id, "invoice"), "draft", "edited")
     if invoice["customer"] != text(call.params, "customer"):
         raise invalid(f"The invoice {invoice_id} is of another customer.", param="customer")
     due = invoice["amount_due"] + amount
@@ -84,43 +81,24 @@ def create_item(call: Call) -> Answer:
         "livemode": False,
         "metadata": metadata(call.params),
     }
-    return _saved(call, item)
-
-
-def get_invoice(call: Call) -> Answer:
-    """GET /v1/invoices/{invoice}."""
-    return Answer(200, expand(call.records, _require(call), call.params))
-
-
-def list_invoices(call: Call) -> Answer:
-    """GET /v1/invoices."""
-    page = list_objects(call.records, "invoice", "/v1/invoices", call.params, ("customer",))
-    return Answer(200, expand(call.records, page, call.params))
-
-
-def list_payments(call: Call) -> Answer:
-    """GET /v1/invoice_payments."""
-    url = "/v1/invoice_payments"
-    page = list_objects(call.records, "invoice_payment", url, call.params, ("invoice",))
-    return Answer(200, expand(call.records, page, call.params))
+    return saved(call, item)
 
 
 def finalize_invoice(call: Call) -> Answer:
     """POST /v1/invoices/{invoice}/finalize; what costs nothing is paid by it."""
-    invoice = _require(call)
-    _demand(invoice, "draft", "finalized")
+    invoice = _in_state(call.named("invoice"), "draft", "finalized")
     invoice["auto_advance"] = flag(call.params, "auto_advance", default=invoice["auto_advance"])
-    return _saved(call, _moved(call, invoice, "open" if invoice["amount_remaining"] else "paid"))
+    return saved(call, _moved(call, invoice, "open" if invoice["amount_remaining"] else "paid"))
 
 
 def pay_invoice(call: Call) -> Answer:
     """POST /v1/invoices/{invoice}/pay: all that is left, from the customer's card."""
-    invoice, params = _require(call), call.params
+    invoice = call.named("invoice")
     if invoice["status"] == "paid":
         raise invalid("Invoice is already paid")
-    _demand(invoice, _PAYABLE, "paid")
+    _in_state(invoice, _PAYABLE, "paid")
     money = Money(invoice["amount_remaining"], invoice["currency"])
-    by_hand = flag(params, "paid_out_of_band", default=False)
+    by_hand = flag(call.params, "paid_out_of_band", default=False)
     answer = None
     if money.amount and not by_hand:
         answer = _collect(call, invoice, money)
@@ -133,21 +111,19 @@ def pay_invoice(call: Call) -> Answer:
         return answer
     paid = invoice["amount_paid"] + money.amount
     invoice |= {"amount_paid": paid, "amount_remaining": 0}
-    return _saved(call, _moved(call, invoice, "paid"))
+    return saved(call, _moved(call, invoice, "paid"))
 
 
 def void_invoice(call: Call) -> Answer:
     """POST /v1/invoices/{invoice}/void."""
-    invoice = _require(call)
-    _demand(invoice, ("open", "uncollectible"), "voided")
-    return _saved(call, _moved(call, invoice | {"auto_advance": False}, "void"))
+    invoice = _in_state(call.named("invoice"), ("open", "uncollectible"), "voided")
+    return saved(call, _moved(call, invoice | {"auto_advance": False}, "void"))
 
 
 def write_off_invoice(call: Call) -> Answer:
     """POST /v1/invoices/{invoice}/mark_uncollectible."""
-    invoice = _require(call)
-    _demand(invoice, "open", "marked uncollectible")
-    return _saved(call, _moved(call, invoice | {"auto_advance": False}, "uncollectible"))
+    invoice = _in_state(call.named("invoice"), "open", "marked uncollectible")
+    return saved(call, _moved(call, invoice | {"auto_advance": False}, "uncollectible"))
 
 
 def _collect(call: Call, invoice: Json, money: Money) -> Answer:
@@ -165,10 +141,8 @@ def _collect(call: Call, invoice: Json, money: Money) -> Answer:
     tried = call.records.select(
         "invoice_payment", {"invoice": invoice["id"]}, 1, oldest_first=False
     )
-    payment = tried[0] if tried else None
-    earlier = None
-    if payment is not None:
-        earlier = call.records.find("payment_intent", payment["payment"]["payment_intent"])
+    payment = tried[0] if tried else {}
+    earlier = payment and call.records.find("payment_intent", payment["payment"]["payment_intent"])
     answer = pay_off_session(call, money, invoice["customer"], card, earlier)
     paid = answer.status == 200
     intent = answer.body if paid else answer.body["error"]["payment_intent"]
@@ -201,18 +175,8 @@ def _moved(call: Call, invoice: Json, status: str) -> Json:
     return invoice | {"status": status, "status_transitions": times}
 
 
-def _require(call: Call) -> Json:
-    invoice = call.records.find("invoice", call.ids[0])
-    if invoice is None:
-        raise missing_object("invoice", call.ids[0], "id", 404)
-    return invoice
-
-
-def _demand(invoice: Json, states: str | tuple[str, ...], verb: str) -> None:
+def _in_state(invoice: Json, states: str | tuple[str, ...], verb: str) -> Json:
+    """Return the invoice, which is in one of `states`. Raises: Rejected."""
     if invoice["status"] not in ((states,) if isinstance(states, str) else states):
         raise invalid(f"An invoice that is {invoice['status']} can't be {verb}.")
-
-
-def _saved(call: Call, body: Json) -> Answer:
-    call.records.save(body)
-    return Answer(200, expand(call.records, body, call.params))
+    return invoice

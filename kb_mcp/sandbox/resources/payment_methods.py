@@ -99,25 +99,12 @@ CARDS: Final[dict[str, BankCard]] = (
 _NAME: Final = re.compile(r"(?:pm_card_|tok_)(?:visa_(?=charge))?(\w+)")
 
 
-def is_test_name(payment_method: str) -> bool:
-    """Say whether this is the name of a test card, of which every customer gets a copy."""
-    return payment_method.startswith("pm_card_")
-
-
 def card_of(records: Records, payment_method: str) -> BankCard:
     """Return the test card that `payment_method` is, or is a copy of."""
     copied = records.find(_KIND, _alias(payment_method))
     found = _NAME.fullmatch(copied["name"] if copied else payment_method)
-    known = CARDS.get(found[1]) if found else None
-    return known or _by_words(payment_method)
-
-
-def remember(records: Records, payment_method: str, name: str) -> None:
-    """Note that `payment_method` is a copy of the test card `name`."""
-    records.save({"object": _KIND, "id": _alias(payment_method), "name": name})
-
-
-def _by_words(payment_method: str) -> BankCard:
+    if found and found[1] in CARDS:
+        return CARDS[found[1]]
     if "Declined" in payment_method:
         return BankCard(decline="generic_decline")
     return BankCard(authentication="always") if "Authentication" in payment_method else PLAIN
@@ -164,8 +151,8 @@ def require_payment_method(call: Call, payment_method: str, customer: str | None
             raise not_the_customers(payment_method)
         return known
     if not PAYMENT_METHOD.fullmatch(payment_method) or "Missing" in payment_method:
-        raise missing_object("PaymentMethod", payment_method, "payment_method")
-    return new_payment_method(call, payment_method, None)
+        raise missing_object("payment_method", payment_method, "payment_method")
+    return _new(call, payment_method)
 
 
 def not_the_customers(payment_method: str, param: str = "payment_method") -> Rejected:
@@ -178,7 +165,7 @@ def not_the_customers(payment_method: str, param: str = "payment_method") -> Rej
     )
 
 
-def attach(call: Call, payment_method: str, customer: str, param: str = "payment_method") -> Json:
+def attach(call: Call, payment_method: str, customer: str) -> Json:
     """Attach a payment method to a customer, and return it; of a test card, a copy.
 
     Raises: Rejected, when it belongs to somebody, or when its bank refuses even to save it.
@@ -187,11 +174,11 @@ def attach(call: Call, payment_method: str, customer: str, param: str = "payment
     card = card_of(call.records, payment_method)
     if not card.attaches and card.decline is not None:
         raise Rejected(declined(None, reason=card.decline))
-    if is_test_name(payment_method):
-        found = new_payment_method(call, f"pm_{call.new_id()}", None, like=payment_method)
+    if payment_method.startswith("pm_card_"):
+        found = _new(call, f"pm_{call.new_id()}", like=payment_method)
     elif found["customer"] not in {None, customer}:
         sentence = "The payment method you provided has already been attached to a customer."
-        raise invalid(sentence, param=param)
+        raise invalid(sentence, param="payment_method")
     found["customer"] = customer
     call.records.save(found)
     return found
@@ -209,12 +196,10 @@ def detach(call: Call, payment_method: Json) -> None:
     call.records.save(payment_method | {"customer": None})
 
 
-def new_payment_method(
-    call: Call, payment_method: str, customer: str | None, like: str | None = None
-) -> Json:
+def _new(call: Call, payment_method: str, like: str | None = None) -> Json:
     """Save a new card; `like` names the test card that it is a copy of."""
     if like is not None:
-        remember(call.records, payment_method, like)
+        call.records.save({"object": _KIND, "id": _alias(payment_method), "name": like})
     shown = card_of(call.records, payment_method).shown
     body: Json = {
         "id": payment_method,
@@ -233,7 +218,7 @@ def new_payment_method(
             "three_d_secure_usage": {"supported": True},
         },
         "created": call.now,
-        "customer": customer,
+        "customer": None,
         "customer_account": None,
         "livemode": False,
         "metadata": {},

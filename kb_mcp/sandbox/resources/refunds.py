@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Final
 
 from kb_mcp.money import Money
-from kb_mcp.sandbox.answers import Answer, Json, invalid, missing_object
-from kb_mcp.sandbox.listing import expand, list_objects
+from kb_mcp.sandbox.answers import Answer, Json, below_one, invalid
+from kb_mcp.sandbox.listing import saved, shown
 from kb_mcp.sandbox.params import Call, integer, metadata, show, text
 from kb_mcp.sandbox.store import Records
 
@@ -27,30 +27,24 @@ def create_refund(call: Call) -> Answer:
     amount = _refunded_amount(call, charge)
     _count(charge, amount)
     call.records.save(charge)
-    refund = _new_refund(call, charge, amount)
-    call.records.save(refund)
-    return Answer(200, expand(call.records, refund, call.params))
+    return saved(call, _new_refund(call, charge, amount))
 
 
 def update_refund(call: Call) -> Answer:
     """POST /v1/refunds/{refund}: its metadata."""
-    refund = _require(call)
-    given = call.params.get("metadata", {})
-    refund["metadata"] = metadata({"metadata": refund["metadata"] | given if given != "" else {}})
-    call.records.save(refund)
-    return Answer(200, expand(call.records, refund, call.params))
+    refund = call.named("refund")
+    return saved(call, refund | {"metadata": metadata(call.params, refund)})
 
 
 def cancel_refund(call: Call) -> Answer:
     """POST /v1/refunds/{refund}/cancel: only one that waits for the customer."""
-    refund = _require(call)
+    refund = call.named("refund")
     if refund["status"] != "requires_action":
         raise invalid("You can only cancel refunds that require customer actions.")
-    end_refund(call.records, refund, "canceled")
-    return Answer(200, expand(call.records, refund, call.params))
+    return shown(call, end_refund(call.records, refund, "canceled"))
 
 
-def end_refund(records: Records, refund: Json, status: str) -> None:
+def end_refund(records: Records, refund: Json, status: str) -> Json:
     """Move `refund` to `status`; what failed or was canceled is left on its charge again."""
     before, refund["status"] = refund["status"], status
     refund.pop("next_action", None)
@@ -64,24 +58,6 @@ def end_refund(records: Records, refund: Json, status: str) -> None:
     _count(charge, refund["amount"] * (counted[0] - counted[1]))
     records.save(charge)
     records.save(refund)
-
-
-def get_refund(call: Call) -> Answer:
-    """GET /v1/refunds/{refund}."""
-    return Answer(200, expand(call.records, _require(call), call.params))
-
-
-def list_refunds(call: Call) -> Answer:
-    """GET /v1/refunds."""
-    filters = ("charge", "payment_intent")
-    page = list_objects(call.records, "refund", "/v1/refunds", call.params, filters)
-    return Answer(200, expand(call.records, page, call.params))
-
-
-def _require(call: Call) -> Json:
-    refund = call.records.find("refund", call.ids[0])
-    if refund is None:
-        raise missing_object("refund", call.ids[0], "id", 404)
     return refund
 
 
@@ -98,8 +74,7 @@ def _refunded_amount(call: Call, charge: Json) -> int:
     asked = integer(call.params, "amount")
     amount = left if asked is None else asked
     if amount < 1:
-        sentence = "This value must be greater than or equal to 1."
-        raise invalid(sentence, "parameter_invalid_integer", "amount")
+        raise below_one("amount")
     if amount > left:
         shown = (show(Money(figure, charge["currency"])) for figure in (amount, left))
         raise invalid(
@@ -127,16 +102,11 @@ def _refunded_charge(call: Call) -> Json:
             "charge."
         )
     if charge_id is None and intent_id is not None:
-        intent = call.records.find("payment_intent", intent_id)
-        if intent is None:
-            raise missing_object("payment_intent", intent_id, "payment_intent")
-        charge_id = intent["latest_charge"]
+        charge_id = call.require("payment_intent", intent_id, "payment_intent")["latest_charge"]
         if charge_id is None:
             sentence = f"This PaymentIntent ({intent_id}) does not have a successful charge."
             raise invalid(sentence, param="payment_intent")
-    charge = call.records.find("charge", charge_id or "")
-    if charge is None:
-        raise missing_object("charge", charge_id or "", "charge")
+    charge = call.require("charge", charge_id or "", "charge")
     if intent_id is not None and charge["payment_intent"] != intent_id:
         raise invalid(f"Charge {charge_id} does not belong to {intent_id}.", param="charge")
     return charge
@@ -197,31 +167,16 @@ DISPUTE_STATUSES: Final = (
 _REFUNDABLE: Final = frozenset(DISPUTE_STATUSES[:3]) | {"won"}
 
 
-def get_dispute(call: Call) -> Answer:
-    """GET /v1/disputes/{dispute}."""
-    dispute = call.records.find("dispute", call.ids[0])
-    if dispute is None:
-        raise missing_object("dispute", call.ids[0], "id", 404)
-    return Answer(200, expand(call.records, dispute, call.params))
-
-
-def list_disputes(call: Call) -> Answer:
-    """GET /v1/disputes."""
-    filters = ("charge", "payment_intent")
-    page = list_objects(call.records, "dispute", "/v1/disputes", call.params, filters)
-    return Answer(200, expand(call.records, page, call.params))
-
-
 def takes_refunds(records: Records, charge: Json) -> bool:
     """Say whether the bank leaves `charge` to its merchant."""
     dispute = _dispute_of(records, charge)
     return dispute is None or dispute["is_charge_refundable"]
 
 
-def dispute_charge(records: Records, charge: Json, status: str, new_id: str) -> Json:
+def dispute_charge(records: Records, charge: Json, status: str) -> Json:
     """Open a dispute of `charge`, or move its dispute to `status`; return the dispute."""
     dispute = _dispute_of(records, charge) or {
-        "id": f"dp_{new_id}",
+        "id": f"dp_{charge['id'].removeprefix('ch_')}",
         "object": "dispute",
         "amount": charge["amount"],
         "balance_transactions": [],
