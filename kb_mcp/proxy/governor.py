@@ -39,7 +39,7 @@ from kb_mcp.proxy.rules.command import (
     Replay,
 )
 from kb_mcp.proxy.rules.decide import decide
-from kb_mcp.proxy.rules.follow_ups.decide import CANCEL
+from kb_mcp.proxy.rules.follow_ups import CANCEL
 from kb_mcp.proxy.rules.operation_names import tally_of
 from kb_mcp.proxy.rules.outcomes.conclude import conclude
 from kb_mcp.proxy.stripe.endpoints import Route

@@ -21,7 +21,7 @@ from kb_mcp.proxy.ledger.port import Ledger, look_up
 from kb_mcp.proxy.ledger.records import HOLDING, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.command import Command, Payable, Prepared
-from kb_mcp.proxy.rules.follow_ups.decide import step_fingerprint
+from kb_mcp.proxy.rules.follow_ups import step_fingerprint
 from kb_mcp.proxy.rules.invoices import (
     amount_changed,
     changed_facts,

@@ -31,8 +31,7 @@ from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.stores.binding import Binds
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS, Upstream
 from kb_mcp.proxy.stripe.reader import StripeReads, TimeReader
-from kb_mcp.proxy.watching.refund_watch import RefundWatch
-from kb_mcp.proxy.watching.retention import Retention
+from kb_mcp.proxy.watching.finished_bills import RefundWatch, Retention
 from kb_mcp.proxy.watching.walk import Pace, StoreWalk
 from kb_mcp.serving.machine import boottime_ms, host_ms, new_id
 from kb_mcp.serving.tracing import Span, TracedUpstream, chosen_span, no_span

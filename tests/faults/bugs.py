@@ -31,7 +31,6 @@ from kb_mcp.proxy.rules.outcomes import conclude, resolve
 from kb_mcp.proxy.rules.outcomes.resolve import Absent, Unreadable
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger
 from kb_mcp.proxy.stripe.evidence import NeverBegan
-from kb_mcp.proxy.watching import list_walks
 from tests.faults.planting import part, swapped
 from tests.faults.simulation import Simulation
 
@@ -188,7 +187,7 @@ def recovery_matches_the_operation_not_the_attempt(_: Simulation) -> Iterator[No
         mine = item["metadata"].get("keybrake_operation") == operation.id
         return operation.attempt if mine else None
 
-    with swapped(list_walks, "match_attempt", wrong):
+    with swapped(recovery, "match_attempt", wrong):
         yield
 
 
@@ -372,7 +371,7 @@ def _every_attempt_matches() -> Iterator[None]:
         mark = item["metadata"].get("keybrake_attempt")
         return next((each.number for each in attempts if each.upstream_key == mark), None)
 
-    with swapped(list_walks, "match_attempt", wrong):
+    with swapped(recovery, "match_attempt", wrong):
         yield
 
 

@@ -12,7 +12,7 @@ from kb_mcp.operators.actions import resolve, settle
 from kb_mcp.operators.actions.operations import By
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.rules import approvals, decide, duplicates, gates, permits, reserve
+from kb_mcp.proxy.rules import decide, duplicates, gates, reserve
 from kb_mcp.proxy.rules.outcomes import conclude
 from kb_mcp.proxy.rules.outcomes.resolve import Unreadable
 from kb_mcp.proxy.stores.binding import LiveSettings
@@ -25,12 +25,12 @@ from tests.faults.simulation import Simulation
 
 @bug
 def an_approval_covers_whatever_the_bill_becomes(_: Simulation) -> Iterator[None]:
-    right = part(approvals, "_same")
+    right = part(gates, "_same")
 
     def wrong(held: Any, wanted: Any) -> Any:
         return held.endpoint == wanted.endpoint or right(held, wanted)
 
-    with swapped(approvals, "_same", wrong):
+    with swapped(gates, "_same", wrong):
         yield
 
 
@@ -40,7 +40,7 @@ def a_currency_without_a_threshold_needs_no_approval(_: Simulation) -> Iterator[
         limits, money = command.policy.approval_above, command.money
         return money.amount > limits.get(money.currency, money.amount)
 
-    with swapped(approvals, "_above", wrong):
+    with swapped(gates, "_above", wrong):
         yield
 
 
@@ -53,7 +53,7 @@ def a_frozen_key_sends(_: Simulation) -> Iterator[None]:
 @bug
 def a_resend_does_not_ask_what_its_sender_may(_: Simulation) -> Iterator[None]:
     def wrong(snapshot: Snapshot, command: Any, operation: Any, keep: Any) -> Any:
-        return approvals.ApprovalCheck()
+        return gates.ApprovalCheck()
 
     with swapped(decide, "check_send", wrong):
         yield
@@ -142,18 +142,18 @@ def a_reopened_bill_may_be_billed_for_any_amount(_: Simulation) -> Iterator[None
         period = None if reading.period is None else reading.period.label
         return bool(peer.reopened and same and peer.period == period)
 
-    with swapped(permits, "opened_for", wrong), swapped(duplicates, "opened_for", wrong):
+    with swapped(duplicates, "opened_for", wrong):
         yield
 
 
 @bug
 def an_approval_covers_another_payment_method(_: Simulation) -> Iterator[None]:
-    right = part(approvals, "_same")
+    right = part(gates, "_same")
 
     def wrong(held: Any, wanted: Any) -> Any:
         return right(replace(held, payment_method=wanted.payment_method), wanted)
 
-    with swapped(approvals, "_same", wrong):
+    with swapped(gates, "_same", wrong):
         yield
 
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.rules import approvals, decide, refunds, reserve
+from kb_mcp.proxy.rules import decide, gates, refunds, reserve
 from kb_mcp.proxy.rules.command import Prepared
 from kb_mcp.proxy.rules.outcomes import conclude, resolve
 from tests.faults.bugs import bug
@@ -121,12 +121,12 @@ def a_charge_whose_bank_has_the_money_is_refunded(_: Simulation) -> Iterator[Non
 
 @bug
 def an_approval_of_a_refund_covers_any_amount(_: Simulation) -> Iterator[None]:
-    right = part(approvals, "_same")
+    right = part(gates, "_same")
 
     def wrong(held: Any, wanted: Any) -> Any:
         return right(held, wanted) or (held.gives_back and held.gives_back == wanted.gives_back)
 
-    with swapped(approvals, "_same", wrong):
+    with swapped(gates, "_same", wrong):
         yield
 
 

@@ -37,7 +37,7 @@ from kb_mcp.proxy.stripe.messages import (
     UpstreamRequest,
 )
 from kb_mcp.proxy.stripe.reader import StripeReads, TimeReader
-from kb_mcp.proxy.watching.refund_watch import RefundWatch
+from kb_mcp.proxy.watching.finished_bills import RefundWatch
 from tests.faults.loop import SimulatedLoop
 from tests.faults.store import SEAL_KEY, Plan, SimulatedLedger
 from tests.faults.stripe import TIMEOUT_MS, SimulatedStripe

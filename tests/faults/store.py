@@ -26,8 +26,7 @@ from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
 from kb_mcp.proxy.stores.group_commit import Item, Queued
 from kb_mcp.proxy.stores.sealing import Sealer
-from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
-from kb_mcp.proxy.stores.sqlite.load import Loader
+from kb_mcp.proxy.stores.sqlite.ledger import Loader, SqliteLedger, connect
 from tests.faults.loop import SimulatedLoop
 
 T = TypeVar("T")

@@ -26,8 +26,8 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.rules.duplicates import REFUND_READ_EVERY_MS
 from kb_mcp.proxy.rules.operation_names import tally_of
-from kb_mcp.proxy.rules.permits import REFUND_READ_EVERY_MS
 
 REASON_MAX = 200
 FORGOTTEN_DECLINE = "The payment was declined. Its details were erased."

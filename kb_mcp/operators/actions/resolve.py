@@ -32,7 +32,7 @@ from kb_mcp.proxy.ledger.records import LISTINGS_THAT_FREE, AttemptOutcome, Chan
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import release
-from kb_mcp.proxy.recovery import DAILY_DECLINES_DEFAULT, Recovery
+from kb_mcp.proxy.recovery import DAILY_DECLINES_DEFAULT, FOR_AN_OPERATOR, Recovery
 from kb_mcp.proxy.rules.outcomes.resolve import (
     LAST_LISTING_MS,
     LEASE_MS,
@@ -45,7 +45,6 @@ from kb_mcp.proxy.rules.outcomes.resolve import (
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 from kb_mcp.proxy.stripe.reader import Found, GivenBack, Missing, StripeReads, Unread, read_refund
-from kb_mcp.proxy.watching.list_walks import FOR_AN_OPERATOR
 
 BETWEEN_LOOKS_MS = 60_000
 # Stripe keeps a 5xx under its key for a day: until then nobody can tell what became of it.

@@ -45,7 +45,7 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
 )
 from kb_mcp.proxy.rules.command import Command, Prepared
-from kb_mcp.proxy.rules.follow_ups.decide import as_step, find_made, step_fingerprint
+from kb_mcp.proxy.rules.follow_ups import as_step, find_made, step_fingerprint
 from kb_mcp.proxy.rules.operation_names import Name, caller_keys, name_of, older_caller_keys
 from kb_mcp.proxy.stripe.endpoints import Moves, find_route
 from kb_mcp.proxy.stripe.forms import canonical_path, parse_form

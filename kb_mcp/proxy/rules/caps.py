@@ -1,7 +1,8 @@
-"""Caps: what a lineage, a customer and the account may still spend.
+"""Caps: what a lineage, a customer and the account may still spend, and how declines count.
 
-Floor: above policy and the snapshot, below decide. Pure. Every kind of cap is checked against the
-same snapshot, in the transaction that reserves.
+Floor: above policy and the snapshot, below decide and conclude. Pure. Every kind of cap is checked
+against the same snapshot, in the transaction that reserves. Declines are counted per bill, whatever
+its amount, and per lineage and day: too many in a day look like card testing.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from kb_mcp.money import UNTOLD_CURRENCY, Money, format_money
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.ledger.windows import OperationWindows, resets_at, windows_of
+from kb_mcp.proxy.ledger.records import Changes, Lineage, Operation
+from kb_mcp.proxy.ledger.windows import OperationWindows, resets_at, windows_of, windows_then
+from kb_mcp.proxy.rules.operation_names import tally_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kb_mcp.proxy.access.policy import CapRules, RefundCapRules
-    from kb_mcp.proxy.ledger.records import Operation, WindowKey
+    from kb_mcp.proxy.ledger.records import WindowKey
     from kb_mcp.proxy.ledger.snapshot import Snapshot
     from kb_mcp.proxy.rules.command import Command
 
@@ -163,3 +168,27 @@ def currency_refused(currency: str, limits: Mapping[str, int]) -> Refusal:
     return refuse(
         Code.CURRENCY_NOT_ALLOWED, param="currency", facts=facts, allowed=", ".join(sorted(limits))
     )
+
+
+def count_decline(snapshot: Snapshot, operation: Operation, daily_declines: int) -> Changes:
+    """Count one decline of `operation`; past `daily_declines` its lineage freezes."""
+    tally = snapshot.tally(tally_of(operation))
+    counted = replace(
+        tally,
+        declines=tally.declines + 1,
+        last_declined_at=snapshot.now,
+        last_operation=operation.id,
+    )
+    today = snapshot.window(windows_then(operation, snapshot.now).counts)
+    today = replace(today, declines=today.declines + 1)
+    too_many = today.declines >= daily_declines
+    lineages = (freeze(snapshot, operation, "too many declines"),) if too_many else ()
+    return Changes(tallies=(counted,), windows=(today,), lineages=lineages)
+
+
+def freeze(snapshot: Snapshot, operation: Operation, reason: str) -> Lineage:
+    """Return the lineage of `operation`, frozen; an older reason stands."""
+    lineage = snapshot.lineage(operation.lineage_id)
+    if lineage.frozen_at is not None:
+        return lineage
+    return replace(lineage, frozen_at=snapshot.now, frozen_reason=reason)

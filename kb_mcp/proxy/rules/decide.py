@@ -60,11 +60,10 @@ from kb_mcp.proxy.rules.command import (
     cap_reached,
     stopped_by,
 )
-from kb_mcp.proxy.rules.duplicates import known_as, suspect
-from kb_mcp.proxy.rules.follow_ups.decide import decide_follow_up
+from kb_mcp.proxy.rules.duplicates import known_as, may_bill_again, suspect
+from kb_mcp.proxy.rules.follow_ups import decide_follow_up
 from kb_mcp.proxy.rules.gates import check_send
 from kb_mcp.proxy.rules.invoices import decide_again, decide_payment_of_finalized
-from kb_mcp.proxy.rules.permits import may_bill_again
 from kb_mcp.proxy.rules.refunds import already_refunded, with_amount
 from kb_mcp.proxy.rules.reserve import (
     kept,

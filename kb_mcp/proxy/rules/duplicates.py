@@ -1,7 +1,11 @@
-"""Duplicates: another live operation that may already be this bill.
+"""Duplicates: another live operation that may already be this bill, and what lets one pass.
 
 Floor: above the snapshot, below decide. Pure. The checks hold over every name, so that a legacy
-handler and a tool beside each other do not bill twice.
+handler and a tool beside each other do not bill twice. A permit is an operator's: a refunded bill
+that was reopened may be billed once more, for the same customer, period, reference and currency and
+the amount of the permit; a waived one lets one bill pass that was wrongly taken for it. Whoever
+takes a permit is noted as its successor, so that a declined successor may be tried again and nobody
+else comes in its place.
 """
 
 from __future__ import annotations
@@ -15,12 +19,15 @@ from kb_mcp.periods import overlap, parse_period
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.records import HOLDING, NamedBy, Operation
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.permits import opened_for, permitted, withdrawn
 
 if TYPE_CHECKING:
     from kb_mcp.periods import Period
     from kb_mcp.proxy.ledger.snapshot import Snapshot
     from kb_mcp.proxy.rules.command import Command
+
+# A refund that was read this lately is not read again before the bill is sent once more.
+READ_LATELY_MS = 60_000
+REFUND_READ_EVERY_MS = 3_600_000
 
 
 def find_conflict(
@@ -35,7 +42,7 @@ def find_conflict(
         return suspect(known_as(stands), stands), stands
     for code, peer in _conflicts(snapshot, command, operation):
         if not permitted(code, peer, command, operation):
-            return _refusal(code, peer), peer
+            return suspect(code, peer), peer
     return None
 
 
@@ -58,11 +65,6 @@ def known_as(bill: Operation) -> Code:
     """Return the code that refuses a second bill beside `bill`, which stands."""
     charged = bill.period is not None
     return Code.PERIOD_ALREADY_CHARGED if charged else Code.DUPLICATE_SUSPECTED
-
-
-def suspect(code: Code, peer: Operation) -> Refusal:
-    """Return `code` as a refusal that names the operation `peer` and its charge."""
-    return _refusal(code, peer)
 
 
 def _conflicts(
@@ -114,7 +116,8 @@ def _suspicious(command: Command, peer: Operation, now: int, since: int) -> bool
     return unresolved or peer.first_arrival_at > since
 
 
-def _refusal(code: Code, peer: Operation) -> Refusal:
+def suspect(code: Code, peer: Operation) -> Refusal:
+    """Return `code` as a refusal that names the operation `peer` and its charge."""
     facts: dict[str, Fact] = {
         "operation": peer.id,
         "charge_id": peer.object_id,
@@ -130,3 +133,57 @@ def _refusal(code: Code, peer: Operation) -> Refusal:
     period = f" for {peer.period}" if peer.period else ""
     state = ", refunded since" if peer.refunded else "" if peer.final else ", not final yet"
     return refuse(code, facts=facts, charge=f"{named}, {amount}{period}{state}")
+
+
+def permitted(code: Code, peer: Operation, command: Command, operation: Operation) -> bool:
+    """Say whether `peer`, a duplicate by `code`, lets `operation` pass as `command` asks for it."""
+    if peer.successor not in {None, operation.id}:
+        return False
+    return opened_for(peer, command) or (peer.waived and code is Code.DUPLICATE_SUSPECTED)
+
+
+def opened_for(peer: Operation, command: Command) -> bool:
+    """Say whether `peer` was reopened for just the bill that `command` asks for."""
+    reading = command.reading
+    if peer.gives_back is not None:
+        # Another refund of its charge may be of another amount.
+        same = command.refund is not None and peer.gives_back == command.refund.charge
+        return peer.reopened and same and (peer.reference or "") == (reading.reference or "")
+    period = None if reading.period is None else reading.period.label
+    amount = peer.amount if peer.permit_amount is None else peer.permit_amount
+    return (
+        peer.reopened
+        and peer.customer == reading.customer
+        and peer.period == period
+        and (peer.reference or "") == (reading.reference or "")
+        and (amount, peer.currency) == (command.money.amount, command.money.currency)
+    )
+
+
+def may_bill_again(snapshot: Snapshot, command: Command, refunded: Operation) -> bool:
+    """Say whether `command` begins another generation of its `refunded` bill.
+
+    The permit may be that of the bill that took its place under another amount.
+    """
+    others: list[Operation] = []
+    reading = command.reading
+    if reading.customer is not None and reading.period is not None:
+        others = snapshot.period_peers(reading.customer, reading.reference)
+    return any(each.successor is None and opened_for(each, command) for each in (refunded, *others))
+
+
+def withdrawn(snapshot: Snapshot, command: Command, operation: Operation) -> Operation | None:
+    """Return the bill whose permit `operation` took, where that does not hold any more.
+
+    Its refund failed, or another amount is asked for now.
+    """
+    for each in snapshot.predecessors(operation):
+        if not (each.waived or opened_for(each, command)):
+            return each
+    return None
+
+
+def not_read_lately(snapshot: Snapshot, taken: Operation) -> bool:
+    """Say whether the refund behind the permit `taken` must be read before anything is sent."""
+    lately = snapshot.now + REFUND_READ_EVERY_MS - READ_LATELY_MS
+    return taken.refunded and (taken.refund_read_at or 0) < lately

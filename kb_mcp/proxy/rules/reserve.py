@@ -21,13 +21,11 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import hold
-from kb_mcp.proxy.rules.approvals import ApprovalCheck, check_approval
 from kb_mcp.proxy.rules.caps import check_caps
 from kb_mcp.proxy.rules.command import Decision, Look, Proceed, ReadAgain, Refuse, Replay
-from kb_mcp.proxy.rules.duplicates import find_conflict, permits
-from kb_mcp.proxy.rules.gates import check_key
+from kb_mcp.proxy.rules.duplicates import find_conflict, not_read_lately, permits
+from kb_mcp.proxy.rules.gates import ApprovalCheck, check_approval, check_key
 from kb_mcp.proxy.rules.operation_names import attempt_key, later_name, request_body
-from kb_mcp.proxy.rules.permits import not_read_lately
 from kb_mcp.proxy.rules.refunds import refund_conflict
 
 if TYPE_CHECKING:

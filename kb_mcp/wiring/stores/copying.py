@@ -24,8 +24,7 @@ from kb_mcp.proxy.stores.postgres.reads import PostgresReads
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.sealing import CHECK, Sealer, check_value
 from kb_mcp.proxy.stores.sqlite.ledger import connect
-from kb_mcp.proxy.stores.sqlite.reads import SqliteReads
-from kb_mcp.proxy.stores.sqlite.schema import exclusive, migrate
+from kb_mcp.proxy.stores.sqlite.reads import SqliteReads, exclusive, migrate
 from kb_mcp.serving.machine import boottime_ms, random_bytes
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.stores.store import (

@@ -33,9 +33,10 @@ from kb_mcp.proxy.stores.postgres.connection import (
 )
 from kb_mcp.proxy.stores.postgres.fence import FencedLine, PostgresHeads, Server, server_of
 from kb_mcp.proxy.stores.postgres.ledger import PostgresLedger, Reach
-from kb_mcp.proxy.stores.postgres.locks import Guard
-from kb_mcp.proxy.stores.postgres.reads import PostgresAdmin, PostgresReads
-from kb_mcp.proxy.stores.postgres.schema import (
+from kb_mcp.proxy.stores.postgres.load import Guard
+from kb_mcp.proxy.stores.postgres.reads import (
+    PostgresAdmin,
+    PostgresReads,
     check_schema,
     claim,
     exclusive,

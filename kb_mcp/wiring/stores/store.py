@@ -37,8 +37,7 @@ from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stores.sealing import CHECK, Sealer, Witnesses, check_value, witnesses_in
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
-from kb_mcp.proxy.stores.sqlite.reads import SqliteAdmin, SqliteReads
-from kb_mcp.proxy.stores.sqlite.schema import exclusive, migrate
+from kb_mcp.proxy.stores.sqlite.reads import SqliteAdmin, SqliteReads, exclusive, migrate
 from kb_mcp.serving.machine import boot_id, boottime_ms, host_ms, process_name, random_bytes
 from kb_mcp.settings import MASTER_KEY_CHARACTERS_NEW, Settings, SettingsError
 from kb_mcp.wiring.walks import Watch

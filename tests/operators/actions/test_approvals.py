@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from kb_mcp.cli import main
-from kb_mcp.proxy.rules.approvals import APPROVAL_LASTS_MS, OUTSTANDING_MAX
+from kb_mcp.proxy.rules.gates import APPROVAL_LASTS_MS, OUTSTANDING_MAX
 from tests.in_process_proxy import InProcessProxy, error_of
 from tests.operators.operators_app import OperatorsApp, asking_above
 

@@ -11,7 +11,7 @@ from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId
 from kb_mcp.proxy.ledger.windows import windows_of
 from kb_mcp.proxy.rules.command import Command, Decision
 from kb_mcp.proxy.rules.decide import decide
-from kb_mcp.proxy.rules.follow_ups.decide import as_step, step_fingerprint
+from kb_mcp.proxy.rules.follow_ups import as_step, step_fingerprint
 from kb_mcp.proxy.rules.outcomes.resolve import Present
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.evidence import Made, Proof, prove_object

@@ -19,7 +19,7 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
 from kb_mcp.proxy.ledger.windows import windows_at
-from kb_mcp.proxy.stores.postgres.locks import Guard, lock, locks_changed, locks_named
+from kb_mcp.proxy.stores.postgres.load import Guard, lock, locks_changed, locks_named
 from tests.proxy.stores.test_conformance import LINEAGE, operation
 
 NOVEMBER = BilledPeriod("cus_1", "", "2026-11", "2026-11-01", "2026-11-30")

@@ -25,8 +25,8 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import hold_again, release, settle, take_back
-from kb_mcp.proxy.rules.follow_ups.conclude import READ_AGAIN_MS, conclude_follow_up
-from kb_mcp.proxy.rules.outcomes.declines import count_decline, freeze
+from kb_mcp.proxy.rules.caps import count_decline, freeze
+from kb_mcp.proxy.rules.outcomes.follow_ups import READ_AGAIN_MS, conclude_follow_up
 from kb_mcp.proxy.rules.outcomes.matching import comes_to_of, difference
 from kb_mcp.proxy.stripe.evidence import (
     CANCELED,

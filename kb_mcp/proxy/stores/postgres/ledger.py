@@ -42,8 +42,14 @@ from kb_mcp.proxy.stores.postgres.connection import (
     told,
 )
 from kb_mcp.proxy.stores.postgres.fence import FencedLine, LostCommitsError, Pending
-from kb_mcp.proxy.stores.postgres.load import SINCE_MARGIN_MS, PostgresLoader, save
-from kb_mcp.proxy.stores.postgres.locks import Lock, locks_changed, locks_named
+from kb_mcp.proxy.stores.postgres.load import (
+    SINCE_MARGIN_MS,
+    Lock,
+    PostgresLoader,
+    locks_changed,
+    locks_named,
+    save,
+)
 from kb_mcp.proxy.stores.rows import KEYED
 from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
 

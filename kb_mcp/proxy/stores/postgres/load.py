@@ -1,14 +1,18 @@
 """Locking, loading and saving for PostgreSQL: what a whole batch depends on, and what it changed.
 
-Floor: inside the PostgreSQL store. The statements of a batch are sent together. Each sees what was
-committed when it began (READ COMMITTED), so those after the locks see what the locks protect.
-Rows travel as one array a column, so that a statement is prepared once and serves any number.
+Floor: inside the PostgreSQL store. Guard rows are locked first, in one global order, that of
+`Guard`; a lineage's guard stands for its keys, windows, counts and approvals. The statements of a
+batch are sent together. Each sees what was committed when it began (READ COMMITTED), so those after
+the locks see what the locks protect. Rows travel as one array a column, so that a statement is
+prepared once and serves any number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -16,8 +20,9 @@ from typing import Any, get_args, get_type_hints
 from msgspec.structs import astuple
 
 from kb_mcp.proxy.audit.chain import AuditRow
-from kb_mcp.proxy.ledger.records import Refs, WindowKey
+from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId, Refs, WindowKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.stores.loading import (
     add_rows,
     lists_wanted,
@@ -26,7 +31,6 @@ from kb_mcp.proxy.stores.loading import (
     together,
 )
 from kb_mcp.proxy.stores.postgres.connection import Connection
-from kb_mcp.proxy.stores.postgres.locks import Lock
 from kb_mcp.proxy.stores.rows import (
     COLUMNS,
     COUNT_UP,
@@ -40,6 +44,9 @@ from kb_mcp.proxy.stores.rows import (
     values_of,
 )
 
+Lock = tuple[int, str]
+# What never changes about an operation: its name and its lineage at the last look.
+Known = Callable[[OperationId], tuple[str, LineageId] | None]
 # Locks are taken by a time that we estimate: arrivals that matter are loaded from a little before.
 SINCE_MARGIN_MS = 60_000
 # Lists of rows -> the arrays, one a column, by which they travel.
@@ -54,6 +61,123 @@ _ARRAYS = {
 Row = dict[str, Any]
 _TYPES = {int: "bigint", bool: "boolean", bytes: "bytea"}  # everything else is text
 _WITHOUT_RECORD = dict.fromkeys(("position", "created_at", "calls", "amount"), "bigint")
+
+
+class Guard(IntEnum):
+    """Kinds of guard rows, in the order in which they are locked."""
+
+    ACCOUNT_DAY = 0
+    LINEAGE = 1
+    CUSTOMER_DAY = 2
+    REFERENCE = 3
+    PERIOD = 4
+    BILL = 5
+    OPERATION = 6
+    NODES = 7
+    BINDING = 8
+    ISSUER = 9
+
+
+def lock(kind: Guard, *parts: object) -> Lock:
+    """Return the guard row of `kind` that stands for `parts`."""
+    text = "\x00".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    return int(kind), hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def locks_named(refs: Iterable[Refs], known: Known) -> set[Lock]:
+    """Return the locks that steps with `refs` are known to need before they run."""
+    wanted: set[Lock] = set()
+    for each in refs:
+        wanted.update(map(_window, each.windows))
+        wanted.update(lock(Guard.LINEAGE, lineage) for lineage in each.lineages)
+        for period in each.periods:
+            # Two periods that share days have rows of their own: their one row comes before both.
+            wanted.add(lock(Guard.REFERENCE, period.customer, period.reference))
+            wanted.add(lock(Guard.PERIOD, period.row))
+        wanted.update(
+            lock(Guard.BILL, bill.customer, bill.amount, bill.currency) for bill in each.bills
+        )
+        wanted.update(map(_charge, each.charges))
+        wanted.update(map(_tally, each.tallies))
+        wanted.update(map(_delivery, each.deliveries))
+        wanted.update(lock(Guard.OPERATION, name) for name in each.names)
+        wanted.update(map(_caller_key, each.caller_keys))
+        wanted.update(lock(Guard.ISSUER, issuer) for issuer in each.issuers)
+        for operation_id in each.operations:
+            found = known(operation_id)
+            if found is not None:
+                wanted |= {lock(Guard.OPERATION, found[0]), lock(Guard.LINEAGE, found[1])}
+    return wanted
+
+
+def locks_changed(snapshot: Snapshot, before: Mapping[OperationId, Operation]) -> set[Lock]:
+    """Return the locks that must have been held to change what the steps changed.
+
+    `before` holds the operations as they were loaded. Whoever lacks one of these begins anew.
+    """
+    dirty = snapshot.dirty
+    wanted = set(map(_window, dirty.windows)) | set(map(_tally, dirty.tallies))
+    wanted |= set(map(_caller_key, dirty.caller_keys)) | set(map(_delivery, dirty.deliveries))
+    lineages = set(dirty.lineages)
+    lineages |= {snapshot.keys[key_id].lineage_id for key_id in dirty.keys}
+    lineages |= {snapshot.approvals[approval].lineage_id for approval in dirty.approvals}
+    granted = {snapshot.grants[grant].key_id for grant in dirty.grants}
+    lineages |= {snapshot.keys[key_id].lineage_id for key_id in granted}
+    touched = dirty.operations.keys() | {operation_id for operation_id, _ in dirty.attempts}
+    for operation_id in touched:
+        operation = snapshot.operations[operation_id]
+        lineages.add(operation.lineage_id)
+        wanted.add(lock(Guard.OPERATION, operation.name))
+        earlier = before.get(operation_id)
+        if operation.live and (earlier is None or not earlier.live):
+            wanted.update(_occupied(operation))
+    return wanted | {lock(Guard.LINEAGE, lineage) for lineage in lineages}
+
+
+def _occupied(operation: Operation) -> Iterator[Lock]:
+    """Yield the guards that a live operation occupies."""
+    if operation.gives_back is not None:
+        yield _charge(operation.gives_back)
+        return
+    if operation.customer is None:
+        return
+    yield lock(Guard.BILL, operation.customer, operation.amount, operation.currency)
+    if operation.period is not None:
+        reference = operation.reference or ""
+        yield lock(Guard.REFERENCE, operation.customer, reference)
+        yield lock(Guard.PERIOD, f"{operation.customer}|{operation.period}|{reference}")
+
+
+def _charge(charge: str) -> Lock:
+    # All refunds of one charge, which no other bill's guard can be.
+    return lock(Guard.BILL, "refunds", charge)
+
+
+def _window(key: WindowKey) -> Lock:
+    # A window of refunds is a row beside the one of charges.
+    of = (REFUNDS,) if key.scope.endswith(REFUNDS) else ()
+    match key.scope.removesuffix(REFUNDS):
+        case "account":
+            return lock(Guard.ACCOUNT_DAY, key.start, key.currency, *of)
+        case "customer":
+            return lock(Guard.CUSTOMER_DAY, key.scope_id, key.start, key.currency, *of)
+        case _:
+            return lock(Guard.LINEAGE, key.scope_id)
+
+
+def _caller_key(key: str) -> Lock:
+    # A key names an operation, as its name does.
+    return lock(Guard.OPERATION, "caller_key", key)
+
+
+def _delivery(key: str) -> Lock:
+    return lock(Guard.PERIOD, "alert", key)
+
+
+def _tally(key: str) -> Lock:
+    # A tally counts for a period, or else for one name (naming.tally_key).
+    name = key.removeprefix("name|")
+    return lock(Guard.PERIOD, key) if name == key else lock(Guard.OPERATION, name)
 
 
 @dataclass(slots=True)

@@ -11,22 +11,43 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from typing_extensions import override
 
 from kb_mcp.proxy.audit.chain import Journal
 from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, VaultKey
+from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
 from kb_mcp.proxy.stores.binding import add_node, write_facts
 from kb_mcp.proxy.stores.group_commit import Item, StoreLedger, refs_of, run_step
-from kb_mcp.proxy.stores.rows import COUNT_UP, insert, key_with_lineage, stopped_values
+from kb_mcp.proxy.stores.loading import (
+    add_rows,
+    lists_wanted,
+    operations_wanted,
+    shown_by,
+    together,
+)
+from kb_mcp.proxy.stores.rows import (
+    COLUMNS,
+    COUNT_UP,
+    KEYED,
+    Seal,
+    changed,
+    differing,
+    insert,
+    key_with_lineage,
+    stopped_values,
+    update,
+    upsert,
+    values_of,
+)
 from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
-from kb_mcp.proxy.stores.sqlite.load import Loader, as_json, save
 
 BUSY_TIMEOUT_MS = 10_000
 # A charge writes some twenty pages, many of them again for the next one: the fewer checkpoints, the
@@ -40,6 +61,8 @@ _STOPPED = f"{insert('stopped')} {COUNT_UP}"
 KEPT_BYTES: Final = 16 * 1024 * 1024  # what the file of an emptied log may keep
 LARGE_BYTES: Final = 64 * 1024 * 1024  # beyond it somebody reads an older state, and holds it
 LOOKED_AT_EVERY: Final = 64  # commits
+_ENCODER = msgspec.json.Encoder()
+_UPSERT = {table: upsert(table) for table in COLUMNS}
 
 
 class SqliteLedger(StoreLedger):
@@ -269,3 +292,63 @@ def log_bytes(path: Path) -> int:
         return path.with_name(f"{path.name}-wal").stat().st_size
     except OSError:
         return 0
+
+
+class Loader:
+    """Fills snapshots over one connection; statements are prepared once and cached by sqlite3."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, queries: Mapping[str, str], unseal: Seal, owner: str
+    ) -> None:
+        """Read with `queries` over `connection`; `owner` is the lease name of this process."""
+        self._connection = connection
+        self._queries = queries
+        self._unseal = unseal
+        self._owner = owner
+
+    def load(self, snapshot: Snapshot, batch: Sequence[Refs]) -> None:
+        """Fill `snapshot` with every row that the refs of a batch name.
+
+        Raises: sqlite3.Error, SealBrokenError.
+        """
+        refs = together(batch)
+        wanted = operations_wanted(refs)
+        if any(wanted.values()):
+            self._add(snapshot, "operations", **wanted)
+            if snapshot.operations:
+                self._add(snapshot, "attempts_of", ids=list(snapshot.operations))
+        for name, ids in lists_wanted(refs).items():
+            self._add(snapshot, name, ids=ids)
+        for name, ids in shown_by(snapshot, refs).items():
+            self._add(snapshot, name, ids=ids, now=snapshot.now)
+
+    def rows(self, name: str, **values: Any) -> list[sqlite3.Row]:
+        """Run the named query and return its rows."""
+        return self._connection.execute(self._queries[name], as_json(values)).fetchall()
+
+    def _add(self, snapshot: Snapshot, name: str, **values: Any) -> None:
+        add_rows(snapshot, name, self.rows(name, **values), self._unseal, self._owner)
+
+
+def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` with their lists as JSON arrays, as the queries take them."""
+    return {
+        name: _ENCODER.encode(value).decode() if isinstance(value, list) else value
+        for name, value in values.items()
+    }
+
+
+def save(connection: sqlite3.Connection, snapshot: Snapshot, seal: Seal) -> None:
+    """Write every changed row of `snapshot`, inside the transaction that loaded it.
+
+    Of a row that was there, the columns that are new: an index is touched only where one of its
+    columns is written, and every page that is touched goes to the disk before a caller is answered.
+    """
+    for table, rows in changed(snapshot):
+        for loaded, now in rows:
+            if loaded is None:
+                connection.execute(_UPSERT[table], values_of(table, now, seal))
+            elif columns := differing(loaded, now):
+                key = (getattr(now, name) for name in KEYED[table][1])
+                row = (*values_of(table, now, seal, columns), *key)
+                connection.execute(update(table, columns), row)

@@ -11,8 +11,8 @@ from kb_mcp.proxy.access.policy import CapRules
 from kb_mcp.proxy.ledger.records import AttemptOutcome, OperationId, Window
 from kb_mcp.proxy.ledger.windows import windows_of
 from kb_mcp.proxy.rules.command import Proceed
-from kb_mcp.proxy.rules.follow_ups.conclude import READ_AGAIN_MS
 from kb_mcp.proxy.rules.outcomes.conclude import FOREIGN_KEY
+from kb_mcp.proxy.rules.outcomes.follow_ups import READ_AGAIN_MS
 from kb_mcp.proxy.rules.outcomes.resolve import Present
 from kb_mcp.proxy.stripe.evidence import Declined, NeverBegan, Nothing, Proof, Rejected
 from tests.proxy.rules.one_key import (

@@ -1,8 +1,10 @@
-"""Watching refunds: a bill that was reopened stays open only while its refund holds.
+"""Finished bills: a refund that reopened one may fail later, and its stored answer grows old.
 
-Floor: wing B, beside recovery. It reads and never posts. A refund can fail days after it succeeded:
-then the charge is paid again, whatever was not sent yet in its place must not be sent, and people
-are told.
+Floor: wing B, beside recovery. It reads and never posts. A reopened bill stays open only while its
+refund holds, which can fail days after it succeeded: then the charge is paid again, whatever was
+not sent yet in its place must not be sent, and people are told. Stored answers are dropped after 90
+days; a replay then reads the object from Stripe. Only answers of operations that succeeded for good
+are dropped: a decline has no object whose reading would say the same.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.port import Ledger, look_up
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.rules.duplicates import REFUND_READ_EVERY_MS
 from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
-from kb_mcp.proxy.rules.permits import REFUND_READ_EVERY_MS
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.reader import GivenBack, StripeReads, read_refund
 
 WATCHED_MS = 30 * 86_400_000
+RETAIN_MS = 90 * 86_400_000
+BATCH = 200
 _BATCH = 100
 
 
@@ -99,3 +104,27 @@ def _failed(snapshot: Snapshot, operation: Operation) -> Changes:
         note=note,
     )
     return Changes(operations=(paid,), audit=(row,))
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Drops old answers, a batch a turn."""
+
+    ledger: Ledger
+    records: StoreReads
+
+    async def run(self, now: int) -> int:
+        """Drop a batch of answers that are older than RETAIN_MS at `now`; return how many."""
+        old = frozenset(await self.records.answered_before(now - RETAIN_MS, BATCH))
+        if not old:
+            return 0
+
+        def step(snapshot: Snapshot) -> tuple[int, Changes]:
+            dropped = tuple(
+                replace(operation, answer=None)
+                for operation in snapshot.operations.values()
+                if operation.id in old and operation.state is S.SUCCEEDED and operation.final
+            )
+            return len(dropped), Changes(operations=dropped)
+
+        return await self.ledger.transact(lambda _: Refs(operations=old), step)

@@ -36,13 +36,7 @@ from kb_mcp.money import Money, MoneyError, check_amount
 from kb_mcp.periods import parse_period
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.port import Ledger, look_up
-from kb_mcp.proxy.ledger.records import (
-    Attempt,
-    AttemptOutcome,
-    Changes,
-    Operation,
-    Refs,
-)
+from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation, Refs
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import move, windows_of

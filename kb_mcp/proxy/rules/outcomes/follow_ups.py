@@ -1,6 +1,6 @@
 """How a step ends: what an operation holds once confirm, capture, raise or cancel was answered.
 
-Floor: above declines and windows, below conclude. Pure. A step goes on with an object that exists,
+Floor: above caps and windows, below conclude. Pure. A step goes on with an object that exists,
 so that no answer to it can unmake the object: a no gives back only what the step had added, and
 only where no other step may still land. An object that is done is concluded as any other.
 """
@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import move
-from kb_mcp.proxy.rules.outcomes.declines import count_decline
+from kb_mcp.proxy.rules.caps import count_decline
 from kb_mcp.proxy.stripe.evidence import CANCELED, Declined, Made, NeverBegan, Nothing, Rejected
 
 if TYPE_CHECKING:

@@ -1,1 +1,0 @@
-"""Follow-ups: confirm, capture, increment, update and cancel of an object that exists."""
