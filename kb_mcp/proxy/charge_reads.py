@@ -22,7 +22,9 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.command import Command, Prepared, Refundable
 from kb_mcp.proxy.rules.refunds import refund_fingerprint, states_of
 from kb_mcp.proxy.stripe.endpoints import CHARGED_BY
+from kb_mcp.proxy.stripe.evidence import customer_of
 from kb_mcp.proxy.stripe.interpret import Reading
+from kb_mcp.proxy.stripe.json_objects import mark_of
 from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads
 
 # The bank has taken nothing yet, or has given it back. Source: docs.stripe.com/api/disputes/object.
@@ -174,10 +176,8 @@ async def _touched(_reading: Reading) -> Refusal | None:
 
 def _owned(reading: Reading, body: Mapping[str, Any]) -> Reading | None:
     """Return `reading` with the customer whose charge this is; None where it cannot be read."""
-    customer = body.get("customer")
-    if isinstance(customer, dict):
-        customer = customer.get("id")
-    if customer is not None and not (isinstance(customer, str) and CUSTOMER_ID.fullmatch(customer)):
+    customer = customer_of(body)
+    if body.get("customer") is not None and not CUSTOMER_ID.fullmatch(customer or ""):
         return None
     return replace(reading, customer=customer)
 
@@ -194,7 +194,7 @@ def _from_charge(
     )
     if not isinstance(currency, str) or type(amount) is not int or type(refunded) is not int:
         return _UNREAD
-    listed = {str(each.get("id")) for each in refunds} | {mark_of(each) for each in refunds}
+    listed = {str(each.get("id")) for each in refunds} | {mark_of(each) or "" for each in refunds}
     view = Refundable(
         charge=str(body["id"]),
         currency=currency,
@@ -234,12 +234,6 @@ def _prepared(
         fingerprint=refund_fingerprint(view.charge, money, reading.reference),
         refund=view,
     )
-
-
-def mark_of(refund: Mapping[str, Any]) -> str:
-    """Return the upstream key that marks a refund of ours; empty for those of others."""
-    metadata = refund.get("metadata")
-    return str(metadata.get("keybrake_attempt", "")) if isinstance(metadata, dict) else ""
 
 
 def _not_refundable(charge: str, reason: str) -> Refusal:

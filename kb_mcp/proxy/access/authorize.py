@@ -107,13 +107,11 @@ _NO_RULE = ParameterRule()
 # Kinds of object that belong to the account, not to a customer.
 _NOBODYS = frozenset({"account", "balance", "price", "product"})
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_MINUTE_MS = 60_000
 _DAY_MINUTES = 1440
 # 1970-01-01 was a Thursday.
 _EPOCH_WEEKDAY = 3
 MINUTE_MS = 60_000
 KEYS_MAX = 10_000
-NOBODY: Final[Mapping[str, Mapping[str, str] | None]] = MappingProxyType({})
 
 
 def refuse_dead_key(key: VaultKey, now: int) -> Refusal | None:
@@ -164,7 +162,7 @@ def check_hours(policy: Policy, now_ms: int) -> Refusal | None:
     hours = policy.hours
     if hours is None:
         return None
-    days, minute = divmod(now_ms // _MINUTE_MS, _DAY_MINUTES)
+    days, minute = divmod(now_ms // MINUTE_MS, _DAY_MINUTES)
     day = _DAYS[(days + _EPOCH_WEEKDAY) % len(_DAYS)]
     # Both are HH:MM, so that their order as text is their order in time.
     clock = f"{minute // 60:02}:{minute % 60:02}"
@@ -311,7 +309,7 @@ def customers_to_look_up(policy: Policy, body: bytes) -> frozenset[str]:
 
 
 def check_answer(
-    policy: Policy, body: bytes, known: Mapping[str, Mapping[str, str] | None] = NOBODY
+    policy: Policy, body: bytes, known: Mapping[str, Mapping[str, str] | None]
 ) -> Refusal | None:
     """Return why this key may not see `body`, or None where it may.
 

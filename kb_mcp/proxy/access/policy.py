@@ -7,9 +7,9 @@ caps are minor units by lower-case currency.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -95,12 +95,6 @@ def _check_endpoint(text: str) -> str:
     return text
 
 
-def _check_same_currencies(tables: Iterable[Mapping[str, int]]) -> None:
-    given = [table for table in tables if table]
-    if any(set(table) != set(given[0]) for table in given):
-        raise ValueError("every cap that is given must name the same currencies")
-
-
 def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
     def check(text: str) -> str:
         if not pattern.fullmatch(text):
@@ -128,7 +122,20 @@ class _Record(BaseModel):
     )
 
 
-class CapRules(_Record):
+class _Caps(_Record):
+    @model_validator(mode="after")
+    def _same_currencies(self) -> Self:
+        given = [table for table in self.tables() if table]
+        if any(set(table) != set(given[0]) for table in given):
+            raise ValueError("every cap that is given must name the same currencies")
+        return self
+
+    def tables(self) -> tuple[Mapping[str, int], ...]:
+        """Return the four kinds of cap, in the record's order."""
+        return tuple(getattr(self, name) for name in type(self).model_fields)
+
+
+class CapRules(_Caps):
     """Spend caps; an empty one does not cap. All that are given name the same currencies."""
 
     per_charge: Caps = Field(default_factory=dict)
@@ -136,35 +143,17 @@ class CapRules(_Record):
     monthly: Caps = Field(default_factory=dict)
     per_customer_daily: Caps = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _same_currencies(self) -> CapRules:
-        _check_same_currencies(self.tables())
-        return self
-
-    def tables(self) -> tuple[Mapping[str, int], ...]:
-        """Return the four kinds of cap, in the record's order."""
-        return self.per_charge, self.daily, self.monthly, self.per_customer_daily
-
 
 CAP_KINDS: Final = tuple(CapRules.model_fields)
 
 
-class RefundCapRules(_Record):
+class RefundCapRules(_Caps):
     """Caps on what is given back, never netted with spend; as `CapRules` otherwise."""
 
     per_refund: Caps = Field(default_factory=dict)
     daily: Caps = Field(default_factory=dict)
     monthly: Caps = Field(default_factory=dict)
     per_customer_daily: Caps = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _same_currencies(self) -> RefundCapRules:
-        _check_same_currencies(self.tables())
-        return self
-
-    def tables(self) -> tuple[Mapping[str, int], ...]:
-        """Return the four kinds of cap, in the record's order."""
-        return self.per_refund, self.daily, self.monthly, self.per_customer_daily
 
 
 class ParameterRule(_Record):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from kb_mcp.instants import format_duration
 from kb_mcp.money import Money, format_money
-from kb_mcp.proxy.access.policy import ParameterRule, Policy
+from kb_mcp.proxy.access.policy import DEFAULT_RATE, ParameterRule, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,40 +27,26 @@ AUDIT_RATE: Final = 1200
 # Without a customer a bill has no period guard and no cap per customer.
 _BILL = ParameterRule(required=("amount", "currency", "customer"))
 
+
+def _role(name: str, *allow: str, rate: int = DEFAULT_RATE) -> Policy:
+    rules = {endpoint: _BILL for endpoint in allow if endpoint in {CHARGE, INTENT}}
+    return Policy(role=name, allow=allow, parameters=rules, rate=rate)
+
+
 ROLES: Final[Mapping[str, Policy]] = MappingProxyType(
     {
         policy.role: policy
         for policy in (
-            Policy(role="billing", allow=(CHARGE,), parameters={CHARGE: _BILL}),
-            Policy(role="audit", allow=(READ_CHARGE,), rate=AUDIT_RATE),
-            Policy(
-                role="billing-with-status",
-                allow=(CHARGE, READ_CHARGE),
-                parameters={CHARGE: _BILL},
-            ),
-            Policy(role="refunds", allow=(REFUND,)),
-            Policy(
-                role="billing-with-refunds",
-                allow=(CHARGE, READ_CHARGE, REFUND),
-                parameters={CHARGE: _BILL},
-            ),
-            Policy(
-                role="billing-payment-intents",
-                allow=(INTENT, *FIND_CARD),
-                parameters={INTENT: _BILL},
-            ),
-            Policy(role="audit-payment-intents", allow=(READ_INTENT,), rate=AUDIT_RATE),
-            Policy(
-                role="billing-payment-intents-with-status",
-                allow=(INTENT, READ_INTENT, *FIND_CARD),
-                parameters={INTENT: _BILL},
-            ),
-            Policy(role="refunds-payment-intents", allow=(REFUND,)),
-            Policy(
-                role="billing-payment-intents-with-refunds",
-                allow=(INTENT, READ_INTENT, *FIND_CARD, REFUND),
-                parameters={INTENT: _BILL},
-            ),
+            _role("billing", CHARGE),
+            _role("audit", READ_CHARGE, rate=AUDIT_RATE),
+            _role("billing-with-status", CHARGE, READ_CHARGE),
+            _role("refunds", REFUND),
+            _role("billing-with-refunds", CHARGE, READ_CHARGE, REFUND),
+            _role("billing-payment-intents", INTENT, *FIND_CARD),
+            _role("audit-payment-intents", READ_INTENT, rate=AUDIT_RATE),
+            _role("billing-payment-intents-with-status", INTENT, READ_INTENT, *FIND_CARD),
+            _role("refunds-payment-intents", REFUND),
+            _role("billing-payment-intents-with-refunds", INTENT, READ_INTENT, *FIND_CARD, REFUND),
         )
     }
 )

@@ -179,12 +179,12 @@ AUDIT_COLUMNS = ("id", "node", "seq", "time", *AuditDraft.__struct_fields__, "ha
 class Journal:
     """Numbers, dates and chains the audit rows of one process (`node`)."""
 
-    def __init__(self, node: str, chain_key: bytes, seq: int = 0, head: str | None = None) -> None:
-        """Go on after row `seq`, whose hash is `head`; a new node starts from nothing."""
+    def __init__(self, node: str, chain_key: bytes) -> None:
+        """Start from nothing, as each process does, under a name of its own."""
         self.node = node
         self.chain_key = chain_key
-        self._seq = seq
-        self._head = GENESIS.hex() if head is None else head
+        self._seq = 0
+        self._head = GENESIS.hex()
 
     @property
     def head(self) -> tuple[int, str]:

@@ -23,7 +23,7 @@ from kb_mcp.proxy.access.grants import check_scopes
 from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.charge_reads import ChargeReads, mark_of
+from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, subject_of
 from kb_mcp.proxy.edge.records import Record, key_record, operation_record, spend_records
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
@@ -34,6 +34,7 @@ from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.rules.operation_names import attempt_key
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.evidence import customer_of
+from kb_mcp.proxy.stripe.json_objects import mark_of
 from kb_mcp.proxy.stripe.messages import Answered, Reply, Request, refused
 from kb_mcp.proxy.stripe.reader import StripeReads
 

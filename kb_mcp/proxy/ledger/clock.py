@@ -20,7 +20,6 @@ MARK: Final = "high_water_ms"
 BOOT: Final = "clock_boot"
 CONFIRMED: Final = "clock_confirmed"
 DOUBT: Final = "clock_doubt"
-TIME_FACTS: Final = (MARK, BOOT, CONFIRMED, DOUBT)
 
 AGREE_MS: Final = 60_000
 # An answer that took longer says nothing about the time: it may have lain in a suspended host.

@@ -38,6 +38,10 @@ from kb_mcp.proxy.ledger.records import State as S
 GAP = "gap"
 MOVED_TO = "moved_to"
 HALTS = (GAP, MOVED_TO)
+# Tables whose rows are kept under one field of theirs.
+NAMED = dict.fromkeys(("windows", "tallies", "caller_keys", "deliveries"), "key") | dict.fromkeys(
+    ("keys", "lineages", "approvals", "grants"), "id"
+)
 # Says that no walk of Stripe's lists was ever whole for this store.
 NEW_STORE = "new_store"
 
@@ -187,14 +191,9 @@ class Snapshot:
             self.attempts[attempt.operation_id, attempt.number] = attempt
             if attempt.object_id is not None:
                 self.object_owners.setdefault(attempt.object_id, attempt.operation_id)
-        self.windows.update((window.key, window) for window in changes.windows)
-        self.tallies.update((tally.key, tally) for tally in changes.tallies)
-        self.caller_keys.update((each.key, each) for each in changes.caller_keys)
-        self.keys.update((key.id, key) for key in changes.keys)
-        self.lineages.update((lineage.id, lineage) for lineage in changes.lineages)
-        self.approvals.update((approval.id, approval) for approval in changes.approvals)
-        self.grants.update((grant.id, grant) for grant in changes.grants)
-        self.deliveries.update((each.key, each) for each in changes.deliveries)
+        for table, key in NAMED.items():
+            for row in getattr(changes, table):
+                getattr(self, table)[getattr(row, key)] = row
         self.facts.update(changes.facts)
 
     def _count_unresolved(self, new: Operation) -> None:
@@ -302,14 +301,8 @@ class Dirty:
         for attempt in changes.attempts:
             name = (attempt.operation_id, attempt.number)
             self.attempts.setdefault(name, snapshot.attempts.get(name))
-        self.windows.update(window.key for window in changes.windows)
-        self.tallies.update(tally.key for tally in changes.tallies)
-        self.caller_keys.update(each.key for each in changes.caller_keys)
-        self.keys.update(key.id for key in changes.keys)
-        self.lineages.update(lineage.id for lineage in changes.lineages)
-        self.approvals.update(approval.id for approval in changes.approvals)
-        self.grants.update(grant.id for grant in changes.grants)
-        self.deliveries.update(each.key for each in changes.deliveries)
+        for table, key in NAMED.items():
+            getattr(self, table).update(getattr(row, key) for row in getattr(changes, table))
         self.facts.update(changes.facts)
         self.audit.extend(changes.audit)
         self.stopped.extend(changes.stopped)

@@ -1,7 +1,7 @@
 """The decider: what a request for an operation may do, given what the ledger knows.
 
 Floor: above duplicates, caps and approvals, below the governor. Pure: (snapshot, command) -> a
-decision with the rows it leaves behind. `fold` runs a batch, each command seeing the ones before.
+decision with the rows it leaves behind.
 
 state of the operation      same fingerprint                       other fingerprint
 --------------------------  -------------------------------------  ---------------------------------
@@ -30,7 +30,6 @@ already is sent again only past the gates of who asks (`gates.py`); else outcome
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, assert_never
 
 from msgspec.structs import replace
@@ -82,16 +81,6 @@ if TYPE_CHECKING:
 # A body repeated under another SDK-made key within this time is a runtime's retry.
 RUNTIME_RETRY_MS = 15 * 60_000
 LAST_USED_EVERY_MS = 60_000
-
-
-def fold(snapshot: Snapshot, commands: Iterable[Command]) -> list[Decision]:
-    """Decide a batch in order; each command sees the reservations and key states before it."""
-    decisions: list[Decision] = []
-    for command in commands:
-        decision = decide(snapshot, command)
-        snapshot.apply(decision.changes)
-        decisions.append(decision)
-    return decisions
 
 
 def decide(snapshot: Snapshot, command: Command) -> Decision:

@@ -18,7 +18,6 @@ from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 
 MAX_PARAMETERS: Final = 200
 MAX_DEPTH: Final = 4
-MAX_INDEX: Final = 99
 FORM_TYPE: Final = "application/x-www-form-urlencoded"
 
 _NAME = re.compile(r"([a-z][a-z0-9_]{0,63})((?:\[[ -Z\\^-~]{0,64}\])*)")
@@ -34,7 +33,6 @@ _UNQUOTED = re.compile(r"[A-Za-z0-9_.\-~]*")  # what quote_plus leaves as it is
 _quoted = lru_cache(maxsize=1024)(quote_plus)  # for names: values differ, they hardly ever do
 MAX_PATH: Final = 512
 _PREFIX = b"/stripe"
-_BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _PLAIN = re.compile(rb"/[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
 # What is wrong, in the order in which it is looked for; each pattern over the decoded path.
 _FAULTS: Final = (

@@ -97,6 +97,11 @@ def marks(item: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in metadata.items() if isinstance(value, str)}
 
 
+def mark_of(item: Mapping[str, Any]) -> str | None:
+    """Return the upstream key that an object of ours is marked with."""
+    return marks(item).get("keybrake_attempt")
+
+
 def object_names(item: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the ids under which an operation may know an object: its own, or its intent's.
 

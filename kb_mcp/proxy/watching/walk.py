@@ -27,10 +27,9 @@ from kb_mcp.proxy.rules.outcomes.gaps import (
     holds_money,
     is_ours,
     lost_among,
-    mark_of,
 )
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stripe.json_objects import marks, next_cursor, object_names
+from kb_mcp.proxy.stripe.json_objects import mark_of, marks, next_cursor, object_names
 from kb_mcp.proxy.stripe.reader import PAGE, Listed, Missing, StripeReads, Unread, made_since
 
 HOUR_MS = 3_600_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
 from urllib.parse import urlencode
@@ -170,3 +171,12 @@ def told(decision: Decision) -> str:
         key = decision.attempt.upstream_key
         return f"proceed as K{key.partition('-')[1]}{key.partition('-')[2]}"
     return type(decision).__name__.lower()
+
+
+def fold(snapshot: Snapshot, commands: Iterable[Command]) -> list[Decision]:
+    """Decide a batch in order, as a store does: each command sees what those before it left."""
+    decisions: list[Decision] = []
+    for command in commands:
+        decisions.append(decide(snapshot, command))
+        snapshot.apply(decisions[-1].changes)
+    return decisions

@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from kb_mcp.proxy.access.policy import CapRules, Policy
 from kb_mcp.proxy.ledger.records import AttemptOutcome, Lineage, OperationId, State
 from kb_mcp.proxy.rules.command import Proceed
-from kb_mcp.proxy.rules.decide import fold
 from tests.proxy.rules.one_key import (
     BILLING,
     HOUR,
@@ -23,6 +22,7 @@ from tests.proxy.rules.one_key import (
     REJECTED,
     OneKey,
     declined,
+    fold,
     made,
     told,
 )

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.proxy.rules.command import Proceed, Refuse
-from kb_mcp.proxy.rules.decide import fold
-from tests.proxy.rules.one_key import BILLING, LOST, REJECTED, OneKey, declined, made, told
+from tests.proxy.rules.one_key import BILLING, LOST, REJECTED, OneKey, declined, fold, made, told
 
 ALLOWS = BILLING.model_copy(update={"overlaps": "allow"})
 REFERS = BILLING.model_copy(update={"allow_reference": True})

@@ -15,7 +15,7 @@ from msgspec import Struct
 from kb_mcp.proxy.ledger.records import HOLDING, AttemptOutcome, OperationId, State
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import prove_object
-from kb_mcp.proxy.stripe.json_objects import marks, object_names
+from kb_mcp.proxy.stripe.json_objects import mark_of, marks, object_names
 
 # The lists to walk, each with the endpoint that makes its objects.
 WALKED: tuple[tuple[str, Route], ...] = (
@@ -82,11 +82,6 @@ def holds_money(item: Item, route: Route) -> bool:
     """
     made = prove_object(item, route)
     return made is None or made.verdict != "failed"
-
-
-def mark_of(item: Item) -> str | None:
-    """Return the upstream key that `item` is marked with."""
-    return marks(item).get("keybrake_attempt")
 
 
 def lost_among(items: Iterable[Item], known: KnownObjects) -> tuple[list[str], set[OperationId]]:

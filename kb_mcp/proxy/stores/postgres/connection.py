@@ -96,10 +96,10 @@ class Watchdog:
         self._thread.start()
 
     @contextmanager
-    def over(self, connection: Connection, limit_ms: int = WATCH_MS) -> Iterator[None]:
-        """Watch `connection` inside the block; after `limit_ms` whatever waits on it fails."""
+    def over(self, connection: Connection) -> Iterator[None]:
+        """Watch `connection` inside the block; after WATCH_MS whatever waits on it fails."""
         with self._lock:
-            self._watched[id(connection)] = (connection, self._boottime_ms() + limit_ms)
+            self._watched[id(connection)] = (connection, self._boottime_ms() + WATCH_MS)
         try:
             yield
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from kb_mcp.proxy.ledger.snapshot import MOVED_TO
@@ -40,7 +41,8 @@ def copy_rows(source: sqlite3.Connection, target: Connection, advance: Advance) 
         _check_empty(target)
         for table in TABLES:
             statement = insert(table)
-            for rows in _batches(source, table):
+            unread = _read_sqlite(source, table)
+            while rows := list(islice(unread, BATCH)):
                 target.execute(statement.encode(), columns_of(rows))
                 done += len(rows)
                 advance(done, total)
@@ -64,18 +66,6 @@ def _check_empty(target: Connection) -> None:
 def _count(source: sqlite3.Connection, table: str) -> int:
     rows = _SOURCES.get(table, table)
     return int(source.execute(f"SELECT count(*) FROM {rows}").fetchone()[0])  # noqa: S608 our own names
-
-
-def _batches(source: sqlite3.Connection, table: str) -> Iterator[list[tuple[Any, ...]]]:
-    rows = _read_sqlite(source, table)
-    batch: list[tuple[Any, ...]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _read_sqlite(source: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
