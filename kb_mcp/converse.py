@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from kb_mcp.agent.calls import Biller, CallContext, caller_of
 from kb_mcp.agent.catalogue import select_tools
 from kb_mcp.agent.doors.bedrock import answer_message, answer_returned_control, read_stream
 from kb_mcp.agent.export import tool_config
+from kb_mcp.settings import Settings
 from kb_mcp.traces import read_trace
-
-if TYPE_CHECKING:
-    from kb_mcp.settings import Settings
+from kb_mcp.wiring.agent import connect_billing
 
 Json = dict[str, Any]  # Converse's own JSON, handed through
 
@@ -37,7 +36,7 @@ class ConverseTools:
         `session_id`, and `subject`, for whom the conversation is, go into the audit.
         Raises: SettingsError.
         """
-        self._billing = connect(settings) if billing is None else billing
+        self._billing = connect_billing(settings) if billing is None else billing
         self._context = CallContext(agent_id="converse", session_id=session_id, subject=subject)
 
     def tool_config(self, profile: Literal["default", "strict"] = "default") -> Json:
@@ -47,10 +46,9 @@ class ConverseTools:
         Raises: ProxyUnavailableError, RateLimitedError, where KEYBRAKE_VAULT_KEY is the one key
         and the proxy does not say which tools it grants.
         """
+        names, kinds = self._billing.wait(self._billing.offered())
         tools = select_tools(
-            self._billing.tools,
-            allow_reference=self._billing.allow_reference,
-            period_kinds=self._billing.period_kinds,
+            names, allow_reference=self._billing.allow_reference, period_kinds=kinds
         )
         return tool_config(tools, profile=profile)
 
@@ -112,14 +110,6 @@ def answer_return_control(
     `trace` and `subject` as in `ConverseTools.handle`.
     Raises: SettingsError.
     """
-    biller = connect(settings) if billing is None else billing
+    biller = connect_billing(settings) if billing is None else billing
     context = CallContext("return-control", session_id, read_trace(trace or {}), subject)
     return answer_returned_control(return_control, caller_of(biller), context)
-
-
-def connect(settings: Settings | None) -> Biller:
-    """Connect the tools as `settings`, or the environment, say. Raises: SettingsError."""
-    from kb_mcp.settings import load_settings
-    from kb_mcp.wiring.agent import connect_billing
-
-    return connect_billing(load_settings() if settings is None else settings)

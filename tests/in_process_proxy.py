@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import httpx
 
-from kb_mcp.in_process import AsgiTransport, start_loop
+from kb_mcp.in_process import start_loop
 from kb_mcp.operators.actions.keys import NewKey, issue_key
 from kb_mcp.operators.actions.operations import By, forget_answers
 from kb_mcp.proxy.access.policy import CapRules, Policy
@@ -23,6 +23,7 @@ from kb_mcp.serving.machine import host_ms, random_bytes, random_name
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.proxy import Proxy, build_proxy
+from tests.asgi_transport import AsgiTransport
 from tests.months import lately, to_next_day_s
 
 T = TypeVar("T")

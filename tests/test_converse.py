@@ -10,6 +10,7 @@ import pytest
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
+from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.converse import ConverseTools, answer_return_control
 from tests.agent.conftest import TRACE, Says, StubProxy, charge, serve_stub
 
@@ -28,7 +29,7 @@ def proxy() -> Iterator[StubProxy]:
 
 @pytest.fixture
 def billing(proxy: StubProxy) -> Iterator[Billing]:
-    made = Billing({ToolName.CHARGE: "vk_test_x"}, proxy.url)
+    made = Billing({ToolName.CHARGE: "vk_test_x"}, NetworkLine(proxy.url))
     yield made
     made.close()
 

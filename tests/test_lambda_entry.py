@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kb_mcp.agent.calls import CallContext
-from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments, RefundArguments, ToolName
-from kb_mcp.agent.outcomes import lost
-from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult
+from kb_mcp.agent.billing import Billing
+from kb_mcp.agent.catalogue import ToolName
+from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.lambda_entry import handler
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.agent import connect_billing
@@ -38,33 +38,20 @@ GATEWAY = SimpleNamespace(
 )
 
 
-class Unanswered:
-    """A line to a proxy whose answers are lost."""
+def unanswered() -> Billing:
+    """Return billing over a line to a proxy whose answers are lost."""
 
-    tools = frozenset(ToolName)
-    allow_reference = False
-    period_kinds = ()
+    def lose(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("no answer", request=request)
 
-    def may_offer(self, tool: ToolName) -> bool:
-        return tool in self.tools
-
-    def charge(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
-        del context
-        return lost(arguments, livemode=False)
-
-    def charge_status(
-        self, arguments: ChargeStatusArguments, context: CallContext
-    ) -> ChargeStatusResult:
-        raise NotImplementedError(arguments, context)
-
-    def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
-        raise NotImplementedError(arguments, context)
+    line = NetworkLine("http://127.0.0.1", transport=httpx.MockTransport(lose))
+    return Billing(dict.fromkeys(ToolName, "vk_test_x"), line)
 
 
 def test_events_reach_the_door_of_their_shape() -> None:
-    api = handler(API, None, billing=Unanswered())
-    function = handler(FUNCTION, None, billing=Unanswered())
-    gateway = handler(BILL, GATEWAY, billing=Unanswered())
+    api = handler(API, None, billing=unanswered())
+    function = handler(FUNCTION, None, billing=unanswered())
+    gateway = handler(BILL, GATEWAY, billing=unanswered())
 
     assert api["response"]["httpStatusCode"] == 202
     assert "functionResponse" in function["response"]
@@ -75,7 +62,7 @@ def test_events_reach_the_door_of_their_shape() -> None:
     "event", [None, {}, [], {"actionGroup": "x"}, {"messageVersion": "1.0"}], ids=str
 )
 def test_an_event_of_no_known_shape_is_answered(event: Any) -> None:
-    assert handler(event, None, billing=Unanswered())["status"] == "unknown_tool"
+    assert handler(event, None, billing=unanswered())["status"] == "unknown_tool"
 
 
 def test_settings_that_cannot_be_meant_are_an_outage_that_shows_nothing(
@@ -209,7 +196,7 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 
 @given(json_values | st.dictionaries(names, json_values), st.sampled_from([None, GATEWAY]))
 def test_any_event_is_answered_with_json(event: Any, context: Any) -> None:
-    answer = handler(event, context, billing=Unanswered())
+    answer = handler(event, context, billing=unanswered())
 
     json.dumps(answer)
     if isinstance(event, dict) and "actionGroup" in event and "apiPath" in event:

@@ -1,17 +1,17 @@
-"""Charging and looking up charges: the Stripe SDK, pointed at the proxy, with a vault key.
+"""Charging, refunding and looking up: the proxy asked as Stripe is, with a vault key.
 
-Floor: wing A, above outcomes and status; below the doors. Over the network it is synchronous: a
-door runs it on a worker thread, so that a cancelled door never cancels a send. On a line into this
-process it is asked by coroutines (`run`), and the proxy itself sees its sends through.
+Floor: wing A, above outcomes, status and the client; below the doors. All of it are coroutines. A
+line into this process is asked by them on its event loop, and the proxy itself sees its sends
+through. Over the network they block: a door runs them on a worker thread, so that a cancelled door
+never cancels a send.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeVar, assert_never
+from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 
 from kb_mcp.agent.catalogue import (
     Arguments,
@@ -20,14 +20,15 @@ from kb_mcp.agent.catalogue import (
     ChargeStatusArguments,
     RefundArguments,
     ToolName,
+    tools_granted,
 )
-from kb_mcp.agent.keys import STALE, HeldKey, KeySource, granted_period_kinds, granted_tools
-from kb_mcp.agent.line import Line, Lost, NoCard, Resource, charge_params, finish, off_session
+from kb_mcp.agent.client.line import Line, Lost, NoCard, charge_params, off_session
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
     RateLimitedError,
     Reply,
     ToolNotGrantedError,
+    as_map,
     charge_outcome,
     describe_refunds,
     lost,
@@ -38,7 +39,6 @@ from kb_mcp.agent.outcomes import (
     without_card,
 )
 from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result, ShownRefund
-from kb_mcp.agent.sdk import ProxySdk
 from kb_mcp.agent.status import (
     another_bill,
     contradicts,
@@ -48,109 +48,101 @@ from kb_mcp.agent.status import (
     not_found,
     not_readable,
 )
-from kb_mcp.agent.transport import Trust, check_address
 from kb_mcp.agent.wording import UNAVAILABLE
 from kb_mcp.environment import SettingsError
 from kb_mcp.idempotency import idempotency_key, refund_name
 
 if TYPE_CHECKING:
-    import httpx
-
     from kb_mcp.agent.calls import CallContext
 
 T = TypeVar("T")
+KeySource = str | Callable[[], str]
+"""A token, or a function that fetches the current one (a file, a secret store)."""
 
 logger = logging.getLogger(__name__)
 
 LOOKED_UP: Final = "Keybrake-Looked-Up"
-_RESOURCES: Final[Mapping[str, Resource]] = MappingProxyType(
+_STALE: Final = frozenset({"vault_key_expired", "vault_key_revoked", "vault_key_unknown"})
+_RESOURCES: Final[Mapping[str, str]] = MappingProxyType(
     {"ch": "charges", "py": "charges", "pi": "payment_intents"}
 )
+
+
+class HeldKey:
+    """One vault key and where it comes from; never shown, logged or put into a message."""
+
+    def __init__(self, source: KeySource) -> None:
+        """Hold `source`; a function is first called when the key is first needed."""
+        self._source = source
+        self._token = source if isinstance(source, str) else None
+
+    def tokens(self) -> Iterator[str]:
+        """Yield the token to try, then a newer one if its source has another by then."""
+        first = self._current()
+        yield first
+        if not isinstance(self._source, str):
+            self._token = self._source()
+            if self._token != first:
+                yield self._token
+
+    def _current(self) -> str:
+        if self._token is None:
+            self._token = self._source if isinstance(self._source, str) else self._source()
+        return self._token
 
 
 class Billing:
     """The tools behind every door. Thread-safe; close it when done."""
 
-    def __init__(  # noqa: PLR0913 - what a line to a proxy is made of, each by name
+    def __init__(
         self,
         keys: Mapping[ToolName, KeySource] | KeySource,
-        proxy_url: str,
+        line: Line,
         *,
-        transport: httpx.BaseTransport | None = None,
         charge_api: ChargeApi = "charges",
         allow_reference: bool = False,
-        allow_http: bool = False,
-        trust: Trust | None = None,
-        line: Line | None = None,
         period_kinds: tuple[str, ...] = (),
     ) -> None:
-        """Hold `keys`; `transport` replaces the network for an embedded proxy.
+        """Hold `keys` for the proxy that `line` leads to.
 
         `keys` are the keys by tool, or one for all tools that it grants, which the proxy is asked.
-        `period_kinds` are those of the key of `charge`, where they are known.
-        `line` is one that is open already; `transport`, `allow_http` and `trust` (whose
-        certificates are believed) are then not used.
-
-        Raises: AddressError, when `proxy_url` would send a vault key in the clear.
+        `charge_api` is which of Stripe's ways to charge is used; `allow_reference` switches the
+        argument `reference` on. `period_kinds` are those of the key of `charge`, where they are
+        known: the only kinds of period that it may bill.
         """
-        if line is None:
-            if transport is None:
-                check_address(proxy_url, allow_http=allow_http)
-            opened = partial(_open, proxy_url, transport, allow_http=allow_http, trust=trust)
-            line = ProxySdk(proxy_url.rstrip("/"), opened)
-        self._line = line
-        self._proxy_url = proxy_url
-        self._charge_api: ChargeApi = charge_api
-        self._allow_reference = allow_reference
+        self.line = line
+        self.charge_api: ChargeApi = charge_api
+        self.allow_reference = allow_reference
         self._period_kinds = period_kinds
         by_tool = keys if isinstance(keys, Mapping) else {}
         self._keys = {name: HeldKey(source) for name, source in by_tool.items()}
         self._shared = None if isinstance(keys, Mapping) else HeldKey(keys)
 
-    @property
-    def tools(self) -> frozenset[ToolName]:
-        """The tools whose vault key is held.
+    async def offered(self) -> tuple[frozenset[ToolName], tuple[str, ...]]:
+        """Return the tools whose vault key is held, and the kinds of period that it may bill.
 
+        The proxy tells the kinds with the tools that a key grants: a bearer's, or that of one key
+        for all tools. A key for `charge` alone is not asked about: a server on stdio lists its
+        tools without a proxy. The proxy refuses other kinds and names these all the same.
         Raises: ProxyUnavailableError, RateLimitedError, where one key is held for all and the
         proxy does not say what it grants.
         """
         if self._shared is None:
-            return frozenset(self._keys)
-        return finish(self._granted(self._shared))
+            return frozenset(self._keys), self._period_kinds
+        return await self._granted(self._shared)
 
     def may_offer(self, tool: ToolName) -> bool:
         """Say whether a key is held for `tool`, without asking whether the key grants it."""
         return self._shared is not None or tool in self._keys
 
     @property
-    def period_kinds(self) -> tuple[str, ...]:
-        """The only kinds of period that the key of `charge` may bill, as far as they are known.
-
-        The proxy tells them with the tools that a key grants: a bearer's, or that of one key for
-        all tools. A key for `charge` alone is not asked about: a server on stdio lists its tools
-        without a proxy. The proxy refuses other kinds and names these all the same.
-        """
-        return self._period_kinds
-
-    @property
-    def allow_reference(self) -> bool:
-        """Whether `reference` is switched on."""
-        return self._allow_reference
-
-    @property
-    def charge_api(self) -> ChargeApi:
-        """Which of Stripe's ways to charge is used."""
-        return self._charge_api
-
-    @property
     def on_loop(self) -> bool:
-        """Whether `run` has to be asked, on the event loop of the proxy in this process."""
-        return self._line.on_loop
+        """Whether coroutines of this are awaited on the running loop; else `wait` runs them."""
+        return self.line.on_loop
 
-    @property
-    def line(self) -> Line:
-        """The line to the proxy, for doors that look a bearer key up."""
-        return self._line
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of this from a thread that may block. Raises: what it raises."""
+        return self.line.wait(work)
 
     def with_keys(
         self,
@@ -161,16 +153,15 @@ class Billing:
         """Return a Billing with other keys over the same connections, or over another `line`."""
         return Billing(
             keys,
-            self._proxy_url,
-            charge_api=self._charge_api,
-            allow_reference=self._allow_reference,
+            line or self.line,
+            charge_api=self.charge_api,
+            allow_reference=self.allow_reference,
             period_kinds=period_kinds,
-            line=line or self._line,
         )
 
     def close(self) -> None:
         """Close the connections to the proxy."""
-        self._line.close()
+        self.line.close()
 
     def charge(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
         """Charge once for a period.
@@ -178,17 +169,17 @@ class Billing:
         Raises: ProxyUnavailableError, RateLimitedError, ToolNotGrantedError, where nothing was
         sent.
         """
-        return finish(self._charge_once(arguments, context))
+        return self.wait(self._charge_once(arguments, context))
 
     def charge_status(
         self, arguments: ChargeStatusArguments, context: CallContext
     ) -> ChargeStatusResult:
         """Look up a charge by its id, or by customer and period. Raises: as `charge`."""
-        return finish(self._look_up(arguments, context))
+        return self.wait(self._look_up(arguments, context))
 
     def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
         """Give a charge back once, all that is left of it or a part. Raises: as `charge`."""
-        return finish(self._give_back(arguments, context))
+        return self.wait(self._give_back(arguments, context))
 
     async def run(self, arguments: Arguments, context: CallContext) -> Result:
         """Do what `arguments` ask for, on the event loop of the line. Raises: as `charge`."""
@@ -228,7 +219,7 @@ class Billing:
             "billing_period": arguments.billing_period or "",
         }
         reply = await self._read(
-            lambda token: self._line.operations(token, wanted, context.headers())
+            lambda token: self.line.operations(token, wanted, context.headers())
         )
         if reply.is_error:
             return not_readable(reply)
@@ -250,7 +241,7 @@ class Billing:
         params, key = refund_params(arguments), refund_name(arguments.charge_id)
         answer = await self._ask(
             ToolName.REFUND,
-            lambda token: self._line.refund(token, params, key, context.headers()),
+            lambda token: self.line.create(token, "refunds", params, key, context.headers()),
         )
         if isinstance(answer, Lost):
             return refund_unknown(arguments, livemode=answer.livemode)
@@ -261,8 +252,8 @@ class Billing:
     ) -> Reply | Lost | NoCard:
         headers = context.headers()
         params = charge_params(arguments)
-        if self._charge_api == "payment_intents":
-            card = await self._line.default_payment_method(token, arguments.customer_id, headers)
+        if self.charge_api == "payment_intents":
+            card = await self.line.default_payment_method(token, arguments.customer_id, headers)
             if isinstance(card, Lost) or (isinstance(card, Reply) and card.status >= 500):
                 # Only a look-up went wrong: nothing has been charged.
                 raise ProxyUnavailableError(UNAVAILABLE)
@@ -278,7 +269,7 @@ class Billing:
             arguments.currency,
             arguments.reference,
         )
-        return await self._line.create(token, self._charge_api, params, key, headers)
+        return await self.line.create(token, self.charge_api, params, key, headers)
 
     async def _status_by_id(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
         """Look a charge up at Stripe; where that does not show it, the ledger may know it."""
@@ -290,7 +281,7 @@ class Billing:
             return found
         wanted = {"charge_id": charge_id}
         reply = await self._read(
-            lambda token: self._line.operations(token, wanted, context.headers())
+            lambda token: self.line.operations(token, wanted, context.headers())
         )
         operation = None if reply.is_error else most_telling(reply.fields.get("data"))
         if operation is not None:
@@ -302,7 +293,7 @@ class Billing:
     async def _status_of(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
         resource = _RESOURCES[charge_id.partition("_")[0]]
         reply = await self._read(
-            lambda token: self._line.retrieve(token, resource, charge_id, context.headers())
+            lambda token: self.line.retrieve(token, resource, charge_id, context.headers())
         )
         if not reply.is_error:
             refunds = await self._refunds_of(charge_id, context)
@@ -314,7 +305,7 @@ class Billing:
         wanted = {"charge_id": charge_id}
         try:
             reply = await self._read(
-                lambda token: self._line.operations(token, wanted, context.headers())
+                lambda token: self.line.operations(token, wanted, context.headers())
             )
         except (ProxyUnavailableError, RateLimitedError):
             # The charge was found: that there is more to say must not hide it.
@@ -334,20 +325,32 @@ class Billing:
         if self._shared is None:
             return await _ask_with(self._keys[tool], ask)
         answer = await _ask_with(self._shared, ask)
-        if _is_not_authorized(answer) and tool not in await self._granted(self._shared):
+        if _is_not_authorized(answer) and tool not in (await self._granted(self._shared))[0]:
             raise ToolNotGrantedError
         return answer
 
-    async def _granted(self, held: HeldKey) -> frozenset[ToolName]:
-        answer = await _ask_with(held, lambda token: self._line.describe_key(token, {}))
+    async def _granted(self, held: HeldKey) -> tuple[frozenset[ToolName], tuple[str, ...]]:
+        answer = await _ask_with(held, lambda token: self.line.describe_key(token, {}))
         if isinstance(answer, Lost):
             raise ProxyUnavailableError(UNAVAILABLE)
         raise_if_nothing_sent(answer)
-        granted = granted_tools(answer, self._charge_api)
+        granted = grants(answer, self.charge_api)
         if granted is None:
             raise ProxyUnavailableError(answer.text("message") or UNAVAILABLE)
-        self._period_kinds = granted_period_kinds(answer)
         return granted
+
+
+def grants(
+    reply: Reply, charge_api: ChargeApi
+) -> tuple[frozenset[ToolName], tuple[str, ...]] | None:
+    """Return the tools and kinds of period that the proxy says a key grants; None: it does not."""
+    policy = as_map(reply.fields.get("policy"))
+    allow, kinds = policy.get("allow"), policy.get("period_kinds")
+    if reply.is_error or not isinstance(allow, list):
+        return None
+    tools = tools_granted(frozenset(each for each in allow if isinstance(each, str)), charge_api)
+    listed = kinds if isinstance(kinds, list) else ()
+    return tools, tuple(kind for kind in listed if isinstance(kind, str))
 
 
 async def _ask_with(held: HeldKey, ask: Callable[[str], Awaitable[T]]) -> T:
@@ -362,19 +365,6 @@ async def _ask_with(held: HeldKey, ask: Callable[[str], Awaitable[T]]) -> T:
         if newer is not None:
             return await ask(newer)
     return answer
-
-
-def _open(
-    proxy_url: str,
-    transport: httpx.BaseTransport | None,
-    *,
-    allow_http: bool,
-    trust: Trust | None,
-) -> httpx.Client:
-    # Late: a server that only lists its tools needs no httpx.
-    from kb_mcp.agent.transport import open_client
-
-    return open_client(proxy_url, transport=transport, allow_http=allow_http, trust=trust)
 
 
 def _next(tokens: Iterator[str]) -> str | None:
@@ -393,4 +383,4 @@ def _is_not_authorized(answer: object) -> bool:
 
 
 def _is_stale(reply: Reply) -> bool:
-    return reply.status == 401 and reply.text("code") in STALE and not reply.doubtful
+    return reply.status == 401 and reply.text("code") in _STALE and not reply.doubtful

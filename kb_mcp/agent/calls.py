@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol, assert_never, get_args
+from typing import Any, Final, Protocol, TypeVar, assert_never, get_args
 
 from pydantic import ValidationError
 
 from kb_mcp.agent import wording
 from kb_mcp.agent.catalogue import (
     Arguments,
-    ChargeArguments,
-    ChargeStatusArguments,
-    RefundArguments,
     Tool,
     ToolName,
     find_tool,
@@ -30,12 +27,12 @@ from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
     RateLimitedError,
     ToolNotGrantedError,
-    refund_unknown,
     uncertain,
 )
-from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result
+from kb_mcp.agent.results import Result
 from kb_mcp.traces import Trace
 
+T = TypeVar("T")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _HINTS: Final[Mapping[str, str]] = {
     "customer_id": "send a Stripe customer id as a string, for example cus_Abc123",
@@ -187,41 +184,27 @@ class Biller(Protocol):
     """What doors need of `billing.Billing`."""
 
     @property
-    def tools(self) -> frozenset[ToolName]:
-        """The tools whose vault key is held. Raises: ProxyUnavailableError, RateLimitedError."""
-
-    def may_offer(self, tool: ToolName) -> bool:
-        """Say whether a key is held for `tool`, without asking anyone."""
-
-    @property
-    def period_kinds(self) -> tuple[str, ...]:
-        """The only kinds of period that `charge` may bill; none where all are."""
+    def on_loop(self) -> bool:
+        """Whether its coroutines are awaited on the running loop; else `wait` runs them."""
 
     @property
     def allow_reference(self) -> bool:
         """Whether `reference` is switched on."""
 
-    def charge(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
-        """Charge once."""
+    def may_offer(self, tool: ToolName) -> bool:
+        """Say whether a key is held for `tool`, without asking anyone."""
 
-    def charge_status(
-        self, arguments: ChargeStatusArguments, context: CallContext
-    ) -> ChargeStatusResult:
-        """Look up a charge."""
+    async def offered(self) -> tuple[frozenset[ToolName], tuple[str, ...]]:
+        """Return the tools whose key is held and, where not all are, the kinds of period to bill.
 
-    def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
-        """Give a charge back once."""
-
-
-class LoopBiller(Biller, Protocol):
-    """A biller whose proxy may be one of this process, asked on its event loop."""
-
-    @property
-    def on_loop(self) -> bool:
-        """Whether it is, so that `run` is asked; else a thread is needed for the other methods."""
+        Raises: ProxyUnavailableError, RateLimitedError.
+        """
 
     async def run(self, arguments: Arguments, context: CallContext) -> Result:
         """Do what `arguments` ask for."""
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run one of these coroutines from a thread that may block. Raises: what it raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,13 +252,13 @@ def call_tool(
     if isinstance(arguments, Invalid | NotOffered):
         return arguments
     try:
-        return Answered(_run(biller, arguments, context))
+        return Answered(biller.wait(biller.run(arguments, context)))
     except Exception as error:  # noqa: BLE001 - a door must answer; after a send, with "unknown"
         return _failed(name, arguments, error)
 
 
 async def call_tool_on_loop(
-    biller: LoopBiller, name: str, raw: Mapping[str, object] | None, context: CallContext
+    biller: Biller, name: str, raw: Mapping[str, object] | None, context: CallContext
 ) -> Answer:
     """Do the same where the proxy is asked on this event loop."""
     arguments = _prepare(biller, name, raw)
@@ -307,26 +290,7 @@ def _failed(name: str, arguments: Arguments, error: Exception) -> Answer:
         case _:
             # Not the exception itself: its text and frames can hold keys.
             logger.error("The tool %s broke: %s", name, type(error).__name__)
-            return Answered(_broken(arguments))
-
-
-def _run(biller: Biller, arguments: Arguments, context: CallContext) -> Result:
-    match arguments:
-        case ChargeArguments():
-            return biller.charge(arguments, context)
-        case ChargeStatusArguments():
-            return biller.charge_status(arguments, context)
-        case RefundArguments():
-            return biller.refund(arguments, context)
-        case _:
-            assert_never(arguments)
-
-
-def _broken(arguments: Arguments) -> Result:
-    """Say, of a call that broke in our own code, what is safe to assume: nothing."""
-    if isinstance(arguments, RefundArguments):
-        return refund_unknown(arguments, code="internal_error", livemode=False)
-    return uncertain(arguments)
+            return Answered(uncertain(arguments))
 
 
 def _clean(text: str | None) -> str:

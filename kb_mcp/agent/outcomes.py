@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from kb_mcp.agent import wording
 from kb_mcp.agent.catalogue import (
+    Arguments,
     ChargeArguments,
-    ChargeStatusArguments,
     RefundArguments,
     without_forbidden,
 )
@@ -125,8 +125,13 @@ def raise_if_nothing_sent(reply: Reply) -> None:
         wait = reply.headers.get("retry-after", "")
         seconds = int(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else None
         raise RateLimitedError(wording.RATE_LIMITED, seconds)
-    if reply.text("code") in _NOT_SENT:
+    if says_nothing_sent(reply):
         raise ProxyUnavailableError(reply.text("message") or wording.UNAVAILABLE)
+
+
+def says_nothing_sent(reply: object) -> bool:
+    """Say whether an answer tells that its request went no further than the proxy."""
+    return isinstance(reply, Reply) and reply.text("code") in _NOT_SENT
 
 
 def is_definite_no(reply: Reply) -> bool:
@@ -148,10 +153,13 @@ def without_card(arguments: ChargeArguments, *, livemode: bool) -> ChargeResult:
     return _result(arguments, Reply(400, fields, livemode=livemode), "failed", code=code)
 
 
-def uncertain(arguments: ChargeArguments | ChargeStatusArguments) -> Result:
+def uncertain(arguments: Arguments) -> Result:
     """Say, of a call that broke in our own code, what is safe to assume: nothing."""
+    code = "internal_error"
     if isinstance(arguments, ChargeArguments):
-        return _unknown(arguments, Reply(0), "internal_error")
+        return _unknown(arguments, Reply(0), code)
+    if isinstance(arguments, RefundArguments):
+        return refund_unknown(arguments, code=code, livemode=False)
     return ChargeStatusResult(
         found=False,
         status="unknown",

@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+from kb_mcp.agent.billing import HeldKey
 from kb_mcp.agent.catalogue import READS, WRITES, ToolName
-from kb_mcp.agent.keys import HeldKey
-from kb_mcp.agent.transport import open_client
+from kb_mcp.agent.client.line import ANSWER_TIMEOUT_S
+from kb_mcp.agent.client.network import check_address, open_transport
 from kb_mcp.settings import Secret, Settings, SettingsError, load_settings
 from kb_mcp.wiring.agent import held_keys
 
@@ -77,7 +78,9 @@ def deployment() -> Iterator[Deployment]:
     missing = [tool.value for tool in wanted if tool not in keys]
     if missing:
         pytest.fail(f"no vault key is set for {', '.join(missing)}", pytrace=False)
-    with open_client(settings.proxy_url, allow_http=settings.allow_http) as http:
+    check_address(settings.proxy_url, allow_http=settings.allow_http)
+    transport = open_transport(settings.proxy_url)
+    with httpx.Client(transport=transport, trust_env=False, timeout=ANSWER_TIMEOUT_S) as http:
         yield Deployment(
             settings,
             settings.proxy_url.rstrip("/"),

@@ -13,7 +13,8 @@ import httpx
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ChargeArguments, ToolName
-from kb_mcp.agent.line import Lost, finish
+from kb_mcp.agent.client.line import Lost
+from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.enforcement.conftest import Deployment, code_of
 from kb_mcp.idempotency import idempotency_key
 from kb_mcp.settings import Secret
@@ -47,19 +48,14 @@ def test_the_proxy_knows_no_key_that_it_did_not_issue(deployment: Deployment) ->
     assert (answer.status_code, code_of(answer)) == (401, "vault_key_unknown")
 
 
-def test_the_sdk_of_the_tools_goes_through_the_proxy(deployment: Deployment) -> None:
+def test_the_tools_go_through_the_proxy(deployment: Deployment) -> None:
     """Only the proxy refuses a read in these words; Stripe would not know the key at all."""
+    line = NetworkLine(deployment.proxy_url, allow_http=deployment.settings.allow_http)
     resource = deployment.settings.charge_api
-    billing = Billing(
-        {ToolName.CHARGE: deployment.billing.reveal},
-        deployment.proxy_url,
-        charge_api=resource,
-        allow_http=deployment.settings.allow_http,
-    )
     try:
-        reply = finish(billing.line.retrieve(deployment.billing.reveal(), resource, NOTHING, {}))
+        reply = line.wait(line.retrieve(deployment.billing.reveal(), resource, NOTHING, {}))
     finally:
-        billing.close()
+        line.close()
 
     assert not isinstance(reply, Lost), "the proxy's answer cannot be read"
     assert (reply.status, reply.text("code")) == (403, "vault_key_not_authorized")
@@ -83,8 +79,7 @@ def test_the_tools_send_that_key_in_the_header(deployment: Deployment) -> None:
 
     billing = Billing(
         {ToolName.CHARGE: deployment.billing.reveal},
-        "http://127.0.0.1",
-        transport=httpx.MockTransport(note),
+        NetworkLine("http://127.0.0.1", transport=httpx.MockTransport(note)),
     )
     for period in ("2026-06", "2026-06", "2026-07"):
         bill = ChargeArguments(customer_id=NOBODY, amount_cents=2900, billing_period=period)

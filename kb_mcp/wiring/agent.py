@@ -10,24 +10,24 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from kb_mcp.agent.billing import Billing
+from kb_mcp.agent.billing import Billing, KeySource
 from kb_mcp.agent.catalogue import ToolName
-from kb_mcp.agent.keys import KeySource
-from kb_mcp.agent.transport import Trust, TrustError
+from kb_mcp.agent.client.in_process import InProcessLine
+from kb_mcp.agent.client.line import Line
+from kb_mcp.agent.client.network import NetworkLine, Trust, TrustError
 from kb_mcp.serving.machine import new_id
-from kb_mcp.settings import Secret, Settings, SettingsError, read_token
+from kb_mcp.settings import Secret, Settings, SettingsError, load_settings, read_token
 
 if TYPE_CHECKING:
-    from kb_mcp.agent.bearer import Identify
-    from kb_mcp.agent.doors.mcp.challenges import Resource
+    from kb_mcp.agent.doors.mcp.bearer import Identify, Resource
     from kb_mcp.agent.doors.mcp.http import HttpDoor
     from kb_mcp.serving.host_check import App
-    from kb_mcp.wiring.proxy import Proxy
 
 logger = logging.getLogger(__name__)
 
@@ -100,57 +100,91 @@ def _fetch(address: SecretAddress, variable: str) -> dict[str, Any]:
     return dict(found)
 
 
-# An address that leads nowhere: requests to it go to the app in this process.
-EMBEDDED_URL = "http://127.0.0.1"
-
-
-def connect_billing(settings: Settings) -> Billing:
+def connect_billing(settings: Settings | None = None) -> Billing:
     """Return the tools' billing, over KEYBRAKE_PROXY_URL or with a proxy in this process.
 
+    That proxy has a thread of its own, and is stopped when the process ends. Without `settings`
+    the environment is read.
     Raises: SettingsError, StoreError, BindingError, SchemaError, AddressError.
     """
+    settings = load_settings() if settings is None else settings
+    if settings.proxy_url is not None:
+        return _billing(settings, _network(settings, settings.proxy_url))
+
+    from kb_mcp.in_process import start_loop
+
+    opened = _embedded(settings)
+    loop, stop_loop = start_loop()
+    try:
+        app = asyncio.run_coroutine_threadsafe(opened.__aenter__(), loop).result()
+    except BaseException:
+        stop_loop()
+        raise
+
+    def end() -> None:
+        asyncio.run_coroutine_threadsafe(opened.__aexit__(None, None, None), loop).result()
+        stop_loop()
+
+    atexit.register(end)
+    return _billing(settings, InProcessLine(app, loop))
+
+
+@asynccontextmanager
+async def open_billing(settings: Settings) -> AsyncIterator[Billing]:
+    """Do the same for a caller with an event loop, which is then the proxy's in this process too.
+
+    Raises: as `connect_billing`.
+    """
+    if settings.proxy_url is not None:
+        yield _billing(settings, _network(settings, settings.proxy_url))
+        return
+    async with _embedded(settings) as app:
+        yield _billing(settings, InProcessLine(app))
+
+
+def _billing(settings: Settings, line: Line) -> Billing:
     keys: Mapping[ToolName, KeySource] | KeySource = held_keys(settings)
     if not keys and settings.vault_key is not None:
         keys = key_source(settings.vault_key)
-    billing = _open(settings, keys)
     if not keys:
         logger.warning(
             "No vault key is set, so no tool is offered. Set KEYBRAKE_VAULT_KEY_BILLING for "
             "charge, KEYBRAKE_VAULT_KEY_AUDIT for charge_status, or KEYBRAKE_VAULT_KEY for both."
         )
-    return billing
+    return Billing(
+        keys, line, charge_api=settings.charge_api, allow_reference=settings.allow_reference
+    )
 
 
-def _open(settings: Settings, keys: Mapping[ToolName, KeySource] | KeySource) -> Billing:
-    if settings.proxy_url is not None:
-        trust = Trust(settings.ca_file, settings.cert_file, settings.cert_dir)
-        try:
-            trust.check_ca_file()
-        except TrustError as error:
-            hint = "Set a file of certificates, in PEM."
-            raise SettingsError("KEYBRAKE_CA_FILE", "holds no certificates", hint) from error
-        return Billing(
-            keys,
-            settings.proxy_url,
-            charge_api=settings.charge_api,
-            allow_reference=settings.allow_reference,
-            allow_http=settings.allow_http,
-            trust=trust,
-        )
+def _network(settings: Settings, proxy_url: str) -> Line:
+    trust = Trust(settings.ca_file, settings.cert_file, settings.cert_dir)
+    try:
+        trust.check_ca_file()
+    except TrustError as error:
+        hint = "Set a file of certificates, in PEM."
+        raise SettingsError("KEYBRAKE_CA_FILE", "holds no certificates", hint) from error
+    return NetworkLine(proxy_url, allow_http=settings.allow_http, trust=trust)
+
+
+@asynccontextmanager
+async def _embedded(settings: Settings) -> AsyncIterator[App]:
+    """Run a proxy on this event loop until the block ends."""
     if settings.on_lambda and not settings.embedded:
         raise SettingsError(
             "KEYBRAKE_PROXY_URL", "is not set, on Lambda", "Set it, or KEYBRAKE_EMBEDDED=1."
         )
-    from kb_mcp.in_process import AsgiTransport
+    try:
+        from kb_mcp.serving.tracing import Traced
+        from kb_mcp.wiring.proxy import build_proxy
+    except ModuleNotFoundError as missing:
+        raise _no_proxy_here(settings) from missing
 
-    app, loop = _embed(settings)
-    return Billing(
-        keys,
-        EMBEDDED_URL,
-        transport=AsgiTransport(app, loop),
-        charge_api=settings.charge_api,
-        allow_reference=settings.allow_reference,
-    )
+    proxy = build_proxy(settings)
+    await proxy.start()
+    try:
+        yield Traced(proxy.app, proxy.span)
+    finally:
+        await proxy.stop()
 
 
 def held_keys(settings: Settings) -> Mapping[ToolName, KeySource]:
@@ -184,20 +218,16 @@ def mcp_door(settings: Settings, app: App, identify: Callable[[Billing], Identif
 
     `identify` makes, for the line to that proxy, the way to say whose a bearer is.
     """
-    # `mcp` takes a second to import, and the Stripe SDK a tenth of one: only those who serve pay.
-    import stripe
-
-    from kb_mcp.agent.doors.mcp.http import http_app
-    from kb_mcp.agent.in_process import InProcessLine
+    # `mcp` takes a second to import: only those who serve pay.
+    from kb_mcp.agent.doors.mcp.http import HttpDoor
 
     base = Billing(
         {},
-        EMBEDDED_URL,
-        line=InProcessLine(app, stripe.api_version),
+        InProcessLine(app),
         charge_api=settings.charge_api,
         allow_reference=settings.allow_reference,
     )
-    return http_app(
+    return HttpDoor(
         base,
         partial(new_id, "mcp"),
         allowed_hosts=settings.allowed_hosts,
@@ -208,43 +238,12 @@ def mcp_door(settings: Settings, app: App, identify: Callable[[Billing], Identif
 
 def oauth_resource(settings: Settings) -> Resource | None:
     """Return what this server is to OAuth clients; None where vault keys alone are accepted."""
-    from kb_mcp.agent.doors.mcp.challenges import Resource
+    from kb_mcp.agent.doors.mcp.bearer import Resource
 
     address = settings.oauth_address
     if not settings.oauth_issuers or address is None:
         return None
     return Resource(address, settings.oauth_issuers)
-
-
-def _embed(settings: Settings) -> tuple[App, asyncio.AbstractEventLoop]:
-    """Build and start a proxy on a loop of its own; it is stopped when the process ends."""
-    try:
-        from kb_mcp.serving.tracing import Traced
-        from kb_mcp.wiring.proxy import build_proxy
-    except ModuleNotFoundError as missing:
-        raise _no_proxy_here(settings) from missing
-
-    from kb_mcp.in_process import start_loop
-
-    loop, stop_loop = start_loop()
-
-    async def begin() -> Proxy:
-        proxy = build_proxy(settings)
-        await proxy.start()
-        return proxy
-
-    try:
-        proxy = asyncio.run_coroutine_threadsafe(begin(), loop).result()
-    except BaseException:
-        stop_loop()
-        raise
-
-    def end() -> None:
-        asyncio.run_coroutine_threadsafe(proxy.stop(), loop).result()
-        stop_loop()
-
-    atexit.register(end)
-    return Traced(proxy.app, proxy.span), loop
 
 
 def _no_proxy_here(settings: Settings) -> SettingsError:

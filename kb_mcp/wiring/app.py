@@ -14,11 +14,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from kb_mcp.agent.bearer import Bearer, Identify, Known, LookupFailed, refused_bearer
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import tools_granted
-from kb_mcp.agent.doors.mcp.challenges import describe
-from kb_mcp.agent.in_process import InProcessLine
+from kb_mcp.agent.client.in_process import InProcessLine
+from kb_mcp.agent.doors.mcp.bearer import (
+    Bearer,
+    Identify,
+    Known,
+    LookupFailed,
+    describe,
+    refused_bearer,
+)
 from kb_mcp.proxy.access.grants import check_scopes
 from kb_mcp.proxy.edge.app import ADMITTED
 from kb_mcp.proxy.edge.pipeline import RequestPipeline

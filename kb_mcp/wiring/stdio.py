@@ -38,17 +38,26 @@ def ready_mcp_stdio(settings: Settings) -> Callable[[], None]:
 
     from kb_mcp.agent.doors.mcp.server import create_server
     from kb_mcp.agent.doors.mcp.stdio import serve_stdio
-    from kb_mcp.wiring.agent import connect_billing
+    from kb_mcp.wiring.agent import open_billing
 
-    billing = connect_billing(settings)
-    server = create_server(lambda _: billing)
+    # A proxy of this process and the server share one event loop: a call passes no thread.
+    runner, opened = asyncio.Runner(), open_billing(settings)
+    billing = runner.run(opened.__aenter__())
 
     async def serve() -> None:
         stop = asyncio.Event()
         _stop_on_signals(stop)
-        await serve_stdio(server, pipe, greeted=greeter.answered, stop=stop)
+        server = create_server(lambda _: billing)
+        try:
+            await serve_stdio(server, pipe, greeted=greeter.answered, stop=stop)
+        finally:
+            await opened.__aexit__(None, None, None)
 
-    return lambda: asyncio.run(serve())
+    def run() -> None:
+        with runner:
+            runner.run(serve())
+
+    return run
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import threading
@@ -10,13 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import pytest
 from typing_extensions import override
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
+from kb_mcp.agent.client.in_process import InProcessLine
+from kb_mcp.agent.client.network import NetworkLine
 
 BILLING_KEY = "vk_test_bill_secret"
 AUDIT_KEY = "vk_test_audit_secret"
@@ -158,9 +161,28 @@ def serve_stub(tls: ssl.SSLContext | None = None) -> Iterator[StubProxy]:
         server.server_close()
 
 
+def in_process(stub: StubProxy) -> InProcessLine:
+    """Return the line into `stub` as an application of this process; `drop` lets it break."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = (await receive())["body"].decode()
+        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+        query = dict(parse_qsl(scope["query_string"].decode()))
+        seen = Seen(scope["method"], scope["path"], query, dict(parse_qsl(body)), headers, body)
+        says = await asyncio.to_thread(stub.answer, seen)
+        if says.drop:
+            raise ConnectionError
+        text = says.body if isinstance(says.body, str) else json.dumps(says.body)
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in says.headers.items()]
+        await send({"type": "http.response.start", "status": says.status, "headers": raw})
+        await send({"type": "http.response.body", "body": text.encode()})
+
+    return InProcessLine(app)
+
+
 @pytest.fixture
 def billing(proxy: StubProxy) -> Iterator[Billing]:
     keys = {ToolName.CHARGE: BILLING_KEY, ToolName.CHARGE_STATUS: AUDIT_KEY}
-    made = Billing(keys, proxy.url)
+    made = Billing(keys, NetworkLine(proxy.url))
     yield made
     made.close()

@@ -10,8 +10,8 @@ import pytest
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext, Unavailable, call_tool
 from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments, ToolName
+from kb_mcp.agent.client.network import AddressError, NetworkLine
 from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
-from kb_mcp.agent.transport import AddressError
 from tests.agent.conftest import AUDIT_KEY, BILLING_KEY, Says, StubProxy, charge, refusal
 
 BILL = ChargeArguments(customer_id="cus_Abc123", amount_cents=2900, billing_period="2026-06")
@@ -199,7 +199,7 @@ def test_nobody_listening_means_nothing_was_sent() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
-        lonely = Billing({ToolName.CHARGE: BILLING_KEY}, address)
+        lonely = Billing({ToolName.CHARGE: BILLING_KEY}, NetworkLine(address))
         with pytest.raises(ProxyUnavailableError):
             lonely.charge(BILL, NOBODY)
         lonely.close()
@@ -211,7 +211,7 @@ def test_the_environment_does_not_redirect_a_vault_key(
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     proxy.on(POST, Says(200, charge()))
-    direct = Billing({ToolName.CHARGE: BILLING_KEY}, proxy.url)
+    direct = Billing({ToolName.CHARGE: BILLING_KEY}, NetworkLine(proxy.url))
 
     assert direct.charge(BILL, NOBODY).status == "succeeded"
     direct.close()
@@ -223,18 +223,18 @@ def test_the_environment_does_not_redirect_a_vault_key(
 )
 def test_an_address_that_would_show_the_key_is_refused(address: str) -> None:
     with pytest.raises(AddressError):
-        Billing({ToolName.CHARGE: BILLING_KEY}, address)
+        Billing({ToolName.CHARGE: BILLING_KEY}, NetworkLine(address))
 
 
 def test_plain_http_can_be_allowed() -> None:
-    Billing({}, "http://proxy.internal:8787", allow_http=True).close()
+    NetworkLine("http://proxy.internal:8787", allow_http=True).close()
 
 
 @pytest.mark.parametrize("code", ["vault_key_expired", "vault_key_revoked", "vault_key_unknown"])
 def test_a_key_that_was_rotated_is_read_once_more(proxy: StubProxy, code: str) -> None:
     proxy.on(POST, Says(401, refusal(code)), Says(200, charge()))
     tokens = iter(["vk_test_old", "vk_test_new", "vk_test_never"])
-    rotating = Billing({ToolName.CHARGE: lambda: next(tokens)}, proxy.url)
+    rotating = Billing({ToolName.CHARGE: lambda: next(tokens)}, NetworkLine(proxy.url))
 
     assert rotating.charge(BILL, NOBODY).status == "succeeded"
     assert rotating.charge(BILL, NOBODY).status == "succeeded"
@@ -250,7 +250,7 @@ def broken() -> str:
 def test_a_key_that_cannot_be_read_means_that_nothing_was_sent(
     proxy: StubProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    unread = Billing({ToolName.CHARGE: broken}, proxy.url)
+    unread = Billing({ToolName.CHARGE: broken}, NetworkLine(proxy.url))
 
     answer = call_tool(unread, "charge", BILL.model_dump(exclude_none=True), NOBODY)
 
@@ -264,7 +264,9 @@ def test_a_key_that_cannot_be_read_means_that_nothing_was_sent(
 def test_a_refused_key_whose_successor_cannot_be_read_is_refused(proxy: StubProxy) -> None:
     proxy.on(POST, Says(401, refusal("vault_key_expired")))
     kept = ["vk_test_old"]
-    rotating = Billing({ToolName.CHARGE: lambda: kept.pop() if kept else broken()}, proxy.url)
+    rotating = Billing(
+        {ToolName.CHARGE: lambda: kept.pop() if kept else broken()}, NetworkLine(proxy.url)
+    )
 
     assert rotating.charge(BILL, NOBODY).code == "vault_key_expired"
     assert len(proxy.seen) == 1
@@ -273,7 +275,7 @@ def test_a_refused_key_whose_successor_cannot_be_read_is_refused(proxy: StubProx
 
 def test_a_key_that_stays_the_same_is_not_tried_twice(proxy: StubProxy) -> None:
     proxy.on(POST, Says(401, refusal("vault_key_revoked")))
-    same = Billing({ToolName.CHARGE: lambda: BILLING_KEY}, proxy.url)
+    same = Billing({ToolName.CHARGE: lambda: BILLING_KEY}, NetworkLine(proxy.url))
 
     assert same.charge(BILL, NOBODY).code == "vault_key_revoked"
     assert len(proxy.seen) == 1
@@ -282,7 +284,7 @@ def test_a_key_that_stays_the_same_is_not_tried_twice(proxy: StubProxy) -> None:
 
 def test_a_live_key_says_so_even_when_refused(proxy: StubProxy) -> None:
     proxy.on(POST, Says(403, refusal("spend_cap_exceeded")))
-    live = Billing({ToolName.CHARGE: "vk_live_x_y"}, proxy.url)
+    live = Billing({ToolName.CHARGE: "vk_live_x_y"}, NetworkLine(proxy.url))
 
     assert live.charge(BILL, NOBODY).livemode
     live.close()
@@ -394,6 +396,3 @@ def test_a_look_up_that_fails_is_unavailable(
 
     with pytest.raises(ProxyUnavailableError):
         billing.charge_status(by_bill(), NOBODY)
-
-
-# PaymentIntents

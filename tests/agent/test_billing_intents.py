@@ -9,6 +9,7 @@ import pytest
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ChargeArguments, ToolName
+from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.agent.outcomes import ProxyUnavailableError
 from tests.agent.conftest import BILLING_KEY, Says, StubProxy, charge, refusal
 
@@ -23,7 +24,9 @@ INTENT = "POST /stripe/v1/payment_intents"
 
 @pytest.fixture
 def intents(proxy: StubProxy) -> Iterator[Billing]:
-    made = Billing({ToolName.CHARGE: BILLING_KEY}, proxy.url, charge_api="payment_intents")
+    made = Billing(
+        {ToolName.CHARGE: BILLING_KEY}, NetworkLine(proxy.url), charge_api="payment_intents"
+    )
     yield made
     made.close()
 

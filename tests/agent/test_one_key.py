@@ -9,6 +9,7 @@ import pytest
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import Answered, CallContext, NotOffered, Unavailable, call_tool
+from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
 from kb_mcp.converse import ConverseTools
 from tests.agent.conftest import Says, StubProxy, charge, refusal
@@ -20,7 +21,7 @@ TOKEN = "vk_test_one"
 
 @pytest.fixture
 def one_key(proxy: StubProxy) -> Iterator[Billing]:
-    made = Billing(TOKEN, proxy.url)
+    made = Billing(TOKEN, NetworkLine(proxy.url))
     yield made
     made.close()
 
@@ -40,7 +41,7 @@ def test_the_tools_are_those_that_the_key_grants_when_asked(
 ) -> None:
     proxy.on(KEY, grants(*allow))
 
-    assert one_key.tools == tools
+    assert one_key.wait(one_key.offered())[0] == tools
     config = ConverseTools(billing=one_key).tool_config()
     assert {tool["toolSpec"]["name"] for tool in config["tools"]} == tools
 
@@ -65,10 +66,10 @@ def test_what_the_proxy_does_not_say_is_no_guess(
 ) -> None:
     proxy.on(KEY, grants(*BOTH), says)
 
-    assert one_key.tools
+    assert one_key.wait(one_key.offered())
 
     with pytest.raises(error):
-        assert one_key.tools
+        assert one_key.wait(one_key.offered())
 
 
 def test_a_call_is_one_request(proxy: StubProxy, one_key: Billing) -> None:
@@ -99,9 +100,9 @@ def test_a_tool_that_the_key_does_not_grant_is_none(
 
 def test_a_key_that_was_rotated_is_read_once_more(proxy: StubProxy) -> None:
     tokens = iter(["vk_test_old", "vk_test_new"])
-    one_key = Billing(lambda: next(tokens), proxy.url)
+    one_key = Billing(lambda: next(tokens), NetworkLine(proxy.url))
     proxy.on(KEY, Says(401, refusal("vault_key_expired")), grants(*BOTH))
 
-    assert one_key.tools == {"charge", "charge_status"}
+    assert one_key.wait(one_key.offered())[0] == {"charge", "charge_status"}
     assert [seen.headers["authorization"][-3:] for seen in proxy.seen] == ["old", "new"]
     one_key.close()

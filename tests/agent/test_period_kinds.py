@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from kb_mcp.agent.bearer import Known, look_up
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ToolName, select_tools
+from kb_mcp.agent.client.network import NetworkLine
+from kb_mcp.agent.doors.mcp.bearer import Known, look_up
 from kb_mcp.agent.export import arguments_schema, properties
-from kb_mcp.agent.line import finish
 from kb_mcp.converse import ConverseTools
 from kb_mcp.periods import KINDS
 from tests.agent.conftest import Says, StubProxy
@@ -37,7 +37,7 @@ def policy(**fields: Any) -> Says:
 
 @pytest.fixture
 def billing(proxy: StubProxy) -> Iterator[Billing]:
-    held = Billing("vk_test_x", proxy.url)
+    held = Billing("vk_test_x", NetworkLine(proxy.url))
     yield held
     held.close()
 
@@ -67,24 +67,22 @@ def test_the_proxy_tells_the_kinds_with_the_tools(
     proxy: StubProxy, billing: Billing, says: Says, kinds: tuple[str, ...]
 ) -> None:
     proxy.on(KEY, says)
-    assert billing.tools == {ToolName.CHARGE}
-    assert billing.period_kinds == kinds
+    assert billing.wait(billing.offered()) == (frozenset({ToolName.CHARGE}), kinds)
 
 
 def test_a_key_for_charge_alone_is_not_asked_about(proxy: StubProxy) -> None:
-    held = Billing({ToolName.CHARGE: "vk_test_x"}, proxy.url)
-    assert held.tools == {ToolName.CHARGE}
-    assert held.period_kinds == ()
+    held = Billing({ToolName.CHARGE: "vk_test_x"}, NetworkLine(proxy.url))
+    assert held.wait(held.offered()) == (frozenset({ToolName.CHARGE}), ())
     assert not proxy.seen
     held.close()
 
 
 def test_over_http_the_bearer_brings_its_kinds(proxy: StubProxy, billing: Billing) -> None:
     proxy.on(KEY, policy(period_kinds=["month"]))
-    known = finish(look_up(billing, "vk_test_y", CallContext()))
+    known = billing.wait(look_up(billing, "vk_test_y", CallContext()))
     assert isinstance(known, Known)
     asked = len(proxy.seen)
-    assert known.billing.period_kinds == ("month",)
+    assert billing.wait(known.billing.offered())[1] == ("month",)
     assert len(proxy.seen) == asked
 
 

@@ -19,6 +19,7 @@ from kb_mcp.agent.calls import (
     read_texts,
 )
 from kb_mcp.agent.catalogue import TOOLS, RefundArguments, ToolName, tools_granted
+from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.agent.results import RefundResult
 from tests.agent.conftest import AUDIT_KEY, Says, StubProxy, charge, refusal
 
@@ -42,7 +43,9 @@ def refund(**fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def billing(proxy: StubProxy) -> Iterator[Billing]:
-    made = Billing({ToolName.REFUND: KEY, ToolName.CHARGE_STATUS: AUDIT_KEY}, proxy.url)
+    made = Billing(
+        {ToolName.REFUND: KEY, ToolName.CHARGE_STATUS: AUDIT_KEY}, NetworkLine(proxy.url)
+    )
     yield made
     made.close()
 
@@ -158,7 +161,7 @@ def test_where_nothing_was_sent_the_same_call_can_be_made_again(
 
 
 def test_a_door_without_the_key_does_not_offer_it(proxy: StubProxy) -> None:
-    made = Billing({ToolName.CHARGE: KEY}, proxy.url)
+    made = Billing({ToolName.CHARGE: KEY}, NetworkLine(proxy.url))
     assert isinstance(call_tool(made, "refund", GOOD, CallContext()), NotOffered)
     assert proxy.seen == []
     made.close()

@@ -14,7 +14,8 @@ from cfnlint.api import ManualArgs, lint
 from cfnlint.decode import decode_str
 
 from deploy.bedrock.write_schemas import TEMPLATES, export, in_cloudformation
-from kb_mcp.agent.transport import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S
+from kb_mcp.agent.client.line import ANSWER_TIMEOUT_S
+from kb_mcp.agent.client.network import CONNECT_TIMEOUT_S
 from kb_mcp.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

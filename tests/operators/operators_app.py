@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 
-from kb_mcp.in_process import AsgiTransport
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.operators.app import Bench, create_admin
 from kb_mcp.operators.reports.invariants import Verifying
@@ -18,6 +17,7 @@ from kb_mcp.proxy.access.tokens import hash_token
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.serving.machine import boottime_ms, random_bytes
 from kb_mcp.wiring.stores import verifier
+from tests.asgi_transport import AsgiTransport
 from tests.in_process_proxy import InProcessProxy, Issued
 
 TOKEN = "operator-token-for-tests-0123456789"

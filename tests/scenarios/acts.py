@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
-from kb_mcp.in_process import AsgiTransport
+from kb_mcp.agent.client.in_process import InProcessLine
 from kb_mcp.operators.reports.invariants import Examination
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
@@ -36,8 +36,7 @@ def policy(**fields: Any) -> Policy:
 def billing(in_process: InProcessProxy, key: Issued) -> Billing:
     """Return the tools' billing over this proxy, as an embedded door has it."""
     keys = {ToolName.CHARGE: lambda: key.token}
-    transport = AsgiTransport(in_process.proxy.app, in_process.loop)
-    return Billing(keys, "http://127.0.0.1", transport=transport)
+    return Billing(keys, InProcessLine(in_process.proxy.app, in_process.loop))
 
 
 @contextmanager

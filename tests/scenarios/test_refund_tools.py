@@ -11,7 +11,7 @@ import pytest
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import Answered, CallContext, call_tool
 from kb_mcp.agent.catalogue import ToolName
-from kb_mcp.in_process import AsgiTransport
+from kb_mcp.agent.client.in_process import InProcessLine
 from kb_mcp.operators.actions.keys import revoke_key
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
@@ -34,8 +34,7 @@ def tools(in_process: InProcessProxy, refunds: Issued) -> Billing:
         ToolName.CHARGE_STATUS: in_process.issue("audit").token,
         ToolName.REFUND: refunds.token,
     }
-    transport = AsgiTransport(in_process.agents, in_process.loop)
-    return Billing(keys, "http://127.0.0.1", transport=transport)
+    return Billing(keys, InProcessLine(in_process.agents, in_process.loop))
 
 
 def call(billing: Billing, tool: str, **arguments: Any) -> dict[str, Any]:

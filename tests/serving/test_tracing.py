@@ -15,13 +15,13 @@ import pytest
 from typing_extensions import override
 
 from kb_mcp.environment import SettingsError
-from kb_mcp.in_process import AsgiTransport
 from kb_mcp.serving.process_setup import JsonLines, configure_logs
 from kb_mcp.serving.tracing import Span, chosen_span, no_span, span_over
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.proxy import Proxy, build_proxy
 from tests.agent.conftest import TRACE, Says, charge, serve_stub
+from tests.asgi_transport import AsgiTransport
 from tests.in_process_proxy import InProcessProxy
 from tests.months import lately
 from tests.proxy_processes import cluster

@@ -14,8 +14,8 @@ import pytest
 import uvicorn
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.doors.mcp.http import http_app
-from tests.agent.conftest import Says, StubProxy
+from kb_mcp.agent.doors.mcp.http import HttpDoor
+from tests.agent.conftest import Says, StubProxy, in_process
 
 POST = "POST /stripe/v1/charges"
 KEY = "GET /keybrake/v1/key"
@@ -36,10 +36,10 @@ def grants(*allow: str) -> Says:
 def door(proxy: StubProxy) -> Iterator[httpx.Client]:
     """Serve the door on a real socket; the client sends a good key unless told otherwise."""
     proxy.on(KEY, grants(*BOTH))
-    billing = Billing({}, proxy.url)
+    billing = Billing({}, in_process(proxy))
     numbers = itertools.count(1)
     hosts = ["mcp.example", "pinned.example:8443"]
-    app = http_app(billing, lambda: f"session-{next(numbers)}", allowed_hosts=hosts)
+    app = HttpDoor(billing, lambda: f"session-{next(numbers)}", allowed_hosts=hosts)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", lifespan="on"))
     # Listening before the server runs: a client that comes first waits instead of being refused.
     sock = socket.create_server(("127.0.0.1", 0))
@@ -52,7 +52,6 @@ def door(proxy: StubProxy) -> Iterator[httpx.Client]:
     server.should_exit = True
     thread.join()
     sock.close()
-    billing.close()
 
 
 def ask(

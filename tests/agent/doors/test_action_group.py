@@ -6,12 +6,14 @@ import json
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import Biller, CallContext, caller_of
-from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments, RefundArguments, ToolName
+from kb_mcp.agent.catalogue import Arguments, ToolName
+from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.agent.doors.bedrock import answer_action_group, is_action_group_event
-from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult
+from kb_mcp.agent.results import Result
 from tests.agent.conftest import BILLING_KEY, TRACE, Says, StubProxy, charge, refusal
 
 POST = "POST /stripe/v1/charges"
@@ -230,7 +232,7 @@ def test_an_unknown_path_is_404(billing: Billing, path: Any, method: Any) -> Non
 
 
 def test_a_tool_whose_key_is_not_held_looks_unknown(proxy: StubProxy) -> None:
-    supervisor = Billing({ToolName.CHARGE_STATUS: "vk_test_a"}, proxy.url)
+    supervisor = Billing({ToolName.CHARGE_STATUS: "vk_test_a"}, NetworkLine(proxy.url))
 
     api, body = ask(supervisor, api_event(BILL))
     function, same = ask(supervisor, function_event(BILL))
@@ -269,30 +271,18 @@ def test_a_look_up_takes_its_query(proxy: StubProxy, billing: Billing) -> None:
     assert (response["httpStatusCode"], body["found"], body["status"]) == (200, True, "succeeded")
 
 
-class Broken:
+class Broken(Billing):
     """A biller that breaks with a secret in its text."""
 
-    tools = frozenset(ToolName)
-    allow_reference = False
-    period_kinds = ()
-
-    def may_offer(self, tool: ToolName) -> bool:
-        return tool in self.tools
-
-    def charge(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
-        raise RuntimeError(f"{BILLING_KEY} {arguments} {context}")
-
-    def charge_status(
-        self, arguments: ChargeStatusArguments, context: CallContext
-    ) -> ChargeStatusResult:
-        raise RuntimeError(f"{BILLING_KEY} {arguments} {context}")
-
-    def refund(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
+    @override
+    async def run(self, arguments: Arguments, context: CallContext) -> Result:
         raise RuntimeError(f"{BILLING_KEY} {arguments} {context}")
 
 
 def test_no_secret_and_no_exception_text_is_in_a_body() -> None:
-    response, body = ask(Broken(), api_event(BILL))
+    response, body = ask(
+        Broken({ToolName.CHARGE: BILLING_KEY}, NetworkLine("http://127.0.0.1")), api_event(BILL)
+    )
 
     # Where it broke nobody knows: it may have been after the send.
     assert (response["httpStatusCode"], body["status"]) == (202, "unknown")

@@ -28,9 +28,10 @@ SERVER = """
 import sys, anyio
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
+from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.agent.doors.mcp.server import create_server
 from kb_mcp.agent.doors.mcp.stdio import serve_stdio
-billing = Billing({ToolName(name): sys.argv[2] for name in sys.argv[3:]}, sys.argv[1])
+billing = Billing({ToolName(name): sys.argv[2] for name in sys.argv[3:]}, NetworkLine(sys.argv[1]))
 # What a handler prints by accident must not reach the client.
 anyio.run(serve_stdio, create_server(lambda request: print("stray") or billing))
 """

@@ -1,9 +1,10 @@
 """MCP over streamable HTTP: who asks is settled anew on every request, before anything is read.
 
 Floor: wing A, part of the MCP door. Order: Host and Origin, the bearer's key, method, size,
-repeated names; then the SDK. A key that cannot be looked up is refused. There are no sessions: the
-id that opens one (sessions) is a label for the audit, so that any worker or host serves the next
-request.
+repeated names; then an ordinary tool call is answered (direct), and the SDK answers the rest. A key
+that cannot be looked up is refused. There are no sessions: the id that a client of the handshake
+era is given is a label for the audit, so that any worker or host serves the next request.
+Source: modelcontextprotocol.io/specification/2025-11-25/basic/transports, Session Management.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
-import anyio.to_thread
-from anyio import CapacityLimiter
 from mcp.server.transport_security import (
     RequestBodyLimitMiddleware,
     TransportSecurityMiddleware,
@@ -23,51 +22,28 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from kb_mcp.agent.bearer import Bearer, Identify, Known, look_up
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import LoopBiller, NotOffered
-from kb_mcp.agent.doors.mcp.challenges import (
+from kb_mcp.agent.calls import Biller, NotOffered, call_tool_on_loop
+from kb_mcp.agent.doors.mcp.bearer import (
+    Bearer,
+    Identify,
+    Known,
     Resource,
+    look_up,
     refuse_bearer,
     refuse_scope,
     refuse_unnamed,
 )
 from kb_mcp.agent.doors.mcp.direct import CALL, read_call, write_result
 from kb_mcp.agent.doors.mcp.messages import Json, NoMessage, read_message
-from kb_mcp.agent.doors.mcp.server import (
-    CALLS_AT_ONCE,
-    answer_call,
-    context_of,
-    context_of_call,
-    create_server,
-)
 from kb_mcp.agent.doors.mcp.server import Request as McpRequest
-from kb_mcp.agent.doors.mcp.sessions import labelled, opens_session
-from kb_mcp.agent.line import finish
+from kb_mcp.agent.doors.mcp.server import context_of, context_of_call, create_server
 
 PATH: Final = "/mcp"
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
-LOOKUPS_AT_ONCE: Final = 32
+_SESSION: Final = b"mcp-session-id"
 _FOUND: Final = "kb_mcp.bearer"
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
-
-
-def http_app(
-    billing: Billing,
-    new_session_id: Callable[[], str],
-    *,
-    allowed_hosts: Iterable[str] = (),
-    identify: Identify | None = None,
-    resource: Resource | None = None,
-) -> HttpDoor:
-    """Return the ASGI app that serves `/mcp`; `allowed_hosts` are accepted beside loopback.
-
-    `billing` is the line to the proxy; its own keys are not used: each bearer brings one.
-    `new_session_id` makes what nobody can guess, in visible ASCII. `identify` is a way to say
-    whose a bearer is that spares a tool call the request for it; without one the proxy is asked
-    over the line. `resource` is what this server is to OAuth clients.
-    """
-    return HttpDoor(billing, new_session_id, allowed_hosts, identify, resource)
 
 
 class HttpDoor:
@@ -77,19 +53,24 @@ class HttpDoor:
         self,
         billing: Billing,
         new_session_id: Callable[[], str],
-        allowed_hosts: Iterable[str],
-        identify: Identify | None,
-        resource: Resource | None,
+        *,
+        allowed_hosts: Iterable[str] = (),
+        identify: Identify | None = None,
+        resource: Resource | None = None,
     ) -> None:
-        """Serve with the line of `billing`, for `allowed_hosts` and loopback."""
+        """Serve `/mcp` for `allowed_hosts` and loopback, on the event loop of the proxy.
+
+        `billing` leads to the proxy; its own keys are not used: each bearer brings one.
+        `new_session_id` makes what nobody can guess, in visible ASCII. `identify` is a way to say
+        whose a bearer is that spares a tool call the request for it; without one the proxy is
+        asked. `resource` is what this server is to OAuth clients.
+        """
         self._billing = billing
         self._new_session_id = new_session_id
         self._identify = identify
         self._resource = resource
         security = _security(allowed_hosts)
         self._doorman = TransportSecurityMiddleware(security)
-        self._lookups = CapacityLimiter(LOOKUPS_AT_ONCE)
-        self._calls = CapacityLimiter(CALLS_AT_ONCE)
         server = create_server(_biller_of)
         self._sdk = server.streamable_http_app(
             streamable_http_path=PATH,
@@ -135,10 +116,7 @@ class HttpDoor:
 
     async def _look_up(self, request: Request, token: str) -> Response | None:
         """Ask the proxy whose `token` is: a request of its own, counted and in the audit."""
-        asked = look_up(self._billing, token, context_of(request.headers))
-        if self._billing.on_loop:
-            return self._let_in(request, await asked)
-        found = await anyio.to_thread.run_sync(finish, asked, limiter=self._lookups)
+        found = await look_up(self._billing, token, context_of(request.headers))
         return self._let_in(request, found)
 
     def _let_in(self, request: Request, found: Bearer) -> Response | None:
@@ -159,8 +137,9 @@ class HttpDoor:
         if answer is not None:
             await answer(scope, receive, send)
             return
-        if opens_session(scope["headers"], read):
-            send = labelled(send, self._new_session_id())
+        unlabelled = all(name != _SESSION for name, _ in scope["headers"])
+        if read.get("method") == "initialize" and unlabelled:
+            send = _labelled(send, self._new_session_id())
         await self._sdk(scope, _again(body, receive), send)
 
     async def _call(self, request: Request, message: Json) -> Response | None:
@@ -170,7 +149,7 @@ class HttpDoor:
             return None
         found: Known = request.scope[_FOUND]
         context = context_of_call(request.headers, call.meta, call.client)
-        answer = await answer_call(found.billing, call.name, call.arguments, context, self._calls)
+        answer = await call_tool_on_loop(found.billing, call.name, call.arguments, context)
         # Of a tool that is not offered nothing was asked yet: the SDK says so.
         return None if isinstance(answer, NotOffered) else write_result(call, answer)
 
@@ -197,7 +176,19 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _biller_of(request: McpRequest) -> LoopBiller:
+def _labelled(send: Send, session_id: str) -> Send:
+    """Return `send`, which puts `session_id` into an answer of success."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 200:
+            headers = [*message.get("headers", ()), (_SESSION, session_id.encode("ascii"))]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return sending
+
+
+def _biller_of(request: McpRequest) -> Biller:
     http = request.request
     if not isinstance(http, Request):
         raise TypeError("a request without its HTTP request has no key")

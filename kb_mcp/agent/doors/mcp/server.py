@@ -42,8 +42,8 @@ from kb_mcp.agent.calls import (
     SUBJECT,
     Answer,
     Answered,
+    Biller,
     CallContext,
-    LoopBiller,
     NotOffered,
     body_of,
     call_tool,
@@ -58,7 +58,7 @@ from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
 from kb_mcp.traces import PARENT, STATE, read_trace
 
 Request = ServerRequestContext[Any, Any]  # the SDK's own parameters: lifespan and HTTP request
-BillingFor = Callable[[Request], LoopBiller]
+BillingFor = Callable[[Request], Biller]
 """Whose keys serve this request: on stdio the environment's, over HTTP the bearer's."""
 
 # A call holds a thread while Stripe is asked; those beyond wait for one.
@@ -77,16 +77,25 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
         biller = billing_for(request)
         try:
             # One key for all tools: the proxy has to be asked what it grants.
-            names, kinds = await anyio.to_thread.run_sync(
-                lambda: (biller.tools, biller.period_kinds), limiter=limiter
-            )
+            if biller.on_loop:
+                names, kinds = await biller.offered()
+            else:
+                names, kinds = await anyio.to_thread.run_sync(
+                    lambda: biller.wait(biller.offered()), limiter=limiter
+                )
         except (ProxyUnavailableError, RateLimitedError) as error:
             raise MCPError(code=INTERNAL_ERROR, message=str(error)) from error
         return ListToolsResult(tools=[*_offered(names, biller.allow_reference, kinds)])
 
     async def call(request: Request, params: CallToolRequestParams) -> CallToolResult:
         biller, context = billing_for(request), _context(request)
-        return _result(await answer_call(biller, params.name, params.arguments, context, limiter))
+        asked = (biller, params.name, params.arguments, context)
+        if biller.on_loop:
+            # The proxy sees a send through by itself, whoever goes away.
+            return _result(await call_tool_on_loop(*asked))
+        # A thread is not cancelled with its caller, and is waited for: a disconnect, a
+        # notifications/cancelled or the end of stdin can not cut a send off from its outcome.
+        return _result(await anyio.to_thread.run_sync(call_tool, *asked, limiter=limiter))
 
     return Server(
         NAME,
@@ -102,24 +111,6 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
         get_tool_input_schema=lambda name: _input_schemas().get(name),
         # What is listed depends on the key that asks.
         cache_hints={"tools/list": CacheHint(ttl_ms=LIST_TTL_MS, scope="private")},
-    )
-
-
-async def answer_call(
-    biller: LoopBiller,
-    name: str,
-    arguments: Mapping[str, object] | None,
-    context: CallContext,
-    limiter: CapacityLimiter,
-) -> Answer:
-    """Call a tool, on this loop or on a thread of those that `limiter` allows."""
-    if biller.on_loop:
-        # The proxy sees a send through by itself, whoever goes away.
-        return await call_tool_on_loop(biller, name, arguments, context)
-    # A thread is not cancelled with its caller, and is waited for: a disconnect, a
-    # notifications/cancelled or the end of stdin can not cut a send off from its outcome.
-    return await anyio.to_thread.run_sync(
-        call_tool, biller, name, arguments, context, limiter=limiter
     )
 
 

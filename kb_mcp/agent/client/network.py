@@ -1,6 +1,6 @@
-"""How wing A reaches the proxy: where a vault key may be sent, whom to trust, and the client.
+"""The line to a proxy over the network: where a vault key may be sent, and whom to trust.
 
-Floor: wing A, at the bottom. Nothing of the environment changes where a vault key goes: no proxies,
+Floor: wing A, above line. Nothing of the environment changes where a vault key goes: no proxies,
 no .netrc, no redirects; plain http only to loopback unless it is allowed. ssl and httpx are
 imported where they are needed: a door that lists its tools has no connection yet.
 """
@@ -8,15 +8,40 @@ imported where they are needed: a door that lists its tools has no connection ye
 from __future__ import annotations
 
 import ipaddress
+import threading
+import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
+
+from typing_extensions import override
+
+from kb_mcp.agent.client.line import (
+    ANSWER_TIMEOUT_S,
+    Answer,
+    Line,
+    MaybeSentError,
+    NeverSentError,
+    Request,
+    finish,
+)
+from kb_mcp.agent.wording import UNREACHED
 
 if TYPE_CHECKING:
     import ssl
 
     import httpx
+
+T = TypeVar("T")
+CHAIN_MAX: Final = 10  # errors that each name another as their cause
+CONNECT_TIMEOUT_S: Final = 5
+MAX_CONNECTIONS: Final = 100
+_TIMEOUTS: Final = {
+    "connect": CONNECT_TIMEOUT_S,
+    **dict.fromkeys(("read", "write", "pool"), ANSWER_TIMEOUT_S),
+}
 
 
 class AddressError(ValueError):
@@ -48,9 +73,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-CHAIN_MAX: Final = 10  # errors that each name another as their cause
 
 
 class TrustError(OSError):
@@ -145,41 +167,105 @@ def _chain(error: BaseException) -> list[BaseException]:
     return found
 
 
-CONNECT_TIMEOUT_S: Final = 5
-# Above the proxy's own wait for Stripe (25 s) and for another caller (10 s).
-ANSWER_TIMEOUT_S: Final = 60
-MAX_CONNECTIONS: Final = 100
+class NetworkLine(Line):
+    """Requests over one pool of connections, from whatever thread; each blocks its own."""
+
+    def __init__(
+        self,
+        proxy_url: str,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        allow_http: bool = False,
+        trust: Trust | None = None,
+    ) -> None:
+        """Lead to `proxy_url`, or where `transport` does; opened when the first request needs it.
+
+        Raises: AddressError, when `proxy_url` would send a vault key in the clear.
+        """
+        if transport is None:
+            check_address(proxy_url, allow_http=allow_http)
+        self._url = proxy_url.rstrip("/")
+        self._trust = trust
+        self._lock = threading.Lock()
+        self._opened = transport
+
+    @override
+    async def exchange(self, request: Request) -> Answer:
+        import httpx
+
+        try:
+            pool = self._pool()
+            sent = httpx.Request(
+                request.method,
+                self._url + request.path,
+                headers=dict(request.headers),
+                content=request.body or None,
+                extensions={"timeout": _TIMEOUTS},
+            )
+        except (OSError, ValueError) as error:  # no descriptor left, no certificates
+            raise self._unreached(error) from error
+        try:
+            answer = pool.handle_request(sent)
+            try:
+                body = answer.read()
+            finally:
+                answer.close()
+        except (
+            httpx.ConnectError,
+            httpx.ConnectTimeout,
+            httpx.PoolTimeout,
+            httpx.UnsupportedProtocol,
+        ) as error:
+            raise self._unreached(error) from error  # failures that precede the first byte
+        except Exception as error:
+            # After a full wait another one helps nobody; after a broken line the proxy knows.
+            broken = isinstance(error, httpx.HTTPError)
+            again = broken and not isinstance(error, httpx.TimeoutException)
+            raise MaybeSentError(again=again) from error
+        return Answer(answer.status_code, dict(answer.headers), body)
+
+    @override
+    async def pause(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251 - on a thread that may block
+
+    @override
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return finish(work)
+
+    @override
+    def close(self) -> None:
+        with self._lock:
+            if self._opened is not None:
+                self._opened.close()
+
+    def _pool(self) -> httpx.BaseTransport:
+        with self._lock:
+            if self._opened is None:
+                self._opened = open_transport(self._url, self._trust)
+            return self._opened
+
+    def _unreached(self, error: Exception) -> NeverSentError:
+        cause, detail = why_unreached(error)
+        told = f"The proxy at {self._url} cannot be reached: {cause}: {detail}"
+        if cause == "certificate":
+            told += ". KEYBRAKE_CA_FILE, SSL_CERT_FILE or SSL_CERT_DIR name whom to trust."
+        # A certificate that is not trusted is none a moment later either.
+        again = cause != "certificate"
+        return NeverSentError(UNREACHED.format(cause=cause), told, again=again)
 
 
-def open_client(
-    proxy_url: str,
-    *,
-    transport: httpx.BaseTransport | None = None,
-    allow_http: bool = False,
-    trust: Trust | None = None,
-) -> httpx.Client:
-    """Open the client for `proxy_url`; `transport` replaces the network, for an embedded proxy.
-
-    Raises: AddressError, TrustError.
-    """
+def open_transport(proxy_url: str, trust: Trust | None = None) -> httpx.BaseTransport:
+    """Open a pool of connections to `proxy_url`, which was checked. Raises: TrustError."""
     import ssl
 
     import httpx
 
-    if transport is None:
-        check_address(proxy_url, allow_http=allow_http)
-    # Plain http never asks whom to trust, and redirects are off: loading every authority there is
-    # would be a twentieth of a cold start for nothing.
+    # Plain http never asks whom to trust: loading every authority there is would be a twentieth of
+    # a cold start for nothing.
     context = (
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if proxy_url.startswith("http://")
         else (trust or Trust()).context()
     )
-    return httpx.Client(
-        transport=transport,
-        verify=context,
-        trust_env=False,
-        follow_redirects=False,
-        timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-        limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
-    )
+    limits = httpx.Limits(max_connections=MAX_CONNECTIONS)
+    return httpx.HTTPTransport(verify=context, trust_env=False, limits=limits)

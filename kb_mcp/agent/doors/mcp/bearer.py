@@ -1,13 +1,16 @@
-"""What the MCP door answers to those whom it does not let in, and what it says of itself.
+"""Whose vault key a bearer token is, and what is answered to those who are not let in.
 
-Floor: wing A, part of the MCP door over HTTP. Pure.
+Floor: wing A, part of the MCP door over HTTP. The proxy is asked anew on every request, and nothing
+is cached: a key that is revoked is refused on the next one. What cannot be looked up is refused.
 Source: RFC 6750, 3 (challenges), RFC 9728 (metadata of a protected resource),
 modelcontextprotocol.io/specification (2026-07-28), Authorization.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -15,11 +18,79 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Scope
 
 from kb_mcp.agent import wording
-from kb_mcp.agent.bearer import Denied, LookupFailed, NotAKey
-from kb_mcp.agent.catalogue import TOOLS
+from kb_mcp.agent.billing import Billing, grants
+from kb_mcp.agent.calls import CallContext
+from kb_mcp.agent.catalogue import TOOLS, ToolName
+from kb_mcp.agent.client.line import Lost
+from kb_mcp.agent.outcomes import ProxyUnavailableError
 
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 SCOPES: Final = tuple(str(name) for name in TOOLS)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A key that is good now; `billing` holds it for the tools that it grants.
+
+    `beyond` are tools that it would grant, were they not beyond the scopes of a token.
+    """
+
+    billing: Billing
+    beyond: frozenset[ToolName] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class NotAKey:
+    """Unknown, expired or revoked; `message` says which."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """A genuine token that gives no vault key, with the proxy's code and its words."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LookupFailed:
+    """Nobody can say now; `status` is the HTTP status that says so."""
+
+    status: int
+
+
+Bearer = Known | NotAKey | Denied | LookupFailed
+Identify = Callable[[str], Awaitable[Bearer]]
+"""Says whose a bearer token is, without a request to the proxy and without its audit row."""
+
+
+def refused_bearer(status: int, code: str | None, message: str | None) -> Bearer:
+    """Return what a refusal of the proxy says of a bearer."""
+    if status == HTTPStatus.UNAUTHORIZED:
+        return NotAKey(message or "The vault key is not accepted.")
+    if status == HTTPStatus.FORBIDDEN:
+        return Denied(code or "vault_key_not_authorized", message or "The token is not let in.")
+    limited = status == HTTPStatus.TOO_MANY_REQUESTS
+    return LookupFailed(status if limited else HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+async def look_up(billing: Billing, token: str, context: CallContext) -> Bearer:
+    """Ask the proxy of `billing` what `token` may do. Never raises for what the proxy answers."""
+    try:
+        reply = await billing.line.describe_key(token, context.headers())
+    except ProxyUnavailableError:
+        return LookupFailed(503)
+    if isinstance(reply, Lost):
+        return LookupFailed(503)
+    if reply.status in {401, 403}:
+        return refused_bearer(reply.status, reply.text("code"), reply.text("message"))
+    granted = grants(reply, billing.charge_api)
+    if granted is None:
+        return refused_bearer(reply.status, None, None)
+    tools, kinds = granted
+    return Known(billing.with_keys(dict.fromkeys(tools, token), kinds))
 
 
 @dataclass(frozen=True, slots=True)

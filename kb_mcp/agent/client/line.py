@@ -1,0 +1,295 @@
+"""A line to the proxy: what billing asks of it, when it is asked again, and what came back.
+
+Floor: wing A, above outcomes; below billing. A line sends what the Stripe SDK would send, form and
+headers, and asks again where it would; where it leads is another module's matter: over the network
+(network), or into a proxy of this process (in_process).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import quote, quote_plus
+
+from kb_mcp.agent.outcomes import ProxyUnavailableError, Reply, as_map, says_nothing_sent
+
+if TYPE_CHECKING:
+    from kb_mcp.agent.catalogue import ChargeArguments
+
+T = TypeVar("T")
+Headers = Mapping[str, str]
+
+# The version of Stripe's API whose objects outcomes and status read: that of the Stripe SDK which
+# the tests run beside. Without one, an account's own default version would decide.
+STRIPE_VERSION: Final = "2026-10-28.endive"
+# Above the proxy's own wait for Stripe (25 s) and for another caller (10 s).
+ANSWER_TIMEOUT_S: Final = 60
+# The proxy collapses repeats of one key into one send, so a retry cannot charge twice; and it
+# answers Stripe-Should-Retry: false wherever a repeat would not help. Two retries carry a call
+# over a broken line and over a proxy that is being replaced.
+RETRIES_AFTER_S: Final = (0.5, 1.0)
+_FORM: Final = "application/x-www-form-urlencoded"
+_UNQUOTED: Final = re.compile(r"[A-Za-z0-9_.\-~]*")  # what quote_plus leaves as it is
+_quoted = lru_cache(maxsize=256)(quote_plus)  # for names: they are the same in every call
+_AGAIN: Final = {"true": True, "false": False}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The request may have been sent, and no answer can be read. `livemode`: of the key."""
+
+    livemode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NoCard:
+    """The customer has no payment method that could be meant. `livemode`: of the key."""
+
+    livemode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request to the proxy; `path` begins with a slash and holds the query too."""
+
+    method: str
+    path: str
+    headers: Headers
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back, as it came; header names in lower case."""
+
+    status: int
+    headers: Headers = field(default_factory=dict)
+    body: bytes = b""
+
+
+class NeverSentError(ProxyUnavailableError):
+    """No byte of the request left; `detail` is for an operator, `again` where it may help."""
+
+    def __init__(self, message: str, detail: str, *, again: bool) -> None:
+        """Say it in words for a model, and for the log."""
+        super().__init__(message)
+        self.detail = detail
+        self.again = again
+
+
+class MaybeSentError(Exception):
+    """The request may have arrived, and no answer came; `again`: asking once more may help."""
+
+    def __init__(self, *, again: bool) -> None:
+        """Say whether the proxy may know more a moment later."""
+        super().__init__()
+        self.again = again
+
+
+class Line(ABC):
+    """Requests to one proxy. Every request takes the vault key to use.
+
+    Every request raises ProxyUnavailableError when nothing was sent. `livemode` is the mode of the
+    keys, where it is known.
+    """
+
+    livemode: bool | None = None
+
+    @property
+    def on_loop(self) -> bool:
+        """Whether the coroutines are awaited on the running event loop; else `wait` runs them."""
+        return False
+
+    @abstractmethod
+    async def exchange(self, request: Request) -> Answer:
+        """Send one request, once. Raises: NeverSentError, MaybeSentError."""
+
+    @abstractmethod
+    async def pause(self, seconds: float) -> None:
+        """Wait before the next try."""
+
+    @abstractmethod
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run what asks this line from a thread that may block. Raises: what `work` raises."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connections."""
+
+    def is_live(self, token: str) -> bool:
+        """Say whether real money is concerned: `livemode` where it is known, else by the token."""
+        return is_live(token) if self.livemode is None else self.livemode
+
+    async def create(
+        self, token: str, resource: str, params: Mapping[str, Any], key: str, headers: Headers
+    ) -> Reply | Lost:
+        """Create an object at Stripe (`charges`, `refunds`) under the idempotency key `key`."""
+        sent = {**headers, "Stripe-Version": STRIPE_VERSION, "Idempotency-Key": key}
+        return await self._ask(token, "POST", f"/stripe/v1/{resource}", sent, _form(params))
+
+    async def retrieve(
+        self, token: str, resource: str, object_id: str, headers: Headers, *, part: str = ""
+    ) -> Reply | Lost:
+        """Read one object, or the `part` of it, a path with its query."""
+        path = f"/stripe/v1/{resource}/{quote(object_id, safe='')}{part}"
+        return await self._ask(token, "GET", path, {**headers, "Stripe-Version": STRIPE_VERSION})
+
+    async def operations(
+        self, token: str, wanted: Mapping[str, str], headers: Headers
+    ) -> Reply | Lost:
+        """Ask the ledger for operations, newest first, under `data`. One try."""
+        query = _form(wanted).decode("ascii")
+        return await self._ask(token, "GET", f"/keybrake/v1/operations?{query}", headers, pauses=())
+
+    async def describe_key(self, token: str, headers: Headers) -> Reply | Lost:
+        """Ask what the vault key itself may do. One try."""
+        return await self._ask(token, "GET", "/keybrake/v1/key", headers, pauses=())
+
+    async def default_payment_method(
+        self, token: str, customer_id: str, headers: Headers
+    ) -> str | Reply | Lost | NoCard:
+        """Find what to charge: the customer's default, else the only payment method there is.
+
+        With several and no default, choosing would be guessing, so there is none.
+        """
+        customer = await self.retrieve(token, "customers", customer_id, headers)
+        if isinstance(customer, Lost) or customer.is_error:
+            return customer
+        default = as_map(customer.fields.get("invoice_settings")).get("default_payment_method")
+        if isinstance(default, str) and default:
+            return default
+        part = "/payment_methods?limit=2"
+        methods = await self.retrieve(token, "customers", customer_id, headers, part=part)
+        if isinstance(methods, Lost) or methods.is_error:
+            return methods
+        found = methods.fields.get("data")
+        if isinstance(found, list) and len(found) == 1:
+            only = as_map(found[0]).get("id")
+            if isinstance(only, str):
+                return only
+        return NoCard(self.is_live(token))
+
+    async def _ask(
+        self,
+        token: str,
+        method: str,
+        path: str,
+        headers: Headers,
+        body: bytes = b"",
+        *,
+        pauses: tuple[float, ...] = RETRIES_AFTER_S,
+    ) -> Reply | Lost:
+        """Ask until there is an answer that is one, or the tries are used up."""
+        sent = {"Authorization": f"Bearer {token}", **headers}
+        request = Request(method, path, {**sent, "Content-Type": _FORM} if body else sent, body)
+        reply: Reply | Lost | None = None
+        doubtful = False
+        for pause in (*pauses, None):
+            try:
+                answer = await self.exchange(request)
+                again = _is_to_repeat(answer)
+                reply = self._read(answer, token, doubtful=doubtful)
+                doubtful = doubtful or (answer.status >= 500 and not says_nothing_sent(reply))
+            except MaybeSentError as error:
+                again, doubtful, reply = error.again, True, Lost(self.is_live(token))
+            except NeverSentError as error:
+                # What an earlier try was told, or was not, still stands.
+                again = error.again
+                if reply is None and (pause is None or not again):
+                    logger.error("%s", error.detail)  # noqa: TRY400 - no frames, no keys
+                    raise
+            if pause is None or not again:
+                break
+            await self.pause(pause)
+        return Lost(self.is_live(token)) if reply is None else reply
+
+    def _read(self, answer: Answer, token: str, *, doubtful: bool) -> Reply | Lost:
+        failed = not 200 <= answer.status < 300
+        try:
+            document = as_map(json.loads(answer.body))
+        except (ValueError, RecursionError):
+            return Lost(self.is_live(token))
+        if failed and not as_map(document.get("error")):
+            return Lost(self.is_live(token))  # an answer, but none of the proxy's or Stripe's
+        return Reply(
+            status=answer.status,
+            fields=as_map(document.get("error")) if failed else document,
+            headers=answer.headers,
+            is_error=failed,
+            doubtful=doubtful,
+            livemode=self.is_live(token),
+        )
+
+
+def is_live(token: str) -> bool:
+    """Say whether the token may be one for real money: only a test key says that it is not."""
+    return not token.startswith("vk_test_")
+
+
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that waits for nothing to its end, here and now."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    work.close()
+    raise RuntimeError("this line is asked on an event loop")
+
+
+def _is_to_repeat(answer: Answer) -> bool:
+    """Say whether the Stripe SDK would ask again: its `_should_retry`, for answers."""
+    told = _AGAIN.get(answer.headers.get("stripe-should-retry", ""))
+    return answer.status == 409 or answer.status >= 500 if told is None else told
+
+
+def _form(params: Mapping[str, Any]) -> bytes:
+    return "&".join(
+        f"{_quoted(name)}={value if _UNQUOTED.fullmatch(value) else quote_plus(value)}"
+        for name, value in _pairs(params)
+    ).encode("ascii")
+
+
+def _pairs(params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield parameters as Stripe's form has them: `metadata[name]`, true and false."""
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}[{inner}]", text) for inner, text in _pairs(value))
+        else:
+            yield name, str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def charge_params(
+    arguments: ChargeArguments,
+) -> dict[str, Any]:  # Stripe's parameters: JSON by name
+    """Return what Stripe takes for a charge."""
+    metadata = {"billing_period": arguments.billing_period}
+    if arguments.reference is not None:
+        metadata["reference"] = arguments.reference
+    return {
+        "amount": arguments.amount_cents,
+        "currency": arguments.currency,
+        "customer": arguments.customer_id,
+        "description": arguments.description or f"Subscription {arguments.billing_period}",
+        "metadata": metadata,
+    }
+
+
+def off_session(payment_method: str) -> dict[str, Any]:  # as above
+    """Return what Stripe takes besides for a payment intent that is confirmed at once."""
+    # docs.stripe.com/payments/save-and-reuse, "Charge the saved payment method later": nobody is
+    # there to be redirected or to confirm, so either is an error at once.
+    return {
+        "payment_method": payment_method,
+        "off_session": True,
+        "confirm": True,
+        "error_on_requires_action": True,
+    }
