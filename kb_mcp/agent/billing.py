@@ -227,7 +227,8 @@ class Billing:
         if operation is None:
             return not_found()
         charge_id = operation.get("charge_id")
-        if isinstance(charge_id, str) and operation.get("state") == "succeeded":
+        if isinstance(charge_id, str) and operation.get("state") in {"succeeded", "failed"}:
+            # A declined intent, too: the customer may have paid it since.
             try:
                 shown: ChargeStatusResult | None = await self._status_of(charge_id, context)
             except (ProxyUnavailableError, RateLimitedError):

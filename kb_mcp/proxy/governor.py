@@ -43,7 +43,7 @@ from kb_mcp.proxy.rules.follow_ups import CANCEL
 from kb_mcp.proxy.rules.operation_names import tally_of
 from kb_mcp.proxy.rules.outcomes.conclude import conclude
 from kb_mcp.proxy.stripe.endpoints import Route
-from kb_mcp.proxy.stripe.evidence import Ending, Made, Nothing, Proof, prove
+from kb_mcp.proxy.stripe.evidence import CANCELED, Ending, Made, Nothing, Proof, prove
 from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.messages import (
     SEND_WITHIN_MS,
@@ -217,8 +217,9 @@ class Governor:
             return NotSent("identity_not_granted")
         if found[1].frozen_at is not None and not go.attempt.path.endswith(CANCEL):
             return NotSent("vault_key_frozen")
-        if not await self.abandoned.cancelled(go, deadline_ms):
-            return NotSent("earlier_intent_open")
+        open_or_paid = await self.abandoned.remaining(go, deadline_ms)
+        if open_or_paid is not None:
+            return open_or_paid
         attempt = go.attempt
         request = UpstreamRequest(
             method=go.operation.route.split(" ")[0],
@@ -354,33 +355,30 @@ class AbandonedIntents:
     """What failed attempts left at Stripe, cancelled through `upstream` before there is another.
 
     A PaymentIntent that failed can still be confirmed by whoever holds its secret; a new attempt
-    beside it could charge twice. Cancelling moves no money, and has a key of its own, so that it
-    happens once.
+    beside it could charge twice. Cancelling moves no money.
     """
 
     upstream: Upstream
 
-    async def cancelled(self, go: Proceed, deadline_ms: int) -> bool:
-        """Say whether nothing of earlier attempts can still charge; cancel what could."""
-        earlier = go.operation.object_id
-        if go.operation.route != INTENTS or earlier is None or go.attempt.sends > 1:
-            return True
-        if go.operation.continued_by(go.attempt):
-            return True
-        return await self.cancel(earlier, deadline_ms)
+    async def remaining(self, go: Proceed, deadline_ms: int) -> Answered | NotSent | None:
+        """Cancel what earlier attempts left; return why nothing is sent, or None.
 
-    async def cancel(self, intent: str, deadline_ms: int) -> bool:
-        """Cancel `intent`; say whether Stripe says that it is canceled."""
+        That is the earlier intent where it was paid meanwhile, whoever confirmed it.
+        """
+        intent = go.operation.object_id
+        if go.operation.route != INTENTS or intent is None or go.operation.continued_by(go.attempt):
+            return None
         path = f"/v1/payment_intents/{intent}"
-        request = UpstreamRequest(
-            "POST", f"{path}/cancel", b"", idempotency_key=f"keybrake-cancel-{intent}"
-        )
-        answer = await self.upstream.send(request, deadline_ms=deadline_ms)
-        if _status(answer) == "canceled":
-            return True
+        # Without a key: an error that Stripe kept under one would stand for a day.
+        request = UpstreamRequest("POST", f"{path}/cancel", b"")
+        if _status(await self.upstream.send(request, deadline_ms=deadline_ms)) == CANCELED:
+            return None
         read = UpstreamRequest("GET", path)
         # It may have been canceled before, by somebody else: then Stripe refuses to do it again.
-        return _status(await self.upstream.send(read, deadline_ms=deadline_ms)) == "canceled"
+        answer = await self.upstream.send(read, deadline_ms=deadline_ms)
+        if isinstance(answer, Answered) and _status(answer) == "succeeded":
+            return answer
+        return None if _status(answer) == CANCELED else NotSent("earlier_intent_open")
 
 
 def _status(answer: object) -> str | None:

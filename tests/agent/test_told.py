@@ -164,3 +164,12 @@ def test_a_charge_that_nobody_knows_is_not_found_and_an_error_stays_an_error(
     proxy.on(GET, UNREADABLE[3])
     with pytest.raises(ProxyUnavailableError):
         billing.charge_status(BY_ID, NOBODY)
+
+
+def test_a_declined_intent_that_the_customer_paid_since_is_told_as_paid(
+    proxy: StubProxy, billing: Billing
+) -> None:
+    failed = {"state": "failed", "final": True, "charge_id": "pi_1", "amount": 2900}
+    proxy.on(OPERATIONS, Says(200, {"data": [{**failed, "currency": "usd"}]}))
+    proxy.on("GET /stripe/v1/payment_intents/pi_1", Says(200, intent("succeeded")))
+    assert billing.charge_status(BY_BILL, NOBODY).status == "succeeded"

@@ -105,3 +105,48 @@ def test_a_customers_new_card_does_not_make_another_bill_of_a_replay(tmp_path: P
         chosen = intend(in_process, key, payment_method="pm_card_mastercard")
         assert error_of(chosen) == "period_already_charged"
         assert len(intents(in_process)) == 1
+
+
+def test_a_declined_intent_that_was_paid_elsewhere_is_the_bill_and_no_other_is_made(
+    tmp_path: Path,
+) -> None:
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue("billing-payment-intents")
+        declined = {"payment_method": "pm_card_chargeDeclined"}
+        assert intend(in_process, key, **declined).status_code == 402
+        [made] = intents(in_process)
+        headers = {"Authorization": "Bearer rk_test_sandbox"}
+        path = f"{INTENTS}/{made['id']}/confirm"
+        paid = in_process.stripe.post(
+            path, data={"payment_method": "pm_card_visa"}, headers=headers
+        ).json()
+        assert paid["status"] == "succeeded", paid
+        in_process.turn_clock(16 * 60)
+        answers = [intend(in_process, key, **declined) for _ in range(3)]
+        assert [each.json().get("id") for each in answers] == [made["id"]] * 3
+        assert len(intents(in_process)) == 1
+        operation = in_process.operations()[0]
+        assert (operation.state.value, operation.held, operation.overshoot) == (
+            "succeeded",
+            2900,
+            False,
+        )
+
+
+def test_no_intent_is_made_while_a_declined_one_cannot_be_cancelled(tmp_path: Path) -> None:
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue("billing-payment-intents")
+        assert intend(in_process, key, customer="cus_Declined").status_code == 402
+        [made] = intents(in_process)
+        in_process.turn_clock(16 * 60)
+        in_process.fault("500_before", match=f"POST {INTENTS}/{made['id']}/cancel", times=2)
+        for _ in range(2):
+            assert error_of(intend(in_process, key, customer="cus_Declined")) == (
+                "upstream_unreachable"
+            )
+        assert [each["status"] for each in intents(in_process)] == ["requires_payment_method"]
+        assert intend(in_process, key, customer="cus_Declined").status_code == 402
+        assert sorted(each["status"] for each in intents(in_process)) == [
+            "canceled",
+            "requires_payment_method",
+        ]

@@ -57,6 +57,11 @@ def conclude(snapshot: Snapshot, ending: Ending) -> tuple[Operation, Changes]:
     operation = snapshot.operations[ending.operation_id]
     attempt = snapshot.attempts[ending.operation_id, ending.attempt]
     proof = ending.proof
+    if isinstance(proof, Made) and (earlier := _paid_meanwhile(snapshot, attempt, proof)):
+        # It was declined and paid elsewhere since, so that nothing was sent for this attempt.
+        unsent = replace(attempt, outcome=AttemptOutcome.NOT_SENT, open_sends=0)
+        changes = _made(snapshot, operation, earlier, proof)
+        return _told(operation, replace(changes, attempts=(*changes.attempts, unsent)), ending)
     if operation.continued_by(attempt) and not (
         isinstance(proof, Made) and proof.verdict == "done"
     ):
@@ -132,6 +137,18 @@ def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Mad
         windows=_counted(snapshot, operation, taken, final=final, held=held, late=late),
         lineages=() if why is None else (freeze(snapshot, operation, why),),
     )
+
+
+def _paid_meanwhile(snapshot: Snapshot, attempt: Attempt, proof: Made) -> Attempt | None:
+    """Return the declined attempt before `attempt` whose object `proof` shows as paid, or None."""
+    before = (
+        each
+        for number in range(1, attempt.number)
+        if (each := snapshot.attempts.get((attempt.operation_id, number))) is not None
+    )
+    declined = (each for each in before if each.outcome is AttemptOutcome.DECLINED)
+    same = (each for each in declined if each.object_id == proof.object_id)
+    return next(same, None) if proof.verdict == "done" else None
 
 
 def _payment_of(snapshot: Snapshot, attempt: Attempt, proof: Made) -> str | None:
