@@ -209,7 +209,7 @@ def grant_remove(*, grant_id: str, as_json: bool) -> None:
 
 APPROVAL_COLUMNS = ("id", "state", "endpoint", "customer_id", "billing_period", "reference",
                     "charge_id", "invoice_id", "amount", "currency", "payment_method", "key_id",
-                    "expires_at")  # fmt: skip
+                    "expires_at", "blocked_by")  # fmt: skip
 
 
 @click.group()
@@ -231,11 +231,7 @@ def approval_list(*, state: str | None, as_json: bool) -> None:
     """
 
     async def work(opened: OpenStore) -> list[dict[str, Any]]:
-        from kb_mcp.operators.reports.views import approval_record
-
-        now = opened.now()
-        found = [approval_record(each, now) for each in await opened.store.records.approvals()]
-        return [record for record in found if state in {None, record["state"]}]
+        return await opened.views.approvals(state=state)
 
     print_list(
         with_store(work), APPROVAL_COLUMNS, as_json=as_json, empty="Nothing waits for approval."
@@ -253,7 +249,10 @@ def approve(*, approval_id: str, as_json: bool) -> None:
     record = _decide(approval_id, "approved")
     print_record(record, as_json=as_json)
     if not as_json:
-        click.echo(f"\nThe agent's next identical call goes through, until {record['expires_at']}.")
+        then = f"goes through if its caps allow it, until {record['expires_at']}"
+        if record["blocked_by"]:
+            then = f"is refused as things are: {record['blocked_by']}"
+        click.echo(f"\nThe agent's next identical call {then}.")
 
 
 @approvals.command()
@@ -270,7 +269,6 @@ def deny(*, approval_id: str, as_json: bool) -> None:
 def _decide(approval_id: str, verdict: Literal["approved", "denied"]) -> dict[str, Any]:
     async def work(opened: OpenStore) -> dict[str, Any]:
         from kb_mcp.operators.actions.approvals import NotDecided, decide_approval
-        from kb_mcp.operators.reports.views import approval_record
 
         outcome = await decide_approval(opened.store.ledger, approval_id, verdict, OPERATOR)
         if isinstance(outcome, NotDecided):
@@ -279,6 +277,7 @@ def _decide(approval_id: str, verdict: Literal["approved", "denied"]) -> dict[st
                 raise Failure(f"there is no approval {approval_id}", hint)
             by = f" by {outcome.decided_by}" if outcome.decided_by else ""
             raise Failure(f"approval {approval_id} is {outcome.why} already{by}")
-        return approval_record(outcome.approval, opened.now())
+        (record,) = await opened.views.approvals(approval_id=approval_id)
+        return record
 
     return with_store(work)

@@ -278,7 +278,7 @@ class Pages:
             operation=found,
             approvals=[each for each in asked if each["state"] == "pending"],
             refunds=refunds,
-            story=tell(found, trail, labels, approvals=asked, refunds=refunds),
+            story=tell(found, trail, labels, refunds=refunds),
             cut=len(trail) == TIMELINE_MAX,
             trail=trail,
             labels=labels,

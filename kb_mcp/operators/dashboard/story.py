@@ -51,13 +51,11 @@ def tell(
     trail: Sequence[Record],
     labels: Mapping[str, str],
     *,
-    approvals: Sequence[Record] = (),
     refunds: Sequence[Record] = (),
 ) -> list[Sentence]:
     """Return the story that the audit rows in `trail`, oldest first, tell of `operation`.
 
-    `labels` are what people call keys, by id; `approvals` are those that were asked for, `refunds`
-    the operations that gave it back.
+    `labels` are what people call keys, by id; `refunds` the operations that gave it back.
     """
     joined = {row["request_id"] for row in trail if row["decision"] == "replay"}
     # Who waited is told with the answer that it got.
@@ -69,15 +67,8 @@ def tell(
         story.append(_sentence(operation, same, labels, again=bool(story), made=made))
         if same[-1]["kind"] in {"outcome", "recovery"}:
             made = same[-1]["decision"] == "succeeded"
-    story += [_held(each, labels) for each in approvals]
     story += [_given_back(each, labels) for each in refunds]
     return sorted(story, key=lambda each: each.time)
-
-
-def _held(approval: Record, labels: Mapping[str, str]) -> Sentence:
-    key = labels.get(approval["key_id"], approval["key_id"])
-    text = f"{_of(approval)} need an operator's approval, asked for with key {key}."
-    return Sentence(approval["created_at"], text, "wait")
 
 
 def _given_back(refund: Record, labels: Mapping[str, str]) -> Sentence:

@@ -11,6 +11,7 @@ from datetime import date
 from itertools import islice
 
 from kb_mcp.instants import day_of, rfc3339
+from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.tokens import Mode
 from kb_mcp.proxy.audit.verification import FIELDS
@@ -228,22 +229,31 @@ class Views:
 
     async def approvals(
         self,
-        limit: int,
+        limit: int | None = None,
         state: str | None = None,
         approval_id: str | None = None,
         operation_id: str | None = None,
     ) -> list[Record]:
-        """Return approvals with the requests they are about, newest first."""
+        """Return approvals with the requests they are about, newest first.
+
+        `blocked_by` says why the key could not use the approval as things are, or is None.
+        """
         now = self.now_ms()
         records = (approval_record(each, now) for each in await self.records.approvals())
-        found = (
+        matching = (
             record
             for record in records
             if state in {None, record["state"]}
             and approval_id in {None, record["id"]}
             and operation_id in {None, record["operation_id"]}
         )
-        return list(islice(found, limit))
+        found = list(islice(matching, limit))
+        asking = {each["key_id"] for each in found if each["state"] in {"pending", "approved"}}
+        keys = {key.id: (key, of) for key, of in await self.records.keys_by_id(sorted(asking))}
+        for each in found:
+            asker = keys.get(each["key_id"])
+            each["blocked_by"] = None if asker is None else _blocked_by(each, *asker, now)
+        return found
 
     async def _operation(self, operation_id: str) -> tuple[Operation, list[Attempt]]:
         found = await self.records.operations(operation_id=operation_id, limit=1)
@@ -308,6 +318,20 @@ class Fullest:
             )
             for each in await records.spend_of_keys(self.keys, *starts, now)
         }
+
+
+def _blocked_by(approval: Record, key: VaultKey, lineage: Lineage, now: int) -> str | None:
+    """Say why `key` could not use its `approval` as things are, or None."""
+    status = key_status(_key(key, lineage), rfc3339(now))
+    if status != "active" and key.rotated_to is None:
+        return f"its key is {status}"
+    policy, refund = policy_of(key.policy), approval["charge_id"] is not None
+    caps = policy.refund_caps.per_refund if refund else policy.caps.per_charge
+    cap = caps.get(approval["currency"])
+    if cap is None or approval["amount"] <= cap:
+        return None
+    shown = format_money(Money(cap, approval["currency"]))
+    return f"it is above the key's cap per {'refund' if refund else 'charge'}, {shown}"
 
 
 def key_status(key: Record, now: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from kb_mcp.cli import main
+from kb_mcp.proxy.access.policy import CapRules
+from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.rules.gates import APPROVAL_LASTS_MS, OUTSTANDING_MAX
 from tests.in_process_proxy import InProcessProxy, error_of
 from tests.operators.operators_app import OperatorsApp, asking_above
@@ -195,5 +198,19 @@ def test_an_approval_is_no_help_to_a_revoked_key(operators_app: OperatorsApp) ->
     operators_app.in_process.charge(key, period="2026-11")
     by_api(operators_app, asked(operators_app), "approve")
     operators_app.api("POST", f"/keys/{key.id}/revoke", json={"reason": "ran away"})
+    (told,) = operators_app.api("GET", "/approvals").json()["data"]
+    assert told["blocked_by"] == "its key is revoked"
     assert error_of(operators_app.in_process.charge(key, period="2026-11")) == "vault_key_revoked"
     assert operators_app.in_process.charges() == []
+
+
+def test_an_operator_sees_that_a_cap_would_still_refuse(operators_app: OperatorsApp) -> None:
+    policy = built_in("billing").model_copy(
+        update={"approval_above": {"usd": 1000}, "caps": CapRules(per_charge={"usd": 2000})}
+    )
+    key = operators_app.in_process.issue(policy)
+    operators_app.in_process.charge(key, period="2026-11")
+    operators_app.log_in()
+    (told,) = operators_app.api("GET", "/approvals").json()["data"]
+    assert told["blocked_by"] == "it is above the key's cap per charge, 20.00 USD"
+    assert f"{told['blocked_by']}." in html.unescape(operators_app.browser.get("/approvals").text)

@@ -93,7 +93,9 @@ def test_an_approval_and_a_refund_are_part_of_the_story(operators_app: Operators
     charge = in_process.charge(key, period="2026-11").json()["id"]
     assert in_process.refund(labelled(operators_app, "refunds"), charge, amount=900).is_success
     texts = [text for _, text in story(operators_app, approval["operation_id"])]
-    assert texts[0] == f"29.00 USD need an operator's approval, asked for with key {key.id}."
+    assert texts[0] == (
+        f"Asked for by key {key.id}: 29.00 USD need an operator's approval. Nothing was sent."
+    )
     assert texts[1].startswith(f"mira approved it ({approval['id']}")
     assert "29.00 USD were reserved and sent to Stripe (attempt 1)." in texts[2]
     assert texts[3] == f"Stripe answered with 200: charge {charge} was made."
