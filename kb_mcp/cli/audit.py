@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kb_mcp.cli.opening import OPERATOR, OpenStore, codes, key_ids, with_store
+from kb_mcp.cli.opening import OpenStore, codes, key_ids, with_store
 from kb_mcp.cli.output import (
     Advance,
     CountedAudit,
@@ -23,11 +23,13 @@ from kb_mcp.cli.output import (
     counted,
     found_something,
     json_option,
+    print_done,
     print_json,
     print_list,
     progress,
     say_failure,
 )
+from kb_mcp.instants import rfc3339
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.audit.chain import Head
@@ -89,17 +91,16 @@ def tail(*, as_json: bool) -> None:
     """
 
     async def work(opened: OpenStore) -> None:
-        records = opened.store.records
-        last = 0
-        first = list(records.audit(limit=TAIL_FIRST, newest_first=True))
-        for row in reversed(first):
-            last = row["row"]
-            _print_row(row, as_json=as_json)
+        records, last = opened.store.records, 0
+        rows: Iterator[dict[str, Any]] = reversed(
+            list(records.audit(limit=TAIL_FIRST, newest_first=True))
+        )
         while True:
-            for row in records.audit(after_row=last):
+            for row in rows:
                 last = row["row"]
                 _print_row(row, as_json=as_json)
             await asyncio.sleep(TAIL_EVERY_S)
+            rows = records.audit(after_row=last)
 
     with_store(work)
 
@@ -171,7 +172,6 @@ def archive(*, before: str, file: Path, as_json: bool) -> None:
     """
 
     async def work(opened: OpenStore) -> dict[str, Any]:
-        from kb_mcp.instants import rfc3339
         from kb_mcp.proxy.audit.verification import segment_end
 
         outcome, heads = verified(opened, shown=not as_json)
@@ -189,22 +189,16 @@ def archive(*, before: str, file: Path, as_json: bool) -> None:
         with progress("Archiving", shown=not as_json) as advance:
             written = _write_segments(opened, ends, file, advance) if ends else 0
         if written:
-            await _note_archive(opened, written, file)
+            await opened.note("archive", f"{written} rows to {file.name}")
             opened.store_admin.drop_segments(ends)
         return {"rows": written, "chains": len(ends), "file": str(file) if written else None}
 
-    result = with_store(work)
-    if as_json:
-        print_json(result)
-    elif result["rows"]:
-        click.echo(f"Moved {result['rows']} rows of {result['chains']} chains to {file}.")
-    else:
-        click.echo("Nothing is that old.")
+    done = with_store(work)
+    moved = f"Moved {done['rows']} rows of {done['chains']} chains to {file}."
+    print_done(done, moved if done["rows"] else "Nothing is that old.", as_json=as_json)
 
 
 def _between(opened: OpenStore, since: str | None, until: str | None) -> dict[str, Any]:
-    from kb_mcp.instants import rfc3339
-
     given = {"since": since, "until": until}
     return {name: rfc3339(opened.past_ms(text)) for name, text in given.items() if text is not None}
 
@@ -257,16 +251,6 @@ def _segments(opened: OpenStore, ends: Mapping[str, Head]) -> Iterator[dict[str,
             if row["seq"] > end.seq:
                 break
             yield row
-
-
-async def _note_archive(opened: OpenStore, rows: int, file: Path) -> None:
-    from kb_mcp.operators.actions.operations import note
-    from kb_mcp.proxy.ledger.records import AuditDraft
-
-    row = AuditDraft(
-        kind="admin", decision="archive", agent_id=OPERATOR, note=f"{rows} rows to {file.name}"
-    )
-    await note(opened.store.ledger, row)
 
 
 def _print_row(row: dict[str, Any], *, as_json: bool) -> None:

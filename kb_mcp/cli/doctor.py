@@ -6,18 +6,19 @@ Floor: the commands. A check that cannot be made is a check that failed, and say
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from kb_mcp.cli.opening import OpenProxy, on_proxy
 from kb_mcp.cli.output import failure_of, found_something, json_option, print_json
+from kb_mcp.instants import day_of
+from kb_mcp.settings import load_settings
 
 EXPIRES_SOON_MS = 7 * 86_400_000
 READS_AGAIN = 3
-VIOLATIONS_SHOWN = 5
-OBJECTS_SHOWN = 5
+SHOWN = 5
 Check = dict[str, Any]
 
 
@@ -45,42 +46,29 @@ def doctor(*, as_json: bool) -> None:
 
 
 def _examine() -> list[Check]:
-    from kb_mcp.settings import load_settings
-
     try:
         settings = load_settings()
     except ValueError as error:
-        return [_check("settings", ok=False, detail=str(error))]
-    shown = f"upstream {settings.upstream_mode}"
-    checks = [_check("settings", ok=True, detail=shown)]
+        return [_check("settings", str(error), ok=False)]
+    checks = [_check("settings", f"upstream {settings.upstream_mode}")]
     try:
         return checks + asyncio.run(on_proxy(settings, _examine_store, looks_only=True))
     except Exception as error:
         failure = failure_of(error)
         if failure is None:
             raise
-        return [*checks, _check("store", ok=False, detail=failure.message)]
+        return [*checks, _check("store", failure.message, ok=False)]
 
 
 async def _examine_store(opened: OpenProxy) -> list[Check]:
-    steps: tuple[tuple[str, Callable[[OpenProxy], Awaitable[tuple[bool, str]]]], ...] = (
-        ("store", _store),
-        ("account", _account),
-        ("heads", _heads),
-        ("gap", _gap),
-        ("adopted", _adopted),
-        ("invariants", _invariants),
-        ("overlaps", _overlaps),
-        ("audit", _audit),
-        ("upstream", _upstream),
-        ("clock", _clock),
-        ("keys", _keys),
-        ("grants", _grants),
+    steps = (
+        *(_store, _account, _heads, _gap, _adopted, _invariants, _overlaps, _audit),
+        *(_upstream, _clock, _keys, _grants),
     )
     checks = []
-    for name, step in steps:
+    for step in steps:
         ok, detail = await step(opened)
-        checks.append(_check(name, ok=ok, detail=detail))
+        checks.append(_check(step.__name__.removeprefix("_"), detail, ok=ok))
     return checks + await _issuers(opened)
 
 
@@ -126,10 +114,7 @@ async def _gap(opened: OpenProxy) -> tuple[bool, str]:
         case BrokenWalk(path=path, why=why):
             return False, f"{path} cannot be read: {why}"
         case LostObjects(objects=objects, any_store=any_store):
-            more = (
-                "" if len(objects) <= OBJECTS_SHOWN else f" and {len(objects) - OBJECTS_SHOWN} more"
-            )
-            shown = f"{', '.join(objects[:OBJECTS_SHOWN])}{more}"
+            shown = _some(objects, ", ")
             if any_store and walk.warns:
                 return True, f"the sandbox has charges of another store: {shown}"
             return False, (
@@ -155,9 +140,12 @@ async def _invariants(opened: OpenProxy) -> tuple[bool, str]:
         found = again if found is None else found & again
         if not found:
             return True, "hold"
-    shown = sorted(found or ())
-    more = f" and {len(shown) - VIOLATIONS_SHOWN} more" if len(shown) > VIOLATIONS_SHOWN else ""
-    return False, "; ".join(shown[:VIOLATIONS_SHOWN]) + more
+    return False, _some(sorted(found or ()), "; ")
+
+
+def _some(found: Sequence[str], between: str) -> str:
+    left = len(found) - SHOWN
+    return between.join(found[:SHOWN]) + (f" and {left} more" if left > 0 else "")
 
 
 async def _violations(opened: OpenProxy) -> set[str]:
@@ -175,16 +163,10 @@ async def _violations(opened: OpenProxy) -> set[str]:
     for key, _ in await records.keys():
         policies.setdefault(key.lineage_id, []).append(policy_of(key.policy))
     windows = await records.windows()
-    since = _ceilings_since(opened.store_admin.facts())
+    # From the day on which an operator set the ceiling, or "" where nobody did.
+    at = opened.store_admin.facts().get("ceilings_set_at")
+    since = "" if at is None else day_of(int(at)).isoformat()
     return set(examination.end(windows, policies, opened.store.settings.ceilings, since))
-
-
-def _ceilings_since(facts: Mapping[str, str]) -> str:
-    """Return the day on which an operator set the ceiling, or "" where nobody did."""
-    from kb_mcp.instants import day_of
-
-    at = facts.get("ceilings_set_at")
-    return "" if at is None else day_of(int(at)).isoformat()
 
 
 async def _overlaps(opened: OpenProxy) -> tuple[bool, str]:
@@ -219,9 +201,7 @@ async def _upstream(opened: OpenProxy) -> tuple[bool, str]:
         what = "SANDBOX, no real money moves"
     else:
         restricted = key is not None and key.reveal().startswith("rk_")
-        what = f"a {'restricted' if restricted else 'an UNRESTRICTED'} {mode} key".replace(
-            "a an", "an"
-        )
+        what = f"{'a restricted' if restricted else 'an UNRESTRICTED'} {mode} key"
         if not restricted:
             return False, f"{what}: make a restricted one (rk_…)"
     seen = await opened.reads.get("/v1/charges?limit=1")
@@ -311,14 +291,11 @@ async def _issuers(opened: OpenProxy) -> list[Check]:
         "its tokens get 503 once its last keys have ended: set KEYBRAKE_OAUTH_ISSUERS as `iss` "
         "writes it, or mend the issuer"
     )
-    return [_check("audience", ok=True, detail=shown)] + [
-        _check(
-            "issuer",
-            ok=problem is None,
-            detail=f"{name} {'serves its keys' if problem is None else f'- {problem}; {advice}'}",
-        )
-        for name, problem in (await issuers.examine()).items()
-    ]
+    checks = [_check("audience", shown)]
+    for name, problem in (await issuers.examine()).items():
+        said = "serves its keys" if problem is None else f"- {problem}; {advice}"
+        checks.append(_check("issuer", f"{name} {said}", ok=problem is None))
+    return checks
 
 
 def _ends_soon(created_at: int, expires_at: int, now: int) -> bool:
@@ -327,5 +304,5 @@ def _ends_soon(created_at: int, expires_at: int, now: int) -> bool:
     return left < EXPIRES_SOON_MS and 4 * left < expires_at - created_at
 
 
-def _check(name: str, *, ok: bool, detail: str) -> Check:
+def _check(name: str, detail: str, *, ok: bool = True) -> Check:
     return {"name": name, "ok": ok, "detail": detail}

@@ -16,18 +16,19 @@ from kb_mcp.cli.output import (
     WRONG,
     Failure,
     json_option,
+    print_done,
     print_json,
     print_list,
     print_record,
     say_failure,
 )
+from kb_mcp.instants import day_of, parse_duration, rfc3339
 
 if TYPE_CHECKING:
-    from kb_mcp.operators.actions.keys import NewKey
     from kb_mcp.proxy.access.policy import Policy
     from kb_mcp.proxy.access.tokens import Minted, Mode
     from kb_mcp.proxy.edge.records import Spend
-    from kb_mcp.proxy.ledger.records import KeyId, Lineage, VaultKey
+    from kb_mcp.proxy.ledger.records import Lineage, VaultKey
 
 F = TypeVar("F", bound=Callable[..., Any])
 # A revocation waits this long for sends under way; a send ends within the upstream timeout.
@@ -98,20 +99,19 @@ def issue(
     fields["expires_at"] = expires
     fields["policy"] = None if policy_file is None else _text_of(policy_file)
 
-    async def work(opened: OpenStore) -> tuple[NewKey, VaultKey, Minted]:
+    async def work(opened: OpenStore) -> tuple[VaultKey, Minted]:
         from kb_mcp.operators.actions.keys import CapRequiredError, issue_key, read_new_key
         from kb_mcp.serving.machine import random_bytes
 
         mode: Mode = "live" if opened.store.settings.mode == "live" else "test"
         wanted = read_new_key(fields, mode, opened.now())
         try:
-            return wanted, *await issue_key(opened.store.ledger, wanted, random_bytes, OPERATOR)
+            return await issue_key(opened.store.ledger, wanted, random_bytes, OPERATOR)
         except CapRequiredError as error:
             what = f"--role {said['role']}" if "role" in said else f"--policy {policy_file}"
             raise Failure(str(error), _with_caps(error.policy, what), WRONG) from None
 
-    wanted, key, minted = with_store(work)
-    _print_minted(key, minted, wanted.policy, as_json=as_json)
+    _print_minted(*with_store(work), as_json=as_json)
 
 
 @keys.command("list")
@@ -177,10 +177,8 @@ def revoke(*, key_id: str, reason: str | None, as_json: bool) -> None:
         return record | {"under_way": done.under_way, "still_under_way": done.still_under_way}
 
     record = with_store(work)
-    if as_json:
-        print_json(record)
-    else:
-        click.echo(f"Revoked {key_id}. Sends under way when it took effect: {record['under_way']}.")
+    said = f"Revoked {key_id}. Sends under way when it took effect: {record['under_way']}."
+    print_done(record, said, as_json=as_json)
     left = record["still_under_way"]
     if left:
         say_failure(
@@ -211,11 +209,8 @@ def unfreeze(*, key_id: str, reason: str, as_json: bool) -> None:
         unfrozen = await unfreeze_key(opened.store.ledger, key.id, said, OPERATOR)
         return _record(key, unfrozen, opened.now())
 
-    record = with_store(work)
-    if as_json:
-        print_json(record)
-    else:
-        click.echo(f"Key {key_id} and its line of successors may charge again.")
+    said = f"Key {key_id} and its line of successors may charge again."
+    print_done(with_store(work), said, as_json=as_json)
 
 
 @keys.command()
@@ -228,8 +223,6 @@ def rotate(*, key_id: str, overlap: str, as_json: bool) -> None:
 
     Example: kb-mcp keys rotate abc123def456 --overlap 1h
     """
-    from kb_mcp.instants import parse_duration
-
     try:
         overlap_ms = parse_duration(overlap)
     except ValueError as error:
@@ -242,10 +235,7 @@ def rotate(*, key_id: str, overlap: str, as_json: bool) -> None:
         key, _ = await _find(opened, key_id)
         return await rotate_key(opened.store.ledger, key.id, overlap_ms, random_bytes, OPERATOR)
 
-    from kb_mcp.proxy.access.authenticate import policy_of
-
-    key, minted = with_store(work)
-    _print_minted(key, minted, policy_of(key.policy), as_json=as_json, replaces=key_id)
+    _print_minted(*with_store(work), as_json=as_json, replaces=key_id)
 
 
 def _text_of(file: Path) -> str:
@@ -278,7 +268,6 @@ async def _find(opened: OpenStore, key_id: str) -> tuple[VaultKey, Lineage]:
 
 
 def _record(key: VaultKey, lineage: Lineage, now: int) -> dict[str, Any]:
-    from kb_mcp.instants import rfc3339
     from kb_mcp.operators.reports.views import key_status
     from kb_mcp.proxy.access.authenticate import policy_of
     from kb_mcp.proxy.edge.records import key_record
@@ -290,15 +279,16 @@ def _record(key: VaultKey, lineage: Lineage, now: int) -> dict[str, Any]:
 def _print_minted(
     key: VaultKey,
     minted: Minted,
-    policy: Policy,
     *,
     as_json: bool,
-    replaces: KeyId | str | None = None,
+    replaces: str | None = None,
 ) -> None:
+    from kb_mcp.proxy.access.authenticate import policy_of
     from kb_mcp.proxy.access.roles import describe
     from kb_mcp.proxy.edge.records import key_record
     from kb_mcp.proxy.ledger.records import Lineage
 
+    policy = policy_of(key.policy)
     record = key_record(key, Lineage(key.lineage_id), policy)
     if as_json:
         front = {"id": record.pop("id"), "token": minted.token}
@@ -330,7 +320,6 @@ def spend(*, key_id: str | None, day: str | None, as_json: bool) -> None:
 
 
 async def _spend(opened: OpenStore, key_id: str | None, day: str | None) -> list[Spend]:
-    from kb_mcp.instants import day_of
 
     views = opened.views
     date = day_of(opened.now() if day is None else opened.past_ms(day))

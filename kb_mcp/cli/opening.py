@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from kb_mcp.environment import SettingsError
+from kb_mcp.instants import past_ms
+from kb_mcp.settings import Settings, load_settings
+
 if TYPE_CHECKING:
+    from kb_mcp.operators.actions.resolve import StripeActs
     from kb_mcp.operators.reports.views import Views
     from kb_mcp.proxy.stores.admin import StoreAdmin
     from kb_mcp.proxy.stripe.reader import StripeReads
-    from kb_mcp.settings import Settings
     from kb_mcp.wiring.proxy import Proxy
     from kb_mcp.wiring.stores.store import Store
 
@@ -50,12 +54,18 @@ class OpenStore:
 
     def past_ms(self, text: str) -> int:
         """Read a time, a day or an age as ms UTC. Raises: BadParameter."""
-        from kb_mcp.instants import past_ms
-
         try:
             return past_ms(text, self.now())
         except ValueError as error:
             raise click.BadParameter(f"{error}, not {text!r}") from None
+
+    async def note(self, decision: str, text: str, code: str | None = None) -> None:
+        """Leave an audit row of an operator's act. Raises: LedgerUnavailableError."""
+        from kb_mcp.operators.actions.operations import note
+        from kb_mcp.proxy.ledger.records import AuditDraft
+
+        row = AuditDraft(kind="admin", decision=decision, code=code, agent_id=OPERATOR, note=text)
+        await note(self.store.ledger, row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,13 @@ class OpenProxy(OpenStore):
     proxy: Proxy
     reads: StripeReads
 
+    @property
+    def acts(self) -> StripeActs:
+        """What an operator can do that is looked up at Stripe."""
+        from kb_mcp.operators.actions.resolve import StripeActs
+
+        return StripeActs(self.store.ledger, self.reads, self.proxy.recovery)
+
 
 def with_store(work: Callable[[OpenStore], Awaitable[T]], *, lenient: bool = False) -> T:
     """Run `work` on the open store, for which no Stripe key is needed.
@@ -72,10 +89,7 @@ def with_store(work: Callable[[OpenStore], Awaitable[T]], *, lenient: bool = Fal
     `lenient` opens a store whose ceiling or times differ from this process's environment: so
     that a command can show and change them. Raises: SettingsError, StoreError, BindingError.
     """
-    from kb_mcp.settings import load_settings
-
-    settings = load_settings()
-    return asyncio.run(_on_store(settings, work, lenient=lenient))
+    return asyncio.run(_on_store(load_settings(), work, lenient=lenient))
 
 
 def with_proxy(work: Callable[[OpenProxy], Awaitable[T]]) -> T:
@@ -83,8 +97,6 @@ def with_proxy(work: Callable[[OpenProxy], Awaitable[T]]) -> T:
 
     Raises: SettingsError, StoreError, BindingError, EgressError.
     """
-    from kb_mcp.settings import load_settings
-
     return asyncio.run(on_proxy(load_settings(), work))
 
 
@@ -121,39 +133,31 @@ async def on_proxy(
 async def _on_store(
     settings: Settings, work: Callable[[OpenStore], Awaitable[T]], *, lenient: bool
 ) -> T:
-    store = _open_leniently(settings) if lenient else _open(settings)
+    from kb_mcp.proxy.stores.binding import BindingError, Binds
+    from kb_mcp.wiring.stores import open_store
+
+    # A new store is bound to the account of this process's Stripe key, if any.
+    binds = Binds.NOTHING if settings.stripe_key is None else Binds.ACCOUNT
+    try:
+        store = open_store(settings, binds=binds)
+    except BindingError:
+        if not lenient:
+            raise
+        # What differs may be the ceiling or a time: those give way. Another account still refuses.
+        plain = replace(
+            settings,
+            account_daily_cap=(),
+            account_daily_refund_cap=(),
+            upstream_timeout_ms=25_000,
+            recovery_grace_ms=600_000,
+        )
+        store = open_store(plain, binds=binds)
     store_admin = store.open_store_admin()
     try:
         return await work(OpenStore(settings, store, store_admin))
     finally:
         await store.close()
         store_admin.close()
-
-
-def _open(settings: Settings) -> Store:
-    """Open the store; a new one is bound to the account of this process's Stripe key, if any."""
-    from kb_mcp.proxy.stores.binding import Binds
-    from kb_mcp.wiring.stores import open_store
-
-    keyless = settings.stripe_key is None
-    return open_store(settings, binds=Binds.NOTHING if keyless else Binds.ACCOUNT)
-
-
-def _open_leniently(settings: Settings) -> Store:
-    try:
-        return _open(settings)
-    except Exception as error:
-        if type(error).__name__ != "BindingError":
-            raise
-    # What differs may be the ceiling or a time: those give way. Another account still refuses.
-    plain = replace(
-        settings,
-        account_daily_cap=(),
-        account_daily_refund_cap=(),
-        upstream_timeout_ms=25_000,
-        recovery_grace_ms=600_000,
-    )
-    return _open(plain)
 
 
 IDS_MAX = 100
@@ -172,22 +176,18 @@ def roles(
     ]
 
 
-def codes(
-    _context: click.Context, _parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
+def codes(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Offer the codes of our refusals."""
     from kb_mcp.proxy.errors.refusal_codes import Code
 
-    return [CompletionItem(code.value) for code in Code if code.value.startswith(incomplete)]
+    return [code.value for code in Code if code.value.startswith(incomplete)]
 
 
 def key_ids(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Offer the keys of an embedded store, the newest first, each with its role and label."""
-    from kb_mcp.environment import SettingsError
     from kb_mcp.proxy.audit.chain import clean_text
-    from kb_mcp.settings import load_settings
     from kb_mcp.wiring.stores import keys_in
 
     try:

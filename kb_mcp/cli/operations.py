@@ -1,29 +1,29 @@
 """`kb-mcp operations`: the ledger's operations, shown and put right.
 
-Floor: the commands. What an operator may do stands in `proxy.ops.operations_ops`; what is looked
-up at Stripe for it is looked up here, before the transaction.
+Floor: the commands. What an operator may do stands in `operators/actions`; what is looked up at
+Stripe for it is looked up before the transaction.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, with_proxy, with_store
-from kb_mcp.cli.output import Failure, json_option, print_json, print_list, print_record
+from kb_mcp.cli.output import Failure, json_option, print_done, print_list, print_record
 
 if TYPE_CHECKING:
     from kb_mcp.operators.actions.operations import By, Done, NotDone
     from kb_mcp.proxy.ledger.records import Attempt, Operation
 
+Opened = TypeVar("Opened", bound=OpenStore)
+
 STATES = ("reserved", "unknown", "awaiting_approval", "succeeded", "failed", "voided")
 COLUMNS = ("id", "kind", "state", "customer_id", "billing_period", "amount", "currency",
            "charge_id", "code", "created_at")  # fmt: skip
 INTENTS = "POST /v1/payment_intents"
-_OBJECT_ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9]{1,128}")
 
 
 @click.group()
@@ -67,7 +67,8 @@ def show(*, operation_id: str, as_json: bool) -> None:
 
     Example: kb-mcp operations show op_0123456789abcdef01234567
     """
-    _act(operation_id, as_json=as_json)
+    record = with_store(lambda opened: _shown(opened, operation_id))
+    print_record(record, as_json=as_json)
 
 
 @operations.command()
@@ -93,12 +94,11 @@ def resolve(
         raise click.UsageError("--void needs --reason: how you know that nothing happened")
 
     async def act(opened: OpenProxy, operation: Operation) -> Done | NotDone:
-        from kb_mcp.operators.actions.resolve import Resolution, StripeActs
+        from kb_mcp.operators.actions.resolve import Resolution
 
-        acts = StripeActs(opened.store.ledger, opened.reads, opened.proxy.recovery)
-        return await acts.resolve(operation, Resolution(object_id, reason), OPERATOR)
+        return await opened.acts.resolve(operation, Resolution(object_id, reason), OPERATOR)
 
-    _act_at_stripe(operation_id, act, as_json=as_json)
+    _act(with_proxy, operation_id, act, as_json=as_json)
 
 
 @operations.command()
@@ -131,16 +131,14 @@ def reopen(
 
     async def act(opened: OpenProxy, operation: Operation) -> Done | NotDone:
         from kb_mcp.operators.actions.operations import Done, Reopening
-        from kb_mcp.operators.actions.resolve import StripeActs
 
-        acts = StripeActs(opened.store.ledger, opened.reads, opened.proxy.recovery)
-        outcome = await acts.reopen(operation, _by(reason), Reopening(amount, release))
+        outcome = await opened.acts.reopen(operation, _by(reason), Reopening(amount, release))
         if isinstance(outcome, Done) and outcome.operation.waived and not release:
             held = f"{operation.object_id} is not refunded in full, so this bill stays charged."
             click.echo(f"{held} One other bill that looks like it may pass.", err=True)
         return outcome
 
-    _act_at_stripe(operation_id, act, as_json=as_json)
+    _act(with_proxy, operation_id, act, as_json=as_json)
 
 
 @operations.command()
@@ -159,7 +157,7 @@ def reset(*, operation_id: str, as_json: bool) -> None:
         click.echo(f"Forgot {declines} declines of this bill.", err=True)
         return Done(operation)
 
-    _act(operation_id, act, as_json=as_json)
+    _act(with_store, operation_id, act, as_json=as_json)
 
 
 @operations.command()
@@ -187,7 +185,7 @@ def cancel(*, operation_id: str, as_json: bool) -> None:
             return NotDone(f"{operation.object_id} was not cancelled; it may have gone through")
         return Done(after)
 
-    _act_at_stripe(operation_id, act, as_json=as_json)
+    _act(with_proxy, operation_id, act, as_json=as_json)
 
 
 @operations.command()
@@ -207,51 +205,35 @@ def forget(*, customer: str, as_json: bool) -> None:
         erased = await forget_answers(opened.store.ledger, erasable, _by(None))
         return {"customer_id": customer, "erased": erased, "operations": len(found)}
 
-    result = with_store(work)
-    if as_json:
-        print_json(result)
-    else:
-        click.echo(
-            f"Erased {result['erased']} stored answers of {result['operations']} operations."
-        )
-
-
-async def _nothing(opened: OpenStore, operation: Operation) -> Done:
-    from kb_mcp.operators.actions.operations import Done
-
-    del opened
-    return Done(operation)
+    done = with_store(work)
+    said = f"Erased {done['erased']} stored answers of {done['operations']} operations."
+    print_done(done, said, as_json=as_json)
 
 
 def _act(
+    opening: Callable[[Callable[[Opened], Awaitable[dict[str, Any]]]], dict[str, Any]],
     operation_id: str,
-    act: Callable[[OpenStore, Operation], Awaitable[Done | NotDone]] = _nothing,
+    act: Callable[[Opened, Operation], Awaitable[Done | NotDone]],
     *,
     as_json: bool,
 ) -> None:
-    record = with_store(lambda opened: _acted(opened, operation_id, act))
-    print_record(record, as_json=as_json)
+    """Find the operation, do `act`, and print its record as it is then. Raises: Failure."""
+
+    async def work(opened: Opened) -> dict[str, Any]:
+        from kb_mcp.operators.actions.operations import NotDone
+
+        operation, _ = await _find(opened, operation_id)
+        outcome = await act(opened, operation)
+        if isinstance(outcome, NotDone):
+            raise Failure(outcome.why, outcome.hint)
+        return await _shown(opened, operation_id)
+
+    print_record(opening(work), as_json=as_json)
 
 
-def _act_at_stripe(
-    operation_id: str,
-    act: Callable[[OpenProxy, Operation], Awaitable[Done | NotDone]],
-    *,
-    as_json: bool,
-) -> None:
-    record = with_proxy(lambda opened: _acted(opened, operation_id, act))
-    print_record(record, as_json=as_json)
-
-
-async def _acted(opened: Any, operation_id: str, act: Any) -> dict[str, Any]:
-    """Find the operation, do `act`, and return its record as it is then. Raises: Failure."""
-    from kb_mcp.operators.actions.operations import NotDone
+async def _shown(opened: OpenStore, operation_id: str) -> dict[str, Any]:
     from kb_mcp.proxy.edge.records import operation_record
 
-    operation, _ = await _find(opened, operation_id)
-    outcome = await act(opened, operation)
-    if isinstance(outcome, NotDone):
-        raise Failure(outcome.why, outcome.hint)
     return operation_record(*await _find(opened, operation_id))
 
 
@@ -261,19 +243,6 @@ async def _find(opened: OpenStore, operation_id: str) -> tuple[Operation, list[A
         hint = "`kb-mcp operations list` shows every operation."
         raise Failure(f"there is no operation {operation_id}", hint)
     return found[0]
-
-
-async def _read(opened: OpenProxy, path: str, object_id: str) -> Mapping[str, Any]:
-    from kb_mcp.proxy.stripe.reader import Missing, Unread
-
-    if not _OBJECT_ID.fullmatch(object_id):
-        raise click.BadParameter(f"{object_id!r} is no id of an object at Stripe")
-    seen = await opened.reads.get(path)
-    if isinstance(seen, Missing):
-        raise Failure(f"Stripe has no {object_id}", "Check the id, and the mode of the key.")
-    if isinstance(seen, Unread):
-        raise Failure(f"{object_id} cannot be read: {seen.why}", "Nothing was changed. Try again.")
-    return seen.body
 
 
 async def _cancel_intent(opened: OpenProxy, operation: Operation) -> None:

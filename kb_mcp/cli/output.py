@@ -48,28 +48,16 @@ def other_distribution() -> tuple[str, str] | None:
 
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
-# By name, so that this table imports none of the modules that raise them.
-_CODES = {
-    "AddressError": WRONG,
-    "BindingError": WRONG,
-    "CapRequiredError": WRONG,
-    "CopyError": FAILED,
-    "EgressError": WRONG,
-    "MasterKeyError": WRONG,
-    "MovedStoreError": WRONG,
-    "UpstreamKeyError": WRONG,
-    "MoneyError": WRONG,
-    "PolicyError": WRONG,
-    "SchemaError": WRONG,
-    "SealBrokenError": WRONG,
-    "StoreError": WRONG,
-    "CommitUnknownError": FAILED,
-    "KeyEndedError": FAILED,
-    "KeyRequestError": WRONG,
-    "LedgerUnavailableError": FAILED,
-    "NoSuchKeyError": FAILED,
-    "PortTakenError": WRONG,
-}
+# By name, so that these tables import none of the modules that raise them.
+_FAILED = (
+    "CommitUnknownError CopyError KeyEndedError LedgerUnavailableError NoSuchKeyError"
+).split()
+_WRONG = (
+    "AddressError BindingError CapRequiredError EgressError KeyRequestError MasterKeyError "
+    "MoneyError MovedStoreError PolicyError PortTakenError SchemaError SealBrokenError StoreError "
+    "UpstreamKeyError"
+).split()
+_CODES = dict.fromkeys(_FAILED, FAILED) | dict.fromkeys(_WRONG, WRONG)
 _HINTS = {
     "BindingError": "`kb-mcp settings show` says what the store holds.",
     "KeyEndedError": "`kb-mcp keys list` shows every key.",
@@ -184,6 +172,14 @@ def print_json(document: object) -> None:
 
     # Of ten thousand keys json.dumps, which indents in Python, takes a third of a second.
     click.echo(msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2))
+
+
+def print_done(record: Mapping[str, Any], said: str, *, as_json: bool) -> None:
+    """Print what came of an act: its record, or a sentence for people."""
+    if as_json:
+        print_json(record)
+    else:
+        click.echo(said)
 
 
 def print_list(

@@ -6,17 +6,14 @@ Floor: the commands. An operator's token is printed by add alone, once; the stor
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
 from kb_mcp.cli.keys import REVOKE_WAIT_S
 from kb_mcp.cli.opening import OPERATOR, OpenStore, key_ids, with_store
-from kb_mcp.cli.output import Failure, json_option, print_json, print_list, print_record
-
-if TYPE_CHECKING:
-    from kb_mcp.operators.actions.grants import Removed
-
+from kb_mcp.cli.output import Failure, json_option, print_done, print_list, print_record
+from kb_mcp.instants import rfc3339
 
 TOKEN_BYTES = 24
 # "admin" is the holder of KEYBRAKE_ADMIN_TOKEN, and "cli" is this command line in the audit.
@@ -50,17 +47,15 @@ def operator_add(*, name: str, as_json: bool) -> None:
 
         if name in opened.store_admin.operator_hashes():
             raise Failure(f"there is an operator {name} already", "Remove it first.")
-        await _note(opened, "operator_add", name)
+        await opened.note("operator_add", name)
         token = f"kbo_{random_bytes(TOKEN_BYTES).hex()}"
         if not opened.store_admin.add_operator(Operator(name, hash_token(token), opened.now())):
             raise Failure(f"there is an operator {name} already", "Remove it first.")
         return token
 
     token = with_store(work)
-    if as_json:
-        print_json({"name": name, "token": token})
-    else:
-        click.echo(f"Operator {name}. The token is shown this once:\n\n  {token}\n")
+    said = f"Operator {name}. The token is shown this once:\n\n  {token}\n"
+    print_done({"name": name, "token": token}, said, as_json=as_json)
 
 
 @operators.command("list")
@@ -72,8 +67,6 @@ def operator_list(*, as_json: bool) -> None:
     """
 
     async def work(opened: OpenStore) -> list[dict[str, Any]]:
-        from kb_mcp.instants import rfc3339
-
         return [
             {"name": each.name, "created_at": rfc3339(each.created_at)}
             for each in opened.store_admin.operators()
@@ -94,19 +87,11 @@ def operator_remove(*, name: str) -> None:
     async def work(opened: OpenStore) -> None:
         if name not in opened.store_admin.operator_hashes():
             raise Failure(f"there is no operator {name}", "`kb-mcp operators list` shows them.")
-        await _note(opened, "operator_remove", name)
+        await opened.note("operator_remove", name)
         opened.store_admin.remove_operator(name)
 
     with_store(work)
     click.echo(f"Removed {name}.")
-
-
-async def _note(opened: OpenStore, decision: str, name: str) -> None:
-    from kb_mcp.operators.actions.operations import note
-    from kb_mcp.proxy.ledger.records import AuditDraft
-
-    row = AuditDraft(kind="admin", decision=decision, agent_id=OPERATOR, note=name)
-    await note(opened.store.ledger, row)
 
 
 GRANT_COLUMNS = ("id", "issuer", "match", "key_id", "label", "created_at")
@@ -184,27 +169,25 @@ def grant_remove(*, grant_id: str, as_json: bool) -> None:
     Example: kb-mcp grants remove ID
     """
 
-    async def work(opened: OpenStore) -> Removed:
+    async def work(opened: OpenStore) -> dict[str, Any]:
         from kb_mcp.operators.actions.grants import NoSuchGrantError, remove_grant
+        from kb_mcp.proxy.edge.records import grant_record
 
         store = opened.store
         try:
-            return await remove_grant(
+            removed = await remove_grant(
                 store.ledger, store.records, grant_id, OPERATOR, REVOKE_WAIT_S
             )
         except NoSuchGrantError as error:
             raise Failure(str(error), "`kb-mcp grants list` shows them.") from None
-
-    removed = with_store(work)
-    if as_json:
-        from kb_mcp.proxy.edge.records import grant_record
-
         counts = {"under_way": removed.under_way, "still_under_way": removed.still_under_way}
-        print_record({**grant_record(removed.grant), **counts}, as_json=True)
-        return
-    click.echo(f"Removed {grant_id}. Sends of its key under way then: {removed.under_way}.")
-    if removed.still_under_way:
-        click.echo(f"{removed.still_under_way} did not end yet; recovery finds out about them.")
+        return {**grant_record(removed.grant), **counts}
+
+    done = with_store(work)
+    said = f"Removed {grant_id}. Sends of its key under way then: {done['under_way']}."
+    if left := done["still_under_way"]:
+        said += f"\n{left} did not end yet; recovery finds out about them."
+    print_done(done, said, as_json=as_json)
 
 
 APPROVAL_COLUMNS = ("id", "state", "endpoint", "customer_id", "billing_period", "reference",

@@ -21,6 +21,7 @@ from kb_mcp.cli.output import (
     print_list,
     progress,
 )
+from kb_mcp.instants import rfc3339
 
 if TYPE_CHECKING:
     from kb_mcp.operators.actions.adoption import Adoption, Taken
@@ -143,19 +144,10 @@ async def _missing(
 
 async def _note_difference(opened: OpenProxy, found: Mapping[str, list[dict[str, Any]]]) -> None:
     """Leave a row that the serving process alerts of."""
-    from kb_mcp.operators.actions.operations import note
     from kb_mcp.operators.alerts.rules import RECONCILE_DIFFERENCE
-    from kb_mcp.proxy.ledger.records import AuditDraft
 
     counts = ", ".join(f"{len(each)} {name.replace('_', ' ')}" for name, each in found.items())
-    row = AuditDraft(
-        kind="admin",
-        decision="reconcile",
-        code=RECONCILE_DIFFERENCE,
-        agent_id=OPERATOR,
-        note=counts,
-    )
-    await note(opened.store.ledger, row)
+    await opened.note("reconcile", counts, RECONCILE_DIFFERENCE)
 
 
 def _print_comparison(result: dict[str, list[dict[str, Any]]]) -> None:
@@ -268,7 +260,6 @@ async def _close_gap(opened: OpenProxy, since_ms: int) -> None:
 
     Raises: Failure.
     """
-    from kb_mcp.instants import rfc3339
     from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE
 
     facts = opened.store_admin.facts()
@@ -309,13 +300,9 @@ async def _walk(opened: OpenProxy, needed: int | None) -> None:
 
 async def _forget_heads(opened: OpenProxy) -> None:
     """Drop the exported heads that the store does not reach. Raises: Failure."""
-    from kb_mcp.operators.actions.operations import note
-    from kb_mcp.proxy.ledger.records import AuditDraft
-
     _demand_settled(opened)
     lost = ", ".join(f"{behind.head.node}:{behind.head.seq}" for behind in opened.store.behind)
-    row = AuditDraft(kind="admin", decision="gap_closed", agent_id=OPERATOR, note=lost[:200])
-    await note(opened.store.ledger, row)
+    await opened.note("gap_closed", lost[:200])
     opened.store.heads.forget()
 
 

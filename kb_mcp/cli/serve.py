@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -30,17 +30,7 @@ PORT = click.IntRange(0, 65_535)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
               show_default=True, help="How logs are written to stderr.")  # fmt: skip
 @click.option("--worker-socket", type=int, hidden=True)
-def up(  # noqa: PLR0913 one argument for each option
-    *,
-    host: str,
-    port: int,
-    admin_host: str,
-    admin_port: int,
-    sandbox_port: int,
-    workers: int,
-    log_format: Literal["text", "json"],
-    worker_socket: int | None,
-) -> None:
+def up(*, log_format: Literal["text", "json"], worker_socket: int | None, **addresses: Any) -> None:
     """Serve the proxy and MCP to agents, and the admin API to operators.
 
     Example: kb-mcp up --port 8787
@@ -53,16 +43,8 @@ def up(  # noqa: PLR0913 one argument for each option
     if worker_socket is not None:
         run(serve_worker(load_settings(), worker_socket))
         return
-    addresses = Addresses(
-        host=host,
-        port=port,
-        admin_host=admin_host,
-        admin_port=admin_port,
-        sandbox_port=sandbox_port,
-        workers=workers,
-        log_format=log_format,
-    )
-    run(serve_up(load_settings(), addresses, _say))
+    # echo flushes: whoever started us may be waiting for this very line.
+    run(serve_up(load_settings(), Addresses(log_format=log_format, **addresses), click.echo))
 
 
 @click.command()
@@ -106,7 +88,7 @@ def sandbox(*, host: str, port: int, state: Path | None) -> None:
     except sqlite3.Error as error:
         raise Failure(f"cannot use {state}: {error}", "Name another file.") from None
     try:
-        serve(app, host, port, on_bound=lambda url: _say(f"Sandbox listening on {url}"))
+        serve(app, host, port, on_bound=lambda url: click.echo(f"Sandbox listening on {url}"))
     except OSError as error:
         hint = "Choose another port, or 0 for a free one."
         raise Failure(f"cannot listen on {host}:{port}: {error.strerror}", hint, WRONG) from None
@@ -125,8 +107,3 @@ def demo() -> None:
     from kb_mcp.demo import run_demo
 
     raise click.exceptions.Exit(run_demo(Console()))
-
-
-def _say(line: str) -> None:
-    # echo flushes: whoever started us may be waiting for this very line.
-    click.echo(line)

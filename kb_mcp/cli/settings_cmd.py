@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,13 @@ import click
 
 from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, with_proxy, with_store
 from kb_mcp.cli.output import WRONG, Failure, json_option, print_record, progress
-from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX
+from kb_mcp.environment import SQLITE
+from kb_mcp.instants import rfc3339
+from kb_mcp.money import MoneyError, parse_caps
+from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX, Settings, load_settings
 
 if TYPE_CHECKING:
     from kb_mcp.operators.actions.operations import NotDone
-    from kb_mcp.settings import Settings
 
 
 _CEILINGS = {"account_daily_cap": "ceilings", "account_daily_refund_cap": "refund_ceilings"}
@@ -65,16 +68,12 @@ def set_(*, name: str, value: str, as_json: bool) -> None:
     facts = _facts(name, value)
 
     async def work(opened: OpenStore) -> dict[str, Any]:
-        from kb_mcp.operators.actions.operations import note
-        from kb_mcp.proxy.ledger.records import AuditDraft
-
         before = _held(opened)
         _check_times(before | facts)
         (fact,) = facts
         change = f"{name}: {before[fact]} -> {facts[fact]}"
         # The audit row commits first: no change is without one.
-        row = AuditDraft(kind="admin", decision="settings_set", agent_id=OPERATOR, note=change)
-        await note(opened.store.ledger, row)
+        await opened.note("settings_set", change)
         opened.store_admin.set_facts(
             facts | {f"{fact.removesuffix('_ms')}_set_at": str(opened.now())}
         )
@@ -166,16 +165,12 @@ def confirm_clock(*, as_json: bool) -> None:
     """
 
     async def work(opened: OpenStore) -> dict[str, Any]:
-        from kb_mcp.instants import rfc3339
-        from kb_mcp.operators.actions.operations import note
         from kb_mcp.proxy.ledger.clock import StoredTime
-        from kb_mcp.proxy.ledger.records import AuditDraft
 
         host_ms = opened.store.clock.host_time
         stored = StoredTime.of_facts(opened.store_admin.facts())
         change = f"clock: {rfc3339(stored.mark)} -> {rfc3339(host_ms)}"
-        row = AuditDraft(kind="admin", decision="clock_confirmed", agent_id=OPERATOR, note=change)
-        await note(opened.store.ledger, row)
+        await opened.note("clock_confirmed", change)
         opened.store_admin.confirm_clock(opened.store.clock.word_of_operator(stored), host_ms)
         return {"time": rfc3339(host_ms), "latest_seen_before": rfc3339(stored.mark)}
 
@@ -191,8 +186,6 @@ def _facts(name: str, value: str) -> dict[str, str]:
 
 
 def _ceilings(value: str) -> dict[str, int]:
-    from kb_mcp.money import MoneyError, parse_caps
-
     if value == "none":
         return {}
     try:
@@ -231,8 +224,6 @@ def migrate(*, source: str | None, grant_to: str | None) -> None:
 
     Example: kb-mcp migrate --grant-to keybrake_proxy
     """
-    from kb_mcp.settings import load_settings
-
     settings = load_settings()
     if settings.database_path is not None:
         if source or grant_to:
@@ -255,9 +246,6 @@ async def _schema(opened: OpenStore) -> int:
 
 
 def _copy(settings: Settings, source: str) -> None:
-    from dataclasses import replace
-
-    from kb_mcp.environment import SQLITE
     from kb_mcp.wiring.stores.copying import copy_ledger
 
     # A shell's path, relative to where the command is started.
