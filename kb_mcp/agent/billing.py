@@ -22,7 +22,7 @@ from kb_mcp.agent.catalogue import (
     ToolName,
     tools_granted,
 )
-from kb_mcp.agent.client.line import Line, Lost, NoCard, charge_params, off_session
+from kb_mcp.agent.client.line import Line, charge_params, off_session
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
     RateLimitedError,
@@ -31,12 +31,9 @@ from kb_mcp.agent.outcomes import (
     as_map,
     charge_outcome,
     describe_refunds,
-    lost,
     raise_if_nothing_sent,
     refund_outcome,
     refund_params,
-    refund_unknown,
-    without_card,
 )
 from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result, ShownRefund
 from kb_mcp.agent.status import (
@@ -197,15 +194,7 @@ class Billing:
         answer = await self._ask(
             ToolName.CHARGE, lambda token: self._charge(arguments, context, token)
         )
-        match answer:
-            case Reply():
-                return charge_outcome(arguments, answer)
-            case Lost():
-                return lost(arguments, livemode=answer.livemode)
-            case NoCard():
-                return without_card(arguments, livemode=answer.livemode)
-            case _:
-                assert_never(answer)
+        return charge_outcome(arguments, answer)
 
     async def _look_up(
         self, arguments: ChargeStatusArguments, context: CallContext
@@ -244,21 +233,17 @@ class Billing:
             ToolName.REFUND,
             lambda token: self.line.create(token, "refunds", params, key, context.headers()),
         )
-        if isinstance(answer, Lost):
-            return refund_unknown(arguments, livemode=answer.livemode)
         return refund_outcome(arguments, answer)
 
-    async def _charge(
-        self, arguments: ChargeArguments, context: CallContext, token: str
-    ) -> Reply | Lost | NoCard:
+    async def _charge(self, arguments: ChargeArguments, context: CallContext, token: str) -> Reply:
         headers = context.headers()
         params = charge_params(arguments)
         if self.charge_api == "payment_intents":
             card = await self.line.default_payment_method(token, arguments.customer_id, headers)
-            if isinstance(card, Lost) or (isinstance(card, Reply) and card.status >= 500):
-                # Only a look-up went wrong: nothing has been charged.
-                raise ProxyUnavailableError(UNAVAILABLE)
-            if not isinstance(card, str):
+            if isinstance(card, Reply):
+                if card.status == 0 or card.status >= 500:
+                    # Only a look-up went wrong: nothing has been charged.
+                    raise ProxyUnavailableError(UNAVAILABLE)
                 return card
             params |= off_session(card)
             # The proxy leaves out of the bill what we looked up: a new card is no other bill.
@@ -313,16 +298,14 @@ class Billing:
             return None
         return describe_refunds(reply)
 
-    async def _read(self, ask: Callable[[str], Awaitable[Reply | Lost]]) -> Reply:
+    async def _read(self, ask: Callable[[str], Awaitable[Reply]]) -> Reply:
         answer = await self._ask(ToolName.CHARGE_STATUS, ask)
-        if isinstance(answer, Lost):
-            raise ProxyUnavailableError(UNAVAILABLE)
         raise_if_nothing_sent(answer)
-        if answer.status >= 500:
+        if answer.status == 0 or answer.status >= 500:
             raise ProxyUnavailableError(UNAVAILABLE)
         return answer
 
-    async def _ask(self, tool: ToolName, ask: Callable[[str], Awaitable[T]]) -> T:
+    async def _ask(self, tool: ToolName, ask: Callable[[str], Awaitable[Reply]]) -> Reply:
         if self._shared is None:
             return await _ask_with(self._keys[tool], ask)
         answer = await _ask_with(self._shared, ask)
@@ -332,8 +315,6 @@ class Billing:
 
     async def _granted(self, held: HeldKey) -> tuple[frozenset[ToolName], tuple[str, ...]]:
         answer = await _ask_with(held, lambda token: self.line.describe_key(token, {}))
-        if isinstance(answer, Lost):
-            raise ProxyUnavailableError(UNAVAILABLE)
         raise_if_nothing_sent(answer)
         granted = grants(answer, self.charge_api)
         if granted is None:
@@ -354,13 +335,13 @@ def grants(
     return tools, tuple(kind for kind in listed if isinstance(kind, str))
 
 
-async def _ask_with(held: HeldKey, ask: Callable[[str], Awaitable[T]]) -> T:
+async def _ask_with(held: HeldKey, ask: Callable[[str], Awaitable[Reply]]) -> Reply:
     tokens = held.tokens()
     token = _next(tokens)
     if token is None:
         raise ProxyUnavailableError(UNAVAILABLE)
     answer = await ask(token)
-    if isinstance(answer, Reply) and _is_stale(answer):
+    if _is_stale(answer):
         # The key was rotated under us: read it once more and ask again with the newer one.
         newer = _next(tokens)
         if newer is not None:
@@ -379,8 +360,8 @@ def _next(tokens: Iterator[str]) -> str | None:
         return None
 
 
-def _is_not_authorized(answer: object) -> bool:
-    return isinstance(answer, Reply) and answer.text("code") == "vault_key_not_authorized"
+def _is_not_authorized(answer: Reply) -> bool:
+    return answer.text("code") == "vault_key_not_authorized"
 
 
 def _is_stale(reply: Reply) -> bool:

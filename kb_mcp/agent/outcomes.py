@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from kb_mcp.agent import wording
 from kb_mcp.agent.catalogue import (
@@ -45,6 +45,7 @@ STATUSES: Final[Mapping[str, Status]] = MappingProxyType(
     }
 )
 LAPSED: Final = "authorization_lapsed"
+_UNKNOWN: Final = "outcome_unknown"
 _NOT_SENT = frozenset(
     "ledger_unavailable ledger_behind issuer_unreachable draining overloaded "
     "upstream_unreachable".split()
@@ -98,22 +99,61 @@ class Reply:
         return as_map(self.fields.get("keybrake"))
 
 
+def unread(*, livemode: bool) -> Reply:
+    """Return what stands for an answer that did not come, or is none of the proxy's or Stripe's.
+
+    Its status is 0. The request may have acted; `livemode` is the mode of the key that asked.
+    """
+    return Reply(0, is_error=True, doubtful=True, livemode=livemode)
+
+
+def without_card(*, livemode: bool) -> Reply:
+    """Return the refusal to charge a customer who has no payment method that could be meant."""
+    fields = {"code": "no_default_payment_method", "message": wording.NO_CARD}
+    return Reply(400, fields, is_error=True, livemode=livemode)
+
+
 def charge_outcome(arguments: ChargeArguments, reply: Reply) -> ChargeResult:
     """Read the answer to a charge.
 
     Raises: RateLimitedError, ProxyUnavailableError, where nothing was sent.
     """
     if not reply.is_error:
-        return _made(arguments, reply)
-    code = reply.text("code")
+        code = LAPSED if lapsed(reply.fields) else None
+        return _result(
+            arguments, reply, status_of(reply.fields), charge_id=reply.text("id"), code=code
+        )
+    no = _read_no(reply)
+    charge_id = as_text(reply.facts.get("charge_id"))
+    if no == "failed" and reply.status == 402:
+        intent = as_map(reply.fields.get("payment_intent"))
+        charge_id = as_text(intent.get("id")) or reply.text("charge")
+    code = _code_of(reply, no)
+    return _result(arguments, reply, no, charge_id=charge_id, code=code)
+
+
+def _read_no(reply: Reply) -> Literal["refused", "failed", "unknown"]:
+    """Say what an error proves of what was asked for; `unknown` is nothing.
+
+    Raises: RateLimitedError, ProxyUnavailableError, where nothing was sent.
+    """
     if reply.doubtful and reply.status not in _SPEAKS_OF_THE_BILL:
-        return _unknown(arguments, reply, "outcome_unknown")
+        return "unknown"
     raise_if_nothing_sent(reply)
+    final = 400 <= reply.status < 500 and reply.status not in _OPEN
+    if not final and reply.text("code") != "upstream_rejected_key":
+        return "unknown"
+    # Our own refusals carry facts, be they empty; what Stripe itself rejects has none.
+    return "refused" if "keybrake" in reply.fields and reply.status != 402 else "failed"
+
+
+def _code_of(reply: Reply, no: str) -> str:
+    code = reply.text("code")
+    if no == "unknown":
+        return _UNKNOWN if reply.doubtful else code or _UNKNOWN
     if reply.status == 402:
-        return _declined(arguments, reply)
-    if code == "upstream_rejected_key" or _is_final_no(reply.status):
-        return _no(arguments, reply)
-    return _unknown(arguments, reply, code or "outcome_unknown")
+        return reply.text("decline_code") or code or "card_declined"
+    return code or reply.text("type") or "rejected"
 
 
 def raise_if_nothing_sent(reply: Reply) -> None:
@@ -129,37 +169,18 @@ def raise_if_nothing_sent(reply: Reply) -> None:
         raise ProxyUnavailableError(reply.text("message") or wording.UNAVAILABLE)
 
 
-def says_nothing_sent(reply: object) -> bool:
+def says_nothing_sent(reply: Reply) -> bool:
     """Say whether an answer tells that its request went no further than the proxy."""
-    return isinstance(reply, Reply) and reply.text("code") in _NOT_SENT
-
-
-def is_definite_no(reply: Reply) -> bool:
-    """Say whether an error is a no to what was asked for, and not only to a second try of it."""
-    if reply.doubtful and reply.status not in _SPEAKS_OF_THE_BILL:
-        return False
-    return reply.text("code") == "upstream_rejected_key" or _is_final_no(reply.status)
-
-
-def lost(arguments: ChargeArguments, *, livemode: bool) -> ChargeResult:
-    """Say that the request was sent, and that no answer came."""
-    return _unknown(arguments, Reply(0, livemode=livemode), "outcome_unknown")
-
-
-def without_card(arguments: ChargeArguments, *, livemode: bool) -> ChargeResult:
-    """Say that the customer has no payment method to charge."""
-    code = "no_default_payment_method"
-    fields = {"code": code, "message": wording.NO_CARD}
-    return _result(arguments, Reply(400, fields, livemode=livemode), "failed", code=code)
+    return reply.text("code") in _NOT_SENT
 
 
 def uncertain(arguments: Arguments) -> Result:
     """Say, of a call that broke in our own code, what is safe to assume: nothing."""
     code = "internal_error"
     if isinstance(arguments, ChargeArguments):
-        return _unknown(arguments, Reply(0), code)
+        return _result(arguments, Reply(0), "unknown", code=code)
     if isinstance(arguments, RefundArguments):
-        return refund_unknown(arguments, code=code, livemode=False)
+        return _refund_result(arguments, Reply(0), "unknown", code=code)
     return ChargeStatusResult(
         found=False,
         status="unknown",
@@ -185,10 +206,6 @@ def as_map(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else NO_FIELDS
 
 
-def _is_final_no(status: int) -> bool:
-    return 400 <= status < 500 and status not in _OPEN
-
-
 def status_of(fields: Mapping[str, object]) -> Status:
     """Return what the object of a charge or an intent means for its bill.
 
@@ -207,31 +224,6 @@ def lapsed(fields: Mapping[str, object]) -> bool:
     return fields.get("captured") is False and status_of(fields) == "failed"
 
 
-def _made(arguments: ChargeArguments, reply: Reply) -> ChargeResult:
-    code = LAPSED if lapsed(reply.fields) else None
-    return _result(arguments, reply, status_of(reply.fields), charge_id=reply.text("id"), code=code)
-
-
-def _declined(arguments: ChargeArguments, reply: Reply) -> ChargeResult:
-    code = reply.text("decline_code") or reply.text("code") or "card_declined"
-    intent = as_map(reply.fields.get("payment_intent"))
-    charge_id = as_text(intent.get("id")) or reply.text("charge")
-    return _result(arguments, reply, "failed", charge_id=charge_id, code=code)
-
-
-def _no(arguments: ChargeArguments, reply: Reply) -> ChargeResult:
-    code = reply.text("code") or reply.text("type") or "rejected"
-    # Our own refusals carry facts, be they empty; what Stripe itself rejects has none.
-    status: Status = "refused" if "keybrake" in reply.fields else "failed"
-    return _result(
-        arguments, reply, status, charge_id=as_text(reply.facts.get("charge_id")), code=code
-    )
-
-
-def _unknown(arguments: ChargeArguments, reply: Reply, code: str) -> ChargeResult:
-    return _result(arguments, reply, "unknown", code=code)
-
-
 def _result(
     arguments: ChargeArguments,
     reply: Reply,
@@ -247,7 +239,7 @@ def _result(
     livemode = livemode if isinstance(livemode, bool) else reply.livemode
     amount = as_number(reply.fields.get("amount")) or arguments.amount_cents
     currency = reply.text("currency") or arguments.currency
-    said = reply.text("message") if reply.is_error or code == "no_default_payment_method" else None
+    said = reply.text("message") if reply.is_error else None
     if code == LAPSED:
         said = wording.LAPSED
     money = format_money(Money(amount, currency))
@@ -270,8 +262,8 @@ def _result(
         operation_id=as_text(reply.headers.get("keybrake-operation"))
         or as_text(reply.facts.get("operation")),
         code=code,
-        message=wording.charge_message(status, money, said, replayed=replayed, livemode=livemode),
-        next_step=wording.charge_step(status, _step_code(code, reply), replayed=replayed),
+        message=wording.CHARGED.message(status, money, said, replayed=replayed, livemode=livemode),
+        next_step=wording.CHARGED.step(status, _step_code(code, reply), replayed=replayed),
     )
 
 
@@ -279,18 +271,6 @@ def _step_code(code: str | None, reply: Reply) -> str | None:
     """Return the code that the next step depends on: what was denied does not wait any more."""
     denied = code == "approval_required" and reply.facts.get("state") == "denied"
     return wording.DENIED if denied else code
-
-
-_STATUSES: Final[Mapping[str, Status]] = MappingProxyType(
-    {
-        "succeeded": "succeeded",
-        "pending": "pending",
-        "requires_action": "pending",
-        "failed": "failed",
-        "canceled": "failed",
-    }
-)
-_UNKNOWN: Final = "outcome_unknown"
 
 
 def refund_params(arguments: RefundArguments) -> dict[str, Any]:  # the SDK's parameters
@@ -306,31 +286,11 @@ def refund_outcome(arguments: RefundArguments, reply: Reply) -> RefundResult:
     Raises: RateLimitedError, ProxyUnavailableError, where nothing was sent.
     """
     if not reply.is_error:
-        status = _STATUSES.get(reply.text("status") or "", "unknown")
+        status = STATUSES.get(reply.text("status") or "", "unknown")
         return _refund_result(arguments, reply, status, refund_id=reply.text("id"))
-    code = reply.text("code")
-    if not reply.doubtful:
-        raise_if_nothing_sent(reply)
-    if not is_definite_no(reply):
-        return _refund_result(
-            arguments, reply, "unknown", code=_UNKNOWN if reply.doubtful else code
-        )
-    # Our own refusals carry facts, be they empty; what Stripe itself rejects has none.
-    refused: Status = "refused" if "keybrake" in reply.fields else "failed"
-    return _refund_result(
-        arguments,
-        reply,
-        refused,
-        refund_id=as_text(reply.facts.get("refund_id")),
-        code=code or reply.text("type") or "rejected",
-    )
-
-
-def refund_unknown(
-    arguments: RefundArguments, *, code: str = _UNKNOWN, livemode: bool
-) -> RefundResult:
-    """Say that the request may have been sent, and that no answer can be read."""
-    return _refund_result(arguments, Reply(0, livemode=livemode), "unknown", code=code)
+    no = _read_no(reply)
+    refund_id = as_text(reply.facts.get("refund_id"))
+    return _refund_result(arguments, reply, no, refund_id=refund_id, code=_code_of(reply, no))
 
 
 def describe_refunds(reply: Reply) -> list[ShownRefund] | None:
@@ -379,12 +339,12 @@ def _refund_result(
         operation_id=as_text(reply.headers.get("keybrake-operation"))
         or as_text(facts.get("operation")),
         code=code,
-        message=wording.refund_message(
+        message=wording.REFUNDED.message(
             status,
             money,
             reply.text("message") if reply.is_error else None,
             replayed=replayed,
             livemode=livemode,
         ),
-        next_step=wording.refund_step(status, _step_code(code, reply), replayed=replayed),
+        next_step=wording.REFUNDED.step(status, _step_code(code, reply), replayed=replayed),
     )

@@ -7,6 +7,7 @@ suggests another amount, period, currency or reference.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
@@ -53,6 +54,37 @@ OPERATION_MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 _TEST_MODE = " This is test mode: no real money."
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is told of a charge, or of a refund, by its status; of a replay, `before`.
+
+    `by_code` are next steps that are more exact; `done_before` is that of a replay that succeeded.
+    """
+
+    messages: Mapping[str, str]
+    steps: Mapping[str, str]
+    by_code: Mapping[str, str]
+    before: Mapping[str, str]
+    done_before: str
+
+    def message(
+        self, status: str, money: str, said: str | None, *, replayed: bool, livemode: bool
+    ) -> str:
+        """Say what became of it; `said` are the proxy's own words, which are more exact."""
+        text = said or self.messages[status].format(money=money)
+        if replayed and status in self.before:
+            text = self.before[status].format(money=money)
+        return text if livemode or status not in {"succeeded", "pending"} else text + _TEST_MODE
+
+    def step(self, status: str, code: str | None, *, replayed: bool) -> str:
+        """Say what a model should do next."""
+        if replayed and status == "succeeded":
+            return self.done_before
+        return self.by_code.get(code or "", self.steps[status])
+
+
 _TELL = "Do not charge again. Tell the user what the message says."
 _OPERATOR = f"{_TELL} An operator of kb-mcp can help."
 
@@ -119,28 +151,18 @@ _MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-def charge_message(
-    status: str, money: str, said: str | None, *, replayed: bool, livemode: bool
-) -> str:
-    """Say what became of a charge; `said` are the proxy's own words, which are more exact."""
-    text = said or _MESSAGES[status].format(money=money)
-    if replayed and status == "succeeded":
-        text = f"{money} had been charged before for this period; nothing was charged now."
-    elif replayed and status == "pending":
-        text = (
-            f"A charge of {money} was accepted before and is not final yet; nothing was sent now."
-        )
-    return text if livemode or status not in {"succeeded", "pending"} else text + _TEST_MODE
-
-
-def charge_step(status: str, code: str | None, *, replayed: bool) -> str:
-    """Say what a model should do next after a charge."""
-    if replayed and status == "succeeded":
-        return (
-            "This bill was charged before. Do not charge again; tell the user. charge_status says "
-            "whether it was refunded since."
-        )
-    return _CODE_STEPS.get(code or "", _CHARGE_STEPS[status])
+CHARGED: Final = Told(
+    _MESSAGES,
+    _CHARGE_STEPS,
+    _CODE_STEPS,
+    before={
+        "succeeded": "{money} had been charged before for this period; nothing was charged now.",
+        "pending": "A charge of {money} was accepted before and is not final yet; nothing was sent "
+        "now.",
+    },
+    done_before="This bill was charged before. Do not charge again; tell the user. charge_status "
+    "says whether it was refunded since.",
+)
 
 
 _REFUND_MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
@@ -185,24 +207,16 @@ _REFUND_CODE_STEPS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-def refund_message(
-    status: str, money: str, said: str | None, *, replayed: bool, livemode: bool
-) -> str:
-    """Say what became of a refund; `said` are the proxy's own words, which are more exact."""
-    text = said or _REFUND_MESSAGES[status].format(money=money)
-    if replayed and status in {"succeeded", "pending"}:
-        text = f"{money} had been refunded before; nothing was refunded now."
-    return text if livemode or status not in {"succeeded", "pending"} else text + _TEST_MODE
-
-
-def refund_step(status: str, code: str | None, *, replayed: bool) -> str:
-    """Say what a model should do next after a refund."""
-    if replayed and status == "succeeded":
-        return (
-            "Only this was refunded, and before. Do not refund again; tell the user. If more of "
-            "the charge is to be refunded, an operator must allow it first."
-        )
-    return _REFUND_CODE_STEPS.get(code or "", _REFUND_STEPS[status])
+REFUNDED: Final = Told(
+    _REFUND_MESSAGES,
+    _REFUND_STEPS,
+    _REFUND_CODE_STEPS,
+    before=dict.fromkeys(
+        ("succeeded", "pending"), "{money} had been refunded before; nothing was refunded now."
+    ),
+    done_before="Only this was refunded, and before. Do not refund again; tell the user. If more "
+    "of the charge is to be refunded, an operator must allow it first.",
+)
 
 
 def status_step(status: str) -> str:

@@ -21,9 +21,8 @@ from kb_mcp.agent.doors.mcp.bearer import (
     Bearer,
     Identify,
     Known,
-    LookupFailed,
+    Refused,
     describe,
-    refused_bearer,
 )
 from kb_mcp.proxy.access.grants import check_scopes
 from kb_mcp.proxy.edge.app import ADMITTED
@@ -44,9 +43,9 @@ def identifying(pipeline: RequestPipeline, line: Billing) -> Identify:
         try:
             admitted = await pipeline.admit(token)
         except LedgerUnavailableError:
-            return LookupFailed(503)
+            return Refused(503)
         if isinstance(admitted, Refusal):
-            return refused_bearer(admitted.status, admitted.code.value, admitted.message)
+            return Refused(admitted.status, admitted.code.value, admitted.message)
         allow = frozenset(admitted.policy.allow)
         reached = frozenset(
             entry for entry in allow if check_scopes(admitted.scopes, entry) is None

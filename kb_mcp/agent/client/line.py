@@ -17,7 +17,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, quote_plus
 
-from kb_mcp.agent.outcomes import ProxyUnavailableError, Reply, as_map, says_nothing_sent
+from kb_mcp.agent.outcomes import (
+    ProxyUnavailableError,
+    Reply,
+    as_map,
+    says_nothing_sent,
+    unread,
+    without_card,
+)
 
 if TYPE_CHECKING:
     from kb_mcp.agent.catalogue import ChargeArguments
@@ -40,20 +47,6 @@ _quoted = lru_cache(maxsize=256)(quote_plus)  # for names: they are the same in 
 _AGAIN: Final = {"true": True, "false": False}
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The request may have been sent, and no answer can be read. `livemode`: of the key."""
-
-    livemode: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NoCard:
-    """The customer has no payment method that could be meant. `livemode`: of the key."""
-
-    livemode: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,52 +123,50 @@ class Line(ABC):
 
     async def create(
         self, token: str, resource: str, params: Mapping[str, Any], key: str, headers: Headers
-    ) -> Reply | Lost:
+    ) -> Reply:
         """Create an object at Stripe (`charges`, `refunds`) under the idempotency key `key`."""
         sent = {**headers, "Stripe-Version": STRIPE_VERSION, "Idempotency-Key": key}
         return await self._ask(token, "POST", f"/stripe/v1/{resource}", sent, _form(params))
 
     async def retrieve(
         self, token: str, resource: str, object_id: str, headers: Headers, *, part: str = ""
-    ) -> Reply | Lost:
+    ) -> Reply:
         """Read one object, or the `part` of it, a path with its query."""
         path = f"/stripe/v1/{resource}/{quote(object_id, safe='')}{part}"
         return await self._ask(token, "GET", path, {**headers, "Stripe-Version": STRIPE_VERSION})
 
-    async def operations(
-        self, token: str, wanted: Mapping[str, str], headers: Headers
-    ) -> Reply | Lost:
+    async def operations(self, token: str, wanted: Mapping[str, str], headers: Headers) -> Reply:
         """Ask the ledger for operations, newest first, under `data`. One try."""
         query = _form(wanted).decode("ascii")
         return await self._ask(token, "GET", f"/keybrake/v1/operations?{query}", headers, pauses=())
 
-    async def describe_key(self, token: str, headers: Headers) -> Reply | Lost:
+    async def describe_key(self, token: str, headers: Headers) -> Reply:
         """Ask what the vault key itself may do. One try."""
         return await self._ask(token, "GET", "/keybrake/v1/key", headers, pauses=())
 
     async def default_payment_method(
         self, token: str, customer_id: str, headers: Headers
-    ) -> str | Reply | Lost | NoCard:
+    ) -> str | Reply:
         """Find what to charge: the customer's default, else the only payment method there is.
 
         With several and no default, choosing would be guessing, so there is none.
         """
         customer = await self.retrieve(token, "customers", customer_id, headers)
-        if isinstance(customer, Lost) or customer.is_error:
+        if customer.is_error:
             return customer
         default = as_map(customer.fields.get("invoice_settings")).get("default_payment_method")
         if isinstance(default, str) and default:
             return default
         part = "/payment_methods?limit=2"
         methods = await self.retrieve(token, "customers", customer_id, headers, part=part)
-        if isinstance(methods, Lost) or methods.is_error:
+        if methods.is_error:
             return methods
         found = methods.fields.get("data")
         if isinstance(found, list) and len(found) == 1:
             only = as_map(found[0]).get("id")
             if isinstance(only, str):
                 return only
-        return NoCard(self.is_live(token))
+        return without_card(livemode=self.is_live(token))
 
     async def _ask(
         self,
@@ -186,11 +177,11 @@ class Line(ABC):
         body: bytes = b"",
         *,
         pauses: tuple[float, ...] = RETRIES_AFTER_S,
-    ) -> Reply | Lost:
+    ) -> Reply:
         """Ask until there is an answer that is one, or the tries are used up."""
         sent = {"Authorization": f"Bearer {token}", **headers}
         request = Request(method, path, {**sent, "Content-Type": _FORM} if body else sent, body)
-        reply: Reply | Lost | None = None
+        reply: Reply | None = None
         doubtful = False
         for pause in (*pauses, None):
             try:
@@ -199,7 +190,7 @@ class Line(ABC):
                 reply = self._read(answer, token, doubtful=doubtful)
                 doubtful = doubtful or (answer.status >= 500 and not says_nothing_sent(reply))
             except MaybeSentError as error:
-                again, doubtful, reply = error.again, True, Lost(self.is_live(token))
+                again, doubtful, reply = error.again, True, unread(livemode=self.is_live(token))
             except NeverSentError as error:
                 # What an earlier try was told, or was not, still stands.
                 again = error.again
@@ -209,16 +200,18 @@ class Line(ABC):
             if pause is None or not again:
                 break
             await self.pause(pause)
-        return Lost(self.is_live(token)) if reply is None else reply
+        return unread(livemode=self.is_live(token)) if reply is None else reply
 
-    def _read(self, answer: Answer, token: str, *, doubtful: bool) -> Reply | Lost:
+    def _read(self, answer: Answer, token: str, *, doubtful: bool) -> Reply:
         failed = not 200 <= answer.status < 300
         try:
             document = as_map(json.loads(answer.body))
         except (ValueError, RecursionError):
-            return Lost(self.is_live(token))
+            return unread(livemode=self.is_live(token))
         if failed and not as_map(document.get("error")):
-            return Lost(self.is_live(token))  # an answer, but none of the proxy's or Stripe's
+            return unread(
+                livemode=self.is_live(token)
+            )  # an answer, but none of the proxy's or Stripe's
         return Reply(
             status=answer.status,
             fields=as_map(document.get("error")) if failed else document,

@@ -21,7 +21,6 @@ from kb_mcp.agent import wording
 from kb_mcp.agent.billing import Billing, grants
 from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import TOOLS, ToolName
-from kb_mcp.agent.client.line import Lost
 from kb_mcp.agent.outcomes import ProxyUnavailableError
 
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
@@ -40,40 +39,21 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class NotAKey:
-    """Unknown, expired or revoked; `message` says which."""
+class Refused:
+    """Not let in, with what the proxy says.
 
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Denied:
-    """A genuine token that gives no vault key, with the proxy's code and its words."""
-
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class LookupFailed:
-    """Nobody can say now; `status` is the HTTP status that says so."""
+    401: no key, or not a good one; 403: a genuine token that gives no vault key; any other
+    status: nobody can say now.
+    """
 
     status: int
+    code: str | None = None
+    message: str | None = None
 
 
-Bearer = Known | NotAKey | Denied | LookupFailed
+Bearer = Known | Refused
 Identify = Callable[[str], Awaitable[Bearer]]
 """Says whose a bearer token is, without a request to the proxy and without its audit row."""
-
-
-def refused_bearer(status: int, code: str | None, message: str | None) -> Bearer:
-    """Return what a refusal of the proxy says of a bearer."""
-    if status == HTTPStatus.UNAUTHORIZED:
-        return NotAKey(message or "The vault key is not accepted.")
-    if status == HTTPStatus.FORBIDDEN:
-        return Denied(code or "vault_key_not_authorized", message or "The token is not let in.")
-    limited = status == HTTPStatus.TOO_MANY_REQUESTS
-    return LookupFailed(status if limited else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 async def look_up(billing: Billing, token: str, context: CallContext) -> Bearer:
@@ -81,14 +61,10 @@ async def look_up(billing: Billing, token: str, context: CallContext) -> Bearer:
     try:
         reply = await billing.line.describe_key(token, context.headers())
     except ProxyUnavailableError:
-        return LookupFailed(503)
-    if isinstance(reply, Lost):
-        return LookupFailed(503)
-    if reply.status in {401, 403}:
-        return refused_bearer(reply.status, reply.text("code"), reply.text("message"))
+        return Refused(503)
     granted = grants(reply, billing.charge_api)
     if granted is None:
-        return refused_bearer(reply.status, None, None)
+        return Refused(reply.status, reply.text("code"), reply.text("message"))
     tools, kinds = granted
     return Known(billing.with_keys(dict.fromkeys(tools, token), kinds))
 
@@ -139,21 +115,21 @@ def refuse_unnamed(resource: Resource | None, *, presented: bool) -> Response:
     return _challenge(401, resource, f"A vault key{else_token} is needed as bearer token.")
 
 
-def refuse_bearer(found: NotAKey | Denied | LookupFailed, resource: Resource | None) -> Response:
+def refuse_bearer(found: Refused, resource: Resource | None) -> Response:
     """Answer a request whose bearer is not let in."""
-    match found:
-        case NotAKey():
-            return _challenge(401, resource, found.message, error="invalid_token")
-        case Denied():
-            body = {
-                "error": "access_denied",
-                "error_description": found.message,
-                "code": found.code,
-            }
-            return JSONResponse(body, status_code=403)
-        case LookupFailed():
-            headers = {"Retry-After": "1"}
-            return PlainTextResponse(wording.UNAVAILABLE, found.status, headers=headers)
+    if found.status == HTTPStatus.UNAUTHORIZED:
+        message = found.message or "The vault key is not accepted."
+        return _challenge(401, resource, message, error="invalid_token")
+    if found.status == HTTPStatus.FORBIDDEN:
+        body = {
+            "error": "access_denied",
+            "error_description": found.message or "The token is not let in.",
+            "code": found.code or "vault_key_not_authorized",
+        }
+        return JSONResponse(body, status_code=403)
+    limited = found.status == HTTPStatus.TOO_MANY_REQUESTS
+    status = found.status if limited else HTTPStatus.SERVICE_UNAVAILABLE
+    return PlainTextResponse(wording.UNAVAILABLE, status, headers={"Retry-After": "1"})
 
 
 def refuse_scope(resource: Resource | None, tool: str) -> Response:
