@@ -44,17 +44,6 @@ def read_json(text: str | bytes) -> object:
     return value
 
 
-def has_repeated_names(text: str | bytes) -> bool:
-    """Say whether JSON `text` holds an object with one name twice; of no JSON, say False."""
-    try:
-        read_json(text)
-    except RepeatedNameError:
-        return True
-    except ValueError:
-        return False
-    return False
-
-
 def has_surrogate(value: object) -> bool:
     """Say whether a text in the JSON `value`, a name too, holds half of a surrogate pair."""
     waiting = [value]

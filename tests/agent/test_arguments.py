@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kb_mcp.agent.calls import Invalid, read_arguments, read_texts
 from kb_mcp.agent.catalogue import TOOLS, ChargeArguments, ToolName, find_tool
-from kb_mcp.agent.strict_json import has_repeated_names
+from kb_mcp.agent.strict_json import RepeatedNameError, read_json
 from kb_mcp.idempotency import idempotency_key
 
 CHARGE = TOOLS[ToolName.CHARGE]
@@ -266,15 +266,21 @@ def test_a_name_may_stand_in_two_parts_only_with_one_value(
 
 
 @pytest.mark.parametrize(
-    ("text", "repeated"),
+    ("text", "error"),
     [
-        ('{"a": 1, "a": 1}', True),
-        ('{"a": {"b": [{"c": 1, "c": 2}]}}', True),
-        ('{"a": 1, "b": {"a": 1}}', False),
-        ('{"a": 1, "\\u0061": 2}', True),
-        ("not json", False),
-        ("[" * 100_000, False),
+        ('{"a": 1, "a": 1}', RepeatedNameError),
+        ('{"a": {"b": [{"c": 1, "c": 2}]}}', RepeatedNameError),
+        ('{"a": 1, "\\u0061": 2}', RepeatedNameError),
+        ("not json", ValueError),
+        ("[" * 100_000, ValueError),
     ],
 )
-def test_repeated_names_are_found_wherever_they_stand(text: str, repeated: bool) -> None:
-    assert has_repeated_names(text) is repeated
+def test_what_two_readers_could_read_in_two_ways_is_refused(
+    text: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        read_json(text)
+
+
+def test_one_name_may_stand_in_two_objects() -> None:
+    assert read_json('{"a": 1, "b": {"a": 1}}') == {"a": 1, "b": {"a": 1}}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, Literal, assert_never
+from typing import Final, assert_never
 
 from kb_mcp.agent.calls import (
     Answer,
@@ -34,14 +34,22 @@ from kb_mcp.agent.calls import (
 from kb_mcp.agent.catalogue import JSON, TOOLS, Tool
 from kb_mcp.agent.outcomes import as_map
 from kb_mcp.agent.strict_json import read_json
-from kb_mcp.traces import Trace, read_trace
+from kb_mcp.traces import read_trace
 
-__all__ = ["JSON", "answer_api", "answer_function", "body_text", "http_status", "response_state"]
+Json = Mapping[str, object]
+Message = dict[str, object]
 
-Pairs = Iterator[tuple[object, object]]
+VERSION: Final = "1.0"
+_API: Final = ("actionGroup", "apiPath", "httpMethod")  # what is echoed as it came
+_FUNCTION: Final = ("actionGroup", "function")
+ENDED: Final = "stream_ended"
+"""The stop reason of a stream that broke off: nothing runs on it."""
+
+_UNKNOWN_TO_BOTOCORE: Final = "SDK_UNKNOWN_MEMBER"
+_EMPTY: Final[Message] = {"text": "(no content)"}  # a message without a block is refused, too
 
 
-def answer_api(request: Mapping[str, object], caller: Caller, context: CallContext) -> Answer:
+def _answer_api(request: Json, caller: Caller, context: CallContext) -> Answer:
     """Call the tool of `apiPath` and `httpMethod` with the body's and the query's arguments."""
     path, method = request.get("apiPath"), request.get("httpMethod")
     tool = next(
@@ -55,7 +63,7 @@ def answer_api(request: Mapping[str, object], caller: Caller, context: CallConte
     return _answer(tool, caller, context, *parts, request.get("parameters"))
 
 
-def answer_function(request: Mapping[str, object], caller: Caller, context: CallContext) -> Answer:
+def _answer_function(request: Json, caller: Caller, context: CallContext) -> Answer:
     """Call the tool called `function`."""
     name = request.get("function")
     tool = next((tool for tool in TOOLS.values() if tool.name == name), None)
@@ -81,15 +89,15 @@ def http_status(answer: Answer) -> int:
             assert_never(answer)
 
 
-def response_state(answer: Answer) -> Literal["REPROMPT", "FAILURE"] | None:
-    """Return the state of the function form: invalid input, an outage, or none."""
+def _state(answer: Answer) -> Message:
+    """Return the state of an answer: invalid input, an outage, or none."""
     match answer:
         case Invalid():
-            return "REPROMPT"
+            return {"responseState": "REPROMPT"}
         case Unavailable():
-            return "FAILURE"
+            return {"responseState": "FAILURE"}
         case Answered() | NotOffered() | RateLimited():
-            return None
+            return {}
         case _:
             assert_never(answer)
 
@@ -104,82 +112,54 @@ def _answer(tool: Tool, caller: Caller, context: CallContext, *parts: object) ->
     return texts if isinstance(texts, Invalid) else caller(tool.name, texts, context)
 
 
-def _pairs(part: object) -> Pairs:
+def _pairs(part: object) -> Iterator[tuple[object, object]]:
     for entry in part if isinstance(part, list) else ():
         yield as_map(entry).get("name"), as_map(entry).get("value")
 
 
-Event = Mapping[str, object]
-Response = dict[str, object]
-
-VERSION = "1.0"
-
-
-def is_action_group_event(event: Event) -> bool:
+def is_action_group_event(event: Json) -> bool:
     """Say whether `event` is one, rather than the bare arguments of a Gateway target."""
     return "actionGroup" in event and ("apiPath" in event or "function" in event)
 
 
-def answer_action_group(event: Event, caller: Caller) -> Response:
+def answer_action_group(event: Json, caller: Caller) -> Message:
     """Answer one event, echoing what names the action exactly as it came."""
     context = _context(event)
-    group = event.get("actionGroup")
     if "apiPath" in event:
-        answer = answer_api(event, caller, context)
-        return _framed(
-            {
-                "actionGroup": group,
-                "apiPath": event.get("apiPath"),
-                "httpMethod": event.get("httpMethod"),
-                "httpStatusCode": http_status(answer),
-                "responseBody": {JSON: {"body": body_text(answer)}},
-            }
-        )
-    answer = answer_function(event, caller, context)
-    inner: Response = {"responseBody": {"TEXT": {"body": body_text(answer)}}}
-    state = response_state(answer)
-    if state is not None:
-        inner["responseState"] = state
-    return _framed(
-        {"actionGroup": group, "function": event.get("function"), "functionResponse": inner}
-    )
+        echo = {name: event.get(name) for name in _API}
+        result, _ = _api_result(event, caller, context)
+        return {"messageVersion": VERSION, "response": echo | result}
+    echo = {name: event.get(name) for name in _FUNCTION}
+    result, state = _function_result(event, caller, context)
+    return {"messageVersion": VERSION, "response": {**echo, "functionResponse": result | state}}
 
 
-def _framed(response: Response) -> Response:
-    return {"messageVersion": VERSION, "response": response}
+def _api_result(request: Json, caller: Caller, context: CallContext) -> tuple[Message, Message]:
+    """Run a tool in API form; return status and body, and the state where one is to be told."""
+    answer = _answer_api(request, caller, context)
+    body = {JSON: {"body": body_text(answer)}}
+    return {"httpStatusCode": http_status(answer), "responseBody": body}, _state(answer)
 
 
-def _context(event: Event) -> CallContext:
-    agent = event.get("agent")
-    names = (agent.get("id"), agent.get("alias")) if isinstance(agent, Mapping) else ()
+def _function_result(
+    request: Json, caller: Caller, context: CallContext
+) -> tuple[Message, Message]:
+    """Do the same in function form, which has no status."""
+    answer = _answer_function(request, caller, context)
+    return {"responseBody": {"TEXT": {"body": body_text(answer)}}}, _state(answer)
+
+
+def _context(event: Json) -> CallContext:
+    agent = as_map(event.get("agent"))
+    names = (agent.get("id"), agent.get("alias"))
     agent_id = "/".join(name for name in names if isinstance(name, str))
     session = event.get("sessionId")
-    # An application says for whom it is where its other session facts are; a turn's own come first.
-    subject = read_subject(event.get("promptSessionAttributes"), event.get("sessionAttributes"))
-    return CallContext(
-        agent_id or None, session if isinstance(session, str) else None, _trace_of(event), subject
-    )
-
-
-def _trace_of(event: Event) -> Trace | None:
-    # Bedrock has no field for it: an application puts it where its other session facts are.
-    for name in ("promptSessionAttributes", "sessionAttributes"):
-        attributes = event.get(name)
-        if isinstance(attributes, Mapping):
-            trace = read_trace(attributes)
-            if trace is not None:
-                return trace
-    return None
-
-
-Message = dict[str, object]
-Json = Mapping[str, object]
-
-ENDED: Final = "stream_ended"
-"""The stop reason of a stream that broke off: nothing runs on it."""
-
-_UNKNOWN_TO_BOTOCORE: Final = "SDK_UNKNOWN_MEMBER"
-_EMPTY: Final[Message] = {"text": "(no content)"}  # a message without a block is refused, too
+    # Bedrock has no field for trace and subject: an application puts them where its other session
+    # facts are. A turn's own come first.
+    told = as_map(event.get("promptSessionAttributes")), as_map(event.get("sessionAttributes"))
+    traces = (trace for each in told if (trace := read_trace(each)) is not None)
+    session_id = session if isinstance(session, str) else None
+    return CallContext(agent_id or None, session_id, next(traces, None), read_subject(*told))
 
 
 class BrokenInput(dict[str, object]):
@@ -366,21 +346,13 @@ def _use_result(use: Json, answer: Answer) -> Message:
 def _returned(entry: Json, caller: Caller, context: CallContext) -> Message:
     api = as_map(entry.get("apiInvocationInput"))
     if api:
-        answer = answer_api(api, caller, context)
-        echo = {name: api[name] for name in ("actionGroup", "apiPath", "httpMethod") if name in api}
-        body = {JSON: {"body": body_text(answer)}}
-        result = {**echo, "httpStatusCode": http_status(answer), "responseBody": body}
-        return {"apiResult": _with_state(result, answer)}
+        echo = {name: api[name] for name in _API if name in api}
+        result, state = _api_result(api, caller, context)
+        return {"apiResult": echo | result | state}
     function = as_map(entry.get("functionInvocationInput"))
-    answer = answer_function(function, caller, context)
-    echo = {name: function[name] for name in ("actionGroup", "function") if name in function}
-    body = {"TEXT": {"body": body_text(answer)}}
-    return {"functionResult": _with_state({**echo, "responseBody": body}, answer)}
-
-
-def _with_state(result: Message, answer: Answer) -> Message:
-    state = response_state(answer)
-    return result if state is None else {**result, "responseState": state}
+    echo = {name: function[name] for name in _FUNCTION if name in function}
+    result, state = _function_result(function, caller, context)
+    return {"functionResult": echo | result | state}
 
 
 def _use_of(block: object) -> Json | None:
