@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 from kb_mcp.proxy.access.authorize import Rates
 from kb_mcp.proxy.access.issuers import Issuers
-from kb_mcp.proxy.answers import Answers
+from kb_mcp.proxy.answers import Answers, Reads
 from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.app import AdmissionQueue, ProxyApp
-from kb_mcp.proxy.edge.key_api import KeyApi, Readiness, ShownRefunds
-from kb_mcp.proxy.edge.pass_through import Reads
+from kb_mcp.proxy.edge.key_api import KeyApi, Readiness
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
 from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.governor import AbandonedIntents, Governor, SendGate, Waiters
@@ -159,7 +158,7 @@ def build_proxy(
     governor = _governor(store, reads, key, reading, waiters, meters, gate)
     pipeline = _pipeline(store, governor, reading, key, follow, build_issuers(settings))
     walk = _walk(settings, store, reads, recovery)
-    key_api = _key_api(store, pipeline, gate)
+    key_api = KeyApi(records=store.records, pipeline=pipeline, readiness=Readiness(reads))
     app = ProxyApp(pipeline, key_api, AdmissionQueue(meters.queued))
     meters.in_flight = lambda: app.in_flight
     return Proxy(
@@ -297,22 +296,6 @@ def _moves(store: Store, walk: StoreWalk) -> MovedStore | None:
 
 def _lease_ms(store: Store) -> int:
     return SEND_WITHIN_MS + store.settings.upstream_timeout_ms + LEASE_SLACK_MS
-
-
-def _key_api(store: Store, pipeline: RequestPipeline, gate: SendGate) -> KeyApi:
-    return KeyApi(
-        ledger=store.ledger,
-        records=store.records,
-        refusal_counts=pipeline.refusal_counts,
-        now_ms=pipeline.now_ms,
-        rate=pipeline.rate,
-        readiness=Readiness(pipeline.reads.stripe),
-        customer_metadata=pipeline.reads.customer_metadata,
-        refunds=ShownRefunds(pipeline.charges),
-        gate=gate,
-        follow=pipeline.follow,
-        issuers=pipeline.issuers,
-    )
 
 
 def _follower(

@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 from typing_extensions import override
 
 from kb_mcp.proxy.access.authorize import Rates
-from kb_mcp.proxy.answers import Answers
+from kb_mcp.proxy.answers import Answers, Reads
 from kb_mcp.proxy.charge_reads import ChargeReads
-from kb_mcp.proxy.edge.pass_through import Reads
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
 from kb_mcp.proxy.governor import AbandonedIntents, Governor, Waiters
 from kb_mcp.proxy.invoice_reads import InvoiceReads

@@ -43,25 +43,14 @@ class Admitted(Struct, frozen=True):
 
 
 async def admit(
-    ledger: Ledger, request: Request, now_ms: Callable[[], int], issuers: Issuers | None = None
-) -> Admitted | Refusal:
-    """Return the key that `request` carries as Bearer or as Basic user, or why it may not act.
-
-    Raises: LedgerUnavailableError.
-    """
-    token = presented_token(request)
-    if token is None:
-        return refuse(Code.VAULT_KEY_MISSING)
-    return await admit_token(ledger, token, now_ms, issuers)
-
-
-async def admit_token(
-    ledger: Ledger, token: str, now_ms: Callable[[], int], issuers: Issuers | None
+    ledger: Ledger, token: str | None, now_ms: Callable[[], int], issuers: Issuers | None
 ) -> Admitted | Refusal:
     """Return the key that `token` is, or that its identity stands for, or why it may not act.
 
     Raises: LedgerUnavailableError.
     """
+    if token is None:
+        return refuse(Code.VAULT_KEY_MISSING)
     if issuers is not None and looks_like_jwt(token):
         identity = await issuers.identify(token)
         if isinstance(identity, Refusal):
@@ -106,7 +95,7 @@ async def newest_key(ledger: Ledger, grant: Grant) -> VaultKey | None:
 
 
 def presented_token(request: Request) -> str | None:
-    """Return the token in the one `Authorization` header, or None."""
+    """Return the token in the one `Authorization` header, as Bearer or as Basic user, or None."""
     values = [value for name, value in request.headers if name == "authorization"]
     if len(values) != 1:
         return None

@@ -8,8 +8,8 @@ charge.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -17,18 +17,15 @@ import msgspec
 
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.periods import PeriodError, parse_period
-from kb_mcp.proxy.access.authenticate import Admitted, admit
-from kb_mcp.proxy.access.authorize import may_touch, needs_customer
+from kb_mcp.proxy.access.authenticate import Admitted, presented_token
+from kb_mcp.proxy.access.authorize import may_touch
 from kb_mcp.proxy.access.grants import check_scopes
-from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.charge_reads import ChargeReads
-from kb_mcp.proxy.edge.pipeline import RefusalCounts, subject_of
+from kb_mcp.proxy.edge.pipeline import RequestPipeline, subject_of
 from kb_mcp.proxy.edge.records import Record, key_record, operation_record, spend_records
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
-from kb_mcp.proxy.governor import SendGate
-from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, note
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError, note
 from kb_mcp.proxy.ledger.records import HOLDING, AuditDraft, Operation, OperationId
 from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.rules.operation_names import attempt_key
@@ -37,8 +34,6 @@ from kb_mcp.proxy.stripe.evidence import customer_of
 from kb_mcp.proxy.stripe.json_objects import mark_of
 from kb_mcp.proxy.stripe.messages import Answered, Reply, Request, refused
 from kb_mcp.proxy.stripe.reader import StripeReads
-
-CustomerMetadata = Callable[[str], Awaitable[dict[str, str] | None]]
 
 _KEY = b"/keybrake/v1/key"
 _OPERATIONS = b"/keybrake/v1/operations"
@@ -53,24 +48,16 @@ CHARGE_OR_INTENT: Final = re.compile(r"(?:ch|py|pi)_[A-Za-z0-9]{1,128}")
 class KeyApi:
     """Serves `/keybrake/v1/*`, `/healthz` and `/readyz`."""
 
-    ledger: Ledger
     records: StoreReads
-    refusal_counts: RefusalCounts
-    now_ms: Callable[[], int]
-    rate: Callable[[Admitted], Refusal | None]
+    pipeline: RequestPipeline
     readiness: Readiness
-    customer_metadata: CustomerMetadata
-    refunds: ShownRefunds
-    follow: Callable[[], Awaitable[None]]
-    gate: SendGate = field(default_factory=SendGate)
-    issuers: Issuers | None = None
 
     async def health(self, request: Request) -> Reply:
         """Say whether the process is alive, and for `/readyz` whether it could charge."""
         if request.raw_path == b"/healthz":
             return _json({"status": "ok"})
         try:
-            store = await self.records.ping() and not self.gate.closed
+            store = await self.records.ping() and not self.pipeline.governor.gate.closed
         except LedgerUnavailableError:
             store = False
         upstream = await self.readiness.reachable()
@@ -81,14 +68,12 @@ class KeyApi:
 
     async def serve(self, request: Request) -> Reply:
         """Answer a request to `/keybrake/…`. Raises: LedgerUnavailableError."""
-        await self.follow()
-        admitted = await admit(self.ledger, request, self.now_ms, self.issuers)
+        admitted = await self.pipeline.admit(presented_token(request))
         if isinstance(admitted, Refusal):
-            self.refusal_counts.count(admitted.code, admitted.subject, admitted.key_id)
             return refused(admitted)
-        over = self.rate(admitted)
+        over = self.pipeline.rate(admitted)
         if over is not None:
-            self.refusal_counts.count(over.code, key_id=admitted.key.id)
+            self.pipeline.refusal_counts.count(over.code, key_id=admitted.key.id)
             return refused(over)
         answer = await self._answer(admitted, request)
         await self._note(admitted, request, answer)
@@ -104,10 +89,10 @@ class KeyApi:
         return await self._operations(admitted, request)
 
     async def _key(self, admitted: Admitted) -> Reply | Refusal:
-        found = await self.ledger.find_key(admitted.key.id)
+        found = await self.pipeline.ledger.find_key(admitted.key.id)
         if found is None:
             return refuse(Code.VAULT_KEY_UNKNOWN)
-        today = day_of(self.now_ms())
+        today = day_of(self.pipeline.now_ms())
         day, month = today.isoformat(), today.replace(day=1).isoformat()
         lineage, policy = admitted.key.lineage_id, admitted.policy
         windows = [
@@ -149,7 +134,9 @@ class KeyApi:
             except PeriodError as error:
                 return refuse(Code.PARAMETER_INVALID, param="billing_period", reason=str(error))
         found = await self.records.operations(**filters, limit=_MATCHES_MAX)
-        visible = await self._visible(admitted, {operation.customer for operation, _ in found})
+        customers = {operation.customer for operation, _ in found}
+        policy = admitted.policy
+        visible = {each for each in customers if await self.pipeline.may_touch(policy, each)}
         data = [
             operation_record(operation, attempts)
             for operation, attempts in found
@@ -158,20 +145,41 @@ class KeyApi:
         ]
         answer: dict[str, object] = {"object": "list", "data": data}
         if "charge_id" in filters:
-            refunds = await self.refunds.of(admitted.policy, filters["charge_id"])
+            refunds = await self._refunds_of(policy, filters["charge_id"])
             answer |= {} if refunds is None else {"refunds": refunds}
         return _json(answer)
 
-    async def _visible(self, admitted: Admitted, customers: set[str | None]) -> set[str | None]:
-        """Return those of `customers` that the key may touch, by their metadata if need be."""
-        visible: set[str | None] = set()
-        for customer in customers:
-            metadata = None
-            if customer is not None and needs_customer(admitted.policy, customer):
-                metadata = await self.customer_metadata(customer)
-            if may_touch(admitted.policy, customer, metadata):
-                visible.add(customer)
-        return visible
+    async def _refunds_of(self, policy: Policy, named: str) -> list[Record] | None:
+        """Return the refunds of a charge or an intent, newest first, whoever made them.
+
+        None where Stripe does not say, or where the charge is not the key's to see.
+        Raises: LedgerUnavailableError.
+        """
+        charges = self.pipeline.charges
+        charge = await self._visible(policy, named) if CHARGE_OR_INTENT.fullmatch(named) else None
+        if charge is None:
+            return None
+        listed = await charges.stripe.walk("/v1/refunds", 0, charge=charge)
+        if not isinstance(listed, list):
+            return None
+        known = await charges.known(charge)
+        ours: dict[str | None, OperationId] = {each.object_id: each.id for each in known}
+        marks = {mark_of(each) for each in listed}
+        unseen = [
+            each
+            for each in sorted(known, key=lambda each: each.created_at, reverse=True)
+            if each.state in HOLDING and attempt_key(each, each.attempt) not in marks
+        ]
+        return [*map(_in_doubt, unseen), *(_made(each, ours) for each in listed)]
+
+    async def _visible(self, policy: Policy, named: str) -> str | None:
+        charges = self.pipeline.charges
+        charge = await charges.charge_of(named)
+        if not isinstance(charge, str) or policy.customers.any:
+            return charge if isinstance(charge, str) else None
+        found = await charges.stripe.body(f"/v1/charges/{charge}")
+        owner = None if found is None else customer_of(found)
+        return charge if owner is not None and may_touch(policy, owner) else None
 
     async def _note(self, admitted: Admitted, request: Request, answer: Reply | Refusal) -> None:
         row = AuditDraft(
@@ -186,7 +194,7 @@ class KeyApi:
             code=answer.code.value if isinstance(answer, Refusal) else None,
             subject=subject_of(admitted, request),
         )
-        await note(self.ledger, row)
+        await note(self.pipeline.ledger, row)
 
 
 def _json(body: object) -> Reply:
@@ -210,43 +218,6 @@ class Readiness:
             answer = await self._stripe.fetch("/v1/charges?limit=1", ASK_WITHIN_MS)
             self._reachable = isinstance(answer, Answered) and answer.status != 401
         return self._reachable
-
-
-@dataclass(frozen=True, slots=True)
-class ShownRefunds:
-    """Reads through `charges`."""
-
-    charges: ChargeReads
-
-    async def of(self, policy: Policy, named: str) -> list[Record] | None:
-        """Return the refunds of a charge or an intent, newest first, whoever made them.
-
-        None where Stripe does not say, or where the charge is not the key's to see.
-        Raises: LedgerUnavailableError.
-        """
-        charge = await self._visible(policy, named) if CHARGE_OR_INTENT.fullmatch(named) else None
-        if charge is None:
-            return None
-        listed = await self.charges.stripe.walk("/v1/refunds", 0, charge=charge)
-        if not isinstance(listed, list):
-            return None
-        known = await self.charges.known(charge)
-        ours: dict[str | None, OperationId] = {each.object_id: each.id for each in known}
-        marks = {mark_of(each) for each in listed}
-        unseen = [
-            each
-            for each in sorted(known, key=lambda each: each.created_at, reverse=True)
-            if each.state in HOLDING and attempt_key(each, each.attempt) not in marks
-        ]
-        return [*map(_in_doubt, unseen), *(_made(each, ours) for each in listed)]
-
-    async def _visible(self, policy: Policy, named: str) -> str | None:
-        charge = await self.charges.charge_of(named)
-        if not isinstance(charge, str) or policy.customers.any:
-            return charge if isinstance(charge, str) else None
-        found = await self.charges.stripe.body(f"/v1/charges/{charge}")
-        owner = None if found is None else customer_of(found)
-        return charge if owner is not None and may_touch(policy, owner) else None
 
 
 def _made(refund: Mapping[str, Any], ours: Mapping[str | None, OperationId]) -> Record:

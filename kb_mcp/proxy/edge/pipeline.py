@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from kb_mcp.instants import day_of
 from kb_mcp.money import UNTOLD_CURRENCY, Money
-from kb_mcp.proxy.access.authenticate import Admitted, admit, admit_token
+from kb_mcp.proxy.access.authenticate import Admitted, admit, presented_token
 from kb_mcp.proxy.access.authorize import (
     Rates,
     authorize,
@@ -29,9 +29,10 @@ from kb_mcp.proxy.access.authorize import (
 )
 from kb_mcp.proxy.access.grants import check_scopes
 from kb_mcp.proxy.access.issuers import Issuers
+from kb_mcp.proxy.access.policy import Policy
+from kb_mcp.proxy.answers import Reads
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.charge_reads import ChargeReads
-from kb_mcp.proxy.edge.pass_through import Reads
 from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.governor import Governor
 from kb_mcp.proxy.invoice_reads import AsItStands, InvoiceReads
@@ -87,10 +88,10 @@ class RequestPipeline:
     follow: Callable[[], Awaitable[None]]
     issuers: Issuers | None = None
 
-    async def admit(self, token: str) -> Admitted | Refusal:
-        """Return whose `token` is, as for a request. Raises: LedgerUnavailableError."""
+    async def admit(self, token: str | None) -> Admitted | Refusal:
+        """Return whose `token` is, or why nobody may act by it. Raises: LedgerUnavailableError."""
         await self.follow()
-        admitted = await admit_token(self.ledger, token, self.now_ms, self.issuers)
+        admitted = await admit(self.ledger, token, self.now_ms, self.issuers)
         if isinstance(admitted, Refusal):
             self.refusal_counts.count(admitted.code, admitted.subject, admitted.key_id)
         return admitted
@@ -102,17 +103,14 @@ class RequestPipeline:
 
         Raises: LedgerUnavailableError, with nothing sent.
         """
-        admitted: Admitted | Refusal | None = known
-        if admitted is None:
-            await self.follow()
-            admitted = await admit(self.ledger, request, self.now_ms, self.issuers)
-        at = self.times()
-        if isinstance(admitted, Admitted):
-            key = admitted.key
-            admitted = _by_every_clock(at, lambda now: refuse_dead_key(key, now)) or admitted
+        admitted = known or await self.admit(presented_token(request))
         if isinstance(admitted, Refusal):
-            self.refusal_counts.count(admitted.code, admitted.subject, admitted.key_id)
             return refused(admitted)
+        at, key = self.times(), admitted.key
+        dead = _by_every_clock(at, lambda now: refuse_dead_key(key, now))
+        if dead is not None:
+            self.refusal_counts.count(dead.code, dead.subject, dead.key_id)
+            return refused(dead)
         body = await read_body()
         reading = (
             body
@@ -173,17 +171,21 @@ class RequestPipeline:
         return None if wait is None else refuse(Code.RATE_LIMITED, facts={"retry_after": wait})
 
     async def _touch(self, admitted: Admitted, reading: Reading) -> Refusal | None:
-        """Look the customer up where only its metadata says whether the key may touch it."""
-        customer = reading.customer
-        if not needs_customer(admitted.policy, customer):
-            # Whose object a step goes on with, or a refund gives back, the request does not say.
-            route = reading.route
-            step = route.belongs_to is not None or route.moves is Moves.READ_FIRST
-            return _NOT_ITS_OWN if step and not may_touch(admitted.policy, customer) else None
-        metadata = None if customer is None else await self.reads.customer_metadata(customer)
-        if may_touch(admitted.policy, customer, metadata):
+        """Return why the key may not touch the customer, where the request alone does not tell.
+
+        Whose object a step goes on with, or a refund gives back, the request does not say.
+        """
+        policy, customer, route = admitted.policy, reading.customer, reading.route
+        untold = route.belongs_to is not None or route.moves is Moves.READ_FIRST
+        if not (untold or needs_customer(policy, customer)):
             return None
-        return _NOT_ITS_OWN
+        return None if await self.may_touch(policy, customer) else _NOT_ITS_OWN
+
+    async def may_touch(self, policy: Policy, customer: str | None) -> bool:
+        """Say whether a key with `policy` may touch `customer`, by its metadata if need be."""
+        looked_up = customer if needs_customer(policy, customer) else None
+        metadata = None if looked_up is None else await self.reads.customer_metadata(looked_up)
+        return may_touch(policy, customer, metadata)
 
     async def _continue(
         self, admitted: Admitted, request: Request, reading: Reading, made: Operation
