@@ -6,10 +6,12 @@ process measured is a `Measured`, which also goes from a worker to the process t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
 
 from kb_mcp.proxy.ledger.port import Ledger, Step
 from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, VaultKey
@@ -27,12 +29,11 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000)
 
 
-@dataclass(slots=True)
-class Histogram:
+class Histogram(Struct):
     """Counts of values, by the first of `bounds` that is not smaller."""
 
-    bounds: Sequence[int] = BUCKETS_MS
-    counts: list[int] = field(default_factory=list)
+    bounds: tuple[int, ...] = BUCKETS_MS
+    counts: list[int] = []
     total: int = 0
 
     def __post_init__(self) -> None:
@@ -62,8 +63,7 @@ class Histogram:
         return list(zip(bounds, totals, strict=True))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class Measured(Struct, frozen=True, kw_only=True):
     """What one process has measured until now, as numbers alone."""
 
     waiting: int
@@ -75,20 +75,12 @@ class Measured:
 
     def dump(self) -> bytes:
         """Write it as one line."""
-        return json.dumps(asdict(self), separators=(",", ":")).encode() + b"\n"
+        return msgspec.json.encode(self) + b"\n"
 
     @classmethod
     def load(cls, line: bytes) -> Measured:
-        """Read what `dump` wrote. Raises: ValueError, KeyError, TypeError."""
-        plain = json.loads(line)
-        return cls(
-            waiting=int(plain["waiting"]),
-            queued=int(plain["queued"]),
-            in_flight=int(plain["in_flight"]),
-            ledger=Histogram(**plain["ledger"]),
-            batches=Histogram(**plain["batches"]),
-            sends={name: Histogram(**each) for name, each in plain["sends"].items()},
-        )
+        """Read what `dump` wrote. Raises: ValueError."""
+        return msgspec.json.decode(line, type=cls)
 
 
 @dataclass(slots=True)

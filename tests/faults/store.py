@@ -24,9 +24,9 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
-from kb_mcp.proxy.stores.group_commit import Item, Queued
+from kb_mcp.proxy.stores.group_commit import Item, Means, Queued
 from kb_mcp.proxy.stores.sealing import Sealer
-from kb_mcp.proxy.stores.sqlite.ledger import Loader, SqliteLedger, connect
+from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
 from tests.faults.loop import SimulatedLoop
 
 T = TypeVar("T")
@@ -106,8 +106,7 @@ class SimulatedLedger(SqliteLedger):
         chance: Random,
         plan: Callable[[], Plan],
     ) -> None:
-        super().__init__(
-            path,
+        means = Means(
             settings=settings,
             clock=clock,
             sealer=Sealer(SEAL_KEY, chance.randbytes),
@@ -115,6 +114,7 @@ class SimulatedLedger(SqliteLedger):
             heads=NoHeads(path, owner, owner, lambda: 0),
             owner=owner,
         )
+        super().__init__(path, means)
         self.alive = True
         self.snapshot: Snapshot | None = None
         self.on_death: Callable[[str], None] = lambda _: None
@@ -123,7 +123,6 @@ class SimulatedLedger(SqliteLedger):
         self._due = False
         self._writer.close()
         self._writer = self._faulty = open_writer(path)
-        self._loader = Loader(self._writer, self._queries, self._sealer.unseal, owner)
 
     @property
     def writer(self) -> FaultyConnection:
@@ -179,13 +178,13 @@ class SimulatedLedger(SqliteLedger):
         self._schedule()
 
     @override
-    def _save(self, connection: sqlite3.Connection, snapshot: Snapshot) -> None:
+    def _save(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         dirty = snapshot.dirty
         # Sets have no order of their own; rows must be written alike in every run of a seed.
         for name in ("windows", "tallies", "keys", "lineages"):
             setattr(dirty, name, _Sorted(getattr(dirty, name)))
-        super()._save(connection, snapshot)
+        super()._save(snapshot)
 
 
 class _Sorted(set[Any]):

@@ -129,6 +129,21 @@ class GroupCommit(Generic[A, R]):
         return batch, False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What the ledger of a store that is migrated and bound works with.
+
+    `settings` are what it is bound to; `owner` names this process in leases.
+    """
+
+    settings: StoreSettings
+    clock: StoreClock
+    sealer: Sealer
+    journal: Journal
+    heads: Heads
+    owner: str
+
+
 Item = Queued[tuple[Callable[[int], Refs], Step[Any]], Any]
 
 
@@ -140,22 +155,14 @@ class StoreLedger(Ledger):
 
     _batches: GroupCommit[Any, Any]
 
-    def __init__(
-        self,
-        engine: str,
-        *,
-        settings: StoreSettings,
-        clock: StoreClock,
-        sealer: Sealer,
-        journal: Journal,
-        heads: Heads,
-    ) -> None:
-        """Serve the migrated and bound store."""
-        self._live = LiveSettings(settings)
-        self._clock = clock
-        self._sealer = sealer
-        self._journal = journal
-        self._heads = heads
+    def __init__(self, engine: str, means: Means) -> None:
+        """Serve the store of `engine` with its named queries."""
+        self._live = LiveSettings(means.settings)
+        self._clock = means.clock
+        self._sealer = means.sealer
+        self._journal = means.journal
+        self._heads = means.heads
+        self._owner = means.owner
         self._queries = load_queries(engine)
         self._marked = 0  # the store's high-water mark, as this transaction read it
         self._told = Told(0, 0)  # the time, as this transaction was told it

@@ -71,7 +71,7 @@ def test_a_commit_that_errs_and_is_on_the_disk_stops_neither_chain_nor_charge(
             factory=SaysNoAndDidIt,
         )
         odd.row_factory = sqlite3.Row
-        ledger._writer, ledger._loader._connection = odd, odd  # noqa: SLF001 - a disk that lies
+        ledger._writer = odd  # noqa: SLF001 - a disk that lies
         refused = in_process.charge(key, period="2026-11")
         assert (refused.status_code, error_of(refused)) == (503, "ledger_unavailable")
         assert (in_process.charges(), in_process.operations()[0].state.value) == ([], "reserved")

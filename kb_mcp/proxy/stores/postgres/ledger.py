@@ -17,9 +17,7 @@ import psycopg
 from psycopg import errors
 from typing_extensions import override
 
-from kb_mcp.proxy.audit.chain import Journal
-from kb_mcp.proxy.audit.heads import Heads
-from kb_mcp.proxy.ledger.clock import MARK, StoreClock
+from kb_mcp.proxy.ledger.clock import MARK
 from kb_mcp.proxy.ledger.port import CommitUnknownError, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import (
     Grant,
@@ -30,9 +28,9 @@ from kb_mcp.proxy.ledger.records import (
     Refs,
     VaultKey,
 )
-from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.binding import write_facts
-from kb_mcp.proxy.stores.group_commit import Item, StoreLedger, refs_of, run_step
+from kb_mcp.proxy.stores.group_commit import Item, Means, StoreLedger, refs_of, run_step
 from kb_mcp.proxy.stores.postgres.connection import (
     CommittedReader,
     Connection,
@@ -51,7 +49,7 @@ from kb_mcp.proxy.stores.postgres.load import (
     save,
 )
 from kb_mcp.proxy.stores.rows import KEYED
-from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
+from kb_mcp.proxy.stores.sealing import SealBrokenError
 
 TURNS_MAX = 12
 PAUSE_MAX_MS = 40
@@ -91,29 +89,14 @@ class Reach:
 class PostgresLedger(StoreLedger):
     """The ledger in one PostgreSQL database."""
 
-    def __init__(
-        self,
-        reach: Reach,
-        *,
-        settings: StoreSettings,
-        clock: StoreClock,
-        sealer: Sealer,
-        journal: Journal,
-        heads: Heads,
-        owner: str,
-    ) -> None:
-        """Serve the migrated and bound store; `owner` names this process in leases."""
-        super().__init__(
-            "postgres",
-            settings=settings,
-            clock=clock,
-            sealer=sealer,
-            journal=journal,
-            heads=heads,
-        )
+    def __init__(self, reach: Reach, means: Means) -> None:
+        """Serve the store that `reach` reaches."""
+        super().__init__("postgres", means)
         self._reach = reach
         self._line = reach.line
-        self._loader = PostgresLoader(self._queries, sealer.unseal, owner, journal.node)
+        self._loader = PostgresLoader(
+            self._queries, means.sealer.unseal, means.owner, means.journal.node
+        )
         self._known: OrderedDict[OperationId, tuple[str, LineageId]] = OrderedDict()
         self._stopped = Event()
         self._batches = self._begin()

@@ -18,14 +18,11 @@ from typing import Any, Final
 import msgspec
 from typing_extensions import override
 
-from kb_mcp.proxy.audit.chain import Journal
-from kb_mcp.proxy.audit.heads import Heads
-from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, VaultKey
-from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.binding import add_node, write_facts
-from kb_mcp.proxy.stores.group_commit import Item, StoreLedger, refs_of, run_step
+from kb_mcp.proxy.stores.group_commit import Item, Means, StoreLedger, refs_of, run_step
 from kb_mcp.proxy.stores.loading import (
     add_rows,
     lists_wanted,
@@ -37,7 +34,6 @@ from kb_mcp.proxy.stores.rows import (
     COLUMNS,
     COUNT_UP,
     KEYED,
-    Seal,
     changed,
     differing,
     insert,
@@ -47,7 +43,7 @@ from kb_mcp.proxy.stores.rows import (
     upsert,
     values_of,
 )
-from kb_mcp.proxy.stores.sealing import SealBrokenError, Sealer
+from kb_mcp.proxy.stores.sealing import SealBrokenError
 
 BUSY_TIMEOUT_MS = 10_000
 # A charge writes some twenty pages, many of them again for the next one: the fewer checkpoints, the
@@ -68,33 +64,15 @@ _UPSERT = {table: upsert(table) for table in COLUMNS}
 class SqliteLedger(StoreLedger):
     """The ledger in one SQLite file."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        settings: StoreSettings,
-        clock: StoreClock,
-        sealer: Sealer,
-        journal: Journal,
-        heads: Heads,
-        owner: str,
-    ) -> None:
-        """Serve the migrated and bound store at `path`; `owner` names this process in leases."""
-        super().__init__(
-            "sqlite",
-            settings=settings,
-            clock=clock,
-            sealer=sealer,
-            journal=journal,
-            heads=heads,
-        )
+    def __init__(self, path: Path, means: Means) -> None:
+        """Serve the store at `path`."""
+        super().__init__("sqlite", means)
         self._doubted = False  # a commit ended in an error, and the store is not read again yet
         self._keys: dict[KeyId, tuple[tuple[Any, ...], tuple[VaultKey, Lineage]]] = {}
         self._reader = connect(path)
         self._writer = connect(path)
         self._writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._log = WriteAheadLog(path, self._writer)
-        self._loader = Loader(self._writer, self._queries, sealer.unseal, owner)
         self._closed = False
         self._batches = self._begin()
 
@@ -146,14 +124,14 @@ class SqliteLedger(StoreLedger):
         try:
             head = self._settle_doubt(head)
             self._writer.execute("BEGIN IMMEDIATE")
-            rows = self._loader.rows("deciding_facts")
+            rows = self._rows("deciding_facts")
             snapshot = self._snapshot({row["name"]: row["value"] for row in rows})
             refs = refs_of(batch, snapshot.now)
-            self._loader.load(snapshot, [each for each in refs if each is not None])
+            self._load(snapshot, [each for each in refs if each is not None])
             for item in batch:
                 if item.error is None:
                     run_step(snapshot, item)
-            self._save(self._writer, snapshot)
+            self._save(snapshot)
             self._writer.execute("COMMIT")
         except BaseException as error:
             written = self._journal.head
@@ -182,30 +160,67 @@ class SqliteLedger(StoreLedger):
         operation is found reserved: sent again under its key, or resolved by reading.
         """
         if self._doubted:
-            rows = self._loader.rows("audit_head", node=self._journal.node)
+            rows = self._rows("audit_head", node=self._journal.node)
             if rows:
                 head = (rows[0]["seq"], rows[0]["hash"])
                 self._journal.rewind(head)
             self._doubted = False
         return head
 
-    def _save(self, connection: sqlite3.Connection, snapshot: Snapshot) -> None:
-        save(connection, snapshot, self._sealer.seal)
-        self._save_audit(connection, snapshot)
+    def _load(self, snapshot: Snapshot, batch: Sequence[Refs]) -> None:
+        """Fill `snapshot` with every row that the refs of a batch name.
+
+        One statement a kind, however many steps wait: each costs a turn of the interpreter's lock,
+        which the event loop wants, too. Raises: sqlite3.Error, SealBrokenError.
+        """
+        refs = together(batch)
+        wanted = operations_wanted(refs)
+        if any(wanted.values()):
+            self._add(snapshot, "operations", **wanted)
+            if snapshot.operations:
+                self._add(snapshot, "attempts_of", ids=list(snapshot.operations))
+        for name, ids in lists_wanted(refs).items():
+            self._add(snapshot, name, ids=ids)
+        for name, ids in shown_by(snapshot, refs).items():
+            self._add(snapshot, name, ids=ids, now=snapshot.now)
+
+    def _rows(self, name: str, **values: Any) -> list[sqlite3.Row]:
+        return self._writer.execute(self._queries[name], as_json(values)).fetchall()
+
+    def _add(self, snapshot: Snapshot, name: str, **values: Any) -> None:
+        add_rows(snapshot, name, self._rows(name, **values), self._sealer.unseal, self._owner)
+
+    def _save(self, snapshot: Snapshot) -> None:
+        """Write what `snapshot` changed, inside the transaction that loaded it.
+
+        Of a row that was there, the columns that are new: an index is touched only where one of its
+        columns is written, and every page that is touched goes to the disk before a caller is
+        answered.
+        """
+        connection, seal = self._writer, self._sealer.seal
+        for table, rows in changed(snapshot):
+            for loaded, now in rows:
+                if loaded is None:
+                    connection.execute(_UPSERT[table], values_of(table, now, seal))
+                elif columns := differing(loaded, now):
+                    key = (getattr(now, name) for name in KEYED[table][1])
+                    row = (*values_of(table, now, seal, columns), *key)
+                    connection.execute(update(table, columns), row)
+        self._save_audit(snapshot)
         if snapshot.dirty.stopped:
             counts = stopped_values(snapshot.dirty.stopped, snapshot.now)
             connection.executemany(_STOPPED, counts)
         for facts in (snapshot.dirty.facts, self._time_facts(snapshot)):
             write_facts(connection, self._queries, facts)
 
-    def _save_audit(self, connection: sqlite3.Connection, snapshot: Snapshot) -> None:
+    def _save_audit(self, snapshot: Snapshot) -> None:
         drafts, journal = snapshot.dirty.audit, self._journal
         if drafts and journal.head[0] == 0:
             # Whoever only reads leaves no node behind.
             node, key = journal.node, journal.chain_key
-            add_node(connection, self._queries, node, key, snapshot.now)
+            add_node(self._writer, self._queries, node, key, snapshot.now)
         rows = (journal.values(draft, snapshot.now) for draft in drafts)
-        connection.executemany(_AUDIT, rows)
+        self._writer.executemany(_AUDIT, rows)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -294,61 +309,9 @@ def log_bytes(path: Path) -> int:
         return 0
 
 
-class Loader:
-    """Fills snapshots over one connection; statements are prepared once and cached by sqlite3."""
-
-    def __init__(
-        self, connection: sqlite3.Connection, queries: Mapping[str, str], unseal: Seal, owner: str
-    ) -> None:
-        """Read with `queries` over `connection`; `owner` is the lease name of this process."""
-        self._connection = connection
-        self._queries = queries
-        self._unseal = unseal
-        self._owner = owner
-
-    def load(self, snapshot: Snapshot, batch: Sequence[Refs]) -> None:
-        """Fill `snapshot` with every row that the refs of a batch name.
-
-        Raises: sqlite3.Error, SealBrokenError.
-        """
-        refs = together(batch)
-        wanted = operations_wanted(refs)
-        if any(wanted.values()):
-            self._add(snapshot, "operations", **wanted)
-            if snapshot.operations:
-                self._add(snapshot, "attempts_of", ids=list(snapshot.operations))
-        for name, ids in lists_wanted(refs).items():
-            self._add(snapshot, name, ids=ids)
-        for name, ids in shown_by(snapshot, refs).items():
-            self._add(snapshot, name, ids=ids, now=snapshot.now)
-
-    def rows(self, name: str, **values: Any) -> list[sqlite3.Row]:
-        """Run the named query and return its rows."""
-        return self._connection.execute(self._queries[name], as_json(values)).fetchall()
-
-    def _add(self, snapshot: Snapshot, name: str, **values: Any) -> None:
-        add_rows(snapshot, name, self.rows(name, **values), self._unseal, self._owner)
-
-
 def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` with their lists as JSON arrays, as the queries take them."""
     return {
         name: _ENCODER.encode(value).decode() if isinstance(value, list) else value
         for name, value in values.items()
     }
-
-
-def save(connection: sqlite3.Connection, snapshot: Snapshot, seal: Seal) -> None:
-    """Write every changed row of `snapshot`, inside the transaction that loaded it.
-
-    Of a row that was there, the columns that are new: an index is touched only where one of its
-    columns is written, and every page that is touched goes to the disk before a caller is answered.
-    """
-    for table, rows in changed(snapshot):
-        for loaded, now in rows:
-            if loaded is None:
-                connection.execute(_UPSERT[table], values_of(table, now, seal))
-            elif columns := differing(loaded, now):
-                key = (getattr(now, name) for name in KEYED[table][1])
-                row = (*values_of(table, now, seal, columns), *key)
-                connection.execute(update(table, columns), row)
