@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,27 +31,61 @@ if TYPE_CHECKING:
 _PLAIN_NAME = re.compile(r"(?!(?:vk|rk|sk|pk)_)[A-Za-z][A-Za-z0-9_.-]{0,39}")
 
 
-class SecretTextError(ValueError):
-    """The text holds no such secret, or several; the message is a verb phrase, like "is empty"."""
+class SettingsError(ValueError):
+    """The settings are not valid: which variable, what is wrong, what to set instead."""
+
+    def __init__(self, variable: str, problem: str, hint: str) -> None:
+        """Say that `variable` `problem` (a verb phrase), and `hint` (a sentence)."""
+        super().__init__(f"{variable} {problem}. {hint}")
+        self.variable = variable
+        self.problem = problem
+        self.hint = hint
 
 
-def read_secret(text: str, form: re.Pattern[str], what: str, member: str | None = None) -> str:
-    """Return the secret in `text` that has `form`; `what` names it, like "a vault key".
+@dataclass(frozen=True, slots=True)
+class SecretForm:
+    """A secret to be found in a text: its form, `what` it is ("a vault key"), what else to set."""
 
-    `member` is the member of a JSON object to take; without it, the only one that has the form.
-    Secrets Manager's console writes `{"token": "vk_…"}`.
-    Raises: SecretTextError.
-    """
-    plain = _unquoted(text)
-    if plain.startswith("{"):
-        found = _member(plain, form, what, member)
-    elif member is not None:
-        raise SecretTextError("is no JSON object, so nothing can be taken out of it by name")
-    else:
-        found = plain
-    if not form.fullmatch(found):
-        raise SecretTextError(f"is not {what}")
-    return found
+    form: re.Pattern[str]
+    what: str
+    hint: str
+
+    def read(self, text: str, variable: str, member: str | None = None) -> str:
+        """Return the secret in the `text` of `variable`.
+
+        `member` is the member of a JSON object to take; without it, the only one that has the form.
+        Secrets Manager's console writes `{"token": "vk_…"}`.
+        Raises: SettingsError.
+        """
+        plain, problem = _unquoted(text), f"is not {self.what}"
+        if plain.startswith("{"):
+            plain, problem = self._member(plain, member)
+        elif member is not None:
+            problem = "is no JSON object, so nothing can be taken out of it by name"
+            plain = ""
+        if not self.form.fullmatch(plain):
+            raise SettingsError(variable, problem, self.hint)
+        return plain
+
+    def _member(self, text: str, member: str | None) -> tuple[str, str]:
+        """Return a member of a JSON object, and what is wrong where it has not the form."""
+        try:
+            pairs = json.loads(text, object_pairs_hook=_Pairs)
+        except (ValueError, RecursionError):
+            pairs = None
+        if not isinstance(pairs, _Pairs):
+            return "", "is JSON that cannot be read"
+        named = {name: _unquoted(value) for name, value in pairs if isinstance(value, str)}
+        if len({name for name, _ in pairs}) != len(pairs):
+            return "", "is JSON that has one name twice"
+        if member is not None:
+            if member not in named:
+                return "", f"is JSON without a text named {_shown(member)}"
+            return named[member], f"is not {self.what}"
+        fitting = [name for name, value in named.items() if self.form.fullmatch(value)]
+        if len({named[name] for name in fitting}) > 1:
+            return "", f"is JSON with several: {', '.join(map(_shown, fitting))}"
+        return named[fitting[0]] if fitting else "", f"is JSON without {self.what} in it"
 
 
 def _unquoted(text: str) -> str:
@@ -58,28 +93,6 @@ def _unquoted(text: str) -> str:
     if len(plain) >= 2 and plain[0] == plain[-1] and plain[0] in "\"'":
         return plain[1:-1].strip()
     return plain
-
-
-def _member(text: str, form: re.Pattern[str], what: str, member: str | None) -> str:
-    try:
-        pairs = json.loads(text, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError):
-        pairs = None
-    if not isinstance(pairs, _Pairs):
-        raise SecretTextError("is JSON that cannot be read")
-    named = {name: _unquoted(value) for name, value in pairs if isinstance(value, str)}
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise SecretTextError("is JSON that has one name twice")
-    if member is not None:
-        if member not in named:
-            raise SecretTextError(f"is JSON without a text named {_shown(member)}")
-        return named[member]
-    fitting = [name for name, value in named.items() if form.fullmatch(value)]
-    if not fitting:
-        raise SecretTextError(f"is JSON without {what} in it")
-    if len({named[name] for name in fitting}) > 1:
-        raise SecretTextError(f"is JSON with several: {', '.join(map(_shown, fitting))}")
-    return named[fitting[0]]
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -144,32 +157,6 @@ def check_absolute(url: str) -> None:
 
 
 PREFIX: Final = "KEYBRAKE_"
-
-
-class SettingsError(ValueError):
-    """The settings are not valid: which variable, what is wrong, what to set instead."""
-
-    def __init__(self, variable: str, problem: str, hint: str) -> None:
-        """Say that `variable` `problem` (a verb phrase), and `hint` (a sentence)."""
-        super().__init__(f"{variable} {problem}. {hint}")
-        self.variable = variable
-        self.problem = problem
-        self.hint = hint
-
-
-def secret_in(
-    text: str,
-    form: re.Pattern[str],
-    what: str,
-    variable: str,
-    hint: str,
-    member: str | None = None,
-) -> str:
-    """Return the secret in the `text` of `variable`. Raises: SettingsError."""
-    try:
-        return read_secret(text, form, what, member)
-    except SecretTextError as error:
-        raise SettingsError(variable, str(error), hint) from None
 
 
 class Secret:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -19,13 +19,13 @@ from kb_mcp.environment import (
     SQLITE,
     Environment,
     Secret,
+    SecretForm,
     SettingsError,
     check_absolute,
     check_replaced,
     data_folder,
     expand_home,
     is_private_line,
-    secret_in,
 )
 from kb_mcp.money import Money, MoneyError, parse_caps
 
@@ -162,15 +162,15 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     database = source.secret("DATABASE_URL", partial(_database_text, environ), references=True)
     return Settings(
         database_url=None if database is None else database.reveal(),
-        stripe_key=source.secret("STRIPE_KEY", _stripe_key),
+        stripe_key=source.secret("STRIPE_KEY", _STRIPE_KEY.read),
         stripe_api_base=source.url("STRIPE_API_BASE", path=False),
         account=source.name("ACCOUNT"),
         allow_unrestricted_key=source.flag("ALLOW_UNRESTRICTED_KEY"),
         allow_http=source.flag("ALLOW_HTTP"),
         proxy_url=source.url("PROXY_URL"),
         ca_file=_ca_file(source.text("CA_FILE", references=True), environ),
-        cert_file=_named_path(environ.get("SSL_CERT_FILE")),
-        cert_dir=_named_path(environ.get("SSL_CERT_DIR")),
+        cert_file=Path(file) if (file := environ.get("SSL_CERT_FILE")) else None,
+        cert_dir=Path(folder) if (folder := environ.get("SSL_CERT_DIR")) else None,
         embedded=source.flag("EMBEDDED"),
         vault_key=source.secret("VAULT_KEY", read_vault_key),
         vault_key_billing=source.secret("VAULT_KEY_BILLING", read_vault_key),
@@ -197,27 +197,30 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 _COLLECTOR = ("ENDPOINT", "TRACES_ENDPOINT")  # read in full by OpenTelemetry itself
-_SECRETS = frozenset(
-    "DATABASE_URL STRIPE_KEY VAULT_KEY VAULT_KEY_BILLING VAULT_KEY_AUDIT VAULT_KEY_REFUNDS "
-    "ADMIN_TOKEN MASTER_KEY".split()
-)
-_PLAIN = frozenset(
-    "STRIPE_API_BASE ACCOUNT ALLOW_UNRESTRICTED_KEY ALLOW_HTTP PROXY_URL EMBEDDED CHARGE_API "
-    "ALLOW_REFERENCE ALLOWED_HOSTS PUBLIC_URL ACCOUNT_DAILY_CAP ACCOUNT_DAILY_REFUND_CAP "
-    "UPSTREAM_TIMEOUT RECOVERY_INTERVAL RECOVERY_GRACE NODE_ID CLOCK_OFFSET CA_FILE "
-    "OAUTH_ISSUERS OAUTH_AUDIENCE".split()
-)
-_KNOWN = frozenset(
-    {PREFIX + name for name in _SECRETS | _PLAIN} | {f"{PREFIX}{name}_FILE" for name in _SECRETS}
-)
+_SECRETS = {field.name for field in fields(Settings) if "Secret" in field.type} | {"database_url"}
+_KNOWN = {
+    PREFIX + name.removesuffix("_ms").upper()
+    for field in fields(Settings)
+    for name in ((field.name, f"{field.name}_file") if field.name in _SECRETS else (field.name,))
+} - {PREFIX + name for name in ("CERT_FILE", "CERT_DIR", "ON_LAMBDA", "EXPORT_TRACES")}
 _HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
-_STRIPE_KEY = re.compile(r"(?:rk|sk)_(?:test|live)_[A-Za-z0-9_]+")
+_STRIPE_KEY = SecretForm(
+    re.compile(r"(?:rk|sk)_(?:test|live)_[A-Za-z0-9_]+"),
+    "a Stripe API key",
+    "Set a restricted key, rk_test_… or rk_live_…, or leave it out for the sandbox.",
+)
 # Of a service named keybrake, or keybrake-something, Kubernetes tells every pod of its namespace.
 _SERVICE_LINK = re.compile(
     rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)"
 )
 # A vault key, or a token of an identity provider that stands for one.
-_TOKEN = re.compile(r"vk_(?:test|live)_[A-Za-z0-9_-]+|ey[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
+_TOKEN = SecretForm(
+    re.compile(r"vk_(?:test|live)_[A-Za-z0-9_-]+|ey[\w-]+\.[\w-]+\.[\w-]+", re.ASCII),
+    "a vault key",
+    "Store a token from `kb-mcp keys issue` (vk_…) or a JWT of your identity provider, alone or as "
+    "one text of a JSON object; the variable may also hold a Secrets Manager ARN, or ARN:NAME:: "
+    "for one of several.",
+)
 # arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME, then :json-key:version-stage:version-id.
 _ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[\w-]*:\w*:secret:[^:\s]+(?::[^:\s]*){0,3}")
 # A new store asks for more (MASTER_KEY_CHARACTERS_NEW); what is there must stay readable.
@@ -242,10 +245,6 @@ def _database_text(environ: Mapping[str, str], text: str, variable: str) -> str:
     return SQLITE + expand_home(text.removeprefix(SQLITE), variable, environ)
 
 
-def _named_path(value: str | None) -> Path | None:
-    return Path(value) if value else None
-
-
 def _ca_file(value: str | None, environ: Mapping[str, str]) -> Path | None:
     if value is None:
         return None
@@ -257,11 +256,6 @@ def _ca_file(value: str | None, environ: Mapping[str, str]) -> Path | None:
     except OSError as error:
         problem = f"names a file that cannot be read ({error.strerror})"
         raise SettingsError(variable, problem, "Set a file of certificates, in PEM.") from None
-
-
-def _stripe_key(text: str, variable: str) -> str:
-    hint = "Set a restricted key, rk_test_… or rk_live_…, or leave it out for the sandbox."
-    return secret_in(text, _STRIPE_KEY, "a Stripe API key", variable, hint)
 
 
 def read_vault_key(text: str, variable: str) -> str:
@@ -279,12 +273,7 @@ def read_token(text: str, variable: str, member: str | None = None) -> str:
 
     Raises: SettingsError, which names `variable`.
     """
-    hint = (
-        "Store a token from `kb-mcp keys issue` (vk_…) or a JWT of your identity provider, alone "
-        "or as one text of a JSON object; "
-        "the variable may also hold a Secrets Manager ARN, or ARN:NAME:: for one of several."
-    )
-    return secret_in(text, _TOKEN, "a vault key", variable, hint, member)
+    return _TOKEN.read(text, variable, member)
 
 
 def _master_key(secret: Secret | None) -> Secret | None:
@@ -295,14 +284,12 @@ def _master_key(secret: Secret | None) -> Secret | None:
 
 
 def _charge_api(value: str | None) -> ChargeApi:
-    match value:
-        case None | "charges":
-            return "charges"
-        case "payment_intents":
-            return "payment_intents"
-        case _:
-            hint = "Set charges or payment_intents."
-            raise SettingsError("KEYBRAKE_CHARGE_API", "is not an API we charge through", hint)
+    if value in {None, "charges"}:
+        return "charges"
+    if value == "payment_intents":
+        return "payment_intents"
+    hint = "Set charges or payment_intents."
+    raise SettingsError("KEYBRAKE_CHARGE_API", "is not an API we charge through", hint)
 
 
 def _allowed_hosts(value: str | None) -> tuple[str, ...]:

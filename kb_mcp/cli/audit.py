@@ -211,9 +211,8 @@ def verified(opened: OpenStore, *, shown: bool) -> tuple[Verification, Mapping[s
     from kb_mcp.proxy.audit.verification import verify_audit
 
     # The heads first: the chains only grow meanwhile.
-    exported = opened.store.heads.check(lambda _node, _seq: None)
-    heads = {behind.head.node: behind.head for behind in exported}
     store = opened.store
+    heads = store.exported_heads()
     with progress("Verifying", shown=shown) as advance:
         reader = CountedAudit(store.records, advance, store.records.audit_size())
         outcome = verify_audit(reader, store.chain_key, heads, opened.store_admin.archived())

@@ -43,18 +43,6 @@ class Outcome:
     error: str | None = None
 
     @property
-    def charge_id(self) -> str | None:
-        """The charge that the handler speaks of."""
-        found = self.body.get("charge_id")
-        return found if isinstance(found, str) else None
-
-    @property
-    def refund_id(self) -> str | None:
-        """The refund that the handler speaks of."""
-        found = self.body.get("refund_id")
-        return found if isinstance(found, str) else None
-
-    @property
     def said(self) -> str:
         """The answer in two words."""
         words = (self.status, self.error or self.body.get("status"), self.body.get("code"))
@@ -172,7 +160,7 @@ def _last_line(log: Path) -> str:
 
 
 STRIPE_KEY: Final = "rk_test_sandbox"
-_CHARGES_MAX: Final = 100
+_LISTED_MAX: Final = 100
 
 
 class SandboxClient:
@@ -190,24 +178,19 @@ class SandboxClient:
         """Close the connections."""
         self._http.close()
 
-    def charges(self, customer_id: str) -> list[str]:
-        """Return the ids of the customer's charges that moved money."""
-        query = {"customer": customer_id, "limit": str(_CHARGES_MAX)}
-        listed = self._done(self._http.get("/v1/charges", params=query))
+    def made(self, noun: str, among: Mapping[str, str]) -> list[str]:
+        """Return the ids of the charges that moved money, or of the refunds, `among` those of one.
+
+        Raises: DemoError.
+        """
+        query = {**among, "limit": str(_LISTED_MAX)}
+        listed = self._done(self._http.get(f"/v1/{noun}s", params=query))
         if listed["has_more"]:
-            raise DemoError("more charges than a demo makes")
-        return [charge["id"] for charge in listed["data"] if charge["paid"]]
+            raise DemoError(f"more {noun}s than a demo makes")
+        return [each["id"] for each in listed["data"] if each.get("paid", True)]
 
-    def refunds(self, charge_id: str) -> list[str]:
-        """Return the ids of the refunds of a charge."""
-        query = {"charge": charge_id, "limit": str(_CHARGES_MAX)}
-        return [
-            refund["id"]
-            for refund in self._done(self._http.get("/v1/refunds", params=query))["data"]
-        ]
-
-    def lose_answers(self, times: int, endpoint: str = "POST /v1/charges") -> None:
-        """Let the next `times` charges (or refunds) happen and their answers get lost."""
+    def lose_answers(self, times: int, endpoint: str) -> None:
+        """Let the next `times` requests to `endpoint` happen and their answers get lost."""
         fault = {"match": endpoint, "kind": "drop_after", "times": times}
         self._done(self._http.post("/_sandbox/faults", json=[fault]))
 

@@ -43,32 +43,25 @@ def without_key(event: dict[str, Any], _context: object) -> dict[str, Any]:
 def with_key_in_params(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Charge and refund with a good key in the wrong place: the SDK sends one of its own."""
     params = _arguments(event)
-    if event["apiPath"] == "/refund":
-        return _answer(event, _refund_with_key_in_params(params))
-    named = f"{params['customer_id']}:{params['amount_cents']}:{params['billing_period']}"
+    named = ":".join(params.values())
+    key = {"idempotency_key": hashlib.sha256(named.encode()).hexdigest()[:32]}
     client = stripe.StripeClient(STRIPE_KEY, base_addresses={"api": STRIPE_ADDRESS})
+    amount = int(params["amount_cents"])
+    if event["apiPath"] == "/refund":
+        refund = client.v1.refunds.create(
+            params={"amount": amount, "charge": params["charge_id"], "metadata": key}
+        )
+        return _answer(event, refund)
     charge = client.v1.charges.create(
         params={
-            "amount": int(params["amount_cents"]),
+            "amount": amount,
             "currency": "usd",
             "customer": params["customer_id"],
             "description": f"Subscription {params['billing_period']}",
-            "metadata": {"idempotency_key": hashlib.sha256(named.encode()).hexdigest()[:32]},
+            "metadata": key,
         }
     )
     return _answer(event, charge)
-
-
-def _refund_with_key_in_params(params: dict[str, str]) -> stripe.Refund:
-    named = f"{params['charge_id']}:{params['amount_cents']}"
-    client = stripe.StripeClient(STRIPE_KEY, base_addresses={"api": STRIPE_ADDRESS})
-    return client.v1.refunds.create(
-        params={
-            "amount": int(params["amount_cents"]),
-            "charge": params["charge_id"],
-            "metadata": {"idempotency_key": hashlib.sha256(named.encode()).hexdigest()[:32]},
-        }
-    )
 
 
 def _arguments(event: dict[str, Any]) -> dict[str, str]:

@@ -6,8 +6,9 @@ docs.aws.amazon.com/bedrock/latest/userguide/agents-lambda.html; every value is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
 
 from kb_mcp.demo.machines import DemoError, Machine, Outcome, SandboxClient
 
@@ -21,50 +22,65 @@ class Bill:
     amount_cents: int = 2900
 
 
-def charge_event(bill: Bill, *, session: str, said: str, agent: str = "billing") -> dict[str, Any]:
-    """Return the event in which `agent` asks for `bill` after the user `said` something."""
-    properties = [
-        {"name": "customer_id", "type": "string", "value": bill.customer_id},
-        {"name": "amount_cents", "type": "integer", "value": str(bill.amount_cents)},
-        {"name": "billing_period", "type": "string", "value": bill.billing_period},
-    ]
-    return _event("/charge", properties, session, said, agent)
+Arguments: TypeAlias = dict[str, str | int]
 
 
-def refund_event(
-    charge_id: str, amount_cents: int, *, session: str, said: str, agent: str = "billing"
-) -> dict[str, Any]:
-    """Return the event in which `agent` asks to give a part of a charge back."""
-    properties = [
-        {"name": "charge_id", "type": "string", "value": charge_id},
-        {"name": "amount_cents", "type": "integer", "value": str(amount_cents)},
-    ]
-    return _event("/refund", properties, session, said, agent)
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What an agent is to do once: make a `noun` (charge, refund) with `arguments`.
+
+    `among` is how the sandbox's list of them is narrowed to this one.
+    """
+
+    noun: str
+    arguments: Arguments
+    among: dict[str, str]
+
+    @property
+    def act(self) -> str:
+        """What was done once it is made."""
+        return _ACTS[self.noun]
+
+    def event(self, session: str, said: str, agent: str = "billing") -> dict[str, Any]:
+        """Return the event in which `agent` asks for it after the user `said` something."""
+        properties = [
+            {
+                "name": name,
+                "type": "integer" if isinstance(value, int) else "string",
+                "value": str(value),
+            }
+            for name, value in self.arguments.items()
+        ]
+        return {
+            "messageVersion": "1.0",
+            "agent": {"name": agent, "id": agent.upper(), "alias": "DEMO", "version": "1"},
+            "inputText": said,
+            "sessionId": session,
+            "actionGroup": "billing",
+            "apiPath": f"/{self.noun}",
+            "httpMethod": "POST",
+            "requestBody": {"content": {"application/json": {"properties": properties}}},
+            "sessionAttributes": {},
+            "promptSessionAttributes": {},
+        }
 
 
-def _event(
-    path: str, properties: list[dict[str, str]], session: str, said: str, agent: str
-) -> dict[str, Any]:
-    return {
-        "messageVersion": "1.0",
-        "agent": {"name": agent, "id": agent.upper(), "alias": "DEMO", "version": "1"},
-        "inputText": said,
-        "sessionId": session,
-        "actionGroup": "billing",
-        "apiPath": path,
-        "httpMethod": "POST",
-        "requestBody": {"content": {"application/json": {"properties": properties}}},
-        "sessionAttributes": {},
-        "promptSessionAttributes": {},
+def charging(bill: Bill) -> Task:
+    """Return the task of charging `bill`."""
+    arguments: Arguments = {
+        "customer_id": bill.customer_id,
+        "amount_cents": bill.amount_cents,
+        "billing_period": bill.billing_period,
     }
+    return Task("charge", arguments, {"customer": bill.customer_id})
 
 
-RUNTIME_RETRY: Final = "1 runtime retry"
-SESSION_REPLAY: Final = "2 session replay"
-SUPERVISOR: Final = "3 supervisor beside collaborator"
-REFUND_RETRY: Final = "4 refund, runtime retry"
-REFUND_REPLAY: Final = "5 refund, session replay"
-REFUND_SUPERVISOR: Final = "6 refund, supervisor beside collaborator"
+def charge_event(bill: Bill, *, session: str, said: str) -> dict[str, Any]:
+    """Return the event in which an agent asks for `bill` after the user `said` something."""
+    return charging(bill).event(session, said)
+
+
+_ACTS: Final = {"charge": "charged", "refund": "refunded"}
 WANTED: Final = 1
 _LATER_SECONDS: Final = 40 * 60
 _GIVEN_BACK_CENTS: Final = 900
@@ -113,108 +129,79 @@ class Row:
         return f"{made}: {self.note}" if self.governed else made
 
 
-def play_runtime_retry(sandbox: SandboxClient, handler: Handler) -> Row:
-    """The charge succeeds, its response is lost, and the runtime calls the handler again."""
-    bill = Bill(f"cus_DemoRetry{handler.tag}", sandbox.month())
-    event = charge_event(bill, session="session-1", said=f"Charge {bill.customer_id}.")
-    sandbox.lose_answers(handler.tries)
+def play_runtime_retry(sandbox: SandboxClient, handler: Handler, task: Task) -> Outcome:
+    """It is made, the response is lost, and the runtime calls the handler again."""
+    event = task.event("session-1", "Please do it.")
+    sandbox.lose_answers(handler.tries, f"POST /v1/{task.noun}s")
     lost = handler.agent.invoke(event)
     if sandbox.answers_still_to_lose():
         raise DemoError(f"{handler.label}: no answer got lost; it said {lost.said}")
-    again = handler.agent.invoke(event)
-    return _row(RUNTIME_RETRY, handler, sandbox.charges(bill.customer_id), again)
+    return handler.agent.invoke(event)
 
 
-def play_session_replay(sandbox: SandboxClient, handler: Handler) -> Row:
-    """A later turn says "sort this out", and the model asks for the charge again."""
-    bill = Bill(f"cus_DemoReplay{handler.tag}", sandbox.month())
-    first = charge_event(bill, session="session-2", said=f"Charge {bill.customer_id}.")
-    later = charge_event(bill, session="session-2", said="That bill again? Sort this out.")
-    handler.agent.invoke(first)
+def play_session_replay(sandbox: SandboxClient, handler: Handler, task: Task) -> Outcome:
+    """A later turn says "sort this out", and the model asks for it again."""
+    handler.agent.invoke(task.event("session-2", "Please do it."))
     sandbox.advance(_LATER_SECONDS)
-    again = handler.agent.invoke(later)
-    return _row(SESSION_REPLAY, handler, sandbox.charges(bill.customer_id), again)
+    return handler.agent.invoke(task.event("session-2", "And what became of it? Sort this out."))
 
 
-def play_supervisor(sandbox: SandboxClient, handler: Handler) -> Row:
-    """The collaborator has charged; its supervisor, with a key of its own, charges too."""
-    bill = Bill(f"cus_DemoBeside{handler.tag}", sandbox.month())
-    said = f"Charge {bill.customer_id}."
-    handler.agent.invoke(charge_event(bill, session="session-3", said=said))
-    beside = charge_event(bill, session="session-4", said=said, agent="supervisor")
-    again = handler.supervisor.invoke(beside)
-    return _row(SUPERVISOR, handler, sandbox.charges(bill.customer_id), again)
+def play_supervisor(_sandbox: SandboxClient, handler: Handler, task: Task) -> Outcome:
+    """The collaborator has done it; its supervisor, with a key of its own, does it too."""
+    handler.agent.invoke(task.event("session-3", "Please do it."))
+    return handler.supervisor.invoke(task.event("session-4", "Please do it.", "supervisor"))
 
 
 def play_refused_supervisor(sandbox: SandboxClient, handler: Handler, auditor: Machine) -> Row:
     """The same, but the supervisor's key may only read charges: it has to be told 403."""
-    bill = Bill(f"cus_DemoAudit{handler.tag}", sandbox.month())
-    said = f"Charge {bill.customer_id}."
-    handler.agent.invoke(charge_event(bill, session="session-5", said=said))
-    beside = charge_event(bill, session="session-6", said=said, agent="supervisor")
-    refused = auditor.invoke(beside)
+    task = _task("charge", sandbox, handler, "Audit")
+    refused = play_supervisor(sandbox, replace(handler, supervisor=auditor), task)
     return Row(
-        SUPERVISOR,
+        MODES["charge"][-1][0],
         f"{handler.label}, audit key",
         handler.governed,
-        len(sandbox.charges(bill.customer_id)),
+        len(sandbox.made(task.noun, task.among)),
         (refused.status, refused.body.get("code")) == (403, "vault_key_not_authorized"),
         f"supervisor told {refused.status} {refused.body.get('code')}",
     )
 
 
-def play_refund_retry(sandbox: SandboxClient, handler: Handler) -> Row:
-    """The refund succeeds, its response is lost, and the runtime calls the handler again."""
-    charge_id = _charged(sandbox, handler, "RefundRetry")
-    event = refund_event(charge_id, _GIVEN_BACK_CENTS, session="session-7", said="Refund 9 USD.")
-    sandbox.lose_answers(handler.tries, "POST /v1/refunds")
-    lost = handler.agent.invoke(event)
-    if sandbox.answers_still_to_lose():
-        raise DemoError(f"{handler.label}: no answer got lost; it said {lost.said}")
-    again = handler.agent.invoke(event)
-    return _refund_row(REFUND_RETRY, handler, sandbox.refunds(charge_id), again)
+Play: TypeAlias = Callable[[SandboxClient, Handler, Task], Outcome]
+MODES: Final[dict[str, tuple[tuple[str, str, Play], ...]]] = {
+    "charge": (
+        ("1 runtime retry", "Retry", play_runtime_retry),
+        ("2 session replay", "Replay", play_session_replay),
+        ("3 supervisor beside collaborator", "Beside", play_supervisor),
+    ),
+    "refund": (
+        ("4 refund, runtime retry", "Retry", play_runtime_retry),
+        ("5 refund, session replay", "Replay", play_session_replay),
+        ("6 refund, supervisor beside collaborator", "Beside", play_supervisor),
+    ),
+}
+"""What is made -> the modes in which it goes wrong: heading, part of the customer's name, play."""
 
 
-def play_refund_replay(sandbox: SandboxClient, handler: Handler) -> Row:
-    """A later turn asks whether the money is on its way, and the model refunds again."""
-    charge_id = _charged(sandbox, handler, "RefundReplay")
-    asked = ("Refund 9 USD.", "Where is my refund? Sort this out.")
-    first, later = (
-        refund_event(charge_id, _GIVEN_BACK_CENTS, session="session-8", said=said) for said in asked
-    )
-    handler.agent.invoke(first)
-    sandbox.advance(_LATER_SECONDS)
-    again = handler.agent.invoke(later)
-    return _refund_row(REFUND_REPLAY, handler, sandbox.refunds(charge_id), again)
+def play_mode(mode: str, name: str, play: Play, noun: str, on: SandboxClient, by: Handler) -> Row:
+    """Play one mode with one handler, and count what was made. Raises: DemoError."""
+    task = _task(noun, on, by, name)
+    again = play(on, by, task)
+    made = on.made(task.noun, task.among)
+    told = (again.status, again.body.get("status"), again.body.get(f"already_{task.act}"))
+    known = told == (200, "succeeded", True) and again.body.get(f"{noun}_id") in made
+    note = f"the second call got the first {noun}" if known else f"answered {again.said}"
+    return Row(mode, by.label, by.governed, len(made), known, note, task.act)
 
 
-def play_refund_supervisor(sandbox: SandboxClient, handler: Handler) -> Row:
-    """The collaborator has refunded; its supervisor, with a key of its own, refunds too."""
-    charge_id = _charged(sandbox, handler, "RefundBeside")
-    ask, said = _GIVEN_BACK_CENTS, "Refund 9 USD."
-    handler.agent.invoke(refund_event(charge_id, ask, session="session-9", said=said))
-    beside = refund_event(charge_id, ask, session="session-10", said=said, agent="supervisor")
-    again = handler.supervisor.invoke(beside)
-    return _refund_row(REFUND_SUPERVISOR, handler, sandbox.refunds(charge_id), again)
-
-
-def _charged(sandbox: SandboxClient, handler: Handler, name: str) -> str:
-    bill = Bill(f"cus_Demo{name}{handler.tag}", sandbox.month())
-    made = handler.agent.invoke(charge_event(bill, session="session-0", said="Charge it."))
-    if made.charge_id is None:
+def _task(noun: str, sandbox: SandboxClient, handler: Handler, name: str) -> Task:
+    """Return what to charge, or charge it, and return what to refund of it. Raises: DemoError."""
+    of = "Refund" if noun == "refund" else ""
+    bill = charging(Bill(f"cus_Demo{of}{name}{handler.tag}", sandbox.month()))
+    if noun == "charge":
+        return bill
+    made = handler.agent.invoke(bill.event("session-0", "Charge it."))
+    charge = made.body.get("charge_id")
+    if not isinstance(charge, str):
         raise DemoError(f"{handler.label}: there is nothing to refund; it said {made.said}")
-    return made.charge_id
-
-
-def _refund_row(mode: str, handler: Handler, refunds: list[str], again: Outcome) -> Row:
-    told = (again.status, again.body.get("status"), again.body.get("already_refunded"))
-    known = told == (200, "succeeded", True) and again.refund_id in refunds
-    note = "the second call got the first refund" if known else f"answered {again.said}"
-    return Row(mode, handler.label, handler.governed, len(refunds), known, note, "refunded")
-
-
-def _row(mode: str, handler: Handler, charges: list[str], again: Outcome) -> Row:
-    told = (again.status, again.body.get("status"), again.body.get("already_charged"))
-    known = told == (200, "succeeded", True) and again.charge_id in charges
-    note = "the second call got the first charge" if known else f"answered {again.said}"
-    return Row(mode, handler.label, handler.governed, len(charges), known, note)
+    arguments: Arguments = {"charge_id": charge, "amount_cents": _GIVEN_BACK_CENTS}
+    return Task(noun, arguments, {"charge": charge})

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from kb_mcp.demo import scenarios
 from kb_mcp.demo.machines import STRIPE_KEY, Machine, SandboxClient, command, running
-from kb_mcp.demo.scenarios import WANTED, Handler, Row
+from kb_mcp.demo.scenarios import MODES, WANTED, Handler, Row, play_mode, play_refused_supervisor
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,17 +33,6 @@ _KEYS: Final = {
     "auditor": "audit",
 }
 _CAPS: Final = {"billing": "--daily-cap", "refunds": "--refund-daily-cap"}
-Play = Callable[[SandboxClient, Handler], Row]
-_MODES: Final = {
-    scenarios.RUNTIME_RETRY: scenarios.play_runtime_retry,
-    scenarios.SESSION_REPLAY: scenarios.play_session_replay,
-    scenarios.SUPERVISOR: scenarios.play_supervisor,
-}
-_REFUND_MODES: Final = {
-    scenarios.REFUND_RETRY: scenarios.play_refund_retry,
-    scenarios.REFUND_REPLAY: scenarios.play_refund_replay,
-    scenarios.REFUND_SUPERVISOR: scenarios.play_refund_supervisor,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +46,14 @@ class Stage:
 
     def play(self, say: Callable[[str], object]) -> list[Row]:
         """Play every mode for every handler, the naive ones first. Raises: DemoError."""
-        rows = self._play(_MODES, say)
-        rows.append(scenarios.play_refused_supervisor(self.sandbox, self.governed, self.auditor))
-        return rows + self._play(_REFUND_MODES, say)
-
-    def _play(self, modes: Mapping[str, Play], say: Callable[[str], object]) -> list[Row]:
         rows = []
-        for mode, play in modes.items():
-            say(f"Playing {mode}.")
-            rows += [play(self.sandbox, handler) for handler in (*self.naive, self.governed)]
+        for noun, modes in MODES.items():
+            for mode in modes:
+                say(f"Playing {mode[0]}.")
+                handlers = (*self.naive, self.governed)
+                rows += [play_mode(*mode, noun, self.sandbox, handler) for handler in handlers]
+            if noun == "charge":
+                rows.append(play_refused_supervisor(self.sandbox, self.governed, self.auditor))
         return rows
 
 

@@ -23,12 +23,12 @@ from kb_mcp.serving.machine import boottime_ms, host_ms, random_name
 from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings
 from kb_mcp.wiring.account import UpstreamWithKeyFile
 from kb_mcp.wiring.stores import store_path
-from kb_mcp.wiring.stores.store import StoreError
+from kb_mcp.wiring.stores.store import StoreError, Turned
 
 _CLOCK_WITHIN_MS = 2_000
 
 
-class FollowedClock:
+class FollowedClock(Turned):
     """How far the sandbox's clock was turned, asked for before each request that may charge.
 
     What stands at the sandbox's address may be no sandbox of ours: then nobody is `followed`, and
@@ -39,8 +39,7 @@ class FollowedClock:
         """Follow the clock behind `upstream`; `host_ms` is this host's."""
         self._upstream = upstream
         self._host_ms = host_ms
-        self.offset_ms = 0
-        self.followed = False
+        super().__init__()
 
     def measure_from(self, base_ms: Callable[[], int]) -> None:
         """Tell the offset from another clock than this host's: the store's own."""

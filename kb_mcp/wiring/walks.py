@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from kb_mcp.proxy.governor import SendGate
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, note
@@ -29,6 +29,10 @@ from kb_mcp.proxy.watching.walk import (
     StoreWalk,
     Whole,
 )
+
+if TYPE_CHECKING:  # the driver of PostgreSQL may not be installed
+    from kb_mcp.proxy.stores.postgres.fence import Server
+    from kb_mcp.wiring.stores.postgres import ServerWatch
 
 # How long a start waits for its first walk; it goes on in the background, and nothing is sent.
 START_WAITS_S = 20
@@ -144,33 +148,16 @@ def refused_text(broken: BrokenWalk) -> str:
     )
 
 
-class Watch(Protocol):
-    """What knows which server answers, and which one may."""
-
-    def begin(self) -> None:
-        """Hold the ledger to the server that was seen last."""
-        ...
-
-    @property
-    def moved(self) -> Any | None:
-        """The other server that answers now, if one does."""
-        ...
-
-    def accept(self, server: Any) -> None:
-        """Serve from `server`."""
-        ...
-
-
 @dataclass(slots=True, kw_only=True)
 class MovedStore:
     """Checks a moved store on a timer. `settle_ms` is how long a send may last, all told."""
 
-    watch: Watch
+    watch: ServerWatch
     ledger: Ledger
     walk: StoreWalk
     boottime_ms: Callable[[], int]
     settle_ms: int
-    _moved_to: Any | None = field(default=None, init=False)
+    _moved_to: Server | None = field(default=None, init=False)
     _moved_at: int = field(default=0, init=False)
 
     async def check(self) -> None:

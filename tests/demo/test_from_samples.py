@@ -116,4 +116,4 @@ def test_a_block_does_what_the_page_says(run: Run, places: Places, tmp_path: Pat
                 raised.append(str(error).split(": ")[1])
 
     assert raised == [run.raises, run.raises]
-    assert len(places.sandbox.charges(run.customer)) == run.charges
+    assert len(places.sandbox.made("charge", {"customer": run.customer})) == run.charges

@@ -20,7 +20,7 @@ from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.reads import SqliteReads
 from kb_mcp.serving.machine import random_bytes
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.stores.store import NotTurned, Store, StoreError, Turned, open_sqlite
+from kb_mcp.wiring.stores.store import Store, StoreError, Turned, open_sqlite
 
 
 def open_store(
@@ -32,7 +32,7 @@ def open_store(
     this: a serving process writes all of it. With `Binds.NOTHING` no Stripe key is needed, whatever
     the store's mode. Raises: StoreError.
     """
-    turned = turned or NotTurned()
+    turned = turned or Turned()
     path = store_path(settings)
     if settings.database_path is None:
         from kb_mcp.wiring.stores.postgres import open_postgres
@@ -71,8 +71,7 @@ def verifier(settings: Settings, store: Store) -> Callable[[], Verification]:
 
     def verify() -> Verification:
         # The heads first: the chains only grow meanwhile.
-        exported = store.heads.check(lambda _node, _seq: None)
-        heads = {behind.head.node: behind.head for behind in exported}
+        heads = store.exported_heads()
         with ExitStack() as stack:
             store_admin = store.open_store_admin()
             stack.callback(store_admin.close)

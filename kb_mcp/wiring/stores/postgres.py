@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,9 +129,8 @@ def open_postgres(
         sealer=Sealer(derive_key(master, "answers"), random_bytes),
     )
     try:
-        return _open(settings, path, parts, master, turned, binds)
-    except psycopg.Error as error:
-        raise StoreError(f"cannot use the store: {told(error)}") from error
+        with _using():
+            return _open(settings, path, parts, master, turned, binds)
     except OSError as error:
         raise StoreError(f"cannot use the folder {path.parent}: {error}") from error
 
@@ -139,9 +140,15 @@ def migrate_postgres(settings: Settings, grant_to: str | None) -> int:
 
     Raises: StoreError, SchemaError.
     """
+    with _using(), connector(settings.postgres_url or "")() as connection:
+        return migrate(connection, grant_to)
+
+
+@contextmanager
+def _using() -> Iterator[None]:
+    """Say as a StoreError what the driver says."""
     try:
-        with connector(settings.postgres_url or "")() as connection:
-            return migrate(connection, grant_to)
+        yield
     except psycopg.Error as error:
         raise StoreError(f"cannot use the store: {told(error)}") from error
 
@@ -253,16 +260,10 @@ def _ledger(
 
 
 def _bind_id(connect: Connect, account_id: str) -> None:
-    try:
-        with connect() as connection, exclusive(connection, Guard.BINDING):
-            bind_account(connection, load_queries("postgres"), account_id)
-    except psycopg.Error as error:
-        raise StoreError(f"cannot use the store: {told(error)}") from error
+    with _using(), connect() as connection, exclusive(connection, Guard.BINDING):
+        bind_account(connection, load_queries("postgres"), account_id)
 
 
 def _claim_first_run(connect: Connect, node: str) -> bool:
-    try:
-        with connect() as connection:
-            return claim(connection, "first_run", node)
-    except psycopg.Error as error:
-        raise StoreError(f"cannot use the store: {told(error)}") from error
+    with _using(), connect() as connection:
+        return claim(connection, "first_run", node)

@@ -11,12 +11,12 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.audit.chain import Journal, derive_key
+from kb_mcp.proxy.audit.chain import Head, Journal, derive_key
 from kb_mcp.proxy.audit.heads import Behind, Heads
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
@@ -40,7 +40,9 @@ from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
 from kb_mcp.proxy.stores.sqlite.reads import SqliteAdmin, SqliteReads, exclusive, migrate
 from kb_mcp.serving.machine import boot_id, boottime_ms, host_ms, process_name, random_bytes
 from kb_mcp.settings import MASTER_KEY_CHARACTERS_NEW, Settings, SettingsError
-from kb_mcp.wiring.walks import Watch
+
+if TYPE_CHECKING:  # the driver of PostgreSQL may not be installed
+    from kb_mcp.wiring.stores.postgres import ServerWatch
 
 MASTER_KEY_BYTES = 32
 STORE_ID_BYTES = 12
@@ -58,16 +60,9 @@ class MasterKeyError(StoreError):
     """The master key is not the one that the store was written under, or is gone."""
 
 
-class Turned(Protocol):
-    """A clock that somebody else turns: the sandbox's. `followed` says that it is there."""
-
-    offset_ms: int
-    followed: bool
-
-
 @dataclass(slots=True)
-class NotTurned:
-    """Nobody turns the clock."""
+class Turned:
+    """How far somebody else turned the clock: the sandbox's. `followed` says that it is there."""
 
     offset_ms: int = 0
     followed: bool = False
@@ -91,7 +86,7 @@ class Store:
     open_store_admin: Callable[[], StoreAdmin]
     base_ms: Callable[[], int]  # the clock that the store's time is told by
     claim_first_run: Callable[[], bool]  # whether this process is the one that issues first keys
-    watch: Watch | None = None
+    watch: ServerWatch | None = None
 
     def bind_account(self, account_id: str, label: str) -> None:
         """Bind the store to the account of the upstream key. Raises: BindingError."""
@@ -101,6 +96,10 @@ class Store:
                 f"{account_id}"
             )
         self.bind_id(account_id)
+
+    def exported_heads(self) -> dict[str, Head]:
+        """Return the newest head of each process that was exported beside the store."""
+        return {each.head.node: each.head for each in self.heads.check(lambda _node, _seq: None)}
 
     @property
     def defaults(self) -> dict[str, str]:
