@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from kb_mcp.agent.billing import Billing, KeySource
@@ -21,12 +20,9 @@ from kb_mcp.agent.catalogue import ToolName
 from kb_mcp.agent.client.in_process import InProcessLine
 from kb_mcp.agent.client.line import Line
 from kb_mcp.agent.client.network import NetworkLine, Trust, TrustError
-from kb_mcp.serving.machine import new_id
 from kb_mcp.settings import Secret, Settings, SettingsError, load_settings, read_token
 
 if TYPE_CHECKING:
-    from kb_mcp.agent.doors.mcp.bearer import Identify, Resource
-    from kb_mcp.agent.doors.mcp.http import HttpDoor
     from kb_mcp.serving.host_check import App
 
 logger = logging.getLogger(__name__)
@@ -211,39 +207,6 @@ def key_source(secret: Secret) -> KeySource:
         return fetch_token(SecretAddress.parse(text), secret.variable)
 
     return read
-
-
-def mcp_door(settings: Settings, app: App, identify: Callable[[Billing], Identify]) -> HttpDoor:
-    """Return the MCP door of the agents' listener, in front of the proxy `app` on this loop.
-
-    `identify` makes, for the line to that proxy, the way to say whose a bearer is.
-    """
-    # `mcp` takes a second to import: only those who serve pay.
-    from kb_mcp.agent.doors.mcp.http import HttpDoor
-
-    base = Billing(
-        {},
-        InProcessLine(app),
-        charge_api=settings.charge_api,
-        allow_reference=settings.allow_reference,
-    )
-    return HttpDoor(
-        base,
-        partial(new_id, "mcp"),
-        allowed_hosts=settings.allowed_hosts,
-        identify=identify(base),
-        resource=oauth_resource(settings),
-    )
-
-
-def oauth_resource(settings: Settings) -> Resource | None:
-    """Return what this server is to OAuth clients; None where vault keys alone are accepted."""
-    from kb_mcp.agent.doors.mcp.bearer import Resource
-
-    address = settings.oauth_address
-    if not settings.oauth_issuers or address is None:
-        return None
-    return Resource(address, settings.oauth_issuers)
 
 
 def _no_proxy_here(settings: Settings) -> SettingsError:

@@ -12,16 +12,16 @@ import asyncio
 from collections.abc import MutableMapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import tools_granted
 from kb_mcp.agent.client.in_process import InProcessLine
 from kb_mcp.agent.doors.mcp.bearer import (
     Bearer,
-    Identify,
     Known,
     Refused,
+    Resource,
     describe,
 )
 from kb_mcp.proxy.access.grants import check_scopes
@@ -30,14 +30,24 @@ from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.serving.host_check import App, HostGuard
+from kb_mcp.serving.machine import new_id
 from kb_mcp.serving.tracing import Traced
 from kb_mcp.settings import Settings, load_settings
-from kb_mcp.wiring.agent import mcp_door, oauth_resource
 from kb_mcp.wiring.proxy import Proxy, build_proxy
 
+if TYPE_CHECKING:
+    from kb_mcp.agent.doors.mcp.http import HttpDoor
 
-def identifying(pipeline: RequestPipeline, line: Billing) -> Identify:
-    """Return what says whose a bearer is: by `pipeline`, for calls over `line`."""
+
+def mcp_door(settings: Settings, app: App, pipeline: RequestPipeline) -> HttpDoor:
+    """Return the MCP door in front of the proxy `app`, whose `pipeline` knows every bearer."""
+    # `mcp` takes a second to import: only those who serve pay.
+    from kb_mcp.agent.doors.mcp.http import HttpDoor
+
+    line = InProcessLine(app)
+    base = Billing(
+        {}, line, charge_api=settings.charge_api, allow_reference=settings.allow_reference
+    )
 
     async def identify(token: str) -> Bearer:
         try:
@@ -50,16 +60,28 @@ def identifying(pipeline: RequestPipeline, line: Billing) -> Identify:
         reached = frozenset(
             entry for entry in allow if check_scopes(admitted.scopes, entry) is None
         )
-        tools = tools_granted(reached, line.charge_api)
-        beyond = tools_granted(allow, line.charge_api) - tools
+        tools = tools_granted(reached, settings.charge_api)
+        beyond = tools_granted(allow, settings.charge_api) - tools
         keys, kinds = dict.fromkeys(tools, token), tuple(admitted.policy.period_kinds or ())
-        own = line.line
-        if isinstance(own, InProcessLine):
-            live = admitted.key.mode == "live"
-            own = replace(own, extensions={ADMITTED: admitted}, livemode=live)
-        return Known(line.with_keys(keys, kinds, own), beyond)
+        live = admitted.key.mode == "live"
+        own = replace(line, extensions={ADMITTED: admitted}, livemode=live)
+        return Known(base.with_keys(keys, kinds, own), beyond)
 
-    return identify
+    return HttpDoor(
+        base,
+        partial(new_id, "mcp"),
+        allowed_hosts=settings.allowed_hosts,
+        identify=identify,
+        resource=oauth_resource(settings),
+    )
+
+
+def oauth_resource(settings: Settings) -> Resource | None:
+    """Return what this server is to OAuth clients; None where vault keys alone are accepted."""
+    address = settings.oauth_address
+    if not settings.oauth_issuers or address is None:
+        return None
+    return Resource(address, settings.oauth_issuers)
 
 
 Scope = MutableMapping[str, Any]
@@ -72,7 +94,7 @@ class OpenDoor:
         """Open in front of `app`, which is `proxy` behind its traces, on the running loop."""
         self._opened = asyncio.Event()
         self._closing = asyncio.Event()
-        self._door = mcp_door(settings, app, partial(identifying, proxy.app.pipeline))
+        self._door = mcp_door(settings, app, proxy.app.pipeline)
         self._home = asyncio.create_task(self._live())
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:

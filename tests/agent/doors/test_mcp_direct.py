@@ -8,7 +8,7 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from kb_mcp.agent.doors.mcp.direct import read_call
+from kb_mcp.agent.doors.mcp.server import read_call
 from tests.agent.conftest import Says, StubProxy, charge, refusal
 from tests.agent.doors.conftest import BILL, KEY, MODERN, POST, grants
 

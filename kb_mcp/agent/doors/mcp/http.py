@@ -1,7 +1,7 @@
 """MCP over streamable HTTP: who asks is settled anew on every request, before anything is read.
 
 Floor: wing A, part of the MCP door. Order: Host and Origin, the bearer's key, method, size,
-repeated names; then an ordinary tool call is answered (direct), and the SDK answers the rest. A key
+repeated names; then an ordinary tool call is answered at once, and the SDK answers the rest. A key
 that cannot be looked up is refused. There are no sessions: the id that a client of the handshake
 era is given is a label for the audit, so that any worker or host serves the next request.
 Source: modelcontextprotocol.io/specification/2025-11-25/basic/transports, Session Management.
@@ -34,10 +34,16 @@ from kb_mcp.agent.doors.mcp.bearer import (
     refuse_scope,
     refuse_unnamed,
 )
-from kb_mcp.agent.doors.mcp.direct import CALL, read_call, write_result
 from kb_mcp.agent.doors.mcp.messages import Json, NoMessage, read_message
+from kb_mcp.agent.doors.mcp.server import (
+    CALL,
+    context_of,
+    context_of_call,
+    create_server,
+    read_call,
+    write_result,
+)
 from kb_mcp.agent.doors.mcp.server import Request as McpRequest
-from kb_mcp.agent.doors.mcp.server import context_of, context_of_call, create_server
 
 PATH: Final = "/mcp"
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024

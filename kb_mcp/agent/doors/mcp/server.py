@@ -2,14 +2,18 @@
 
 Floor: wing A, a door. The low-level server is used since it lets arguments through as they came:
 the catalogue checks them, strictly, and nothing is dropped or coerced before that.
-Source: modelcontextprotocol.io/specification (2025-11-25 and 2026-07-28).
+Over HTTP an ordinary tool call is read and written here without the SDK's streams, tasks and
+models, which take several times what a call costs otherwise. What is read is judged by the SDK's
+own tables, and a test holds the answers against the SDK's; whatever is out of the ordinary is left
+to the SDK: other versions, other members, wrong headers, tools that are not offered.
+Source: modelcontextprotocol.io/specification (2025-11-25 and 2026-07-28), Tools, Streamable HTTP.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
 
@@ -18,10 +22,15 @@ from anyio import CapacityLimiter
 from mcp.server.caching import CacheHint
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
+from mcp.server.streamable_http import check_accept_headers
 from mcp.shared.exceptions import MCPError
+from mcp.shared.inbound import InboundModernRoute, classify_inbound_request
 from mcp_types import (
+    CLIENT_INFO_META_KEY,
+    DEFAULT_NEGOTIATED_VERSION,
     INTERNAL_ERROR,
     INVALID_PARAMS,
+    SERVER_INFO_META_KEY,
     CallToolRequestParams,
     CallToolResult,
     ListPromptsResult,
@@ -31,10 +40,13 @@ from mcp_types import (
     PaginatedRequestParams,
     ReadResourceRequestParams,
     ReadResourceResult,
-    TextContent,
     Tool,
 )
+from mcp_types.methods import validate_client_request
+from pydantic import ValidationError
 from starlette.datastructures import Headers
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 
 from kb_mcp import __version__
 from kb_mcp.agent import wording
@@ -52,7 +64,14 @@ from kb_mcp.agent.calls import (
     read_subject,
 )
 from kb_mcp.agent.catalogue import TOOLS, ToolName, select_tools
-from kb_mcp.agent.doors.mcp.greeting import INSTRUCTIONS, NAME, TITLE
+from kb_mcp.agent.doors.mcp.greeting import (
+    HANDSHAKE_VERSIONS,
+    INSTRUCTIONS,
+    NAME,
+    STATELESS_VERSION,
+    TITLE,
+)
+from kb_mcp.agent.doors.mcp.messages import Json
 from kb_mcp.agent.export import arguments_schema, mcp_tools
 from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
 from kb_mcp.traces import PARENT, STATE, read_trace
@@ -65,6 +84,12 @@ BillingFor = Callable[[Request], Biller]
 CALLS_AT_ONCE: Final = 100
 LIST_TTL_MS: Final = 60_000
 URI_LENGTH_MAX: Final = 2048
+CALL: Final = "tools/call"
+_VERSION: Final = "mcp-protocol-version"
+_MEMBERS: Final = frozenset({"jsonrpc", "id", "method", "params"})
+_PARAMS: Final = frozenset({"name", "arguments", "_meta"})
+_JSON: Final = "application/json"
+_ACCEPTS: Final = frozenset({b"application/json", b"application/json, text/event-stream"})
 
 
 def create_server(billing_for: BillingFor) -> Server[Any]:
@@ -155,13 +180,16 @@ def _input_schemas() -> Mapping[str, Mapping[str, Any]]:
 def _result(answer: Answer) -> CallToolResult:
     if isinstance(answer, NotOffered):
         raise MCPError(code=INVALID_PARAMS, message=f"Unknown tool. {wording.USE_ANOTHER}")
+    return CallToolResult.model_validate(_written(answer))
+
+
+def _written(answer: Answer) -> Json:
     body = body_of(answer)
-    return CallToolResult(
-        content=[TextContent(type="text", text=json.dumps(body))],
+    result: Json = {"content": [{"type": "text", "text": json.dumps(body)}]}
+    if isinstance(answer, Answered):
         # A body that is no result would not fit the tool's output schema.
-        structured_content=body if isinstance(answer, Answered) else None,
-        is_error=is_error(answer),
-    )
+        result["structuredContent"] = body
+    return {**result, "isError": is_error(answer)}
 
 
 def _context(request: Request) -> CallContext:
@@ -190,4 +218,67 @@ def context_of(headers: Headers) -> CallContext:
     session = headers.get("mcp-session-id")
     return CallContext(
         session_id=session, trace=read_trace(once), subject=once.get(SUBJECT) or None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call that is well-formed in its era; `client` is the calling program's name."""
+
+    request_id: str | int
+    name: str
+    arguments: Mapping[str, object] | None
+    meta: Mapping[str, Any]
+    client: str | None
+    modern: bool
+
+
+def read_call(request: HttpRequest, message: Json) -> Call | None:
+    """Return the call that `message` is, or None where the SDK has to judge."""
+    params = message.get("params")
+    if not (
+        message.get("method") == CALL
+        and message.keys() == _MEMBERS
+        and isinstance(params, dict)
+        and params.keys() <= _PARAMS
+        and _is_plain(request)
+    ):
+        return None
+    version = request.headers.get(_VERSION, DEFAULT_NEGOTIATED_VERSION)
+    modern = version == STATELESS_VERSION
+    if modern:
+        verdict = classify_inbound_request(message, headers=request.headers)
+        if not isinstance(verdict, InboundModernRoute):
+            return None
+    elif version not in HANDSHAKE_VERSIONS:
+        return None
+    try:
+        validate_client_request(CALL, version, params)
+    except ValidationError:
+        return None
+    meta = params.get("_meta") or {}
+    client = (meta.get(CLIENT_INFO_META_KEY) or {}).get("name") if modern else None
+    return Call(message["id"], params["name"], params.get("arguments"), meta, client, modern)
+
+
+def write_result(call: Call, answer: Answer) -> Response:
+    """Write what the SDK would write for `call`: the result of a tool that is offered."""
+    result = _written(answer)
+    if call.modern:
+        server = {"name": NAME, "title": TITLE, "version": __version__}
+        result |= {"resultType": "complete", "_meta": {SERVER_INFO_META_KEY: server}}
+    document = {"jsonrpc": "2.0", "id": call.request_id, "result": result}
+    text = json.dumps(document, separators=(",", ":"))
+    return Response(text, media_type=_JSON)
+
+
+def _is_plain(request: HttpRequest) -> bool:
+    """Say whether the headers are those of an ordinary request with JSON, each sent once."""
+    sent = request.scope["headers"]
+    named = dict(sent)
+    return (
+        len(named) == len(sent)
+        and named.get(b"content-type", b"").partition(b";")[0].strip() == _JSON.encode()
+        and (named.get(b"accept") in _ACCEPTS or check_accept_headers(request)[0])
+        and b" mcp-param-" not in b" " + b" ".join(named)
     )
