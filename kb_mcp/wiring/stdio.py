@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from kb_mcp.agent.doors.mcp.greeting import Greeter
+from kb_mcp.agent.doors.mcp.messages import Greeter
 from kb_mcp.agent.doors.mcp.pipe import take_over
 from kb_mcp.settings import Settings
 

@@ -11,7 +11,7 @@ from mcp.shared.message import SessionMessage
 from mcp_types import jsonrpc_message_adapter
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
 
-from kb_mcp.agent.doors.mcp.greeting import HANDSHAKE_VERSIONS, STATELESS_VERSION, Greeter
+from kb_mcp.agent.doors.mcp.messages import HANDSHAKE_VERSIONS, STATELESS_VERSION, Greeter
 from kb_mcp.agent.doors.mcp.server import create_server
 
 CLIENT = {"name": "tester", "version": "1"}

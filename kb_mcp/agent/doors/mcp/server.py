@@ -64,14 +64,15 @@ from kb_mcp.agent.calls import (
     read_subject,
 )
 from kb_mcp.agent.catalogue import TOOLS, ToolName, select_tools
-from kb_mcp.agent.doors.mcp.greeting import (
+from kb_mcp.agent.doors.mcp.messages import (
     HANDSHAKE_VERSIONS,
     INSTRUCTIONS,
     NAME,
+    SERVER_INFO,
     STATELESS_VERSION,
     TITLE,
+    Json,
 )
-from kb_mcp.agent.doors.mcp.messages import Json
 from kb_mcp.agent.export import arguments_schema, mcp_tools
 from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
 from kb_mcp.traces import PARENT, STATE, read_trace
@@ -265,8 +266,7 @@ def write_result(call: Call, answer: Answer) -> Response:
     """Write what the SDK would write for `call`: the result of a tool that is offered."""
     result = _written(answer)
     if call.modern:
-        server = {"name": NAME, "title": TITLE, "version": __version__}
-        result |= {"resultType": "complete", "_meta": {SERVER_INFO_META_KEY: server}}
+        result |= {"resultType": "complete", "_meta": {SERVER_INFO_META_KEY: SERVER_INFO}}
     document = {"jsonrpc": "2.0", "id": call.request_id, "result": result}
     text = json.dumps(document, separators=(",", ":"))
     return Response(text, media_type=_JSON)
