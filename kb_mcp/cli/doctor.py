@@ -107,7 +107,7 @@ async def _heads(opened: OpenProxy) -> tuple[bool, str]:
 
 async def _gap(opened: OpenProxy) -> tuple[bool, str]:
     """Walk Stripe's lists without keeping anything: a store may have been put back just now."""
-    from kb_mcp.proxy.watching.walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjects
+    from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjects
 
     walk = opened.proxy.walks.walk
     match await walk.run(LOOK_BACK_AT_START_MS, writes=False):

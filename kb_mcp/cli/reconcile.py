@@ -283,7 +283,7 @@ async def _close_gap(opened: OpenProxy, since_ms: int) -> None:
 
 async def _walk(opened: OpenProxy, needed: int | None) -> None:
     """Walk Stripe's lists: nothing of this store's may be left out. Raises: Failure."""
-    from kb_mcp.proxy.watching.walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjects
+    from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjects
 
     match await opened.proxy.walks.walk.run(LOOK_BACK_AT_START_MS, reach_back_to=needed):
         case LostObjects(objects=objects):

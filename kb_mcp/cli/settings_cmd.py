@@ -138,7 +138,7 @@ def foreign_lineage(*, lineage: str) -> None:
 
     async def work(opened: OpenProxy) -> str:
         from kb_mcp.operators.actions.adoption import name_foreign
-        from kb_mcp.proxy.watching.walk import LOOK_BACK_AT_START_MS, Whole
+        from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, Whole
 
         walk = opened.proxy.walks.walk
         _demand(await name_foreign(walk, lineage, OPERATOR))

@@ -19,7 +19,7 @@ from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, note
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.ledger.snapshot import GAP
 from kb_mcp.proxy.rules.outcomes.gaps import WALK_FAILED
-from kb_mcp.proxy.watching.walk import (
+from kb_mcp.proxy.store_walk import (
     HOUR_MS,
     LOOK_BACK_AT_START_MS,
     LOOK_BACK_HOURLY_MS,

@@ -18,6 +18,7 @@ from kb_mcp.proxy.access.authorize import Rates
 from kb_mcp.proxy.answers import Answers, Reads
 from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
+from kb_mcp.proxy.finished_bills import RefundWatch
 from kb_mcp.proxy.governor import AbandonedIntents, Governor, Waiters
 from kb_mcp.proxy.invoice_reads import InvoiceReads
 from kb_mcp.proxy.ledger.clock import StoreClock
@@ -36,7 +37,6 @@ from kb_mcp.proxy.stripe.messages import (
     UpstreamRequest,
 )
 from kb_mcp.proxy.stripe.reader import StripeReads, TimeReader
-from kb_mcp.proxy.watching.finished_bills import RefundWatch
 from tests.faults.loop import SimulatedLoop
 from tests.faults.store import SEAL_KEY, Plan, SimulatedLedger
 from tests.faults.stripe import TIMEOUT_MS, SimulatedStripe

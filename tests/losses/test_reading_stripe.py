@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, LostObjects, Whole
 from kb_mcp.proxy.stripe.reader import Found
-from kb_mcp.proxy.watching.walk import LOOK_BACK_AT_START_MS, LostObjects, Whole
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.proxy import Proxy, build_proxy
 from kb_mcp.wiring.upstream import build_sandbox
@@ -76,7 +76,7 @@ def test_a_list_that_cannot_be_read_at_the_start_sends_nothing_until_it_can(
 def test_every_page_is_read_and_a_broken_walk_goes_on_where_it_stopped(
     host: Host, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kb_mcp.proxy.watching.walk.PAGE", 1)
+    monkeypatch.setattr("kb_mcp.proxy.store_walk.PAGE", 1)
     token = host.token()
     for month in ("2026-07", "2026-08", "2026-09"):
         host.charge(token, month)
@@ -172,7 +172,7 @@ def test_the_hourly_walk_finds_what_was_made_behind_the_store_and_three_failures
 
 
 def test_at_most_ten_reads_a_second_are_made(run: Run) -> None:
-    from kb_mcp.proxy.watching.walk import Pace
+    from kb_mcp.proxy.store_walk import Pace
 
     now, waits = [0], []
 

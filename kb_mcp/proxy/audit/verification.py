@@ -184,21 +184,15 @@ class _UnreadableRowError(Exception):
 
 def _rows(chain: Iterator[Columns]) -> Iterator[tuple[AuditRow, str]]:
     for columns in chain:
-        found = _row(columns)
-        if found is None:
+        try:
+            row, stored = read_row(columns)
+            # Neither the id nor the way the time is written is sealed; both follow from what is.
+            same = (columns["id"], columns["time"]) == (row.id, rfc3339(row.time))
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
+            raise _UnreadableRowError(columns["seq"]) from error
+        if not same:
             raise _UnreadableRowError(columns["seq"])
-        yield found
-
-
-def _row(columns: Columns) -> tuple[AuditRow, str] | None:
-    try:
-        row, stored = read_row(columns)
-        written = rfc3339(row.time)
-    except (KeyError, ValueError, TypeError, OverflowError):
-        return None
-    # Neither the id nor the way the time is written is sealed; both follow from what is.
-    same = (columns["id"], columns["time"]) == (row.id, written)
-    return (row, stored) if same else None
+        yield row, stored
 
 
 def _csv_line(values: Sequence[str]) -> str:

@@ -39,7 +39,6 @@ from kb_mcp.proxy.access.authorize import refuse_dead_key
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
-    Attempt,
     AttemptOutcome,
     CallerKey,
     KeyId,
@@ -154,18 +153,17 @@ def _decide(snapshot: Snapshot, command: Command) -> Decision:
 def _again(snapshot: Snapshot, command: Command, operation: Operation) -> Decision:
     """Decide where the operation is known, by what became of it."""
     same = operation.fingerprint == command.fingerprint
-    attempt = snapshot.attempt(operation)
     if (invoice := decide_again(snapshot, command, operation, same=same)) is not None:
         return invoice
     match operation.state:
         case S.SUCCEEDED:
             return _settled(snapshot, command, operation, same=same)
         case S.RESERVED | S.UNKNOWN:
-            return _unsettled(snapshot, command, operation, attempt, same=same)
+            return _unsettled(snapshot, command, operation, same=same)
         case S.VOIDED:
-            return _voided(snapshot, command, operation, attempt, same=same)
+            return _voided(snapshot, command, operation, same=same)
         case S.FAILED:
-            return _failed(snapshot, command, operation, attempt, same=same)
+            return _failed(snapshot, command, operation, same=same)
         case S.AWAITING_APPROVAL:
             return reserve(snapshot, command, operation, None)
         case _:
@@ -197,13 +195,9 @@ def _differs(operation: Operation) -> Refuse:
 
 
 def _unsettled(
-    snapshot: Snapshot,
-    command: Command,
-    operation: Operation,
-    attempt: Attempt | None,
-    *,
-    same: bool,
+    snapshot: Snapshot, command: Command, operation: Operation, *, same: bool
 ) -> Decision:
+    attempt = snapshot.attempt(operation)
     if not same:
         return _differs(operation)
     if snapshot.leased(operation):
@@ -219,14 +213,8 @@ def _unsettled(
     return Proceed(leased, sent, replace(using(gate), operations=(leased,), attempts=(sent,)))
 
 
-def _voided(
-    snapshot: Snapshot,
-    command: Command,
-    operation: Operation,
-    attempt: Attempt | None,
-    *,
-    same: bool,
-) -> Decision:
+def _voided(snapshot: Snapshot, command: Command, operation: Operation, *, same: bool) -> Decision:
+    attempt = snapshot.attempt(operation)
     if not operation.live:
         # Freed by an operator's word, which may be wrong: while Stripe remembers the key it stays.
         keep = kept(snapshot, attempt) if same else None
@@ -240,14 +228,8 @@ def _voided(
     return reserve(snapshot, command, operation, attempt)
 
 
-def _failed(
-    snapshot: Snapshot,
-    command: Command,
-    operation: Operation,
-    attempt: Attempt | None,
-    *,
-    same: bool,
-) -> Decision:
+def _failed(snapshot: Snapshot, command: Command, operation: Operation, *, same: bool) -> Decision:
+    attempt = snapshot.attempt(operation)
     if same and (declined := recent_decline(snapshot, command)) is not None:
         return declined
     if attempt is not None and attempt.outcome is AttemptOutcome.NOT_SENT and same:

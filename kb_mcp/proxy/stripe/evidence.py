@@ -115,10 +115,8 @@ def prove_object(
     if verdict is None or facts is None or not _are_sound(route.lifecycle, body):
         return None
     if route.standing is not None:
-        paid_by = payment_of(body)
-        facts |= {} if paid_by is None else {"paid_by": paid_by}
-        paid_at = _paid_at(body)
-        facts |= {} if paid_at is None else {"paid_at": paid_at}
+        paid = {"paid_by": payment_of(body), "paid_at": _paid_at(body)}
+        facts |= {name: value for name, value in paid.items() if value is not None}
     if verdict == "failed" and status in route.lifecycle.done:
         status = CANCELED
     return Made(

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Operation, OperationId, Refs
-from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE, Snapshot, StoreSettings
+from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE, Snapshot
 from kb_mcp.proxy.rules.outcomes.gaps import (
     GAP_FOUND,
     WALKED,
@@ -133,11 +133,6 @@ class StoreWalk:
     owner: str
     warns: bool = False
 
-    @property
-    def settings(self) -> StoreSettings:
-        """What the store is bound to."""
-        return self.ledger.settings
-
     async def run(
         self,
         look_back_ms: int,
@@ -159,7 +154,7 @@ class StoreWalk:
         named = {name.removeprefix(FOREIGN): value for name, value in facts.items()
                  if name.startswith(FOREIGN)}  # fmt: skip
         whose = Whose(
-            store_id=self.settings.store_id,
+            store_id=self.ledger.settings.store_id,
             foreign=frozenset(lineage for lineage, value in named.items() if value),
             any_store=begun.any_store,
         )

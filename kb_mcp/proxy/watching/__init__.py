@@ -1,1 +1,0 @@
-"""What is read between requests: Stripe's lists, refunds that may fail, answers that grow old."""
