@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kb_mcp.cli.opening import OpenStore, codes, key_ids, with_store
+from kb_mcp.cli.opening import OpenStore, codes, in_store, key_ids
 from kb_mcp.cli.output import (
     Advance,
     CountedAudit,
@@ -62,100 +62,91 @@ def audit() -> None:
 @click.option("--until", help="A date, time or age, not included.")
 @click.option("--limit", type=click.IntRange(min=1), help="The newest N; without it, all.")
 @json_option
-def list_(
-    *, since: str | None, until: str | None, limit: int | None, as_json: bool, **filters: str | None
+@in_store
+async def list_(
+    opened: OpenStore,
+    /,
+    *,
+    since: str | None,
+    until: str | None,
+    limit: int | None,
+    as_json: bool,
+    **filters: str | None,
 ) -> None:
     """List audit rows, in the order in which they were written.
 
     Example: kb-mcp audit list --customer cus_Abc123 --limit 50
     """
+    from kb_mcp.proxy.audit.verification import audit_record
 
-    async def work(opened: OpenStore) -> list[dict[str, Any]]:
-        from kb_mcp.proxy.audit.verification import audit_record
-
-        wanted = filters | _between(opened, since, until)
-        newest = limit is not None
-        rows = opened.store.records.audit(limit=limit, newest_first=newest, **wanted)
-        found = [audit_record(row) for row in rows]
-        return found[::-1] if newest else found
-
-    print_list(with_store(work), COLUMNS, as_json=as_json, empty="No audit rows.")
+    wanted = filters | _between(opened, since, until)
+    newest = limit is not None
+    rows = opened.store.records.audit(limit=limit, newest_first=newest, **wanted)
+    found = [audit_record(row) for row in rows]
+    print_list(found[::-1] if newest else found, COLUMNS, as_json=as_json, empty="No audit rows.")
 
 
 @audit.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def tail(*, as_json: bool) -> None:
+@in_store
+async def tail(opened: OpenStore, *, as_json: bool) -> None:
     """Follow the audit until interrupted.
 
     Example: kb-mcp audit tail
     """
-
-    async def work(opened: OpenStore) -> None:
-        records, last = opened.store.records, 0
-        rows: Iterator[dict[str, Any]] = reversed(
-            list(records.audit(limit=TAIL_FIRST, newest_first=True))
-        )
-        while True:
-            for row in rows:
-                last = row["row"]
-                _print_row(row, as_json=as_json)
-            await asyncio.sleep(TAIL_EVERY_S)
-            rows = records.audit(after_row=last)
-
-    with_store(work)
+    records, last = opened.store.records, 0
+    rows: Iterator[dict[str, Any]] = reversed(
+        list(records.audit(limit=TAIL_FIRST, newest_first=True))
+    )
+    while True:
+        for row in rows:
+            last = row["row"]
+            _print_row(row, as_json=as_json)
+        await asyncio.sleep(TAIL_EVERY_S)
+        rows = records.audit(after_row=last)
 
 
 @audit.command("export")
 @click.option("--format", "form", type=click.Choice(FORMS), required=True,
               help="JSON lines, CSV, or JSON lines in Elastic Common Schema.")  # fmt: skip
 @click.option("--since", help="A date, time or age: 2026-06-01, 36h.")
-def export_(*, form: str, since: str | None) -> None:
+@in_store
+async def export_(opened: OpenStore, *, form: str, since: str | None) -> None:
     """Write the audit to stdout, for a spreadsheet or a SIEM.
 
     Example: kb-mcp audit export --format csv --since 2026-06-01 > june.csv
     """
+    from kb_mcp.proxy.audit.verification import export_lines
 
-    async def work(opened: OpenStore) -> None:
-        from kb_mcp.proxy.audit.verification import export_lines
-
-        records = opened.store.records
-        total = records.audit_size() if since is None else None
-        # A bar between the lines of a terminal would spoil both.
-        with progress("Exporting", shown=not sys.stdout.isatty()) as advance:
-            rows = counted(records.audit(**_between(opened, since, None)), advance, total)
-            for line in export_lines(rows, form):
-                click.echo(line)
-
-    with_store(work)
+    records = opened.store.records
+    total = records.audit_size() if since is None else None
+    # A bar between the lines of a terminal would spoil both.
+    with progress("Exporting", shown=not sys.stdout.isatty()) as advance:
+        rows = counted(records.audit(**_between(opened, since, None)), advance, total)
+        for line in export_lines(rows, form):
+            click.echo(line)
 
 
 @audit.command()
 @json_option
-def verify(*, as_json: bool) -> None:
+@in_store
+async def verify(opened: OpenStore, *, as_json: bool) -> None:
     """Walk every chain, the registry of nodes and the exported heads.
 
     Exit code 1 when anything was changed, removed or lost; the first broken row is named.
 
     Example: kb-mcp audit verify
     """
-
-    async def work(opened: OpenStore) -> Verification:
-        return verified(opened, shown=not as_json)[0]
-
-    outcome = with_store(work)
-    broken = [
-        {"node": each.node, "row": each.row, "reason": each.reason} for each in outcome.breaks
-    ]
+    outcome = verified(opened, shown=not as_json)[0]
+    rows, chains, broken = outcome.rows, len(outcome.ends), outcome.breaks
     if as_json:
-        print_json({"ok": not broken, "rows": outcome.rows, "chains": len(outcome.ends),
-                    "broken": broken})  # fmt: skip
+        print_json({"ok": not broken, "rows": rows, "chains": chains, "broken": broken})
     for each in broken:
-        say_failure(f"the audit of {each['node']} breaks at row {each['row']}: {each['reason']}",
-                    None)  # fmt: skip
+        say_failure(str(each), None)
     if broken:
         found_something()
     if not as_json:
-        click.echo(f"The audit holds: {outcome.rows} rows in {len(outcome.ends)} chains.")
+        click.echo(f"The audit holds: {rows} rows in {chains} chains.")
 
 
 @audit.command()
@@ -163,37 +154,33 @@ def verify(*, as_json: bool) -> None:
 @click.option("--to", "file", required=True, type=click.Path(dir_okay=False, path_type=Path),
               help="A new file, JSON lines.")  # fmt: skip
 @json_option
-def archive(*, before: str, file: Path, as_json: bool) -> None:
+@in_store
+async def archive(opened: OpenStore, *, before: str, file: Path, as_json: bool) -> None:
     """Move verified old rows out of the store into a file.
 
     The last row of each process stays, so that a lost tail still shows.
 
     Example: kb-mcp audit archive --before 90d --to audit-2026-q2.jsonl
     """
+    from kb_mcp.proxy.audit.verification import segment_end
 
-    async def work(opened: OpenStore) -> dict[str, Any]:
-        from kb_mcp.proxy.audit.verification import segment_end
-
-        outcome, heads = verified(opened, shown=not as_json)
-        if outcome.breaks:
-            first = outcome.breaks[0]
-            why = f"the audit of {first.node} breaks at row {first.row}: {first.reason}"
-            raise Failure(f"nothing was archived: {why}", "`kb-mcp audit verify` says more.")
-        moment = rfc3339(opened.past_ms(before))
-        chain = opened.store.records.chain
-        found = {
-            node: segment_end(chain(node), moment, heads.get(node), end)
-            for node, end in outcome.ends.items()
-        }
-        ends = {node: end for node, end in found.items() if end is not None}
-        with progress("Archiving", shown=not as_json) as advance:
-            written = _write_segments(opened, ends, file, advance) if ends else 0
-        if written:
-            await opened.note("archive", f"{written} rows to {file.name}")
-            opened.store_admin.drop_segments(ends)
-        return {"rows": written, "chains": len(ends), "file": str(file) if written else None}
-
-    done = with_store(work)
+    outcome, heads = verified(opened, shown=not as_json)
+    if outcome.breaks:
+        why = f"nothing was archived: {outcome.breaks[0]}"
+        raise Failure(why, "`kb-mcp audit verify` says more.")
+    moment = rfc3339(opened.past_ms(before))
+    chain = opened.store.records.chain
+    found = {
+        node: segment_end(chain(node), moment, heads.get(node), end)
+        for node, end in outcome.ends.items()
+    }
+    ends = {node: end for node, end in found.items() if end is not None}
+    with progress("Archiving", shown=not as_json) as advance:
+        written = _write_segments(opened, ends, file, advance) if ends else 0
+    if written:
+        await opened.note("archive", f"{written} rows to {file.name}")
+        opened.store_admin.drop_segments(ends)
+    done = {"rows": written, "chains": len(ends), "file": str(file) if written else None}
     moved = f"Moved {done['rows']} rows of {done['chains']} chains to {file}."
     print_done(done, moved if done["rows"] else "Nothing is that old.", as_json=as_json)
 

@@ -188,8 +188,7 @@ async def _audit(opened: OpenProxy) -> tuple[bool, str]:
 
     outcome, _ = verified(opened, shown=False)
     if outcome.breaks:
-        first = outcome.breaks[0]
-        return False, f"the audit of {first.node} breaks at row {first.row}: {first.reason}"
+        return False, str(outcome.breaks[0])
     return True, f"{outcome.rows} rows in {len(outcome.ends)} chains verify"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kb_mcp.cli.opening import OPERATOR, OpenStore, key_ids, roles, with_store
+from kb_mcp.cli.opening import OPERATOR, OpenStore, in_store, key_ids, roles, with_store
 from kb_mcp.cli.output import (
     WRONG,
     Failure,
@@ -116,37 +116,32 @@ def issue(
 
 @keys.command("list")
 @json_option
-def list_(*, as_json: bool) -> None:
+@in_store
+async def list_(opened: OpenStore, *, as_json: bool) -> None:
     """List every key, oldest first.
 
     Example: kb-mcp keys list --json
     """
-
-    async def work(opened: OpenStore) -> list[dict[str, Any]]:
-        now = opened.now()
-        return [_record(*each, now) for each in await opened.store.records.keys()]
-
+    now = opened.now()
+    found = [_record(*each, now) for each in await opened.store.records.keys()]
     empty = "No keys yet: kb-mcp keys issue --role billing --daily-cap 1000.00usd"
-    print_list(with_store(work), COLUMNS, as_json=as_json, empty=empty)
+    print_list(found, COLUMNS, as_json=as_json, empty=empty)
 
 
 @keys.command()
 @click.argument("key_id", metavar="ID", shell_complete=key_ids)
 @json_option
-def show(*, key_id: str, as_json: bool) -> None:
+@in_store
+async def show(opened: OpenStore, *, key_id: str, as_json: bool) -> None:
     """Show one key and, in plain words, what it may do.
 
     Example: kb-mcp keys show abc123def456
     """
+    from kb_mcp.proxy.access.authenticate import policy_of
+    from kb_mcp.proxy.access.roles import describe
 
-    async def work(opened: OpenStore) -> tuple[dict[str, Any], list[str]]:
-        from kb_mcp.proxy.access.authenticate import policy_of
-        from kb_mcp.proxy.access.roles import describe
-
-        key, lineage = await _find(opened, key_id)
-        return _record(key, lineage, opened.now()), describe(policy_of(key.policy))
-
-    record, words = with_store(work)
+    key, lineage = await _find(opened, key_id)
+    record, words = _record(key, lineage, opened.now()), describe(policy_of(key.policy))
     if as_json:
         print_json(record)
         return
@@ -159,24 +154,21 @@ def show(*, key_id: str, as_json: bool) -> None:
 @click.argument("key_id", metavar="ID", shell_complete=key_ids)
 @click.option("--reason", help="Why; kept with the key and in the audit.")
 @json_option
-def revoke(*, key_id: str, reason: str | None, as_json: bool) -> None:
+@in_store
+async def revoke(opened: OpenStore, *, key_id: str, reason: str | None, as_json: bool) -> None:
     """Revoke a key now. Waits for sends already under way and says how many there were.
 
     Example: kb-mcp keys revoke abc123def456 --reason "laptop lost"
     """
+    from kb_mcp.operators.actions.keys import clean_reason, revoke_key
 
-    async def work(opened: OpenStore) -> dict[str, Any]:
-        from kb_mcp.operators.actions.keys import clean_reason, revoke_key
-
-        key, lineage = await _find(opened, key_id)
-        store = opened.store
-        done = await revoke_key(
-            store.ledger, store.records, key.id, clean_reason(reason), OPERATOR, REVOKE_WAIT_S
-        )
-        record = _record(done.key, lineage, opened.now())
-        return record | {"under_way": done.under_way, "still_under_way": done.still_under_way}
-
-    record = with_store(work)
+    key, lineage = await _find(opened, key_id)
+    store = opened.store
+    done = await revoke_key(
+        store.ledger, store.records, key.id, clean_reason(reason), OPERATOR, REVOKE_WAIT_S
+    )
+    record = _record(done.key, lineage, opened.now())
+    record = record | {"under_way": done.under_way, "still_under_way": done.still_under_way}
     said = f"Revoked {key_id}. Sends under way when it took effect: {record['under_way']}."
     print_done(record, said, as_json=as_json)
     left = record["still_under_way"]
@@ -191,26 +183,23 @@ def revoke(*, key_id: str, reason: str | None, as_json: bool) -> None:
 @click.argument("key_id", metavar="ID", shell_complete=key_ids)
 @click.option("--reason", required=True, help="Why it may serve again; kept in the audit.")
 @json_option
-def unfreeze(*, key_id: str, reason: str, as_json: bool) -> None:
+@in_store
+async def unfreeze(opened: OpenStore, *, key_id: str, reason: str, as_json: bool) -> None:
     """Unfreeze a key that froze after too many declines or a late charge.
 
     Example: kb-mcp keys unfreeze abc123def456 --reason "cards were expired, checked"
     """
+    from kb_mcp.operators.actions.keys import clean_reason, unfreeze_key
 
-    async def work(opened: OpenStore) -> dict[str, Any]:
-        from kb_mcp.operators.actions.keys import clean_reason, unfreeze_key
-
-        key, lineage = await _find(opened, key_id)
-        if lineage.frozen_at is None:
-            raise Failure(f"key {key_id} is not frozen")
-        said = clean_reason(reason)
-        if said is None:
-            raise click.BadParameter("Say why the key is unfrozen.", param_hint="--reason")
-        unfrozen = await unfreeze_key(opened.store.ledger, key.id, said, OPERATOR)
-        return _record(key, unfrozen, opened.now())
-
+    key, lineage = await _find(opened, key_id)
+    if lineage.frozen_at is None:
+        raise Failure(f"key {key_id} is not frozen")
+    why = clean_reason(reason)
+    if why is None:
+        raise click.BadParameter("Say why the key is unfrozen.", param_hint="--reason")
+    unfrozen = await unfreeze_key(opened.store.ledger, key.id, why, OPERATOR)
     said = f"Key {key_id} and its line of successors may charge again."
-    print_done(with_store(work), said, as_json=as_json)
+    print_done(_record(key, unfrozen, opened.now()), said, as_json=as_json)
 
 
 @keys.command()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+P = ParamSpec("P")
 OPERATOR = "cli"
 
 
@@ -98,6 +100,26 @@ def with_proxy(work: Callable[[OpenProxy], Awaitable[T]]) -> T:
     Raises: SettingsError, StoreError, BindingError, EgressError.
     """
     return asyncio.run(on_proxy(load_settings(), work))
+
+
+def in_store(command: Callable[Concatenate[OpenStore, P], Awaitable[None]]) -> Callable[P, None]:
+    """Run a command on the open store, as `with_store` does."""
+
+    @wraps(command)
+    def run(*args: P.args, **options: P.kwargs) -> None:
+        with_store(lambda opened: command(opened, *args, **options))
+
+    return run
+
+
+def at_stripe(command: Callable[Concatenate[OpenProxy, P], Awaitable[None]]) -> Callable[P, None]:
+    """Run a command on the open store with a way to Stripe, as `with_proxy` does."""
+
+    @wraps(command)
+    def run(*args: P.args, **options: P.kwargs) -> None:
+        with_proxy(lambda opened: command(opened, *args, **options))
+
+    return run
 
 
 async def on_proxy(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, with_proxy, with_store
+from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, in_store, with_proxy, with_store
 from kb_mcp.cli.output import Failure, json_option, print_done, print_list, print_record
 
 if TYPE_CHECKING:
@@ -40,23 +40,31 @@ def operations() -> None:
 @click.option("--period", help="Only this billing period's, like 2026-06.")
 @click.option("--limit", type=click.IntRange(min=1), help="The newest N; without it, all.")
 @json_option
-def list_(
-    *, state: str | None, customer: str | None, period: str | None, limit: int | None, as_json: bool
+@in_store
+async def list_(
+    opened: OpenStore,
+    *,
+    state: str | None,
+    customer: str | None,
+    period: str | None,
+    limit: int | None,
+    as_json: bool,
 ) -> None:
     """List operations, newest first.
 
     Example: kb-mcp operations list --customer cus_Abc123 --limit 20
     """
+    from kb_mcp.proxy.edge.records import operation_record
 
-    async def work(opened: OpenStore) -> list[dict[str, Any]]:
-        from kb_mcp.proxy.edge.records import operation_record
-
-        wanted = {"state": state, "customer_id": customer, "billing_period": _label(period)}
-        filters = {name: value for name, value in wanted.items() if value is not None}
-        found = await opened.store.records.operations(limit=limit, **filters)
-        return [operation_record(*each) for each in found]
-
-    print_list(with_store(work), COLUMNS, as_json=as_json, empty="No operations.")
+    wanted = {"state": state, "customer_id": customer, "billing_period": _label(period)}
+    filters = {name: value for name, value in wanted.items() if value is not None}
+    found = await opened.store.records.operations(limit=limit, **filters)
+    print_list(
+        [operation_record(*each) for each in found],
+        COLUMNS,
+        as_json=as_json,
+        empty="No operations.",
+    )
 
 
 @operations.command()
@@ -191,21 +199,18 @@ def cancel(*, operation_id: str, as_json: bool) -> None:
 @operations.command()
 @click.option("--customer", required=True, help="Whose answers to erase.")
 @json_option
-def forget(*, customer: str, as_json: bool) -> None:
+@in_store
+async def forget(opened: OpenStore, *, customer: str, as_json: bool) -> None:
     """Erase the stored answers of a customer's final operations. Replays then read from Stripe.
 
     Example: kb-mcp operations forget --customer cus_Abc123
     """
+    from kb_mcp.operators.actions.operations import forget_answers, forgettable
 
-    async def work(opened: OpenStore) -> dict[str, Any]:
-        from kb_mcp.operators.actions.operations import forget_answers, forgettable
-
-        found = await opened.store.records.operations(customer_id=customer)
-        erasable = [operation for operation, _ in found if forgettable(operation)]
-        erased = await forget_answers(opened.store.ledger, erasable, _by(None))
-        return {"customer_id": customer, "erased": erased, "operations": len(found)}
-
-    done = with_store(work)
+    found = await opened.store.records.operations(customer_id=customer)
+    erasable = [operation for operation, _ in found if forgettable(operation)]
+    erased = await forget_answers(opened.store.ledger, erasable, _by(None))
+    done = {"customer_id": customer, "erased": erased, "operations": len(found)}
     said = f"Erased {done['erased']} stored answers of {done['operations']} operations."
     print_done(done, said, as_json=as_json)
 

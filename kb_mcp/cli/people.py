@@ -11,7 +11,7 @@ from typing import Any, Literal
 import click
 
 from kb_mcp.cli.keys import REVOKE_WAIT_S
-from kb_mcp.cli.opening import OPERATOR, OpenStore, key_ids, with_store
+from kb_mcp.cli.opening import OPERATOR, OpenStore, in_store, key_ids, with_store
 from kb_mcp.cli.output import Failure, json_option, print_done, print_list, print_record
 from kb_mcp.instants import rfc3339
 
@@ -60,37 +60,32 @@ def operator_add(*, name: str, as_json: bool) -> None:
 
 @operators.command("list")
 @json_option
-def operator_list(*, as_json: bool) -> None:
+@in_store
+async def operator_list(opened: OpenStore, *, as_json: bool) -> None:
     """List the operators.
 
     Example: kb-mcp operators list
     """
-
-    async def work(opened: OpenStore) -> list[dict[str, Any]]:
-        return [
-            {"name": each.name, "created_at": rfc3339(each.created_at)}
-            for each in opened.store_admin.operators()
-        ]
-
+    found = [
+        {"name": each.name, "created_at": rfc3339(each.created_at)}
+        for each in opened.store_admin.operators()
+    ]
     empty = "None but the holder of KEYBRAKE_ADMIN_TOKEN."
-    print_list(with_store(work), ("name", "created_at"), as_json=as_json, empty=empty)
+    print_list(found, ("name", "created_at"), as_json=as_json, empty=empty)
 
 
 @operators.command("remove")
 @click.argument("name")
-def operator_remove(*, name: str) -> None:
+@in_store
+async def operator_remove(opened: OpenStore, *, name: str) -> None:
     """Remove an operator; the token stops working at once.
 
     Example: kb-mcp operators remove maria
     """
-
-    async def work(opened: OpenStore) -> None:
-        if name not in opened.store_admin.operator_hashes():
-            raise Failure(f"there is no operator {name}", "`kb-mcp operators list` shows them.")
-        await opened.note("operator_remove", name)
-        opened.store_admin.remove_operator(name)
-
-    with_store(work)
+    if name not in opened.store_admin.operator_hashes():
+        raise Failure(f"there is no operator {name}", "`kb-mcp operators list` shows them.")
+    await opened.note("operator_remove", name)
+    opened.store_admin.remove_operator(name)
     click.echo(f"Removed {name}.")
 
 
@@ -113,77 +108,73 @@ def grants() -> None:
               help="The vault key that these identities stand for.")  # fmt: skip
 @click.option("--label", help="A note for people.")
 @json_option
-def grant_add(
-    *, issuer: str, matches: tuple[str, ...], key_id: str, label: str | None, as_json: bool
+@in_store
+async def grant_add(
+    opened: OpenStore,
+    *,
+    issuer: str,
+    matches: tuple[str, ...],
+    key_id: str,
+    label: str | None,
+    as_json: bool,
 ) -> None:
     """Let identities of a provider use a vault key, with its policy and its caps.
 
     Example: kb-mcp grants add --issuer https://idp.example --match sub=agent-7 --key ID
     """
+    from kb_mcp.operators.actions.grants import NotGrantedError, add_grant, new_grant
+    from kb_mcp.proxy.access.grants import MatchError
+    from kb_mcp.proxy.edge.records import grant_record
+    from kb_mcp.serving.machine import random_bytes
 
-    async def work(opened: OpenStore) -> dict[str, Any]:
-        from kb_mcp.operators.actions.grants import NotGrantedError, add_grant, new_grant
-        from kb_mcp.proxy.access.grants import MatchError
-        from kb_mcp.proxy.edge.records import grant_record
-        from kb_mcp.serving.machine import random_bytes
-
-        try:
-            wanted = new_grant(issuer, matches, key_id, label)
-        except MatchError as error:
-            raise click.BadParameter(f"{error}.") from None
-        try:
-            grant = await add_grant(opened.store.ledger, wanted, random_bytes, OPERATOR)
-        except NotGrantedError as error:
-            raise Failure(str(error), "`kb-mcp grants list` and `keys list` show them.") from None
-        if opened.settings.oauth_issuers and issuer not in opened.settings.oauth_issuers:
-            click.echo(f"Note: KEYBRAKE_OAUTH_ISSUERS here does not name {issuer}.", err=True)
-        return grant_record(grant)
-
-    print_record(with_store(work), as_json=as_json)
+    try:
+        wanted = new_grant(issuer, matches, key_id, label)
+    except MatchError as error:
+        raise click.BadParameter(f"{error}.") from None
+    try:
+        grant = await add_grant(opened.store.ledger, wanted, random_bytes, OPERATOR)
+    except NotGrantedError as error:
+        raise Failure(str(error), "`kb-mcp grants list` and `keys list` show them.") from None
+    if opened.settings.oauth_issuers and issuer not in opened.settings.oauth_issuers:
+        click.echo(f"Note: KEYBRAKE_OAUTH_ISSUERS here does not name {issuer}.", err=True)
+    print_record(grant_record(grant), as_json=as_json)
 
 
 @grants.command("list")
 @json_option
-def grant_list(*, as_json: bool) -> None:
+@in_store
+async def grant_list(opened: OpenStore, *, as_json: bool) -> None:
     """List the grants.
 
     Example: kb-mcp grants list --json
     """
+    from kb_mcp.proxy.edge.records import grant_record
 
-    async def work(opened: OpenStore) -> list[dict[str, Any]]:
-        from kb_mcp.proxy.edge.records import grant_record
-
-        found = await opened.store.records.grants()
-        return [grant_record(grant) for grant in found if grant.removed_at is None]
-
+    every = await opened.store.records.grants()
+    found = [grant_record(each) for each in every if each.removed_at is None]
     empty = "No grants: vault keys alone are accepted."
-    print_list(with_store(work), GRANT_COLUMNS, as_json=as_json, empty=empty)
+    print_list(found, GRANT_COLUMNS, as_json=as_json, empty=empty)
 
 
 @grants.command("remove")
 @click.argument("grant_id", metavar="ID")
 @json_option
-def grant_remove(*, grant_id: str, as_json: bool) -> None:
+@in_store
+async def grant_remove(opened: OpenStore, *, grant_id: str, as_json: bool) -> None:
     """Remove a grant now: no host reserves anything by it after this.
 
     Example: kb-mcp grants remove ID
     """
+    from kb_mcp.operators.actions.grants import NoSuchGrantError, remove_grant
+    from kb_mcp.proxy.edge.records import grant_record
 
-    async def work(opened: OpenStore) -> dict[str, Any]:
-        from kb_mcp.operators.actions.grants import NoSuchGrantError, remove_grant
-        from kb_mcp.proxy.edge.records import grant_record
-
-        store = opened.store
-        try:
-            removed = await remove_grant(
-                store.ledger, store.records, grant_id, OPERATOR, REVOKE_WAIT_S
-            )
-        except NoSuchGrantError as error:
-            raise Failure(str(error), "`kb-mcp grants list` shows them.") from None
-        counts = {"under_way": removed.under_way, "still_under_way": removed.still_under_way}
-        return {**grant_record(removed.grant), **counts}
-
-    done = with_store(work)
+    store = opened.store
+    try:
+        removed = await remove_grant(store.ledger, store.records, grant_id, OPERATOR, REVOKE_WAIT_S)
+    except NoSuchGrantError as error:
+        raise Failure(str(error), "`kb-mcp grants list` shows them.") from None
+    counts = {"under_way": removed.under_way, "still_under_way": removed.still_under_way}
+    done = {**grant_record(removed.grant), **counts}
     said = f"Removed {grant_id}. Sends of its key under way then: {done['under_way']}."
     if left := done["still_under_way"]:
         said += f"\n{left} did not end yet; recovery finds out about them."
@@ -207,17 +198,17 @@ def approvals() -> None:
 @click.option("--state", type=click.Choice(["pending", "approved", "denied", "used", "expired"]),
               help="Only those in this state.")  # fmt: skip
 @json_option
-def approval_list(*, state: str | None, as_json: bool) -> None:
+@in_store
+async def approval_list(opened: OpenStore, *, state: str | None, as_json: bool) -> None:
     """List approvals, newest first.
 
     Example: kb-mcp approvals list --state pending
     """
-
-    async def work(opened: OpenStore) -> list[dict[str, Any]]:
-        return await opened.views.approvals(state=state)
-
     print_list(
-        with_store(work), APPROVAL_COLUMNS, as_json=as_json, empty="Nothing waits for approval."
+        await opened.views.approvals(state=state),
+        APPROVAL_COLUMNS,
+        as_json=as_json,
+        empty="Nothing waits for approval.",
     )
 
 

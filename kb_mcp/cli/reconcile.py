@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kb_mcp.cli.opening import OPERATOR, OpenProxy, with_proxy
+from kb_mcp.cli.opening import OPERATOR, OpenProxy, at_stripe, with_proxy
 from kb_mcp.cli.output import (
     Advance,
     Failure,
@@ -40,63 +40,56 @@ DIFFERENCE_COLUMNS = ("operation_id", "charge_id", "field", "ledger", "stripe")
 
 @click.command()
 @json_option
-def recover(*, as_json: bool) -> None:
+@at_stripe
+async def recover(opened: OpenProxy, *, as_json: bool) -> None:
     """Make one recovery pass now: find out what became of unknown operations.
 
     The grace time still applies.
 
     Example: kb-mcp recover
     """
-
-    async def work(opened: OpenProxy) -> list[dict[str, Any]]:
-        with progress("Looking up", shown=not as_json) as advance:
-            done = await opened.proxy.recovery.run(advance)
-        return [
-            {"operation_id": operation_id, "state": state.value}
-            for operation_id, state in done.states.items()
-        ]
-
-    records = with_proxy(work)
+    with progress("Looking up", shown=not as_json) as advance:
+        done = await opened.proxy.recovery.run(advance)
+    records = [
+        {"operation_id": operation_id, "state": state.value}
+        for operation_id, state in done.states.items()
+    ]
     print_list(records, ("operation_id", "state"), as_json=as_json, empty="Nothing was due.")
 
 
 @click.command()
 @click.option("--since", required=True, help="A date, time or age: 2026-06-01, 30d.")
 @json_option
-def reconcile(*, since: str, as_json: bool) -> None:
+@at_stripe
+async def reconcile(opened: OpenProxy, *, since: str, as_json: bool) -> None:
     """Compare the ledger with Stripe's lists of charges and refunds. Exit code 1 if any differ.
 
     Example: kb-mcp reconcile --since 2026-06-01
     """
+    from kb_mcp.operators.reports.reconcile import item_record
 
-    async def work(opened: OpenProxy) -> dict[str, list[dict[str, Any]]]:
-        from kb_mcp.operators.reports.reconcile import item_record
-
-        since_ms = opened.past_ms(since)
-        kinds: tuple[Kind, ...] = ("charge", "refund")
-        outcomes = [await _compare(opened, kind, since_ms, shown=not as_json) for kind in kinds]
-        with progress("Asking for what was not listed", shown=not as_json) as advance:
-            asked = [await _missing(opened, outcome, advance) for outcome in outcomes]
-        found = {
-            "missing_operations": [
-                item_record(each)
-                for outcome in outcomes
-                for each in outcome.unknown
-                if int(each["created"]) * 1000 >= since_ms
-            ],
-            "missing_charges": [record for missing in asked for record in missing],
-            "differing": [record for outcome in outcomes for record in outcome.differing],
-        }
-        if any(found.values()):
-            await _note_difference(opened, found)
-        return found
-
-    result = with_proxy(work)
+    since_ms = opened.past_ms(since)
+    kinds: tuple[Kind, ...] = ("charge", "refund")
+    outcomes = [await _compare(opened, kind, since_ms, shown=not as_json) for kind in kinds]
+    with progress("Asking for what was not listed", shown=not as_json) as advance:
+        asked = [await _missing(opened, outcome, advance) for outcome in outcomes]
+    found = {
+        "missing_operations": [
+            item_record(each)
+            for outcome in outcomes
+            for each in outcome.unknown
+            if int(each["created"]) * 1000 >= since_ms
+        ],
+        "missing_charges": [record for missing in asked for record in missing],
+        "differing": [record for outcome in outcomes for record in outcome.differing],
+    }
+    if any(found.values()):
+        await _note_difference(opened, found)
     if as_json:
-        print_json(result)
+        print_json(found)
     else:
-        _print_comparison(result)
-    if any(result.values()):
+        _print_comparison(found)
+    if any(found.values()):
         found_something()
 
 
@@ -150,8 +143,8 @@ async def _note_difference(opened: OpenProxy, found: Mapping[str, list[dict[str,
     await opened.note("reconcile", counts, RECONCILE_DIFFERENCE)
 
 
-def _print_comparison(result: dict[str, list[dict[str, Any]]]) -> None:
-    if not any(result.values()):
+def _print_comparison(found: dict[str, list[dict[str, Any]]]) -> None:
+    if not any(found.values()):
         click.echo("The ledger and Stripe agree.")
         return
     tables = {
@@ -160,9 +153,9 @@ def _print_comparison(result: dict[str, list[dict[str, Any]]]) -> None:
         "differing": ("Differences:", DIFFERENCE_COLUMNS),
     }
     for name, (title, columns) in tables.items():
-        if result[name]:
+        if found[name]:
             click.echo(title)
-            print_list(result[name], columns, as_json=False, empty="")
+            print_list(found[name], columns, as_json=False, empty="")
 
 
 LOOK_BACK_MS = 25 * 3_600_000

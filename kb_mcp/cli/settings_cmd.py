@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, with_proxy, with_store
+from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, at_stripe, with_store
 from kb_mcp.cli.output import WRONG, Failure, json_option, print_record, progress
 from kb_mcp.environment import SQLITE
 from kb_mcp.instants import rfc3339
@@ -90,7 +89,8 @@ def _held(opened: OpenStore) -> dict[str, str]:
 
 
 @settings.command("confirm-account")
-def confirm_account() -> None:
+@at_stripe
+async def confirm_account(opened: OpenProxy) -> None:
     """Confirm that the Stripe key of this process belongs to the account of this store.
 
     It is asked for where the key may read neither its account nor an object that the store made.
@@ -98,17 +98,14 @@ def confirm_account() -> None:
 
     Example: kb-mcp settings confirm-account
     """
-
-    async def work(opened: OpenProxy) -> None:
-        if opened.settings.upstream_mode != "sandbox":
-            await opened.proxy.account.confirm(OPERATOR)
-
-    with_proxy(work)
+    if opened.settings.upstream_mode != "sandbox":
+        await opened.proxy.account.confirm(OPERATOR)
     click.echo("This Stripe key may be used with the store.")
 
 
 @settings.command("confirm-new-store")
-def confirm_new_store() -> None:
+@at_stripe
+async def confirm_new_store(opened: OpenProxy) -> None:
     """Confirm that this store is new; recent charges at Stripe belong to another store.
 
     A new store sends nothing while Stripe has recent charges that kb-mcp made: it may stand in for
@@ -116,37 +113,30 @@ def confirm_new_store() -> None:
 
     Example: kb-mcp settings confirm-new-store
     """
+    from kb_mcp.operators.actions.adoption import confirm_new_store as confirm
 
-    async def work(opened: OpenProxy) -> None:
-        from kb_mcp.operators.actions.adoption import confirm_new_store as confirm
-
-        _demand(await confirm(opened.proxy.walks.walk, OPERATOR))
-
-    with_proxy(work)
+    _demand(await confirm(opened.proxy.walks.walk, OPERATOR))
     click.echo("The store is a new one: it sends from now on.")
 
 
 @settings.command("foreign-lineage")
 @click.argument("lineage")
-def foreign_lineage(*, lineage: str) -> None:
+@at_stripe
+async def foreign_lineage(opened: OpenProxy, *, lineage: str) -> None:
     """Confirm that charges marked with LINEAGE (by a version before 0.2) are another store's.
 
     LINEAGE stands in their metadata[keybrake_key] at Stripe.
 
     Example: kb-mcp settings foreign-lineage b7zlpvt5pt7w
     """
+    from kb_mcp.operators.actions.adoption import name_foreign
+    from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, Whole
 
-    async def work(opened: OpenProxy) -> str:
-        from kb_mcp.operators.actions.adoption import name_foreign
-        from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, Whole
-
-        walk = opened.proxy.walks.walk
-        _demand(await name_foreign(walk, lineage, OPERATOR))
-        whole = isinstance(await walk.run(LOOK_BACK_AT_START_MS), Whole)
-        left = "" if whole else " `kb-mcp doctor` says what is still missing."
-        return f"Charges of {lineage} are another store's.{left}"
-
-    click.echo(with_proxy(work))
+    walk = opened.proxy.walks.walk
+    _demand(await name_foreign(walk, lineage, OPERATOR))
+    whole = isinstance(await walk.run(LOOK_BACK_AT_START_MS), Whole)
+    left = "" if whole else " `kb-mcp doctor` says what is still missing."
+    click.echo(f"Charges of {lineage} are another store's.{left}")
 
 
 def _demand(refusal: NotDone | None) -> None:
@@ -250,11 +240,10 @@ def _copy(settings: Settings, source: str) -> None:
 
     # A shell's path, relative to where the command is started.
     file = Path(source.removeprefix(SQLITE)).expanduser().absolute()
-    embedded = replace(settings, database_url=f"{SQLITE}{file}")
     if not source.startswith(SQLITE) or not file.is_file():
         raise Failure(f"there is no ledger at {source}", "Name its file: sqlite:///PATH.", 2)
     with progress("Copying", shown=True) as advance:
-        copied = copy_ledger(settings, embedded, advance)
+        copied = copy_ledger(settings, file, advance)
     click.echo(
         f"Copied {copied.rows} rows, {copied.audit_rows} of them audit rows in {copied.chains} "
         "chains: all read back equal, and every chain verifies."

@@ -33,19 +33,8 @@ class Driver:
     def __init__(self, app: Sandbox) -> None:
         self.app = app
 
-    def send(
-        self,
-        method: str,
-        path: str,
-        data: Mapping[str, str] | None = None,
-        *,
-        key: str | None = None,
-        headers: Mapping[str, str] = AUTHORIZED,
-        json: object = None,
-    ) -> httpx.Response:
-        return asyncio.run(
-            self.asend(method, path, data, key=key, headers=headers, json=json),
-        )
+    def send(self, method: str, path: str, *args: Any, **more: Any) -> httpx.Response:
+        return asyncio.run(self.asend(method, path, *args, **more))
 
     async def asend(
         self,

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from typing_extensions import override
+
 from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.audit.chain import (
     AuditRow,
@@ -72,6 +74,10 @@ class Break:
     node: str
     row: int
     reason: str
+
+    @override
+    def __str__(self) -> str:
+        return f"the audit of {self.node} breaks at row {self.row}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import contextlib
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 
@@ -48,19 +49,14 @@ class Copied:
     chains: int
 
 
-def copy_ledger(
-    settings: Settings, embedded: Settings, advance: Callable[[int, int], None]
-) -> Copied:
-    """Move the ledger of `embedded` into the migrated, empty store of `settings`.
+def copy_ledger(settings: Settings, path: Path, advance: Callable[[int, int], None]) -> Copied:
+    """Move the embedded ledger at `path` into the migrated, empty store of `settings`.
 
     The old ledger stops sending, for every process on it, before the first row is copied; once it
     is copied it serves no more. `advance` hears (done, total). Raises: StoreError, BindingError,
     CopyError, with nothing changed in the new store, and the old one as it was.
     """
-    path = embedded.database_path
-    if path is None:
-        raise StoreError("only an embedded ledger, sqlite:///PATH, is copied")
-    _check_key(settings, embedded)
+    _check_key(settings, path)
     marks = {CHECK: check_value(proven_master_key(settings, path))}
     try:
         with contextlib.closing(connect(path)) as source:
@@ -69,7 +65,7 @@ def copy_ledger(
             with exclusive(source):
                 explicit = explicit_settings(settings)
                 bound = bind(source, _SQLITE, wanted, explicit, Binds.ACCOUNT, marks)
-            _check_chains(embedded, settings, read_facts(source, _SQLITE))
+            _check_chains(path, settings, read_facts(source, _SQLITE))
             _say(source, shown_place(settings))
             try:
                 totals = _copy(source, settings, advance)
@@ -114,10 +110,8 @@ def _is_there(settings: Settings, store_id: str) -> bool:
         return True
 
 
-def _check_key(settings: Settings, embedded: Settings) -> None:
+def _check_key(settings: Settings, path: Path) -> None:
     """Compare the master keys: what is sealed and chained under another one is of no use."""
-    path = embedded.database_path
-    assert path is not None  # noqa: S101 checked by the caller
     file = path.with_name(f"{path.name}.master-key")
     mine = None if settings.master_key is None else settings.master_key.reveal()
     if file.exists() and file.read_text().strip() != mine:
@@ -126,9 +120,7 @@ def _check_key(settings: Settings, embedded: Settings) -> None:
         )
 
 
-def _check_chains(embedded: Settings, settings: Settings, facts: dict[str, str]) -> None:
-    path = embedded.database_path
-    assert path is not None  # noqa: S101 checked by the caller
+def _check_chains(path: Path, settings: Settings, facts: dict[str, str]) -> None:
     master = proven_master_key(settings, path)
     records = SqliteReads(path, Sealer(derive_key(master, "answers"), random_bytes).unseal)
     heads = Heads(heads_folder(path), "copying", "", boottime_ms)
@@ -136,10 +128,9 @@ def _check_chains(embedded: Settings, settings: Settings, facts: dict[str, str])
     outcome = verify_audit(records, derive_key(master, "audit"), known, archived_in(facts))
     records.close()
     if outcome.breaks:
-        first = outcome.breaks[0]
         raise CopyError(
-            f"the audit of {first.node} breaks at row {first.row}: {first.reason}; nothing was "
-            "copied (`kb-mcp audit verify` on the old ledger says more)"
+            f"{outcome.breaks[0]}; nothing was copied (`kb-mcp audit verify` on the old ledger "
+            "says more)"
         )
 
 
