@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 USERS = Path(__file__).parent / "users"
-BILL = {"customer_id": "cus_Every", "amount_cents": 2900, "billing_period": "2026-11"}
+BILL = {"amount_cents": 2900, "billing_period": "2026-11"}
 DOORS = (
     "mcp_stdio",
     "mcp_http",
@@ -34,14 +34,14 @@ DOORS = (
     "stripe_node",
 )
 # What names one operation rather than another, or says when and for how long.
-OPERATION_OWN = {"id", "charge_id", "key_id", "created_at", "updated_at"}
-ATTEMPT_OWN = {"object_id", "first_sent_at", "last_sent_at"}
+OPERATION_OWN = {"id", "charge_id", "key_id", "created_at", "updated_at", "customer_id"}
+ATTEMPT_OWN = {"object_id", "upstream_key", "first_sent_at", "last_sent_at"}
 FACTS = (
     *("kind", "decision", "code", "role", "method", "attempt", "amount"),
-    *("currency", "stripe_status", "customer_id"),
+    *("currency", "stripe_status"),
 )
 
-Charge = Callable[[], dict[str, Any]]
+Charge = Callable[[str], dict[str, Any]]
 
 
 def command(door: str, npm: str) -> list[str]:
@@ -75,8 +75,8 @@ def opened(door: str, npm: str, url: str, key: str) -> Iterator[Charge]:
     assert process.stdout is not None
     stdin, stdout = process.stdin, process.stdout
 
-    def charge() -> dict[str, Any]:
-        stdin.write(json.dumps(BILL) + "\n")
+    def charge(customer: str) -> dict[str, Any]:
+        stdin.write(json.dumps(BILL | {"customer_id": customer}) + "\n")
         stdin.flush()
         answer: dict[str, Any] = json.loads(stdout.readline())
         return answer
@@ -90,10 +90,28 @@ def opened(door: str, npm: str, url: str, key: str) -> Iterator[Charge]:
         stdout.close()
 
 
-def left_behind(place: ProxyProcesses) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the operations, and the facts of the audit that are about them."""
+def customer_of(door: str) -> str:
+    return f"cus_Every{DOORS.index(door)}"
+
+
+Rows = list[dict[str, Any]]
+
+
+def left_behind(place: ProxyProcesses) -> dict[str, tuple[Rows, Rows]]:
+    """Return each customer's operations, and the facts of the audit that are about them."""
     operations = json.loads(place.command("operations", "list", "--json").stdout)
     audit = json.loads(place.command("audit", "list", "--json").stdout)
+    customers = {each["customer_id"] for each in operations}
+    return {
+        customer: _of(
+            [dict(each) for each in operations if each["customer_id"] == customer],
+            [each for each in audit if each["customer_id"] == customer],
+        )
+        for customer in customers
+    }
+
+
+def _of(operations: Rows, audit: Rows) -> tuple[Rows, Rows]:
     for operation in operations:
         for attempt in operation["attempts"]:
             for name in ATTEMPT_OWN:
@@ -110,18 +128,25 @@ def left_behind(place: ProxyProcesses) -> tuple[list[dict[str, Any]], list[dict[
 def by_door(
     npm: str, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Any, Any, Any, Any]]:
-    """Charge through each door on a machine of its own, twice; return what is left of it."""
+    """Charge a customer of its own through each door, twice; return what is left of it."""
+    with cluster(tmp_path_factory.mktemp("doors")) as place:
+        proxy = place.start_proxy()
 
-    def use(door: str) -> tuple[Any, Any, Any, Any]:
-        with cluster(tmp_path_factory.mktemp(door)) as place:
-            proxy, key = place.start_proxy(), place.issue()
-            with opened(door, npm, proxy.url, key) as charge:
-                first, again = charge(), charge()
-            ids = [each["id"] for each in place.charges()]
-            return ids, [first, again], *left_behind(place)
+        def use(door: str) -> list[Any]:
+            with opened(door, npm, proxy.url, place.issue()) as charge:
+                return [charge(customer_of(door)), charge(customer_of(door))]
 
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(DOORS, pool.map(use, DOORS), strict=True))
+        with ThreadPoolExecutor(2) as pool:
+            answers = dict(zip(DOORS, pool.map(use, DOORS), strict=True))
+        charged, left = place.charges(), left_behind(place)
+    return {
+        door: (
+            [each["id"] for each in charged if each["customer"] == customer_of(door)],
+            answers[door],
+            *left[customer_of(door)],
+        )
+        for door in DOORS
+    }
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -139,10 +164,12 @@ def test_a_door_charges_once_and_says_so(door: str, by_door: dict[str, Any]) -> 
 def test_every_door_leaves_the_same_operation_and_audit(door: str, by_door: dict[str, Any]) -> None:
     _, _, operations, audit = by_door[door]
 
-    assert (operations, audit) == by_door["mcp_stdio"][2:]
     assert [each["idempotency_key"] for each in operations] == [
-        idempotency_key("cus_Every", 2900, "2026-11")
+        idempotency_key(customer_of(door), 2900, "2026-11")
     ]
+    first, audit_of_first = by_door["mcp_stdio"][2:]
+    named = {"idempotency_key": first[0]["idempotency_key"]}
+    assert ([each | named for each in operations], audit) == (first, audit_of_first)
     assert [row["kind"] for row in audit] == ["decision", "outcome", "decision"]
     assert [row["decision"] for row in audit][0::2] == ["proceed", "replay"]
 
@@ -154,8 +181,8 @@ def test_all_doors_at_once_make_one_charge(npm: str, tmp_path: Path) -> None:
         # The first send is under way until the others have come: they join it.
         place.fault("delay", seconds=2)
         with ThreadPoolExecutor(len(doors)) as pool:
-            answers = list(pool.map(lambda charge: charge(), doors))
-        operations, audit = left_behind(place)
+            answers = list(pool.map(lambda charge: charge("cus_All"), doors))
+        ((operations, audit),) = left_behind(place).values()
         charges = [each["id"] for each in place.charges()]
 
     assert len(charges) == len(operations) == 1
