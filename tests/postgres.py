@@ -32,6 +32,7 @@ _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "fsync": "off",
+    "scram_iterations": "1",
     "shared_buffers": "32MB",
     "max_connections": "60",
     "max_wal_senders": "4",

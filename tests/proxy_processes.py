@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from tests import forks
 from tests.months import lately, to_next_day_s
 
 SANDBOX_KEY = "rk_test_sandbox"
@@ -85,10 +86,7 @@ class ProxyProcesses:
 
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
-        done = subprocess.run(
-            [sys.executable, "-m", "kb_mcp", *arguments],
-            env=self.environ(), capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        done = forks.run(arguments, self.environ())
         assert not check or done.returncode == 0, done.stderr
         return done
 
