@@ -12,7 +12,7 @@ UNIT := $(addprefix tests/,test_idempotency.py test_money.py test_periods.py tes
 # Whole files to each worker, in the order of tests/conftest.py: the long ones first.
 PYTEST := -n auto --dist loadfile --no-loadscope-reorder
 # All of these, and what is marked `prove` in them.
-PROVE := $(addprefix tests/,scenarios faults hosts losses attacks every_door clients browser)
+PROVE := $(addprefix tests/,scenarios faults hosts losses attacks every_door clients browser packaging)
 SEEDS ?= 200
 KILLS ?= 300
 FAILOVERS ?= 10

@@ -22,9 +22,8 @@ from typing import IO, NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS_MAX = 60
 _MESSAGE_MAX = 1 << 20
-_PRELOADED = ("kb_mcp.cli.serve", "kb_mcp.cli.keys", "kb_mcp.cli.operations", "kb_mcp.cli.audit",
-              "kb_mcp.cli.doctor", "kb_mcp.wiring.proxy", "kb_mcp.wiring.opening",
-              "kb_mcp.sandbox.app", "psycopg")  # fmt: skip
+_COMMANDS = (ROOT / "kb_mcp" / "cli").glob("[a-z]*.py")
+_PRELOADED = ("kb_mcp.wiring.proxy", "psycopg", *(f"kb_mcp.cli.{each.stem}" for each in _COMMANDS))
 
 
 def run(arguments: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

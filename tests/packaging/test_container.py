@@ -17,7 +17,7 @@ import pytest
 
 from tests.months import lately
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.prove, pytest.mark.timeout(600)]
 
 HERE = Path(__file__).parent / "container"
 UID = "54321"

@@ -82,4 +82,4 @@ SIX: Final = (
     "FastMCP", "OpenAI Agents, strict", "Pydantic AI", "MCP SDK for TypeScript", "AI SDK",
     "mcp-remote",
 )  # fmt: skip
-"""Those that `make test` tries, too: different makers, transports and eras."""
+"""Those that `make prove` tries, too: different makers, transports and eras."""

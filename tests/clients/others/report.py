@@ -31,7 +31,7 @@ charge away there is the ledger alone. Lambda's runtime client is `awslambdaric`
 of the test's. The vault keys of the last row lie in a Secrets Manager (moto), one as the console
 writes it, one addressed by `ARN:json-key::`.
 
-`make clients` runs them all and writes this page; `make test` tries six of them.
+`make clients` runs them all and writes this page; `make prove` tries six of them, `make test` two.
 """
 
 
