@@ -34,7 +34,14 @@ _REFUNDED_IDS: Final = {
     "payment_intent": (re.compile(r"pi_[A-Za-z0-9]{1,128}"), "the id of an intent, like pi_Abc123"),
 }
 PAYMENT_FIELDS = ("payment_method", "source")
-_DESTINATION_FIELDS = ("destination", "destination[account]", "transfer_data[destination]")
+# The parameters that name a thing, of which one may be there; its form; and what it must be.
+_CUSTOMER = (("customer",), CUSTOMER_ID, "a customer id like cus_Abc123")
+_PAYMENT_METHOD = (PAYMENT_FIELDS, _OBJECT_ID, "the id of a payment method")
+_DESTINATION = (
+    ("destination", "destination[account]", "transfer_data[destination]"),
+    _OBJECT_ID,
+    "the id of a destination",
+)
 # As every fingerprint in a store was written.
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
 
@@ -83,7 +90,8 @@ def read_request(
     if isinstance(route, Refusal):
         return route
     if route.moves is Moves.READS:
-        return _read_look_up(route, path, form)
+        customer = _matched(form, *_CUSTOMER) or _owner(route, path)
+        return _understood(Reading(route=route, path=path, form=form), customer=customer)
     keyed = _read_key(Reading(route=route, path=path, form=form), header_key)
     if isinstance(keyed, Refusal):
         return keyed
@@ -94,41 +102,28 @@ def read_request(
 
 def _read_bill(reading: Reading) -> Reading | Refusal:
     """Read a write that makes an object of its own or goes on with one: amount, whose, what for."""
-    route, bare = reading.route, reading.form
-    money = _read_money(bare, required=route.moves is Moves.METERED)
+    route, form = reading.route, reading.form
+    metered = route.moves is Moves.METERED
+    money = _read_money(form, required=metered)
     if isinstance(money, Refusal):
         return money
-    parties = _read_parties(bare)
-    if isinstance(parties, Refusal):
-        return parties
-    period = _read_period(bare)
-    if isinstance(period, Refusal):
-        return period
-    reference = _read_reference(bare)
-    if isinstance(reference, Refusal):
-        return reference
-    total = _read_total(route, bare)
-    if isinstance(total, Refusal):
-        return total
-    customer, payment_method, destination = parties
-    return replace(
+    return _understood(
         reading,
-        form=bare.with_({"currency": money.currency}) if money is not None else bare,
-        customer=customer or _owner(route, reading.path),
-        money=money if route.moves is Moves.METERED else None,
-        total=total,
-        period=period,
-        reference=reference,
-        payment_method=payment_method,
-        destination=destination,
+        form=form if money is None else form.with_({"currency": money.currency}),
+        money=money if metered else None,
+        customer=_matched(form, *_CUSTOMER) or _owner(route, reading.path),
+        payment_method=_matched(form, *_PAYMENT_METHOD),
+        destination=_matched(form, *_DESTINATION),
+        period=_read_period(form),
+        reference=_read_reference(form),
+        total=_read_total(route, form),
     )
 
 
-def _read_look_up(route: Route, path: str, form: Form) -> Reading | Refusal:
-    customer = _matched(form, ("customer",), CUSTOMER_ID, "a customer id like cus_Abc123")
-    if isinstance(customer, Refusal):
-        return customer
-    return Reading(route=route, path=path, form=form, customer=customer or _owner(route, path))
+def _understood(reading: Reading, **read: object) -> Reading | Refusal:
+    """Return `reading` with what was `read` for it, or the first refusal among that."""
+    refusal = next((each for each in read.values() if isinstance(each, Refusal)), None)
+    return refusal or replace(reading, **read)
 
 
 def fingerprint(reading: Reading) -> str:
@@ -149,10 +144,8 @@ def fingerprint(reading: Reading) -> str:
 
 def _read_standing(reading: Reading) -> Reading | Refusal:
     """Read which object a request pays; what it costs and whose it is, only Stripe can say."""
-    method = _matched(reading.form, PAYMENT_FIELDS, _OBJECT_ID, "the id of a payment method")
-    if isinstance(method, Refusal):
-        return method
-    return replace(reading, of=reading.object_id, payment_method=method)
+    method = _matched(reading.form, *_PAYMENT_METHOD)
+    return _understood(reading, of=reading.object_id, payment_method=method)
 
 
 def _read_refund(reading: Reading) -> Reading | Refusal:
@@ -165,17 +158,12 @@ def _read_refund(reading: Reading) -> Reading | Refusal:
     if len(named) != 1:
         param = named[0] if named else _REFUNDED[0]
         return refuse(Code.PARAMETER_DUPLICATE if named else Code.PARAMETER_MISSING, param=param)
-    pattern, what = _REFUNDED_IDS[named[0]]
-    of = _matched(form, (named[0],), pattern, what)
-    if isinstance(of, Refusal):
-        return of
-    total = _read_total(reading.route, form)
-    if isinstance(total, Refusal):
-        return total
-    reference = _read_reference(form)
-    if isinstance(reference, Refusal):
-        return reference
-    return replace(reading, total=total, of=of, reference=reference)
+    return _understood(
+        reading,
+        of=_matched(form, (named[0],), *_REFUNDED_IDS[named[0]]),
+        total=_read_total(reading.route, form),
+        reference=_read_reference(form),
+    )
 
 
 def _read_key(reading: Reading, header: str | None) -> Reading | Refusal:
@@ -229,19 +217,6 @@ def _read_total(route: Route, form: Form) -> int | Refusal | None:
         return None if text is None else parse_amount(text)
     except MoneyError as error:
         return refuse(Code.PARAMETER_INVALID, param=route.total, reason=str(error))
-
-
-def _read_parties(form: Form) -> tuple[str | None, str | None, str | None] | Refusal:
-    customer = _matched(form, ("customer",), CUSTOMER_ID, "a customer id like cus_Abc123")
-    if isinstance(customer, Refusal):
-        return customer
-    payment_method = _matched(form, PAYMENT_FIELDS, _OBJECT_ID, "the id of a payment method")
-    if isinstance(payment_method, Refusal):
-        return payment_method
-    destination = _matched(form, _DESTINATION_FIELDS, _OBJECT_ID, "the id of a destination")
-    if isinstance(destination, Refusal):
-        return destination
-    return customer, payment_method, destination
 
 
 def _matched(
