@@ -30,32 +30,40 @@ META = {
 }
 
 
+def bill(customer: str) -> dict[str, Any]:
+    return {"customer_id": customer, "amount_cents": 100, "billing_period": lately("2026-11")}
+
+
 class Embedded:
     """`kb-mcp mcp` without a proxy's address: the proxy in an agent's own process."""
 
-    def __init__(self, here: ProxyProcesses, token: str) -> None:
+    def __init__(self, here: ProxyProcesses, token: str, variable: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kb_mcp", "mcp"],
-            env=here.environ() | {"KEYBRAKE_VAULT_KEY_BILLING": token},
+            env=here.environ() | {variable: token},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
 
     def charge_all(self, customers: list[str]) -> list[dict[str, Any]]:
         """Ask for a charge of every customer at once, and return the results as they come."""
+        answers = self.ask(
+            *(
+                {"method": "tools/call", "params": {"name": "charge", "arguments": bill(customer)}}
+                for customer in customers
+            )
+        )
+        return [answer["result"]["structuredContent"] for answer in answers]
+
+    def ask(self, *requests: dict[str, Any]) -> list[dict[str, Any]]:
+        """Send all of them at once, and return the answers as they come."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        for number, customer in enumerate(customers):
-            bill = {
-                "customer_id": customer,
-                "amount_cents": 100,
-                "billing_period": lately("2026-11"),
-            }
-            call = {"name": "charge", "arguments": bill, "_meta": META}
-            line = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": call}
+        for number, request in enumerate(requests):
+            params = {**request["params"], "_meta": META}
+            line = {"jsonrpc": "2.0", "id": number, **request, "params": params}
             self.process.stdin.write(json.dumps(line) + "\n")
         self.process.stdin.flush()
-        answers = [json.loads(self.process.stdout.readline()) for _ in customers]
-        return [answer["result"]["structuredContent"] for answer in answers]
+        return [json.loads(self.process.stdout.readline()) for _ in requests]
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -66,8 +74,10 @@ class Embedded:
 
 
 @contextmanager
-def embedded(here: ProxyProcesses, token: str) -> Iterator[Embedded]:
-    server = Embedded(here, token)
+def embedded(
+    here: ProxyProcesses, token: str, variable: str = "KEYBRAKE_VAULT_KEY_BILLING"
+) -> Iterator[Embedded]:
+    server = Embedded(here, token, variable)
     try:
         yield server
         server.close()
@@ -143,3 +153,15 @@ def test_embedded_servers_and_a_proxy_on_one_file_share_one_cap(tmp_path: Path) 
                 )
         assert told == {"ok": 5, "spend_cap_exceeded": 55}
         compare(here, 5)
+
+
+def test_an_embedded_server_with_one_key_asks_its_own_proxy_what_that_grants(
+    tmp_path: Path,
+) -> None:
+    with cluster(tmp_path) as here:
+        with embedded(here, here.issue(*CAP), "KEYBRAKE_VAULT_KEY") as server:
+            (listed,) = server.ask({"method": "tools/list", "params": {}})
+            (charged,) = server.charge_all(["cus_E1"])
+        assert [tool["name"] for tool in listed["result"]["tools"]] == ["charge"]
+        assert charged["status"] == "succeeded"
+        compare(here, 1)
