@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from kb_mcp.agent.calls import Biller, CallContext, caller_of
+from kb_mcp.agent.billing import Billing
+from kb_mcp.agent.calls import caller_of
 from kb_mcp.agent.catalogue import select_tools
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.doors.bedrock import answer_message, answer_returned_control, read_stream
 from kb_mcp.agent.export import tool_config
 from kb_mcp.settings import Settings
@@ -27,7 +29,7 @@ class ConverseTools:
         self,
         settings: Settings | None = None,
         *,
-        billing: Biller | None = None,
+        billing: Billing | None = None,
         session_id: str | None = None,
         subject: str | None = None,
     ) -> None:
@@ -100,7 +102,7 @@ def answer_return_control(
     return_control: Mapping[str, Any],
     settings: Settings | None = None,
     *,
-    billing: Biller | None = None,
+    billing: Billing | None = None,
     session_id: str | None = None,
     trace: Mapping[str, str] | None = None,
     subject: str | None = None,
@@ -110,6 +112,6 @@ def answer_return_control(
     `trace` and `subject` as in `ConverseTools.handle`.
     Raises: SettingsError.
     """
-    biller = connect_billing(settings) if billing is None else billing
+    billing = connect_billing(settings) if billing is None else billing
     context = CallContext("return-control", session_id, read_trace(trace or {}), subject)
-    return answer_returned_control(return_control, caller_of(biller), context)
+    return answer_returned_control(return_control, caller_of(billing), context)

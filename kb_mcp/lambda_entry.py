@@ -13,7 +13,14 @@ from functools import cache
 from typing import Any
 
 from kb_mcp.agent import wording
-from kb_mcp.agent.calls import Answer, Biller, CallContext, Caller, Unavailable, caller_of
+from kb_mcp.agent.billing import Billing
+from kb_mcp.agent.calls import (
+    Answer,
+    Caller,
+    Unavailable,
+    caller_of,
+)
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.doors.bedrock import answer_action_group, is_action_group_event
 from kb_mcp.agent.doors.gateway import answer_gateway, gateway_names
 from kb_mcp.environment import SettingsError
@@ -29,7 +36,7 @@ def handler(
     context: object,
     *,
     settings: Settings | None = None,
-    billing: Biller | None = None,
+    billing: Billing | None = None,
 ) -> dict[str, Any]:
     """Answer one event. Never raises: an exception would be shown to the model as it is.
 
@@ -52,14 +59,14 @@ def _caller(settings: Settings | None) -> Caller:
         return _out_of_order
 
 
-def _connected() -> Biller:
+def _connected() -> Billing:
     """Return the one connection of an execution environment, made at its first event."""
     with _lock:
         return _connect()
 
 
 @cache
-def _connect() -> Biller:
+def _connect() -> Billing:
     with uncollected():
         import httpx  # noqa: F401 - with what a charge needs, which is loaded late everywhere else
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
+from typing import Any, Final, TypeVar, assert_never
 
 from kb_mcp.agent.catalogue import (
     Arguments,
@@ -22,7 +22,7 @@ from kb_mcp.agent.catalogue import (
     ToolName,
     tools_granted,
 )
-from kb_mcp.agent.client.line import Line, charge_params, off_session
+from kb_mcp.agent.client.line import CallContext, Line, charge_params, off_session
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
     RateLimitedError,
@@ -48,9 +48,6 @@ from kb_mcp.agent.status import (
 from kb_mcp.agent.wording import UNAVAILABLE
 from kb_mcp.environment import SettingsError
 from kb_mcp.idempotency import idempotency_key, refund_name
-
-if TYPE_CHECKING:
-    from kb_mcp.agent.calls import CallContext
 
 T = TypeVar("T")
 KeySource = str | Callable[[], str]

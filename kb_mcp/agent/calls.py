@@ -1,6 +1,6 @@
 """One tool call, from any door: read its arguments, find the tool, run it, answer with a value.
 
-Floor: wing A, above the catalogue; below the doors, which only translate what this returns.
+Floor: wing A, above billing; below the doors, which only translate what this returns.
 Arguments are read strictly into the catalogue's models: what is wrong is a value that says what to
 send instead and never repeats what was sent. No text of an exception and no secret gets into an
 answer.
@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar, assert_never, get_args
+from typing import Final, assert_never, get_args
 
 from pydantic import ValidationError
 
 from kb_mcp.agent import wording
-from kb_mcp.agent.catalogue import (
-    Arguments,
-    Tool,
-    ToolName,
-    find_tool,
-)
+from kb_mcp.agent.billing import Billing
+from kb_mcp.agent.catalogue import Arguments, Tool, find_tool
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
     RateLimitedError,
@@ -30,9 +27,7 @@ from kb_mcp.agent.outcomes import (
     uncertain,
 )
 from kb_mcp.agent.results import Result
-from kb_mcp.traces import Trace
 
-T = TypeVar("T")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _HINTS: Final[Mapping[str, str]] = {
     "customer_id": "send a Stripe customer id as a string, for example cus_Abc123",
@@ -143,69 +138,6 @@ def _problems(error: ValidationError) -> Iterable[str]:
 
 logger = logging.getLogger(__name__)
 
-SUBJECT: Final = "keybrake-subject"
-_ID_LENGTH = 128
-
-
-@dataclass(frozen=True, slots=True)
-class CallContext:
-    """Who calls, as far as the runtime says so. It is recorded and decides nothing."""
-
-    agent_id: str | None = None
-    session_id: str | None = None
-    trace: Trace | None = None
-    subject: str | None = None  # for whom: what the caller says, and nobody has proven
-
-    def headers(self) -> dict[str, str]:
-        """Return the headers that carry it: bounded, printable ASCII only."""
-        named = {
-            "Keybrake-Agent": self.agent_id,
-            "Keybrake-Session": self.session_id,
-            "Keybrake-Subject": self.subject,
-        }
-        clean = {name: kept for name, text in named.items() if (kept := _clean(text))}
-        return clean if self.trace is None else clean | self.trace.headers()
-
-
-def read_subject(*attributes: object) -> str | None:
-    """Return for whom a call is, where session attributes or metadata say so; the first counts.
-
-    The name is `keybrake_subject`, in whatever case, with a dash or a slash for the underscore.
-    """
-    for each in attributes:
-        for name, value in each.items() if isinstance(each, Mapping) else ():
-            plain = str(name).lower().replace("_", "-").replace("/", "-")
-            if plain == SUBJECT and isinstance(value, str) and value.strip():
-                return value
-    return None
-
-
-class Biller(Protocol):
-    """What doors need of `billing.Billing`."""
-
-    @property
-    def on_loop(self) -> bool:
-        """Whether its coroutines are awaited on the running loop; else `wait` runs them."""
-
-    @property
-    def allow_reference(self) -> bool:
-        """Whether `reference` is switched on."""
-
-    def may_offer(self, tool: ToolName) -> bool:
-        """Say whether a key is held for `tool`, without asking anyone."""
-
-    async def offered(self) -> tuple[frozenset[ToolName], tuple[str, ...]]:
-        """Return the tools whose key is held and, where not all are, the kinds of period to bill.
-
-        Raises: ProxyUnavailableError, RateLimitedError.
-        """
-
-    async def run(self, arguments: Arguments, context: CallContext) -> Result:
-        """Do what `arguments` ask for."""
-
-    def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run one of these coroutines from a thread that may block. Raises: what it raises."""
-
 
 @dataclass(frozen=True, slots=True)
 class Answered:
@@ -239,42 +171,42 @@ Caller = Callable[[str, Mapping[str, object] | None, CallContext], Answer]
 """A tool name, raw arguments and context in, an answer out: what every door is given."""
 
 
-def caller_of(biller: Biller) -> Caller:
-    """Bind `call_tool` to `biller`."""
-    return lambda name, raw, context: call_tool(biller, name, raw, context)
+def caller_of(billing: Billing) -> Caller:
+    """Bind `call_tool` to `billing`."""
+    return lambda name, raw, context: call_tool(billing, name, raw, context)
 
 
 def call_tool(
-    biller: Biller, name: str, raw: Mapping[str, object] | None, context: CallContext
+    billing: Billing, name: str, raw: Mapping[str, object] | None, context: CallContext
 ) -> Answer:
     """Call the tool `name` with `raw` arguments (JSON values). Never raises."""
-    arguments = _prepare(biller, name, raw)
+    arguments = _prepare(billing, name, raw)
     if isinstance(arguments, Invalid | NotOffered):
         return arguments
     try:
-        return Answered(biller.wait(biller.run(arguments, context)))
+        return Answered(billing.wait(billing.run(arguments, context)))
     except Exception as error:  # noqa: BLE001 - a door must answer; after a send, with "unknown"
         return _failed(name, arguments, error)
 
 
 async def call_tool_on_loop(
-    biller: Biller, name: str, raw: Mapping[str, object] | None, context: CallContext
+    billing: Billing, name: str, raw: Mapping[str, object] | None, context: CallContext
 ) -> Answer:
     """Do the same where the proxy is asked on this event loop."""
-    arguments = _prepare(biller, name, raw)
+    arguments = _prepare(billing, name, raw)
     if isinstance(arguments, Invalid | NotOffered):
         return arguments
     try:
-        return Answered(await biller.run(arguments, context))
+        return Answered(await billing.run(arguments, context))
     except Exception as error:  # noqa: BLE001 - as above
         return _failed(name, arguments, error)
 
 
 def _prepare(
-    biller: Biller, name: str, raw: Mapping[str, object] | None
+    billing: Billing, name: str, raw: Mapping[str, object] | None
 ) -> Arguments | Invalid | NotOffered:
-    tool = find_tool(name, allow_reference=biller.allow_reference)
-    if tool is None or not biller.may_offer(tool.name):
+    tool = find_tool(name, allow_reference=billing.allow_reference)
+    if tool is None or not billing.may_offer(tool.name):
         return NotOffered()
     return read_arguments(tool, raw)
 
@@ -291,11 +223,6 @@ def _failed(name: str, arguments: Arguments, error: Exception) -> Answer:
             # Not the exception itself: its text and frames can hold keys.
             logger.error("The tool %s broke: %s", name, type(error).__name__)
             return Answered(uncertain(arguments))
-
-
-def _clean(text: str | None) -> str:
-    kept = (character for character in text or "" if " " <= character <= "~")
-    return "".join(kept).strip()[:_ID_LENGTH]
 
 
 # Bedrock takes 25 KB; a result is a tenth of it, since every text in it is bounded.

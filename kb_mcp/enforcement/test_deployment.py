@@ -11,8 +11,8 @@ import re
 import httpx
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ChargeArguments, ToolName
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.enforcement.conftest import Deployment, code_of
 from kb_mcp.idempotency import idempotency_key

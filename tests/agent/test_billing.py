@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import CallContext, Unavailable, call_tool
+from kb_mcp.agent.calls import Unavailable, call_tool
 from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments, ToolName
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.client.network import AddressError, NetworkLine
 from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
 from tests.agent.conftest import AUDIT_KEY, BILLING_KEY, Says, StubProxy, charge, refusal

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ChargeArguments, ToolName
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.agent.outcomes import ProxyUnavailableError
 from tests.agent.conftest import BILLING_KEY, Says, StubProxy, charge, refusal

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ChargeStatusArguments
+from kb_mcp.agent.client.line import CallContext
 from tests.agent.conftest import Says, StubProxy, charge
 
 NOBODY = CallContext()

@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import CallContext, Unavailable, call_tool
+from kb_mcp.agent.calls import Unavailable, call_tool
 from kb_mcp.agent.catalogue import ChargeArguments, ToolName
 from kb_mcp.agent.client.in_process import InProcessLine
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.outcomes import ProxyUnavailableError
 from kb_mcp.in_process import start_loop
 from tests.agent.conftest import charge

@@ -8,9 +8,8 @@ import pytest
 import stripe
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ChargeArguments
-from kb_mcp.agent.client.line import STRIPE_VERSION
+from kb_mcp.agent.client.line import STRIPE_VERSION, CallContext
 from kb_mcp.agent.client.network import NetworkLine, Trust
 from kb_mcp.agent.outcomes import ProxyUnavailableError
 from tests.agent.conftest import Says, StubProxy, charge, refusal

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import Answered, CallContext, NotOffered, Unavailable, call_tool
+from kb_mcp.agent.calls import (
+    Answered,
+    NotOffered,
+    Unavailable,
+    call_tool,
+)
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
 from kb_mcp.converse import ConverseTools

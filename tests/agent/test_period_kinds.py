@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ToolName, select_tools
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.agent.doors.mcp.bearer import Known, look_up
 from kb_mcp.agent.export import arguments_schema, properties

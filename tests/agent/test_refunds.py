@@ -10,7 +10,6 @@ import pytest
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import (
     Answered,
-    CallContext,
     Invalid,
     NotOffered,
     Unavailable,
@@ -19,6 +18,7 @@ from kb_mcp.agent.calls import (
     read_texts,
 )
 from kb_mcp.agent.catalogue import TOOLS, RefundArguments, ToolName, tools_granted
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.agent.results import RefundResult
 from tests.agent.conftest import AUDIT_KEY, Says, StubProxy, charge, refusal

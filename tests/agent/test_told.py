@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.outcomes import ProxyUnavailableError
 from tests.agent.conftest import Says, StubProxy, charge, refusal
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kb_mcp.agent.calls import Answered, CallContext, Unavailable, call_tool
+from kb_mcp.agent.calls import Answered, Unavailable, call_tool
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.environment import SettingsError
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.agent import connect_billing

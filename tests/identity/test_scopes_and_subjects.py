@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.agent.calls import CallContext, read_subject
-from kb_mcp.agent.client.line import is_live
+from kb_mcp.agent.client.line import CallContext, is_live, read_subject
 from kb_mcp.proxy.edge.pipeline import NAMED_MAX
 from tests.identity.conftest import MCP_META, Provider, bearer, grant
 from tests.in_process_proxy import InProcessProxy, Issued, error_of

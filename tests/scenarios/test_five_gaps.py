@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kb_mcp.agent.calls import CallContext, Invalid, read_arguments
+from kb_mcp.agent.calls import Invalid, read_arguments
 from kb_mcp.agent.catalogue import ChargeArguments, ToolName, find_tool
+from kb_mcp.agent.client.line import CallContext
 from tests.in_process_proxy import InProcessProxy, error_of
 from tests.months import lately, spelled
 from tests.scenarios.acts import another, billing, broken_invariants, policy

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import Answered, CallContext, call_tool
+from kb_mcp.agent.calls import Answered, call_tool
 from kb_mcp.agent.catalogue import ToolName
 from kb_mcp.agent.client.in_process import InProcessLine
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.operators.actions.keys import revoke_key
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in

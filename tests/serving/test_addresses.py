@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
-from kb_mcp.agent.calls import Answered, CallContext, call_tool
+from kb_mcp.agent.calls import Answered, call_tool
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.client.network import check_address
 from kb_mcp.serving.host_check import client_url, local_url
 from kb_mcp.settings import Settings, load_settings

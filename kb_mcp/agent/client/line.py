@@ -1,4 +1,4 @@
-"""A line to the proxy: what billing asks of it, when it is asked again, and what came back.
+"""A line to the proxy: what billing asks of it and for whom, when again, and what came back.
 
 Floor: wing A, above outcomes; below billing. A line sends what the Stripe SDK would send, form and
 headers, and asks again where it would; where it leads is another module's matter: over the network
@@ -25,6 +25,7 @@ from kb_mcp.agent.outcomes import (
     unread,
     without_card,
 )
+from kb_mcp.traces import Trace
 
 if TYPE_CHECKING:
     from kb_mcp.agent.catalogue import ChargeArguments
@@ -41,12 +42,52 @@ ANSWER_TIMEOUT_S: Final = 60
 # answers Stripe-Should-Retry: false wherever a repeat would not help. Two retries carry a call
 # over a broken line and over a proxy that is being replaced.
 RETRIES_AFTER_S: Final = (0.5, 1.0)
+SUBJECT: Final = "keybrake-subject"
+_ID_LENGTH = 128
 _FORM: Final = "application/x-www-form-urlencoded"
 _UNQUOTED: Final = re.compile(r"[A-Za-z0-9_.\-~]*")  # what quote_plus leaves as it is
 _quoted = lru_cache(maxsize=256)(quote_plus)  # for names: they are the same in every call
 _AGAIN: Final = {"true": True, "false": False}
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """Who calls, as far as the runtime says so. It is recorded and decides nothing."""
+
+    agent_id: str | None = None
+    session_id: str | None = None
+    trace: Trace | None = None
+    subject: str | None = None  # for whom: what the caller says, and nobody has proven
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that carry it: bounded, printable ASCII only."""
+        named = {
+            "Keybrake-Agent": self.agent_id,
+            "Keybrake-Session": self.session_id,
+            "Keybrake-Subject": self.subject,
+        }
+        clean = {name: kept for name, text in named.items() if (kept := _clean(text))}
+        return clean if self.trace is None else clean | self.trace.headers()
+
+
+def read_subject(*attributes: object) -> str | None:
+    """Return for whom a call is, where session attributes or metadata say so; the first counts.
+
+    The name is `keybrake_subject`, in whatever case, with a dash or a slash for the underscore.
+    """
+    for each in attributes:
+        for name, value in each.items() if isinstance(each, Mapping) else ():
+            plain = str(name).lower().replace("_", "-").replace("/", "-")
+            if plain == SUBJECT and isinstance(value, str) and value.strip():
+                return value
+    return None
+
+
+def _clean(text: str | None) -> str:
+    kept = (character for character in text or "" if " " <= character <= "~")
+    return "".join(kept).strip()[:_ID_LENGTH]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from typing import Final, assert_never
 from kb_mcp.agent.calls import (
     Answer,
     Answered,
-    CallContext,
     Caller,
     Invalid,
     NotOffered,
@@ -28,10 +27,10 @@ from kb_mcp.agent.calls import (
     body_of,
     is_error,
     is_unknown,
-    read_subject,
     read_texts,
 )
 from kb_mcp.agent.catalogue import JSON, TOOLS, Tool
+from kb_mcp.agent.client.line import CallContext, read_subject
 from kb_mcp.agent.outcomes import as_map
 from kb_mcp.agent.strict_json import read_json
 from kb_mcp.traces import read_trace

@@ -13,15 +13,14 @@ from typing import Final
 from kb_mcp.agent.calls import (
     Answer,
     Body,
-    CallContext,
     Caller,
     Invalid,
     NotOffered,
     body_of,
-    read_subject,
     read_texts,
 )
 from kb_mcp.agent.catalogue import TOOLS
+from kb_mcp.agent.client.line import CallContext, read_subject
 from kb_mcp.traces import Trace, read_trace
 
 TOOL_NAME: Final = "bedrockAgentCoreToolName"

@@ -9,8 +9,9 @@ import pytest
 from typing_extensions import override
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import Biller, CallContext, caller_of
+from kb_mcp.agent.calls import caller_of
 from kb_mcp.agent.catalogue import Arguments, ToolName
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.agent.doors.bedrock import answer_action_group, is_action_group_event
 from kb_mcp.agent.results import Result
@@ -51,7 +52,7 @@ def function_event(parameters: dict[str, Any], function: str = "charge") -> dict
     return {**SHARED, "function": function, "parameters": listed(parameters)}
 
 
-def ask(billing: Biller, event: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def ask(billing: Billing, event: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Answer `event`; return the response part and its body."""
     answer = answer_action_group(event, caller_of(billing))
     assert answer["messageVersion"] == "1.0"

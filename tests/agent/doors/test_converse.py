@@ -11,7 +11,8 @@ import pytest
 from botocore.validate import ParamValidator
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import CallContext, caller_of
+from kb_mcp.agent.calls import caller_of
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.doors.bedrock import answer_message, answer_returned_control, read_stream
 from tests.agent.conftest import Says, StubProxy, charge, refusal
 

@@ -19,8 +19,8 @@ from starlette.types import Scope
 
 from kb_mcp.agent import wording
 from kb_mcp.agent.billing import Billing, grants
-from kb_mcp.agent.calls import CallContext
 from kb_mcp.agent.catalogue import TOOLS, ToolName
+from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.outcomes import ProxyUnavailableError
 
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"

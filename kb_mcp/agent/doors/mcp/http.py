@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import Biller, NotOffered, call_tool_on_loop
+from kb_mcp.agent.calls import NotOffered, call_tool_on_loop
 from kb_mcp.agent.doors.mcp.bearer import (
     Bearer,
     Identify,
@@ -77,7 +77,7 @@ class HttpDoor:
         self._resource = resource
         security = _security(allowed_hosts)
         self._doorman = TransportSecurityMiddleware(security)
-        server = create_server(_biller_of)
+        server = create_server(_billing_of)
         self._sdk = server.streamable_http_app(
             streamable_http_path=PATH,
             stateless_http=True,
@@ -194,7 +194,7 @@ def _labelled(send: Send, session_id: str) -> Send:
     return sending
 
 
-def _biller_of(request: McpRequest) -> Biller:
+def _billing_of(request: McpRequest) -> Billing:
     http = request.request
     if not isinstance(http, Request):
         raise TypeError("a request without its HTTP request has no key")

@@ -50,20 +50,18 @@ from starlette.responses import Response
 
 from kb_mcp import __version__
 from kb_mcp.agent import wording
+from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import (
-    SUBJECT,
     Answer,
     Answered,
-    Biller,
-    CallContext,
     NotOffered,
     body_of,
     call_tool,
     call_tool_on_loop,
     is_error,
-    read_subject,
 )
 from kb_mcp.agent.catalogue import TOOLS, ToolName, select_tools
+from kb_mcp.agent.client.line import SUBJECT, CallContext, read_subject
 from kb_mcp.agent.doors.mcp.messages import (
     HANDSHAKE_VERSIONS,
     INSTRUCTIONS,
@@ -78,7 +76,7 @@ from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
 from kb_mcp.traces import PARENT, STATE, read_trace
 
 Request = ServerRequestContext[Any, Any]  # the SDK's own parameters: lifespan and HTTP request
-BillingFor = Callable[[Request], Biller]
+BillingFor = Callable[[Request], Billing]
 """Whose keys serve this request: on stdio the environment's, over HTTP the bearer's."""
 
 # A call holds a thread while Stripe is asked; those beyond wait for one.
@@ -100,23 +98,23 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
     async def list_tools(
         request: Request, _params: PaginatedRequestParams | None
     ) -> ListToolsResult:
-        biller = billing_for(request)
+        billing = billing_for(request)
         try:
             # One key for all tools: the proxy has to be asked what it grants.
-            if biller.on_loop:
-                names, kinds = await biller.offered()
+            if billing.on_loop:
+                names, kinds = await billing.offered()
             else:
                 names, kinds = await anyio.to_thread.run_sync(
-                    lambda: biller.wait(biller.offered()), limiter=limiter
+                    lambda: billing.wait(billing.offered()), limiter=limiter
                 )
         except (ProxyUnavailableError, RateLimitedError) as error:
             raise MCPError(code=INTERNAL_ERROR, message=str(error)) from error
-        return ListToolsResult(tools=[*_offered(names, biller.allow_reference, kinds)])
+        return ListToolsResult(tools=[*_offered(names, billing.allow_reference, kinds)])
 
     async def call(request: Request, params: CallToolRequestParams) -> CallToolResult:
-        biller, context = billing_for(request), _context(request)
-        asked = (biller, params.name, params.arguments, context)
-        if biller.on_loop:
+        billing, context = billing_for(request), _context(request)
+        asked = (billing, params.name, params.arguments, context)
+        if billing.on_loop:
             # The proxy sees a send through by itself, whoever goes away.
             return _result(await call_tool_on_loop(*asked))
         # A thread is not cancelled with its caller, and is waited for: a disconnect, a
