@@ -109,7 +109,7 @@ def test_another_amount_is_refused_and_names_the_refund(in_process: InProcessPro
     other = in_process.refund(key, charge, amount=800)
     assert (other.status_code, error_of(other)) == (400, "already_refunded")
     assert facts_of(other)["refund_id"] == made
-    assert made in other.json()["error"]["message"]
+    assert f"before: {made}, 9.00 USD. Nothing" in other.json()["error"]["message"]
     assert given_back(in_process) == 900
 
 
@@ -143,6 +143,7 @@ def test_a_lost_answer_is_unknown_and_the_next_call_makes_no_second_refund(
     in_process.fault(kind, "POST /v1/refunds")
     first = in_process.refund(key, charge, amount=900)
     assert (first.status_code, error_of(first)) == (504, "outcome_unknown")
+    assert "Do not charge or refund again" in first.json()["error"]["message"]
     assert in_process.operations()[0].held == 900
     in_process.refund(key, charge, amount=900)
     in_process.recover()

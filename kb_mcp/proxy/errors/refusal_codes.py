@@ -175,8 +175,8 @@ _FORBIDDEN: Final[Wording] = {
         "every other; nothing is converted.",
     ),
     Code.AMOUNT_NOT_METERED: (
-        "This request does not say how much money it moves, so a capped vault key may not "
-        "send it. Nothing was done.",
+        "This vault key has caps, and none of them can hold what this request moves, so it may "
+        "not send it. Nothing was done.",
         "A cap needs an amount, and this request has none, whatever the allowlist grants; that of "
         "an invoice is read. A refund "
         "gets this code too where the policy has caps, but none on refunds.",
@@ -254,8 +254,8 @@ _BAD_REQUEST: Final[Wording] = {
         "A dispute is open or lost. A dispute that was won, or an inquiry, prevents no refund.",
     ),
     Code.ALREADY_REFUNDED: (
-        "This charge was refunded before: {refund}; {left} of it is left. Nothing was refunded "
-        "now. Do not refund it again; if a second refund is meant, ask an operator.",
+        "This charge was refunded before: {refund}. Nothing was refunded now. Do not refund it "
+        "again; if a second refund is meant, ask an operator.",
         "The charge has a refund, or nothing of it is left. `kb-mcp operations reopen` of that "
         "refund, or `max_refunds_per_charge` of the policy, allows one more.",
     ),
@@ -356,8 +356,8 @@ _UNAVAILABLE: Final[Wording] = {
 }
 _TIMEOUT: Final[Wording] = {
     Code.OUTCOME_UNKNOWN: (
-        "The charge may have been sent, and its outcome is not known yet. It may have gone "
-        "through. Do not charge again; ask charge_status later.",
+        "It may have been sent, and its outcome is not known yet: money may have moved. Do not "
+        "charge or refund again; ask charge_status later.",
         "The amount stays reserved until a read of Stripe's list proves what happened.",
     ),
 }

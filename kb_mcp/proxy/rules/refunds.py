@@ -102,10 +102,12 @@ def already_refunded(refund: Operation, left: int | None = None) -> Refusal:
         "state": refund.state.value,
         "left": None if left is None else max(left, 0),
     }
-    known = (
-        "what Stripe says" if left is None else format_money(Money(max(left, 0), refund.currency))
+    rest = (
+        f"; {format_money(Money(max(left, 0), refund.currency))} is left"
+        if left is not None
+        else ""
     )
-    return refuse(Code.ALREADY_REFUNDED, facts=facts, refund=f"{shown}, {amount}", left=known)
+    return refuse(Code.ALREADY_REFUNDED, facts=facts, refund=f"{shown}, {amount}{rest}")
 
 
 def _nothing_left(view: Refundable) -> Refusal:
