@@ -6,6 +6,7 @@ starts the commands and talks HTTP, as a user would.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,11 +21,9 @@ def run_demo(console: Console) -> int:
     Returns the exit code: 0 when every governed row charged what was wanted and no naive row did.
     """
     from kb_mcp.demo.machines import DemoError
-    from kb_mcp.demo.stage import open_stage, print_verdict
+    from kb_mcp.demo.stage import open_stage, print_verdict, say_on
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    say = partial(say_on, console)
     say("Starting a sandbox, a proxy in front of it, and the agents' handlers.")
     try:
         with open_stage() as stage:

@@ -176,8 +176,8 @@ def print_verdict(console: Console, rows: Sequence[Row]) -> int:
     failed = [row for row in rows if not row.passes]
     for row in failed:
         wanted = f"{row.act} once" if row.governed else "a failure to show"
-        _say(console, f"NOT AS EXPECTED: {row.mode}, {row.handler}: wanted {wanted}.")
-    _say(console, "Charges and refunds were counted in the sandbox's own lists, over HTTP.")
+        say_on(console, f"NOT AS EXPECTED: {row.mode}, {row.handler}: wanted {wanted}.")
+    say_on(console, "Charges and refunds were counted in the sandbox's own lists, over HTTP.")
     return 1 if failed else 0
 
 
@@ -216,8 +216,9 @@ def _write(console: Console, rows: Sequence[Row]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        _say(console, "  ".join(padded).rstrip())
+        say_on(console, "  ".join(padded).rstrip())
 
 
-def _say(console: Console, line: str) -> None:
+def say_on(console: Console, line: str) -> None:
+    """Print a line as it is."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)

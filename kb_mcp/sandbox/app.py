@@ -11,7 +11,7 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from email.utils import formatdate
 from pathlib import Path
 from typing import Final
@@ -146,7 +146,7 @@ def serve(
     listener = _listen(host, port)
     if on_bound is not None:
         on_bound(_url(listener))
-    _Server(app).run(sockets=[listener])
+    _Server(app, alone=True).run(sockets=[listener])
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def start_in_thread(app: Sandbox, host: str = "127.0.0.1", port: int = 0) -> Ite
     Raises: OSError, when the address can't be bound.
     """
     listener = _listen(host, port)
-    server = _Embedded(app)
+    server = _Server(app)
     thread = threading.Thread(
         target=server.run, kwargs={"sockets": [listener]}, name="sandbox", daemon=True
     )
@@ -175,7 +175,7 @@ async def running(app: Sandbox, host: str = "127.0.0.1", port: int = 0) -> Async
     Raises: OSError, when the address can't be bound.
     """
     listener = _listen(host, port)
-    server = _Embedded(app)
+    server = _Server(app)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield _url(listener)
@@ -199,10 +199,11 @@ class _Protocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    """Ends delays first when it stops."""
+    """Ends delays first when it stops; `alone`, it stops on signals, which else are its owner's."""
 
-    def __init__(self, app: Sandbox) -> None:
+    def __init__(self, app: Sandbox, *, alone: bool = False) -> None:
         self._sandbox = app
+        self._alone = alone
         super().__init__(
             uvicorn.Config(
                 app,
@@ -223,14 +224,11 @@ class _Server(uvicorn.Server):
         self._sandbox.release()
         await super().shutdown(sockets)
 
-
-class _Embedded(_Server):
-    """Leaves signals to the process it lives in."""
-
     @override
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield
+        with super().capture_signals() if self._alone else nullcontext():
+            yield
 
 
 def _listen(host: str, port: int) -> socket.socket:

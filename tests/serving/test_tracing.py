@@ -108,6 +108,14 @@ def remembered() -> tuple[Any, Any]:
     return memory, provider
 
 
+def request_and_send(memory: Any) -> tuple[Any, Any]:
+    """Return the spans of a charge and of its send, which is one below it."""
+    spans = {each.name: each for each in memory.get_finished_spans()}
+    request, send = spans["agent POST"], spans["stripe POST /v1/charges"]
+    assert send.parent.span_id == request.context.span_id
+    return request, send
+
+
 def call_mcp(in_process: Watched) -> None:
     """Charge at `/mcp` with a trace in the message."""
     key = in_process.issue("billing-with-status")
@@ -129,13 +137,8 @@ def test_with_spans_it_is_one_trace_from_the_mcp_door_to_stripe(tmp_path: Path) 
         seen = in_process.seen[-1]
     provider.shutdown()
 
-    spans = {each.name: each for each in memory.get_finished_spans()}
-    request, send = spans["agent POST"], spans["stripe POST /v1/charges"]
-    assert request.parent is not None
-    assert send.parent is not None
+    request, _ = request_and_send(memory)
     assert f"{request.parent.span_id:016x}" == PARENT[36:52]
-    assert request.context is not None
-    assert send.parent.span_id == request.context.span_id
     assert seen[b"traceparent"].decode()[3:35] == PARENT[3:35]
 
 
@@ -198,14 +201,8 @@ def test_a_request_is_a_span_and_its_send_one_below_it(tmp_path: Path) -> None:
     with Watched(tmp_path, span_over(provider)) as in_process:
         seen = sent(in_process, traceparent=PARENT)
     provider.shutdown()
-    spans = {each.name: each for each in memory.get_finished_spans()}
-    send, request = spans["stripe POST /v1/charges"], spans["agent POST"]
-    assert request.parent is not None
-    assert send.parent is not None
+    request, send = request_and_send(memory)
     assert f"{request.parent.trace_id:032x}-{request.parent.span_id:016x}" == PARENT[3:52]
-    assert send.context is not None
-    assert request.context is not None
-    assert send.parent.span_id == request.context.span_id
     assert seen[b"traceparent"].decode()[3:52] == (
         f"{send.context.trace_id:032x}-{send.context.span_id:016x}"
     )
