@@ -306,3 +306,19 @@ class Dirty:
         self.facts.update(changes.facts)
         self.audit.extend(changes.audit)
         self.stopped.extend(changes.stopped)
+
+
+class KnownAttempt(Struct, frozen=True):
+    """What the ledger knows of the attempt that an object is marked with."""
+
+    operation_id: OperationId
+    outcome: str
+    state: str
+    next_read_at: int | None
+
+
+class KnownObjects(Struct, frozen=True):
+    """What the ledger has: objects of operations that succeeded, and attempts by upstream key."""
+
+    objects: frozenset[str]
+    attempts: Mapping[str, KnownAttempt]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kb_mcp.proxy.access.policy import CapRules, RefundCapRules
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
-from kb_mcp.proxy.rules.outcomes.gaps import KnownAttempt, KnownObjects
+from kb_mcp.proxy.ledger.snapshot import KnownAttempt, KnownObjects
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage, plain
 
 Held = dict[str, tuple[int, int]]

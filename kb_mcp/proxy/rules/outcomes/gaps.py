@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from kb_mcp.proxy.ledger.records import HOLDING, AttemptOutcome, OperationId, State
+from kb_mcp.proxy.ledger.snapshot import KnownObjects
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import prove_object
 from kb_mcp.proxy.stripe.json_objects import mark_of, marks, object_names
@@ -40,22 +41,6 @@ class Whose(Struct, frozen=True, kw_only=True):
     lineages: frozenset[str] = frozenset()
     foreign: frozenset[str] = frozenset()
     any_store: bool = False
-
-
-class KnownAttempt(Struct, frozen=True):
-    """What the ledger knows of the attempt that an object is marked with."""
-
-    operation_id: OperationId
-    outcome: str
-    state: str
-    next_read_at: int | None
-
-
-class KnownObjects(Struct, frozen=True):
-    """What the ledger has: objects of operations that succeeded, and attempts by upstream key."""
-
-    objects: frozenset[str]
-    attempts: Mapping[str, KnownAttempt]
 
 
 def is_ours(item: Item, whose: Whose) -> bool:
