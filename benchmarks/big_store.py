@@ -8,7 +8,6 @@ form) serves beside an empty one, turn by turn. Needs some 9 GB where temporary 
 
 from __future__ import annotations
 
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,8 +20,8 @@ from stage.commands import timed
 from stage.contenders import Contender
 from stage.house import CONFIG, House, serving
 from stage.machine import cores
-from stage.options import Options, needs, parse
-from stage.report import Report
+from stage.options import Options
+from stage.report import Report, measured
 from stage.runs import CLIENTS, Runs
 from stage.upstream import upstream
 
@@ -165,13 +164,11 @@ def judge(report: Report) -> None:
 
 def main() -> None:
     """Run, and print what was found."""
-    options = parse(__doc__, rounds=(5, 1, 1), within_s=7_200)
-    needs("wrk", "nginx")
-    report = Report("big_store", "A store of ten million rows", options)
-    with tempfile.TemporaryDirectory(prefix="kb-mcp-bench-") as folder:
-        run(options, report, Path(folder))
-    judge(report)
-    report.finish()
+    with measured(
+        "big_store", "A store of ten million rows", __doc__, rounds=(5, 1, 1), within_s=7_200
+    ) as (options, report, folder):
+        run(options, report, folder)
+        judge(report)
 
 
 if __name__ == "__main__":

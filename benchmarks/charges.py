@@ -12,7 +12,6 @@ runs in an environment of its own, which --set-up-litellm makes, and is left out
 from __future__ import annotations
 
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -28,8 +27,8 @@ from stage.contenders import (
 )
 from stage.load import Job
 from stage.machine import cores
-from stage.options import Options, needs, parse
-from stage.report import Report
+from stage.options import Options
+from stage.report import Report, measured
 from stage.runs import CLIENTS, Runs
 from stage.upstream import Upstream, upstream
 
@@ -148,13 +147,11 @@ def main() -> None:
     if sys.argv[1:] == ["--set-up-litellm"]:
         litellm.set_up()
         return
-    options = parse(__doc__, rounds=(5, 2, 1), within_s=1800)
-    needs("wrk", "nginx")
-    report = Report("charges", "Governed charges beside other proxies", options)
-    with tempfile.TemporaryDirectory(prefix="kb-mcp-bench-") as folder:
-        run(options, report, Path(folder))
-    judge(report)
-    report.finish()
+    with measured(
+        "charges", "Governed charges beside other proxies", __doc__, rounds=(5, 2, 1), within_s=1800
+    ) as (options, report, folder):
+        run(options, report, folder)
+        judge(report)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ disk twice). Times are added ones: above those of a client that talks to the ups
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 from stage.contenders import Contender, kb_mcp, no_proxy, pass_through
 from stage.machine import commit_us, cores, fdatasync_us
-from stage.options import Options, needs, parse
-from stage.report import Report
+from stage.options import Options
+from stage.report import Report, measured
 from stage.runs import Runs
 from stage.upstream import upstream
 
@@ -71,17 +70,19 @@ def _p50_ms(runs: Runs, contender: Contender, seconds: float) -> float:
 
 def main() -> None:
     """Run, and print what was found."""
-    options = parse(__doc__, rounds=(7, 3, 1), within_s=900)
-    needs("wrk", "nginx")
-    report = Report("floor", "Added time at one client beside the floor", options)
-    with tempfile.TemporaryDirectory(prefix="kb-mcp-bench-") as folder:
-        run(options, report, Path(folder))
-    report.ratio_column(TABLE, ADDED, SUM)
-    what = "added p50 at one client / (two fdatasync + raw pass-through)"
-    report.target(what, report.ratios(TABLE, ADDED, KB, SUM), "≤", 3.5)
-    what = "the same / the pass-through that waits for the disk twice"
-    report.target(what, report.ratios(TABLE, ADDED, KB, PROGRAM), "≤", 3.5)
-    report.finish()
+    with measured(
+        "floor",
+        "Added time at one client beside the floor",
+        __doc__,
+        rounds=(7, 3, 1),
+        within_s=900,
+    ) as (options, report, folder):
+        run(options, report, folder)
+        report.ratio_column(TABLE, ADDED, SUM)
+        what = "added p50 at one client / (two fdatasync + raw pass-through)"
+        report.target(what, report.ratios(TABLE, ADDED, KB, SUM), "≤", 3.5)
+        what = "the same / the pass-through that waits for the disk twice"
+        report.target(what, report.ratios(TABLE, ADDED, KB, PROGRAM), "≤", 3.5)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,14 @@ exactly what was answered with 200 must be in the ledger, in the audit and at th
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 from stage.contenders import Contender, kb_mcp
 from stage.machine import cores, resident_mib
 from stage.open_loop import post_charge, run_open
-from stage.options import Options, needs, parse
-from stage.report import Report
+from stage.options import Options
+from stage.report import Report, measured
 from stage.runs import CLIENTS, Runs
 from stage.truth import accepted
 from stage.upstream import upstream
@@ -78,18 +77,16 @@ def overload(runs: Runs, house: Contender, capacity: float, seconds: float) -> d
 
 def main() -> None:
     """Run, and print what was found."""
-    options = parse(__doc__, rounds=(3, 1, 1), within_s=900)
-    needs("wrk", "nginx")
-    report = Report("overload", "Overload: four times capacity", options)
-    with tempfile.TemporaryDirectory(prefix="kb-mcp-bench-") as folder:
-        run(options, report, Path(folder))
-    seconds = options.of(30, 8, 2)
-    report.target(f"goodput / capacity, {seconds:.0f} s",
-                  report.samples(TABLE, ROW, "goodput_per_capacity"), "≥", 0.85)  # fmt: skip
-    report.target("503 in ms, p99", report.samples(TABLE, ROW, "503_p99_ms"), "≤", 50)
-    report.target("resident memory after / before",
-                  report.samples(TABLE, ROW, "MiB_after_per_before"), "≤", 1.1)  # fmt: skip
-    report.finish()
+    with measured(
+        "overload", "Overload: four times capacity", __doc__, rounds=(3, 1, 1), within_s=900
+    ) as (options, report, folder):
+        run(options, report, folder)
+        seconds = options.of(30, 8, 2)
+        report.target(f"goodput / capacity, {seconds:.0f} s",
+                      report.samples(TABLE, ROW, "goodput_per_capacity"), "≥", 0.85)  # fmt: skip
+        report.target("503 in ms, p99", report.samples(TABLE, ROW, "503_p99_ms"), "≤", 50)
+        report.target("resident memory after / before",
+                      report.samples(TABLE, ROW, "MiB_after_per_before"), "≤", 1.1)  # fmt: skip
 
 
 if __name__ == "__main__":

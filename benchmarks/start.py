@@ -17,7 +17,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,8 +26,8 @@ from stage.children import end, started
 from stage.contenders import Contender, kb_mcp
 from stage.load import Job
 from stage.machine import cores, resident_mib
-from stage.options import Options, needs, parse
-from stage.report import Report
+from stage.options import Options
+from stage.report import Report, measured
 from stage.runs import CLIENTS, Runs
 from stage.upstream import Upstream, upstream
 
@@ -178,23 +177,23 @@ def run(options: Options, report: Report, folder: Path) -> None:
 
 def main() -> None:
     """Run, and print what was found."""
-    options = parse(__doc__, rounds=(15, 3, 1), within_s=1800)
-    needs("wrk", "nginx")
-    report = Report("start", "Starts and memory", options)
-    with tempfile.TemporaryDirectory(prefix="kb-mcp-bench-") as folder:
-        run(options, report, Path(folder))
-    report.ratio_column(STDIO, "ms", "bare mcp server")
-    report.ratio_column(LAMBDA, "ms", "naive handler, import stripe")
-    stdio = report.ratios(STDIO, "ms", "kb-mcp mcp", "bare mcp server")
-    cold = report.ratios(LAMBDA, "ms", "kb_mcp.lambda_entry", "naive handler, import stripe")
-    memory = report.ratios(MEMORY, "MiB_fresh", "kb-mcp up", "bare ASGI + mcp")
-    report.target("process start to tools/list / bare mcp server", stdio, "≤", 1.2)
-    report.target("cold Lambda to first answer / naive handler", cold, "≤", 1.8)
-    report.target("resident memory of up, fresh / bare ASGI + mcp", memory, "≤", 1.5)
-    flat = report.samples(MEMORY, "kb-mcp up", "end_per_warm")
-    requests = report.samples(MEMORY, "kb-mcp up", "requests")[0]
-    report.target(f"the same after {requests:,.0f} requests / after the first", flat, "≤", 1.1)
-    report.finish()
+    with measured("start", "Starts and memory", __doc__, rounds=(15, 3, 1), within_s=1800) as (
+        options,
+        report,
+        folder,
+    ):
+        run(options, report, folder)
+        report.ratio_column(STDIO, "ms", "bare mcp server")
+        report.ratio_column(LAMBDA, "ms", "naive handler, import stripe")
+        stdio = report.ratios(STDIO, "ms", "kb-mcp mcp", "bare mcp server")
+        cold = report.ratios(LAMBDA, "ms", "kb_mcp.lambda_entry", "naive handler, import stripe")
+        memory = report.ratios(MEMORY, "MiB_fresh", "kb-mcp up", "bare ASGI + mcp")
+        report.target("process start to tools/list / bare mcp server", stdio, "≤", 1.2)
+        report.target("cold Lambda to first answer / naive handler", cold, "≤", 1.8)
+        report.target("resident memory of up, fresh / bare ASGI + mcp", memory, "≤", 1.5)
+        flat = report.samples(MEMORY, "kb-mcp up", "end_per_warm")
+        requests = report.samples(MEMORY, "kb-mcp up", "requests")[0]
+        report.target(f"the same after {requests:,.0f} requests / after the first", flat, "≤", 1.1)
 
 
 if __name__ == "__main__":

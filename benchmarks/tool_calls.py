@@ -15,7 +15,6 @@ the count: distinct operations sent = ledger = audit = upstream, else the script
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 from contextlib import ExitStack
@@ -29,8 +28,8 @@ from stage import bare_tools
 from stage.contenders import Contender, kb_mcp
 from stage.doors import Door, bare_stdio, bare_tool_server, callers, embedded_stdio, network_stdio
 from stage.machine import cores, cpu_s
-from stage.options import Options, needs, parse
-from stage.report import Report
+from stage.options import Options
+from stage.report import Report, measured
 from stage.runs import CLIENTS, Runs
 from stage.upstream import Upstream, upstream
 
@@ -194,13 +193,13 @@ def judge(report: Report) -> None:
 
 def main() -> None:
     """Run, and print what was found."""
-    options = parse(__doc__, rounds=(5, 2, 1), within_s=1800)
-    needs("wrk", "nginx")
-    report = Report("tool_calls", "Tool calls", options)
-    with tempfile.TemporaryDirectory(prefix="kb-mcp-bench-") as folder:
-        run(options, report, Path(folder))
-    judge(report)
-    report.finish()
+    with measured("tool_calls", "Tool calls", __doc__, rounds=(5, 2, 1), within_s=1800) as (
+        options,
+        report,
+        folder,
+    ):
+        run(options, report, folder)
+        judge(report)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,8 +18,8 @@ from pathlib import Path
 
 from stage.contenders import Contender, kb_mcp
 from stage.machine import cores, family
-from stage.options import Options, needs, parse
-from stage.report import Report
+from stage.options import Options
+from stage.report import Report, measured
 from stage.runs import CLIENTS, Runs
 from stage.upstream import Upstream, upstream
 
@@ -109,17 +108,17 @@ def run(options: Options, report: Report, folder: Path) -> None:
 
 def main() -> None:
     """Run, and print what was found."""
-    options = parse(__doc__, rounds=(5, 2, 1), within_s=1_200)
-    needs("wrk", "nginx")
-    report = Report("workers", "Workers and stores", options)
-    with tempfile.TemporaryDirectory(prefix="kb-mcp-bench-") as folder:
-        run(options, report, Path(folder))
-    report.target("CPU per charge, two workers / one",
-                  report.ratios(WORKERS, "CPU_us", TWO, ONE), "≤", 1.15)  # fmt: skip
-    if report.has(HOT, POSTGRES):
-        rates = report.ratios(HOT, "charges_per_s", POSTGRES, SQLITE)
-        report.target("charges/s on a hot key, PostgreSQL / SQLite", rates, "≥", 0.5)
-    report.finish()
+    with measured("workers", "Workers and stores", __doc__, rounds=(5, 2, 1), within_s=1_200) as (
+        options,
+        report,
+        folder,
+    ):
+        run(options, report, folder)
+        report.target("CPU per charge, two workers / one",
+                      report.ratios(WORKERS, "CPU_us", TWO, ONE), "≤", 1.15)  # fmt: skip
+        if report.has(HOT, POSTGRES):
+            rates = report.ratios(HOT, "charges_per_s", POSTGRES, SQLITE)
+            report.target("charges/s on a hot key, PostgreSQL / SQLite", rates, "≥", 0.5)
 
 
 if __name__ == "__main__":

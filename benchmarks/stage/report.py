@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Literal
 
 from stage import tables
 from stage.machine import facts
-from stage.options import Options
+from stage.options import Options, needs, parse
 
 Relation = Literal["≥", "≤"]
 
@@ -119,6 +123,24 @@ def spread(values: list[float]) -> dict[str, float]:
     # With two samples the quartiles would lie outside of what was measured.
     low, high = max(low, min(values)), min(high, max(values))
     return {"median": median(values), "q1": low, "q3": high, "samples": len(values)}
+
+
+@contextmanager
+def measured(
+    name: str,
+    title: str,
+    document: str | None,
+    *,
+    rounds: tuple[int, int, int],
+    within_s: int,
+) -> Iterator[tuple[Options, Report, Path]]:
+    """Read the command line, lend a folder to the block, and print what it reported at its end."""
+    options = parse(document, rounds=rounds, within_s=within_s)
+    needs("wrk", "nginx")
+    report = Report(name, title, options)
+    with tempfile.TemporaryDirectory(prefix="kb-mcp-bench-") as folder:
+        yield options, report, Path(folder)
+    report.finish()
 
 
 def _column(name: str) -> str:
