@@ -57,7 +57,7 @@ def reconcile(
         if operation is not None:
             differing += _differences(operation, item, kind)
             billed.append((operation, item))
-        elif item.get("status") in NO_MONEY:
+        elif not _stands(item):
             continue
         elif marked is not None:
             named = f"{kind}_id"
@@ -149,8 +149,14 @@ def _differences(operation: Operation, item: Item, kind: Kind) -> Iterator[Recor
     for name, ours, theirs in pairs:
         if ours != theirs:
             yield _difference(operation, item, name, ours, theirs)
-    if (item.get("status") not in NO_MONEY) != (operation.state is S.SUCCEEDED):
+    if _stands(item) != (operation.state is S.SUCCEEDED):
         yield _difference(operation, item, state, operation.state.value, item.get("status"))
+
+
+def _stands(item: Item) -> bool:
+    """Say whether money moved or is held; an authorisation that was let go of is `succeeded`."""
+    released = item.get("captured") is False and item.get("refunded") is True
+    return item.get("status") not in NO_MONEY and not released
 
 
 def _charged_twice(billed: Iterable[tuple[Operation, Item]]) -> Iterator[Record]:

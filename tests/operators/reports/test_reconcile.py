@@ -53,3 +53,11 @@ def test_a_comparison_of_what_is_wanted_says_what_one_of_everything_says(
     kept = [each for each in LEDGER if wanted.holds(each)]
     assert reconcile(kept, listed, SINCE) == reconcile(LEDGER, listed, SINCE)
     assert {"old", "failed", "other_route", "open"}.isdisjoint(each.id for each in kept)
+
+
+def test_an_authorisation_that_was_let_go_of_agrees_with_a_bill_that_failed() -> None:
+    released = charge("ch_x", payment_intent="pi_1", captured=False, refunded=True)
+    failed = operation("by_intent", object_id="pi_1", state=State.FAILED)
+    assert reconcile([failed], [released], SINCE).differing == ()
+    held = charge("ch_x", payment_intent="pi_1", captured=False, refunded=False)
+    assert reconcile([failed], [held], SINCE).differing
