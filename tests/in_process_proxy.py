@@ -151,11 +151,17 @@ class InProcessProxy:
         self.turn_clock(to_next_day_s())
 
     def charges(self) -> list[dict[str, Any]]:
-        """Return the charges that succeeded, from the sandbox's own list."""
-        listed = self.stripe.get(
-            "/v1/charges?limit=100", headers={"Authorization": "Bearer rk_test_sandbox"}
-        )
-        return [each for each in listed.json()["data"] if each["status"] == "succeeded"]
+        """Return the charges that succeeded, from all pages of the sandbox's own list."""
+        found: list[dict[str, Any]] = []
+        after = ""
+        while True:
+            page = self.stripe.get(
+                f"/v1/charges?limit=100{after}", headers={"Authorization": "Bearer rk_test_sandbox"}
+            ).json()
+            found += page["data"]
+            if not page["has_more"]:
+                return [each for each in found if each["status"] == "succeeded"]
+            after = f"&starting_after={page['data'][-1]['id']}"
 
     def refunds(self) -> list[dict[str, Any]]:
         """Return the refunds that stand at Stripe, newest first, whoever made them."""
