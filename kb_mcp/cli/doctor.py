@@ -73,7 +73,7 @@ async def _examine_store(opened: OpenProxy) -> list[Check]:
 
 
 async def _store(opened: OpenProxy) -> tuple[bool, str]:
-    from kb_mcp.operators.alerts.rules import WAL_LARGE_BYTES
+    from kb_mcp.operators.alerts import WAL_LARGE_BYTES
     from kb_mcp.wiring.stores.store import shown_place
 
     records = opened.store.records

@@ -102,9 +102,7 @@ def resolve(
         raise click.UsageError("--void needs --reason: how you know that nothing happened")
 
     async def act(opened: OpenProxy, operation: Operation) -> Done | NotDone:
-        from kb_mcp.operators.actions.resolve import Resolution
-
-        return await opened.acts.resolve(operation, Resolution(object_id, reason), OPERATOR)
+        return await opened.acts.resolve(operation, object_id, _by(reason))
 
     _act(with_proxy, operation_id, act, as_json=as_json)
 

@@ -242,7 +242,7 @@ def deny(*, approval_id: str, as_json: bool) -> None:
 
 def _decide(approval_id: str, verdict: Literal["approved", "denied"]) -> dict[str, Any]:
     async def work(opened: OpenStore) -> dict[str, Any]:
-        from kb_mcp.operators.actions.approvals import NotDecided, decide_approval
+        from kb_mcp.operators.actions.operations import NotDecided, decide_approval
 
         outcome = await decide_approval(opened.store.ledger, approval_id, verdict, OPERATOR)
         if isinstance(outcome, NotDecided):

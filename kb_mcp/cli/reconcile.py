@@ -137,7 +137,7 @@ async def _missing(
 
 async def _note_difference(opened: OpenProxy, found: Mapping[str, list[dict[str, Any]]]) -> None:
     """Leave a row that the serving process alerts of."""
-    from kb_mcp.operators.alerts.rules import RECONCILE_DIFFERENCE
+    from kb_mcp.operators.alerts import RECONCILE_DIFFERENCE
 
     counts = ", ".join(f"{len(each)} {name.replace('_', ' ')}" for name, each in found.items())
     await opened.note("reconcile", counts, RECONCILE_DIFFERENCE)
@@ -233,18 +233,16 @@ async def _take_all(adoption: Adoption, since_ms: int, *, shown: bool) -> list[d
 
 
 def _record(taken: Taken, *, applies: bool) -> dict[str, Any]:
-    from kb_mcp.operators.actions.adopt import Adopted
     from kb_mcp.operators.reports.reconcile import item_record
 
-    done = isinstance(taken.result, Adopted)
-    operation = taken.result.operation if isinstance(taken.result, Adopted) else taken.operation
+    operation, done = taken.operation, taken.left is None
     return item_record(taken.item) | {
         "adopted": done and applies,
         "customer_id": taken.item.get("customer") if operation is None else operation.customer,
         "operation_id": operation.id if operation is not None and done and applies else None,
         "billing_period": None if operation is None else operation.period,
         "reference": None if operation is None else operation.reference,
-        "why": None if isinstance(taken.result, Adopted) else taken.result.why,
+        "why": None if taken.left is None else taken.left.why,
     }
 
 

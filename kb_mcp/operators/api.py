@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from kb_mcp.operators.actions.approvals import NotDecided, Verdict, decide_approval
 from kb_mcp.operators.actions.grants import add_grant, new_grant, remove_grant
 from kb_mcp.operators.actions.keys import (
     clean_reason,
@@ -26,8 +25,17 @@ from kb_mcp.operators.actions.keys import (
     rotate_key,
     unfreeze_key,
 )
-from kb_mcp.operators.actions.operations import By, Done, NotDone, Reopening, reset_declines
-from kb_mcp.operators.actions.resolve import Resolution, StripeActs
+from kb_mcp.operators.actions.operations import (
+    By,
+    Done,
+    NotDecided,
+    NotDone,
+    Reopening,
+    Verdict,
+    decide_approval,
+    reset_declines,
+)
+from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.operators.requests import (
     AUDIT_FILTERS,
@@ -162,9 +170,7 @@ class Acts:
             raise InputError(400, "parameter_invalid", message, "succeeded")
         if body.void:
             reason = _reason(body.reason or "")
-        return await self._done(
-            await acts.resolve(operation, Resolution(object_id, reason), operator)
-        )
+        return await self._done(await acts.resolve(operation, object_id, By(operator, reason)))
 
     async def reopen(self, operation_id: str, said: Said, operator: str) -> Record:
         """Let a refunded bill be billed once more, or free its days."""

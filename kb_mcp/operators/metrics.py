@@ -159,19 +159,25 @@ def _statuses(keys: Iterable[KeyCounts]) -> Iterator[Sample]:
     return ((labels({"status": status}), counts[status]) for status in KEY_STATUSES)
 
 
+_GAUGES = (
+    ("requests_in_flight", "in_flight", "Requests of agents under way."),
+    ("ledger_waiting", "waiting", "Transactions that wait for their commit."),
+    ("ledger_queue", "queued", "Those that no batch has taken yet."),
+)
+_HISTOGRAMS = (
+    ("ledger_duration_ms", "ledger", "Milliseconds of a ledger transaction, until it is durable."),
+    ("ledger_batch_size", "batches", "Transactions that were committed together."),
+)
+
+
 def _measured(readings: Readings) -> Iterator[Iterator[str]]:
     each = [(labels({"worker": worker}), reading) for worker, reading in readings.items()]
     yield family("processes", "gauge", "Processes that answered this scrape.", [("", len(each))])
-    flight = [(inside, at.in_flight) for inside, at in each]
-    yield family("requests_in_flight", "gauge", "Requests of agents under way.", flight)
-    waiting = [(inside, at.waiting) for inside, at in each]
-    yield family("ledger_waiting", "gauge", "Transactions that wait for their commit.", waiting)
-    queued = [(inside, at.queued) for inside, at in each]
-    yield family("ledger_queue", "gauge", "Those that no batch has taken yet.", queued)
-    text = "Milliseconds of a ledger transaction, until it is durable."
-    yield histograms("ledger_duration_ms", text, [(inside, at.ledger) for inside, at in each])
-    text = "Transactions that were committed together."
-    yield histograms("ledger_batch_size", text, [(inside, at.batches) for inside, at in each])
+    for name, field_name, text in _GAUGES:
+        samples = [(inside, getattr(at, field_name)) for inside, at in each]
+        yield family(name, "gauge", text, samples)
+    for name, field_name, text in _HISTOGRAMS:
+        yield histograms(name, text, [(inside, getattr(at, field_name)) for inside, at in each])
     sends = [
         (f"{inside},{labels({'ending': ending})}", sent)
         for inside, at in each

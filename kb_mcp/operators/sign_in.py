@@ -116,15 +116,11 @@ class Sessions:
 
     def find(self, session_id: str) -> Session | None:
         """Return the session and mark it as used, or None where it is over or its operator gone."""
+        if not self.holds(session_id):
+            self.end(session_id)
+            return None
         key = hash_token(session_id)
-        session = self._held.get(key)
-        if session is None:
-            return None
-        now = self._now_ms()
-        if _over(session, now) or self._operators.holder(session.token_hash) != session.operator:
-            self._drop(key)
-            return None
-        session = self._held[key] = replace(session, seen_at=now)
+        session = self._held[key] = replace(self._held[key], seen_at=self._now_ms())
         return session
 
     def holds(self, session_id: str) -> bool:
@@ -138,7 +134,8 @@ class Sessions:
 
     def end(self, session_id: str) -> None:
         """End a session; one that is not there is over already."""
-        self._drop(hash_token(session_id))
+        self._held.pop(hash_token(session_id), None)
+        self._notes.pop(hash_token(session_id), None)
 
     def leave(self, session_id: str, note: Note) -> None:
         """Leave a note for the next page of a session."""
@@ -153,10 +150,6 @@ class Sessions:
     def fresh(self) -> str:
         """Return an unpredictable text for a cookie or a form."""
         return self._random_bytes(_ID_BYTES).hex()
-
-    def _drop(self, key: str) -> None:
-        self._held.pop(key, None)
-        self._notes.pop(key, None)
 
 
 class Throttle:

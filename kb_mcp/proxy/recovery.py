@@ -143,7 +143,7 @@ class Recovery:
         finding = await self._find(leased, attempts, budget)
         proof = finding.proof if isinstance(finding, Present) else Nothing("not found")
         twins = finding.objects if isinstance(finding, Absent) else frozenset()
-        limit = await self._daily_declines(leased.key_id)
+        limit = await self.daily_declines(leased.key_id)
 
         def refs_at(now: int) -> Refs:
             named = ending_refs(leased, proof, now)
@@ -242,7 +242,8 @@ class Recovery:
             return Unreadable()
         return finding
 
-    async def _daily_declines(self, key_id: KeyId) -> int:
+    async def daily_declines(self, key_id: KeyId) -> int:
+        """Return after how many declines in a day a key freezes."""
         found = await self.ledger.find_key(key_id)
         return (
             DAILY_DECLINES_DEFAULT if found is None else policy_of(found[0].policy).daily_declines

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from kb_mcp.cli import main
-from kb_mcp.operators.alerts import rules as alert_rules
+from kb_mcp.operators import alerts as alert_rules
 from kb_mcp.proxy.edge import records
 from tests.cli.machine import Machine
 from tests.months import lately

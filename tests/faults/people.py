@@ -13,10 +13,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from kb_mcp.operators.actions.approvals import Verdict, decide_approval
 from kb_mcp.operators.actions.keys import KeyEndedError, revoke_key, rotate_key, unfreeze_key
-from kb_mcp.operators.actions.operations import By, Reopening
-from kb_mcp.operators.actions.resolve import Resolution, StripeActs
+from kb_mcp.operators.actions.operations import By, Reopening, Verdict, decide_approval
+from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.proxy.ledger.clock import StoredTime
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, LineageId, Operation, Refs, State
@@ -122,11 +121,11 @@ async def void(simulation: Simulation, process: Process) -> object:
     found = await _some(simulation, process, State.UNKNOWN, State.VOIDED)
     if found is None:
         return None
-    acts, said = _acts(process), Resolution(None, "nothing there")
+    acts, by = _acts(process), By("ann", "nothing there")
     done: object = None
     for pause_ms in simulation.aside.choice(((0,), (0, 61_000), (601_000, 61_000, 61_000))):
         await simulation.loop.pause(pause_ms)
-        done = await acts.resolve(found, said, "ann")
+        done = await acts.resolve(found, None, by)
     return done
 
 
@@ -139,7 +138,7 @@ async def resolve(simulation: Simulation, process: Process) -> object:
         return None
     own = [each for each in made if each.operation == found.id]
     named = simulation.aside.choice(own or list(made))
-    return await _acts(process).resolve(found, Resolution(named.id, "seen"), "ann")
+    return await _acts(process).resolve(found, named.id, By("ann", "seen"))
 
 
 async def reopen(simulation: Simulation, process: Process) -> object:

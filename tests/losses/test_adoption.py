@@ -236,3 +236,31 @@ def test_what_the_ledger_lost_and_charged_again_is_adopted_beside_it(host: Host)
     found = host.json("reconcile", *SINCE, code=1)
     assert [each["field"] for each in found["differing"]] == ["charged_twice"]
     assert host.json("doctor")["ok"] is True
+
+
+def test_a_charge_of_a_bill_whose_outcome_is_unknown_is_left(host: Host) -> None:
+    """It may be the very charge that nobody heard of: recovery or an operator decides."""
+    token = host.token()
+    host.fault("drop_before")
+    assert host.charge(token, "2026-11").status_code == 504
+    (unknown,) = host.json("operations", "list")
+    made = legacy(
+        host, customer=unknown["customer_id"], description=f"Subscription {lately('2026-11')}"
+    )
+    (left,) = host.json("adopt", *SINCE, "--apply")
+    assert (left["charge_id"], left["adopted"]) == (made, False)
+    assert left["why"] == f"operation {unknown['id']} of the same bill is unresolved"
+    assert [each["id"] for each in host.json("operations", "list")] == [unknown["id"]]
+
+
+def test_a_second_refund_of_one_name_is_left(host: Host) -> None:
+    token = host.token()
+    made = host.charge(token, "2026-10").json()
+    host.advance(700)
+    refund = {"charge": made["id"], "amount": "500", "metadata[keybrake_attempt]": "38de2d05"}
+    first, second = (host.stripe("POST", "/v1/refunds", refund)["id"] for _ in range(2))
+    taken = {each["refund_id"]: each for each in host.json("adopt", *SINCE, "--apply")}
+    adopted = [name for name in (first, second) if taken[name]["adopted"]]
+    assert len(adopted) == 1
+    (other,) = {first, second} - set(adopted)
+    assert taken[other]["why"].endswith("is of the same refund")

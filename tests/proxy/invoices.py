@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from kb_mcp.operators.actions.approvals import decide_approval
+from kb_mcp.operators.actions.operations import decide_approval
 from kb_mcp.proxy.access.policy import Policy
 from tests.in_process_proxy import Issued
 from tests.misbehaving import Heard, MisledProxy

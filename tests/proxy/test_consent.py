@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from kb_mcp.operators.actions.approvals import decide_approval
 from kb_mcp.operators.actions.keys import revoke_key
+from kb_mcp.operators.actions.operations import decide_approval
 from kb_mcp.operators.reports.views import approval_record
 from kb_mcp.proxy.access.policy import CapRules, ParameterRule, Policy
 from kb_mcp.proxy.access.roles import built_in

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from kb_mcp.operators.actions.operations import By, NotDone, forget_answers
-from kb_mcp.operators.actions.resolve import Resolution, StripeActs
+from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.serving.machine import boottime_ms
@@ -93,7 +93,7 @@ def test_an_intent_whose_marks_are_gone_stays_unknown_until_an_operator_names_it
     (made,) = intents(proxy)
     reads = StripeReads(proxy.proxy.upstream, proxy.proxy.store.clock, boottime_ms)
     acts = StripeActs(proxy.proxy.store.ledger, reads, proxy.proxy.recovery)
-    done = proxy.run(acts.resolve(proxy.operations()[0], Resolution(made["id"], None), "mira"))
+    done = proxy.run(acts.resolve(proxy.operations()[0], made["id"], By("mira")))
     assert not isinstance(done, NotDone), done
     assert pay(proxy, key).json()["id"] == made["id"]
     assert len(intents(proxy)) == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.operators.actions.operations import By, NotDone, Reopening, forget_answers
-from kb_mcp.operators.actions.resolve import Resolution, StripeActs
+from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.proxy.ledger.records import Operation
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.serving.machine import boottime_ms
@@ -326,9 +326,9 @@ def test_an_operator_settles_a_lost_payment_by_its_invoice_alone(proxy: MisledPr
     [charge] = proxy.charges()
     other = opened(proxy, 100, customer="cus_B2")
     for named in (charge["id"], other):
-        said = Resolution(named, "seen at Stripe")
-        assert isinstance(proxy.run(acts(proxy).resolve(only(proxy), said, "ann")), NotDone)
-    done = proxy.run(acts(proxy).resolve(only(proxy), Resolution(invoice, "seen"), "ann"))
+        done = proxy.run(acts(proxy).resolve(only(proxy), named, By("ann", "seen at Stripe")))
+        assert isinstance(done, NotDone)
+    done = proxy.run(acts(proxy).resolve(only(proxy), invoice, By("ann", "seen")))
     assert not isinstance(done, NotDone), done
     assert (only(proxy).state, held(proxy, key)) == ("succeeded", (2900, 0))
 

@@ -9,7 +9,7 @@ import pytest
 
 from kb_mcp.operators.actions.keys import unfreeze_key
 from kb_mcp.operators.actions.operations import By, Done, Reopening, reopen
-from kb_mcp.operators.actions.resolve import Resolution, StripeActs
+from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.proxy.ledger.records import Attempt, KeyId, Operation
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.serving.machine import boottime_ms
@@ -133,13 +133,13 @@ def test_a_charge_under_our_key_from_outside_is_left_to_an_operator(
         assert (operation.state.value, operation.code) == ("unknown", "key_used_outside_ledger")
         assert bill(in_process, key) == (504, "outcome_unknown")
         made = None if busy else in_process.charges()[0]["id"]
-        said = Resolution(made, "looked at the dashboard")
-        done = in_process.run(acts(in_process).resolve(operation, said, "me"))
+        by = By("me", "looked at the dashboard")
+        done = in_process.run(acts(in_process).resolve(operation, made, by))
         if busy:
             # An operator's void takes a second look, a minute later.
             in_process.turn_clock(61)
             in_process.run(in_process.proxy.app.pipeline.follow())
-            done = in_process.run(acts(in_process).resolve(operation, said, "me"))
+            done = in_process.run(acts(in_process).resolve(operation, made, by))
         assert isinstance(done, Done)
         assert bill(in_process, key) == (200, None)
         assert len(in_process.charges()) == 1

@@ -50,13 +50,6 @@ UNREADABLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Adopted:
-    """A charge that is now an operation, or would be one."""
-
-    operation: Operation
-
-
-@dataclass(frozen=True, slots=True)
 class Left:
     """A charge that was not adopted, and why."""
 

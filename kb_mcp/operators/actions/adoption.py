@@ -19,7 +19,6 @@ from msgspec.structs import replace
 
 from kb_mcp.operators.actions.adopt import (
     NOBODY,
-    Adopted,
     Left,
     is_refund,
     operation_of,
@@ -58,11 +57,11 @@ MARGIN_MS = 3_600_000
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """One object at Stripe, what it stands for, and what became of it."""
+    """One object at Stripe, the operation that it is now or would be, and why it was left."""
 
     item: Item
     operation: Operation | None
-    result: Adopted | Left
+    left: Left | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +136,9 @@ class Adoption:
             key = f"{NOBODY}-{found.object_id}"
             attempt = replace(attempt, operation_id=found.id, upstream_key=key)
         if not self.applies:
-            return Taken(item, found, Adopted(found))
-        return Taken(item, found, await adopt(self.ledger, found, attempt, self.operator))
+            return Taken(item, found, None)
+        done = await adopt(self.ledger, found, attempt, self.operator)
+        return Taken(item, found, done) if isinstance(done, Left) else Taken(item, done, None)
 
     async def _of_mark(self, item: Item, found: Operation) -> Operation | None:
         """Return the operation here whose mark `item` bears: by its attempt, else by its id."""
@@ -155,7 +155,7 @@ class Adoption:
 
 async def adopt(
     ledger: Ledger, found: Operation, attempt: Attempt, operator: str
-) -> Adopted | Left:
+) -> Operation | Left:
     """Write what an object at Stripe stands for, and what it counts for, in one transaction.
 
     `found` and `attempt` are what the object stands for by itself. Where the operation `found.id`
@@ -164,7 +164,7 @@ async def adopt(
     unresolved one must not, since it may be this very charge.
     """
 
-    def step(snapshot: Snapshot) -> tuple[Adopted | Left, Changes]:
+    def step(snapshot: Snapshot) -> tuple[Operation | Left, Changes]:
         current, newest = snapshot.operations.get(found.id), snapshot.newest(found.name)
         why = _why_not(snapshot, current, newest, found)
         if why is not None:
@@ -189,7 +189,7 @@ async def adopt(
             windows=_counted(snapshot, current, after),
             audit=(row,),
         )
-        return Adopted(after), changes
+        return after, changes
 
     refs = Refs(
         operations=frozenset({found.id}),

@@ -1,13 +1,15 @@
-"""What an operator may do to one operation: reopen, reset, forget; and how an act ends.
+"""What an operator may do to one operation: approve or deny, reopen, reset, forget.
 
 Floor: operators, above the ledger. Each is one audited transaction; what was seen at Stripe arrives
-as an argument. What an unresolved operation needs is never erased.
+as an argument. What an unresolved operation needs is never erased. What an approval covers, and how
+it is used up, stands in `rules.approvals`; here only its state changes, and only from pending.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -15,6 +17,7 @@ from kb_mcp.money import MoneyError, check_amount
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
+    Approval,
     Attempt,
     AttemptOutcome,
     AuditDraft,
@@ -87,7 +90,8 @@ async def reopen(
 ) -> Done | NotDone:
     """Let a refunded bill be billed once more (under K-r1…), or waive one wrong suspicion.
 
-    `refunded` says that Stripe shows it as given back in full, by refunds that succeeded.
+    `refunded` says that Stripe shows it as given back in full, by refunds that succeeded. Of a
+    refund, one more may be made; together they are never more than the charge.
     """
 
     def step(snapshot: Snapshot) -> tuple[Done | NotDone, Changes]:
@@ -99,7 +103,10 @@ async def reopen(
         if refunded:
             due = snapshot.now + REFUND_READ_EVERY_MS
             again = replace(again, refunded_at=snapshot.now, refund_read_at=due, waived=False)
-        if said.release:
+        if current.kind == "refund":
+            again = replace(again, reopened=True)
+            row = by.row("reopen", again)
+        elif said.release:
             row = by.row("release", again)
             again = replace(again, released=True)
         else:
@@ -119,34 +126,15 @@ async def reopen(
     return await ledger.transact(lambda _: refs, step)
 
 
-async def reopen_refund(ledger: Ledger, operation: Operation, by: By) -> Done | NotDone:
-    """Let one more refund of its charge be made; together they are never more than the charge."""
-
-    def step(snapshot: Snapshot) -> tuple[Done | NotDone, Changes]:
-        current = snapshot.operations[operation.id]
-        newest = snapshot.newest(current.name)
-        if current.state is not S.SUCCEEDED or not current.final:
-            why = f"refund {current.id} is {told_state(current)}, not succeeded for good"
-            return NotDone(why, "Only a refund that was made can be made once more."), Changes()
-        if newest is None or newest.id != current.id:
-            newer = newest.id if newest else "another operation"
-            return NotDone(f"{newer} is the newest refund of this charge"), Changes()
-        if current.reopened:
-            return NotDone(f"operation {current.id} is open already"), Changes()
-        again = replace(current, reopened=True, updated_at=snapshot.now)
-        return Done(again), Changes(operations=(again,), audit=(by.row("reopen", again),))
-
-    refs = Refs(operations=frozenset({operation.id}), names=frozenset({operation.name}))
-    return await ledger.transact(lambda _: refs, step)
-
-
 def _not_reopenable(
     snapshot: Snapshot, current: Operation, said: Reopening, *, refunded: bool
 ) -> NotDone | None:
+    newest = snapshot.newest(current.name)
+    if current.kind == "refund":
+        return _refund_not_reopenable(current, newest)
     if current.state is not S.SUCCEEDED or not current.final:
         why = f"operation {current.id} is {told_state(current)}, not succeeded for good"
         return NotDone(why, "Only what was charged can be billed once more.")
-    newest = snapshot.newest(current.name)
     if newest is not None and newest.id != current.id:
         return NotDone(f"{newest.id} is the newest of this bill", "Reopen that one.")
     if not refunded and (said.release or said.amount is not None):
@@ -166,6 +154,16 @@ def _not_reopenable(
         current.waived and not refunded
     )
     return NotDone(f"operation {current.id} is open already") if unused and same else None
+
+
+def _refund_not_reopenable(current: Operation, newest: Operation | None) -> NotDone | None:
+    if current.state is not S.SUCCEEDED or not current.final:
+        why = f"refund {current.id} is {told_state(current)}, not succeeded for good"
+        return NotDone(why, "Only a refund that was made can be made once more.")
+    if newest is None or newest.id != current.id:
+        newer = newest.id if newest else "another operation"
+        return NotDone(f"{newer} is the newest refund of this charge")
+    return NotDone(f"operation {current.id} is open already") if current.reopened else None
 
 
 def _wrong_amount(said: Reopening, operation: Operation) -> NotDone | None:
@@ -255,3 +253,60 @@ def _refs(operation: Operation) -> Refs:
         operations=frozenset({OperationId(operation.id)}),
         tallies=frozenset({tally_of(operation)}),
     )
+
+
+Verdict = Literal["approved", "denied"]
+_DECISIONS = {"approved": "approve", "denied": "deny"}
+
+
+@dataclass(frozen=True, slots=True)
+class NotDecided:
+    """Nothing changed: `why` is `missing`, `expired`, or the state somebody else left it in."""
+
+    why: str
+    decided_by: str | None = None
+
+
+async def decide_approval(
+    ledger: Ledger, approval_id: str, verdict: Verdict, operator: str
+) -> Approval | NotDecided:
+    """Decide a pending approval in the name of `operator`. Raises: LedgerUnavailableError."""
+
+    def step(snapshot: Snapshot) -> tuple[Approval | NotDecided, Changes]:
+        approval = snapshot.approvals.get(approval_id)
+        if approval is None:
+            return NotDecided("missing"), Changes()
+        if approval.state != "pending":
+            return NotDecided(approval.state, approval.decided_by), Changes()
+        if approval.expires_at <= snapshot.now:
+            return NotDecided("expired"), Changes()
+        decided = replace(approval, state=verdict, decided_by=operator, decided_at=snapshot.now)
+        method, _, path = approval.endpoint.partition(" ")
+        row = AuditDraft(
+            kind="admin",
+            decision=_DECISIONS[verdict],
+            agent_id=operator,
+            key_id=approval.key_id,
+            method=method,
+            path=path,
+            operation_id=approval.operation_id,
+            amount=approval.amount,
+            currency=approval.currency,
+            customer_id=approval.customer,
+            note=_note(approval),
+        )
+        return decided, Changes(approvals=(decided,), audit=(row,))
+
+    return await ledger.transact(lambda _: Refs(approvals=frozenset({approval_id})), step)
+
+
+def _note(approval: Approval) -> str:
+    """Return what of `approval` has no column of its own in the audit."""
+    parts = {
+        "period": approval.period,
+        "reference": approval.reference,
+        "payment_method": approval.payment_method,
+        "destination": approval.destination,
+    }
+    told = [f"{name} {value}" for name, value in parts.items() if value is not None]
+    return ", ".join([approval.id, *told])

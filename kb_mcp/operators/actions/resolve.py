@@ -22,17 +22,15 @@ from kb_mcp.operators.actions.operations import (
     NotDone,
     Reopening,
     reopen,
-    reopen_refund,
     unresolvable,
 )
 from kb_mcp.operators.actions.settle import settle_by_object
-from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import LISTINGS_THAT_FREE, AttemptOutcome, Changes, Operation, Refs
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import release
-from kb_mcp.proxy.recovery import DAILY_DECLINES_DEFAULT, FOR_AN_OPERATOR, Recovery
+from kb_mcp.proxy.recovery import FOR_AN_OPERATOR, Recovery
 from kb_mcp.proxy.rules.outcomes.resolve import (
     LAST_LISTING_MS,
     LEASE_MS,
@@ -61,14 +59,6 @@ def why_not_now(snapshot: Snapshot, operation: Operation) -> NotDone | None:
     return unresolvable(snapshot, operation, _VOIDABLE, "only unknown ones are resolved by a void")
 
 
-def _why_not_void(snapshot: Snapshot, operation: Operation, looked_at: int) -> NotDone | None:
-    """Return why a look at `looked_at` that showed nothing proves nothing."""
-    if snapshot.skewed:
-        why = "this host's clock and Stripe's differ, so that nothing can be told to be old enough"
-        return NotDone(why, "Set the clock right; `kb-mcp doctor` shows it.")
-    return _too_early(snapshot, operation, looked_at)
-
-
 def void_by(by: By) -> Step:
     """Return what follows from one reading of Stripe's list for an operator's void."""
 
@@ -82,7 +72,7 @@ def void_by(by: By) -> Step:
         if not isinstance(finding, Absent):
             return _not_absent(snapshot, leased, finding, daily_declines)
         looked_at = finding.begun_at or leased.lease_until - LEASE_MS
-        refusal = _why_not_void(snapshot, operation, looked_at)
+        refusal = _too_early(snapshot, operation, looked_at)
         if refusal is not None:
             return refusal, Changes(operations=(_freed(snapshot, operation),))
         first = operation.void_look_at
@@ -155,6 +145,10 @@ def _freed(snapshot: Snapshot, operation: Operation) -> Operation:
 
 
 def _too_early(snapshot: Snapshot, operation: Operation, at: int) -> NotDone | None:
+    """Return why a look `at` that moment (ms) that showed nothing proves nothing."""
+    if snapshot.skewed:
+        why = "this host's clock and Stripe's differ, so that nothing can be told to be old enough"
+        return NotDone(why, "Set the clock right; `kb-mcp doctor` shows it.")
     attempts = snapshot.attempts_of(operation)
     sent = max((each.last_sent_at for each in attempts), default=0)
     left_ms = sent + SEND_WITHIN_MS + snapshot.settings.recovery_grace_ms - at
@@ -178,14 +172,6 @@ _OBJECT_ID = re.compile(r"[A-Za-z0-9_]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
-class Resolution:
-    """What an operator says of an operation; without `object_id`, that nothing happened."""
-
-    object_id: str | None
-    reason: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class StripeActs:
     """Acts over `ledger`; `recovery` looks at one operation in Stripe's list."""
 
@@ -193,26 +179,21 @@ class StripeActs:
     reads: StripeReads
     recovery: Recovery
 
-    async def resolve(self, operation: Operation, said: Resolution, who: str) -> Done | NotDone:
-        """Settle or void an operation, in the name of `who`."""
-        by = By(who, said.reason)
-        if said.object_id is not None:
-            return await self.succeed(operation, said.object_id, by)
-        return await self.void(operation, by)
+    async def resolve(self, operation: Operation, object_id: str | None, by: By) -> Done | NotDone:
+        """Settle an operation with its object, or void it where an operator says it has none."""
+        if object_id is None:
+            return await self._void(operation, by)
+        return await self._succeed(operation, object_id, by)
 
-    async def succeed(self, operation: Operation, object_id: str, by: By) -> Done | NotDone:
-        """Settle an operation with the object that was found at Stripe, once it is compared."""
+    async def _succeed(self, operation: Operation, object_id: str, by: By) -> Done | NotDone:
         route = ENDPOINTS[operation.route]
         item = await self._read(route.path_of(object_id), object_id)
         if isinstance(item, NotDone):
             return item
-        found = await self.ledger.find_key(operation.key_id)
-        limit = DAILY_DECLINES_DEFAULT
-        if found is not None:
-            limit = policy_of(found[0].policy).daily_declines
+        limit = await self.recovery.daily_declines(operation.key_id)
         return await settle_by_object(self.ledger, operation, item, by, limit)
 
-    async def void(self, operation: Operation, by: By) -> Done | NotDone:
+    async def _void(self, operation: Operation, by: By) -> Done | NotDone:
         """Void an operation on an operator's word, at the second whole look without its object."""
         refs = Refs(operations=frozenset({operation.id}))
 
@@ -231,13 +212,15 @@ class StripeActs:
     async def reopen(self, operation: Operation, by: By, said: Reopening) -> Done | NotDone:
         """Let a refunded bill be billed once more, or waive a suspicion that was wrong.
 
-        What counts is what Stripe's list of refunds shows now. Of a refund, one more may be made.
+        What counts of a charge is what Stripe's list of refunds shows now.
         """
-        if operation.kind == "refund":
-            return await reopen_refund(self.ledger, operation, by)
         refunded = False
         # What was given back of an invoice's charge opens no invoice: only a suspicion is waived.
-        if operation.object_id is not None and not operation.pays_invoice:
+        if (
+            operation.object_id is not None
+            and not operation.pays_invoice
+            and operation.gives_back is None
+        ):
             seen = await read_refund(self.reads, operation)
             match seen:
                 case Unread():

@@ -95,31 +95,21 @@ def _wrong_mark(
 
 
 def _other_values(snapshot: Snapshot, operation: Operation, item: Mapping[str, Any]) -> str | None:
+    live = snapshot.settings.mode == "live"
     whose: tuple[str, object, object] = ("customer", customer_of(item), operation.customer)
     if operation.gives_back is not None:
         # A refund does not say whose it is, nor in which mode: its charge does.
         whose = ("charge", item.get("charge"), operation.gives_back)
-    found = {
-        "amount": item.get("amount"),
-        "currency": item.get("currency"),
-        whose[0]: whose[1],
-        "livemode": item.get("livemode", snapshot.settings.mode == "live"),
-    }
-    wanted = {
-        "amount": operation.amount,
-        "currency": operation.currency,
-        whose[0]: whose[2],
-        "livemode": snapshot.settings.mode == "live",
-    }
-    return next(
-        (
-            f"its {name} is {found[name]}, the operation's is {value}"
-            for name, value in wanted.items()
-            # Refunds, payouts and top-ups say no customer.
-            if found[name] != value and (name != "customer" or "customer" in item)
-        ),
-        None,
-    )
+    for name, found, wanted in (
+        ("amount", item.get("amount"), operation.amount),
+        ("currency", item.get("currency"), operation.currency),
+        whose,
+        ("livemode", item.get("livemode", live), live),
+    ):
+        # Refunds, payouts and top-ups say no customer.
+        if found != wanted and (name != "customer" or "customer" in item):
+            return f"its {name} is {found}, the operation's is {wanted}"
+    return None
 
 
 def _too_old(operation: Operation, attempts: list[Attempt], item: Mapping[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.operators.actions.keys import TEXT_MAX
-from kb_mcp.operators.alerts.queue import raised
+from kb_mcp.operators.alerts import raised
 from kb_mcp.operators.dashboard.charts import (
     Plot,
     bar,
@@ -122,7 +122,6 @@ class Pages:
         verified = self._verified()
         return self._page(
             visit,
-            "overview.html",
             "overview",
             figures=figures,
             needs=needs,
@@ -147,7 +146,6 @@ class Pages:
         waiting = await self.views.approvals(NEEDS_MAX, "pending")
         return self._page(
             visit,
-            "approvals.html",
             "approvals",
             waiting=waiting,
             decided=[row for row in found if row["state"] != "pending"],
@@ -163,13 +161,10 @@ class Pages:
         standing = await self.views.grants()
         return self._page(
             visit,
-            "grants.html",
             "grants",
-            status=200 if wrong is None else wrong.status,
             found=standing,
             labels=await self._labels(standing),
-            wrong=wrong,
-            form={} if wrong is None else wrong.form,
+            **_not_taken(wrong),
         )
 
     async def alerts(self, visit: Visit) -> Response:
@@ -177,7 +172,7 @@ class Pages:
         read_query(visit.request, ())
         found = self._raised(ALERTS_MS)
         labels = await self._labels(found)
-        return self._page(visit, "alerts.html", "alerts", found=found, labels=labels)
+        return self._page(visit, "alerts", found=found, labels=labels)
 
     async def keys(self, visit: Visit, wrong: FormError | None = None) -> Response:
         """Show a page of keys, newest first, and the forms for a new one.
@@ -185,31 +180,24 @@ class Pages:
         They are searched by what they are called and by status; `wrong` is a form that was not
         taken. Raises: InputError, LedgerUnavailableError.
         """
-        query = read_query(visit.request, ("q", "status", "after"))
-        cleaned = {name: clean_text(value, TEXT_MAX).strip() for name, value in query.items()}
+        given = read_query(visit.request, ("q", "status", "after"))
+        cleaned = {name: clean_text(value, TEXT_MAX).strip() for name, value in given.items()}
         query = {name: value for name, value in cleaned.items() if value}
-        found = await self.views.key_page(
-            KEYS_MAX + 1,
-            text=query.get("q"),
-            status=query.get("status"),
-            after=query.get("after"),
-        )
-        more = {**query, "after": found[KEYS_MAX - 1]["id"]} if len(found) > KEYS_MAX else None
+        wanted = {"text" if name == "q" else name: value for name, value in query.items()}
+        found = await self.views.key_page(KEYS_MAX + 1, **wanted)
         newest = {name: value for name, value in query.items() if name != "after"}
+        last = found[KEYS_MAX - 1]["id"] if len(found) > KEYS_MAX else None
         return self._page(
             visit,
-            "keys.html",
             "keys",
-            status=200 if wrong is None else wrong.status,
             query=query,
             counts=await self.views.key_counts(),
             keys=found[:KEYS_MAX],
             newest=_keys_path(newest) if "after" in query else None,
-            older=None if more is None else _keys_path(more),
+            older=None if last is None else _keys_path({**query, "after": last}),
             roles=list(ROLES),
             labels={},
-            wrong=wrong,
-            form={} if wrong is None else wrong.form,
+            **_not_taken(wrong),
         )
 
     async def key(self, visit: Visit) -> Response:
@@ -219,8 +207,8 @@ class Pages:
         today = day_of(self.views.now_ms())
         return self._page(
             visit,
-            "key.html",
             "keys",
+            "key.html",
             key={**found, "status": key_status(found, rfc3339(self.views.now_ms()))},
             words=describe(load_policy(found["policy"])),
             bars=[bar(row) for row in await self.views.spend_of(today, key_id)],
@@ -252,8 +240,8 @@ class Pages:
     ) -> Response:
         return self._page(
             visit,
-            "operations.html",
             section,
+            "operations.html",
             query=query,
             found=found,
             states=[state.value for state in State],
@@ -290,9 +278,7 @@ class Pages:
         filters = {name: query.get(name) for name in AUDIT_FILTERS}
         rows = self.views.audit(read_limit(query), **filters)
         labels, verified = await self._labels(rows), self._verified()
-        return self._page(
-            visit, "audit.html", "audit", query=query, rows=rows, labels=labels, verified=verified
-        )
+        return self._page(visit, "audit", query=query, rows=rows, labels=labels, verified=verified)
 
     def _raised(self, within_ms: int) -> list[Record]:
         found = raised(self.views, rfc3339(self.views.now_ms() - within_ms), KEYS_MAX)
@@ -324,12 +310,13 @@ class Pages:
         last = self.verifying.last
         if last is None:
             return {"at": None, "rows": 0, "breaks": []}
-        breaks = last.outcome.breaks
-        return {"at": rfc3339(last.at), "rows": last.outcome.rows, "breaks": breaks}
+        return {"at": rfc3339(last.at), "rows": last.outcome.rows, "breaks": last.outcome.breaks}
 
-    def _page(self, visit: Visit, template: str, section: str, **values: Any) -> Response:
+    def _page(
+        self, visit: Visit, section: str, template: str | None = None, **values: Any
+    ) -> Response:
         return page(
-            template,
+            template or f"{section}.html",
             section=section,
             operator=visit.session.operator,
             csrf=visit.session.csrf,
@@ -338,6 +325,13 @@ class Pages:
             now_ms=self.views.now_ms(),
             **values,
         )
+
+
+def _not_taken(wrong: FormError | None) -> dict[str, Any]:
+    """Return what a page shows of a form that was not taken, and the page's status."""
+    if wrong is None:
+        return {"wrong": None, "form": {}}
+    return {"wrong": wrong, "form": wrong.form, "status": wrong.status}
 
 
 def _keys_path(query: Mapping[str, str]) -> str:

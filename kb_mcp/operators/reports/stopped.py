@@ -19,17 +19,18 @@ DAYS = 30
 COUNTS_MAX = 200
 KEYS_MAX = 15
 # Refused since the same bill, or one too like it, was made already or is under way.
-_DUPLICATES = frozenset(
-    {
-        Code.PERIOD_ALREADY_CHARGED,
-        Code.DUPLICATE_SUSPECTED,
-        Code.ALREADY_REFUNDED,
-        Code.IDEMPOTENCY_KEY_REUSED,
-        Code.OUTCOME_UNKNOWN,
-    }
-)
-# What waits for a person counts once, as `held`, however often it is asked for meanwhile.
-_LEFT_OUT = frozenset({Code.APPROVAL_REQUIRED.value})
+_DUPLICATES = (
+    Code.PERIOD_ALREADY_CHARGED, Code.DUPLICATE_SUSPECTED, Code.ALREADY_REFUNDED,
+    Code.IDEMPOTENCY_KEY_REUSED, Code.OUTCOME_UNKNOWN,
+)  # fmt: skip
+# Under which of `Sums` a call counts by why it was stopped; every other was refused.
+_COUNTS_AS = {
+    "replay": "repeated",
+    "held": "held",
+    # What waits for a person counts once, as `held`, however often it is asked for meanwhile.
+    Code.APPROVAL_REQUIRED.value: None,
+    **dict.fromkeys(map(str, _DUPLICATES), "duplicate"),
+}
 
 
 @dataclass(slots=True)
@@ -59,14 +60,9 @@ class Sums:
 
     def add(self, each: StoppedCalls) -> None:
         """Count `each` in."""
-        if each.why == "replay":
-            self.repeated.add(each)
-        elif each.why == "held":
-            self.held.add(each)
-        elif each.why in _DUPLICATES:
-            self.duplicate.add(each)
-        elif each.why not in _LEFT_OUT:
-            self.refused.add(each)
+        name = _COUNTS_AS.get(each.why, "refused")
+        if name is not None:
+            getattr(self, name).add(each)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kb_mcp.operators.actions.adopt import NOBODY, Left, operation_of, period_of
-from kb_mcp.proxy.ledger.records import KeyId, NamedBy, OperationId
+from kb_mcp.operators.actions.adoption import adopt
+from kb_mcp.proxy.ledger.records import Changes, KeyId, NamedBy, OperationId, Refs
+from tests.in_process_proxy import InProcessProxy
 
 CHARGE: dict[str, Any] = {
     "id": "ch_1",
@@ -74,3 +78,35 @@ def test_the_charge_of_an_intent_is_known_by_its_intent() -> None:
     found, _ = operation_of(charge, None, {}, 7, OperationId("op_x"))
     assert (found.route, found.object_id) == ("POST /v1/payment_intents", "pi_1")
     assert (found.final, found.next_read_at, found.answer) == (False, 7, None)
+
+
+def test_an_operation_that_is_being_sent_or_looked_up_is_left(tmp_path: Path) -> None:
+    with InProcessProxy(tmp_path) as in_process:
+        in_process.fault("drop_before")
+        in_process.charge(in_process.issue())
+        (operation,) = in_process.operations()
+        ledger = in_process.proxy.store.ledger
+        until = operation.updated_at + 10 * 60_000
+        leased = replace(operation, lease_owner="elsewhere", lease_until=until)
+        refs = Refs(operations=frozenset({operation.id}))
+        in_process.run(
+            ledger.transact(lambda _: refs, lambda _: (None, Changes(operations=(leased,))))
+        )
+        found, attempt = operation_of(CHARGE, None, {}, operation.updated_at, operation.id)
+        left = in_process.run(adopt(ledger, found, attempt, "ann"))
+        assert left == Left("it is being sent or looked up: run this again later")
+        assert in_process.operations() == [leased]
+
+
+def test_an_object_that_another_operation_has_is_left(tmp_path: Path) -> None:
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue()
+        made = in_process.charge(key).json()["id"]
+        in_process.fault("drop_before")
+        in_process.charge(key, customer="cus_B2")
+        unknown, owner = in_process.operations()
+        found, attempt = operation_of(CHARGE | {"id": made}, None, {}, 7, unknown.id)
+        ledger = in_process.proxy.store.ledger
+        left = in_process.run(adopt(ledger, found, attempt, "ann"))
+        assert left == Left(f"operation {owner.id} has it")
+        assert in_process.operations() == [unknown, owner]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.operators.actions.operations import Done, NotDone
-from kb_mcp.operators.actions.resolve import Resolution, StripeActs
+from kb_mcp.operators.actions.operations import By, Done, NotDone
+from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.records import Attempt, Operation
 from kb_mcp.proxy.stripe.reader import StripeReads
@@ -55,16 +55,16 @@ def acts(proxy: MisledProxy) -> StripeActs:
 
 def void(proxy: MisledProxy) -> str:
     """Ask for a void of the newest operation; return what is told, or the state it is in."""
-    return told(proxy, Resolution(None, "the dashboard shows nothing"))
+    return told(proxy, None, "the dashboard shows nothing")
 
 
 def settle(proxy: MisledProxy, object_id: str) -> str:
-    return told(proxy, Resolution(object_id, None))
+    return told(proxy, object_id)
 
 
-def told(proxy: MisledProxy, resolution: Resolution) -> str:
+def told(proxy: MisledProxy, object_id: str | None, reason: str | None = None) -> str:
     (operation, *_) = proxy.operations()
-    outcome = proxy.run(acts(proxy).resolve(operation, resolution, "mira"))
+    outcome = proxy.run(acts(proxy).resolve(operation, object_id, By("mira", reason)))
     if isinstance(outcome, NotDone):
         return f"{outcome.why}. {outcome.hint}"
     assert isinstance(outcome, Done)

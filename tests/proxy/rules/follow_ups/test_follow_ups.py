@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kb_mcp.operators.actions.approvals import decide_approval
+from kb_mcp.operators.actions.operations import decide_approval
 from kb_mcp.operators.reports.views import approval_record
 from kb_mcp.proxy.access.policy import CapRules, CustomerRules, ParameterRule, Policy
 from tests.in_process_proxy import InProcessProxy, Issued, error_of

@@ -1,20 +1,31 @@
-"""What operators are alerted to: ledger and audit, as they stand, to alerts.
+"""Alerts: raised once, queued in the store, and sent until the receiver has taken them.
 
-Floor: operators, beside the views. Pure. The id of an alert names what happened, not when it was
-noticed: however often the same state is looked at, by however many processes, it is one alert.
+Floor: operators, above the views. An alert is raised in one transaction: its audit row, and a
+delivery under its id that keeps every other process from raising it again. The id names what
+happened, not when it was noticed. What was raised and not yet delivered is the queue: it outlives
+this process, and any process on the store goes on with it. Whom to tell, and of what, is set by a
+file only (`wiring.alerts`): no page and no API can point alerts at another address.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
+from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.money import Money, format_money
+from kb_mcp.operators.reports.views import Views
+from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.audit.verification import Break
 from kb_mcp.proxy.edge.records import Record, Spend
+from kb_mcp.proxy.ledger.counts import Delivery
+from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs, State
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
 from kb_mcp.proxy.rules.outcomes.gaps import GAP_FOUND, WALK_FAILED
 
@@ -211,3 +222,178 @@ def _money(row: Record) -> str:
 
 def _because(reason: str | None) -> str:
     return f": {reason}" if reason else ""
+
+
+AUDIT_KIND = "alert"
+NEWS_MS = 24 * 3_600_000
+EXPIRING_MS = 3_600_000  # an approval that ends within this time is told once more
+QUEUE_MS = 3 * 24 * 3_600_000
+LOOK_BACK_ROWS = 2_000
+OPEN_MAX = 100
+QUEUE_MAX = 200
+TRIES_MAX = 12
+BACKOFF_FIRST_MS = 5_000
+BACKOFF_MAX_MS = 3_600_000
+_TEXT_MAX = 400
+_DELIVERED = 1_000_000
+_PASSED_ON = ("key_id", "operation_id", "customer_id", "amount", "currency")
+
+
+class Sender(Protocol):
+    """A way to tell somebody. `name` is the same after a restart, and holds no secret."""
+
+    @property
+    def name(self) -> str:
+        """What its deliveries are counted under."""
+        ...
+
+    @property
+    def on(self) -> frozenset[Kind]:
+        """What it wants to be told."""
+        ...
+
+    async def send(self, body: bytes) -> str | None:
+        """Deliver `body`, a JSON document; return None, or in one line why not."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Alerts:
+    """Looks, raises and delivers; one per serving process. `breaks` verifies the audit.
+
+    `page_url` is where operators reach the dashboard; an alert links to its operation there.
+    """
+
+    views: Views
+    senders: Sequence[Sender]
+    breaks: Callable[[], Sequence[Break]]
+    burst: int
+    verify_every_ms: int
+    page_url: str | None = None
+    _verified_at: int = -1
+    _broken: Sequence[Break] = ()
+    _over: set[tuple[str, str]] = field(default_factory=set)
+    _raised: set[str] = field(default_factory=set)
+
+    async def run(self) -> None:
+        """Make one round. Raises: LedgerUnavailableError."""
+        for alert in await self._look():
+            if alert.id not in self._raised:
+                await self._raise(alert)
+                self._raised.add(alert.id)
+        for row in list(raised(self.views, self._ago(QUEUE_MS), QUEUE_MAX)):
+            for sender in self.senders:
+                if row["code"] in sender.on and (row["request_id"], sender.name) not in self._over:
+                    await self._deliver(row, sender)
+
+    async def _look(self) -> list[Alert]:
+        """Return what stands to be told, each under an id that does not change."""
+        views, now, since = self.views, self.views.now_ms(), self._ago(NEWS_MS)
+        if self._verified_at < 0 or now - self._verified_at >= self.verify_every_ms:
+            # Walking the audit takes long; on a thread of its own it holds no charge up.
+            self._broken = await asyncio.to_thread(self.breaks)
+            self._verified_at = now
+        keys, today = await views.keys(), day_of(now)
+        rows = [row for code in TOLD_CODES for row in views.audit(OPEN_MAX, code=code, since=since)]
+        newest = views.audit(LOOK_BACK_ROWS, since=since)
+        refused = [row["time"] for row in newest if row["decision"] == "refuse"]
+        waiting = await views.approvals(OPEN_MAX, "pending")
+        return [
+            *of_spend(await views.spend(today)),
+            *of_keys(keys, since),
+            *of_unknown(await views.operations(OPEN_MAX, state=State.UNKNOWN.value)),
+            *of_breaks(self._broken),
+            *map(of_row, rows),
+            *of_refusals(refused, self.burst),
+            *of_log(views.records.log_bytes() or 0, today.isoformat()),
+            *of_approvals(waiting, keys, self._ago(-EXPIRING_MS)),
+        ]
+
+    def _ago(self, ms: int) -> str:
+        return rfc3339(self.views.now_ms() - ms)
+
+    async def _raise(self, alert: Alert) -> None:
+        row = AuditDraft(
+            kind=AUDIT_KIND,
+            decision="raise",
+            code=alert.kind.value,
+            # An alert answers no request: the column names the alert instead.
+            request_id=clean_text(alert.id, _TEXT_MAX),
+            note=clean_text(alert.text, _TEXT_MAX),
+            **{name: getattr(alert, name) for name in _PASSED_ON},
+        )
+        await self._record(f"alert|{alert.id}", 1, row)
+
+    async def _deliver(self, row: Record, sender: Sender) -> None:
+        key = f"alert|{row['request_id']}|{sender.name}"
+        tried = await self._take(key)
+        if tried is None:
+            return
+        if tried >= 0:
+            failure = await sender.send(self._body(row))
+            if failure is not None and tried + 1 < TRIES_MAX:
+                return
+            await self._note(key, row, sender, failure)
+        self._over.add((row["request_id"], sender.name))
+
+    async def _take(self, key: str) -> int | None:
+        """Take one delivery: return how often it was tried; -1 it is over, None not due yet."""
+
+        def step(snapshot: Snapshot) -> tuple[int | None, Changes]:
+            delivery = snapshot.delivery(key)
+            if delivery.tries >= TRIES_MAX:
+                return -1, Changes()
+            wait = min(BACKOFF_FIRST_MS << max(delivery.tries - 1, 0), BACKOFF_MAX_MS)
+            if delivery.tries and snapshot.now < delivery.last_tried_at + wait:
+                return None, Changes()
+            taken = Delivery(key, tries=delivery.tries + 1, last_tried_at=snapshot.now)
+            return delivery.tries, Changes(deliveries=(taken,))
+
+        return await self.views.ledger.transact(lambda _: Refs(deliveries=frozenset({key})), step)
+
+    async def _note(self, key: str, row: Record, sender: Sender, failure: str | None) -> None:
+        note = AuditDraft(
+            kind=AUDIT_KIND,
+            decision="deliver" if failure is None else "give_up",
+            request_id=row["request_id"],
+            key_id=row["key_id"],
+            operation_id=row["operation_id"],
+            note=clean_text(f"{sender.name}: {failure or 'taken'}", _TEXT_MAX),
+        )
+        await self._record(key, _DELIVERED, note)
+
+    async def _record(self, key: str, tries: int, row: AuditDraft) -> None:
+        """Write `row` with its delivery; what any process has raised is not raised again."""
+
+        def step(snapshot: Snapshot) -> tuple[None, Changes]:
+            if tries == 1 and snapshot.delivery(key).tries:
+                return None, Changes()
+            delivery = Delivery(key, tries=tries, last_tried_at=snapshot.now)
+            return None, Changes(deliveries=(delivery,), audit=(row,))
+
+        await self.views.ledger.transact(lambda _: Refs(deliveries=frozenset({key})), step)
+
+    def _body(self, row: Record) -> bytes:
+        settings, operation_id = self.views.ledger.settings, row["operation_id"]
+        linked = self.page_url is not None and operation_id is not None
+        document = {
+            "id": row["request_id"],
+            "kind": row["code"],
+            "text": row["note"],
+            "time": row["time"],
+            "account": settings.account,
+            "mode": settings.mode,
+            "link": f"{self.page_url}/operations/{operation_id}" if linked else None,
+            **{name: row[name] for name in _PASSED_ON},
+        }
+        return json.dumps(document, separators=(",", ":")).encode("ascii")
+
+
+def raised(views: Views, since: str, most: int) -> Iterator[Record]:
+    """Yield the alerts raised since then (RFC 3339), at most `most` of a kind, oldest of it first.
+
+    Raises: LedgerUnavailableError.
+    """
+    for kind in Kind:
+        rows = views.audit(most, code=kind.value, since=since)
+        yield from (row for row in rows[::-1] if row["decision"] == "raise")

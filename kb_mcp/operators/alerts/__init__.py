@@ -1,1 +1,0 @@
-"""Alerts: what is worth telling a person, and how it is told."""
