@@ -122,17 +122,16 @@ async def grant_add(
 
     Example: kb-mcp grants add --issuer https://idp.example --match sub=agent-7 --key ID
     """
-    from kb_mcp.operators.actions.grants import NotGrantedError, add_grant, new_grant
+    from kb_mcp.operators.actions.grants import NewGrant, NotGrantedError, add_grant
     from kb_mcp.proxy.access.grants import MatchError
     from kb_mcp.proxy.edge.records import grant_record
     from kb_mcp.serving.machine import random_bytes
 
-    try:
-        wanted = new_grant(issuer, matches, key_id, label)
-    except MatchError as error:
-        raise click.BadParameter(f"{error}.") from None
+    wanted = NewGrant(issuer, matches, key_id, label)
     try:
         grant = await add_grant(opened.store.ledger, wanted, random_bytes, OPERATOR)
+    except MatchError as error:
+        raise click.BadParameter(f"{error}.") from None
     except NotGrantedError as error:
         raise Failure(str(error), "`kb-mcp grants list` and `keys list` show them.") from None
     if opened.settings.oauth_issuers and issuer not in opened.settings.oauth_issuers:

@@ -6,7 +6,7 @@ Floor: operators, below the dashboard, whose forms call the same acts. Reads are
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from kb_mcp.operators.actions.grants import add_grant, new_grant, remove_grant
+from kb_mcp.operators.actions.grants import NewGrant, add_grant, remove_grant
 from kb_mcp.operators.actions.keys import (
     clean_reason,
     issue_key,
@@ -67,7 +67,7 @@ PREFIX = "/admin/v1"
 Said = Mapping[str, Any]
 Act = Callable[[str, Said, str], Awaitable[Record]]
 Rows = Sequence[Record | Spend]
-Endpoint = Callable[[Request], Awaitable[Response]]
+Query = Mapping[str, str]
 # Whose record is new: a key with its token, or a grant.
 _MAKING = frozenset({"/keys", "/keys/{id}/rotate", "/grants"})
 
@@ -139,7 +139,7 @@ class Acts:
 
     async def grant_to(self, body: GrantBody, matches: Sequence[str], operator: str) -> Record:
         """Add the grant that `body` describes, for `matches` like `sub=agent-*`."""
-        wanted = new_grant(body.issuer, matches, body.key_id, clean_reason(body.label))
+        wanted = NewGrant(body.issuer, matches, body.key_id, clean_reason(body.label))
         grant = await add_grant(self.views.ledger, wanted, self.random_bytes, operator)
         return grant_record(grant)
 
@@ -202,6 +202,34 @@ class Acts:
         return await self.views.operation(outcome.operation.id)
 
 
+async def _spend(views: Views, query: Query) -> Rows:
+    day = read_day(query, views.now_ms())
+    return await (views.spend_of(day, query["key"]) if "key" in query else views.spend(day))
+
+
+async def _audit(views: Views, query: Query) -> Rows:
+    span = {name: read_moment(query, name, views.now_ms()) for name in ("since", "until")}
+    filters = {name: query.get(name) for name in AUDIT_FILTERS}
+    return views.audit(read_limit(query), **filters, **span)
+
+
+# What is read: the filters of each list, and the list.
+_LISTS: dict[str, tuple[Collection[str], Callable[[Views, Query], Awaitable[Rows]]]] = {
+    "/keys": ((), lambda views, _: views.keys()),
+    "/operations": (
+        (*OPERATION_FILTERS, "limit"),
+        lambda views, query: views.operations(read_limit(query), **operation_filters(query)),
+    ),
+    "/spend": (("key", "day"), _spend),
+    "/audit": ((*AUDIT_FILTERS, "since", "until", "limit"), _audit),
+    "/approvals": (
+        ("state", "limit"),
+        lambda views, query: views.approvals(read_limit(query), query.get("state")),
+    ),
+    "/grants": ((), lambda views, _: views.grants()),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class AdminApi:
     """Serves `/admin/v1`: the acts, and the lists that they change."""
@@ -209,94 +237,42 @@ class AdminApi:
     acts: Acts
     access: Access
 
-    @property
-    def _views(self) -> Views:
-        return self.acts.views
-
     def routes(self) -> list[Route]:
         """Return the routes, each behind an operator's token."""
-        shown: dict[str, Callable[[Request], Awaitable[Record | Rows]]] = {
-            "/keys": self.keys,
-            "/keys/{id}": self.key,
-            "/operations": self.operations,
-            "/operations/{id}": self.operation,
-            "/spend": self.spend,
-            "/audit": self.audit,
-            "/approvals": self.approvals,
-            "/grants": self.grants,
-        }
+        views = self.acts.views
+        one = {"/keys/{id}": views.key, "/operations/{id}": views.operation}
+        read = [
+            *((path, partial(self._list, *found)) for path, found in _LISTS.items()),
+            *((path, partial(self._show, show)) for path, show in one.items()),
+        ]
+        done = ((path, partial(self._do, path, act)) for path, act in self.acts.table().items())
         return [
-            *(Route(PREFIX + path, self._showing(show), methods=["GET"])
-              for path, show in shown.items()),
-            *(Route(PREFIX + path, self._doing(act, 201 if path in _MAKING else 200),
-                    methods=["POST"]) for path, act in self.acts.table().items()),
-        ]  # fmt: skip
+            Route(PREFIX + path, answer, methods=[method])
+            for method, table in (("GET", read), ("POST", done))
+            for path, answer in table
+        ]
 
-    async def keys(self, request: Request) -> Rows:
-        """Return every key."""
-        read_query(request, ())
-        return await self._views.keys()
+    async def _list(
+        self,
+        names: Collection[str],
+        found: Callable[[Views, Query], Awaitable[Rows]],
+        request: Request,
+    ) -> Response:
+        self.access.bearer(request)
+        data = await found(self.acts.views, read_query(request, names))
+        # A list may be of ten thousand keys: msgspec takes a tenth of the time for it.
+        body = msgspec.json.encode({"object": "list", "data": data})
+        return Response(body, media_type="application/json")
 
-    async def key(self, request: Request) -> Record:
-        """Return one key."""
-        return await self._views.key(request.path_params["id"])
+    async def _show(self, show: Callable[[str], Awaitable[Record]], request: Request) -> Response:
+        self.access.bearer(request)
+        return JSONResponse(await show(request.path_params["id"]))
 
-    async def operations(self, request: Request) -> Rows:
-        """Return matching operations, newest first."""
-        query = read_query(request, (*OPERATION_FILTERS, "limit"))
-        return await self._views.operations(read_limit(query), **operation_filters(query))
-
-    async def operation(self, request: Request) -> Record:
-        """Return one operation."""
-        return await self._views.operation(request.path_params["id"])
-
-    async def spend(self, request: Request) -> Rows:
-        """Return spend against cap."""
-        query = read_query(request, ("key", "day"))
-        day = read_day(query, self._views.now_ms())
-        if "key" in query:
-            return await self._views.spend_of(day, query["key"])
-        return await self._views.spend(day)
-
-    async def audit(self, request: Request) -> Rows:
-        """Return matching audit rows, newest first."""
-        query = read_query(request, (*AUDIT_FILTERS, "since", "until", "limit"))
-        now = self._views.now_ms()
-        span = {name: read_moment(query, name, now) for name in ("since", "until")}
-        filters = {name: query.get(name) for name in AUDIT_FILTERS}
-        return self._views.audit(read_limit(query), **filters, **span)
-
-    async def approvals(self, request: Request) -> Rows:
-        """Return approvals, newest first."""
-        query = read_query(request, ("state", "limit"))
-        return await self._views.approvals(read_limit(query), query.get("state"))
-
-    async def grants(self, request: Request) -> Rows:
-        """Return every grant that is not removed."""
-        read_query(request, ())
-        return await self._views.grants()
-
-    def _showing(self, show: Callable[[Request], Awaitable[Record | Rows]]) -> Endpoint:
-        async def endpoint(request: Request) -> Response:
-            self.access.bearer(request)
-            found = await show(request)
-            if isinstance(found, dict):
-                return JSONResponse(found)
-            # A list may be of ten thousand keys: msgspec takes a tenth of the time for it.
-            body = msgspec.json.encode({"object": "list", "data": found})
-            return Response(body, media_type="application/json")
-
-        return endpoint
-
-    def _doing(self, act: Act, status: int) -> Endpoint:
-        async def endpoint(request: Request) -> Response:
-            operator = self.access.bearer(request)
-            said = await read_object(request)
-            return JSONResponse(
-                await act(request.path_params.get("id", ""), said, operator), status
-            )
-
-        return endpoint
+    async def _do(self, path: str, act: Act, request: Request) -> Response:
+        operator = self.access.bearer(request)
+        said = await read_object(request)
+        record = await act(request.path_params.get("id", ""), said, operator)
+        return JSONResponse(record, 201 if path in _MAKING else 200)
 
 
 def _reason(text: str, without: str = "Say why.") -> str:

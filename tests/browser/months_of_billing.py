@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from kb_mcp.instants import day_of
-from kb_mcp.operators.actions.grants import add_grant, new_grant
+from kb_mcp.operators.actions.grants import NewGrant, add_grant
 from kb_mcp.operators.actions.keys import NewKey, issue_key
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
@@ -94,6 +94,6 @@ class Billing:
         return Issued(key.id, minted.token)
 
     def _grant(self) -> None:
-        given = new_grant("https://idp.example.com", ["sub=support-*"], self.support.id, "the desk")
+        given = NewGrant("https://idp.example.com", ["sub=support-*"], self.support.id, "the desk")
         ledger = self.in_process.proxy.store.ledger
         self.in_process.run(add_grant(ledger, given, random_bytes, "mira"))

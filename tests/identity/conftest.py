@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kb_mcp.operators.actions.grants import add_grant, new_grant
+from kb_mcp.operators.actions.grants import NewGrant, add_grant
 from kb_mcp.proxy.ledger.records import Grant
 from kb_mcp.serving.machine import random_bytes
 from tests.in_process_proxy import InProcessProxy, Issued
@@ -151,7 +151,7 @@ def key(in_process: InProcessProxy) -> Issued:
 
 def grant(in_process: InProcessProxy, key: Issued, issuer: str, *matches: str) -> Grant:
     """Let identities of `issuer` stand for `key`."""
-    wanted = new_grant(issuer, matches, key.id, None)
+    wanted = NewGrant(issuer, matches, key.id, None)
     ledger = in_process.proxy.store.ledger
     return in_process.run(add_grant(ledger, wanted, random_bytes, "test"))
 

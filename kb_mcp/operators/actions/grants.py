@@ -17,7 +17,6 @@ from kb_mcp.operators.reports.views import NoSuchKeyError
 from kb_mcp.proxy.access.authenticate import newest_key
 from kb_mcp.proxy.access.authorize import refuse_dead_key
 from kb_mcp.proxy.access.grants import (
-    Claims,
     MatchError,
     claims_of,
     overlapping,
@@ -43,22 +42,14 @@ class NoSuchGrantError(Exception):
     """There is no grant with this id."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class NewGrant:
-    """What a grant shall be."""
+    """What a grant shall be, as it is typed; `matches` are texts like `sub=agent-*`."""
 
     issuer: str
-    claims: Claims
-    key_id: KeyId
+    matches: Sequence[str]
+    key_id: str
     label: str | None = None
-
-
-def new_grant(issuer: str, matches: Sequence[str], key_id: str, label: str | None) -> NewGrant:
-    """Read what a grant shall be. Raises: MatchError."""
-    if not is_address(issuer):
-        raise MatchError("an issuer is an http(s) address, as `iss` in its tokens writes it")
-    note = None if label is None else clean_text(label, LABEL_MAX)
-    return NewGrant(issuer=issuer, claims=read_matches(matches), key_id=KeyId(key_id), label=note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +71,11 @@ async def find_problems(
         key = await newest_key(ledger, grant)
         refusal = None if key is None else refuse_dead_key(key, now)
         if key is None or refusal is not None:
-            how = (
-                "revoked"
-                if refusal is None or refusal.code is Code.VAULT_KEY_REVOKED
-                else "expired"
-            )
+            expired = refusal is not None and refusal.code is not Code.VAULT_KEY_REVOKED
             problems.append(
-                f"{grant.id} stands for the vault key {grant.key_id}, which is {how}: {undo}, and "
-                "`kb-mcp grants add` with a key that serves"
+                f"{grant.id} stands for the vault key {grant.key_id}, which is "
+                f"{'expired' if expired else 'revoked'}: {undo}, and `kb-mcp grants add` with a "
+                "key that serves"
             )
         if grant.issuer not in issuers:
             problems.append(
@@ -102,13 +90,16 @@ async def add_grant(
 ) -> Grant:
     """Let the identities that `wanted` names stand for its vault key.
 
-    Raises: NoSuchKeyError, NotGrantedError.
+    Raises: MatchError, NoSuchKeyError, NotGrantedError.
     """
-    refs = Refs(keys=frozenset({wanted.key_id}), issuers=frozenset({wanted.issuer}))
+    if not is_address(wanted.issuer):
+        raise MatchError("an issuer is an http(s) address, as `iss` in its tokens writes it")
+    claims, key_id = read_matches(wanted.matches), KeyId(wanted.key_id)
+    refs = Refs(keys=frozenset({key_id}), issuers=frozenset({wanted.issuer}))
     grant_id = f"grt_{random_bytes(ID_BYTES).hex()}"
 
     def step(snapshot: Snapshot) -> tuple[Grant, Changes]:
-        key = snapshot.keys.get(wanted.key_id)
+        key = snapshot.keys.get(key_id)
         if key is None:
             raise NoSuchKeyError(wanted.key_id)
         if refuse_dead_key(key, snapshot.now) is not None:
@@ -120,15 +111,15 @@ async def add_grant(
             for grant in snapshot.grants.values()
             if grant.issuer == wanted.issuer and grant.removed_at is None
         ]
-        other = overlapping(standing, wanted.claims)
+        other = overlapping(standing, claims)
         if other is not None:
             raise NotGrantedError(f"grant {other.id} matches some of the same identities")
         grant = Grant(
             id=grant_id,
             issuer=wanted.issuer,
-            claims=write_claims(wanted.claims),
+            claims=write_claims(claims),
             key_id=key.id,
-            label=wanted.label,
+            label=None if wanted.label is None else clean_text(wanted.label, LABEL_MAX),
             created_at=snapshot.now,
         )
         return grant, Changes(grants=(grant,), audit=(_row("grant_add", grant, operator),))
@@ -155,13 +146,9 @@ async def remove_grant(
         return grant, Changes(grants=(grant,), audit=(_row("grant_remove", grant, operator),))
 
     grant = await ledger.transact(lambda _: refs, step)
-    lineage = await _lineage(ledger, grant)
-    return Removed(grant, *await await_sends(records, lineage, wait_s))
-
-
-async def _lineage(ledger: Ledger, grant: Grant) -> str:
     found = await ledger.find_key(grant.key_id)
-    return "" if found is None else found[0].lineage_id
+    lineage = "" if found is None else found[0].lineage_id
+    return Removed(grant, *await await_sends(records, lineage, wait_s))
 
 
 def _row(decision: str, grant: Grant, operator: str) -> AuditDraft:
