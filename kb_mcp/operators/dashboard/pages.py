@@ -261,8 +261,8 @@ class Pages:
         labels = await self._labels([found, *trail, *asked, *refunds])
         return self._page(
             visit,
-            "operation.html",
             "refunds" if found["kind"] == "refund" else "operations",
+            "operation.html",
             operation=found,
             approvals=[each for each in asked if each["state"] == "pending"],
             refunds=refunds,
