@@ -26,6 +26,7 @@ from tests.faults.simulation import CEILINGS, DAY_MS, REFUND_CEILINGS, Key, Simu
 
 SHARE = 0.4  # of the seeds have them
 REDATED = ("next_read_at", "voided_at", "lease_until")
+OVER_MS = 15 * 60_000  # since it changed last: its send and the grace are over
 OVERLAPS_MS = (0, 60_000, DAY_MS)
 Act = Callable[[Simulation, Process], Awaitable[object]]
 
@@ -130,7 +131,10 @@ async def void(simulation: Simulation, process: Process) -> object:
 
 
 async def resolve(simulation: Simulation, process: Process) -> object:
-    """Settle an operation with its own charge, or with one that is not."""
+    """Settle an operation with its own charge, or with one that is not.
+
+    What people made by hand is named for it once its own request cannot arrive any more.
+    """
     found = await _some(simulation, process, State.UNKNOWN, State.VOIDED, State.FAILED)
     account = simulation.stripe.account
     made = account.charges if found is None or found.gives_back is None else account.refunds
@@ -138,6 +142,8 @@ async def resolve(simulation: Simulation, process: Process) -> object:
         return None
     own = [each for each in made if each.operation == found.id]
     named = simulation.aside.choice(own or list(made))
+    if not named.operation and simulation.stripe.now_ms < found.updated_at + OVER_MS:
+        return None
     return await _acts(process).resolve(found, named.id, By("ann", "seen"))
 
 

@@ -167,6 +167,8 @@ def check_refund_answer(
         made = found[0].fields | {"charge": found[0].charge.id}
         for name in ("charge", "amount", "metadata[reference]"):
             said = form.get(name)
+            if name == "metadata[reference]" and not found[0].operation:
+                continue  # an operator named what people made by hand: it bears no reference
             # Without an amount it is what was left when the first such call was decided.
             if made.get(name) != said and not (name == "amount" and said is None):
                 return f"call {call} asked for {dict(form)}, was answered {made}"
