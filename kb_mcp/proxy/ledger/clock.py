@@ -300,6 +300,11 @@ class StoreClock:
         if dispute:
             now, latest, turning = self._disputed(steady, host, stripe)
             return Told(now, latest, dispute, turning, doubt=doubt)
+        ahead_ms = self._since_certain(steady) - certain
+        if agreed and self._carried is not None and ahead_ms > AGREE_MS and not on_purpose:
+            # Stripe and host agree again, and less time has passed than the boot clock says: what
+            # was certain before was as much ahead.
+            doubt = Doubt(mark - ahead_ms, mark).joined(doubt)
         now = max(certain, mark)
         return Told(
             now, now, agreed=agreed, alone=certain == host and not agreed, doubt=doubt,

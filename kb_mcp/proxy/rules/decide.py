@@ -216,6 +216,9 @@ def _unsettled(
 def _voided(snapshot: Snapshot, command: Command, operation: Operation, *, same: bool) -> Decision:
     attempt = snapshot.attempt(operation)
     if not operation.live:
+        if operation.next_read_at is not None and snapshot.now >= operation.next_read_at:
+            # The last look at Stripe's list is due, and comes before a new key.
+            return Look(operation)
         # Freed by an operator's word, which may be wrong: while Stripe remembers the key it stays.
         keep = kept(snapshot, attempt) if same else None
         if isinstance(keep, Refusal):

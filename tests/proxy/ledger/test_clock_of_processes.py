@@ -43,3 +43,22 @@ def test_what_one_process_alone_was_certain_of_gives_way_to_what_the_store_holds
     told = host.tell()
     assert told.dispute
     assert told.now == host.ms
+
+
+def test_what_was_written_by_a_time_that_ran_ahead_is_in_doubt_once_the_clocks_agree() -> None:
+    host = Host()
+    host.hear(DAY)
+    host.pass_time(APART_MS)
+    host.hear(DAY)
+    written = host.charge().now
+    assert written == host.ms + DAY  # nothing here knows better
+    host.pass_time(27 * HOUR)
+    host.hear()
+    told = host.charge()
+    assert certain(told)
+    assert told.now == host.ms
+    assert told.doubt is not None
+    assert told.doubt.ahead_ms(written) == DAY
+    host.pass_time(HOUR)
+    host.hear()
+    assert host.charge().doubt == told.doubt

@@ -272,7 +272,9 @@ def test_what_an_operator_voided_gets_no_new_key_while_the_clocks_disagree() -> 
     one_key = OneKey()
     one_key.end(one_key.ask("june"), LOST)
     lost = one_key.snapshot.operations[FIRST]
-    freed = replace(lost, state=State.VOIDED, held=0, empty_listings=3, lease_owner=None)
+    freed = replace(
+        lost, state=State.VOIDED, held=0, empty_listings=3, lease_owner=None, next_read_at=None
+    )
     one_key.snapshot.operations[FIRST] = freed
     one_key.snapshot.skewed = True
     assert told(one_key.ask("june")) == "ledger_unavailable"
