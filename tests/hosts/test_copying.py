@@ -117,7 +117,11 @@ def test_a_ledger_that_is_served_stops_sending_before_it_is_copied(
     proxy.stop()
     old = f"sqlite:///{tmp_path}/ledger.db"
     embedded.extra |= {"KEYBRAKE_DATABASE_URL": old}
-    for command in (("up", "--port", "0"), ("keys", "list"), ("operations", "list")):
+    for command in (
+        ("up", "--port", "0", "--admin-port", "0", "--sandbox-port", "0"),
+        ("keys", "list"),
+        ("operations", "list"),
+    ):
         done = embedded.command(*command, check=False)
         assert (done.returncode, "was moved to postgresql://127.0.0.1" in done.stderr) == (2, True)
     embedded.extra |= {"KEYBRAKE_DATABASE_URL": database.url}

@@ -114,7 +114,8 @@ def test_hosts_with_another_master_key_are_refused_and_nothing_is_written(
     rows = "SELECT (SELECT count(*) FROM audit), (SELECT count(*) FROM nodes), count(*) FROM facts"
     before = database.query(rows)
     cluster.extra["KEYBRAKE_MASTER_KEY"] = OTHER
-    for command in (("keys", "revoke", key["id"]), ("keys", "list"), ("up", "--port", "0")):
+    up = ("up", "--port", "0", "--admin-port", "0", "--sandbox-port", "0")
+    for command in (("keys", "revoke", key["id"]), ("keys", "list"), up):
         done = cluster.command(*command, check=False)
         assert (done.returncode, "another master key" in done.stderr) == (2, True), done.stderr
     assert database.query(rows) == before
