@@ -214,8 +214,8 @@ REFUNDED: Final = Told(
     before=dict.fromkeys(
         ("succeeded", "pending"), "{money} had been refunded before; nothing was refunded now."
     ),
-    done_before="Only this was refunded, and before. Do not refund again; tell the user. If more "
-    "of the charge is to be refunded, an operator must allow it first.",
+    done_before="This amount was refunded before, and nothing more was refunded now. Do not refund "
+    "again; tell the user. A further refund of this charge must first be allowed by an operator.",
 )
 
 

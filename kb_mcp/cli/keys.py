@@ -236,14 +236,25 @@ def _text_of(file: Path) -> str:
 
 def _with_caps(policy: Policy, what: str) -> str:
     """Return the line that issues a key with caps over time for what `policy` moves."""
-    from kb_mcp.money import CURRENCIES
+    from kb_mcp.money import CURRENCIES, Money, format_money
     from kb_mcp.proxy.access.policy import missing_caps
 
     line = f"kb-mcp keys issue {what}"
+    if what.startswith("--role"):
+        # Caps over time that were given stay: the line is typed as it is.
+        given = {
+            "--daily-cap": policy.caps.daily,
+            "--monthly-cap": policy.caps.monthly,
+            "--per-customer-daily-cap": policy.caps.per_customer_daily,
+            "--refund-daily-cap": policy.refund_caps.daily,
+        }
+        for option, caps in given.items():
+            for code, cap in caps.items():
+                line += f" {option} {format_money(Money(cap, code)).replace(' ', '').lower()}"
     currency = next(iter((*policy.caps.per_charge, *policy.approval_above, "usd")))
     amount = f"1000.00{currency}" if CURRENCIES[currency] == 2 else f"1000{currency}"
-    caps = " ".join(f"{option} {amount}" for option in missing_caps(policy))
-    return f"{line} {caps} (or, to have none: {line} --uncapped)"
+    missing = " ".join(f"{option} {amount}" for option in missing_caps(policy))
+    return f"{line} {missing} (or, to have none: {line} --uncapped)"
 
 
 async def _find(opened: OpenStore, key_id: str) -> tuple[VaultKey, Lineage]:

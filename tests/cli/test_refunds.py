@@ -51,6 +51,14 @@ def test_a_key_that_refunds_without_a_cap_is_issued_only_on_demand(
     machine.run("keys", "issue", "--role", role, *line.split())
 
 
+def test_the_line_to_type_keeps_the_caps_that_were_given(machine: Machine) -> None:
+    given = ("--role", "billing-with-refunds", "--monthly-cap", "200.00usd")
+    told = machine.run("keys", "issue", *given, code=2).stderr
+    line = " ".join((*given, "--refund-daily-cap", "1000.00usd"))
+    assert f"kb-mcp keys issue {line} (or" in told
+    machine.run("keys", "issue", *line.split())
+
+
 def test_caps_and_approvals_of_refunds_are_given_at_issue(machine: Machine) -> None:
     options = ("--refund-daily-cap", "20.00usd", "--refund-approval-above", "9.00usd")
     issued = machine.json("keys", "issue", "--role", "refunds", *options)

@@ -251,8 +251,8 @@ class Views:
         asking = {each["key_id"] for each in found if each["state"] in {"pending", "approved"}}
         keys = {key.id: (key, of) for key, of in await self.records.keys_by_id(sorted(asking))}
         for each in found:
-            asker = keys.get(each["key_id"])
-            each["blocked_by"] = None if asker is None else _blocked_by(each, *asker, now)
+            open_one = each["state"] in {"pending", "approved"} and each["key_id"] in keys
+            each["blocked_by"] = _blocked_by(each, *keys[each["key_id"]], now) if open_one else None
         return found
 
     async def _operation(self, operation_id: str) -> tuple[Operation, list[Attempt]]:
