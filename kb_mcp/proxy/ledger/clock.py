@@ -225,8 +225,10 @@ class StoreClock:
         if self._boot_id:
             # The word is about the clock as it is: one that is set later is not what was meant.
             facts[BOOT] = f"{self._boot_id} {self._steady_ms()} {host_ms}"
-        if host_ms < stored.mark:
-            facts[DOUBT] = Doubt(host_ms, stored.mark).joined(stored.doubt).text
+        carried = self._carried_over(stored)
+        since = stored.mark if carried is None else max(stored.mark, self._steady_ms() + carried)
+        if since > host_ms + AGREE_MS:
+            facts[DOUBT] = _dated_ahead(stored.mark, since - host_ms).joined(stored.doubt).text
         return facts
 
     def may_be_ahead_ms(self, at_ms: int) -> int:
@@ -293,18 +295,17 @@ class StoreClock:
         elif not agreed:
             dispute = self._why_not_alone(host, steady)
         on_purpose = abs(host - self._plain_ms()) >= ON_PURPOSE_MS
+        ahead_ms = self._since_certain(steady) - certain
         if not dispute and certain < mark - AGREE_MS and not on_purpose:
             behind_s = (mark - certain) // 1000
             dispute = f"the latest time that the store has seen is {behind_s} s ahead"
-            doubt = Doubt(certain, mark).joined(doubt)
+            doubt = _dated_ahead(mark, ahead_ms).joined(doubt)
         if dispute:
             now, latest, turning = self._disputed(steady, host, stripe)
             return Told(now, latest, dispute, turning, doubt=doubt)
-        ahead_ms = self._since_certain(steady) - certain
         if agreed and self._carried is not None and ahead_ms > AGREE_MS and not on_purpose:
-            # Stripe and host agree again, and less time has passed than the boot clock says: what
-            # was certain before was as much ahead.
-            doubt = Doubt(mark - ahead_ms, mark).joined(doubt)
+            # Stripe and host agree again, and less time has passed than the boot clock says.
+            doubt = _dated_ahead(mark, ahead_ms).joined(doubt)
         now = max(certain, mark)
         return Told(
             now, now, agreed=agreed, alone=certain == host and not agreed, doubt=doubt,
@@ -378,6 +379,14 @@ class StoreClock:
     def _host_rules(self) -> bool:
         """Say whether an operator said that the host's clock is right."""
         return self._confirmed.isdigit()
+
+
+def _dated_ahead(mark: int, ahead_ms: int) -> Doubt:
+    """Return the times until `mark` that a clock wrote which was ahead by `ahead_ms`.
+
+    That is what the boot clock says: `mark` itself falls behind as time passes.
+    """
+    return Doubt(mark - ahead_ms, mark)
 
 
 @lru_cache(maxsize=16)

@@ -80,3 +80,18 @@ def test_what_a_confirmed_clock_ahead_of_stripe_writes_may_be_as_much_ahead() ->
     assert host.clock.may_be_ahead_ms(host.ms) >= 26 * HOUR
     host.hear()
     assert host.clock.may_be_ahead_ms(host.ms) == 0
+
+
+def test_a_word_about_a_clock_that_was_ahead_doubts_as_much_as_it_was_ahead_days_later() -> None:
+    host = Host()
+    host.ms += 40 * DAY
+    written = host.charge().now
+    host.pass_time(3 * DAY)
+    host.ms -= 40 * DAY
+    host.hear()
+    doubt = host.tell().doubt
+    assert doubt is not None
+    assert doubt.ahead_ms(written) == 40 * DAY
+    stored = StoredTime.of_facts(host.facts)
+    host.facts |= host.clock.word_of_operator(stored)
+    assert StoredTime.of_facts(host.facts).doubt == doubt
