@@ -57,6 +57,8 @@ def describe_operation(
     if state == "succeeded" and operation.get("final") is False:
         state = "pending"
     status = "unknown" if state == "reserved" else state
+    approval = as_text(operation.get("approval"))
+    told = approval if state == "awaiting_approval" and approval in wording.APPROVALS else state
     amount, currency = as_number(operation.get("amount")), as_text(operation.get("currency"))
     return ChargeStatusResult(
         found=True,
@@ -68,10 +70,10 @@ def describe_operation(
         billing_period=as_text(operation.get("billing_period")),
         created=as_text(operation.get("created_at")),
         livemode=livemode,
-        message=wording.OPERATION_MESSAGES.get(state, wording.OPERATION_MESSAGES["unknown"]).format(
+        message=wording.OPERATION_MESSAGES.get(told, wording.OPERATION_MESSAGES["unknown"]).format(
             money=_money(amount, currency)
         ),
-        next_step=wording.status_step(status),
+        next_step=wording.status_step(told if told in wording.APPROVALS else status),
     )
 
 

@@ -31,6 +31,8 @@ LOOKUP_FAILED: Final = "The look-up failed. This says nothing about whether a ch
 NOTHING_DONE: Final = "Nothing was done."
 CORRECT: Final = "Correct the arguments from what the user said; ask the user for what is missing."
 USE_ANOTHER: Final = "Use one of the tools that are listed."
+# What an operator may have said of a charge that waits.
+APPROVALS: Final = frozenset({"approved", "denied", "expired"})
 LATER: Final = "Tell the user that billing is not available at the moment."
 
 LAPSED: Final = "The authorisation of this charge expired, and no money moved."
@@ -49,6 +51,9 @@ OPERATION_MESSAGES: Final[Mapping[str, str]] = MappingProxyType(
         "unknown": "A charge of {money} was sent, and its outcome is not known yet.",
         "reserved": "A charge of {money} is under way, and may have been sent.",
         "awaiting_approval": "A charge of {money} waits for an operator's approval.",
+        "approved": "A charge of {money} was approved by an operator, and is not made yet.",
+        "denied": "A charge of {money} was denied by an operator. Nothing was charged.",
+        "expired": "A charge of {money} waited for an approval that expired. Nothing was charged.",
         "voided": "A charge of {money} was asked for and never happened.",
     }
 )
@@ -98,6 +103,10 @@ STATUS_STEPS: Final[Mapping[str, str]] = MappingProxyType(
         "unknown": "Do not charge again. Ask charge_status again in a few minutes.",
         "reserved": "Do not charge again. Ask charge_status again in a few minutes.",
         "awaiting_approval": "Do not charge again. An operator has to approve it first.",
+        "approved": "Make the same call of charge once more, with nothing changed.",
+        "denied": "Do not charge. Tell the user that an operator denied it.",
+        "expired": "Tell the user. Charge only if the user asks for it: it then waits for an "
+        "operator again.",
         "voided": "No money moved. Tell the user; charge only if the user asks for it.",
         "refused": "Tell the user that this cannot be looked up here. Do not charge because of it.",
         "another_bill": "Do not charge because of it. Ask again with charge_id alone, or with "

@@ -54,13 +54,10 @@ async def list_(
 
     Example: kb-mcp operations list --customer cus_Abc123 --limit 20
     """
-    from kb_mcp.proxy.edge.records import operation_record
-
     wanted = {"state": state, "customer_id": customer, "billing_period": _label(period)}
     filters = {name: value for name, value in wanted.items() if value is not None}
-    found = await opened.store.records.operations(limit=limit, **filters)
     print_list(
-        [operation_record(*each) for each in found],
+        await opened.views.operations(limit, **filters),
         COLUMNS,
         as_json=as_json,
         empty="No operations.",
@@ -235,9 +232,8 @@ def _act(
 
 
 async def _shown(opened: OpenStore, operation_id: str) -> dict[str, Any]:
-    from kb_mcp.proxy.edge.records import operation_record
-
-    return operation_record(*await _find(opened, operation_id))
+    await _find(opened, operation_id)
+    return await opened.views.operation(operation_id)
 
 
 async def _find(opened: OpenStore, operation_id: str) -> tuple[Operation, list[Attempt]]:

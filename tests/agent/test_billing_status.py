@@ -45,3 +45,29 @@ def test_a_charge_that_does_not_say_its_period_contradicts_none(
     )
 
     assert billing.charge_status(asked, NOBODY).found
+
+
+@pytest.mark.parametrize(
+    ("approval", "said", "step"),
+    [
+        ("pending", "waits for an operator's approval", "Do not charge again"),
+        ("approved", "was approved by an operator", "Make the same call of charge once more"),
+        ("denied", "was denied by an operator", "Do not charge."),
+        ("expired", "approval that expired", "Charge only if the user asks for it"),
+    ],
+)
+def test_what_an_operator_said_of_a_charge_that_waits_is_told(
+    proxy: StubProxy, billing: Billing, approval: str, said: str, step: str
+) -> None:
+    entry = {
+        "state": "awaiting_approval", "approval": approval, "amount": 2900, "currency": "usd",
+    }  # fmt: skip
+    proxy.on("GET /keybrake/v1/operations", Says(200, {"data": [entry]}))
+
+    found = billing.charge_status(
+        ChargeStatusArguments(customer_id="cus_Abc123", billing_period="2026-06"), NOBODY
+    )
+
+    assert found.status == "awaiting_approval"
+    assert said in found.message
+    assert step in found.next_step

@@ -136,6 +136,8 @@ def _call(
         case "join":
             return f"{asked}, while it was under way; waited for its outcome.", "plain"
         case _ if row["code"] == "approval_required":
+            if (row["note"] or "").endswith(", denied"):
+                return f"{asked}, after the denial. Nothing was sent.", "bad"
             return f"{asked}: {money} need an operator's approval. Nothing was sent.", "wait"
         case _:
             return f"{asked} and refused: {row['code']}. Nothing was sent.", "bad"

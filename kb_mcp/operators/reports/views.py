@@ -20,7 +20,7 @@ from kb_mcp.proxy.edge.records import (
     Spend,
     grant_record,
     key_record,
-    operation_record,
+    operation_records,
     spend,
     spend_records,
 )
@@ -31,7 +31,6 @@ from kb_mcp.proxy.ledger.records import (
     KeyId,
     Lineage,
     Operation,
-    OperationId,
     VaultKey,
 )
 from kb_mcp.proxy.ledger.windows import REFUNDS
@@ -56,12 +55,10 @@ class NoSuchOperationError(Exception):
 
 def approval_record(approval: Approval, now: int) -> Record:
     """Return an approval with the request it is about; past its end it is `expired`."""
-    state, invoice = approval.state, approval.endpoint.startswith("POST /v1/invoices/")
-    if state in {"pending", "approved"} and approval.expires_at <= now:
-        state = "expired"
+    invoice = approval.endpoint.startswith("POST /v1/invoices/")
     return {
         "id": approval.id,
-        "state": state,
+        "state": approval.state_at(now),
         "operation_id": approval.operation_id,
         "key_id": approval.key_id,
         "lineage": approval.lineage_id,
@@ -127,15 +124,17 @@ class Views:
             counts[each.status] += each.count
         return counts
 
-    async def operations(self, limit: int, **filters: str | None) -> list[Record]:
+    async def operations(self, limit: int | None, **filters: str | None) -> list[Record]:
         """Return matching operations, newest first."""
         given = {name: value for name, value in filters.items() if value}
         found = await self.records.operations(limit=limit, **given)
-        return [operation_record(*each) for each in found]
+        return await operation_records(self.records, found, self.now_ms())
 
     async def operation(self, operation_id: str) -> Record:
         """Return one operation."""
-        return operation_record(*await self._operation(operation_id))
+        found = [await self._operation(operation_id)]
+        (record,) = await operation_records(self.records, found, self.now_ms())
+        return record
 
     async def operations_by(
         self,
@@ -157,8 +156,9 @@ class Views:
         for start in range(0, len(ids), limit):
             some = ids[start : start + limit]
             matching = await self.records.operations(limit=None, ids=some, **given)
-            records = {each[0].id: operation_record(*each) for each in matching}
-            found += [records[OperationId(each)] for each in some if each in records]
+            shown = await operation_records(self.records, matching, self.now_ms())
+            records = {each["id"]: each for each in shown}
+            found += [records[each] for each in some if each in records]
             if len(found) >= limit:
                 break
         return found[:limit]

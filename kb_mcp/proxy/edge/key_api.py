@@ -23,7 +23,7 @@ from kb_mcp.proxy.access.grants import check_scopes
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.pipeline import RequestPipeline, subject_of
-from kb_mcp.proxy.edge.records import Record, key_record, operation_record, spend_records
+from kb_mcp.proxy.edge.records import Record, key_record, operation_records, spend_records
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, note
 from kb_mcp.proxy.ledger.records import HOLDING, AuditDraft, Operation, OperationId
@@ -137,12 +137,13 @@ class KeyApi:
         customers = {operation.customer for operation, _ in found}
         policy = admitted.policy
         visible = {each for each in customers if await self.pipeline.may_touch(policy, each)}
-        data = [
-            operation_record(operation, attempts)
+        shown = [
+            (operation, attempts)
             for operation, attempts in found
             # What the key has made itself it sees, whatever can be looked up now.
             if operation.customer in visible or operation.lineage_id == admitted.key.lineage_id
         ]
+        data = await operation_records(self.records, shown, self.pipeline.now_ms())
         answer: dict[str, object] = {"object": "list", "data": data}
         if "charge_id" in filters:
             refunds = await self._refunds_of(policy, filters["charge_id"])

@@ -14,7 +14,16 @@ from msgspec import Struct
 from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.access.grants import claims_of
 from kb_mcp.proxy.access.policy import CapRules, Policy, RefundCapRules
-from kb_mcp.proxy.ledger.records import Attempt, Grant, KeyId, Lineage, Operation, VaultKey, Window
+from kb_mcp.proxy.ledger.records import (
+    Attempt,
+    Grant,
+    KeyId,
+    Lineage,
+    Operation,
+    State,
+    VaultKey,
+    Window,
+)
 from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.stores.reads import StoreReads
 
@@ -67,13 +76,31 @@ def _objects_of(operation: Operation, attempts: Iterable[Attempt]) -> Record:
     return {"charge_id": operation.object_id}
 
 
-def operation_record(operation: Operation, attempts: Iterable[Attempt]) -> Record:
-    """Return an operation as commands and APIs show it."""
+async def operation_records(
+    records: StoreReads, found: Iterable[tuple[Operation, list[Attempt]]], now: int
+) -> list[Record]:
+    """Return operations as commands and APIs show them at `now` (ms).
+
+    `approval` is the state of the approval that one waits for, which may be decided by now.
+    Raises: LedgerUnavailableError.
+    """
+    found = list(found)
+    waiting = [each.id for each, _ in found if each.state is State.AWAITING_APPROVAL]
+    asked = await records.approvals_of(waiting) if waiting else []
+    states = {each.id: each.state_at(now) for each in asked}
+    return [operation_record(*each, states.get(each[0].approval_id or "")) for each in found]
+
+
+def operation_record(
+    operation: Operation, attempts: Iterable[Attempt], approval: str | None = None
+) -> Record:
+    """Return an operation; `approval` is the state of the approval that it waits for."""
     attempts = list(attempts)
     return {
         "kind": operation.kind,
         "id": operation.id,
         "state": operation.state.value,
+        "approval": approval,
         "final": operation.final,
         "amount": operation.amount,
         "currency": operation.currency,

@@ -271,7 +271,12 @@ class Approval(Struct, frozen=True, kw_only=True):
 
     def waits(self, now: int) -> bool:
         """Say whether an operator could still decide it at `now` (ms)."""
-        return self.state == "pending" and now < self.expires_at
+        return self.state_at(now) == "pending"
+
+    def state_at(self, now: int) -> str:
+        """Return its state at `now` (ms): past its end it is `expired`."""
+        over = self.state in {"pending", "approved"} and self.expires_at <= now
+        return "expired" if over else self.state
 
 
 class Grant(Struct, frozen=True, kw_only=True):

@@ -264,9 +264,12 @@ def stopped_by(command: Command, decision: Decision) -> tuple[Stopped, ...]:
     )
 
 
-def cap_reached(decision: Decision) -> str | None:
-    """Say which cap refused, in minor units or a count, and what is left of it."""
+def why_refused(decision: Decision) -> str | None:
+    """Say for the audit which cap refused, with what is left, or which approval is wanted.
+
+    Amounts are in minor units.
+    """
     facts = decision.refusal.facts if isinstance(decision, Refuse) else {}
-    return (
-        f"{facts['cap_kind']}: {facts['left']} of {facts['cap']} left" if "cap" in facts else None
-    )
+    if "cap" in facts:
+        return f"{facts['cap_kind']}: {facts['left']} of {facts['cap']} left"
+    return f"{facts['approval']}, {facts['state']}" if "approval" in facts else None

@@ -55,8 +55,8 @@ from kb_mcp.proxy.rules.command import (
     ReadAgain,
     Refuse,
     Replay,
-    cap_reached,
     stopped_by,
+    why_refused,
 )
 from kb_mcp.proxy.rules.duplicates import known_as, may_bill_again, suspect
 from kb_mcp.proxy.rules.follow_ups import decide_follow_up
@@ -334,7 +334,7 @@ def _audited(snapshot: Snapshot, command: Command, decision: Decision) -> Decisi
         kind="decision",
         decision=type(decision).__name__.lower(),
         code=decision.refusal.code.value if isinstance(decision, Refuse) else None,
-        note=cap_reached(decision),
+        note=why_refused(decision),
         amount=money.amount,
         currency=money.currency,
         customer_id=command.reading.customer,

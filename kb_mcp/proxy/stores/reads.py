@@ -173,6 +173,10 @@ class StoreReads(Gauges):
         """Return every approval, newest first."""
         return [Approval(**dict(row)) for row in await self._ask("every_approval")]
 
+    async def approvals_of(self, ids: Sequence[OperationId]) -> list[Approval]:
+        """Return the approvals that were asked for by these operations."""
+        return [Approval(**dict(row)) for row in await self._ask("approvals_of", ids=list(ids))]
+
     async def grants(self) -> list[Grant]:
         """Return every grant, oldest first, those that were removed too."""
         return [Grant(**dict(row)) for row in await self._ask("every_grant")]

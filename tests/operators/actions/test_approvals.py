@@ -112,6 +112,12 @@ def test_a_denied_bill_stays_refused(operators_app: OperatorsApp, decide: Decide
     meta: dict[str, object] = {"io.modelcontextprotocol/clientCapabilities": {}}
     told = operators_app.in_process.charge_over_mcp(key, meta).json()["result"]
     assert "an operator denied this charge" in told["structuredContent"]["next_step"]
+    (shown,) = operators_app.api("GET", "/operations").json()["data"]
+    assert (shown["state"], shown["approval"]) == ("awaiting_approval", "denied")
+    operators_app.log_in()
+    page = operators_app.browser.get(f"/operations/{shown['id']}").text
+    assert "approval denied" in page
+    assert "after the denial. Nothing was sent." in page
     assert operators_app.in_process.charges() == []
 
 
