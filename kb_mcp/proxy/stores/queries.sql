@@ -126,11 +126,14 @@ UPDATE operations SET voided_at = :now, next_read_at = :now + 90000000
 -- name: redate_leases
 -- Who sends or reads right now keeps its lease, which is two minutes at most.
 UPDATE operations SET lease_until = :now + 120000
- WHERE state <> 'succeeded' AND lease_until > :now + 120000
+ WHERE lease_until > :now + 120000 AND id IN (
+    SELECT id FROM operations WHERE state IN ('reserved', 'unknown', 'voided') AND state <> 'succeeded'
+    UNION SELECT id FROM operations WHERE next_read_at IS NOT NULL)
 
 -- name: redate_sends
 UPDATE attempts SET last_sent_at = :now WHERE last_sent_at > :now AND operation_id IN (
-    SELECT id FROM operations WHERE state IN ('reserved', 'unknown', 'voided') AND state <> 'succeeded')
+    SELECT id FROM operations WHERE state IN ('reserved', 'unknown', 'voided') AND state <> 'succeeded'
+    UNION SELECT id FROM operations WHERE next_read_at IS NOT NULL)
 
 -- name: refunds_to_watch
 SELECT id FROM operations WHERE refund_read_at <= :now

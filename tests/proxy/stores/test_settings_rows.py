@@ -109,9 +109,11 @@ def test_what_was_dated_later_than_an_operator_says_it_is_is_dated_now(
         operation(2, **held, next_read_at=now - 5, lease_until=soon),
         operation(3, state=State.VOIDED, voided_at=ahead, next_read_at=ahead, empty_listings=1),
         operation(4, next_read_at=None),
+        operation(5, final=False, lease_owner="gone", next_read_at=ahead, lease_until=ahead),
     )
     sends = (attempt(1, last_sent_at=ahead), attempt(2, last_sent_at=now - 9),
-             attempt(3, last_sent_at=ahead), attempt(4, last_sent_at=ahead))  # fmt: skip
+             attempt(3, last_sent_at=ahead), attempt(4, last_sent_at=ahead),
+             attempt(5, last_sent_at=ahead))  # fmt: skip
     run(write(store, Changes(operations=rows, attempts=sends)))
     admin = store.open_store_admin()
     admin.confirm_clock({"clock_confirmed": str(now)}, now)
@@ -127,6 +129,7 @@ def test_what_was_dated_later_than_an_operator_says_it_is_is_dated_now(
         2: (now - 5, soon, None),
         3: (now + 25 * HOUR_MS, rows[2].lease_until, now),
         4: (None, rows[3].lease_until, None),
+        5: (now, now + 120_000, None),
     }
     last = [found.attempts[row.id, 1].last_sent_at for row in rows]
-    assert last == [now, now - 9, now, ahead]  # what is settled stays as it was written
+    assert last == [now, now - 9, now, ahead, now]  # what is settled stays as it was written
