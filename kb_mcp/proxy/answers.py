@@ -78,7 +78,7 @@ class Answers:
                 # Somebody has read since how it ended; an answer that lay in the line is older.
                 return _stored(operation)
             case Made() if operation.object_id == proof.object_id:
-                return _passed(operation, attempt, strip_client_secret(proof.body), answer)
+                return _passed(operation, attempt, proof.body, answer)
             case Declined():
                 return _passed(operation, attempt, proof.body, answer)
             case Rejected() if decided and proof.ours:
@@ -164,7 +164,7 @@ def _passed(operation: Operation, attempt: Attempt, body: bytes, answer: Upstrea
         status = answer.status
         passed = ("request-id", "idempotent-replayed", "stripe-should-retry", "stripe-version")
         headers = {name: answer.headers[name] for name in passed if name in answer.headers}
-    reply = Reply(status, body, headers)
+    reply = Reply(status, strip_client_secret(body), headers)
     return reply.with_headers(Keybrake_Operation=operation.id, Keybrake_Attempt=str(attempt.number))
 
 
@@ -218,7 +218,7 @@ class Reads:
 
     async def customer_metadata(self, customer: str) -> dict[str, str] | None:
         """Return the metadata of `customer` as Stripe has it, or None where it cannot be had."""
-        found = await self.stripe.body(f"/v1/customers/{customer}")
+        found = await self.stripe.body(f"/v1/customers/{customer}", WAITED_FOR_MS)
         metadata = None if found is None else found.get("metadata")
         return metadata if isinstance(metadata, dict) else None
 
@@ -234,7 +234,8 @@ class Reads:
         if answer.status in {401, 403}:
             return refuse(Code.UPSTREAM_REJECTED_KEY)
         if answer.status >= 400:
-            return Reply(answer.status, scrub_error(answer.body, self.upstream_key), headers)
+            scrubbed = scrub_error(strip_client_secret(answer.body), self.upstream_key)
+            return Reply(answer.status, scrubbed, headers)
         asked = customers_to_look_up(admitted.policy, answer.body)
         # More would be a search among customers, which such a key may not see anyway.
         looked_up = asked if len(asked) <= LOOKED_UP_MAX else frozenset()

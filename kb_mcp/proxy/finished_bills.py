@@ -1,6 +1,6 @@
 """Finished bills: a refund that reopened one may fail later, and its stored answer grows old.
 
-Floor: wing B, beside recovery. It reads and never posts. A reopened bill stays open only while its
+Floor: wing B, below recovery. It reads and never posts. A reopened bill stays open only while its
 refund holds, which can fail days after it succeeded: then the charge is paid again, whatever was
 not sent yet in its place must not be sent, and people are told. Stored answers are dropped after 90
 days; a replay then reads the object from Stripe. Only answers of operations that succeeded for good

@@ -17,7 +17,7 @@ from typing import Any, assert_never
 from msgspec.structs import replace
 
 from kb_mcp.proxy.access.authenticate import Admitted
-from kb_mcp.proxy.access.authorize import refuse_dead_key
+from kb_mcp.proxy.access.tokens import refuse_dead_key
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse, scrub_error
@@ -55,12 +55,14 @@ from kb_mcp.proxy.stripe.messages import (
     UpstreamRequest,
     refused,
 )
+from kb_mcp.proxy.stripe.reader import StripeReads
 
 JOIN_WAIT_MS = 10_000
 REQUEST_ID_MAX = 128
 READS_MAX = 5  # of one request: each follows another refund of the same charge
 POLL_MS = 100  # what processes tell each other goes through the store, which tells nobody of it
 INTENTS = "POST /v1/payment_intents"
+PAID = "succeeded"
 _log = logging.getLogger(__name__)
 
 
@@ -201,11 +203,14 @@ class Governor:
         self, admitted: Admitted, command: Command, go: Proceed, deadline_ms: int
     ) -> UpstreamAnswer:
         """Check key and grant once more, directly before the send; then send, once."""
+        # What Stripe is asked first comes before the key is checked, which is to be the last.
         if command.invoice is not None:
-            # Before the key is checked: that is to be the last that happens before the send.
             changed = await self.invoices.changed(command, go.operation)
             if changed is not None:
                 return changed
+        instead = await self.abandoned.cancel_earlier(go, deadline_ms)
+        if instead is not None:
+            return instead
         try:
             found = await self.ledger.find_key(admitted.key.id)
             granted = await self._is_granted(admitted)
@@ -217,9 +222,6 @@ class Governor:
             return NotSent("identity_not_granted")
         if found[1].frozen_at is not None and not go.attempt.path.endswith(CANCEL):
             return NotSent("vault_key_frozen")
-        open_or_paid = await self.abandoned.remaining(go, deadline_ms)
-        if open_or_paid is not None:
-            return open_or_paid
         attempt = go.attempt
         request = UpstreamRequest(
             method=go.operation.route.split(" ")[0],
@@ -359,11 +361,13 @@ class AbandonedIntents:
     """
 
     upstream: Upstream
+    reads: StripeReads
 
-    async def remaining(self, go: Proceed, deadline_ms: int) -> Answered | NotSent | None:
-        """Cancel what earlier attempts left; return why nothing is sent, or None.
+    async def cancel_earlier(self, go: Proceed, deadline_ms: int) -> Answered | NotSent | None:
+        """Cancel the intent of an earlier attempt; return None where the new one may be sent.
 
-        That is the earlier intent where it was paid meanwhile, whoever confirmed it.
+        Else it is what to conclude by: Stripe's answer where that intent was paid meanwhile,
+        whoever confirmed it, or NotSent where it may still be.
         """
         intent = go.operation.object_id
         if go.operation.route != INTENTS or intent is None or go.operation.continued_by(go.attempt):
@@ -373,10 +377,9 @@ class AbandonedIntents:
         request = UpstreamRequest("POST", f"{path}/cancel", b"")
         if _status(await self.upstream.send(request, deadline_ms=deadline_ms)) == CANCELED:
             return None
-        read = UpstreamRequest("GET", path)
         # It may have been canceled before, by somebody else: then Stripe refuses to do it again.
-        answer = await self.upstream.send(read, deadline_ms=deadline_ms)
-        if isinstance(answer, Answered) and _status(answer) == "succeeded":
+        answer = await self.reads.fetch(path, deadline_ms - self.reads.boottime_ms())
+        if isinstance(answer, Answered) and _status(answer) == PAID:
             return answer
         return None if _status(answer) == CANCELED else NotSent("earlier_intent_open")
 

@@ -1,6 +1,6 @@
 """Recovery: finds out what became of operations whose outcome nobody recorded. It never posts.
 
-Floor: wing B, beside the governor. One process leases each operation that is past its send or
+Floor: wing B, above the governor. One process leases each operation that is past its send or
 unknown, walks Stripe's own list, and lets `resolve` say what follows. A walk that ran out of its
 budget goes on in the next pass, so that one operation with a long list never keeps the others from
 being read. What it remembers is in this process alone: after a restart it begins anew, which costs

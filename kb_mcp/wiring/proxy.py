@@ -225,7 +225,7 @@ def _governor(
         clock=store.clock,
         answers=Answers(stripe=stripe, livemode=store.settings.mode == "live"),
         waiters=waiters,
-        abandoned=AbandonedIntents(stripe.upstream),
+        abandoned=AbandonedIntents(stripe.upstream, stripe),
         look=reading.recovery.resolve_one,
         look_at_refund=reading.refund_watch.look,
         read_again=reading.again,

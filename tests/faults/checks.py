@@ -231,7 +231,8 @@ def check_end(
         if not (operation.code == "unmarked_charge" and _may_be(operation, by_hand)):
             yield from _check_operation(operation, mine)
         late = overtaken & {each.attempt for each in marked if each.operation == operation.id}
-        if operation.overshoot and not late:
+        named_by_hand = operation.object_id in {each.id for each in by_hand}
+        if operation.overshoot and not late and not named_by_hand:
             yield f"{operation.id} was voided, though its request came within grace"
     for orphan in paid:
         yield f"Stripe has objects of {orphan}, which the ledger does not know"

@@ -133,7 +133,7 @@ class Process:
             waiters=waiters,
             boottime_ms=boottime_ms,
             upstream_key=UPSTREAM_KEY,
-            abandoned=AbandonedIntents(upstream),
+            abandoned=AbandonedIntents(upstream, stripe),
             look=self.recovery.resolve_one,
             look_at_refund=self.watch.look,
             read_again=charges.again,

@@ -122,6 +122,7 @@ class RefundBooks:
             and _live(each)
             and not self._came_back(charge, each)
             and each.id not in {refund.operation for refund in shown}
+            and each.object_id not in {refund.id for refund in shown}  # an operator said so
         ]
         given = sum(each.amount for each in shown) + sum(each.amount for each in held)
         if given + int(form["amount"]) > charge.taken:

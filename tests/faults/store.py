@@ -24,7 +24,7 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
-from kb_mcp.proxy.stores.group_commit import Item, Means, Queued
+from kb_mcp.proxy.stores.group_commit import Item, LedgerParts, Queued
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
 from tests.faults.loop import SimulatedLoop
@@ -106,7 +106,7 @@ class SimulatedLedger(SqliteLedger):
         chance: Random,
         plan: Callable[[], Plan],
     ) -> None:
-        means = Means(
+        parts = LedgerParts(
             settings=settings,
             clock=clock,
             sealer=Sealer(SEAL_KEY, chance.randbytes),
@@ -114,7 +114,7 @@ class SimulatedLedger(SqliteLedger):
             heads=NoHeads(path, owner, owner, lambda: 0),
             owner=owner,
         )
-        super().__init__(path, means)
+        super().__init__(path, parts)
         self.alive = True
         self.snapshot: Snapshot | None = None
         self.on_death: Callable[[str], None] = lambda _: None

@@ -90,11 +90,11 @@ def test_every_page_is_read_and_a_broken_walk_goes_on_where_it_stopped(
     read: list[str] = []
     get = walk.reads.get
 
-    async def counted(path: str) -> Any:
+    async def counted(path: str, *within_ms: int) -> Any:
         read.append(path)
-        return await get(path)
+        return await get(path, *within_ms)
 
-    monkeypatch.setattr(type(walk.reads), "get", lambda _, path: counted(path))
+    monkeypatch.setattr(type(walk.reads), "get", lambda _, *asked: counted(*asked))
     fault(host, "500_before", "/v1/payment_intents")
     assert run(walk.run(LOOK_BACK_AT_START_MS, resume=True)).why == "Stripe answered 500"
     # Four pages of charges, what was lost once more, and the list that broke off.

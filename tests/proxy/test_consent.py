@@ -297,10 +297,58 @@ def test_a_charge_that_failed_is_not_captured_and_holds_nothing(in_process: InPr
     assert (error_of(declined), failed.state.value) == ("card_declined", "failed")
     in_process.turn_clock(16 * 60)  # the bill itself may be tried again by now
     headers = {"Authorization": f"Bearer {key.token}"}
-    captured = in_process.client.post(f"/v1/charges/{failed.object_id}/capture", headers=headers)
-    assert (captured.status_code, error_of(captured)) == (402, "card_declined")
+    for _ in range(2):
+        captured = in_process.client.post(
+            f"/v1/charges/{failed.object_id}/capture", headers=headers
+        )
+        assert (captured.status_code, error_of(captured)) == (400, "charge_not_capturable")
     after = in_process.operations()[0]
-    assert (after.state.value, after.held, after.attempt) == ("failed", 0, 1)
+    assert (after.state.value, after.held) == ("failed", 0)
+    in_process.recover()
+    assert in_process.operations()[0] == after
+
+
+def test_an_authorisation_that_was_let_go_of_is_not_told_as_captured(
+    in_process: InProcessProxy,
+) -> None:
+    endpoints = ("POST /v1/charges", "POST /v1/charges/*/capture", "POST /v1/charges/*")
+    rules = {"POST /v1/charges": ParameterRule(allowed=("capture",))}
+    key = in_process.issue(Policy(role="collector", allow=endpoints, parameters=rules))
+    made = in_process.charge(key, period="2026-11", capture="false").json()["id"]
+    stripe = {"Authorization": "Bearer rk_test_sandbox"}
+    in_process.stripe.post("/v1/refunds", data={"charge": made}, headers=stripe)
+    in_process.turn_clock(61)
+    in_process.recover()
+    assert in_process.operations()[0].state.value == "failed"
+    headers = {"Authorization": f"Bearer {key.token}"}
+    captured = in_process.client.post(f"/v1/charges/{made}/capture", headers=headers)
+    assert (captured.status_code, error_of(captured)) == (400, "charge_not_capturable")
+    described = in_process.client.post(
+        f"/v1/charges/{made}", data={"description": "let go"}, headers=headers
+    )
+    assert (described.status_code, described.json()["description"]) == (200, "let go")
+    operation = in_process.operations()[0]
+    assert (operation.state.value, operation.held) == ("failed", 0)
+
+
+def test_a_declined_charge_that_waits_for_an_approval_is_not_captured(
+    in_process: InProcessProxy,
+) -> None:
+    base = {"role": "c", "allow": ("POST /v1/charges", "POST /v1/charges/*/capture")}
+    free = in_process.issue(Policy.model_validate(base))
+    asks = in_process.issue(Policy.model_validate({**base, "approval_above": {"usd": 1000}}))
+    bill = {"customer": "cus_Declined", "period": "2026-11"}
+    in_process.charge(free, **bill)
+    charge = in_process.operations()[0].object_id
+    in_process.turn_clock(16 * 60)
+    assert error_of(in_process.charge(asks, **bill)) == "approval_required"
+    for key in (free, asks):
+        headers = {"Authorization": f"Bearer {key.token}"}
+        captured = in_process.client.post(f"/v1/charges/{charge}/capture", headers=headers)
+        assert captured.status_code in {400, 403}
+    assert len(in_process.run(in_process.proxy.store.records.approvals())) == 1
+    operation = in_process.operations()[0]
+    assert (operation.state.value, operation.held) == ("awaiting_approval", 0)
 
 
 def test_the_audit_says_what_refused_and_whose_dead_key_asked(in_process: InProcessProxy) -> None:
@@ -321,4 +369,4 @@ def test_the_audit_says_what_refused_and_whose_dead_key_asked(in_process: InProc
     in_process.run(revoke_key(store.ledger, store.records, KeyId(key.id), None, "test", 0))
     in_process.charge(key, period="2026-08", amount=1500)
     in_process.run(in_process.proxy.app.pipeline.refusal_counts.flush(store.ledger))
-    assert in_process.audit(key=key.id, code="vault_key_revoked")[-1]["note"] == "1 requests"
+    assert in_process.audit(key=key.id, code="vault_key_revoked")[-1]["note"] == "1 request"

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from kb_mcp.proxy.access.policy import Policy
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
 
 INTENTS = "/v1/payment_intents"
@@ -38,6 +39,10 @@ def test_the_secret_is_told_to_nobody(tmp_path: Path) -> None:
         key = in_process.issue("billing-payment-intents")
         for answer in (intend(in_process, key), intend(in_process, key)):
             assert answer.json()["client_secret"] is None
+        bill = {"payment_method": "pm_card_chargeDeclined", "customer": "cus_B2"}
+        for declined in (intend(in_process, key, **bill), intend(in_process, key, **bill)):
+            assert declined.status_code == 402
+            assert declined.json()["error"]["payment_intent"]["client_secret"] is None
 
 
 def test_an_unconfirmed_intent_holds_its_amount_until_it_is_final(tmp_path: Path) -> None:
@@ -150,3 +155,51 @@ def test_no_intent_is_made_while_a_declined_one_cannot_be_cancelled(tmp_path: Pa
             "canceled",
             "requires_payment_method",
         ]
+
+
+STEPS = Policy.model_validate(
+    {
+        "role": "steps",
+        "allow": (
+            "POST /v1/payment_intents",
+            "GET /v1/payment_intents/*",
+            "POST /v1/payment_intents/*/confirm",
+        ),
+    }
+)
+
+
+def confirm(in_process: InProcessProxy, key: Issued, intent: str, card: str) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key.token}"}
+    form = {"payment_method": card}
+    return in_process.client.post(f"{INTENTS}/{intent}/confirm", data=form, headers=headers)
+
+
+def test_a_confirm_that_brought_a_declined_intent_to_life_is_replayed(tmp_path: Path) -> None:
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue(STEPS)
+        intend(in_process, key, payment_method="pm_card_chargeDeclined")
+        (intent,) = intents(in_process)
+        in_process.turn_clock(16 * 60)
+        first, again = (confirm(in_process, key, intent["id"], "pm_card_visa") for _ in range(2))
+        assert (first.json()["status"], again.content) == ("succeeded", first.content)
+        assert again.headers["idempotent-replayed"] == "true"
+        assert in_process.operations()[0].attempt == 2
+
+
+def test_an_intent_whose_confirm_was_declined_and_that_was_then_paid_is_the_bill(
+    tmp_path: Path,
+) -> None:
+    with InProcessProxy(tmp_path) as in_process:
+        key = in_process.issue(STEPS)
+        made = intend(in_process, key, confirm="false", off_session=None).json()["id"]
+        assert confirm(in_process, key, made, "pm_card_chargeDeclined").status_code == 402
+        in_process.turn_clock(16 * 60)
+        headers = {"Authorization": "Bearer rk_test_sandbox"}
+        paid = {"payment_method": "pm_card_visa"}
+        in_process.stripe.post(f"{INTENTS}/{made}/confirm", data=paid, headers=headers)
+        answers = [intend(in_process, key, confirm="false", off_session=None) for _ in range(2)]
+        assert [(each.status_code, each.json()["id"]) for each in answers] == [(200, made)] * 2
+        assert len(intents(in_process)) == 1
+        operation = in_process.operations()[0]
+        assert (operation.state.value, operation.final, operation.held) == ("succeeded", True, 2900)

@@ -15,7 +15,6 @@ from kb_mcp.environment import is_address
 from kb_mcp.operators.actions.keys import await_sends
 from kb_mcp.operators.reports.views import NoSuchKeyError
 from kb_mcp.proxy.access.authenticate import newest_key
-from kb_mcp.proxy.access.authorize import refuse_dead_key
 from kb_mcp.proxy.access.grants import (
     MatchError,
     claims_of,
@@ -23,6 +22,7 @@ from kb_mcp.proxy.access.grants import (
     read_matches,
     write_claims,
 )
+from kb_mcp.proxy.access.tokens import refuse_dead_key
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.errors.refusals import Code
 from kb_mcp.proxy.ledger.port import Ledger

@@ -14,12 +14,11 @@ from functools import lru_cache
 from msgspec import Struct
 from msgspec.structs import replace
 
-from kb_mcp.proxy.access.authorize import refuse_dead_key
 from kb_mcp.proxy.access.grants import find_matching, narrowing
 from kb_mcp.proxy.access.issuers import Identity, Issuers
 from kb_mcp.proxy.access.jwts import looks_like_jwt
 from kb_mcp.proxy.access.policy import Policy
-from kb_mcp.proxy.access.tokens import matches, parse_token
+from kb_mcp.proxy.access.tokens import matches, parse_token, refuse_dead_key
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import Grant, VaultKey

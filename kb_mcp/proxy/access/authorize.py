@@ -15,12 +15,9 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
-from msgspec.structs import replace
-
 from kb_mcp.periods import Period, within_window
 from kb_mcp.proxy.access.policy import CustomerRules, ParameterRule, Policy
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.ledger.records import VaultKey
 from kb_mcp.proxy.stripe.endpoints import Moves, Route, object_ids
 from kb_mcp.proxy.stripe.forms import Form
 from kb_mcp.proxy.stripe.interpret import KEY_FIELD, REFERENCE_FIELD
@@ -112,15 +109,6 @@ _DAY_MINUTES = 1440
 _EPOCH_WEEKDAY = 3
 MINUTE_MS = 60_000
 KEYS_MAX = 10_000
-
-
-def refuse_dead_key(key: VaultKey, now: int) -> Refusal | None:
-    """Return why `key` may no longer act at `now` (ms), or None."""
-    if key.revoked_at is not None:
-        return replace(refuse(Code.VAULT_KEY_REVOKED), key_id=key.id)
-    if key.expires_at is not None and key.expires_at <= now:
-        return replace(refuse(Code.VAULT_KEY_EXPIRED), key_id=key.id)
-    return None
 
 
 def authorize(

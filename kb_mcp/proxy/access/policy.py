@@ -261,11 +261,6 @@ class Policy(_Record):
         return any(self.caps.tables()) or bool(self.approval_above)
 
 
-def moves_money(policy: Policy) -> bool:
-    """Say whether `policy` grants a request that moves money."""
-    return any(map(_moves_money, policy.allow))
-
-
 def is_uncapped(policy: Policy) -> bool:
     """Say whether `policy` moves money and no cap in money bounds its sum."""
     return bool(missing_caps(policy))

@@ -1,4 +1,4 @@
-"""Vault keys: how a token looks, what is stored of it, how the two are compared.
+"""Vault keys: how a token looks, what is stored and compared of it, and until when a key acts.
 
 Floor: wing B, above the records. Pure: randomness arrives as an argument. A token is
 `vk_test_<id>_<secret><checksum>`; the checksum lets scanners tell a token from noise, and spares
@@ -14,7 +14,10 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
-from kb_mcp.proxy.ledger.records import KeyId
+from msgspec.structs import replace
+
+from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.ledger.records import KeyId, VaultKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,3 +89,12 @@ def _checksum(body: str) -> str:
 
 def _base32(octets: bytes) -> str:
     return base64.b32encode(octets).decode("ascii").rstrip("=").lower()
+
+
+def refuse_dead_key(key: VaultKey, now: int) -> Refusal | None:
+    """Return why `key` may no longer act at `now` (ms), or None."""
+    if key.revoked_at is not None:
+        return replace(refuse(Code.VAULT_KEY_REVOKED), key_id=key.id)
+    if key.expires_at is not None and key.expires_at <= now:
+        return replace(refuse(Code.VAULT_KEY_EXPIRED), key_id=key.id)
+    return None

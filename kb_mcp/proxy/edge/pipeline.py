@@ -25,11 +25,11 @@ from kb_mcp.proxy.access.authorize import (
     check_period,
     may_touch,
     needs_customer,
-    refuse_dead_key,
 )
 from kb_mcp.proxy.access.grants import check_scopes
 from kb_mcp.proxy.access.issuers import Issuers
 from kb_mcp.proxy.access.policy import Policy
+from kb_mcp.proxy.access.tokens import refuse_dead_key
 from kb_mcp.proxy.answers import Reads
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.charge_reads import ChargeReads
@@ -376,7 +376,7 @@ class RefusalCounts:
                 code=code,
                 subject=subject or None,
                 key_id=key_id or None,
-                note=f"{count} requests",
+                note=f"{count} request{'s' if count > 1 else ''}",
             )
             for (code, subject, key_id), count in sorted(taken.items())
         )

@@ -382,9 +382,9 @@ class StoreClock:
 
 
 def _dated_ahead(mark: int, ahead_ms: int) -> Doubt:
-    """Return the times until `mark` that a clock wrote which was ahead by `ahead_ms`.
+    """Return the span of times before `mark` that may be up to `ahead_ms` too late.
 
-    That is what the boot clock says: `mark` itself falls behind as time passes.
+    `ahead_ms` comes from the boot clock: the distance to `mark` shrinks as time passes.
     """
     return Doubt(mark - ahead_ms, mark)
 

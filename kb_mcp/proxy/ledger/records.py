@@ -269,14 +269,10 @@ class Approval(Struct, frozen=True, kw_only=True):
     decided_by: str | None = None
     decided_at: int | None = None
 
-    def waits(self, now: int) -> bool:
-        """Say whether an operator could still decide it at `now` (ms)."""
-        return self.state_at(now) == "pending"
-
     def state_at(self, now: int) -> str:
-        """Return its state at `now` (ms): past its end it is `expired`."""
-        over = self.state in {"pending", "approved"} and self.expires_at <= now
-        return "expired" if over else self.state
+        """Return its state at `now` (ms), which is `expired` past its end."""
+        open_one = self.state in {"pending", "approved"}
+        return "expired" if open_one and self.expires_at <= now else self.state
 
 
 class Grant(Struct, frozen=True, kw_only=True):
@@ -394,10 +390,7 @@ class BilledPeriod(Struct, frozen=True):
 
 
 class Bill(Struct, frozen=True):
-    """(customer, amount, currency): the guard of bills that carry no period.
-
-    `since` bounds how far back arrivals matter.
-    """
+    """What bills without a period are compared by; `since` bounds how far back arrivals matter."""
 
     customer: str
     amount: int

@@ -206,8 +206,8 @@ class Snapshot:
 
     def _count_outstanding(self, new: Approval) -> None:
         old = self.approvals.get(new.id)
-        before = old is not None and old.waits(self.now)
-        after = new.waits(self.now)
+        before = old is not None and old.state_at(self.now) == "pending"
+        after = new.state_at(self.now) == "pending"
         if before != after:
             count = self.outstanding_approvals.get(new.lineage_id, 0)
             self.outstanding_approvals[new.lineage_id] = count + (1 if after else -1)

@@ -1,6 +1,6 @@
 """The decider: what a request for an operation may do, given what the ledger knows.
 
-Floor: above duplicates, caps and approvals, below the governor. Pure: (snapshot, command) -> a
+Floor: above duplicates, caps and gates, below the governor. Pure: (snapshot, command) -> a
 decision with the rows it leaves behind.
 
 state of the operation      same fingerprint                       other fingerprint
@@ -17,7 +17,8 @@ failed, declined            Replay until decline_retry_after, then the checks be
 failed, not sent            the checks below -> the same key       the checks below -> a new key
 failed, rejected            the checks below -> a new key
 voided, not yet 25 h empty  the checks below -> the same key, 23 h idempotency_key_reused
-voided and free             the checks below -> the same key, 23 h the checks below -> a new key
+voided by an operator       the checks below -> the same key, 23 h the checks below -> a new key
+  25 h later                  Look, then a new key                   Look, then a new key
 awaiting approval           approved: the checks below             another approval
 
 A step on an operation's object (`follow_ups`) and an invoice (`invoices`) have tables of their own.
@@ -35,7 +36,7 @@ from typing import TYPE_CHECKING, assert_never
 from msgspec.structs import replace
 
 from kb_mcp.money import Money
-from kb_mcp.proxy.access.authorize import refuse_dead_key
+from kb_mcp.proxy.access.tokens import refuse_dead_key
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
@@ -62,6 +63,7 @@ from kb_mcp.proxy.rules.duplicates import known_as, may_bill_again, suspect
 from kb_mcp.proxy.rules.follow_ups import decide_follow_up
 from kb_mcp.proxy.rules.gates import check_send
 from kb_mcp.proxy.rules.invoices import decide_again, decide_payment_of_finalized
+from kb_mcp.proxy.rules.outcomes.matching import TWIN
 from kb_mcp.proxy.rules.refunds import already_refunded, with_amount
 from kb_mcp.proxy.rules.reserve import (
     kept,
@@ -216,8 +218,10 @@ def _unsettled(
 def _voided(snapshot: Snapshot, command: Command, operation: Operation, *, same: bool) -> Decision:
     attempt = snapshot.attempt(operation)
     if not operation.live:
-        if operation.next_read_at is not None and snapshot.now >= operation.next_read_at:
-            # The last look at Stripe's list is due, and comes before a new key.
+        due = operation.next_read_at is not None and snapshot.now >= operation.next_read_at
+        if due and operation.code != TWIN:
+            # The last look at Stripe's list comes before a new key. Of an object without a mark
+            # the operator knew.
             return Look(operation)
         # Freed by an operator's word, which may be wrong: while Stripe remembers the key it stays.
         keep = kept(snapshot, attempt) if same else None

@@ -18,7 +18,7 @@ succeeded, final           the last, known to be done    Replay
                            any other                     Proceed; Stripe says what is possible
 failed, holding nothing    cancel                        Proceed; nothing is held
                            any other, of an intent       guards, the checks -> held anew
-                           any other, of a charge        Replay: it is over
+                           any other, of a charge        Proceed; nothing is held, it is over
 reserved, unknown, voided  any                           outcome_unknown
 
 Whoever takes a step that reserves nothing must pass the gates for what is held (`gates.py`):
@@ -42,7 +42,7 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import move, windows_of
 from kb_mcp.proxy.rules.command import Command, Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import suspect
-from kb_mcp.proxy.rules.gates import check_cancel, check_send
+from kb_mcp.proxy.rules.gates import check_cancel, check_key, check_send
 from kb_mcp.proxy.rules.reserve import (
     asking,
     check,
@@ -98,21 +98,33 @@ def _go_on(
     match operation.state:
         case S.SUCCEEDED | S.FAILED | S.AWAITING_APPROVAL if cancels:
             refused = check_cancel(snapshot, command, operation)
-            if refused is not None:
-                return Refuse(refused, operation)
-            return _proceed(snapshot, command, operation, operation, keep)
+            return _proceed_unless(refused, snapshot, command, operation, keep)
         case S.SUCCEEDED if (command.reading.total or 0) > operation.held:
             return _raise(snapshot, command, operation, keep)
         case S.SUCCEEDED:
             return _go_on_held(snapshot, command, operation, keep)
-        case S.FAILED if command.reading.route.lifecycle.after is None:
-            return Replay(operation)  # only an intent can be tried again
+        case S.FAILED | S.AWAITING_APPROVAL if command.reading.route.lifecycle.after is None:
+            # Only an intent can come to life again: nothing is held, and Stripe says no.
+            refused = check_key(snapshot, command)
+            return _proceed_unless(refused, snapshot, command, operation, keep)
         case S.FAILED | S.AWAITING_APPROVAL:
             return _hold_anew(snapshot, command, operation)
         case S.RESERVED | S.UNKNOWN | S.VOIDED:
             return _refused(Code.OUTCOME_UNKNOWN, operation)
         case _:
             assert_never(operation.state)
+
+
+def _proceed_unless(
+    refused: Refusal | None,
+    snapshot: Snapshot,
+    command: Command,
+    operation: Operation,
+    keep: Attempt | None,
+) -> Decision:
+    if refused is not None:
+        return Refuse(refused, operation)
+    return _proceed(snapshot, command, operation, operation, keep)
 
 
 def _go_on_held(

@@ -205,7 +205,7 @@ def _ask(snapshot: Snapshot, wanted: Approval) -> ApprovalCheck:
                 Code.APPROVAL_REQUIRED,
                 facts={"outstanding": OUTSTANDING_MAX},
                 approval="none asked for: too many wait for an operator already",
-                then=_THEN["pending"],
+                then="send it again once operators have decided some of those that wait",
             )
         )
     return ApprovalCheck(_required(wanted), asked=wanted)

@@ -1,6 +1,6 @@
 """Reserving: the checks that stand before every reservation, and the rows it leaves.
 
-Floor: above duplicates, caps and approvals, below decide. Pure. First attempts, later attempts,
+Floor: above duplicates, caps and gates, below decide. Pure. First attempts, later attempts,
 after voids and after approvals all pass through `reserve`.
 """
 
@@ -62,7 +62,7 @@ def check(
 ) -> Refuse | Replay | ReadAgain | Changes:
     """Run every check; return the approval that is used up where all pass.
 
-    `raised` says that `operation` holds a part of what `command` comes to, and its guards, already.
+    `raised` says that `operation` holds a part of what `command` comes to, and its rows, already.
     """
     conflict = None if raised else find_conflict(snapshot, command, operation)
     if conflict is not None:
@@ -103,7 +103,7 @@ def asking(
     if asked is None:
         return Changes()
     waiting = replace(operation, approval_id=asked.id, updated_at=snapshot.now)
-    # A voided operation keeps its guards, one to go on with what it holds; others hold nothing.
+    # A voided operation keeps its rows, one to go on with what it holds; others hold nothing.
     if operation.state not in {S.VOIDED, S.SUCCEEDED, *HOLDING} or operation.id == command.fresh_id:
         if command.continues is None:
             waiting = _described(waiting, command)

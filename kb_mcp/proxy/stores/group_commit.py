@@ -130,7 +130,7 @@ class GroupCommit(Generic[A, R]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
+class LedgerParts:
     """What the ledger of a store that is migrated and bound works with.
 
     `settings` are what it is bound to; `owner` names this process in leases.
@@ -155,14 +155,14 @@ class StoreLedger(Ledger):
 
     _batches: GroupCommit[Any, Any]
 
-    def __init__(self, engine: str, means: Means) -> None:
+    def __init__(self, engine: str, parts: LedgerParts) -> None:
         """Serve the store of `engine` with its named queries."""
-        self._live = LiveSettings(means.settings)
-        self._clock = means.clock
-        self._sealer = means.sealer
-        self._journal = means.journal
-        self._heads = means.heads
-        self._owner = means.owner
+        self._live = LiveSettings(parts.settings)
+        self._clock = parts.clock
+        self._sealer = parts.sealer
+        self._journal = parts.journal
+        self._heads = parts.heads
+        self._owner = parts.owner
         self._queries = load_queries(engine)
         self._marked = 0  # the store's high-water mark, as this transaction read it
         self._told = Told(0, 0)  # the time, as this transaction was told it

@@ -78,9 +78,9 @@ class StripeReads:
             self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
         return answer
 
-    async def get(self, path: str) -> Found | Missing | Unread:
+    async def get(self, path: str, within_ms: int = READ_WITHIN_MS) -> Found | Missing | Unread:
         """Read one object, or what else there is at `path`."""
-        answer = await self.fetch(path)
+        answer = await self.fetch(path, within_ms)
         if not isinstance(answer, Answered):
             return Unread(f"Stripe cannot be reached ({answer.reason})")
         if answer.status == 404:
@@ -92,9 +92,9 @@ class StripeReads:
         body = parse_object(answer.body)
         return Unread("Stripe's answer is no JSON object") if body is None else Found(body)
 
-    async def body(self, path: str) -> Mapping[str, Any] | None:
+    async def body(self, path: str, within_ms: int = READ_WITHIN_MS) -> Mapping[str, Any] | None:
         """Return the object at `path`, or None where it cannot be read, for whatever reason."""
-        found = await self.get(path)
+        found = await self.get(path, within_ms)
         return found.body if isinstance(found, Found) else None
 
     async def page(

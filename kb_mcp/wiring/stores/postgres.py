@@ -21,7 +21,7 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.snapshot import StoreSettings
 from kb_mcp.proxy.stores.binding import Binds, bind_account
-from kb_mcp.proxy.stores.group_commit import Means
+from kb_mcp.proxy.stores.group_commit import LedgerParts
 from kb_mcp.proxy.stores.postgres.connection import (
     CommittedReader,
     Connect,
@@ -248,7 +248,7 @@ def _ledger(
         jitter=secrets.randbelow,
         boottime_ms=boottime_ms,
     )
-    means = Means(
+    ledger_parts = LedgerParts(
         settings=bound,
         clock=clock,
         sealer=parts.sealer,
@@ -256,7 +256,7 @@ def _ledger(
         heads=heads,
         owner=owner,
     )
-    return PostgresLedger(reach, means)
+    return PostgresLedger(reach, ledger_parts)
 
 
 def _bind_id(connect: Connect, account_id: str) -> None:

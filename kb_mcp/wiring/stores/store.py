@@ -32,7 +32,7 @@ from kb_mcp.proxy.stores.binding import (
     facts_of,
     read_facts,
 )
-from kb_mcp.proxy.stores.group_commit import Means, StoreLedger
+from kb_mcp.proxy.stores.group_commit import LedgerParts, StoreLedger
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stores.sealing import CHECK, Sealer, Witnesses, check_value, witnesses_in
@@ -132,7 +132,7 @@ def open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) ->
         behind = heads.check(records.hash_at)
         if not behind:
             heads.retire()
-        means = Means(
+        parts = LedgerParts(
             settings=bound,
             clock=clock,
             sealer=sealer,
@@ -140,7 +140,7 @@ def open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) ->
             heads=heads,
             owner=owner,
         )
-        ledger = SqliteLedger(path, means)
+        ledger = SqliteLedger(path, parts)
     except (sqlite3.Error, OSError, LedgerUnavailableError) as error:
         raise StoreError(f"cannot use the store {path}: {error}") from error
     return Store(

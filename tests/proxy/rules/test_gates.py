@@ -359,9 +359,9 @@ def test_what_expired_waits_for_nobody() -> None:
     one_key.ask("june")
     assert one_key.snapshot.outstanding_approvals == {LINEAGE: 1}
     (asked,) = one_key.snapshot.approvals.values()
-    assert asked.waits(asked.expires_at - 1)
-    assert not asked.waits(asked.expires_at)
-    assert not replace(asked, state="denied").waits(asked.created_at)
+    assert asked.state_at(asked.expires_at - 1) == "pending"
+    assert asked.state_at(asked.expires_at) == "expired"
+    assert replace(asked, state="denied").state_at(asked.expires_at) == "denied"
 
 
 @pytest.mark.parametrize(("currency", "limit", "unit"), [("jpy", 500, 1), ("kwd", 500_000, 10)])

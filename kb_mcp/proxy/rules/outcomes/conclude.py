@@ -5,7 +5,8 @@ Floor: above evidence and windows, below governor and recovery. Pure. The rules:
 * a yes counts whenever it comes, also after a void or from a send that lost its lease;
 * a decline (402) settles its upstream key for every send of it;
 * any other no counts only where no other send of the attempt is open;
-* everything else leaves the reservation where it is.
+* everything else leaves the reservation where it is;
+* the object of an earlier attempt that was paid since is the bill: nothing was sent beside it.
 """
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ def conclude(snapshot: Snapshot, ending: Ending) -> tuple[Operation, Changes]:
     operation = snapshot.operations[ending.operation_id]
     attempt = snapshot.attempts[ending.operation_id, ending.attempt]
     proof = ending.proof
-    if isinstance(proof, Made) and (earlier := _paid_meanwhile(snapshot, attempt, proof)):
-        # It was declined and paid elsewhere since, so that nothing was sent for this attempt.
+    earlier = (
+        _paid_meanwhile(snapshot, operation, attempt, proof) if isinstance(proof, Made) else None
+    )
+    if isinstance(proof, Made) and earlier is not None:
         unsent = replace(attempt, outcome=AttemptOutcome.NOT_SENT, open_sends=0)
         changes = _made(snapshot, operation, earlier, proof)
         return _told(operation, replace(changes, attempts=(*changes.attempts, unsent)), ending)
@@ -139,16 +142,17 @@ def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Mad
     )
 
 
-def _paid_meanwhile(snapshot: Snapshot, attempt: Attempt, proof: Made) -> Attempt | None:
-    """Return the declined attempt before `attempt` whose object `proof` shows as paid, or None."""
-    before = (
-        each
-        for number in range(1, attempt.number)
-        if (each := snapshot.attempts.get((attempt.operation_id, number))) is not None
-    )
-    declined = (each for each in before if each.outcome is AttemptOutcome.DECLINED)
-    same = (each for each in declined if each.object_id == proof.object_id)
-    return next(same, None) if proof.verdict == "done" else None
+def _paid_meanwhile(
+    snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Made
+) -> Attempt | None:
+    """Return the earlier attempt whose object `proof` shows as paid, or None.
+
+    Before a new attempt is sent, what the last one left is cancelled; this is where it was paid.
+    """
+    if proof.verdict != "done" or operation.continued_by(attempt):
+        return None
+    earlier = (each for each in snapshot.attempts_of(operation) if each.number < attempt.number)
+    return next((each for each in earlier if each.object_id == proof.object_id), None)
 
 
 def _payment_of(snapshot: Snapshot, attempt: Attempt, proof: Made) -> str | None:

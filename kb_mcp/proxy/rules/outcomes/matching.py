@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
     from kb_mcp.proxy.stripe.evidence import Made
 
+TWIN = "unmarked_charge"  # an object without a mark stands there that may be the one
 # Stripe's clock and ours may be a minute apart, and `created` has whole seconds.
 BEFORE_MS = 90_000
 # A failed or canceled object took no money, so that it is nobody's charge.

@@ -25,6 +25,7 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import release
 from kb_mcp.proxy.rules.outcomes.conclude import FOREIGN_KEY, conclude
+from kb_mcp.proxy.rules.outcomes.matching import TWIN
 from kb_mcp.proxy.stripe.evidence import Ending, Made
 
 HOUR_MS = 3_600_000
@@ -32,7 +33,6 @@ LEASE_MS = 120_000
 # Listings of a voided operation, counted from the void; the last one frees its guards.
 SECOND_LISTING_MS = HOUR_MS
 LAST_LISTING_MS = 25 * HOUR_MS
-TWIN = "unmarked_charge"
 _ROW = AuditDraft(kind="recovery")
 
 
@@ -211,6 +211,8 @@ def _look_again(
     code = operation.code
     if state is S.UNKNOWN and code != FOREIGN_KEY:
         code = why or code or "outcome_unknown"
+    elif state is S.VOIDED:
+        code = why or code
     waiting = replace(
         operation,
         state=state,

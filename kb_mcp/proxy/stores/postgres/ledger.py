@@ -30,7 +30,7 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.binding import write_facts
-from kb_mcp.proxy.stores.group_commit import Item, Means, StoreLedger, refs_of, run_step
+from kb_mcp.proxy.stores.group_commit import Item, LedgerParts, StoreLedger, refs_of, run_step
 from kb_mcp.proxy.stores.postgres.connection import (
     CommittedReader,
     Connection,
@@ -89,13 +89,13 @@ class Reach:
 class PostgresLedger(StoreLedger):
     """The ledger in one PostgreSQL database."""
 
-    def __init__(self, reach: Reach, means: Means) -> None:
+    def __init__(self, reach: Reach, parts: LedgerParts) -> None:
         """Serve the store that `reach` reaches."""
-        super().__init__("postgres", means)
+        super().__init__("postgres", parts)
         self._reach = reach
         self._line = reach.line
         self._loader = PostgresLoader(
-            self._queries, means.sealer.unseal, means.owner, means.journal.node
+            self._queries, parts.sealer.unseal, parts.owner, parts.journal.node
         )
         self._known: OrderedDict[OperationId, tuple[str, LineageId]] = OrderedDict()
         self._stopped = Event()

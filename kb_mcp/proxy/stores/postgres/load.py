@@ -175,7 +175,7 @@ def _delivery(key: str) -> Lock:
 
 
 def _tally(key: str) -> Lock:
-    # A tally counts for a period, or else for one name (naming.tally_key).
+    # A tally counts for a period, or else for one name (operation_names.tally_key).
     name = key.removeprefix("name|")
     return lock(Guard.PERIOD, key) if name == key else lock(Guard.OPERATION, name)
 

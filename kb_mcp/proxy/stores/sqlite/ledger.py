@@ -22,7 +22,7 @@ from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.binding import add_node, write_facts
-from kb_mcp.proxy.stores.group_commit import Item, Means, StoreLedger, refs_of, run_step
+from kb_mcp.proxy.stores.group_commit import Item, LedgerParts, StoreLedger, refs_of, run_step
 from kb_mcp.proxy.stores.loading import (
     add_rows,
     lists_wanted,
@@ -64,9 +64,9 @@ _UPSERT = {table: upsert(table) for table in COLUMNS}
 class SqliteLedger(StoreLedger):
     """The ledger in one SQLite file."""
 
-    def __init__(self, path: Path, means: Means) -> None:
+    def __init__(self, path: Path, parts: LedgerParts) -> None:
         """Serve the store at `path`."""
-        super().__init__("sqlite", means)
+        super().__init__("sqlite", parts)
         self._doubted = False  # a commit ended in an error, and the store is not read again yet
         self._keys: dict[KeyId, tuple[tuple[Any, ...], tuple[VaultKey, Lineage]]] = {}
         self._reader = connect(path)
