@@ -1,6 +1,6 @@
 """The walk: reads Stripe's lists and proves that this store knows every object that it made.
 
-Floor: wing B, above gaps and beside recovery. It never posts. A walk begins at the end of the last
+Floor: wing B, above the rules, below recovery. It never posts. A walk begins at the end of the last
 whole one, which the store itself keeps: so that a store that was restored, together with all that
 lay beside it, finds what it has lost. While it does not know something, nothing is sent.
 """

@@ -1,8 +1,7 @@
 """The proxy's own paths on the agents' listener: health, the key itself, its operations.
 
-Floor: below the edge, above authenticate and records. Reads the ledger only; never Stripe, but for
-readiness (any answer but a 401 will do, it shows that there is a way) and for the refunds of a
-charge.
+Floor: in the edge, above pipeline and records. It reads the ledger, and Stripe only for readiness
+(any answer but a 401 shows that there is a way) and for the refunds of a charge.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Records for people: what `--json`, the admin API and `/keybrake/v1` show.
 
-Floor: wing B, beside the deciders. Pure. Money is integer minor units beside `currency`, times are
-RFC 3339 UTC.
+Floor: the bottom of the edge. What is shown is handed over or read from the store. Money is integer
+minor units beside `currency`, times are RFC 3339 UTC.
 """
 
 from __future__ import annotations

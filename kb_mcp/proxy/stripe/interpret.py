@@ -1,6 +1,6 @@
 """What a Stripe request means: which money it moves, for whom, for which period.
 
-Floor: wing B, above paths, forms and endpoints. Pure.
+Floor: wing B, above forms and endpoints. Pure.
 """
 
 from __future__ import annotations
