@@ -31,6 +31,7 @@ from kb_mcp.agent.outcomes import (
     as_map,
     charge_outcome,
     describe_refunds,
+    proves_nothing,
     raise_if_nothing_sent,
     refund_outcome,
     refund_params,
@@ -238,7 +239,7 @@ class Billing:
         if self.charge_api == "payment_intents":
             card = await self.line.default_payment_method(token, arguments.customer_id, headers)
             if isinstance(card, Reply):
-                if card.status == 0 or card.status >= 500:
+                if proves_nothing(card):
                     # Only a look-up went wrong: nothing has been charged.
                     raise ProxyUnavailableError(UNAVAILABLE)
                 return card
@@ -298,7 +299,7 @@ class Billing:
     async def _read(self, ask: Callable[[str], Awaitable[Reply]]) -> Reply:
         answer = await self._ask(ToolName.CHARGE_STATUS, ask)
         raise_if_nothing_sent(answer)
-        if answer.status == 0 or answer.status >= 500:
+        if proves_nothing(answer):
             raise ProxyUnavailableError(UNAVAILABLE)
         return answer
 

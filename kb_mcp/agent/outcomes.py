@@ -140,8 +140,7 @@ def _read_no(reply: Reply) -> Literal["refused", "failed", "unknown"]:
     if reply.doubtful and reply.status not in _SPEAKS_OF_THE_BILL:
         return "unknown"
     raise_if_nothing_sent(reply)
-    final = 400 <= reply.status < 500 and reply.status not in _OPEN
-    if not final and reply.text("code") != "upstream_rejected_key":
+    if proves_nothing(reply) and reply.text("code") != "upstream_rejected_key":
         return "unknown"
     # Our own refusals carry facts, be they empty; what Stripe itself rejects has none.
     return "refused" if "keybrake" in reply.fields and reply.status != 402 else "failed"
@@ -167,6 +166,11 @@ def raise_if_nothing_sent(reply: Reply) -> None:
         raise RateLimitedError(wording.RATE_LIMITED, seconds)
     if says_nothing_sent(reply):
         raise ProxyUnavailableError(reply.text("message") or wording.UNAVAILABLE)
+
+
+def proves_nothing(reply: Reply) -> bool:
+    """Say whether an error leaves open what became of the request."""
+    return reply.is_error and (not 400 <= reply.status < 500 or reply.status in _OPEN)
 
 
 def says_nothing_sent(reply: Reply) -> bool:

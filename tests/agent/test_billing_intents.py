@@ -96,6 +96,38 @@ def test_a_look_up_that_is_lost_charged_nothing(proxy: StubProxy, intents: Billi
         intents.charge(BILL, NOBODY)
 
 
+BROKEN = Says(500, "<html>bad gateway</html>")
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ((BROKEN, Says(404, refusal("resource_missing"))), ("refused", "resource_missing")),
+        ((BROKEN, Says(401, refusal("vault_key_revoked"))), ("refused", "vault_key_revoked")),
+        ((Says(drop=True), Says(401, refusal("no_key"))), ("refused", "no_key")),
+    ],
+)
+def test_a_look_up_that_broke_before_it_was_refused_leaves_no_doubt(
+    proxy: StubProxy, intents: Billing, answers: tuple[Says, ...], told: tuple[str, str]
+) -> None:
+    proxy.on(CUSTOMER, *answers)
+
+    result = intents.charge(BILL, NOBODY)
+
+    assert (result.status, result.code) == told
+    assert all(seen.method == "GET" for seen in proxy.seen)
+
+
+@pytest.mark.parametrize("status", [408, 409])
+def test_a_look_up_that_timed_out_or_collided_charged_nothing(
+    proxy: StubProxy, intents: Billing, status: int
+) -> None:
+    proxy.on(CUSTOMER, Says(status, refusal("busy"), {"Stripe-Should-Retry": "false"}))
+
+    with pytest.raises(ProxyUnavailableError):
+        intents.charge(BILL, NOBODY)
+
+
 def test_a_declined_intent_names_the_intent(proxy: StubProxy, intents: Billing) -> None:
     proxy.on(CUSTOMER, customer("pm_d"))
     error = {

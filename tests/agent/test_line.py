@@ -8,7 +8,7 @@ import pytest
 import stripe
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.catalogue import ChargeArguments
+from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments
 from kb_mcp.agent.client.line import STRIPE_VERSION, CallContext
 from kb_mcp.agent.client.network import NetworkLine, Trust
 from kb_mcp.agent.outcomes import ProxyUnavailableError
@@ -74,6 +74,25 @@ def test_an_answer_that_somebody_else_gave_leaves_the_bill_in_doubt(
     proxy.on(POST, LOST_TO_SOMEBODY, Says(401, refusal("vault_key_revoked")))
 
     assert billing.charge(BILL, CallContext()).status == "unknown"
+
+
+@pytest.mark.parametrize("body", ["[]", "null", "7", '"ch_1"', "", "[" * 100_000])
+def test_a_success_that_is_no_json_object_cannot_be_read(
+    proxy: StubProxy, billing: Billing, body: str
+) -> None:
+    proxy.on(POST, Says(200, body))
+
+    result = billing.charge(BILL, CallContext())
+
+    assert (result.status, result.code) == ("unknown", "outcome_unknown")
+
+
+def test_a_look_up_that_cannot_be_read_is_no_answer(proxy: StubProxy, billing: Billing) -> None:
+    proxy.on("GET /stripe/v1/charges/ch_1", Says(200, "[]"))
+    proxy.on("GET /keybrake/v1/operations", Says(200, "null"))
+
+    with pytest.raises(ProxyUnavailableError):
+        billing.charge_status(ChargeStatusArguments(charge_id="ch_1"), CallContext())
 
 
 def test_no_argument_of_a_charge_is_lost_on_its_way(proxy: StubProxy, billing: Billing) -> None:

@@ -12,7 +12,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, quote_plus
@@ -222,45 +222,48 @@ class Line(ABC):
         """Ask until there is an answer that is one, or the tries are used up."""
         sent = {"Authorization": f"Bearer {token}", **headers}
         request = Request(method, path, {**sent, "Content-Type": _FORM} if body else sent, body)
-        reply: Reply | None = None
-        doubtful = False
+        acts = method == "POST"  # what only reads leaves no doubt behind, whatever came of it
+        reply = lost = unread(livemode=self.is_live(token))
+        reached = doubtful = False
         for pause in (*pauses, None):
             try:
                 answer = await self.exchange(request)
-                again = _is_to_repeat(answer)
-                reply = self._read(answer, token, doubtful=doubtful)
-                doubtful = doubtful or (answer.status >= 500 and not says_nothing_sent(reply))
+                reached, again = True, _is_to_repeat(answer)
+                reply = _read(answer, lost, doubtful=doubtful)
+                broken = answer.status >= 500 and not says_nothing_sent(reply)
+                doubtful = acts and (reply.doubtful or broken)
             except MaybeSentError as error:
-                again, doubtful, reply = error.again, True, unread(livemode=self.is_live(token))
+                reached, again, doubtful, reply = True, error.again, acts, lost
             except NeverSentError as error:
                 # What an earlier try was told, or was not, still stands.
                 again = error.again
-                if reply is None and (pause is None or not again):
+                if not reached and (pause is None or not again):
                     logger.error("%s", error.detail)  # noqa: TRY400 - no frames, no keys
                     raise
             if pause is None or not again:
                 break
             await self.pause(pause)
-        return unread(livemode=self.is_live(token)) if reply is None else reply
+        return reply
 
-    def _read(self, answer: Answer, token: str, *, doubtful: bool) -> Reply:
-        failed = not 200 <= answer.status < 300
-        try:
-            document = as_map(json.loads(answer.body))
-        except (ValueError, RecursionError):
-            return unread(livemode=self.is_live(token))
-        if failed and not as_map(document.get("error")):
-            return unread(
-                livemode=self.is_live(token)
-            )  # an answer, but none of the proxy's or Stripe's
-        return Reply(
-            status=answer.status,
-            fields=as_map(document.get("error")) if failed else document,
-            headers=answer.headers,
-            is_error=failed,
-            doubtful=doubtful,
-            livemode=self.is_live(token),
-        )
+
+def _read(answer: Answer, lost: Reply, *, doubtful: bool) -> Reply:
+    """Read an answer; `lost` where it is none of the proxy's or Stripe's, whatever its status."""
+    failed = not 200 <= answer.status < 300
+    try:
+        document = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        return lost
+    fields = as_map(document).get("error") if failed else document
+    if not isinstance(fields, dict) or (failed and not fields):
+        return lost
+    return replace(
+        lost,
+        status=answer.status,
+        fields=fields,
+        headers=answer.headers,
+        is_error=failed,
+        doubtful=doubtful,
+    )
 
 
 def is_live(token: str) -> bool:
