@@ -34,10 +34,11 @@ class Trace:
 def read_trace(carrier: Mapping[str, object]) -> Trace | None:
     """Return the trace that `traceparent` and `tracestate` in `carrier` name, None if they don't.
 
-    A malformed state is left out. Of versions after 00 the form that they all share is read.
+    A malformed state is left out, and so are blanks around a good one. Of versions after 00 the
+    form that they all share is read.
     """
     parent, state = carrier.get(PARENT), carrier.get(STATE)
     if not isinstance(parent, str) or not _PARENT.fullmatch(parent):
         return None
-    stated = state if isinstance(state, str) and _STATE.fullmatch(state) else None
-    return Trace(parent, stated)
+    stated = state.strip(" \t") if isinstance(state, str) else ""
+    return Trace(parent, stated if _STATE.fullmatch(stated) else None)

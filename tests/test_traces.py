@@ -22,9 +22,23 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         ({"traceparent": "cc" + PARENT[2:]}, {"traceparent": "cc" + PARENT[2:]}),
         ({"traceparent": PARENT, "tracestate": "a=1\r\nCookie: x"}, {"traceparent": PARENT}),
         ({"traceparent": PARENT, "tracestate": "x" * 513}, {"traceparent": PARENT}),
+        ({"traceparent": PARENT, "tracestate": " "}, {"traceparent": PARENT}),
+        (
+            {"traceparent": PARENT, "tracestate": "\t a=1, b=2 "},
+            {"traceparent": PARENT, "tracestate": "a=1, b=2"},
+        ),
         ({"traceparent": PARENT, "tracestate": 7}, {"traceparent": PARENT}),
     ],
-    ids=["alone", "with a state", "a later version", "a header in it", "too long", "a number"],
+    ids=[
+        "alone",
+        "with a state",
+        "a later version",
+        "a header in it",
+        "too long",
+        "a blank",
+        "blanks around it",
+        "a number",
+    ],
 )
 def test_a_trace_is_handed_on_as_it_came(carrier: dict[str, Any], headers: dict[str, str]) -> None:
     trace = read_trace(carrier)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 import stripe
 
+import kb_mcp
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments
+from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments, ToolName
 from kb_mcp.agent.client.line import STRIPE_VERSION, CallContext
 from kb_mcp.agent.client.network import NetworkLine, Trust
 from kb_mcp.agent.outcomes import ProxyUnavailableError
-from tests.agent.conftest import Says, StubProxy, charge, refusal
+from kb_mcp.traces import Trace
+from tests.agent.conftest import Says, StubProxy, charge, in_process, refusal
 
 POST = "POST /stripe/v1/charges"
 BILL = ChargeArguments(customer_id="cus_A1", amount_cents=2900, billing_period="2026-06")
@@ -74,6 +77,40 @@ def test_an_answer_that_somebody_else_gave_leaves_the_bill_in_doubt(
     proxy.on(POST, LOST_TO_SOMEBODY, Says(401, refusal("vault_key_revoked")))
 
     assert billing.charge(BILL, CallContext()).status == "unknown"
+
+
+def test_a_request_says_who_sends_it_and_what_it_takes(proxy: StubProxy, billing: Billing) -> None:
+    proxy.on(POST, Says(200, charge()))
+
+    billing.charge(BILL, CallContext())
+
+    headers = proxy.seen[0].headers
+    assert (headers["user-agent"], headers["accept"]) == (
+        f"kb-mcp/{kb_mcp.__version__}",
+        "application/json",
+    )
+
+
+def test_an_id_is_cut_without_a_blank_at_its_end() -> None:
+    headers = CallContext(agent_id=f" {'a' * 127} b", session_id="s\r\nCookie: x ").headers()
+
+    assert headers == {"Keybrake-Agent": "a" * 127, "Keybrake-Session": "sCookie: x"}
+
+
+@pytest.mark.parametrize("value", [" a=1", "a=1 ", "a=1\r\nCookie: x", "ä=1", "€", ""])
+@pytest.mark.parametrize("here", [True, False], ids=["in process", "network"])
+def test_a_header_that_cannot_be_sent_stops_a_charge_before_it_is_sent(
+    proxy: StubProxy, billing: Billing, caplog: pytest.LogCaptureFixture, *, here: bool, value: str
+) -> None:
+    proxy.on(POST, Says(200, charge()))
+    tools = Billing({ToolName.CHARGE: "vk_test_x"}, in_process(proxy)) if here else billing
+    asked = CallContext(trace=Trace("00-1-1-00", value))
+
+    with pytest.raises(ProxyUnavailableError):
+        asyncio.run(tools.run(BILL, asked))
+
+    assert proxy.seen == []
+    assert "header tracestate" in caplog.text
 
 
 @pytest.mark.parametrize("body", ["[]", "null", "7", '"ch_1"', "", "[" * 100_000])

@@ -1,8 +1,9 @@
-"""A line to the proxy: what billing asks of it and for whom, when again, and what came back.
+"""The client of the proxy: its requests, when one is tried again, and how an answer is read.
 
-Floor: wing A, above outcomes; below billing. A line sends what the Stripe SDK would send, form and
-headers, and asks again where it would; where it leads is another module's matter: over the network
-(network), or into a proxy of this process (in_process).
+Floor: wing A, above outcomes; below billing. A line sends the form of the Stripe SDK, under a
+Stripe-Version and an Idempotency-Key as the SDK does, and tries again where the SDK would. The
+modules beside this one send it: over the network (network), or into a proxy of this process
+(in_process).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, quote_plus
 
+from kb_mcp import __version__
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
     Reply,
@@ -25,6 +27,7 @@ from kb_mcp.agent.outcomes import (
     unread,
     without_card,
 )
+from kb_mcp.agent.wording import UNAVAILABLE
 from kb_mcp.traces import Trace
 
 if TYPE_CHECKING:
@@ -45,6 +48,9 @@ RETRIES_AFTER_S: Final = (0.5, 1.0)
 SUBJECT: Final = "keybrake-subject"
 _ID_LENGTH = 128
 _FORM: Final = "application/x-www-form-urlencoded"
+_OURS: Final = {"User-Agent": f"kb-mcp/{__version__}", "Accept": "application/json"}
+# RFC 9110, 5.5, in ASCII: no control characters, no blank at either end.
+_HEADER_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 _UNQUOTED: Final = re.compile(r"[A-Za-z0-9_.\-~]*")  # what quote_plus leaves as it is
 _quoted = lru_cache(maxsize=256)(quote_plus)  # for names: they are the same in every call
 _AGAIN: Final = {"true": True, "false": False}
@@ -87,7 +93,7 @@ def read_subject(*attributes: object) -> str | None:
 
 def _clean(text: str | None) -> str:
     kept = (character for character in text or "" if " " <= character <= "~")
-    return "".join(kept).strip()[:_ID_LENGTH]
+    return "".join(kept).strip()[:_ID_LENGTH].rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +226,8 @@ class Line(ABC):
         pauses: tuple[float, ...] = RETRIES_AFTER_S,
     ) -> Reply:
         """Ask until there is an answer that is one, or the tries are used up."""
-        sent = {"Authorization": f"Bearer {token}", **headers}
+        sent = {**_OURS, "Authorization": f"Bearer {token}", **headers}
+        _check_values(sent)
         request = Request(method, path, {**sent, "Content-Type": _FORM} if body else sent, body)
         acts = method == "POST"  # what only reads leaves no doubt behind, whatever came of it
         reply = lost = unread(livemode=self.is_live(token))
@@ -244,6 +251,15 @@ class Line(ABC):
                 break
             await self.pause(pause)
         return reply
+
+
+def _check_values(headers: Headers) -> None:
+    """Check before the send what would break it half-way. Raises: NeverSentError."""
+    for name, value in headers.items():
+        if not _HEADER_VALUE.fullmatch(value):
+            detail = f"The value of the header {name} is none that can be sent."
+            logger.error("%s", detail)
+            raise NeverSentError(UNAVAILABLE, detail, again=False)
 
 
 def _read(answer: Answer, lost: Reply, *, doubtful: bool) -> Reply:
