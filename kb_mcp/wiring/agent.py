@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import secrets
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -105,7 +106,7 @@ def connect_billing(settings: Settings | None = None) -> Billing:
     """
     settings = load_settings() if settings is None else settings
     if settings.proxy_url is not None:
-        return _billing(settings, _network(settings, settings.proxy_url))
+        return _billing(settings, network_line(settings, settings.proxy_url))
 
     from kb_mcp.in_process import start_loop
 
@@ -117,12 +118,16 @@ def connect_billing(settings: Settings | None = None) -> Billing:
         stop_loop()
         raise
 
+    line = InProcessLine(app, loop)
+
     def end() -> None:
+        if line.is_forked:
+            return
         asyncio.run_coroutine_threadsafe(opened.__aexit__(None, None, None), loop).result()
         stop_loop()
 
     atexit.register(end)
-    return _billing(settings, InProcessLine(app, loop))
+    return _billing(settings, line)
 
 
 @asynccontextmanager
@@ -132,7 +137,8 @@ async def open_billing(settings: Settings) -> AsyncIterator[Billing]:
     Raises: as `connect_billing`.
     """
     if settings.proxy_url is not None:
-        yield _billing(settings, _network(settings, settings.proxy_url))
+        with closing(_billing(settings, network_line(settings, settings.proxy_url))) as billing:
+            yield billing
         return
     async with _embedded(settings) as app:
         yield _billing(settings, InProcessLine(app))
@@ -152,14 +158,25 @@ def _billing(settings: Settings, line: Line) -> Billing:
     )
 
 
-def _network(settings: Settings, proxy_url: str) -> Line:
+def network_line(settings: Settings, proxy_url: str) -> NetworkLine:
+    """Return the line to `proxy_url`. Raises: SettingsError, AddressError."""
+    return NetworkLine(
+        proxy_url,
+        allow_http=settings.allow_http,
+        trust=trust_of(settings),
+        jitter=secrets.randbelow,
+    )
+
+
+def trust_of(settings: Settings) -> Trust:
+    """Return whose certificates are believed over the network. Raises: SettingsError."""
     trust = Trust(settings.ca_file, settings.cert_file, settings.cert_dir)
     try:
         trust.check_ca_file()
     except TrustError as error:
         hint = "Set a file of certificates, in PEM."
         raise SettingsError("KEYBRAKE_CA_FILE", "holds no certificates", hint) from error
-    return NetworkLine(proxy_url, allow_http=settings.allow_http, trust=trust)
+    return trust
 
 
 @asynccontextmanager

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -51,6 +55,54 @@ def test_the_loop_of_the_app_is_asked_without_a_thread() -> None:
 
     assert made.on_loop
     assert asyncio.run(made.run(BILL, NOBODY)).status == "succeeded"
+
+
+def test_the_loop_of_the_app_is_not_asked_from_a_thread() -> None:
+    asked: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.append((scope, receive, send))
+
+    with pytest.raises(ProxyUnavailableError):
+        billing(app, None).charge(BILL, NOBODY)
+    assert asked == []
+
+
+FORKED = """
+import os, signal, sys
+from kb_mcp.agent.calls import call_tool
+from kb_mcp.agent.client.line import CallContext
+from kb_mcp.settings import load_settings
+from kb_mcp.wiring.agent import connect_billing
+
+billing = connect_billing(load_settings())
+bill = {"customer_id": "cus_A1", "amount_cents": 2900, "billing_period": "2026-06"}
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # as long as the parent lives, nothing else would end it
+    print(type(call_tool(billing, "charge", bill, CallContext())).__name__, flush=True)
+    sys.exit()
+print(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_fork_without_the_loop_sends_nothing_and_ends(tmp_path: Path) -> None:
+    plain = {name: value for name, value in os.environ.items() if "KEYBRAKE" not in name}  # noqa: TID251 - for a child process
+    named = {
+        "KEYBRAKE_DATABASE_URL": f"sqlite:///{tmp_path}/ledger.db",
+        "KEYBRAKE_VAULT_KEY_BILLING": "vk_test_x_y",
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED],
+        env=plain | named,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.split() == ["Unavailable", "0"]
+    assert "this process was forked" in done.stderr
 
 
 @pytest.mark.parametrize("starts", [True, False])

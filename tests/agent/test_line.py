@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,18 @@ def test_a_line_that_cannot_be_opened_has_sent_nothing(tmp_path: Path) -> None:
         line.wait(line.create("vk_test_billing", "charges", {"amount": 100}, "key", {}))
     with pytest.raises(ProxyUnavailableError):
         line.wait(line.describe_key("vk_test_billing", {}))
+
+
+def test_callers_that_failed_together_do_not_try_again_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+
+    for jitter in (lambda _: 0, lambda below: below - 1):
+        asyncio.run(NetworkLine("http://127.0.0.1:9", jitter=jitter).pause(2))
+
+    assert slept == [2, pytest.approx(2.998)]
 
 
 def test_a_line_that_nobody_used_is_closed_without_being_opened(tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kb_mcp.agent.calls import Answered, Unavailable, call_tool
 from kb_mcp.agent.client.line import CallContext
 from kb_mcp.environment import SettingsError
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.agent import connect_billing
+from kb_mcp.wiring.agent import connect_billing, open_billing
 from tests.agent.conftest import BILLING_KEY, Says, StubProxy, charge, serve_stub
 from tests.proxy.peer import self_signed
 
@@ -92,6 +94,23 @@ def test_a_port_that_speaks_no_tls_is_said(caplog: pytest.LogCaptureFixture) -> 
     assert "cannot be reached: TLS" in answer.message
     assert proxy.seen == []
     assert "TLS" in caplog.text
+
+
+def test_the_connections_of_a_caller_with_a_loop_end_with_its_block() -> None:
+    def connected(port: int) -> int:
+        found = psutil.Process().net_connections("tcp4")
+        return sum(bool(each.raddr) and each.raddr.port == port for each in found)
+
+    async def bill(proxy: StubProxy, port: int) -> tuple[int, int]:
+        named = {"KEYBRAKE_PROXY_URL": proxy.url, "KEYBRAKE_VAULT_KEY_BILLING": BILLING_KEY}
+        async with open_billing(load_settings(named)) as billing:
+            call_tool(billing, "charge", BILL, CallContext())
+            before = connected(port)
+        return before, connected(port)
+
+    with serve_stub() as proxy:
+        port = int(serves_charges(proxy).url.rpartition(":")[2])
+        assert asyncio.run(bill(proxy, port)) == (1, 0)
 
 
 def test_a_port_where_nobody_listens_is_said() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -21,7 +22,6 @@ from kb_mcp.agent.client.line import (
     MaybeSentError,
     NeverSentError,
     Request,
-    finish,
 )
 from kb_mcp.agent.wording import UNAVAILABLE
 from kb_mcp.in_process import AsgiApp, Exchange
@@ -35,13 +35,20 @@ class InProcessLine(Line):
     """Requests to `app`, which runs on `loop`, a loop of another thread, or on that of the caller.
 
     `extensions` go with every request beside its headers, where no client can put anything.
-    `livemode` is the mode of that application's keys, where it is known.
+    `livemode` is the mode of that application's keys, where it is known. `pid` names the process
+    in which that other thread runs.
     """
 
     app: AsgiApp
     loop: asyncio.AbstractEventLoop | None = None
     extensions: Mapping[str, object] = field(default_factory=dict)
     livemode: bool | None = None
+    pid: int = field(default_factory=os.getpid)
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a fork of that of the loop: no thread runs it here."""
+        return self.pid != os.getpid()
 
     @property
     @override
@@ -76,16 +83,23 @@ class InProcessLine(Line):
 
     @override
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        if self.loop is None:
-            return finish(work)
         try:
-            future = asyncio.run_coroutine_threadsafe(work, self.loop)
+            future = asyncio.run_coroutine_threadsafe(work, self._running_loop())
         except RuntimeError as error:
             work.close()
-            detail = "The proxy in this process has stopped."
+            detail = f"The proxy in this process cannot be asked: {error}"
+            logger.error("%s", detail)  # noqa: TRY400 - no frames, no keys
             raise NeverSentError(UNAVAILABLE, detail, again=False) from error
         return future.result()
 
     @override
     def close(self) -> None:
-        """Close nothing: the application is whoever's serves it."""
+        """Close nothing: the application belongs to whoever serves it."""
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop of the other thread. Raises: RuntimeError, where there is none."""
+        if self.loop is None:
+            raise RuntimeError("it is asked on its own event loop, not from a thread")
+        if self.is_forked:
+            raise RuntimeError("this process was forked, and the thread of its event loop was not")
+        return self.loop

@@ -287,17 +287,6 @@ def is_live(token: str) -> bool:
     return not token.startswith("vk_test_")
 
 
-def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that waits for nothing to its end, here and now."""
-    try:
-        work.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    work.close()
-    raise RuntimeError("this line is asked on an event loop")
-
-
 def _is_to_repeat(answer: Answer) -> bool:
     """Say whether the Stripe SDK would ask again: its `_should_retry`, for answers."""
     told = _AGAIN.get(answer.headers.get("stripe-should-retry", ""))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -25,7 +25,6 @@ from kb_mcp.agent.client.line import (
     MaybeSentError,
     NeverSentError,
     Request,
-    finish,
 )
 from kb_mcp.agent.wording import UNREACHED
 
@@ -38,6 +37,7 @@ T = TypeVar("T")
 CHAIN_MAX: Final = 10  # errors that each name another as their cause
 CONNECT_TIMEOUT_S: Final = 5
 MAX_CONNECTIONS: Final = 100
+JITTER_MAX: Final = 500  # thousandths by which a pause may be longer
 _TIMEOUTS: Final = {
     "connect": CONNECT_TIMEOUT_S,
     **dict.fromkeys(("read", "write", "pool"), ANSWER_TIMEOUT_S),
@@ -177,15 +177,18 @@ class NetworkLine(Line):
         transport: httpx.BaseTransport | None = None,
         allow_http: bool = False,
         trust: Trust | None = None,
+        jitter: Callable[[int], int] = lambda _: 0,
     ) -> None:
         """Lead to `proxy_url`, or where `transport` does; opened when the first request needs it.
 
+        `jitter(n)` is chance below n: callers that failed together do not try again together.
         Raises: AddressError, when `proxy_url` would send a vault key in the clear.
         """
         if transport is None:
             check_address(proxy_url, allow_http=allow_http)
         self._url = proxy_url.rstrip("/")
         self._trust = trust
+        self._jitter = jitter
         self._lock = threading.Lock()
         self._opened = transport
 
@@ -226,11 +229,12 @@ class NetworkLine(Line):
 
     @override
     async def pause(self, seconds: float) -> None:
-        time.sleep(seconds)  # noqa: ASYNC251 - on a thread that may block
+        longer = 1 + self._jitter(JITTER_MAX) / 1000
+        time.sleep(seconds * longer)  # noqa: ASYNC251 - on a thread that may block
 
     @override
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return finish(work)
+        return _finish(work)
 
     @override
     def close(self) -> None:
@@ -252,6 +256,17 @@ class NetworkLine(Line):
         # A certificate that is not trusted is none a moment later either.
         again = cause != "certificate"
         return NeverSentError(UNREACHED.format(cause=cause), told, again=again)
+
+
+def _finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that waits for nothing to its end, here and now."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    work.close()
+    raise RuntimeError("this line is asked on an event loop")
 
 
 def open_transport(proxy_url: str, trust: Trust | None = None) -> httpx.BaseTransport:
