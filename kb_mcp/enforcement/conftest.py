@@ -15,9 +15,9 @@ import pytest
 from kb_mcp.agent.billing import HeldKey
 from kb_mcp.agent.catalogue import READS, WRITES, ToolName
 from kb_mcp.agent.client.line import ANSWER_TIMEOUT_S
-from kb_mcp.agent.client.network import check_address, open_transport
+from kb_mcp.agent.client.network import CONNECT_TIMEOUT_S, check_address, open_transport
 from kb_mcp.settings import Secret, Settings, SettingsError, load_settings
-from kb_mcp.wiring.agent import held_keys
+from kb_mcp.wiring.agent import held_keys, trust_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ def deployment() -> Iterator[Deployment]:
     """Read the deployment from the environment, as the doors do."""
     try:
         settings = load_settings()
+        trust = trust_of(settings)
     except SettingsError as error:
         pytest.fail(str(error), pytrace=False)
     if settings.proxy_url is None:
@@ -79,8 +80,9 @@ def deployment() -> Iterator[Deployment]:
     if missing:
         pytest.fail(f"no vault key is set for {', '.join(missing)}", pytrace=False)
     check_address(settings.proxy_url, allow_http=settings.allow_http)
-    transport = open_transport(settings.proxy_url)
-    with httpx.Client(transport=transport, trust_env=False, timeout=ANSWER_TIMEOUT_S) as http:
+    transport = open_transport(settings.proxy_url, trust)
+    timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+    with httpx.Client(transport=transport, trust_env=False, timeout=timeout) as http:
         yield Deployment(
             settings,
             settings.proxy_url.rstrip("/"),

@@ -17,6 +17,7 @@ from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.enforcement.conftest import Deployment, code_of
 from kb_mcp.idempotency import idempotency_key
 from kb_mcp.settings import Secret
+from kb_mcp.wiring.agent import network_line
 
 VAULT_KEY = re.compile(r"vk_(?:test|live)_[a-z0-9]+_[a-z0-9]+")
 STRIPE_KEY = re.compile(r"\b[rs]k_(?:test|live)_\w+")
@@ -49,7 +50,7 @@ def test_the_proxy_knows_no_key_that_it_did_not_issue(deployment: Deployment) ->
 
 def test_the_tools_go_through_the_proxy(deployment: Deployment) -> None:
     """Only the proxy refuses a read in these words; Stripe would not know the key at all."""
-    line = NetworkLine(deployment.proxy_url, allow_http=deployment.settings.allow_http)
+    line = network_line(deployment.settings, deployment.proxy_url)
     resource = deployment.settings.charge_api
     try:
         reply = line.wait(line.retrieve(deployment.billing.reveal(), resource, NOTHING, {}))

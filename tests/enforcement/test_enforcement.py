@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.agent.conftest import Says, StubProxy, refusal, serve_stub
+from tests.proxy.peer import self_signed
 from tests.proxy_processes import ProxyProcesses, Running, cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -55,7 +57,9 @@ def keys(place: ProxyProcesses) -> dict[str, str]:
     return {name: place.issue(*given) for name, given in options.items()}
 
 
-def enforce(proxy: Running, billing: str, audit: str, folder: Path, **more: str) -> tuple[int, str]:
+def enforce(
+    proxy: Running | StubProxy, billing: str, audit: str, folder: Path, **more: str
+) -> tuple[int, str]:
     kept = {n: v for n, v in os.environ.items() if not n.startswith(("KEYBRAKE", "PYTEST"))}  # noqa: TID251 - for a child process
     settings = {
         "KEYBRAKE_PROXY_URL": proxy.url,
@@ -119,6 +123,28 @@ def test_a_bad_deployment_fails_at_its_check_and_still_moves_nothing(
     assert charges_seen(place) == []
     assert billing not in told
     assert audit not in told
+
+
+@pytest.mark.parametrize(("named", "code"), [("peer.pem", 0), ("none.pem", 1)])
+def test_a_deployment_behind_a_private_authority_is_checked_where_it_is_trusted(
+    named: str, code: int, tmp_path: Path
+) -> None:
+    with serve_stub(self_signed(tmp_path)) as proxy:
+        (tmp_path / "none.pem").write_text("no certificates")
+        proxy.on("GET /keybrake/v1/key", Says(401, refusal("vault_key_unknown")))
+        denied = refusal("vault_key_not_authorized")
+        proxy.on("GET /stripe/v1/charges/ch_EnforcementProbe", Says(403, denied))
+        only = "-k 'knows_no_key or go_through_the_proxy'"
+
+        ended, told = enforce(
+            *(proxy, "vk_test_a_b", "vk_test_c_d", tmp_path),
+            KEYBRAKE_CA_FILE=str(tmp_path / named),
+            PYTEST_ADDOPTS=only,
+        )
+
+    assert ended == code, told
+    assert ("2 passed" in told) == (code == 0)
+    assert ("KEYBRAKE_CA_FILE holds no certificates" in told) == (code == 1)
 
 
 def test_a_deployment_that_is_not_set_fails_and_is_not_skipped(tmp_path: Path) -> None:
