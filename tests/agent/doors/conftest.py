@@ -14,6 +14,8 @@ import pytest
 import uvicorn
 
 from kb_mcp.agent.billing import Billing
+from kb_mcp.agent.client.line import CallContext
+from kb_mcp.agent.doors.mcp.bearer import Bearer, look_up
 from kb_mcp.agent.doors.mcp.http import HttpDoor
 from tests.agent.conftest import Says, StubProxy, in_process
 
@@ -39,7 +41,13 @@ def door(proxy: StubProxy) -> Iterator[httpx.Client]:
     billing = Billing({}, in_process(proxy))
     numbers = itertools.count(1)
     hosts = ["mcp.example", "pinned.example:8443"]
-    app = HttpDoor(billing, lambda: f"session-{next(numbers)}", allowed_hosts=hosts)
+
+    async def identify(token: str) -> Bearer:
+        return await look_up(billing, token, CallContext())
+
+    app = HttpDoor(
+        billing, lambda: f"session-{next(numbers)}", identify=identify, allowed_hosts=hosts
+    )
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", lifespan="on"))
     # Listening before the server runs: a client that comes first waits instead of being refused.
     sock = socket.create_server(("127.0.0.1", 0))

@@ -123,7 +123,8 @@ def test_blanks_around_a_header_are_no_part_of_it(proxy: StubProxy, door: httpx.
 def test_a_key_is_asked_about_on_every_request(
     proxy: StubProxy, door: httpx.Client, modern: bool
 ) -> None:
-    proxy.on(KEY, grants(*BOTH), Says(401, refusal("vault_key_revoked")))
+    # A list asks twice: whose the bearer is, and then as a request of its own.
+    proxy.on(KEY, grants(*BOTH), grants(*BOTH), Says(401, refusal("vault_key_revoked")))
 
     assert "result" in ask(door, "tools/list", {}, modern=modern)
     assert ask(door, "tools/list", {}, modern=modern)["error"] == "invalid_token"

@@ -60,16 +60,16 @@ class HttpDoor:
         billing: Billing,
         new_session_id: Callable[[], str],
         *,
+        identify: Identify,
         allowed_hosts: Iterable[str] = (),
-        identify: Identify | None = None,
         resource: Resource | None = None,
     ) -> None:
         """Serve `/mcp` for `allowed_hosts` and loopback, on the event loop of the proxy.
 
         `billing` leads to the proxy; its own keys are not used: each bearer brings one.
-        `new_session_id` makes what nobody can guess, in visible ASCII. `identify` is a way to say
-        whose a bearer is that spares a tool call the request for it; without one the proxy is
-        asked. `resource` is what this server is to OAuth clients.
+        `new_session_id` makes what nobody can guess, in visible ASCII. `identify` says whose a
+        bearer is, so that a tool call needs no request for it. `resource` is what this server is
+        to OAuth clients.
         """
         self._billing = billing
         self._new_session_id = new_session_id
@@ -116,8 +116,6 @@ class HttpDoor:
         if token is None:
             presented = bool(request.headers.getlist("authorization"))
             return refuse_unnamed(self._resource, presented=presented)
-        if self._identify is None:
-            return await self._look_up(request, token)
         return self._let_in(request, await self._identify(token))
 
     async def _look_up(self, request: Request, token: str) -> Response | None:
@@ -163,9 +161,7 @@ class HttpDoor:
         """Check what only the message says. A call asks the proxy itself, all else must do so."""
         if message.get("method") != CALL:
             token = _bearer(request)
-            if self._identify is None or token is None:
-                return None
-            return await self._look_up(request, token)
+            return None if token is None else await self._look_up(request, token)
         found: Known = request.scope[_FOUND]
         name = (message.get("params") or {}).get("name")
         beyond = isinstance(name, str) and name in found.beyond
