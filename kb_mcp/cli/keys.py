@@ -5,11 +5,13 @@ Floor: the commands. The only commands that print a vault key are issue and rota
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from kb_mcp.cli.opening import OPERATOR, OpenStore, in_store, key_ids, roles, with_store
 from kb_mcp.cli.output import (
@@ -90,6 +92,7 @@ def issue(
     """
     from kb_mcp.proxy.access.policy import CAP_KINDS
 
+    typed = _typed(click.get_current_context())
     # What may be given once for each currency arrives as a tuple.
     said = {name: ",".join(each) if isinstance(each, tuple) else each
             for name, each in options.items() if each not in (None, ())}  # fmt: skip
@@ -108,8 +111,7 @@ def issue(
         try:
             return await issue_key(opened.store.ledger, wanted, random_bytes, OPERATOR)
         except CapRequiredError as error:
-            what = f"--role {said['role']}" if "role" in said else f"--policy {policy_file}"
-            raise Failure(str(error), _with_caps(error.policy, what), WRONG) from None
+            raise Failure(str(error), _with_caps(error.policy, typed), WRONG) from None
 
     _print_minted(*with_store(work), as_json=as_json)
 
@@ -234,27 +236,42 @@ def _text_of(file: Path) -> str:
         raise Failure(f"cannot read {file}: {error}", None, WRONG) from None
 
 
-def _with_caps(policy: Policy, what: str) -> str:
-    """Return the line that issues a key with caps over time for what `policy` moves."""
-    from kb_mcp.money import CURRENCIES, Money, format_money
+def _typed(context: click.Context) -> list[str]:
+    """Return the options that were typed, in the order of the help."""
+    words: list[str] = []
+    for option in context.command.params:
+        name = option.name or ""
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        if value is True:
+            words.append(option.opts[0])
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            words += (option.opts[0], str(each))
+    return words
+
+
+def _with_caps(policy: Policy, typed: list[str]) -> str:
+    """Return the line that was typed, with the caps over time that `policy` lacks."""
+    from kb_mcp.money import CURRENCIES
     from kb_mcp.proxy.access.policy import missing_caps
 
-    line = f"kb-mcp keys issue {what}"
-    if what.startswith("--role"):
-        # Caps over time that were given stay: the line is typed as it is.
-        given = {
-            "--daily-cap": policy.caps.daily,
-            "--monthly-cap": policy.caps.monthly,
-            "--per-customer-daily-cap": policy.caps.per_customer_daily,
-            "--refund-daily-cap": policy.refund_caps.daily,
-        }
-        for option, caps in given.items():
-            for code, cap in caps.items():
-                line += f" {option} {format_money(Money(cap, code)).replace(' ', '').lower()}"
-    currency = next(iter((*policy.caps.per_charge, *policy.approval_above, "usd")))
-    amount = f"1000.00{currency}" if CURRENCIES[currency] == 2 else f"1000{currency}"
-    missing = " ".join(f"{option} {amount}" for option in missing_caps(policy))
-    return f"{line} {missing} (or, to have none: {line} --uncapped)"
+    # All caps on one kind of act name the same currencies, and so must the ones to add.
+    charges = (*policy.caps.tables(), policy.approval_above)
+    named = {
+        "--daily-cap": charges,
+        "--refund-daily-cap": (
+            *policy.refund_caps.tables(), policy.refund_approval_above, *charges,
+        ),
+    }  # fmt: skip
+    missing = [
+        f"{option} 1000{'.00' if CURRENCIES[code] == 2 else ''}{code}"
+        for option in missing_caps(policy)
+        for code in next(filter(None, named[option]), ("usd",))
+    ]
+    line = f"kb-mcp keys issue {shlex.join(typed)}"
+    return f"{line} {' '.join(missing)} (or, to have none: {line} --uncapped)"
 
 
 async def _find(opened: OpenStore, key_id: str) -> tuple[VaultKey, Lineage]:
@@ -320,7 +337,6 @@ def spend(*, key_id: str | None, day: str | None, as_json: bool) -> None:
 
 
 async def _spend(opened: OpenStore, key_id: str | None, day: str | None) -> list[Spend]:
-
     views = opened.views
     date = day_of(opened.now() if day is None else opened.past_ms(day))
     if key_id is None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from tests.cli.machine import Machine
@@ -99,7 +101,7 @@ def test_a_key_that_moves_money_needs_a_cap_or_the_word_that_it_has_none(
     machine: Machine, args: tuple[str, ...]
 ) -> None:
     told = machine.run("keys", "issue", *args, code=2).stderr.splitlines()
-    line = f"kb-mcp keys issue {args[0]} {args[1]}"
+    line = f"kb-mcp keys issue {' '.join(args)}"
     assert told[0].startswith(f"Error: a key of role {args[1]} moves money, and no cap per day")
     assert told[1] == (f"Hint: {line} --daily-cap 1000.00usd (or, to have none: {line} --uncapped)")
     assert machine.json("keys", "list") == []
@@ -125,11 +127,36 @@ def test_a_key_that_only_reads_needs_no_cap(machine: Machine) -> None:
     machine.run("keys", "issue", "--role", "audit")
 
 
-def test_the_line_to_type_is_in_a_currency_that_the_key_already_names(machine: Machine) -> None:
-    told = machine.run(
-        "keys", "issue", "--role", "billing", "--per-charge-cap", "5000jpy", code=2
-    ).stderr
-    assert "--daily-cap 1000jpy" in told
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ("--per-charge-cap 5000jpy", "--daily-cap 1000jpy"),
+        (
+            "--per-charge-cap 50.00usd --per-charge-cap 45.00eur --rate 60/min",
+            "--daily-cap 1000.00usd --daily-cap 1000.00eur",
+        ),
+        ("--label 'two words' --agent a1 --expires 30d --json", "--daily-cap 1000.00usd"),
+        ("--period-kinds month --overlaps allow", "--daily-cap 1000.00usd"),
+    ],
+)
+def test_the_line_to_type_holds_what_was_given_and_can_be_typed(
+    machine: Machine, given: str, missing: str
+) -> None:
+    typed = ("--role", "billing", *shlex.split(given))
+
+    told = machine.run("keys", "issue", *typed, code=2).stderr
+    line = told.partition("Hint: kb-mcp ")[2].partition(" (or, to have none: ")[0]
+
+    assert line.endswith(f" {missing}")
+    assert sorted(shlex.split(line)) == sorted(("keys", "issue", *typed, *missing.split()))
+    machine.run(*shlex.split(line))
+
+
+def test_the_line_to_type_names_the_policy_file(machine: Machine) -> None:
+    file = machine.folder / "my policy.toml"
+    file.write_text('role = "mine"\nallow = ["POST /v1/charges"]\n')
+    told = machine.run("keys", "issue", "--policy", str(file), "--rate", "9/min", code=2).stderr
+    assert f"issue --policy '{file}' --rate 9/min --daily-cap 1000.00usd (or" in told
 
 
 def test_a_threshold_for_approvals_is_an_option_of_its_own(machine: Machine) -> None:

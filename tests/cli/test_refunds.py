@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import httpx
@@ -57,6 +58,14 @@ def test_the_line_to_type_keeps_the_caps_that_were_given(machine: Machine) -> No
     line = " ".join((*given, "--refund-daily-cap", "1000.00usd"))
     assert f"kb-mcp keys issue {line} (or" in told
     machine.run("keys", "issue", *line.split())
+
+
+def test_the_line_to_type_caps_refunds_in_the_currency_of_their_approvals(machine: Machine) -> None:
+    given = ("--role", "refunds", "--refund-approval-above", "9.00eur", "--label", "demo")
+    told = machine.run("keys", "issue", *given, code=2).stderr
+    line = told.partition("Hint: kb-mcp ")[2].partition(" (or")[0]
+    assert line.endswith("--refund-daily-cap 1000.00eur")
+    machine.run(*shlex.split(line))
 
 
 def test_caps_and_approvals_of_refunds_are_given_at_issue(machine: Machine) -> None:
