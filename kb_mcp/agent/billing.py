@@ -1,9 +1,9 @@
-"""Charging, refunding and looking up: the proxy asked as Stripe is, with a vault key.
+"""Charge, refund and look up: each asks the proxy by Stripe's API, with a vault key.
 
-Floor: wing A, above outcomes, status and the client; below the doors. All of it are coroutines. A
-line into this process is asked by them on its event loop, and the proxy itself sees its sends
-through. Over the network they block: a door runs them on a worker thread, so that a cancelled door
-never cancels a send.
+Floor: wing A, above outcomes, status and the client; below the doors. The work is in coroutines.
+With a proxy in this process they run on its event loop, and the proxy finishes its sends by itself.
+Over the network they block: a door runs them on a worker thread, so that a cancelled door never
+cancels a send.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kb_mcp.agent.catalogue import (
     ToolName,
     tools_granted,
 )
-from kb_mcp.agent.client.line import CallContext, Line, charge_params, off_session
+from kb_mcp.agent.client.line import CallContext, Line
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
     RateLimitedError,
@@ -34,7 +34,6 @@ from kb_mcp.agent.outcomes import (
     proves_nothing,
     raise_if_nothing_sent,
     refund_outcome,
-    refund_params,
 )
 from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result, ShownRefund
 from kb_mcp.agent.status import (
@@ -56,6 +55,11 @@ KeySource = str | Callable[[], str]
 
 logger = logging.getLogger(__name__)
 
+# docs.stripe.com/payments/save-and-reuse, "Charge the saved payment method later": nobody is there
+# to be redirected or to confirm, so either is an error at once.
+OFF_SESSION: Final = MappingProxyType(
+    {"off_session": True, "confirm": True, "error_on_requires_action": True}
+)
 LOOKED_UP: Final = "Keybrake-Looked-Up"
 _STALE: Final = frozenset({"vault_key_expired", "vault_key_revoked", "vault_key_unknown"})
 _RESOURCES: Final[Mapping[str, str]] = MappingProxyType(
@@ -243,7 +247,7 @@ class Billing:
                     # Only a look-up went wrong: nothing has been charged.
                     raise ProxyUnavailableError(UNAVAILABLE)
                 return card
-            params |= off_session(card)
+            params |= {"payment_method": card, **OFF_SESSION}
             # The proxy leaves out of the bill what we looked up: a new card is no other bill.
             headers = {**headers, LOOKED_UP: "payment_method"}
         key = idempotency_key(
@@ -307,7 +311,8 @@ class Billing:
         if self._shared is None:
             return await _ask_with(self._keys[tool], ask)
         answer = await _ask_with(self._shared, ask)
-        if _is_not_authorized(answer) and tool not in (await self._granted(self._shared))[0]:
+        denied = answer.text("code") == "vault_key_not_authorized"
+        if denied and tool not in (await self._granted(self._shared))[0]:
             raise ToolNotGrantedError
         return answer
 
@@ -318,6 +323,27 @@ class Billing:
         if granted is None:
             raise ProxyUnavailableError(answer.text("message") or UNAVAILABLE)
         return granted
+
+
+def charge_params(arguments: ChargeArguments) -> dict[str, Any]:  # Stripe's parameters by name
+    """Return what Stripe takes for a charge."""
+    metadata = {"billing_period": arguments.billing_period}
+    if arguments.reference is not None:
+        metadata["reference"] = arguments.reference
+    return {
+        "amount": arguments.amount_cents,
+        "currency": arguments.currency,
+        "customer": arguments.customer_id,
+        "description": arguments.description or f"Subscription {arguments.billing_period}",
+        "metadata": metadata,
+    }
+
+
+def refund_params(arguments: RefundArguments) -> dict[str, Any]:  # as above
+    """Return what Stripe takes for a refund; without an amount it is all that is left."""
+    of = "payment_intent" if arguments.charge_id.startswith("pi_") else "charge"
+    asked = {of: arguments.charge_id, "amount": arguments.amount_cents, "reason": arguments.reason}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def grants(
@@ -356,10 +382,6 @@ def _next(tokens: Iterator[str]) -> str | None:
         shown = str(error) if isinstance(error, SettingsError) else type(error).__name__
         logger.error("A vault key cannot be read: %s", shown)  # noqa: TRY400 - no frames, no keys
         return None
-
-
-def _is_not_authorized(answer: Reply) -> bool:
-    return answer.text("code") == "vault_key_not_authorized"
 
 
 def _is_stale(reply: Reply) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from kb_mcp.agent import wording
 from kb_mcp.agent.catalogue import (
@@ -275,13 +275,6 @@ def _step_code(code: str | None, reply: Reply) -> str | None:
     """Return the code that the next step depends on: what was denied does not wait any more."""
     denied = code == "approval_required" and reply.facts.get("state") == "denied"
     return wording.DENIED if denied else code
-
-
-def refund_params(arguments: RefundArguments) -> dict[str, Any]:  # the SDK's parameters
-    """Return what Stripe is asked for; without an amount it is all that is left."""
-    of = "payment_intent" if arguments.charge_id.startswith("pi_") else "charge"
-    asked = {of: arguments.charge_id, "amount": arguments.amount_cents, "reason": arguments.reason}
-    return {name: value for name, value in asked.items() if value is not None}
 
 
 def refund_outcome(arguments: RefundArguments, reply: Reply) -> RefundResult:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, quote_plus
 
 from kb_mcp import __version__
@@ -29,9 +29,6 @@ from kb_mcp.agent.outcomes import (
 )
 from kb_mcp.agent.wording import UNAVAILABLE
 from kb_mcp.traces import Trace
-
-if TYPE_CHECKING:
-    from kb_mcp.agent.catalogue import ChargeArguments
 
 T = TypeVar("T")
 Headers = Mapping[str, str]
@@ -307,31 +304,3 @@ def _pairs(params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from ((f"{name}[{inner}]", text) for inner, text in _pairs(value))
         else:
             yield name, str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def charge_params(
-    arguments: ChargeArguments,
-) -> dict[str, Any]:  # Stripe's parameters: JSON by name
-    """Return what Stripe takes for a charge."""
-    metadata = {"billing_period": arguments.billing_period}
-    if arguments.reference is not None:
-        metadata["reference"] = arguments.reference
-    return {
-        "amount": arguments.amount_cents,
-        "currency": arguments.currency,
-        "customer": arguments.customer_id,
-        "description": arguments.description or f"Subscription {arguments.billing_period}",
-        "metadata": metadata,
-    }
-
-
-def off_session(payment_method: str) -> dict[str, Any]:  # as above
-    """Return what Stripe takes besides for a payment intent that is confirmed at once."""
-    # docs.stripe.com/payments/save-and-reuse, "Charge the saved payment method later": nobody is
-    # there to be redirected or to confirm, so either is an error at once.
-    return {
-        "payment_method": payment_method,
-        "off_session": True,
-        "confirm": True,
-        "error_on_requires_action": True,
-    }
