@@ -61,14 +61,16 @@ def _examine() -> list[Check]:
 
 
 async def _examine_store(opened: OpenProxy) -> list[Check]:
-    steps = (
-        *(_store, _account, _heads, _gap, _adopted, _invariants, _overlaps, _audit),
-        *(_upstream, _clock, _keys, _grants),
-    )
+    named = (
+        ("store", _store), ("account", _account), ("heads", _heads), ("gap", _gap),
+        ("adopted", _adopted), ("invariants", _invariants), ("overlaps", _overlaps),
+        ("audit", _audit), ("upstream", _upstream), ("clock", _clock), ("keys", _keys),
+        ("grants", _grants),
+    )  # fmt: skip
     checks = []
-    for step in steps:
-        ok, detail = await step(opened)
-        checks.append(_check(step.__name__.removeprefix("_"), detail, ok=ok))
+    for name, examine in named:
+        ok, detail = await examine(opened)
+        checks.append(_check(name, detail, ok=ok))
     return checks + await _issuers(opened)
 
 

@@ -1,4 +1,4 @@
-"""Building wing B: store, upstream, governor, desk, recovery, behind one ASGI application.
+"""Building wing B: store, upstream, governor, pipeline, recovery, behind one ASGI application.
 
 Floor: wiring.
 """
@@ -43,7 +43,7 @@ from kb_mcp.wiring.walks import MovedStore, Walks
 
 # A lease outlives its send, so that no other caller takes over while it may still conclude.
 LEASE_SLACK_MS = 5_000
-NOISE_EVERY_S = 60
+REFUSAL_COUNTS_EVERY_MS = 60_000
 _log = logging.getLogger("kb_mcp.wiring")
 
 
@@ -68,7 +68,7 @@ class Proxy:
     async def start(self) -> None:
         """Check the account and walk Stripe's lists; recover once, then on a timer.
 
-        Counted noise is written every minute. Raises: BindingError, UpstreamKeyError.
+        The counts of refusals are written every minute. Raises: BindingError, UpstreamKeyError.
         """
         await self.app.pipeline.follow()
         if self.settings.upstream_mode != "sandbox":
@@ -84,7 +84,7 @@ class Proxy:
             asyncio.create_task(_every(self.settings.recovery_interval_ms, self._recover)),
             asyncio.create_task(_every(self.settings.recovery_interval_ms, self.walks.tick)),
             asyncio.create_task(
-                _every(NOISE_EVERY_S * 1000, self._write_refusal_counts, first=False)
+                _every(REFUSAL_COUNTS_EVERY_MS, self._write_refusal_counts, first=False)
             ),
         ]
 
@@ -102,7 +102,7 @@ class Proxy:
         try:
             await self.app.pipeline.refusal_counts.flush(self.store.ledger)
         except LedgerUnavailableError:
-            _log.warning("the last noise counts could not be written")
+            _log.warning("the last counts of refusals could not be written")
         await self.store.close()
         await self.upstream.aclose()
 

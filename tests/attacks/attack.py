@@ -13,7 +13,7 @@ from kb_mcp.proxy.access.policy import Policy
 from tests.attacks.attacked_proxy import AttackedProxy, Issued
 from tests.attacks.wire import Answer, ask
 
-Trace = Literal["row", "noise"]
+Trace = Literal["row", "count"]
 FORM_TYPE = "application/x-www-form-urlencoded"
 BILL: Mapping[str, str] = MappingProxyType(
     {
@@ -88,8 +88,8 @@ class Attack:
 
     @property
     def leaves(self) -> Trace:
-        """Where the audit says so: a row of the key, or the counted noise."""
-        return self.trace or ("noise" if self.status in {401, 421, 429} else "row")
+        """Where the audit says so: a row of the key, or the counts of refusals."""
+        return self.trace or ("count" if self.status in {401, 421, 429} else "row")
 
 
 def bill(**changes: str | None) -> dict[str, str]:
@@ -115,7 +115,7 @@ def prove(attacked: AttackedProxy, attack: Attack) -> Answer:
         return answer
     assert (answer.status, answer.code) == (attack.status, attack.code)
     assert after == before, "it reached the sandbox"
-    if attack.leaves == "noise":
+    if attack.leaves == "count":
         attacked.expected.update(filter(None, (attack.code, attack.also)))
         # What was wrong with a body may also have been found by whoever was reading it.
         assert {row["code"] for row in attacked.rows(key)} <= {

@@ -46,7 +46,7 @@ class Issued:
 
 
 class AttackedProxy:
-    """A running `up`. What the store counts as noise is compared with `expected` at the end."""
+    """A running `up`. What its store counts as refused is compared with `expected` at the end."""
 
     def __init__(self, folder: Path, **environ: str) -> None:
         self.folder = folder

@@ -127,7 +127,7 @@ def _refused(family: str, table: dict[str, bytes], code: str) -> tuple[Attack, .
             name=name,
             raw=raw,
             code=code,
-            trace="noise",
+            trace="count",
             closes=True,
             also="vault_key_missing" if name == "key in a trailer" else None,
         )
