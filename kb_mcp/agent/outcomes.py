@@ -114,7 +114,7 @@ def without_card(*, livemode: bool) -> Reply:
 
 
 def charge_outcome(arguments: ChargeArguments, reply: Reply) -> ChargeResult:
-    """Read the answer to a charge.
+    """Return the result of a charge, from the answer to it.
 
     Raises: RateLimitedError, ProxyUnavailableError, where nothing was sent.
     """
@@ -278,7 +278,7 @@ def _step_code(code: str | None, reply: Reply) -> str | None:
 
 
 def refund_outcome(arguments: RefundArguments, reply: Reply) -> RefundResult:
-    """Read the answer to a refund.
+    """Return the result of a refund, from the answer to it.
 
     Raises: RateLimitedError, ProxyUnavailableError, where nothing was sent.
     """

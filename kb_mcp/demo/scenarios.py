@@ -38,7 +38,7 @@ class Task:
 
     @property
     def act(self) -> str:
-        """What was done once it is made."""
+        """What was done, in one word: charged or refunded."""
         return _ACTS[self.noun]
 
     def event(self, session: str, said: str, agent: str = "billing") -> dict[str, Any]:

@@ -199,7 +199,7 @@ class _Protocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    """Ends delays first when it stops; `alone`, it stops on signals, which else are its owner's."""
+    """A server that ends all delays when it stops. Where it runs `alone`, it stops on signals."""
 
     def __init__(self, app: Sandbox, *, alone: bool = False) -> None:
         self._sandbox = app

@@ -226,7 +226,7 @@ class Line(ABC):
         sent = {**_OURS, "Authorization": f"Bearer {token}", **headers}
         _check_values(sent)
         request = Request(method, path, {**sent, "Content-Type": _FORM} if body else sent, body)
-        acts = method == "POST"  # what only reads leaves no doubt behind, whatever came of it
+        acts = method == "POST"  # a read moves no money, so a lost answer leaves no doubt
         reply = lost = unread(livemode=self.is_live(token))
         reached = doubtful = False
         for pause in (*pauses, None):
@@ -251,16 +251,16 @@ class Line(ABC):
 
 
 def _check_values(headers: Headers) -> None:
-    """Check before the send what would break it half-way. Raises: NeverSentError."""
+    """Check each value: a bad one would break the send half-way. Raises: NeverSentError."""
     for name, value in headers.items():
         if not _HEADER_VALUE.fullmatch(value):
-            detail = f"The value of the header {name} is none that can be sent."
+            detail = f"The value of the header {name} cannot be sent."
             logger.error("%s", detail)
             raise NeverSentError(UNAVAILABLE, detail, again=False)
 
 
 def _read(answer: Answer, lost: Reply, *, doubtful: bool) -> Reply:
-    """Read an answer; `lost` where it is none of the proxy's or Stripe's, whatever its status."""
+    """Return what an answer says; `lost` where it is no JSON object or no error like Stripe's."""
     failed = not 200 <= answer.status < 300
     try:
         document = json.loads(answer.body)
