@@ -60,8 +60,10 @@ class Form:
 
     def told(self, record: Record) -> Done:
         """Return where to go, and what to say there."""
-        note = Note(self.text.format_map(record), record.get("token"))
-        return Done(self.path.format_map(record), note)
+        text, blocked = self.text.format_map(record), record.get("blocked_by")
+        if blocked:
+            text += f" As things are, the call would be refused: {blocked}."
+        return Done(self.path.format_map(record), Note(text, record.get("token")))
 
 
 def _nothing(_fields: Fields) -> Said:

@@ -5,13 +5,13 @@ Floor: operators, below the admin API and the dashboard, above records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import islice
 
 from kb_mcp.instants import day_of, rfc3339
-from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.tokens import Mode
 from kb_mcp.proxy.audit.verification import FIELDS
@@ -24,20 +24,26 @@ from kb_mcp.proxy.edge.records import (
     spend,
     spend_records,
 )
+from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
+    Changes,
     KeyId,
     Lineage,
     Operation,
     VaultKey,
 )
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import REFUNDS
+from kb_mcp.proxy.rules.command import asked_again
+from kb_mcp.proxy.rules.reserve import blocking
 from kb_mcp.proxy.stores.gauges import KeyCaps, KeySpend
 from kb_mcp.proxy.stores.reads import StoreReads
 
 AGENT_ROWS_MAX = 1_000
+OPEN = frozenset({"pending", "approved"})  # approvals that may still be used
 KEY_STATUSES = ("active", "frozen", "expired", "revoked")
 
 
@@ -239,21 +245,51 @@ class Views:
         `blocked_by` says why the key could not use the approval as things are, or is None.
         """
         now = self.now_ms()
-        records = (approval_record(each, now) for each in await self.records.approvals())
         matching = (
-            record
-            for record in records
-            if state in {None, record["state"]}
-            and approval_id in {None, record["id"]}
-            and operation_id in {None, record["operation_id"]}
+            each
+            for each in await self.records.approvals()
+            if state in {None, each.state_at(now)}
+            and approval_id in {None, each.id}
+            and operation_id in {None, each.operation_id}
         )
         found = list(islice(matching, limit))
-        asking = {each["key_id"] for each in found if each["state"] in {"pending", "approved"}}
-        keys = {key.id: (key, of) for key, of in await self.records.keys_by_id(sorted(asking))}
-        for each in found:
-            open_one = each["state"] in {"pending", "approved"} and each["key_id"] in keys
-            each["blocked_by"] = _blocked_by(each, *keys[each["key_id"]], now) if open_one else None
-        return found
+        blocked = await self._blocked(each for each in found if each.state_at(now) in OPEN)
+        return [approval_record(each, now) | {"blocked_by": blocked.get(each.id)} for each in found]
+
+    async def _blocked(self, asked: Iterable[Approval]) -> dict[str, str | None]:
+        """Say of each approval why its request would be refused now, by its id."""
+        approvals = {each.id: each for each in asked}
+        if not approvals:
+            return {}
+        ids = {each.operation_id for each in approvals.values()}
+        about = {each.id: each for each, _ in await self.records.operations(ids=sorted(ids))}
+        keys = await self.records.keys_by_id(sorted({each.key_id for each in approvals.values()}))
+        known = {key.id: (key, lineage) for key, lineage in keys}
+        # What is asked of the ledger at once is one transaction.
+        told = await asyncio.gather(
+            *(
+                self._block(each, about[each.operation_id], *known[each.key_id])
+                for each in approvals.values()
+            )
+        )
+        return dict(zip(approvals, told, strict=True))
+
+    async def _block(
+        self, approval: Approval, operation: Operation, key: VaultKey, lineage: Lineage
+    ) -> str | None:
+        """Say why `key` could not use its `approval` as things are, or None."""
+        status = key_status(_key(key, lineage), rfc3339(self.now_ms()))
+        if status != "active" and key.rotated_to is None:
+            return f"its key is {status}"
+        command = asked_again(approval, operation, policy_of(key.policy))
+
+        def step(snapshot: Snapshot) -> tuple[Refusal | None, Changes]:
+            now = snapshot.operations.get(operation.id, operation)
+            return blocking(snapshot, command, now), Changes()
+
+        refusal = await self.ledger.transact(command.refs, step)
+        # What follows the first sentence is told to agents: what to do instead.
+        return None if refusal is None else refusal.message.partition(". ")[0]
 
     async def _operation(self, operation_id: str) -> tuple[Operation, list[Attempt]]:
         found = await self.records.operations(operation_id=operation_id, limit=1)
@@ -318,20 +354,6 @@ class Fullest:
             )
             for each in await records.spend_of_keys(self.keys, *starts, now)
         }
-
-
-def _blocked_by(approval: Record, key: VaultKey, lineage: Lineage, now: int) -> str | None:
-    """Say why `key` could not use its `approval` as things are, or None."""
-    status = key_status(_key(key, lineage), rfc3339(now))
-    if status != "active" and key.rotated_to is None:
-        return f"its key is {status}"
-    policy, refund = policy_of(key.policy), approval["charge_id"] is not None
-    caps = policy.refund_caps.per_refund if refund else policy.caps.per_charge
-    cap = caps.get(approval["currency"])
-    if cap is None or approval["amount"] <= cap:
-        return None
-    shown = format_money(Money(cap, approval["currency"]))
-    return f"it is above the key's cap per {'refund' if refund else 'charge'}, {shown}"
 
 
 def key_status(key: Record, now: str) -> str:

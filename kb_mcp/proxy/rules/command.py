@@ -9,10 +9,12 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from kb_mcp.money import Money
+from kb_mcp.periods import parse_period
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.ledger.counts import Stopped
 from kb_mcp.proxy.ledger.records import (
+    Approval,
     Attempt,
     AuditDraft,
     Bill,
@@ -29,6 +31,8 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.windows import OperationWindows, windows_at, windows_of
 from kb_mcp.proxy.rules.operation_names import tally_key, tally_of
+from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
+from kb_mcp.proxy.stripe.forms import Form
 from kb_mcp.proxy.stripe.interpret import Reading
 
 
@@ -232,6 +236,42 @@ class Refuse(Struct, frozen=True):
 
 
 Decision = Proceed | Replay | Join | Look | ReadAgain | Refuse
+
+
+def asked_again(approval: Approval, operation: Operation, policy: Policy) -> Command:
+    """Return the request of `approval`, about `operation`, as if it needed no approval."""
+    reading = Reading(
+        route=ENDPOINTS[approval.endpoint],
+        path=ENDPOINTS[approval.endpoint].template,
+        form=Form(),
+        customer=approval.customer,
+        period=None if approval.period is None else parse_period(approval.period),
+        reference=approval.reference,
+        payment_method=approval.payment_method,
+        destination=approval.destination,
+    )
+    refund = None
+    if approval.gives_back is not None and operation.gives_back is not None:
+        refund = Refundable(charge=approval.gives_back, currency=approval.currency, said=True)
+    return Command(
+        reading=reading,
+        money=Money(approval.amount, approval.currency),
+        policy=policy.model_copy(update={"approval_above": {}, "refund_approval_above": {}}),
+        key_id=approval.key_id,
+        lineage_id=approval.lineage_id,
+        name=operation.name,
+        named_by=operation.named_by,
+        upstream_name=operation.upstream_name,
+        fingerprint=approval.fingerprint,
+        stripe_version=None,
+        fresh_id=operation.id,
+        fresh_approval_id=approval.id,
+        owner="",
+        lease_ms=0,
+        request=AuditDraft(kind="decision"),
+        continues=operation if operation.live else None,
+        refund=refund,
+    )
 
 
 def stopped_by(command: Command, decision: Decision) -> tuple[Stopped, ...]:

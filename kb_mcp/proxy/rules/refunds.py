@@ -72,7 +72,7 @@ def refund_conflict(
     siblings = [each for each in snapshot.refunds_of(view.charge) if each.id != operation.id]
     if view.left is None or _moved(view, siblings):
         return ReadAgain()
-    other = _stands_in_the_way(snapshot, command, siblings)
+    other = other_refund(snapshot, command, operation)
     left = _left(snapshot, view, operation)
     if other is not None:
         return Refuse(already_refunded(other, left), other)
@@ -87,6 +87,20 @@ def refund_conflict(
         }
         return Refuse(refuse(Code.REFUND_EXCEEDS_CHARGE, param="amount", facts=facts))
     return None
+
+
+def other_refund(snapshot: Snapshot, command: Command, operation: Operation) -> Operation | None:
+    """Return a refund of the same charge under another name that leaves no room for `operation`."""
+    if command.refund is None:
+        return None
+    siblings = snapshot.refunds_of(command.refund.charge)
+    names = {each.name for each in siblings if each.id != operation.id} - {command.name}
+    heads = [head for name in sorted(names) if (head := snapshot.newest(name)) is not None]
+    live = [head for head in heads if head.live]
+    if not live:
+        return None
+    further = command.reading.reference is not None
+    return None if further and len(live) < command.policy.max_refunds_per_charge else live[-1]
 
 
 def already_refunded(refund: Operation, left: int | None = None) -> Refusal:
@@ -113,19 +127,6 @@ def already_refunded(refund: Operation, left: int | None = None) -> Refusal:
 def _nothing_left(view: Refundable) -> Refusal:
     facts: dict[str, Fact] = {"charge_id": view.charge, "currency": view.currency, "left": 0}
     return refuse(Code.ALREADY_REFUNDED, facts=facts, refund=f"{view.charge}, in full")
-
-
-def _stands_in_the_way(
-    snapshot: Snapshot, command: Command, siblings: list[Operation]
-) -> Operation | None:
-    """Return a refund of the same charge under another name that leaves no room for one more."""
-    names = {each.name for each in siblings if each.name != command.name}
-    heads = [head for name in sorted(names) if (head := snapshot.newest(name)) is not None]
-    live = [head for head in heads if head.live]
-    if not live:
-        return None
-    further = command.reading.reference is not None
-    return None if further and len(live) < command.policy.max_refunds_per_charge else live[-1]
 
 
 def _moved(view: Refundable, siblings: list[Operation]) -> bool:

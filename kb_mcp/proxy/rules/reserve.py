@@ -26,7 +26,7 @@ from kb_mcp.proxy.rules.command import Decision, Look, Proceed, ReadAgain, Refus
 from kb_mcp.proxy.rules.duplicates import find_conflict, not_read_lately, permits
 from kb_mcp.proxy.rules.gates import ApprovalCheck, check_approval, check_key
 from kb_mcp.proxy.rules.operation_names import attempt_key, later_name, request_body
-from kb_mcp.proxy.rules.refunds import refund_conflict
+from kb_mcp.proxy.rules.refunds import already_refunded, other_refund, refund_conflict
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.snapshot import Snapshot
@@ -70,6 +70,34 @@ def check(
     refunded = refund_conflict(snapshot, command, operation)
     if refunded is not None:
         return refunded
+    return _check_sender(snapshot, command, operation, keep, raised=raised)
+
+
+def blocking(snapshot: Snapshot, command: Command, operation: Operation) -> Refusal | None:
+    """Return why `command` would be refused now once it is approved, or None.
+
+    What Stripe alone can say, like what is left of a charge, is not asked.
+    """
+    held = operation.live and operation.held > 0
+    conflict = None if held else find_conflict(snapshot, command, operation)
+    if conflict is not None:
+        return conflict[0]
+    other = other_refund(snapshot, command, operation)
+    if other is not None:
+        return already_refunded(other)
+    checked = _check_sender(snapshot, command, operation, None, raised=held)
+    return checked.refusal if isinstance(checked, Refuse) else None
+
+
+def _check_sender(
+    snapshot: Snapshot,
+    command: Command,
+    operation: Operation,
+    keep: Attempt | None,
+    *,
+    raised: bool,
+) -> Refuse | Replay | Changes:
+    """Run the checks of the key, its approvals, attempts and caps; `raised` as for `check`."""
     known = snapshot.operations.get(operation.id)
     if snapshot.turning:
         return Refuse(clock_disputed(), known)

@@ -6,6 +6,7 @@ import html
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -218,5 +219,74 @@ def test_an_operator_sees_that_a_cap_would_still_refuse(operators_app: Operators
     operators_app.in_process.charge(key, period="2026-11")
     operators_app.log_in()
     (told,) = operators_app.api("GET", "/approvals").json()["data"]
-    assert told["blocked_by"] == "it is above the key's cap per charge, 20.00 USD"
+    assert told["blocked_by"] == (
+        "This charge would exceed a spend cap (per charge): the cap is 20.00 USD and 20.00 USD is "
+        "left"
+    )
     assert f"{told['blocked_by']}." in html.unescape(operators_app.browser.get("/approvals").text)
+
+
+def a_charge_of_another_amount(in_process: InProcessProxy) -> str:
+    made = in_process.charge(in_process.issue("billing"), period="2026-11", amount=900)
+    return f"This customer already has a bill for this period, or for a part of it: {named(made)}"
+
+
+def a_day_that_is_spent(in_process: InProcessProxy) -> str:
+    # The other bill needs no approval, and leaves too little of the account's day.
+    key = in_process.issue("billing")
+    assert (
+        in_process.charge(key, customer="cus_B2", period="2026-11", amount=900).status_code == 200
+    )
+    return "the cap is 30.00 USD and 21.00 USD is left"
+
+
+def named(made: httpx.Response) -> str:
+    assert made.status_code == 200, made.text
+    return str(made.json()["id"])
+
+
+@pytest.mark.parametrize("happens", [a_charge_of_another_amount, a_day_that_is_spent])
+@WAYS
+def test_an_operator_sees_what_an_approved_call_would_meet(
+    tmp_path: Path, decide: Decide, happens: Callable[[InProcessProxy], str]
+) -> None:
+    with InProcessProxy(tmp_path, KEYBRAKE_ACCOUNT_DAILY_CAP="30.00usd") as in_process:
+        operators_app = OperatorsApp(in_process)
+        in_process.begin_day()
+        key = asking_above(in_process, 1000)
+        in_process.charge(key, period="2026-11")
+        (told,) = operators_app.api("GET", "/approvals").json()["data"]
+        assert told["blocked_by"] is None
+        why = happens(in_process)
+        (told,) = operators_app.api("GET", "/approvals").json()["data"]
+        assert why in told["blocked_by"]
+        decide(operators_app, told["id"], "approve")
+        (told,) = operators_app.api("GET", "/approvals").json()["data"]
+        assert told["state"] == "approved"
+        if decide is by_dashboard:
+            page = html.unescape(
+                operators_app.browser.get(f"/operations/{told['operation_id']}").text
+            )
+            assert f"the call would be refused: {told['blocked_by']}." in page
+        refused = in_process.charge(key, period="2026-11").json()["error"]["message"]
+        assert refused.startswith(told["blocked_by"])
+
+
+def test_an_operator_sees_that_a_charge_has_another_refund(operators_app: OperatorsApp) -> None:
+    in_process = operators_app.in_process
+    charge = in_process.charge(in_process.issue("billing"), period="2026-11").json()["id"]
+    policy = built_in("refunds").model_copy(
+        update={
+            "refund_approval_above": {"usd": 1000},
+            "allow_reference": True,
+            "max_refunds_per_charge": 1,
+        }
+    )
+    key = in_process.issue(policy)
+    assert error_of(in_process.refund(key, charge, amount=1500)) == "approval_required"
+    (told,) = operators_app.api("GET", "/approvals").json()["data"]
+    assert told["blocked_by"] is None
+    made = in_process.refund(key, charge, amount=500, **{"metadata[reference]": "part"})
+    assert made.status_code == 200, made.text
+    (told,) = operators_app.api("GET", "/approvals").json()["data"]
+    assert told["blocked_by"].startswith("This charge was refunded before: re_")
