@@ -63,7 +63,7 @@ ABOUT = {
     "refund_approval_above": "The same for refunds.",
     "refunds_of": "`ledger`: only charges that were made or adopted here; `any`: all charges.",
     "max_refunds_per_charge": "How many refunds one charge may have; each but the first needs a "
-    "`metadata[reference]`.",
+    "`metadata[reference]`, which the tool `refund` cannot give.",
     "expires_at": "When keys of this policy end, at the latest.",
 }
 NAMES = {"str": "text", "int": "number", "bool": "true or false", "AwareDatetime": "time"}

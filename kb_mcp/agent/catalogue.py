@@ -205,8 +205,8 @@ class RefundArguments(_Arguments):
         gt=0,
         description=(
             "How much to refund, as a whole number in the currency's minor unit: 2900 is 29.00 "
-            "USD. Leave it out only to refund all that is left of the charge; it is never 0 and "
-            "never empty."
+            "USD. Leave it out only to refund all that is left of the charge; after a refund of "
+            "a part, that refund is returned instead. It is never 0 and never empty."
         ),
     )
     reason: Literal["duplicate", "fraudulent", "requested_by_customer"] | None = Field(
@@ -293,7 +293,8 @@ _REFUND = Tool(
         "refund cannot be undone. Use it only when the user asked for this refund of this charge; "
         "look at the charge with charge_status first. A complaint, a question or a dispute is no "
         "reason to refund. Asking again for the same charge never refunds twice: it returns the "
-        "first refund with already_refunded true. If the status is failed or refused, do not try "
+        "first refund, also where that was a part, with already_refunded true; an operator must "
+        "allow another refund of the charge first. If the status is failed or refused, do not try "
         "other amounts or other charges: tell the user what next_step says. If the status is "
         "unknown, the refund may have gone through: do not refund again, ask charge_status later. "
         "livemode tells whether real money is concerned."

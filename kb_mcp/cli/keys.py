@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
+from typing_extensions import override
 
 from kb_mcp.cli.opening import OPERATOR, OpenStore, in_store, key_ids, roles, with_store
 from kb_mcp.cli.output import (
@@ -51,8 +52,20 @@ def _cap_option(flag: str, name: str, help_text: str) -> Callable[[F], F]:
     return click.option(flag, name, metavar="AMOUNT", multiple=True, help=help_text)
 
 
+class RoleOption(click.Option):
+    """The option that lists the built-in roles, which take too long to load for other commands."""
+
+    @override
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the names of the option, and what it takes."""
+        from kb_mcp.proxy.access.roles import ROLES
+
+        self.help = f"A built-in role: {', '.join(ROLES)}."
+        return super().get_help_record(ctx)
+
+
 @keys.command()
-@click.option("--role", shell_complete=roles, help="A built-in role: billing, audit, refunds, …")
+@click.option("--role", cls=RoleOption, shell_complete=roles)
 @click.option("--policy", "policy_file", type=POLICY_FILE,
               help="A policy of your own, TOML or JSON.")  # fmt: skip
 @click.option("--label", help="A note for people.")
@@ -65,7 +78,13 @@ def _cap_option(flag: str, name: str, help_text: str) -> Callable[[F], F]:
 @_cap_option("--per-customer-daily-cap", "per_customer_daily",
              "The most for one customer in a day, over all keys.")  # fmt: skip
 @click.option("--daily-charges", metavar="N", help="The most charges in a day.")
+@_cap_option("--per-refund-cap", "refund_per_refund", "The most one refund may be.")
 @_cap_option("--refund-daily-cap", "refund_daily", "The most that it may refund in a UTC day.")
+@_cap_option("--refund-monthly-cap", "refund_monthly",
+             "The most that it may refund in a calendar month, UTC.")  # fmt: skip
+@_cap_option("--refund-per-customer-daily-cap", "refund_per_customer_daily",
+             "The most refunded to one customer in a day, over all keys.")  # fmt: skip
+@click.option("--daily-refunds", metavar="N", help="The most refunds in a day.")
 @_cap_option("--refund-approval-above", "refund_approval_above",
              "A refund above this needs an operator's approval.")  # fmt: skip
 @click.option("--rate", help="Requests a minute, like 60/min.")
@@ -83,22 +102,25 @@ def issue(
     policy_file: Path | None,
     expires: str | None,
     as_json: bool,
-    refund_daily: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Issue a vault key. Its token is shown once, here.
 
+    The tool `refund` makes one refund of a charge, of all or a part; `operations reopen` of that
+    refund allows one more. `max_refunds_per_charge` of a policy is for other programs.
+
     Example: kb-mcp keys issue --role billing --daily-cap 10000.00usd --expires end-of-month
     """
-    from kb_mcp.proxy.access.policy import CAP_KINDS
+    from kb_mcp.proxy.access.policy import CAP_KINDS, RefundCapRules
 
     typed = _typed(click.get_current_context())
     # What may be given once for each currency arrives as a tuple.
     said = {name: ",".join(each) if isinstance(each, tuple) else each
             for name, each in options.items() if each not in (None, ())}  # fmt: skip
-    fields = {name: text for name, text in said.items() if name not in CAP_KINDS}
+    refunds = {f"refund_{name}": name for name in RefundCapRules.model_fields}
+    fields = {name: text for name, text in said.items() if name not in {*CAP_KINDS, *refunds}}
     fields["caps"] = {name: said[name] for name in CAP_KINDS if name in said}
-    fields["refund_caps"] = {"daily": ",".join(refund_daily)} if refund_daily else {}
+    fields["refund_caps"] = {name: said[of] for of, name in refunds.items() if of in said}
     fields["expires_at"] = expires
     fields["policy"] = None if policy_file is None else _text_of(policy_file)
 

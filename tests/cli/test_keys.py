@@ -4,6 +4,7 @@ import shlex
 
 import pytest
 
+from kb_mcp.proxy.access.roles import ROLES
 from tests.cli.machine import Machine
 
 
@@ -39,6 +40,26 @@ def test_overlaps_and_kinds_of_period_are_options_of_a_new_key(machine: Machine)
     plain = machine.json("keys", "issue", "--role", "billing", "--daily-cap", "5.00usd")
     assert plain["policy"]["overlaps"] == "refuse"
     assert "period_kinds" not in plain["policy"]
+
+
+def test_every_cap_on_refunds_is_an_option_of_a_new_key(machine: Machine) -> None:
+    issued = machine.json(
+        *("keys", "issue", "--role", "refunds", "--per-refund-cap", "5.00usd"),
+        *("--refund-daily-cap", "6.00usd", "--refund-monthly-cap", "7.00usd"),
+        *("--refund-per-customer-daily-cap", "8.00usd", "--daily-refunds", "9"),
+    )
+    assert issued["policy"]["refund_caps"] == {
+        "per_refund": {"usd": 500},
+        "daily": {"usd": 600},
+        "monthly": {"usd": 700},
+        "per_customer_daily": {"usd": 800},
+    }
+    assert issued["policy"]["daily_refunds"] == 9
+
+
+def test_the_help_of_a_new_key_names_every_built_in_role(machine: Machine) -> None:
+    told = "".join(machine.run("keys", "issue", "--help").stdout.split())
+    assert f"Abuilt-inrole:{','.join(ROLES)}." in told
 
 
 def test_a_token_is_shown_once(machine: Machine) -> None:

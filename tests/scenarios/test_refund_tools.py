@@ -14,6 +14,7 @@ from kb_mcp.agent.catalogue import ToolName
 from kb_mcp.agent.client.in_process import InProcessLine
 from kb_mcp.agent.client.line import CallContext
 from kb_mcp.operators.actions.keys import revoke_key
+from kb_mcp.operators.actions.operations import By, Done, Reopening, reopen
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.records import KeyId
@@ -62,6 +63,31 @@ def test_a_refund_is_made_once_and_the_look_up_tells_it(in_process: InProcessPro
         billing, "charge_status", customer_id="cus_A1", billing_period=BILL["billing_period"]
     )
     assert by_bill["refunds"] == status["refunds"]
+    billing.close()
+
+
+def test_the_rest_of_a_charge_is_refunded_once_an_operator_reopened_its_refund(
+    in_process: InProcessProxy,
+) -> None:
+    policy = built_in("refunds").model_copy(
+        update={"allow_reference": True, "max_refunds_per_charge": 3}
+    )
+    billing = tools(in_process, in_process.issue(policy))
+    charge = call(billing, "charge", **BILL)["charge_id"]
+    part = call(billing, "refund", charge_id=charge, amount_cents=900)
+    told = call(billing, "refund", charge_id=charge)
+    assert (told["refund_id"], told["amount_cents"]) == (part["refund_id"], 900)
+    assert "must first be allowed by an operator" in told["next_step"]
+    # More refunds than one need a reference each, which the tool does not have.
+    assert call(billing, "refund", charge_id=charge, amount_cents=2000)["code"] == (
+        "already_refunded"
+    )
+    (operation,) = (each for each in in_process.operations() if each.kind == "refund")
+    ledger = in_process.proxy.store.ledger
+    again = reopen(ledger, operation, By("mira", "all of it"), Reopening(), refunded=False)
+    assert isinstance(in_process.run(again), Done)
+    rest = call(billing, "refund", charge_id=charge)
+    assert (rest["status"], rest["amount_cents"]) == ("succeeded", 2000)
     billing.close()
 
 

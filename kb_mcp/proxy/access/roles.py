@@ -133,7 +133,10 @@ def _describe_refunds(policy: Policy) -> Iterator[str]:
         yield "It may refund charges that were not made through this proxy."
     if policy.max_refunds_per_charge > 1:
         most = policy.max_refunds_per_charge
-        yield f"At most {most} refunds of one charge; each but the first needs a reference."
+        yield (
+            f"At most {most} refunds of one charge; each but the first needs a reference, which "
+            "the tool refund cannot give."
+        )
 
 
 def _describe_customers(policy: Policy) -> Iterator[str]:
