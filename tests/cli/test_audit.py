@@ -25,7 +25,26 @@ def test_every_act_and_request_leaves_a_row(machine: Machine) -> None:
 
 def test_an_untouched_audit_verifies(machine: Machine) -> None:
     machine.charge(machine.token(), "2026-11")
-    assert machine.json("audit", "verify") == {"ok": True, "rows": 3, "chains": 2, "broken": []}
+    told = machine.run("audit", "verify")
+    assert told.stdout == "The audit holds. Rows: 3. Chains: 2. Held against heads: 2.\n"
+    assert told.stderr == ""
+    found = {"ok": True, "rows": 3, "chains": 2, "heads": 2, "broken": []}
+    assert machine.json("audit", "verify") == found
+
+
+def test_chains_without_a_head_to_compare_with_are_told(machine: Machine) -> None:
+    machine.charge(machine.token(), "2026-11")
+    machine.tamper("DELETE FROM audit WHERE kind = 'outcome'")
+    assert "tail_cut" in machine.run("audit", "verify", code=1).stderr
+    for head in machine.store.with_name(f"{machine.store.name}.heads").glob("*.json"):
+        head.unlink()
+    told = machine.run("audit", "verify")
+    assert "Held against heads: 0." in told.stdout
+    assert told.stderr == (
+        "Warning: chains without an exported head: 2 of 2. Whether their last rows were cut off "
+        "cannot be told.\n"
+    )
+    assert machine.json("audit", "verify")["heads"] == 0
 
 
 @pytest.mark.parametrize(

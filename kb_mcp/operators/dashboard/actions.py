@@ -165,7 +165,9 @@ class Actions:
             raise InputError(503, "verify_unavailable", message)
         verified = await self.verifying.run()
         found = "every chain holds" if verified.holds else "NOT every chain holds"
-        text = f"{verified.outcome.rows} rows walked: {found}."
+        outcome = verified.outcome
+        compared = f"{outcome.heads} of {len(outcome.ends)} were held against an exported head"
+        text = f"{outcome.rows} rows walked: {found}; {compared}."
         row = AuditDraft(
             kind="admin", decision="verify", agent_id=visit.session.operator, note=text
         )

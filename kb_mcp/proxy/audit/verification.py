@@ -82,11 +82,15 @@ class Break:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was walked, the end of each chain that holds, and every chain that does not."""
+    """What was walked, the end of each chain that holds, and every chain that does not.
+
+    `heads` are how many of those that hold have an exported head: of others, no cut tail is seen.
+    """
 
     rows: int
     ends: Mapping[str, Head]
     breaks: tuple[Break, ...]
+    heads: int
 
 
 def audit_record(columns: Mapping[str, Any]) -> Columns:
@@ -118,7 +122,7 @@ def verify_audit(
             count, end = outcome
             rows += count
             ends |= {} if end is None else {node: end}
-    return Verification(rows, ends, tuple(breaks))
+    return Verification(rows, ends, tuple(breaks), len(ends.keys() & heads.keys()))
 
 
 def segment_end(
