@@ -69,7 +69,8 @@ class RoleOption(click.Option):
 @click.option("--policy", "policy_file", type=POLICY_FILE,
               help="A policy of your own, TOML or JSON.")  # fmt: skip
 @click.option("--label", help="A note for people.")
-@click.option("--agent", help="The agent that will hold it; shown in the audit.")
+@click.option("--agent", help="The agent that will hold it: the audit shows it, "
+              "whatever a caller says of itself.")  # fmt: skip
 @click.option("--expires", help="A time, a duration (30d), or end-of-month.")
 @_cap_option("--per-charge-cap", "per_charge",
              "The most one charge may be, like 500.00usd; once for each currency.")  # fmt: skip
@@ -143,6 +144,8 @@ def issue(
 @in_store
 async def list_(opened: OpenStore, *, as_json: bool) -> None:
     """List every key, oldest first.
+
+    `last_used_at` is when it last asked to move money; reads are in the audit alone.
 
     Example: kb-mcp keys list --json
     """

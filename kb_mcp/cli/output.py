@@ -64,7 +64,7 @@ _HINTS = {
     "KeyRequestError": "docs/policies.md has every field.",
     "LedgerUnavailableError": "Nothing of it happened. `kb-mcp doctor` looks at the store.",
     "NoSuchKeyError": "`kb-mcp keys list` shows every key.",
-    "PortTakenError": "Choose another port, or 0 for a free one.",
+    "PortTakenError": "Choose another port by that option; `kb-mcp up --help` has them all.",
     "StoreError": "Check KEYBRAKE_DATABASE_URL and the permissions of its folder.",
 }
 

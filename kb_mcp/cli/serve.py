@@ -90,7 +90,7 @@ def sandbox(*, host: str, port: int, state: Path | None) -> None:
     try:
         serve(app, host, port, on_bound=lambda url: click.echo(f"Sandbox listening on {url}"))
     except OSError as error:
-        hint = "Choose another port, or 0 for a free one."
+        hint = "Choose another --port, or 0 for a free one."
         raise Failure(f"cannot listen on {host}:{port}: {error.strerror}", hint, WRONG) from None
     finally:
         app.close()

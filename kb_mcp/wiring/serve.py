@@ -125,7 +125,11 @@ Say = Callable[[str], None]
 
 
 class PortTakenError(Exception):
-    """An address cannot be listened on; the message is one line."""
+    """An address cannot be listened on; the message is one line, which ends with the option."""
+
+    def __init__(self, host: str, port: int, why: str | None, option: str) -> None:
+        """Take the address, what the system says, and the option that takes another port."""
+        super().__init__(f"cannot listen on {host}:{port}: {why} ({option})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +164,8 @@ async def serve_up(settings: Settings, addresses: Addresses, say: Say) -> None:
     async with contextlib.AsyncExitStack() as stack:
         sockets = {"agents": bind(addresses.host, addresses.port)}
         if addresses.admin_port:
-            sockets["operators"] = bind(addresses.admin_host, addresses.admin_port)
+            admin = addresses.admin_host, addresses.admin_port
+            sockets["operators"] = bind(*admin, "--admin-port")
         sandbox_app, urls = None, {}
         if settings.upstream_base is None:
             sandbox_app = build_sandbox(settings)
@@ -195,8 +200,8 @@ def _stop_on_signals() -> asyncio.Event:
     return stop
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a bound socket. Raises: PortTakenError."""
+def bind(host: str, port: int, option: str = "--port") -> socket.socket:
+    """Return a bound socket; `option` takes another port. Raises: PortTakenError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -204,7 +209,7 @@ def bind(host: str, port: int) -> socket.socket:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
-        raise PortTakenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise PortTakenError(host, port, error.strerror, option) from error
     sock.setblocking(False)  # noqa: FBT003 positional only
     return sock
 
@@ -267,7 +272,7 @@ async def _sandbox(app: Any, port: int) -> AsyncIterator[str]:
         async with running(app, "127.0.0.1", port) as url:
             yield url
     except OSError as error:
-        raise PortTakenError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}") from error
+        raise PortTakenError("127.0.0.1", port, error.strerror, "--sandbox-port") from error
 
 
 def _operators_app(settings: Settings, proxy: Proxy, workers: Workers) -> Any:

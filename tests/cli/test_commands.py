@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -285,6 +287,18 @@ def test_the_sandbox_prints_its_address_and_ends_when_told(machine: Machine) -> 
         assert taken.startswith(f"Error: cannot listen on 127.0.0.1:{port}")
         process.terminate()
         process.wait(20)
+
+
+@pytest.mark.parametrize("option", ["--port", "--admin-port", "--sandbox-port"])
+def test_up_names_the_option_of_a_port_that_is_taken(machine: Machine, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        ports = {"--port": "0", "--admin-port": "0", "--sandbox-port": "0", option: taken}
+        with spawn(machine, "up", *itertools.chain(*ports.items())) as process:
+            _, told = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert told.startswith(f"Error: cannot listen on 127.0.0.1:{taken}: ")
+    assert told.splitlines()[0].endswith(f" ({option})")
 
 
 def test_up_prints_where_it_listens_and_drains_when_told(machine: Machine) -> None:

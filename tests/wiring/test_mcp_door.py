@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kb_mcp.operators.actions.keys import revoke_key
+from kb_mcp.operators.actions.keys import NewKey, issue_key, revoke_key
+from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.records import KeyId
-from tests.in_process_proxy import InProcessProxy
+from kb_mcp.serving.machine import random_bytes
+from tests.in_process_proxy import InProcessProxy, Issued
 
 META: dict[str, object] = {"io.modelcontextprotocol/clientCapabilities": {}}
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
@@ -48,6 +50,20 @@ def test_the_first_call_imports_nothing_that_others_would_wait_for(tmp_path: Pat
     loaded = json.loads(done.stdout)
 
     assert [name for name in loaded if name.partition(".")[0] in HEAVY] == []
+
+
+def test_the_agent_that_a_key_was_issued_for_stands_in_the_audit(tmp_path: Path) -> None:
+    meta = {**META, "io.modelcontextprotocol/clientInfo": {"name": "mcp", "version": "1"}}
+    with InProcessProxy(tmp_path) as proxy:
+        policy, ledger = built_in("billing-with-status"), proxy.proxy.store.ledger
+        for agent, shown in (("nightly", "nightly"), (None, "mcp")):
+            wanted = NewKey(policy=policy, mode="test", agent=agent, uncapped=True)
+            key, minted = proxy.run(issue_key(ledger, wanted, random_bytes, "test"))
+
+            proxy.charge_over_mcp(Issued(key.id, minted.token), meta)
+
+            rows = [row for row in proxy.audit(key=key.id) if row["kind"] != "admin"]
+            assert {row["agent_id"] for row in rows} == {shown}
 
 
 def test_a_call_leaves_its_decision_and_its_outcome_and_no_look_up(tmp_path: Path) -> None:

@@ -52,11 +52,13 @@ async def bars_of_today(fullest: Fullest) -> Shown:
     whole = len(keys) < BARS_MAX and len(rows) <= BARS_MAX
     if len(rows) > BARS_MAX:
         rows = sorted(rows, key=_used, reverse=True)[:BARS_MAX]
-    uncapped = [
-        key.id for key in keys if spend[key.id][0].serves and is_uncapped(policy_of(key.policy))
-    ]
+    serving = {key.id for key in keys if spend[key.id][0].serves}
+    uncapped = [key.id for key in keys if key.id in serving and is_uncapped(policy_of(key.policy))]
     return Shown(
-        [bar(row) for row in rows], {key.id: label_of(key) for key in keys}, whole, uncapped
+        [bar(row) | {"stoppable": row.key_id in serving} for row in rows],
+        {key.id: label_of(key) for key in keys},
+        whole,
+        uncapped,
     )
 
 

@@ -60,6 +60,22 @@ def test_every_key_is_reached_by_turning_pages_and_revoked_there(
     assert shown(operators_app, "/keys?status=revoked")[0] == [seen[4]]
 
 
+def test_the_overview_offers_no_revocation_of_a_key_that_serves_no_more(
+    operators_app: OperatorsApp,
+) -> None:
+    key = issue(operators_app)
+    assert operators_app.in_process.charge(key, period="2026-11").status_code == 200
+    action = f'action="/keys/{key.id}/revoke"'
+    assert action in operators_app.browser.get("/").text
+    assert operators_app.submit("/", f"/keys/{key.id}/revoke").status_code == 303
+    page = operators_app.browser.get("/").text
+    # What it spent today still shows.
+    assert [found for found, _ in BAR.findall(page)] == [key.id]
+    assert action not in page
+    one = operators_app.browser.get(f"/keys/{key.id}").text
+    assert "</time></p>" in one.replace("\n", "")
+
+
 def test_a_search_goes_on_over_its_pages_whatever_was_typed(
     operators_app: OperatorsApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
