@@ -61,6 +61,11 @@ def format_duration(milliseconds: int) -> str:
     return f"{milliseconds}ms"
 
 
+def how_many(count: int, noun: str) -> str:
+    """Write a number with its noun: `1 month`, `2 months`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def past_ms(text: str, now: int) -> int:
     """Read a time, a day, or an age before `now` (ms UTC). Raises: ValueError."""
     if _DURATION.fullmatch(text):

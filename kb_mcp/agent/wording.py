@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from kb_mcp.instants import how_many
+
 UNAVAILABLE: Final = (
     "The billing proxy could not be reached, and nothing was sent. "
     "The same call can be made again later."
@@ -235,4 +237,4 @@ def status_step(status: str) -> str:
 
 def wait(seconds: int | None) -> str:
     """Say how long to wait after too many requests."""
-    return "Wait a minute." if seconds is None else f"Wait {seconds} seconds."
+    return "Wait a minute." if seconds is None else f"Wait {how_many(seconds, 'second')}."

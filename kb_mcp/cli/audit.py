@@ -29,13 +29,13 @@ from kb_mcp.cli.output import (
     progress,
     say_failure,
 )
-from kb_mcp.instants import rfc3339
+from kb_mcp.instants import how_many, rfc3339
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.audit.chain import Head
     from kb_mcp.proxy.audit.verification import Verification
 
-COLUMNS = ("time", "kind", "decision", "code", "key_id", "subject", "method", "path",
+COLUMNS = ("time", "kind", "decision", "code", "key_id", "agent_id", "subject", "method", "path",
            "customer_id", "amount", "currency", "operation_id", "object_id", "note")  # fmt: skip
 TAIL_FIRST = 10
 TAIL_EVERY_S = 1
@@ -184,10 +184,10 @@ async def archive(opened: OpenStore, *, before: str, file: Path, as_json: bool) 
     with progress("Archiving", shown=not as_json) as advance:
         written = _write_segments(opened, ends, file, advance) if ends else 0
     if written:
-        await opened.note("archive", f"{written} rows to {file.name}")
+        await opened.note("archive", f"{how_many(written, 'row')} to {file.name}")
         opened.store_admin.drop_segments(ends)
     done = {"rows": written, "chains": len(ends), "file": str(file) if written else None}
-    moved = f"Moved {done['rows']} rows of {done['chains']} chains to {file}."
+    moved = f"Moved {how_many(written, 'row')} of {how_many(len(ends), 'chain')} to {file}."
     print_done(done, moved if done["rows"] else "Nothing is that old.", as_json=as_json)
 
 

@@ -69,7 +69,7 @@ def _check(files: Mapping[str, str], folder: Path) -> None:
     if stale:
         click.echo(f"Hint: kb-mcp export all --out {folder} writes them anew.", err=True)
         found_something()
-    click.echo(f"{len(files)} files are up to date.")
+    click.echo(f"Up to date: {', '.join(files)}.")
 
 
 def _read(file: Path) -> str | None:

@@ -344,8 +344,8 @@ def _print_minted(
         click.echo(f"The key expires at {record['expires_at']}.")
 
 
-SPEND_COLUMNS = ("key_id", "scope", "window", "window_start", "currency", "cap", "settled",
-                 "reserved", "left")  # fmt: skip
+AMOUNTS = ("cap", "settled", "reserved", "left")
+SPEND_COLUMNS = ("key_id", "scope", "window", "window_start", *AMOUNTS)
 
 
 @click.command()
@@ -353,12 +353,24 @@ SPEND_COLUMNS = ("key_id", "scope", "window", "window_start", "currency", "cap",
 @click.option("--day", help="Another UTC day than today, like 2026-06-15.")
 @json_option
 def spend(*, key_id: str | None, day: str | None, as_json: bool) -> None:
-    """Show cap, spend and what is left, per key and window, in minor units.
+    """Show cap, spend and what is left, per key and window; in JSON in minor units.
 
     Example: kb-mcp spend --day 2026-06-15
     """
     records = with_store(lambda opened: _spend(opened, key_id, day))
-    print_list(records, SPEND_COLUMNS, as_json=as_json, empty="No caps, and nothing spent.")
+    shown = records if as_json else [_with_currency(each) for each in records]
+    print_list(shown, SPEND_COLUMNS, as_json=as_json, empty="No caps, and nothing spent.")
+
+
+def _with_currency(spend: Spend) -> dict[str, Any]:
+    from msgspec.structs import asdict
+
+    from kb_mcp.money import Money, format_money
+
+    record = asdict(spend)
+    amounts = {name: record[name] for name in AMOUNTS if record[name] is not None}
+    written = {name: format_money(Money(of, spend.currency)) for name, of in amounts.items()}
+    return record | written
 
 
 async def _spend(opened: OpenStore, key_id: str | None, day: str | None) -> list[Spend]:

@@ -13,6 +13,7 @@ import click
 
 from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, in_store, with_proxy, with_store
 from kb_mcp.cli.output import Failure, json_option, print_done, print_list, print_record
+from kb_mcp.instants import how_many
 
 if TYPE_CHECKING:
     from kb_mcp.operators.actions.operations import By, Done, NotDone
@@ -136,12 +137,24 @@ def reopen(
         from kb_mcp.operators.actions.operations import Done, Reopening
 
         outcome = await opened.acts.reopen(operation, _by(reason), Reopening(amount, release))
-        if isinstance(outcome, Done) and outcome.operation.waived and not release:
-            held = f"{operation.object_id} is not refunded in full, so this bill stays charged."
-            click.echo(f"{held} One other bill that looks like it may pass.", err=True)
+        if isinstance(outcome, Done):
+            click.echo(_reopened(outcome.operation, release=release), err=True)
         return outcome
 
     _act(with_proxy, operation_id, act, as_json=as_json)
+
+
+def _reopened(operation: Operation, *, release: bool) -> str:
+    """Say what may happen now that `operation` is reopened."""
+    if operation.gives_back is not None:
+        next_call = f"The next refund of {operation.gives_back} is made"
+        return f"{next_call}: of the amount that it names, or of all that is left."
+    if release:
+        return "Bills of other periods may have its days now; its own period stays charged."
+    if operation.waived:
+        held = f"{operation.object_id} is not refunded in full, so this bill stays charged."
+        return f"{held} One other bill that looks like it may pass."
+    return "The next call for this bill charges once more."
 
 
 @operations.command()
@@ -157,7 +170,7 @@ def reset(*, operation_id: str, as_json: bool) -> None:
         from kb_mcp.operators.actions.operations import Done, reset_declines
 
         declines = await reset_declines(opened.store.ledger, operation, _by(None))
-        click.echo(f"Forgot {declines} declines of this bill.", err=True)
+        click.echo(f"Forgot {how_many(declines, 'decline')} of this bill.", err=True)
         return Done(operation)
 
     _act(with_store, operation_id, act, as_json=as_json)
@@ -206,7 +219,8 @@ async def forget(opened: OpenStore, *, customer: str, as_json: bool) -> None:
     erasable = [operation for operation, _ in found if forgettable(operation)]
     erased = await forget_answers(opened.store.ledger, erasable, _by(None))
     done = {"customer_id": customer, "erased": erased, "operations": len(found)}
-    said = f"Erased {done['erased']} stored answers of {done['operations']} operations."
+    answers, of = how_many(erased, "stored answer"), how_many(len(found), "operation")
+    said = f"Erased {answers} of {of}."
     print_done(done, said, as_json=as_json)
 
 

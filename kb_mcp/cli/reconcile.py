@@ -21,7 +21,7 @@ from kb_mcp.cli.output import (
     print_list,
     progress,
 )
-from kb_mcp.instants import rfc3339
+from kb_mcp.instants import how_many, rfc3339
 
 if TYPE_CHECKING:
     from kb_mcp.operators.actions.adoption import Adoption, Taken
@@ -305,7 +305,7 @@ def _demand_settled(opened: OpenProxy) -> None:
     last = max((behind.at_ms or 0 for behind in opened.store.behind), default=0)
     left_ms = last + opened.store.settings.recovery_grace_ms - opened.now()
     if left_ms > 0:
-        hint = f"Run this again in {left_ms // 1000 + 1} seconds."
+        hint = f"Run this again in {how_many(left_ms // 1000 + 1, 'second')}."
         raise Failure("what was lost is younger than the recovery grace: nothing is sent yet", hint)
 
 

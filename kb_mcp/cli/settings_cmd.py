@@ -15,7 +15,7 @@ import click
 from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, at_stripe, with_store
 from kb_mcp.cli.output import WRONG, Failure, json_option, print_record, progress
 from kb_mcp.environment import SQLITE
-from kb_mcp.instants import rfc3339
+from kb_mcp.instants import how_many, rfc3339
 from kb_mcp.money import MoneyError, parse_caps
 from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX, Settings, load_settings
 
@@ -245,6 +245,6 @@ def _copy(settings: Settings, source: str) -> None:
     with progress("Copying", shown=True) as advance:
         copied = copy_ledger(settings, file, advance)
     click.echo(
-        f"Copied {copied.rows} rows, {copied.audit_rows} of them audit rows in {copied.chains} "
-        "chains: all read back equal, and every chain verifies."
+        f"Copied {how_many(copied.rows, 'row')}, {copied.audit_rows} of them of the audit, in "
+        f"{how_many(copied.chains, 'chain')}: all read back equal, and every chain verifies."
     )

@@ -196,7 +196,7 @@ def of_refusals(times: Iterable[str], burst: int) -> Iterator[Alert]:
             yield Alert(
                 id=f"refusal_burst:{minute[:13]}",
                 kind=Kind.REFUSAL_BURST,
-                text=f"{count} requests or more were refused in the minute of {minute} UTC.",
+                text=f"Requests refused in the minute of {minute} UTC: {count} or more.",
             )
             return
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
+from kb_mcp.instants import how_many
 from kb_mcp.operators.requests import InputError
 from kb_mcp.proxy.access.tokens import hash_token
 
@@ -224,7 +225,7 @@ class Access:
         peer = request.client.host if request.client else ""
         wait_s = self.throttle.wait_s(peer)
         if wait_s:
-            message = f"Too many wrong tokens. Wait {wait_s} seconds."
+            message = f"Too many wrong tokens. Wait {how_many(wait_s, 'second')}."
             raise InputError(429, "rate_limited", message, retry_after_s=wait_s)
         operator = self.operators.identify(token)
         if operator is None:

@@ -235,7 +235,7 @@ def test_the_declines_of_a_bill_are_forgotten(store_admin: StoreAdmin, page: Any
     (operation,) = store_admin.in_process.operations()
     store_admin.enter(page, f"/operations/{operation.id}")
     page.get_by_role("button", name="Forget its declines").click()
-    page.get_by_text("Forgot 1 declines.").wait_for()
+    page.get_by_text("Declines forgotten: 1.").wait_for()
     assert store_admin.in_process.charge(key).status_code == 200
     assert len(store_admin.in_process.charges()) == 1
     assert [name for _, name in decided(store_admin)] == ["admin"]

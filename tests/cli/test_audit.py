@@ -118,6 +118,13 @@ def test_the_audit_still_refuses_deletion_after_archiving(machine: Machine) -> N
     machine.tamper("SELECT 1")
 
 
+def test_the_list_says_which_agent_asked(machine: Machine) -> None:
+    machine.charge(machine.token("--agent", "nightly"), "2026-11")
+    head, *_, last = machine.run("audit", "list").stdout.splitlines()
+    assert "agent id" in head
+    assert last[head.index("agent id") :].startswith("nightly ")
+
+
 def test_exports_neutralise_what_a_client_wrote(machine: Machine) -> None:
     machine.token("--agent", "=cmd()|evil")
     machine.run("keys", "revoke", machine.token().split("_")[2], "--reason", "=1+1\x1b[2J")

@@ -139,6 +139,8 @@ def test_spend_tells_the_ceiling_and_every_key(machine: Machine) -> None:
     assert rows["account", "day"]["left"] == 50_000 - 2900
     assert rows["key", "day"]["left"] == 10_000 - 2900
     assert rows["key", "month"]["settled"] == 2900
+    (line,) = [line for line in machine.run("spend").stdout.splitlines() if "  month " in line]
+    assert line.split()[-8:] == ["1000.00", "USD", "29.00", "USD", "0.00", "USD", "971.00", "USD"]
     by_key = machine.json("spend", "--key", token.split("_")[2], "--day", "2026-01-15")
     assert [row["settled"] for row in by_key] == [0, 0]
     machine.run("spend", "--key", "nobody", code=1)

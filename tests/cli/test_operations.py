@@ -112,7 +112,7 @@ def test_a_refunded_bill_is_reopened_and_billed_once_more(machine: Machine) -> N
     reopen = ("operations", "reopen", only(machine)["id"], "--reason", "wrong card")
     machine.stripe("POST", "/v1/refunds", {"charge": first})
     assert machine.charge(token, "2026-11").json()["id"] == first
-    assert "stays charged" not in machine.run(*reopen).stderr
+    assert machine.run(*reopen).stderr == "The next call for this bill charges once more.\n"
     machine.run(*reopen, code=1)
     second = machine.charge(token, "2026-11").json()["id"]
     assert second != first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import Any
 
@@ -141,8 +142,12 @@ def test_a_reopened_refund_is_made_once_more_and_never_more_than_the_charge(
     charge, token = charged(machine), refunder(machine)
     first = refund(machine, token, charge, 900).json()["id"]
     operation = refund_operation(machine)["id"]
-    again = machine.json("operations", "reopen", operation, "--reason", "the second half")
-    assert again["id"] == operation
+    again = machine.run("operations", "reopen", operation, "--reason", "the second half", "--json")
+    assert json.loads(again.stdout)["id"] == operation
+    assert again.stderr == (
+        f"The next refund of {charge} is made: of the amount that it names, or of all that is "
+        "left.\n"
+    )
     over = refund(machine, token, charge, 2001).json()["error"]
     assert (over["code"], over["keybrake"]["left"]) == ("refund_exceeds_charge", 2000)
     second = refund(machine, token, charge, 900)

@@ -71,6 +71,12 @@ def test_the_stripe_sdk_as_the_readme_shows_it_charges_once(here: ProxyProcesses
     assert len(here.charges()) == 1
 
 
+def test_the_key_of_the_readme_for_mcp_over_http_has_every_tool(tmp_path: Path) -> None:
+    line = snippet("README.md", "sh", "--role billing-with-refunds")
+    policy = Machine(tmp_path).json(*shlex.split(line)[1:])["policy"]
+    assert set(policy["allow"]) == {"POST /v1/charges", "GET /v1/charges/*", "POST /v1/refunds"}
+
+
 def test_the_day_of_the_readme_runs_from_the_key_to_its_end(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     block = snippet("README.md", "sh", "approvals approve").replace("\\\n", "")
@@ -79,6 +85,7 @@ def test_the_day_of_the_readme_runs_from_the_key_to_its_end(tmp_path: Path) -> N
         for line in block.splitlines()
         if line.startswith("kb-mcp ")
     )
+    assert "export REFUND_KEY=" in block.partition("$REFUND_KEY")[0]
     issued = machine.json(*issue)
     assert machine.charge(issued["token"], "2026-11").status_code == 403
     assert "approval_required" in machine.run(*audit).output

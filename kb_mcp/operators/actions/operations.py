@@ -13,6 +13,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from kb_mcp.instants import how_many
 from kb_mcp.money import MoneyError, check_amount
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.ledger.port import Ledger
@@ -184,7 +185,7 @@ async def reset_declines(ledger: Ledger, operation: Operation, by: By) -> int:
 
     def step(snapshot: Snapshot) -> tuple[int, Changes]:
         declines = snapshot.tally(key).declines
-        row = by.row("reset", operation, note=f"{declines} declines")
+        row = by.row("reset", operation, note=how_many(declines, "decline"))
         return declines, Changes(tallies=(Tally(key),), audit=(row,))
 
     return await ledger.transact(lambda _: _refs(operation), step)

@@ -16,6 +16,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from kb_mcp.instants import how_many
 from kb_mcp.operators.actions.operations import (
     By,
     Done,
@@ -113,7 +114,7 @@ def _looked_once(
             f"--succeeded {twins[0]}"
         )
     seconds = -(-left_ms // 1000)
-    hint = f"Look a second time: ask for the same in {seconds} seconds, and it is voided."
+    hint = f"Look a second time: ask for the same in {_spoken(seconds)}, and it is voided."
     row = by.row("resolve_look", looked, note=why)
     return NotDone(why, hint), Changes(operations=(looked,), audit=(row,))
 
@@ -165,7 +166,8 @@ def _too_early(snapshot: Snapshot, operation: Operation, at: int) -> NotDone | N
 
 
 def _spoken(seconds: int) -> str:
-    return f"{seconds} seconds" if seconds < 3_600 else f"{-(-seconds // 3_600)} hours"
+    hours = -(-seconds // 3_600)
+    return how_many(seconds, "second") if seconds < 3_600 else how_many(hours, "hour")
 
 
 _OBJECT_ID = re.compile(r"[A-Za-z0-9_]{1,128}")

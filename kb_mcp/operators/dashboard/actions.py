@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from kb_mcp.instants import how_many
 from kb_mcp.operators.actions.grants import NotGrantedError
 from kb_mcp.operators.actions.keys import (
     NARROWING,
@@ -116,10 +117,10 @@ FORMS = {
     ),
     "/operations/{id}/resolve": Form(_resolution, "/operations/{id}", "Resolved by you."),
     "/operations/{id}/reopen": Form(
-        _reason, "/operations/{id}", "Reopened: the next call may bill it once more."
+        _reason, "/operations/{id}", "Reopened: the next call may make this {kind} once more."
     ),
     "/operations/{id}/reset": Form(
-        _nothing, "/operations/{id}", "Forgot {declines_forgotten} declines."
+        _nothing, "/operations/{id}", "Declines forgotten: {declines_forgotten}."
     ),
 }
 
@@ -167,7 +168,7 @@ class Actions:
         found = "every chain holds" if verified.holds else "NOT every chain holds"
         outcome = verified.outcome
         compared = f"{outcome.heads} of {len(outcome.ends)} were held against an exported head"
-        text = f"{outcome.rows} rows walked: {found}; {compared}."
+        text = f"{how_many(outcome.rows, 'row')} walked: {found}; {compared}."
         row = AuditDraft(
             kind="admin", decision="verify", agent_id=visit.session.operator, note=text
         )

@@ -271,15 +271,18 @@ def missing_caps(policy: Policy) -> tuple[str, ...]:
 
     What is charged and what is given back are bounded apart.
     """
-    granted = frozenset(policy.allow)
     missing = []
     # The first of each four is the cap of a single act, which bounds no sum.
-    if any(map(_moves_money, granted - {REFUND})) and not any(policy.caps.tables()[1:]):
+    if charges(policy) and not any(policy.caps.tables()[1:]):
         missing.append("--daily-cap")
-    if REFUND in granted and not any(policy.refund_caps.tables()[1:]):
+    if REFUND in policy.allow and not any(policy.refund_caps.tables()[1:]):
         missing.append("--refund-daily-cap")
     return tuple(missing)
 
 
-def _moves_money(endpoint: str) -> bool:
-    return ENDPOINTS[endpoint].moves is not Moves.READS and endpoint not in _HARMLESS
+def charges(policy: Policy) -> bool:
+    """Say whether `policy` moves money otherwise than by refunds."""
+    return any(
+        ENDPOINTS[endpoint].moves is not Moves.READS
+        for endpoint in frozenset(policy.allow) - _HARMLESS - {REFUND}
+    )

@@ -8,9 +8,9 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from kb_mcp.instants import format_duration
+from kb_mcp.instants import format_duration, how_many
 from kb_mcp.money import Money, format_money
-from kb_mcp.proxy.access.policy import DEFAULT_RATE, ParameterRule, Policy
+from kb_mcp.proxy.access.policy import DEFAULT_RATE, ParameterRule, Policy, charges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -70,7 +70,7 @@ def describe(policy: Policy) -> list[str]:
         *_describe_caps(policy),
         *_describe_customers(policy),
         *_describe_limits(policy),
-        *_describe_naming(policy),
+        *(_describe_naming(policy) if charges(policy) else ()),
     ]
 
 
@@ -93,7 +93,7 @@ def _describe_parameters(policy: Policy) -> Iterator[str]:
 def _describe_caps(policy: Policy) -> Iterator[str]:
     if REFUND in policy.allow:
         yield from _describe_refunds(policy)
-    if policy.allow == (REFUND,):
+    if not charges(policy):
         return
     words = ("a charge", "a day", "a month", "a customer and day")
     for per, table in zip(words, policy.caps.tables(), strict=True):
@@ -102,7 +102,7 @@ def _describe_caps(policy: Policy) -> Iterator[str]:
     if not any(policy.caps.tables()):
         yield "No spend cap of its own: only the account's ceiling, if there is one, limits it."
     if policy.daily_charges is not None:
-        yield f"At most {policy.daily_charges} charges a day."
+        yield f"At most {how_many(policy.daily_charges, 'charge')} a day."
     for currency, amount in policy.approval_above.items():
         yield f"Above {format_money(Money(amount, currency))} an operator must approve."
     limits = [set(table) for table in (*policy.caps.tables(), policy.approval_above) if table]
@@ -125,13 +125,15 @@ def _describe_refunds(policy: Policy) -> Iterator[str]:
     if not any(policy.refund_caps.tables()):
         yield "No cap on refunds of its own: only the account's ceiling for refunds limits them."
     if policy.daily_refunds is not None:
-        yield f"At most {policy.daily_refunds} refunds a day."
+        yield f"At most {how_many(policy.daily_refunds, 'refund')} a day."
     for currency, amount in policy.refund_approval_above.items():
         shown = format_money(Money(amount, currency))
         yield f"A refund above {shown} needs an operator's approval."
     if policy.refunds_of == "any":
         yield "It may refund charges that were not made through this proxy."
-    if policy.max_refunds_per_charge > 1:
+    if policy.max_refunds_per_charge == 1:
+        yield "It makes one refund of a charge, until an operator reopens that."
+    else:
         most = policy.max_refunds_per_charge
         yield (
             f"At most {most} refunds of one charge; each but the first needs a reference, which "
@@ -150,18 +152,20 @@ def _describe_customers(policy: Policy) -> Iterator[str]:
 
 
 def _describe_limits(policy: Policy) -> Iterator[str]:
-    yield f"At most {policy.rate} requests a minute."
+    yield f"At most {how_many(policy.rate, 'request')} a minute."
     if policy.hours is not None:
         days = ", ".join(policy.hours.days)
         yield f"It serves from {policy.hours.start} to {policy.hours.end} UTC on {days}."
-    yield f"It freezes after {policy.daily_declines} declines in a day."
+    if charges(policy):
+        yield f"It freezes after {how_many(policy.daily_declines, 'decline')} in a day."
     if policy.expires_at is not None:
         yield f"It expires at {policy.expires_at.isoformat()}."
 
 
 def _describe_naming(policy: Policy) -> Iterator[str]:
     window = policy.period_window
-    yield f"It may bill periods from {_months(window.back)} back to {_months(window.ahead)} ahead."
+    back, ahead = how_many(window.back, "month"), how_many(window.ahead, "month")
+    yield f"It may bill periods from {back} back to {ahead} ahead."
     if policy.period_kinds is not None:
         yield f"A period must be a {' or '.join(policy.period_kinds)}."
     match policy.idempotency:
@@ -175,13 +179,10 @@ def _describe_naming(policy: Policy) -> Iterator[str]:
         yield "It may bill days that another period's bill holds already; the same period, never."
     if policy.allow_reference:
         yield "A reference may make a second bill in one period."
-    wait, attempts = format_duration(policy.decline_retry_after_ms), policy.max_attempts
-    yield f"A declined bill is tried again after {wait} at the earliest, {attempts} times in all."
+    wait, times = format_duration(policy.decline_retry_after_ms), policy.max_attempts
+    tried = how_many(times, "time")
+    yield f"A declined bill is tried again after {wait} at the earliest, {tried} in all."
 
 
 def _amounts(table: Mapping[str, int]) -> str:
     return " or ".join(format_money(Money(amount, currency)) for currency, amount in table.items())
-
-
-def _months(count: int) -> str:
-    return f"{count} month" if count == 1 else f"{count} months"

@@ -15,7 +15,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from kb_mcp.instants import day_of
+from kb_mcp.instants import day_of, how_many
 from kb_mcp.money import UNTOLD_CURRENCY, Money
 from kb_mcp.proxy.access.authenticate import Admitted, admit, presented_token
 from kb_mcp.proxy.access.authorize import (
@@ -377,7 +377,7 @@ class RefusalCounts:
                 code=code,
                 subject=subject or None,
                 key_id=key_id or None,
-                note=f"{count} request{'s' if count > 1 else ''}",
+                note=how_many(count, "request"),
             )
             for (code, subject, key_id), count in sorted(taken.items())
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -298,5 +299,14 @@ def test_a_policy_is_described_in_plain_words() -> None:
     ):
         assert words in text
     assert "No spend cap of its own" in "\n".join(describe(built_in("billing")))
+    for role in ("audit", "audit-payment-intents"):
+        # It moves nothing: of caps, declines and bills there is nothing to say.
+        assert len(describe(built_in(role))) == 2
+    once = built_in("billing").model_copy(
+        update={"daily_charges": 1, "rate": 1, "daily_declines": 1, "max_attempts": 1}
+    )
+    words = " ".join(describe(once))
+    assert "1 charge a day" in words
+    assert not re.search(r"\b1 [a-z]+s\b", words)
     caller = built_in("billing").model_copy(update={"idempotency": "caller"})
     assert "a new key charges again" in "\n".join(describe(caller))
