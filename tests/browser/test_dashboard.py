@@ -329,3 +329,15 @@ def serious(page: Any, path: str) -> list[str]:
         if each["impact"] in {"serious", "critical"}
         for node in each["nodes"]
     ]
+
+
+def test_a_row_of_the_audit_is_short_on_a_phone(store_admin: StoreAdmin, page: Any) -> None:
+    key = store_admin.in_process.issue()
+    assert store_admin.in_process.charge(key, period="2026-11").status_code == 200
+    page.set_viewport_size({"width": 390, "height": 844})
+    store_admin.enter(page, "/audit")
+    page.get_by_text("succeeded").first.wait_for()
+    tallest = (
+        "Math.max(...[...document.querySelectorAll('.rows tbody tr')].map((r) => r.clientHeight))"
+    )
+    assert page.evaluate(tallest) <= 130
