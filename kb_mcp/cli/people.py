@@ -224,7 +224,7 @@ def approve(*, approval_id: str, as_json: bool) -> None:
     if not as_json:
         then = f"goes through if its caps allow it, until {record['expires_at']}"
         if record["blocked_by"]:
-            then = f"is refused as things are: {record['blocked_by']}"
+            then = f"moves no money as things are: {record['blocked_by']}"
         click.echo(f"\nThe agent's next identical call {then}.")
 
 

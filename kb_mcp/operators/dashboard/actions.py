@@ -63,7 +63,7 @@ class Form:
         """Return where to go, and what to say there."""
         text, blocked = self.text.format_map(record), record.get("blocked_by")
         if blocked:
-            text += f" As things are, the call would be refused: {blocked}."
+            text += f" As things are, the call would move no money: {blocked}."
         return Done(self.path.format_map(record), Note(text, record.get("token")))
 
 

@@ -24,7 +24,6 @@ from kb_mcp.proxy.edge.records import (
     spend,
     spend_records,
 )
-from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
     Approval,
@@ -33,6 +32,7 @@ from kb_mcp.proxy.ledger.records import (
     KeyId,
     Lineage,
     Operation,
+    State,
     VaultKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
@@ -242,7 +242,7 @@ class Views:
     ) -> list[Record]:
         """Return approvals with the requests they are about, newest first.
 
-        `blocked_by` says why the key could not use the approval as things are, or is None.
+        `blocked_by` says why the approved call would move nothing as things are, or is None.
         """
         now = self.now_ms()
         matching = (
@@ -257,39 +257,40 @@ class Views:
         return [approval_record(each, now) | {"blocked_by": blocked.get(each.id)} for each in found]
 
     async def _blocked(self, asked: Iterable[Approval]) -> dict[str, str | None]:
-        """Say of each approval why its request would be refused now, by its id."""
-        approvals = {each.id: each for each in asked}
+        """Say of each approval why its request would move nothing now, by its id."""
+        approvals = list(asked)
         if not approvals:
             return {}
-        ids = {each.operation_id for each in approvals.values()}
+        ids = {each.operation_id for each in approvals}
         about = {each.id: each for each, _ in await self.records.operations(ids=sorted(ids))}
-        keys = await self.records.keys_by_id(sorted({each.key_id for each in approvals.values()}))
+        keys = await self.records.keys_by_id(sorted({each.key_id for each in approvals}))
         known = {key.id: (key, lineage) for key, lineage in keys}
+        asking = {
+            each.id: self._block(each, about[each.operation_id], *known[each.key_id])
+            for each in approvals
+            if each.operation_id in about and each.key_id in known
+        }
         # What is asked of the ledger at once is one transaction.
-        told = await asyncio.gather(
-            *(
-                self._block(each, about[each.operation_id], *known[each.key_id])
-                for each in approvals.values()
-            )
-        )
-        return dict(zip(approvals, told, strict=True))
+        return dict(zip(asking, await asyncio.gather(*asking.values()), strict=True))
 
     async def _block(
         self, approval: Approval, operation: Operation, key: VaultKey, lineage: Lineage
     ) -> str | None:
-        """Say why `key` could not use its `approval` as things are, or None."""
+        """Say why a call by `key` with its `approval` would move nothing as things are, or None."""
         status = key_status(_key(key, lineage), rfc3339(self.now_ms()))
         if status != "active" and key.rotated_to is None:
             return f"its key is {status}"
         command = asked_again(approval, operation, policy_of(key.policy))
 
-        def step(snapshot: Snapshot) -> tuple[Refusal | None, Changes]:
+        def step(snapshot: Snapshot) -> tuple[str | None, Changes]:
             now = snapshot.operations.get(operation.id, operation)
-            return blocking(snapshot, command, now), Changes()
+            if now.state is State.SUCCEEDED and now.fingerprint == approval.fingerprint:
+                return f"it was made already, {now.object_id}", Changes()
+            refusal = blocking(snapshot, command, now)
+            # What follows the first sentence is told to agents: what to do instead.
+            return None if refusal is None else refusal.message.partition(". ")[0], Changes()
 
-        refusal = await self.ledger.transact(command.refs, step)
-        # What follows the first sentence is told to agents: what to do instead.
-        return None if refusal is None else refusal.message.partition(". ")[0]
+        return await self.ledger.transact(command.refs, step)
 
     async def _operation(self, operation_id: str) -> tuple[Operation, list[Attempt]]:
         found = await self.records.operations(operation_id=operation_id, limit=1)

@@ -267,9 +267,21 @@ def test_an_operator_sees_what_an_approved_call_would_meet(
             page = html.unescape(
                 operators_app.browser.get(f"/operations/{told['operation_id']}").text
             )
-            assert f"the call would be refused: {told['blocked_by']}." in page
+            assert f"the call would move no money: {told['blocked_by']}." in page
         refused = in_process.charge(key, period="2026-11").json()["error"]["message"]
         assert refused.startswith(told["blocked_by"])
+
+
+def test_an_operator_sees_that_another_key_made_the_bill(operators_app: OperatorsApp) -> None:
+    in_process = operators_app.in_process
+    key = asking_above(in_process, 1000)
+    in_process.charge(key, period="2026-11")
+    made = named(in_process.charge(in_process.issue("billing"), period="2026-11"))
+    (told,) = operators_app.api("GET", "/approvals").json()["data"]
+    assert told["blocked_by"] == f"it was made already, {made}"
+    by_command(operators_app, told["id"], "approve")
+    assert named(in_process.charge(key, period="2026-11")) == made
+    assert len(in_process.charges()) == 1
 
 
 def test_an_operator_sees_that_a_charge_has_another_refund(operators_app: OperatorsApp) -> None:
