@@ -69,8 +69,8 @@ class RoleOption(click.Option):
 @click.option("--policy", "policy_file", type=POLICY_FILE,
               help="A policy of your own, TOML or JSON.")  # fmt: skip
 @click.option("--label", help="A note for people.")
-@click.option("--agent", help="The agent that will hold it: the audit shows it, "
-              "whatever a caller says of itself.")  # fmt: skip
+@click.option("--agent", help="The agent that will hold it: the audit shows it where a caller "
+              "does not say who it is.")  # fmt: skip
 @click.option("--expires", help="A time, a duration (30d), or end-of-month.")
 @_cap_option("--per-charge-cap", "per_charge",
              "The most one charge may be, like 500.00usd; once for each currency.")  # fmt: skip

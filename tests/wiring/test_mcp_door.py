@@ -52,11 +52,13 @@ def test_the_first_call_imports_nothing_that_others_would_wait_for(tmp_path: Pat
     assert [name for name in loaded if name.partition(".")[0] in HEAVY] == []
 
 
-def test_the_agent_that_a_key_was_issued_for_stands_in_the_audit(tmp_path: Path) -> None:
-    meta = {**META, "io.modelcontextprotocol/clientInfo": {"name": "mcp", "version": "1"}}
+def test_who_calls_stands_in_the_audit_or_else_whom_the_key_was_issued_for(tmp_path: Path) -> None:
     with InProcessProxy(tmp_path) as proxy:
         policy, ledger = built_in("billing-with-status"), proxy.proxy.store.ledger
-        for agent, shown in (("nightly", "nightly"), (None, "mcp")):
+        cases = (("mcp", "nightly", "nightly"), ("mcp", None, None), ("desk", "nightly", "desk"))
+        for client, agent, shown in cases:
+            info = {"name": client, "version": "1"}
+            meta = {**META, "io.modelcontextprotocol/clientInfo": info}
             wanted = NewKey(policy=policy, mode="test", agent=agent, uncapped=True)
             key, minted = proxy.run(issue_key(ledger, wanted, random_bytes, "test"))
 

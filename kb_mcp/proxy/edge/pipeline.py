@@ -149,8 +149,7 @@ class RequestPipeline:
     def audit_base(self, admitted: Admitted, request: Request) -> AuditDraft:
         """Return the audit facts that every row of `request` shares; client text is cleaned."""
         path = request.raw_path.decode("ascii", "replace")
-        # What an operator named is known; a program says what its library is called ("mcp").
-        agent = admitted.key.agent or request.header("keybrake-agent")
+        agent = request.header("keybrake-agent") or admitted.key.agent
         session = request.header("keybrake-session")
         return AuditDraft(
             kind="decision",

@@ -84,6 +84,7 @@ CALLS_AT_ONCE: Final = 100
 LIST_TTL_MS: Final = 60_000
 URI_LENGTH_MAX: Final = 2048
 CALL: Final = "tools/call"
+_UNNAMED: Final = "mcp"  # the Python SDK's name for a client that its program gives none
 _VERSION: Final = "mcp-protocol-version"
 _MEMBERS: Final = frozenset({"jsonrpc", "id", "method", "params"})
 _PARAMS: Final = frozenset({"name", "arguments", "_meta"})
@@ -204,7 +205,7 @@ def context_of_call(headers: Headers, meta: Mapping[str, Any], client: str | Non
     # What the client says of this message is nearer than what its HTTP library says of the line.
     return replace(
         line,
-        agent_id=client or line.agent_id,
+        agent_id=None if client == _UNNAMED else client,
         trace=read_trace(meta) or line.trace,
         subject=read_subject(meta) or line.subject,
     )
