@@ -239,10 +239,12 @@ def _failed(snapshot: Snapshot, command: Command, operation: Operation, *, same:
     attempt = snapshot.attempt(operation)
     if same and (declined := recent_decline(snapshot, command)) is not None:
         return declined
-    if attempt is not None and attempt.outcome is AttemptOutcome.NOT_SENT and same:
-        keep = attempt if resendable(snapshot, attempt) else None
-        return reserve(snapshot, command, operation, keep)
-    return reserve(snapshot, command, operation, None)
+    unsent = attempt is not None and attempt.outcome is AttemptOutcome.NOT_SENT
+    if attempt is None or not unsent or not same or operation.continued_by(attempt):
+        # A step that was not sent is no request for this bill: its key and bytes are not used.
+        return reserve(snapshot, command, operation, None)
+    keep = attempt if resendable(snapshot, attempt) else None
+    return reserve(snapshot, command, operation, keep)
 
 
 def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> bool:
