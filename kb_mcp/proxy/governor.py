@@ -375,17 +375,19 @@ class AbandonedIntents:
         path = f"/v1/payment_intents/{intent}"
         # Without a key: an error that Stripe kept under one would stand for a day.
         request = UpstreamRequest("POST", f"{path}/cancel", b"")
-        if _status(await self.upstream.send(request, deadline_ms=deadline_ms)) == CANCELED:
+        canceled = await self.upstream.send(request, deadline_ms=deadline_ms)
+        if _status(canceled, intent) == CANCELED:
             return None
         # It may have been canceled before, by somebody else: then Stripe refuses to do it again.
         answer = await self.reads.fetch(path, deadline_ms - self.reads.boottime_ms())
-        if isinstance(answer, Answered) and _status(answer) == PAID:
+        if isinstance(answer, Answered) and _status(answer, intent) == PAID:
             return answer
-        return None if _status(answer) == CANCELED else NotSent("earlier_intent_open")
+        return None if _status(answer, intent) == CANCELED else NotSent("earlier_intent_open")
 
 
-def _status(answer: object) -> str | None:
+def _status(answer: object, intent: str) -> str | None:
     if not isinstance(answer, Answered) or answer.status != 200:
         return None
-    status = (parse_object(answer.body) or {}).get("status")
+    shown = parse_object(answer.body) or {}
+    status = shown.get("status") if shown.get("id") == intent else None
     return status if isinstance(status, str) else None

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from kb_mcp.proxy.access.policy import ParameterRule, Policy
-from tests.in_process_proxy import Issued
-from tests.misbehaving import MisledProxy
+from tests.in_process_proxy import Issued, error_of
+from tests.misbehaving import MisledProxy, say
 
 INTENTS = "/v1/payment_intents"
 DECLINED = {
@@ -90,3 +90,14 @@ def test_an_unsent_update_is_not_sent_in_place_of_a_charge(proxy: MisledProxy) -
     assert posted(proxy) == ["POST /v1/charges"]
     operation = proxy.operations()[0]
     assert (operation.state.value, operation.held) == ("failed", 0)
+
+
+def test_an_answer_about_another_intent_does_not_end_the_earlier_one(proxy: MisledProxy) -> None:
+    key = issue(proxy)
+    intent = left_behind(proxy, key)
+    other = {"id": "pi_Other", "object": "payment_intent", "amount": 2900, "status": "canceled"}
+    proxy.rogue.hear(f"POST {intent}/cancel", say(200, other))
+    proxy.rogue.hear(f"GET {intent}", say(200, {**other, "status": "succeeded"}))
+    assert error_of(intend(proxy, key, **VISA)) == "upstream_unreachable"
+    operation = proxy.operations()[0]
+    assert (operation.state.value, operation.held, proxy.charges()) == ("failed", 0, [])
