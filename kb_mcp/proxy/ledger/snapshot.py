@@ -137,6 +137,11 @@ class Snapshot:
         """Return every attempt of `operation`, oldest first."""
         return [self.attempts[key] for key in sorted(self.attempts) if key[0] == operation.id]
 
+    def maker(self, operation: Operation) -> Attempt | None:
+        """Return the attempt that made the object of `operation`, as far as it is known."""
+        found = (each for each in self.attempts_of(operation) if each.object_id is not None)
+        return next((each for each in found if each.object_id == operation.object_id), None)
+
     def approvals_of(self, operation: Operation, lineage: LineageId) -> list[Approval]:
         """Return what `lineage` asked operators about `operation`, newest first."""
         asked = [

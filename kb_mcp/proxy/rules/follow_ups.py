@@ -17,6 +17,8 @@ succeeded, final           the last, known to be done    Replay
                            to more than was charged      period_already_charged
                            any other                     Proceed; Stripe says what is possible
 failed, holding nothing    cancel                        Proceed; nothing is held
+                           any other, of an intent of    idempotency_key_reused
+                             other values or period
                            any other, of an intent       guards, the checks -> held anew
                            any other, of a charge        Proceed; nothing is held, it is over
 reserved, unknown, voided  any                           outcome_unknown
@@ -29,11 +31,12 @@ made.
 from __future__ import annotations
 
 from typing import Final, assert_never
+from urllib.parse import parse_qsl
 
 from msgspec.structs import replace
 
 from kb_mcp.money import Money, MoneyError, check_amount
-from kb_mcp.periods import parse_period
+from kb_mcp.periods import parse_period, period_from_description
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.port import Ledger, look_up
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation, Refs
@@ -57,6 +60,7 @@ from kb_mcp.proxy.stripe.interpret import PERIOD_FIELD, REFERENCE_FIELD, Reading
 CANCEL = "/cancel"
 # An intent in one of these waits for a confirmation, though one was answered before.
 _CONFIRMABLE = frozenset({"requires_confirmation", "requires_payment_method"})
+_MAY_HAVE_ARRIVED = frozenset({AttemptOutcome.OPEN, AttemptOutcome.VOIDED})
 # Whose bill it is, in what, for when: these name the operation, and its marks find it again.
 FIXED: Final = frozenset({"currency", "customer", "metadata", PERIOD_FIELD, REFERENCE_FIELD})
 # Between the fingerprint of a bill and what a step raises it to, in an approval.
@@ -187,6 +191,9 @@ def _raise(
 
 def _hold_anew(snapshot: Snapshot, command: Command, operation: Operation) -> Decision:
     """Hold the amount of an intent that had failed, since a step may bring it to life again."""
+    if not _is_for(snapshot, operation):
+        # The bill asks for other values since; its next attempt cancels this intent first.
+        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
     checked = check(snapshot, command, operation)
     if not isinstance(checked, Changes):
         return checked
@@ -206,6 +213,31 @@ def _hold_anew(snapshot: Snapshot, command: Command, operation: Operation) -> De
     consumed = replace(checked, operations=permits)
     sent = (replace(counts, sends=counts.sends + 1),)
     return _proceed(snapshot, command, operation, held, None, replace(consumed, windows=sent))
+
+
+def _is_for(snapshot: Snapshot, operation: Operation) -> bool:
+    """Say whether the intent of `operation` comes to what that asks for, in the same period.
+
+    A failed operation takes other values before its intent is cancelled.
+    """
+    made = snapshot.maker(operation)
+    form = {} if made is None else dict(parse_qsl(made.body.decode("utf-8", "replace")))
+    if made is None or "amount" not in form:
+        return True
+    amounts = [int(form["amount"])]
+    for step in snapshot.attempts_of(operation):
+        total = dict(parse_qsl(step.body.decode("utf-8", "replace"))).get("amount")
+        if step.number <= made.number or total is None or not operation.continued_by(step):
+            continue
+        if step.outcome is AttemptOutcome.SUCCEEDED:
+            amounts = [int(total)]
+        elif step.outcome in _MAY_HAVE_ARRIVED:
+            amounts.append(int(total))
+    period = parse_period(form[PERIOD_FIELD]) if PERIOD_FIELD in form else None
+    period = period or period_from_description(form.get("description", ""))
+    return (operation.amount, operation.currency, operation.period) == (
+        max(amounts), form["currency"].lower(), None if period is None else period.label,
+    )  # fmt: skip
 
 
 def _refused(code: Code, operation: Operation) -> Refuse:

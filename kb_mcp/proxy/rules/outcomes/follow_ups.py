@@ -135,8 +135,11 @@ def _failed(
     counts = _alive(operation) and not canceled and step.path.endswith("/confirm")
     status = proof.stripe_status
     gone = replace(_over(snapshot, operation), stripe_status=status, code=status)
-    gone = replace(gone, answer_status=proof.status, answer=proof.body)
-    return _with_decline(snapshot, operation, gone, step, daily_declines if counts else None)
+    # The next step on it holds what it comes to now.
+    amount = proof.total or operation.amount
+    gone = replace(gone, amount=amount, answer_status=proof.status, answer=proof.body)
+    changes = _with_decline(snapshot, operation, gone, step, daily_declines if counts else None)
+    return _with_maker_closed(snapshot, operation, changes)
 
 
 def _declined(
@@ -149,7 +152,8 @@ def _declined(
         return _with_decline(snapshot, operation, back, step, daily_declines)
     gone = replace(_over(snapshot, operation), stripe_status="failed", code=proof.code)
     gone = replace(gone, answer_status=proof.status, answer=proof.body)
-    return _with_decline(snapshot, operation, gone, step, daily_declines)
+    changes = _with_decline(snapshot, operation, gone, step, daily_declines)
+    return _with_maker_closed(snapshot, operation, changes)
 
 
 def _over(snapshot: Snapshot, operation: Operation) -> Operation:
@@ -172,6 +176,15 @@ def _with_decline(
         attempts=(step,),
         windows=(*move(snapshot, operation, after), *counted.windows),
     )
+
+
+def _with_maker_closed(snapshot: Snapshot, operation: Operation, changes: Changes) -> Changes:
+    """Return `changes`, and the attempt that made the object as one whose object is over."""
+    made = snapshot.maker(operation)
+    if made is None:
+        return changes
+    closed = replace(made, outcome=AttemptOutcome.DECLINED)
+    return replace(changes, attempts=(*changes.attempts, closed))
 
 
 def _restored(snapshot: Snapshot, operation: Operation, step: Attempt) -> Changes:
