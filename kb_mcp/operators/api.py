@@ -173,11 +173,16 @@ class Acts:
         return await self._done(await acts.resolve(operation, object_id, By(operator, reason)))
 
     async def reopen(self, operation_id: str, said: Said, operator: str) -> Record:
-        """Let a refunded bill be billed once more, or free its days."""
+        """Let a refunded bill be billed once more, or free its days.
+
+        `waived` says that it is not refunded: it stays charged, and only a suspicion is waived.
+        """
         acts, operation = await self._at_stripe(operation_id)
         body = check_body(ReopenBody, said)
         by, wanted = By(operator, _reason(body.reason)), Reopening(body.amount, body.release)
-        return await self._done(await acts.reopen(operation, by, wanted))
+        outcome = await acts.reopen(operation, by, wanted)
+        waived = isinstance(outcome, Done) and outcome.operation.waived and not body.release
+        return {**await self._done(outcome), "waived": waived}
 
     async def reset(self, operation_id: str, said: Said, operator: str) -> Record:
         """Start the count of declines of a bill anew."""

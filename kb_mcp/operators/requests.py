@@ -85,7 +85,8 @@ _TOLD: dict[type[Exception], tuple[int, str, str, str | None]] = {
     ),
     LedgerUnavailableError: (
         *(503, "ledger_unavailable"),
-        "The ledger cannot be reached. Nothing was changed.",
+        # The commit may have gone through, or only the read after it failed.
+        "The ledger cannot be reached. Before you send a change again, look whether it was made.",
         None,
     ),
 }

@@ -79,7 +79,7 @@ class Mirror:
             if row.kind == "decision":
                 yield f"{row.decision} {row.code or ''} for {(row.operation_id or 'none')[-6:]}"
             self._note_audit(row)
-            if row.kind == "admin" and row.decision == "reopen":
+            if row.kind == "admin" and row.decision in {"reopen", "waive"}:
                 self._note_reopened(self.operations[OperationId(row.operation_id or "")])
         self.broken += self.gates.note(snapshot)
         self.broken += self.refunds.note(snapshot, self.operations)

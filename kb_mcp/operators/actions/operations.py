@@ -112,7 +112,8 @@ async def reopen(
             again = replace(again, released=True)
         else:
             # Unrefunded, its own period stays charged: one other bill that looks like it may pass.
-            row = replace(by.row("reopen", again), amount=said.amount or again.amount)
+            row = by.row("reopen" if refunded else "waive", again)
+            row = replace(row, amount=said.amount or again.amount)
             again = replace(
                 again,
                 reopened=refunded,

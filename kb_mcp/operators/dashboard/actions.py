@@ -53,16 +53,20 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a form says to its act; `path` and `text` are told of the record that comes back."""
+    """What a form says to its act; `path` and `text` are told of the record that comes back.
+
+    `waived` is told in place of `text` where only a suspicion was waived.
+    """
 
     said: Callable[[Fields], Said]
     path: str
     text: str
+    waived: str = ""
 
     def told(self, record: Record) -> Done:
         """Return where to go, and what to say there."""
-        text, blocked = self.text.format_map(record), record.get("blocked_by")
-        if blocked:
+        text = self.waived if record.get("waived") else self.text.format_map(record)
+        if blocked := record.get("blocked_by"):
             text += f" As things are, the call would move no money: {blocked}."
         return Done(self.path.format_map(record), Note(text, record.get("token")))
 
@@ -117,7 +121,11 @@ FORMS = {
     ),
     "/operations/{id}/resolve": Form(_resolution, "/operations/{id}", "Resolved by you."),
     "/operations/{id}/reopen": Form(
-        _reason, "/operations/{id}", "Reopened: the next call may make this {kind} once more."
+        _reason,
+        "/operations/{id}",
+        "Reopened: the next call may make this {kind} once more.",
+        "It is not refunded in full, so this bill stays charged. One other bill that looks like "
+        "it may pass.",
     ),
     "/operations/{id}/reset": Form(
         _nothing, "/operations/{id}", "Declines forgotten: {declines_forgotten}."

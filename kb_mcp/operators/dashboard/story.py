@@ -20,9 +20,10 @@ _ADMIN = {
     "resolve_void": "said that nothing happened: it is void, and its reservation was released",
     "resolve_succeeded": "settled it with the object that was found at Stripe",
     "reopen": "reopened it: it may be made once more",
+    "waive": "waived a suspicion: this bill stays charged, one other that looks like it may pass",
     "release": "released its days for other bills",
     "reset": "forgot its declines",
-    "cancel": "cancelled it at Stripe",
+    "cancel": "told Stripe to cancel it",
     "forget": "erased the stored answers of its customer",
     "adopt": "took it over from Stripe",
 }

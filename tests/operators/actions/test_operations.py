@@ -95,6 +95,21 @@ def test_a_refunded_bill_is_reopened_and_charged_once_more(operators_app: Operat
     assert len(operators_app.in_process.charges()) == 2
 
 
+def test_what_waives_a_suspicion_is_not_told_as_a_bill_that_may_be_made_once_more(
+    operators_app: OperatorsApp,
+) -> None:
+    in_process = operators_app.in_process
+    in_process.charge(in_process.issue(), period="2026-11")
+    path = f"/operations/{in_process.operations()[0].id}"
+    operators_app.log_in()
+    page = operators_app.submit(path, f"{path}/reopen", {"reason": "a second seat"})
+    told = operators_app.browser.get(page.headers["location"]).text
+    assert "this bill stays charged" in told
+    assert "once more" not in told.split("Reopen…")[0]
+    assert "admin waived a suspicion" in told
+    assert operators_app.admin_rows()[-1] == ("waive", "admin")
+
+
 def test_operations_and_rows_are_found_by_agent_and_session(operators_app: OperatorsApp) -> None:
     key = operators_app.in_process.issue()
     headers = {

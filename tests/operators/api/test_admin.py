@@ -384,3 +384,4 @@ def test_a_closed_ledger_is_unavailable_and_nothing_is_issued(operators_app: Ope
     answer = operators_app.api("POST", "/keys", json={"role": "audit"})
     assert (answer.status_code, error_of(answer)) == (503, "ledger_unavailable")
     assert TOKEN not in answer.text
+    assert "Nothing was changed" not in answer.text
