@@ -60,9 +60,10 @@ _WRONG = (
 _CODES = dict.fromkeys(_FAILED, FAILED) | dict.fromkeys(_WRONG, WRONG)
 _HINTS = {
     "BindingError": "`kb-mcp settings show` says what the store holds.",
+    "CommitUnknownError": "It may be done. Look before you run it again.",
     "KeyEndedError": "`kb-mcp keys list` shows every key.",
     "KeyRequestError": "docs/policies.md has every field.",
-    "LedgerUnavailableError": "Nothing of it happened. `kb-mcp doctor` looks at the store.",
+    "LedgerUnavailableError": "Nothing more was done. `kb-mcp doctor` looks at the store.",
     "NoSuchKeyError": "`kb-mcp keys list` shows every key.",
     "PortTakenError": "Choose another port by that option; `kb-mcp up --help` has them all.",
     "StoreError": "Check KEYBRAKE_DATABASE_URL and the permissions of its folder.",

@@ -78,7 +78,7 @@ def of_approvals(waiting: Iterable[Record], keys: Iterable[Record], soon: str) -
         key = asking.get(row["key_id"], {})
         agent = key.get("agent") or key.get("label") or f"key {row['key_id']}"
         what = "refund" if row["charge_id"] else "charge"
-        bill = f"the {what} of {_money(row)} for customer {row['customer_id']}"
+        bill = f"the {what} of {_money(row)} for {row['customer_id'] or 'no customer'}"
         ends = row["expires_at"]
         kind, then = Kind.APPROVAL_WAITING, f"waits for an operator until {ends}"
         if ends < soon:
@@ -136,10 +136,11 @@ def of_unknown(operations: Iterable[Record]) -> Iterator[Alert]:
     for operation in operations:
         sent = operation["attempts"][-1]["last_sent_at"] if operation["attempts"] else ""
         done = "refunded" if operation["kind"] == "refund" else "charged"
+        whose = operation["customer_id"] or "no customer"
         yield Alert(
             id=f"outcome_unknown:{operation['id']}:{sent}",
             kind=Kind.OUTCOME_UNKNOWN,
-            text=f"Nobody knows yet whether {_money(operation)} for {operation['customer_id']} was "
+            text=f"Nobody knows yet whether {_money(operation)} for {whose} was "
             f"{done} (operation {operation['id']}).",
             key_id=operation["key_id"],
             operation_id=operation["id"],
@@ -172,14 +173,15 @@ def of_row(row: Record) -> Alert:
     if row["code"] in _NOTED:
         kind, text = _NOTED[row["code"]]
         return Alert(id=f"{kind}:{row['id']}", kind=kind, text=f"{text}: {row['note']}.")
+    whose = row["customer_id"] or "no customer"
     if row["decision"] == REFUND_FAILED:
         kind, alert_id = Kind.REFUND_FAILED, f"reopened_refund_failed:{row['id']}"
-        text = f"{row['object_id']} of {row['customer_id']} was reopened. {row['note']}"
+        text = f"{row['object_id']} of {whose} was reopened. {row['note']}"
     else:
         kind, alert_id = Kind.REFUND_RETURNED, f"refund_returned:{row['object_id']}"
         text = (
-            f"The refund {row['object_id']} of {_money(row)} to {row['customer_id']} failed: the "
-            "money is back, and the customer has nothing of it."
+            f"The refund {row['object_id']} of {_money(row)} to {whose} failed: the money is back, "
+            "and the customer has nothing of it."
         )
     return Alert(id=alert_id, kind=kind, text=text, operation_id=row["operation_id"], **_bill(row))
 
@@ -375,7 +377,7 @@ class Alerts:
 
     def _body(self, row: Record) -> bytes:
         settings, operation_id = self.views.ledger.settings, row["operation_id"]
-        linked = self.page_url is not None and operation_id is not None
+        linked = self.page_url and operation_id
         document = {
             "id": row["request_id"],
             "kind": row["code"],
@@ -394,6 +396,5 @@ def raised(views: Views, since: str, most: int) -> Iterator[Record]:
 
     Raises: LedgerUnavailableError.
     """
-    for kind in Kind:
-        rows = views.audit(most, code=kind.value, since=since)
-        yield from (row for row in rows[::-1] if row["decision"] == "raise")
+    for kind in Kind:  # refusals bear some of these codes too, and may be many
+        yield from views.audit(most, code=kind.value, since=since, kind=AUDIT_KIND)[::-1]

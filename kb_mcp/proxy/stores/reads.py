@@ -71,6 +71,7 @@ _AUDIT_FILTERS = {
     "key": "key_id = :key",
     "customer": "customer_id = :customer",
     "code": "code = :code",
+    "kind": "kind = :kind",
     "operation": "operation_id = :operation",
     "agent": "agent_id = :agent",
     "session": "session_id = :session",

@@ -18,7 +18,7 @@ from kb_mcp.environment import SettingsError
 from kb_mcp.operators import alerts as rules
 from kb_mcp.operators.actions.operations import note
 from kb_mcp.operators.alert_file import AlertFileError, load_alert_file
-from kb_mcp.operators.alerts import RECONCILE_DIFFERENCE, TRIES_MAX, Alerts
+from kb_mcp.operators.alerts import QUEUE_MAX, RECONCILE_DIFFERENCE, TRIES_MAX, Alerts
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.records import AuditDraft
@@ -214,6 +214,23 @@ def test_a_receiver_that_fails_is_told_again_later_and_after_a_restart(
     assert len(server.taken) == 3
     rows = [row for row in in_process.audit() if row["kind"] == "alert"]
     assert [row["decision"] for row in rows] == ["raise", "deliver"]
+
+
+def test_refusals_of_the_same_code_do_not_hide_an_alert_that_waits(
+    in_process: InProcessProxy,
+) -> None:
+    ledger = in_process.proxy.store.ledger
+    with receiver(500) as server:
+        alerts = watching(in_process, hook(server))
+        in_process.run(note(ledger, AuditDraft(kind="recovery", code=GAP_FOUND, note="ch_1")))
+        in_process.run(alerts.run())
+        refused = AuditDraft(kind="refusal", decision="refuse", code="ledger_behind")
+        for _ in range(QUEUE_MAX):
+            in_process.run(note(ledger, refused))
+        in_process.turn_clock(3600)
+        in_process.run(in_process.proxy.app.pipeline.follow())
+        in_process.run(alerts.run())
+    assert [each["kind"] for each in told(server)].count("ledger_behind") == 2
 
 
 def test_a_receiver_that_never_answers_is_given_up(in_process: InProcessProxy) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kb_mcp.operators.alerts import of_unknown
 from kb_mcp.proxy.access.roles import built_in
 from tests.in_process_proxy import InProcessProxy
 from tests.operators.alerts.test_alerts import hook, receiver, told, watching
@@ -44,3 +45,12 @@ def test_an_approval_that_waits_reaches_a_person_in_the_form_of_each_receiver(
         in_process.run(in_process.proxy.app.pipeline.follow())
         in_process.run(alerts.run())
         assert [each["kind"] for each in told(plain)][1:] == ["approval_expiring"]
+
+
+def test_a_payout_has_no_customer_and_its_alert_names_none() -> None:
+    row = {
+        "id": "op_1", "kind": "charge", "amount": 2900, "currency": "usd", "customer_id": None,
+        "key_id": "abc", "attempts": [],
+    }  # fmt: skip
+    (alert,) = of_unknown([row])
+    assert "29.00 USD for no customer" in alert.text
