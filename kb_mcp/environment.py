@@ -336,7 +336,9 @@ def is_address(value: str, *, path: bool = True) -> bool:
         port = parts.port
     except ValueError:
         return False
-    known = parts.scheme in {"http", "https"} and parts.hostname and port != 0
+    known = (
+        value.isprintable() and parts.scheme in {"http", "https"} and parts.hostname and port != 0
+    )
     # Userinfo would put a password into listings; a query or fragment has no use here.
     extra = "@" in parts.netloc or "?" in value or "#" in value
     return bool(known) and not extra and (path or not parts.path.strip("/"))

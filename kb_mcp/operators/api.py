@@ -50,6 +50,7 @@ from kb_mcp.operators.requests import (
     UnfreezeBody,
     check_body,
     operation_filters,
+    read_choice,
     read_day,
     read_limit,
     read_moment,
@@ -60,7 +61,7 @@ from kb_mcp.operators.requests import (
 from kb_mcp.operators.sign_in import Access
 from kb_mcp.proxy.access.tokens import Minted
 from kb_mcp.proxy.edge.records import Record, Spend, grant_record
-from kb_mcp.proxy.ledger.records import KeyId, Operation
+from kb_mcp.proxy.ledger.records import APPROVAL_STATES, KeyId, Operation
 
 REVOKE_WAIT_S = 5
 PREFIX = "/admin/v1"
@@ -155,7 +156,9 @@ class Acts:
         self, verdict: Verdict, approval_id: str, said: Said, operator: str
     ) -> Record:
         check_body(NoBody, said)
-        decided = await decide_approval(self.views.ledger, approval_id, verdict, operator)
+        # An id that does not print is nobody's, and PostgreSQL does not take a NUL.
+        wanted = approval_id if approval_id.isprintable() else ""
+        decided = await decide_approval(self.views.ledger, wanted, verdict, operator)
         if isinstance(decided, NotDecided):
             raise _undecided(decided)
         return (await self.views.approvals(1, approval_id=approval_id))[0]
@@ -229,7 +232,9 @@ _LISTS: dict[str, tuple[Collection[str], Callable[[Views, Query], Awaitable[Rows
     "/audit": ((*AUDIT_FILTERS, "since", "until", "limit"), _audit),
     "/approvals": (
         ("state", "limit"),
-        lambda views, query: views.approvals(read_limit(query), query.get("state")),
+        lambda views, query: views.approvals(
+            read_limit(query), read_choice(query, "state", APPROVAL_STATES)
+        ),
     ),
     "/grants": ((), lambda views, _: views.grants()),
 }

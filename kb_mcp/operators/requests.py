@@ -27,10 +27,12 @@ from kb_mcp.operators.actions.keys import (
     KeyRequestError,
 )
 from kb_mcp.operators.reports.views import NoSuchKeyError, NoSuchOperationError
+from kb_mcp.periods import PeriodError, parse_period
 from kb_mcp.proxy.access.grants import MatchError
 from kb_mcp.proxy.access.policy_files import policy_errors
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from kb_mcp.proxy.ledger.records import State
 
 BODY_MAX_BYTES = 64 * 1024
 LIMIT_DEFAULT = 100
@@ -223,8 +225,22 @@ def read_query(request: Request, allowed: Collection[str]) -> dict[str, str]:
 
 
 def operation_filters(query: Mapping[str, str]) -> dict[str, str | None]:
-    """Return which operations are asked for, as `Views.operations` takes it."""
-    return {name: query.get(given) for given, name in OPERATION_FILTERS.items()}
+    """Return which operations are asked for, as `Views.operations` takes it. Raises: InputError."""
+    found = {name: query.get(given) for given, name in OPERATION_FILTERS.items()}
+    read_choice(query, "state", [state.value for state in State])
+    if "period" in query:
+        try:
+            found["billing_period"] = parse_period(query["period"]).label
+        except PeriodError as error:
+            raise _invalid("period", str(error)) from None
+    return found
+
+
+def read_choice(query: Mapping[str, str], name: str, choices: Sequence[str]) -> str | None:
+    """Return which of `choices` is asked for, None where none is. Raises: InputError."""
+    if name in query and query[name] not in choices:
+        raise _invalid(name, f"The {name} is one of {', '.join(choices)}.")
+    return query.get(name)
 
 
 def read_limit(query: Mapping[str, str]) -> int:

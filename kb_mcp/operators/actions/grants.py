@@ -94,6 +94,8 @@ async def add_grant(
     """
     if not is_address(wanted.issuer):
         raise MatchError("an issuer is an http(s) address, as `iss` in its tokens writes it")
+    if not wanted.key_id.isprintable():
+        raise NoSuchKeyError(wanted.key_id)
     claims, key_id = read_matches(wanted.matches), KeyId(wanted.key_id)
     refs = Refs(keys=frozenset({key_id}), issuers=frozenset({wanted.issuer}))
     grant_id = f"grt_{random_bytes(ID_BYTES).hex()}"

@@ -198,9 +198,8 @@ class Views:
 
     async def spend_of(self, day: date, key_id: str) -> list[Spend]:
         """Return spend against cap on `day` and in its month of one key, rotated or not."""
+        await self.key(key_id)
         starts = (day.isoformat(), day.replace(day=1).isoformat())
-        if not key_id.isprintable():
-            return []
         found = await self.records.spend_of_keys([KeyId(key_id)], *starts, self.now_ms())
         rows = [
             spend_records(key.key_id, key.caps, key.refund_caps, key.windows, starts)
@@ -293,7 +292,8 @@ class Views:
         return await self.ledger.transact(command.refs, step)
 
     async def _operation(self, operation_id: str) -> tuple[Operation, list[Attempt]]:
-        found = await self.records.operations(operation_id=operation_id, limit=1)
+        wanted = operation_id if operation_id.isprintable() else ""
+        found = await self.records.operations(operation_id=wanted, limit=1)
         if not found:
             raise NoSuchOperationError(f"there is no operation {operation_id}")
         return found[0]

@@ -264,6 +264,8 @@ def _where(
     columns: Mapping[str, str], filters: Mapping[str, Any], fixed: Sequence[str] = ()
 ) -> tuple[str, dict[str, Any]]:
     given = {name: value for name, value in filters.items() if value is not None}
+    if any("\0" in value for value in given.values() if isinstance(value, str)):
+        return "WHERE 1 = 0", {}  # PostgreSQL takes no NUL in a text, so that no row has one
     clauses = [*fixed, *(columns[name] for name in given)]
     return (f"WHERE {' AND '.join(clauses)}" if clauses else ""), given
 

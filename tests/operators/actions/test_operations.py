@@ -133,3 +133,29 @@ def test_operations_and_rows_are_found_by_agent_and_session(operators_app: Opera
     rows = operators_app.api("GET", "/audit?session=s-1").json()["data"]
     assert {row["customer_id"] for row in rows} == {"cus_A1"}
     assert len(rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/operations/%00"),
+        ("POST", "/operations/%00/reset"),
+        ("POST", "/approvals/%00/approve"),
+        ("GET", "/spend?key=%00"),
+    ],
+)
+def test_an_id_that_cannot_be_printed_is_not_found(
+    operators_app: OperatorsApp, method: str, path: str
+) -> None:
+    assert operators_app.api(method, path).status_code == 404
+
+
+def test_what_no_row_can_hold_is_found_nowhere(operators_app: OperatorsApp) -> None:
+    operators_app.in_process.charge(operators_app.in_process.issue(), period="2026-11")
+    for query in ("operations?customer=%00", "operations?charge=%00", "audit?code=%00"):
+        assert operators_app.api("GET", f"/{query}").json()["data"] == []
+    grant = {"issuer": "https://idp.example", "match": {"sub": "a"}}
+    answer = operators_app.api("POST", "/grants", json={**grant, "key_id": "\0"})
+    assert answer.status_code == 404
+    body = {**grant, "issuer": "https://idp.example/\0", "key_id": "x"}
+    assert operators_app.api("POST", "/grants", json=body).status_code == 400

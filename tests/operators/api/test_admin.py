@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.operators.sign_in import FAILURES_MAX
+from kb_mcp.periods import parse_period
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
 from tests.months import lately
 from tests.operators.operators_app import OTHER_TOKEN, TOKEN, OperatorsApp, asking_above
@@ -295,6 +296,8 @@ def test_operations_are_found_by_each_filter(operators_app: OperatorsApp) -> Non
     assert found("") == ["cus_B2", "cus_A1"]
     assert found("customer=cus_A1") == ["cus_A1"]
     assert found(f"period={lately('2026-10')}") == ["cus_B2"]
+    days = parse_period(lately("2026-10"))
+    assert found(f"period={days.start}/{days.end}") == ["cus_B2"]
     assert found(f"charge={made}") == ["cus_A1"]
     assert found("state=succeeded&limit=1") == ["cus_B2"]
     assert found("state=unknown") == []
@@ -343,6 +346,9 @@ def test_the_audit_is_filtered_by_key_code_customer_and_time(operators_app: Oper
     [
         ("keys?limit=3", "parameter_unknown"),
         ("operations?colour=red", "parameter_unknown"),
+        ("operations?state=pending", "parameter_invalid"),
+        ("operations?period=June", "parameter_invalid"),
+        ("approvals?state=waiting", "parameter_invalid"),
         ("operations?limit=0", "parameter_invalid"),
         ("operations?limit=1001", "parameter_invalid"),
         ("operations?limit=-1", "parameter_invalid"),
