@@ -27,6 +27,15 @@ COLUMNS = ("id", "kind", "state", "customer_id", "billing_period", "amount", "cu
 INTENTS = "POST /v1/payment_intents"
 
 
+def _cleaned(_context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    from kb_mcp.operators.actions.keys import clean_reason
+
+    reason = clean_reason(text)
+    if reason is None and option.required:
+        raise click.BadParameter("say why")
+    return reason
+
+
 @click.group()
 def operations() -> None:
     """Charges, refunds and other billing acts in the ledger.
@@ -81,7 +90,7 @@ def show(*, operation_id: str, as_json: bool) -> None:
 @click.argument("operation_id", metavar="ID")
 @click.option("--succeeded", "object_id", metavar="OBJ", help="Its charge or intent at Stripe.")
 @click.option("--void", is_flag=True, help="Nothing happened at Stripe; needs --reason.")
-@click.option("--reason", help="How you know; kept in the audit.")
+@click.option("--reason", callback=_cleaned, help="How you know; kept in the audit.")
 @json_option
 def resolve(
     *, operation_id: str, object_id: str | None, void: bool, reason: str | None, as_json: bool
@@ -107,7 +116,8 @@ def resolve(
 
 @operations.command()
 @click.argument("operation_id", metavar="ID")
-@click.option("--reason", required=True, help="Why it may be billed again; kept in the audit.")
+@click.option("--reason", required=True, callback=_cleaned,
+              help="Why it may be billed again; kept in the audit.")  # fmt: skip
 @click.option(
     "--amount",
     type=click.IntRange(min=1),

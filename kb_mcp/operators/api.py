@@ -117,9 +117,11 @@ class Acts:
         return {**await self.views.key(key_id), **counts}
 
     async def unfreeze(self, key_id: str, said: Said, operator: str) -> Record:
-        """Unfreeze a key."""
-        await self.views.key(key_id)
+        """Unfreeze a key that is frozen: what is not keeps its count of declines."""
+        key = await self.views.key(key_id)
         reason = _reason(check_body(UnfreezeBody, said).reason, "Say why the key is unfrozen.")
+        if key["frozen_at"] is None:
+            raise InputError(409, "key_not_frozen", f"Vault key {key_id} is not frozen.")
         await unfreeze_key(self.views.ledger, KeyId(key_id), reason, operator)
         return await self.views.key(key_id)
 

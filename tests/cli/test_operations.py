@@ -135,6 +135,16 @@ def test_a_wrong_suspicion_is_waived_once_and_the_bill_stays_charged(machine: Ma
     assert len(machine.charges()) == 2
 
 
+def test_a_reason_of_spaces_is_none(machine: Machine) -> None:
+    machine.charge(machine.token(), "2026-11")
+    named = (only(machine)["id"], "--reason", "  ")
+    assert "say why" in machine.run("operations", "reopen", *named, code=2).stderr
+    assert (
+        "--void needs --reason"
+        in machine.run("operations", "resolve", "--void", *named, code=2).stderr
+    )
+
+
 def test_an_unknown_bill_is_not_reopened(machine: Machine) -> None:
     operation_id = unknown(machine, machine.token())
     machine.run("operations", "reopen", operation_id, "--reason", "why not", code=1)

@@ -221,6 +221,8 @@ def test_a_frozen_key_is_unfrozen_only_with_a_reason(operators_app: OperatorsApp
         "POST", f"/keys/{key.id}/unfreeze", json={"reason": "looked at it"}
     )
     assert unfrozen.json()["frozen_at"] is None
+    again = operators_app.api("POST", f"/keys/{key.id}/unfreeze", json={"reason": "again"})
+    assert (again.status_code, error_of(again)) == (409, "key_not_frozen")
     assert operators_app.admin_rows()[-1] == ("unfreeze", "admin")
 
 
