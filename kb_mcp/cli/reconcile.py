@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from kb_mcp.proxy.ledger.records import KeyId
 
 
-# A charge may be listed under an earlier second than its reservation: clocks differ.
-MARGIN_MS = 3_600_000
 CHARGE_COLUMNS = ("kind", "charge_id", "status", "amount", "currency", "customer_id", "description",
                   "created_at", "marked")  # fmt: skip
 OPERATION_COLUMNS = ("id", "state", "amount", "currency", "customer_id", "billing_period",
@@ -94,6 +92,7 @@ async def reconcile(opened: OpenProxy, *, since: str, as_json: bool) -> None:
 
 
 async def _compare(opened: OpenProxy, kind: Kind, since_ms: int, *, shown: bool) -> Reconciliation:
+    from kb_mcp.operators.actions.adoption import MARGIN_MS
     from kb_mcp.operators.reports.reconcile import Wanted, as_charged
     from kb_mcp.operators.reports.reconcile import reconcile as compare
     from kb_mcp.proxy.edge.records import every_operation

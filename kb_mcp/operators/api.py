@@ -137,6 +137,10 @@ class Acts:
     async def grant(self, _id: str, said: Said, operator: str) -> Record:
         """Let identities stand for a vault key."""
         body = check_body(GrantBody, said)
+        if any("=" in name for name in body.match):
+            # As `CLAIM=VALUE` it would be read as another, shorter claim.
+            message = "A claim whose name holds an equals sign cannot be matched."
+            raise InputError(400, "parameter_invalid", message, "match")
         matches = [f"{name}={value}" for name, value in body.match.items()]
         return await self.grant_to(body, matches, operator)
 

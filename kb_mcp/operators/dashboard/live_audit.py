@@ -56,12 +56,12 @@ class Live:
                     return
                 try:
                     rows = list(self.views.records.audit(limit=ROWS_MAX, after_row=last))
+                    labels = await self._labels(rows)
                 except LedgerUnavailableError:
                     continue
                 if not rows:
                     # A comment: it finds out that the browser has gone.
                     yield ":\n\n"
-                labels = await self._labels(rows)
                 for row in rows:
                     last = row["row"]
                     yield f"data: {event(row, labels)}\n\n"

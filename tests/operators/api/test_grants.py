@@ -54,6 +54,7 @@ def test_a_grant_is_added_listed_and_removed_by_a_named_operator(
         ({"match": {"sub": ""}}, 400, "parameter_invalid"),
         ({"match": {"iss": "x"}}, 400, "parameter_invalid"),
         ({"match": {"sub": 7}}, 400, "parameter_invalid"),
+        ({"match": {"sub=a": "b"}}, 400, "parameter_invalid"),
         ({"match": ["sub=a"]}, 400, "parameter_invalid"),
         ({"key_id": "nosuchkeyaaa"}, 404, "key_unknown"),
         ({"claims": {}}, 400, "parameter_invalid"),
