@@ -38,6 +38,7 @@ from kb_mcp.operators.actions.operations import (
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.operators.requests import (
+    APPROVAL_STATES,
     AUDIT_FILTERS,
     OPERATION_FILTERS,
     GrantBody,
@@ -61,7 +62,7 @@ from kb_mcp.operators.requests import (
 from kb_mcp.operators.sign_in import Access
 from kb_mcp.proxy.access.tokens import Minted
 from kb_mcp.proxy.edge.records import Record, Spend, grant_record
-from kb_mcp.proxy.ledger.records import APPROVAL_STATES, KeyId, Operation
+from kb_mcp.proxy.ledger.records import KeyId, Operation
 
 REVOKE_WAIT_S = 5
 PREFIX = "/admin/v1"

@@ -39,6 +39,7 @@ LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000
 OVERLAP_DEFAULT = "24h"
 AUDIT_FILTERS = ("key", "customer", "code", "operation", "agent", "session", "subject")
+APPROVAL_STATES = ("pending", "approved", "denied", "used", "expired")
 OPERATION_FILTERS = {
     "state": "state",
     "customer": "customer_id",

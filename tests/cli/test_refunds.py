@@ -142,6 +142,9 @@ def test_a_reopened_refund_is_made_once_more_and_never_more_than_the_charge(
     charge, token = charged(machine), refunder(machine)
     first = refund(machine, token, charge, 900).json()["id"]
     operation = refund_operation(machine)["id"]
+    for more in (("--release",), ("--amount", "100")):
+        reopen = ("operations", "reopen", operation, "--reason", "the second half", *more)
+        assert "is a refund: it has no days to free" in machine.run(*reopen, code=1).stderr
     again = machine.run("operations", "reopen", operation, "--reason", "the second half", "--json")
     assert json.loads(again.stdout)["id"] == operation
     assert again.stderr == (

@@ -133,7 +133,7 @@ def _not_reopenable(
 ) -> NotDone | None:
     newest = snapshot.newest(current.name)
     if current.kind == "refund":
-        return _refund_not_reopenable(current, newest)
+        return _refund_not_reopenable(current, newest, said)
     if current.state is not S.SUCCEEDED or not current.final:
         why = f"operation {current.id} is {told_state(current)}, not succeeded for good"
         return NotDone(why, "Only what was charged can be billed once more.")
@@ -158,7 +158,12 @@ def _not_reopenable(
     return NotDone(f"operation {current.id} is open already") if unused and same else None
 
 
-def _refund_not_reopenable(current: Operation, newest: Operation | None) -> NotDone | None:
+def _refund_not_reopenable(
+    current: Operation, newest: Operation | None, said: Reopening
+) -> NotDone | None:
+    if said != Reopening():
+        why = f"operation {current.id} is a refund: it has no days to free, and no other amount"
+        return NotDone(why, "Reopen it without either; the next call says how much.")
     if current.state is not S.SUCCEEDED or not current.final:
         why = f"refund {current.id} is {told_state(current)}, not succeeded for good"
         return NotDone(why, "Only a refund that was made can be made once more.")

@@ -242,10 +242,6 @@ class Lineage(Struct, frozen=True):
     frozen_reason: str | None = None
 
 
-# What `Approval.state_at` may return.
-APPROVAL_STATES = ("pending", "approved", "denied", "used", "expired")
-
-
 class Approval(Struct, frozen=True, kw_only=True):
     """An operator's leave for one request, by one key lineage; used once.
 
