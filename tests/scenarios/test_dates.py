@@ -13,6 +13,7 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner
 from typing_extensions import override
@@ -274,4 +275,24 @@ def test_an_operator_ends_a_dispute(
         assert row["kind"] == "admin"
         checks = command(in_process, "doctor")["checks"]
         assert all(each["ok"] for each in checks if each["name"] == "clock")
+    assert charge_count(stripe) == 2
+
+
+def test_what_was_sent_within_a_second_of_another_by_a_clock_ahead_is_in_doubt_too(
+    stripe: LyingStripe, tmp_path: Path
+) -> None:
+    stripe.date = lambda: None
+    with proxy_before(stripe, tmp_path, host_off_ms=DAY_MS) as (in_process, hands):
+        key = in_process.issue()
+        assert bill(in_process, key, customer="cus_B2", period="2026-11") == "charged"
+        base = in_process.environ["KEYBRAKE_STRIPE_API_BASE"]
+        fault = {"match": "POST /v1/charges", "kind": "drop_after"}
+        assert httpx.post(f"{base}/_sandbox/faults", json=[fault]).status_code == 200
+        assert bill(in_process, key, period="2026-11") == "outcome_unknown"
+        hands.host_off_ms, stripe.date = 0, stripe.right
+        # Stripe has forgotten the key by then; by the store's dates it is two hours old.
+        hands.pass_time(DAY_MS + 7_200_000)
+        for _ in range(2):
+            hands.pass_time(APART_MS + 1000)
+            bill(in_process, key, period="2026-11")
     assert charge_count(stripe) == 2

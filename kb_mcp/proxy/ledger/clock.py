@@ -22,6 +22,7 @@ CONFIRMED: Final = "clock_confirmed"
 DOUBT: Final = "clock_doubt"
 
 AGREE_MS: Final = 60_000
+MARK_EVERY_MS: Final = 1_000  # what is written may be dated this much later than the mark
 # An answer that took longer says nothing about the time: it may have lain in a suspended host.
 WAITED_MAX_MS: Final = 10_000
 # Two answers that are this far apart, and tell the same boot time to within SAME_MS, are a clock.
@@ -73,7 +74,8 @@ class Doubt(Struct, frozen=True):
 
     def ahead_ms(self, at_ms: int) -> int:
         """Return by how much `at_ms`, as it was written, may be later than it really was."""
-        return self.end - self.start if self.start <= at_ms <= self.end else 0
+        written = self.start <= at_ms < self.end + MARK_EVERY_MS
+        return self.end - self.start if written else 0
 
 
 class StoredTime(Struct, frozen=True):
@@ -303,8 +305,8 @@ class StoreClock:
         if dispute:
             now, latest, turning = self._disputed(steady, host, stripe)
             return Told(now, latest, dispute, turning, doubt=doubt)
-        if agreed and self._carried is not None and ahead_ms > AGREE_MS and not on_purpose:
-            # Stripe and host agree again, and less time has passed than the boot clock says.
+        if self._carried is not None and ahead_ms > AGREE_MS and not on_purpose:
+            # It was set right again: less time has passed than the boot clock says.
             doubt = _dated_ahead(mark, ahead_ms).joined(doubt)
         now = max(certain, mark)
         return Told(

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from kb_mcp.proxy.audit.chain import Journal
 from kb_mcp.proxy.audit.heads import Heads
-from kb_mcp.proxy.ledger.clock import StoreClock, StoredTime, Told
+from kb_mcp.proxy.ledger.clock import MARK_EVERY_MS, StoreClock, StoredTime, Told
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
@@ -33,7 +33,6 @@ T = TypeVar("T")
 BATCH_MAX = 64
 ANSWERED_AT_ONCE = 16  # in one turn of a loop
 IDLE_S = 1
-HIGH_WATER_STEP_MS = 1_000
 
 
 @dataclass(slots=True)
@@ -223,7 +222,7 @@ class StoreLedger(Ledger):
         """
         told = self._told
         counts = told.agreed or bool(snapshot.dirty.operations)
-        raised = counts and not told.turning and told.now >= self._marked + HIGH_WATER_STEP_MS
+        raised = counts and not told.turning and told.now >= self._marked + MARK_EVERY_MS
         return self._clock.facts(told, raised=raised)
 
 
