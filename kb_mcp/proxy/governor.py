@@ -16,6 +16,7 @@ from typing import Any, assert_never
 
 from msgspec.structs import replace
 
+from kb_mcp.money import CURRENCIES
 from kb_mcp.proxy.access.authenticate import Admitted
 from kb_mcp.proxy.access.tokens import refuse_dead_key
 from kb_mcp.proxy.answers import Answers
@@ -297,10 +298,14 @@ def _prove(answer: UpstreamAnswer, route: Route) -> Proof:
 
 def ending_refs(operation: Operation, proof: Proof, now: int) -> Refs:
     """Return the rows that concluding `operation` by `proof` depends on."""
+    told = proof.facts.get("currency") if isinstance(proof, Made) else None
+    known = isinstance(told, str) and told in CURRENCIES
+    shown = replace(operation, currency=told) if known else operation
+    windows = (windows_of(operation), windows_then(operation, now), windows_of(shown))
     return Refs(
         operations=frozenset({operation.id}),
         lineages=frozenset({operation.lineage_id}),
-        windows=frozenset((*windows_of(operation).all(), *windows_then(operation, now).all())),
+        windows=frozenset(key for each in windows for key in each.all()),
         tallies=frozenset({tally_of(operation)}),
         objects=proof.names if isinstance(proof, Made) else frozenset(),
     )

@@ -258,9 +258,9 @@ def _check_operation(operation: Operation, paid: list[Made]) -> Iterator[str]:
         yield f"{named}, but Stripe has {paid[0].id}"
     if operation.state in HELD:
         yield f"{named} is unresolved, though a reading would tell"
-    # Who died in a step on what is done leaves a lease that runs out, and keeps nobody waiting.
-    done = operation.state is State.SUCCEEDED and operation.final and operation.attempt > 1
-    if operation.lease_owner is not None and not done:
+    # Who died in a step on what is over leaves a lease that runs out, and keeps nobody waiting.
+    ended = operation.state in {State.SUCCEEDED, State.FAILED} and operation.final
+    if operation.lease_owner is not None and not (ended and operation.attempt > 1):
         yield f"{named} is still leased by {operation.lease_owner}"
 
 

@@ -31,12 +31,11 @@ made.
 from __future__ import annotations
 
 from typing import Final, assert_never
-from urllib.parse import parse_qsl
 
 from msgspec.structs import replace
 
 from kb_mcp.money import Money, MoneyError, check_amount
-from kb_mcp.periods import parse_period, period_from_description
+from kb_mcp.periods import parse_period
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.port import Ledger, look_up
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation, Refs
@@ -46,6 +45,7 @@ from kb_mcp.proxy.ledger.windows import move, windows_of
 from kb_mcp.proxy.rules.command import Command, Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import suspect
 from kb_mcp.proxy.rules.gates import check_cancel, check_key, check_send
+from kb_mcp.proxy.rules.operation_names import asked_by
 from kb_mcp.proxy.rules.reserve import (
     asking,
     check,
@@ -221,23 +221,21 @@ def _is_for(snapshot: Snapshot, operation: Operation) -> bool:
     A failed operation takes other values before its intent is cancelled.
     """
     made = snapshot.maker(operation)
-    form = {} if made is None else dict(parse_qsl(made.body.decode("utf-8", "replace")))
-    if made is None or "amount" not in form:
+    asked = None if made is None else asked_by(made)
+    if made is None or asked is None or asked.money is None:
         return True
-    amounts = [int(form["amount"])]
+    amounts = [asked.money.amount]
     for step in snapshot.attempts_of(operation):
-        total = dict(parse_qsl(step.body.decode("utf-8", "replace"))).get("amount")
-        if step.number <= made.number or total is None or not operation.continued_by(step):
+        read = asked_by(step) if operation.continued_by(step) else None
+        if step.number <= made.number or read is None or "amount" not in read.form:
             continue
         if step.outcome is AttemptOutcome.SUCCEEDED:
-            amounts = [int(total)]
+            amounts = [int(read.form["amount"])]
         elif step.outcome in _MAY_HAVE_ARRIVED:
-            amounts.append(int(total))
-    period = parse_period(form[PERIOD_FIELD]) if PERIOD_FIELD in form else None
-    period = period or period_from_description(form.get("description", ""))
-    return (operation.amount, operation.currency, operation.period) == (
-        max(amounts), form["currency"].lower(), None if period is None else period.label,
-    )  # fmt: skip
+            amounts.append(int(read.form["amount"]))
+    label = None if asked.period is None else asked.period.label
+    wanted = (operation.amount, operation.currency, operation.period)
+    return wanted == (max(amounts), asked.money.currency, label)
 
 
 def _refused(code: Code, operation: Operation) -> Refuse:

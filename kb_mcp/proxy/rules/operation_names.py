@@ -20,12 +20,13 @@ from kb_mcp.idempotency import (
     occurrence_key,
 )
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
-from kb_mcp.proxy.ledger.records import LineageId, NamedBy, Operation, OperationId
+from kb_mcp.proxy.ledger.records import Attempt, LineageId, NamedBy, Operation, OperationId
 from kb_mcp.proxy.stripe.endpoints import METERED
+from kb_mcp.proxy.stripe.forms import FORM_TYPE, parse_form
+from kb_mcp.proxy.stripe.interpret import Reading, read_request
 
 if TYPE_CHECKING:
     from kb_mcp.proxy.access.policy import Policy
-    from kb_mcp.proxy.stripe.interpret import Reading
 
 
 class Name(Struct, frozen=True):
@@ -123,6 +124,13 @@ def request_body(
     if store_id:
         marks["metadata[keybrake_store]"] = store_id
     return reading.form.with_(marks).encode()
+
+
+def asked_by(attempt: Attempt) -> Reading | None:
+    """Return what the stored request of `attempt` asks for, None where it cannot be read."""
+    form = parse_form(attempt.body, FORM_TYPE, b"", "POST")
+    reading = form if isinstance(form, Refusal) else read_request("POST", attempt.path, form)
+    return None if isinstance(reading, Refusal) else reading
 
 
 def tally_of(operation: Operation) -> str:

@@ -28,7 +28,7 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.windows import hold_again, release, settle, take_back
 from kb_mcp.proxy.rules.caps import count_decline, freeze
 from kb_mcp.proxy.rules.outcomes.follow_ups import READ_AGAIN_MS, conclude_follow_up
-from kb_mcp.proxy.rules.outcomes.matching import comes_to_of, difference
+from kb_mcp.proxy.rules.outcomes.matching import as_asked, comes_to_of, difference
 from kb_mcp.proxy.stripe.evidence import (
     CANCELED,
     Declined,
@@ -109,18 +109,27 @@ def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Mad
         if proof.object_id != operation.object_id:
             return _kept_unknown(snapshot, operation, "object_of_another_operation")
         closed = replace(closed, object_id=_payment_of(snapshot, attempt, proof))
+    return _booked(snapshot, operation, closed, proof)
+
+
+def _booked(snapshot: Snapshot, operation: Operation, closed: Attempt, proof: Made) -> Changes:
+    """Return the operation as what `closed` made, counted where it was reserved."""
+    step = operation.continued_by(closed)
     final = proof.verdict == "done"
     held = operation.state in HOLDING or not operation.final
     known = operation.state is S.SUCCEEDED and operation.final
+    bill = operation if known or step else as_asked(operation, closed, proof)
     differs = difference(snapshot, operation, proof, step=step)
-    taken = _taken(operation, proof, known=known, differs=differs is not None)
+    if differs is None and bill.period != operation.period:
+        differs = f"it was sent for {bill.period}, not {operation.period}"
+    taken = _taken(bill, proof, known=known, differs=differs is not None)
     late = not held and not (known and operation.object_id == proof.object_id)
     done = replace(
-        operation,
+        bill,
         state=S.SUCCEEDED,
         final=final or known,
-        amount=proof.total or operation.amount if step else operation.amount,
-        held=taken if final or known else operation.held or operation.amount,
+        amount=proof.total or operation.amount if step else bill.amount,
+        held=taken if final or known else bill.held or bill.amount,
         object_id=operation.object_id if known else proof.object_id,
         stripe_status=proof.stripe_status,
         code=None if differs is None else DIFFERS,
@@ -137,7 +146,7 @@ def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Mad
     return Changes(
         operations=(done,),
         attempts=(closed,),
-        windows=_counted(snapshot, operation, taken, final=final, held=held, late=late),
+        windows=_counted(snapshot, operation, done, final=final, held=held, late=late),
         lineages=() if why is None else (freeze(snapshot, operation, why),),
     )
 
@@ -223,16 +232,23 @@ def _known_since(operation: Operation, attempt: Attempt, proof: Made) -> bool:
 
 
 def _counted(
-    snapshot: Snapshot, operation: Operation, taken: int, *, final: bool, held: bool, late: bool
+    snapshot: Snapshot,
+    operation: Operation,
+    done: Operation,
+    *,
+    final: bool,
+    held: bool,
+    late: bool,
 ) -> tuple[Window, ...]:
     """Return the windows after a yes: a final one is spend, one that may still fail stays held."""
-    if held:
-        return settle(snapshot, operation, taken, held=True) if final else ()
-    if not late:
+    if held and done.currency == operation.currency:
+        return settle(snapshot, operation, done.held, held=True) if final else ()
+    if not held and not late:
         return ()
+    released = release(snapshot, operation) if held else ()
     if not final:
-        return hold_again(snapshot, operation)
-    return settle(snapshot, operation, taken, held=False)
+        return (*released, *hold_again(snapshot, done))
+    return (*released, *settle(snapshot, done, done.held, held=False))
 
 
 def _declined(

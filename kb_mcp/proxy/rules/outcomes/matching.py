@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Operation
+from msgspec.structs import replace
+
+from kb_mcp.proxy.ledger.records import HOLDING, Attempt, AttemptOutcome, Operation
+from kb_mcp.proxy.rules.operation_names import asked_by
 from kb_mcp.proxy.stripe.evidence import customer_of
+from kb_mcp.proxy.stripe.interpret import fingerprint
 from kb_mcp.proxy.stripe.json_objects import created_ms, object_id
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 
@@ -142,3 +146,34 @@ def comes_to_of(operation: Operation, made: Made) -> int:
     """Return what an invoice took since `operation` began, and still asks for, in minor units."""
     left = 0 if made.verdict == "done" else made.total or 0
     return max(left + (made.moved or 0) - (operation.paid_before or 0), 0)
+
+
+def as_asked(operation: Operation, attempt: Attempt, proof: Made) -> Operation:
+    """Return `operation` with what `attempt` asked for, where that is what Stripe made.
+
+    A bill that came to nothing may be asked for with other values; a request that was held up for
+    hours, or an intent that is paid elsewhere, makes what it was sent for all the same.
+    """
+    if operation.state in HOLDING and operation.attempt == attempt.number:
+        return operation
+    asked = asked_by(attempt)
+    if asked is None or asked.money is None:
+        return operation
+    period, money = asked.period, asked.money
+    label = None if period is None else period.label
+    if (money.amount, money.currency) != (proof.total, proof.facts.get("currency")) or (
+        (money.amount, money.currency, label)
+        == (operation.amount, operation.currency, operation.period)
+    ):
+        return operation
+    return replace(
+        operation,
+        held=operation.held if money.currency == operation.currency else 0,
+        amount=money.amount,
+        currency=money.currency,
+        period=label,
+        period_start=None if period is None else period.start.isoformat(),
+        period_end=None if period is None else period.end.isoformat(),
+        reference=asked.reference,
+        fingerprint=fingerprint(asked),
+    )
