@@ -78,7 +78,7 @@ def what_was_left_when_it_was_read_is_left(_: Simulation) -> Iterator[None]:
 
 @bug
 def every_refund_of_a_charge_is_beside_the_others(_: Simulation) -> Iterator[None]:
-    with swapped(refunds, "_stands_in_the_way", lambda *_: None):
+    with swapped(refunds, "other_refund", lambda *_: None):
         yield
 
 
