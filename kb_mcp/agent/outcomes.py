@@ -223,6 +223,12 @@ def status_of(fields: Mapping[str, object]) -> Status:
     return "failed" if waits and fields.get("last_payment_error") else told
 
 
+def amount_of(fields: Mapping[str, object]) -> int | None:
+    """Return what a charge or an intent took, or what it is for where nothing is taken yet."""
+    taken = fields.get("amount_captured") or fields.get("amount_received")
+    return as_number(taken or fields.get("amount"))
+
+
 def lapsed(fields: Mapping[str, object]) -> bool:
     """Say whether a charge was authorised and let go of, so that nothing was taken."""
     return fields.get("captured") is False and status_of(fields) == "failed"
@@ -241,7 +247,7 @@ def _result(
     exists = status == "refused" and charge_id is not None
     livemode = reply.fields.get("livemode")
     livemode = livemode if isinstance(livemode, bool) else reply.livemode
-    amount = as_number(reply.fields.get("amount")) or arguments.amount_cents
+    amount = amount_of(reply.fields) or arguments.amount_cents
     currency = reply.text("currency") or arguments.currency
     said = reply.text("message") if reply.is_error else None
     if code == LAPSED:

@@ -11,7 +11,7 @@ from typing import Final
 
 from kb_mcp.agent import wording
 from kb_mcp.agent.catalogue import ChargeStatusArguments
-from kb_mcp.agent.outcomes import Reply, as_map, as_number, as_text, lapsed, status_of
+from kb_mcp.agent.outcomes import Reply, amount_of, as_map, as_number, as_text, lapsed, status_of
 from kb_mcp.agent.results import ChargeStatusResult
 from kb_mcp.money import Money, format_money
 from kb_mcp.periods import PeriodError, parse_period
@@ -24,7 +24,7 @@ _YEAR_9999 = 253_402_300_799
 def describe_charge(reply: Reply) -> ChargeStatusResult:
     """Describe a charge or a payment intent as Stripe shows it."""
     status = status_of(reply.fields)
-    amount, currency = as_number(reply.fields.get("amount")), reply.text("currency")
+    amount, currency = amount_of(reply.fields), reply.text("currency")
     refunded = as_number(reply.fields.get("amount_refunded"))
     livemode = reply.fields.get("livemode")
     disputed = reply.fields.get("disputed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.catalogue import ChargeStatusArguments
+from kb_mcp.agent.catalogue import ChargeArguments, ChargeStatusArguments
 from kb_mcp.agent.client.line import CallContext
 from tests.agent.conftest import Says, StubProxy, charge
 
@@ -33,6 +33,25 @@ def test_a_charge_id_with_customer_and_period_is_found_where_all_three_agree(
     if not found:
         assert "another customer or period" in result.message
         assert "Do not charge" in result.next_step
+
+
+@pytest.mark.parametrize("taken", ["amount_captured", "amount_received"])
+def test_what_was_captured_in_part_is_told_as_what_was_taken(
+    proxy: StubProxy, billing: Billing, taken: str
+) -> None:
+    captured = charge(**{taken: 1000})
+    replayed = {"Idempotent-Replayed": "true"}
+    proxy.on("GET /stripe/v1/charges/ch_1", Says(200, captured))
+    proxy.on("POST /stripe/v1/charges", Says(200, captured, replayed))
+
+    shown = billing.charge_status(ChargeStatusArguments(charge_id="ch_1"), NOBODY)
+    again = billing.charge(
+        ChargeArguments(customer_id="cus_Abc123", amount_cents=2900, billing_period="2026-06"),
+        NOBODY,
+    )
+
+    assert [each.amount_cents for each in (shown, again)] == [1000, 1000]
+    assert all("10.00 USD" in each.message for each in (shown, again))
 
 
 @pytest.mark.parametrize("metadata", [{}, {"billing_period": "the sixth"}])
