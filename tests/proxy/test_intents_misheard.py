@@ -25,6 +25,7 @@ DEEP = b'{"a":' * 50_000
 @pytest.fixture
 def proxy(tmp_path: Path) -> Iterator[MisledProxy]:
     with MisledProxy(tmp_path) as proxy:
+        proxy.begin_day()
         yield proxy
 
 

@@ -36,6 +36,7 @@ DAY_S = 86_400
 @pytest.fixture
 def proxy(tmp_path: Path) -> Iterator[MisledProxy]:
     with MisledProxy(tmp_path) as proxy:
+        proxy.begin_day()
         yield proxy
         assert broken_invariants(proxy) == []
 

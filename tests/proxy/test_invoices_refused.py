@@ -28,6 +28,7 @@ from tests.proxy.invoices import (
 @pytest.fixture
 def in_process(tmp_path: Path) -> Iterator[MisledProxy]:
     with MisledProxy(tmp_path) as built:
+        built.begin_day()
         yield built
 
 
@@ -115,7 +116,6 @@ def test_parameters_that_are_not_safe_are_refused(
 def test_a_finalized_invoice_is_read_until_stripe_is_done_with_it(
     in_process: MisledProxy, act_of_stripe: str
 ) -> None:
-    in_process.begin_day()
     invoice, key = drafted(in_process), payer(in_process)
     act(in_process, key, invoice, "finalize", auto_advance="true")
     in_process.turn_clock(3_700)

@@ -25,6 +25,7 @@ def in_process(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InPro
     if request.param == "postgres":
         stored = request.getfixturevalue("database").environ
     with InProcessProxy(tmp_path, **stored) as built:
+        built.begin_day()
         yield built
 
 

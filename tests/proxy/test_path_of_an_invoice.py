@@ -39,6 +39,7 @@ def in_process(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Misle
     if request.param == "postgres":
         stored = request.getfixturevalue("database").environ
     with MisledProxy(tmp_path, **stored) as built:
+        built.begin_day()
         yield built
 
 

@@ -22,6 +22,7 @@ def stripe() -> Iterator[RawStripe]:
 def proxy(stripe: RawStripe, tmp_path: Path) -> Iterator[InProcessProxy]:
     environ = {"KEYBRAKE_STRIPE_KEY": KEY, "KEYBRAKE_STRIPE_API_BASE": stripe.url}
     with InProcessProxy(tmp_path, **environ) as proxy:
+        proxy.begin_day()
         yield proxy
 
 

@@ -27,6 +27,7 @@ BILL = {"customer_id": "cus_A1", "amount_cents": 2900, "billing_period": lately(
 @pytest.fixture
 def in_process(tmp_path: Path) -> Iterator[InProcessProxy]:
     with InProcessProxy(tmp_path) as built:
+        built.begin_day()
         yield built
 
 

@@ -28,6 +28,7 @@ INTENT = "GET /v1/payment_intents/pi"
 @pytest.fixture
 def proxy(tmp_path: Path) -> Iterator[MisledProxy]:
     with MisledProxy(tmp_path) as proxy:
+        proxy.begin_day()
         yield proxy
 
 
@@ -164,7 +165,6 @@ def test_a_proxy_whose_key_stripe_refuses_is_not_ready(
 
 
 def test_unfreezing_begins_the_count_of_the_days_declines_anew(proxy: MisledProxy) -> None:
-    proxy.begin_day()
     key = proxy.issue(built_in("billing").model_copy(update={"daily_declines": 3}))
 
     def decline(numbers: range) -> list[int]:

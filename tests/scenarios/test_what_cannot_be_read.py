@@ -24,6 +24,7 @@ POST, LIST = "POST /v1/charges", "GET /v1/charges?"
 @pytest.fixture
 def in_process(tmp_path: Path) -> Iterator[MisledProxy]:
     with MisledProxy(tmp_path) as in_process:
+        in_process.begin_day()
         yield in_process
 
 
@@ -140,7 +141,6 @@ def test_a_list_that_cannot_be_read_proves_nothing_and_keeps_no_lease(
 def test_what_differs_from_what_was_asked_is_recorded_flagged_and_freezes_the_key(
     in_process: MisledProxy, fields: dict[str, Any], why: str, lost: bool
 ) -> None:
-    in_process.begin_day()
     key = in_process.issue(daily={"usd": 50_000})
     if lost:
         in_process.fault("drop_after")

@@ -39,7 +39,6 @@ CALLER = Policy(
 def test_a_late_charge_is_booked_as_what_it_was_sent_for(
     proxy: MisledProxy, other: dict[str, Any], windows: set[tuple[str, int, int]]
 ) -> None:
-    proxy.begin_day()
     key, bill = proxy.issue(CALLER), {"key_header": "invoice-7", "period": "2026-11"}
     proxy.fault("drop_before")
     proxy.charge(key, **bill)
@@ -72,7 +71,6 @@ def test_a_late_charge_is_booked_as_what_it_was_sent_for(
 def test_an_earlier_intent_that_is_paid_elsewhere_is_booked_as_what_it_took(
     proxy: MisledProxy,
 ) -> None:
-    proxy.begin_day()
     key = proxy.issue(CALLER)
     form = {"key_header": "june", "period": None, "confirm": "true", "off_session": "true"}
     intents = "/v1/payment_intents"

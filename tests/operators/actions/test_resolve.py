@@ -42,6 +42,7 @@ def proxy(
         environ = request.getfixturevalue("database").environ
         monkeypatch.setattr(InProcessProxy, "store", environ)
     with MisledProxy(tmp_path) as proxy:
+        proxy.begin_day()
         yield proxy
 
 
@@ -332,7 +333,6 @@ def test_the_charge_of_another_operation_settles_nothing(proxy: MisledProxy) -> 
 def test_a_voided_bill_that_was_charged_is_settled_counted_and_flagged(
     proxy: MisledProxy,
 ) -> None:
-    proxy.begin_day()
     key = unknown(proxy)
     proxy.recover()
     made = deliver_late(proxy, newest(proxy)[1][0]).json()["id"]
@@ -349,7 +349,6 @@ def test_what_the_ledger_lost_is_settled_by_its_marked_object_alone(
     proxy: MisledProxy, state: str
 ) -> None:
     """A restored store knows a bill as failed, or waiting; it was charged afterwards."""
-    proxy.begin_day()
     policy = built_in("billing").model_copy(update={"approval_above": {"usd": 5000}})
     key = proxy.issue(policy)
     if state == "failed":

@@ -63,6 +63,7 @@ def receiver(*statuses: int) -> Iterator[Any]:
 @pytest.fixture
 def in_process(tmp_path: Path) -> Iterator[InProcessProxy]:
     with InProcessProxy(tmp_path) as built:
+        built.begin_day()
         yield built
 
 

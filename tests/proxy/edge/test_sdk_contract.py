@@ -18,6 +18,7 @@ FORM = {"customer": "cus_A1", "amount": "2900", "currency": "usd",
 def in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessProxy]:
     folder: Path = tmp_path_factory.mktemp("house")
     with InProcessProxy(folder) as built:
+        built.begin_day()
         yield built
 
 
