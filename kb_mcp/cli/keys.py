@@ -378,5 +378,4 @@ async def _spend(opened: OpenStore, key_id: str | None, day: str | None) -> list
     date = day_of(opened.now() if day is None else opened.past_ms(day))
     if key_id is None:
         return await views.spend(date, rotated=True)
-    await views.key(key_id)
     return await views.spend_of(date, key_id)

@@ -46,6 +46,7 @@ from kb_mcp.proxy.rules.command import Command, Decision, Join, Look, Proceed, R
 from kb_mcp.proxy.rules.duplicates import suspect
 from kb_mcp.proxy.rules.gates import check_cancel, check_key, check_send
 from kb_mcp.proxy.rules.operation_names import asked_by
+from kb_mcp.proxy.rules.outcomes.matching import MAY_HAVE_ARRIVED
 from kb_mcp.proxy.rules.reserve import (
     asking,
     check,
@@ -60,7 +61,6 @@ from kb_mcp.proxy.stripe.interpret import PERIOD_FIELD, REFERENCE_FIELD, Reading
 CANCEL = "/cancel"
 # An intent in one of these waits for a confirmation, though one was answered before.
 _CONFIRMABLE = frozenset({"requires_confirmation", "requires_payment_method"})
-_MAY_HAVE_ARRIVED = frozenset({AttemptOutcome.OPEN, AttemptOutcome.VOIDED})
 # Whose bill it is, in what, for when: these name the operation, and its marks find it again.
 FIXED: Final = frozenset({"currency", "customer", "metadata", PERIOD_FIELD, REFERENCE_FIELD})
 # Between the fingerprint of a bill and what a step raises it to, in an approval.
@@ -231,7 +231,7 @@ def _is_for(snapshot: Snapshot, operation: Operation) -> bool:
             continue
         if step.outcome is AttemptOutcome.SUCCEEDED:
             amounts = [int(read.form["amount"])]
-        elif step.outcome in _MAY_HAVE_ARRIVED:
+        elif step.outcome in MAY_HAVE_ARRIVED:
             amounts.append(int(read.form["amount"]))
     label = None if asked.period is None else asked.period.label
     wanted = (operation.amount, operation.currency, operation.period)

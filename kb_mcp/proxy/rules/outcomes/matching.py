@@ -28,7 +28,7 @@ TWIN = "unmarked_charge"  # an object without a mark stands there that may be th
 BEFORE_MS = 90_000
 # A failed or canceled object took no money, so that it is nobody's charge.
 NO_MONEY = frozenset({"failed", "canceled"})
-_MAY_HAVE_ARRIVED = frozenset({AttemptOutcome.OPEN, AttemptOutcome.VOIDED})
+MAY_HAVE_ARRIVED = frozenset({AttemptOutcome.OPEN, AttemptOutcome.VOIDED})
 
 
 def match_attempt(
@@ -80,7 +80,7 @@ def twin_names(
 
 def may_have_made(attempts: list[Attempt], at_ms: int, grace_ms: int) -> bool:
     """Say whether a send of `attempts` may have done what was done `at_ms`."""
-    maybe = [each for each in attempts if each.outcome in _MAY_HAVE_ARRIVED] or attempts
+    maybe = [each for each in attempts if each.outcome in MAY_HAVE_ARRIVED] or attempts
     begins = min(each.first_sent_at for each in maybe) - BEFORE_MS
     ends = max(each.last_sent_at for each in maybe) + SEND_WITHIN_MS + grace_ms
     return begins <= at_ms <= ends
