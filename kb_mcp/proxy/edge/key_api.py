@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
+from msgspec.structs import replace
 
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.periods import PeriodError, parse_period
@@ -20,12 +21,11 @@ from kb_mcp.proxy.access.authenticate import Admitted, presented_token
 from kb_mcp.proxy.access.authorize import may_touch
 from kb_mcp.proxy.access.grants import check_scopes
 from kb_mcp.proxy.access.policy import Policy
-from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.edge.pipeline import RequestPipeline, subject_of
+from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.edge.records import Record, key_record, operation_records, spend_records
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, note
-from kb_mcp.proxy.ledger.records import HOLDING, AuditDraft, Operation, OperationId
+from kb_mcp.proxy.ledger.records import HOLDING, Operation, OperationId
 from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.rules.operation_names import attempt_key
 from kb_mcp.proxy.stores.reads import StoreReads
@@ -182,17 +182,11 @@ class KeyApi:
         return charge if owner is not None and may_touch(policy, owner) else None
 
     async def _note(self, admitted: Admitted, request: Request, answer: Reply | Refusal) -> None:
-        row = AuditDraft(
+        row = replace(
+            self.pipeline.audit_base(admitted, request),
             kind="read",
             decision="own",
-            key_id=admitted.key.id,
-            role=admitted.key.role,
-            method=clean_text(request.method, 16),
-            path=clean_text(request.raw_path.decode("ascii", "replace"), 128),
-            request_id=request.request_id,
-            stripe_status=None,
             code=answer.code.value if isinstance(answer, Refusal) else None,
-            subject=subject_of(admitted, request),
         )
         await note(self.pipeline.ledger, row)
 

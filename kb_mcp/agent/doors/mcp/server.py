@@ -12,10 +12,10 @@ Source: modelcontextprotocol.io/specification (2025-11-25 and 2026-07-28), Tools
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -75,6 +75,7 @@ from kb_mcp.agent.export import arguments_schema, mcp_tools
 from kb_mcp.agent.outcomes import ProxyUnavailableError, RateLimitedError
 from kb_mcp.traces import PARENT, STATE, read_trace
 
+R = TypeVar("R")
 Request = ServerRequestContext[Any, Any]  # the SDK's own parameters: lifespan and HTTP request
 BillingFor = Callable[[Request], Billing]
 """Whose keys serve this request: on stdio the environment's, over HTTP the bearer's."""
@@ -129,10 +130,10 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
         instructions=INSTRUCTIONS,
         on_list_tools=list_tools,
         on_call_tool=call,
-        on_list_resources=_no_resources,
-        on_list_resource_templates=_no_templates,
+        on_list_resources=_always(ListResourcesResult(resources=[])),
+        on_list_resource_templates=_always(ListResourceTemplatesResult(resource_templates=[])),
         on_read_resource=_no_such_resource,
-        on_list_prompts=_no_prompts,
+        on_list_prompts=_always(ListPromptsResult(prompts=[])),
         get_tool_input_schema=lambda name: _input_schemas().get(name),
         # What is listed depends on the key that asks.
         cache_hints={"tools/list": CacheHint(ttl_ms=LIST_TTL_MS, scope="private")},
@@ -140,8 +141,11 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
 
 
 # Clients ask for these whatever is announced, and show an error where there is no answer.
-async def _no_resources(_: Request, _params: PaginatedRequestParams | None) -> ListResourcesResult:
-    return ListResourcesResult(resources=[])
+def _always(result: R) -> Callable[[Request, PaginatedRequestParams | None], Awaitable[R]]:
+    async def answer(_request: Request, _params: PaginatedRequestParams | None) -> R:
+        return result
+
+    return answer
 
 
 async def _no_such_resource(_: Request, params: ReadResourceRequestParams) -> ReadResourceResult:
@@ -149,16 +153,6 @@ async def _no_such_resource(_: Request, params: ReadResourceRequestParams) -> Re
     raise MCPError(
         code=INVALID_PARAMS, message="Resource not found", data={"uri": params.uri[:URI_LENGTH_MAX]}
     )
-
-
-async def _no_templates(
-    _: Request, _params: PaginatedRequestParams | None
-) -> ListResourceTemplatesResult:
-    return ListResourceTemplatesResult(resource_templates=[])
-
-
-async def _no_prompts(_: Request, _params: PaginatedRequestParams | None) -> ListPromptsResult:
-    return ListPromptsResult(prompts=[])
 
 
 # The catalogue does not change while a process runs, and pydantic takes its time over schemas.
