@@ -1,71 +1,136 @@
 """The command line: `kb-mcp` and `python -m kb_mcp`.
 
-Floor: above wiring. One module a group of commands, imported by the command that is asked for; what
-costs time to import, by the function that needs it: `--help` answers at once, and an MCP client
-starts `kb-mcp mcp` for each conversation.
+Floor: above wiring. One module a group of commands, imported by the command that is asked for:
+`--help` answers at once, and an MCP client starts `kb-mcp mcp` for each conversation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
 from importlib import import_module
-from types import MappingProxyType
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 from typing_extensions import override
 
-from kb_mcp.cli.output import Commands
+from kb_mcp.cli.output import WRONG, Failure, failure_of, other_distribution, say_failure
+from kb_mcp.serving.process_setup import collect_seldom
+
+__all__ = ["main"]
+
+INTERRUPTED = 130
+# Each module of this package: its commands, and the first sentence of their help.
+_MODULES = {
+    "audit": {"audit": "The append-only record of every request and every operator's act."},
+    "doctor": {
+        "doctor": "Check settings, store, invariants, clock, upstream key, vault keys, grants and "
+        "issuers."
+    },
+    "export": {"export": "Export the tools' schemas, to stdout or into a folder."},
+    "keys": {
+        "keys": "Vault keys: what an agent holds instead of a Stripe key.",
+        "spend": "Show cap, spend and what is left, per key and window; in JSON in minor units.",
+    },
+    "operations": {"operations": "Charges, refunds and other billing acts in the ledger."},
+    "people": {
+        "approvals": "Charges and refunds that wait for an operator.",
+        "grants": "Which identities of a provider may use which vault key.",
+        "operators": "People who may use the dashboard and the admin API; the audit names them.",
+    },
+    "reconcile": {
+        "adopt": "Record charges that Stripe already has, so that they are not billed again.",
+        "reconcile": "Compare the ledger with Stripe's lists of charges and refunds.",
+        "recover": "Make one recovery pass now: find out what became of unknown operations.",
+    },
+    "serve": {
+        "demo": "Replay three ways in which agents charge twice, without kb-mcp and with it.",
+        "mcp": "Serve the tools over MCP on stdin and stdout, for one client.",
+        "sandbox": "Run the sandbox alone: a stand-in for Stripe.",
+        "up": "Serve the proxy and MCP to agents, and the admin API to operators.",
+    },
+    "settings_cmd": {
+        "migrate": "Bring the store to the newest schema.",
+        "settings": "Settings in the store, the same for all processes: ceilings, timeout, grace "
+        "time.",
+    },
+}
+_HOMES = {name: module for module, commands in _MODULES.items() for name in commands}
+_HELP = {name: text for commands in _MODULES.values() for name, text in commands.items()}
 
 
-class LateCommands(Commands):
-    """A top group that knows its commands by name, and the module where each is found."""
-
-    def __init__(self, *args: Any, homes: Mapping[str, str], **more: Any) -> None:
-        """Find the command NAME in `homes[NAME]`, under its own name."""
-        super().__init__(*args, **more)
-        self._homes = homes
+class Commands(click.Group):
+    """The top group: knows its commands by name, and turns known errors into a line and a hint."""
 
     @override
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, sorted; imports nothing."""
-        return sorted(self._homes)
+        return sorted(_HOMES)
 
     @override
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command, imported if it was not; None for a name that there is not."""
         # Where it is not known, click names those that are written nearly so, out of all.
-        for name in (cmd_name,) if cmd_name in self._homes else self._homes:
+        for name in (cmd_name,) if cmd_name in _HOMES else _HOMES:
             if name not in self.commands:
-                self.add_command(getattr(import_module(self._homes[name]), name))
+                self.add_command(getattr(import_module(f"{__name__}.{_HOMES[name]}"), name))
         return super().get_command(ctx, cmd_name)
 
+    @override
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the names and what they do; imports nothing."""
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_HELP.items()))
 
-__all__ = ["main"]
+    @override
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer the names and the options; imports nothing."""
+        named = [each for each in sorted(_HELP.items()) if each[0].startswith(incomplete)]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [*(CompletionItem(name, help=text) for name, text in named), *options]
 
-_MODULES = {
-    "audit": "audit",
-    "doctor": "doctor",
-    "export": "export",
-    "keys": "keys spend",
-    "operations": "operations",
-    "people": "approvals grants operators",
-    "reconcile": "adopt reconcile recover",
-    "serve": "demo mcp sandbox up",
-    "settings_cmd": "migrate settings",
-}
-_HOMES = {
-    command: f"kb_mcp.cli.{module}"
-    for module, commands in _MODULES.items()
-    for command in commands.split()
-}
+    @override
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command line, and end the process with its exit code."""
+        collect_seldom()
+        claimed = other_distribution()
+        if claimed is not None:
+            say_failure(*claimed)
+            sys.exit(WRONG)
+        try:
+            code = super().main(*args, **(extra | {"standalone_mode": False}))
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = WRONG
+        except click.UsageError as error:
+            where = error.ctx.command_path if error.ctx else "kb-mcp"
+            say_failure(error.format_message(), f"{where} --help shows what there is.")
+            code = WRONG
+        except click.ClickException as error:
+            error.show()
+            code = error.code if isinstance(error, Failure) else error.exit_code
+        except click.Abort:
+            code = INTERRUPTED
+        except BrokenPipeError:
+            # Whoever read us has had enough; stdout must not complain once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        sys.exit(code if isinstance(code, int) else 0)
+
+    @override
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, translating the errors of the project."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            failure = failure_of(error)
+            if failure is None:
+                raise
+            raise failure from None
 
 
-@click.group(
-    cls=LateCommands,
-    homes=MappingProxyType(_HOMES),
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kb-mcp-billing", message="%(package)s %(version)s")
 def main() -> None:
     """Charge through Stripe exactly once, within caps, from AI agents.

@@ -10,30 +10,31 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from kb_mcp.cli.opening import OpenStore, codes, in_store, key_ids
 from kb_mcp.cli.output import (
+    STEP,
     Advance,
-    CountedAudit,
     Failure,
+    Output,
     cell,
     counted,
     found_something,
-    json_option,
-    print_done,
-    print_json,
-    print_list,
-    progress,
     say_failure,
 )
 from kb_mcp.instants import how_many, rfc3339
-
-if TYPE_CHECKING:
-    from kb_mcp.proxy.audit.chain import Head
-    from kb_mcp.proxy.audit.verification import Verification
+from kb_mcp.proxy.audit.chain import Head
+from kb_mcp.proxy.audit.verification import (
+    AuditReader,
+    Verification,
+    audit_record,
+    export_lines,
+    segment_end,
+    verify_audit,
+)
 
 COLUMNS = ("time", "kind", "decision", "code", "key_id", "agent_id", "subject", "method", "path",
            "customer_id", "amount", "currency", "operation_id", "object_id", "note")  # fmt: skip
@@ -61,8 +62,7 @@ def audit() -> None:
 @click.option("--since", help="A date, time or age: 2026-06-01, 36h.")
 @click.option("--until", help="A date, time or age, not included.")
 @click.option("--limit", type=click.IntRange(min=1), help="The newest N; without it, all.")
-@json_option
-@in_store
+@in_store()
 async def list_(
     opened: OpenStore,
     /,
@@ -70,26 +70,23 @@ async def list_(
     since: str | None,
     until: str | None,
     limit: int | None,
-    as_json: bool,
     **filters: str | None,
 ) -> None:
     """List audit rows, in the order in which they were written.
 
     Example: kb-mcp audit list --customer cus_Abc123 --limit 50
     """
-    from kb_mcp.proxy.audit.verification import audit_record
-
     wanted = filters | _between(opened, since, until)
     newest = limit is not None
     rows = opened.store.records.audit(limit=limit, newest_first=newest, **wanted)
     found = [audit_record(row) for row in rows]
-    print_list(found[::-1] if newest else found, COLUMNS, as_json=as_json, empty="No audit rows.")
+    opened.out.list(found[::-1] if newest else found, COLUMNS, "No audit rows.")
 
 
 @audit.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@in_store
-async def tail(opened: OpenStore, *, as_json: bool) -> None:
+@in_store(json=False)
+async def tail(opened: OpenStore) -> None:
     """Follow the audit until interrupted.
 
     Example: kb-mcp audit tail
@@ -101,7 +98,9 @@ async def tail(opened: OpenStore, *, as_json: bool) -> None:
     while True:
         for row in rows:
             last = row["row"]
-            _print_row(row, as_json=as_json)
+            shown = (cell(row[name]) for name in COLUMNS if row[name] is not None)
+            line = next(export_lines([row], "jsonl")) if opened.out.as_json else "  ".join(shown)
+            click.echo(line)
         await asyncio.sleep(TAIL_EVERY_S)
         rows = records.audit(after_row=last)
 
@@ -110,27 +109,24 @@ async def tail(opened: OpenStore, *, as_json: bool) -> None:
 @click.option("--format", "form", type=click.Choice(FORMS), required=True,
               help="JSON lines, CSV, or JSON lines in Elastic Common Schema.")  # fmt: skip
 @click.option("--since", help="A date, time or age: 2026-06-01, 36h.")
-@in_store
+@in_store(json=False)
 async def export_(opened: OpenStore, *, form: str, since: str | None) -> None:
     """Write the audit to stdout, for a spreadsheet or a SIEM.
 
     Example: kb-mcp audit export --format csv --since 2026-06-01 > june.csv
     """
-    from kb_mcp.proxy.audit.verification import export_lines
-
     records = opened.store.records
     total = records.audit_size() if since is None else None
     # A bar between the lines of a terminal would spoil both.
-    with progress("Exporting", shown=not sys.stdout.isatty()) as advance:
+    with Output(as_json=sys.stdout.isatty()).progress("Exporting") as advance:
         rows = counted(records.audit(**_between(opened, since, None)), advance, total)
         for line in export_lines(rows, form):
             click.echo(line)
 
 
 @audit.command()
-@json_option
-@in_store
-async def verify(opened: OpenStore, *, as_json: bool) -> None:
+@in_store()
+async def verify(opened: OpenStore) -> None:
     """Walk every chain, the registry of nodes and the exported heads.
 
     Exit code 1 when anything was changed, removed or lost; the first broken row is named. That the
@@ -138,17 +134,16 @@ async def verify(opened: OpenStore, *, as_json: bool) -> None:
 
     Example: kb-mcp audit verify
     """
-    outcome = verified(opened, shown=not as_json)[0]
+    outcome = verified(opened)[0]
     rows, chains, heads = outcome.rows, len(outcome.ends), outcome.heads
-    broken = outcome.breaks
-    told = {"rows": rows, "chains": chains, "heads": heads}
-    if as_json:
-        print_json({"ok": not broken, **told, "broken": broken})
-    for each in broken:
+    if opened.out.as_json:
+        told = {"rows": rows, "chains": chains, "heads": heads, "broken": outcome.breaks}
+        opened.out.json({"ok": not outcome.breaks, **told})
+    for each in outcome.breaks:
         say_failure(str(each), None)
-    if broken:
+    if outcome.breaks:
         found_something()
-    if not as_json:
+    if not opened.out.as_json:
         click.echo(f"The audit holds. Rows: {rows}. Chains: {chains}. Held against heads: {heads}.")
     if heads < chains:
         none = f"Warning: chains without an exported head: {chains - heads} of {chains}."
@@ -159,18 +154,15 @@ async def verify(opened: OpenStore, *, as_json: bool) -> None:
 @click.option("--before", required=True, help="Rows before this date, time or age.")
 @click.option("--to", "file", required=True, type=click.Path(dir_okay=False, path_type=Path),
               help="A new file, JSON lines.")  # fmt: skip
-@json_option
-@in_store
-async def archive(opened: OpenStore, *, before: str, file: Path, as_json: bool) -> None:
+@in_store()
+async def archive(opened: OpenStore, *, before: str, file: Path) -> None:
     """Move verified old rows out of the store into a file.
 
     The last row of each process stays, so that a lost tail still shows.
 
     Example: kb-mcp audit archive --before 90d --to audit-2026-q2.jsonl
     """
-    from kb_mcp.proxy.audit.verification import segment_end
-
-    outcome, heads = verified(opened, shown=not as_json)
+    outcome, heads = verified(opened)
     if outcome.breaks:
         why = f"nothing was archived: {outcome.breaks[0]}"
         raise Failure(why, "`kb-mcp audit verify` says more.")
@@ -181,14 +173,14 @@ async def archive(opened: OpenStore, *, before: str, file: Path, as_json: bool) 
         for node, end in outcome.ends.items()
     }
     ends = {node: end for node, end in found.items() if end is not None}
-    with progress("Archiving", shown=not as_json) as advance:
+    with opened.out.progress("Archiving") as advance:
         written = _write_segments(opened, ends, file, advance) if ends else 0
     if written:
         await opened.note("archive", f"{how_many(written, 'row')} to {file.name}")
         opened.store_admin.drop_segments(ends)
     done = {"rows": written, "chains": len(ends), "file": str(file) if written else None}
     moved = f"Moved {how_many(written, 'row')} of {how_many(len(ends), 'chain')} to {file}."
-    print_done(done, moved if done["rows"] else "Nothing is that old.", as_json=as_json)
+    opened.out.done(done, moved if written else "Nothing is that old.")
 
 
 def _between(opened: OpenStore, since: str | None, until: str | None) -> dict[str, Any]:
@@ -196,18 +188,30 @@ def _between(opened: OpenStore, since: str | None, until: str | None) -> dict[st
     return {name: rfc3339(opened.past_ms(text)) for name, text in given.items() if text is not None}
 
 
-def verified(opened: OpenStore, *, shown: bool) -> tuple[Verification, Mapping[str, Head]]:
-    """Verify the whole audit; return the outcome and the exported heads it was held against.
+class _CountedAudit:
+    """A reader of the audit that tells how many rows of all its chains were walked."""
 
-    `shown` draws how far it has come, on a terminal.
-    """
-    from kb_mcp.proxy.audit.verification import verify_audit
+    def __init__(self, reader: AuditReader, advance: Advance, total: int) -> None:
+        """Read as `reader` does; `total` is how many rows there are."""
+        self.nodes, self.writers = reader.nodes, reader.writers
+        self._read, self._advance, self._total, self._done = reader.chain, advance, total, 0
 
+    def chain(self, node: str) -> Iterator[dict[str, Any]]:
+        """Yield the rows of one node, in the order of its chain."""
+        for row in self._read(node):
+            self._done += 1
+            if self._done % STEP == 0:
+                self._advance(self._done, self._total)
+            yield row
+
+
+def verified(opened: OpenStore) -> tuple[Verification, Mapping[str, Head]]:
+    """Verify the whole audit; return the outcome and the exported heads it was held against."""
     # The heads first: the chains only grow meanwhile.
     store = opened.store
     heads = store.exported_heads()
-    with progress("Verifying", shown=shown) as advance:
-        reader = CountedAudit(store.records, advance, store.records.audit_size())
+    with opened.out.progress("Verifying") as advance:
+        reader = _CountedAudit(store.records, advance, store.records.audit_size())
         outcome = verify_audit(reader, store.chain_key, heads, opened.store_admin.archived())
     return outcome, heads
 
@@ -216,8 +220,6 @@ def _write_segments(
     opened: OpenStore, ends: Mapping[str, Head], file: Path, advance: Advance
 ) -> int:
     """Write the rows up to each end to a new file, and see it on the disk. Raises: Failure."""
-    from kb_mcp.proxy.audit.verification import export_lines
-
     count = 0
     try:
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -243,13 +245,3 @@ def _segments(opened: OpenStore, ends: Mapping[str, Head]) -> Iterator[dict[str,
             if row["seq"] > end.seq:
                 break
             yield row
-
-
-def _print_row(row: dict[str, Any], *, as_json: bool) -> None:
-    from kb_mcp.proxy.audit.verification import export_lines
-
-    if as_json:
-        click.echo(next(export_lines([row], "jsonl")))
-        return
-    shown = (cell(row[name]) for name in COLUMNS if row[name] is not None)
-    click.echo("  ".join(shown))

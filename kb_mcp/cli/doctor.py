@@ -8,18 +8,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
-from kb_mcp.cli.opening import OpenProxy, on_proxy
-from kb_mcp.cli.output import failure_of, found_something, json_option, print_json
+from kb_mcp.cli.audit import verified
+from kb_mcp.cli.opening import OpenProxy, open_proxy
+from kb_mcp.cli.output import Output, failure_of, found_something, json_option
 from kb_mcp.instants import day_of
+from kb_mcp.operators import alerts
+from kb_mcp.operators.actions.grants import find_problems
+from kb_mcp.operators.reports.invariants import Examination, count_overlaps
+from kb_mcp.proxy.access.authenticate import policy_of
+from kb_mcp.proxy.access.policy import is_uncapped
+from kb_mcp.proxy.edge.records import every_operation
+from kb_mcp.proxy.ledger.clock import AGREE_MS, CONFIRMED
+from kb_mcp.proxy.ledger.records import Changes, Refs
+from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjects
+from kb_mcp.proxy.stripe.reader import Unread
+from kb_mcp.serving.host_check import known_host
 from kb_mcp.settings import load_settings
+from kb_mcp.wiring.stores.store import shown_place
 
 EXPIRES_SOON_MS = 7 * 86_400_000
 READS_AGAIN = 3
 SHOWN = 5
-Check = dict[str, Any]
+Finding = tuple[bool, str]  # whether all is as it must be, and what there is to say
+Check = tuple[str, bool, str]  # its name, and what was found
 
 
 @click.command()
@@ -31,72 +46,57 @@ def doctor(*, as_json: bool) -> None:
 
     Example: kb-mcp doctor --json
     """
-    checks = _examine()
-    ok = all(check["ok"] for check in checks)
+    checks = asyncio.run(_examine())
+    ok = all(holds for _, holds, _ in checks)
     if as_json:
-        print_json({"ok": ok, "checks": checks})
+        names = ("name", "ok", "detail")
+        records = [dict(zip(names, check, strict=True)) for check in checks]
+        Output().json({"ok": ok, "checks": records})
     else:
-        width = max(len(check["name"]) for check in checks)
-        for check in checks:
-            click.echo(
-                f"{'ok ' if check['ok'] else 'NO '} {check['name']:<{width}}  {check['detail']}"
-            )
+        width = max(len(name) for name, _, _ in checks)
+        for name, holds, detail in checks:
+            click.echo(f"{'ok ' if holds else 'NO '} {name:<{width}}  {detail}")
     if not ok:
         found_something()
 
 
-def _examine() -> list[Check]:
+async def _examine() -> list[Check]:
     try:
         settings = load_settings()
     except ValueError as error:
-        return [_check("settings", str(error), ok=False)]
-    checks = [_check("settings", f"upstream {settings.upstream_mode}")]
+        return [("settings", False, str(error))]
+    checks = [("settings", True, f"upstream {settings.upstream_mode}")]
     try:
-        return checks + asyncio.run(on_proxy(settings, _examine_store, looks_only=True))
+        async with open_proxy(settings, Output(as_json=True), looks_only=True) as opened:
+            found = [(name, *await examine(opened)) for name, examine in CHECKS.items()]
+            return checks + found + await _issuers(opened)
     except Exception as error:
         failure = failure_of(error)
         if failure is None:
             raise
-        return [*checks, _check("store", failure.message, ok=False)]
+        return [*checks, ("store", False, failure.message)]
 
 
-async def _examine_store(opened: OpenProxy) -> list[Check]:
-    named = (
-        ("store", _store), ("account", _account), ("heads", _heads), ("gap", _gap),
-        ("adopted", _adopted), ("invariants", _invariants), ("overlaps", _overlaps),
-        ("audit", _audit), ("upstream", _upstream), ("clock", _clock), ("keys", _keys),
-        ("grants", _grants),
-    )  # fmt: skip
-    checks = []
-    for name, examine in named:
-        ok, detail = await examine(opened)
-        checks.append(_check(name, detail, ok=ok))
-    return checks + await _issuers(opened)
-
-
-async def _store(opened: OpenProxy) -> tuple[bool, str]:
-    from kb_mcp.operators.alerts import WAL_LARGE_BYTES
-    from kb_mcp.wiring.stores.store import shown_place
-
+async def _store(opened: OpenProxy) -> Finding:
     records = opened.store.records
     reachable, log_bytes = await records.ping(), records.log_bytes()
     detail = f"{shown_place(opened.settings)} reachable, schema {opened.store_admin.schema()}"
     if log_bytes is None:
         return reachable, detail
     detail += f", write-ahead log {log_bytes // 2**20} MiB"
-    if log_bytes > WAL_LARGE_BYTES:
+    if log_bytes > alerts.WAL_LARGE_BYTES:
         detail += ": something outside reads an older state, so that it cannot be emptied"
-    return reachable and log_bytes <= WAL_LARGE_BYTES, detail
+    return reachable and log_bytes <= alerts.WAL_LARGE_BYTES, detail
 
 
-async def _account(opened: OpenProxy) -> tuple[bool, str]:
+async def _account(opened: OpenProxy) -> Finding:
     bound = opened.store.settings
     if "mode" not in opened.store_admin.facts():
         return True, f"not bound yet: the first process that serves binds it to {bound.account!r}"
     return True, f"bound to account {bound.account!r} in {bound.mode} mode"
 
 
-async def _heads(opened: OpenProxy) -> tuple[bool, str]:
+async def _heads(opened: OpenProxy) -> Finding:
     behind = opened.store.behind
     if not behind:
         return True, "the store reaches every exported head"
@@ -107,10 +107,8 @@ async def _heads(opened: OpenProxy) -> tuple[bool, str]:
     )
 
 
-async def _gap(opened: OpenProxy) -> tuple[bool, str]:
+async def _gap(opened: OpenProxy) -> Finding:
     """Walk Stripe's lists without keeping anything: a store may have been put back just now."""
-    from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjects
-
     walk = opened.proxy.walks.walk
     match await walk.run(LOOK_BACK_AT_START_MS, writes=False):
         case BrokenWalk(path=path, why=why):
@@ -127,14 +125,14 @@ async def _gap(opened: OpenProxy) -> tuple[bool, str]:
             return True, "the store knows every charge of its own at Stripe"
 
 
-async def _adopted(opened: OpenProxy) -> tuple[bool, str]:
+async def _adopted(opened: OpenProxy) -> Finding:
     since = opened.store_admin.facts().get("adopted_since")
     if since is not None:
         return True, f"charges since {since} were adopted"
     return True, "not adopted: what was charged before kb-mcp came may be billed again"
 
 
-async def _invariants(opened: OpenProxy) -> tuple[bool, str]:
+async def _invariants(opened: OpenProxy) -> Finding:
     found: set[str] | None = None
     for _ in range(READS_AGAIN):
         # A serving process writes between two of our reads; what is really wrong stays so.
@@ -151,10 +149,6 @@ def _some(found: Sequence[str], between: str) -> str:
 
 
 async def _violations(opened: OpenProxy) -> set[str]:
-    from kb_mcp.operators.reports.invariants import Examination
-    from kb_mcp.proxy.access.authenticate import policy_of
-    from kb_mcp.proxy.edge.records import every_operation
-
     records, archived = opened.store.records, bool(opened.store_admin.archived())
     examination = Examination()
     async for operation, attempts in every_operation(records):
@@ -171,11 +165,8 @@ async def _violations(opened: OpenProxy) -> set[str]:
     return set(examination.end(windows, policies, opened.store.settings.ceilings, since))
 
 
-async def _overlaps(opened: OpenProxy) -> tuple[bool, str]:
+async def _overlaps(opened: OpenProxy) -> Finding:
     """Count what was billed before overlaps were refused: it stands, and is for people to judge."""
-    from kb_mcp.operators.reports.invariants import count_overlaps
-    from kb_mcp.proxy.access.authenticate import policy_of
-
     keys = await opened.store.records.keys()
     allowed = {key.id for key, _ in keys if policy_of(key.policy).overlaps == "allow"}
     count = count_overlaps(await opened.store.records.billed_days(), allowed)
@@ -185,18 +176,14 @@ async def _overlaps(opened: OpenProxy) -> tuple[bool, str]:
     return True, f"{count} {pairs} days; the later one would be refused now"
 
 
-async def _audit(opened: OpenProxy) -> tuple[bool, str]:
-    from kb_mcp.cli.audit import verified
-
-    outcome, _ = verified(opened, shown=False)
+async def _audit(opened: OpenProxy) -> Finding:
+    outcome, _ = verified(opened)
     if outcome.breaks:
         return False, str(outcome.breaks[0])
     return True, f"{outcome.rows} rows in {len(outcome.ends)} chains verify"
 
 
-async def _upstream(opened: OpenProxy) -> tuple[bool, str]:
-    from kb_mcp.proxy.stripe.reader import Unread
-
+async def _upstream(opened: OpenProxy) -> Finding:
     key, mode = opened.settings.stripe_key, opened.settings.upstream_mode
     if mode == "sandbox":
         what = "SANDBOX, no real money moves"
@@ -211,10 +198,7 @@ async def _upstream(opened: OpenProxy) -> tuple[bool, str]:
     return True, f"{what}; answers"
 
 
-async def _clock(opened: OpenProxy) -> tuple[bool, str]:
-    from kb_mcp.proxy.ledger.clock import AGREE_MS, CONFIRMED
-    from kb_mcp.proxy.ledger.records import Changes, Refs
-
+async def _clock(opened: OpenProxy) -> Finding:
     # The clock reads what the store holds about the time.
     await opened.store.ledger.transact(lambda _: Refs(), lambda _: (None, Changes()))
     clock = opened.store.clock
@@ -235,10 +219,7 @@ async def _clock(opened: OpenProxy) -> tuple[bool, str]:
     return True, f"within {abs(clock.skew_ms) // 1000 + 1} s of Stripe's"
 
 
-async def _keys(opened: OpenProxy) -> tuple[bool, str]:
-    from kb_mcp.proxy.access.authenticate import policy_of
-    from kb_mcp.proxy.access.policy import is_uncapped
-
+async def _keys(opened: OpenProxy) -> Finding:
     now = opened.now()
     wanted = "live" if opened.settings.upstream_mode == "live" else "test"
     problems, serving, uncapped = [], 0, []
@@ -261,9 +242,7 @@ async def _keys(opened: OpenProxy) -> tuple[bool, str]:
     return not problems, "; ".join([*problems, f"{serving} serve", *without])
 
 
-async def _grants(opened: OpenProxy) -> tuple[bool, str]:
-    from kb_mcp.operators.actions.grants import find_problems
-
+async def _grants(opened: OpenProxy) -> Finding:
     issuers = opened.settings.oauth_issuers
     grants = [each for each in await opened.store.records.grants() if each.removed_at is None]
     problems = await find_problems(opened.store.ledger, grants, issuers, opened.now())
@@ -274,10 +253,6 @@ async def _grants(opened: OpenProxy) -> tuple[bool, str]:
 
 async def _issuers(opened: OpenProxy) -> list[Check]:
     """Say what tokens must be meant for, and check each issuer: metadata, name and keys."""
-    from urllib.parse import urlsplit
-
-    from kb_mcp.serving.host_check import known_host
-
     issuers, settings = opened.proxy.app.pipeline.issuers, opened.settings
     if issuers is None:
         return []
@@ -292,10 +267,10 @@ async def _issuers(opened: OpenProxy) -> list[Check]:
         "its tokens get 503 once its last keys have ended: set KEYBRAKE_OAUTH_ISSUERS as `iss` "
         "writes it, or mend the issuer"
     )
-    checks = [_check("audience", shown)]
+    checks = [("audience", True, shown)]
     for name, problem in (await issuers.examine()).items():
         said = "serves its keys" if problem is None else f"- {problem}; {advice}"
-        checks.append(_check("issuer", f"{name} {said}", ok=problem is None))
+        checks.append(("issuer", problem is None, f"{name} {said}"))
     return checks
 
 
@@ -305,5 +280,9 @@ def _ends_soon(created_at: int, expires_at: int, now: int) -> bool:
     return left < EXPIRES_SOON_MS and 4 * left < expires_at - created_at
 
 
-def _check(name: str, detail: str, *, ok: bool = True) -> Check:
-    return {"name": name, "ok": ok, "detail": detail}
+CHECKS = {
+    "store": _store, "account": _account, "heads": _heads, "gap": _gap, "adopted": _adopted,
+    "invariants": _invariants, "overlaps": _overlaps, "audit": _audit, "upstream": _upstream,
+    "clock": _clock, "keys": _keys, "grants": _grants,
+}  # fmt: skip
+"""What is looked at in an open store, by the name that is told, in this order."""

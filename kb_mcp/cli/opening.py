@@ -9,37 +9,47 @@ nothing; what cannot be read at once is not offered.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from functools import partial, wraps
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
+from typing_extensions import override
 
+from kb_mcp.cli.output import Failure, Output, json_option
 from kb_mcp.environment import SettingsError
 from kb_mcp.instants import past_ms
+from kb_mcp.operators.actions.operations import NotDone, note
+from kb_mcp.operators.reports.views import Views
+from kb_mcp.proxy.access.roles import ROLES, describe
+from kb_mcp.proxy.audit.chain import clean_text
+from kb_mcp.proxy.errors.refusal_codes import Code
+from kb_mcp.proxy.ledger.records import AuditDraft
+from kb_mcp.proxy.stores.admin import StoreAdmin
+from kb_mcp.proxy.stores.binding import BindingError, Binds
 from kb_mcp.settings import Settings, load_settings
+from kb_mcp.wiring.stores import keys_in, open_store
+from kb_mcp.wiring.stores.store import Store
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what only those need that read Stripe
     from kb_mcp.operators.actions.resolve import StripeActs
-    from kb_mcp.operators.reports.views import Views
-    from kb_mcp.proxy.stores.admin import StoreAdmin
     from kb_mcp.proxy.stripe.reader import StripeReads
     from kb_mcp.wiring.proxy import Proxy
-    from kb_mcp.wiring.stores.store import Store
-
 
 T = TypeVar("T")
-P = ParamSpec("P")
 OPERATOR = "cli"
 
 
 @dataclass(frozen=True, slots=True)
 class OpenStore:
-    """The open store, and beside it what no decision touches: facts and operators."""
+    """The open store, beside it what no decision touches; `out` tells what came of an act."""
 
     settings: Settings
+    out: Output
     store: Store
     store_admin: StoreAdmin
 
@@ -50,8 +60,6 @@ class OpenStore:
     @property
     def views(self) -> Views:
         """What people look at in the store."""
-        from kb_mcp.operators.reports.views import Views
-
         return Views(ledger=self.store.ledger, records=self.store.records, now_ms=self.now)
 
     def past_ms(self, text: str) -> int:
@@ -63,16 +71,13 @@ class OpenStore:
 
     async def note(self, decision: str, text: str, code: str | None = None) -> None:
         """Leave an audit row of an operator's act. Raises: LedgerUnavailableError."""
-        from kb_mcp.operators.actions.operations import note
-        from kb_mcp.proxy.ledger.records import AuditDraft
-
         row = AuditDraft(kind="admin", decision=decision, code=code, agent_id=OPERATOR, note=text)
         await note(self.store.ledger, row)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenProxy(OpenStore):
-    """The books, and the way to Stripe."""
+    """The open store, and the way to Stripe."""
 
     proxy: Proxy
     reads: StripeReads
@@ -85,79 +90,15 @@ class OpenProxy(OpenStore):
         return StripeActs(self.store.ledger, self.reads, self.proxy.recovery)
 
 
-def with_store(work: Callable[[OpenStore], Awaitable[T]], *, lenient: bool = False) -> T:
-    """Run `work` on the open store, for which no Stripe key is needed.
+@asynccontextmanager
+async def open_ledger(
+    settings: Settings, out: Output, *, lenient: bool = False
+) -> AsyncIterator[OpenStore]:
+    """Open the store, for which no Stripe key is needed.
 
     `lenient` opens a store whose ceiling or times differ from this process's environment: so
-    that a command can show and change them. Raises: SettingsError, StoreError, BindingError.
+    that a command can show and change them. Raises: StoreError, BindingError.
     """
-    return asyncio.run(_on_store(load_settings(), work, lenient=lenient))
-
-
-def with_proxy(work: Callable[[OpenProxy], Awaitable[T]]) -> T:
-    """Run `work` on the open store with a way to Stripe; nothing is served meanwhile.
-
-    Raises: SettingsError, StoreError, BindingError, EgressError.
-    """
-    return asyncio.run(on_proxy(load_settings(), work))
-
-
-def in_store(command: Callable[Concatenate[OpenStore, P], Awaitable[None]]) -> Callable[P, None]:
-    """Run a command on the open store, as `with_store` does."""
-
-    @wraps(command)
-    def run(*args: P.args, **options: P.kwargs) -> None:
-        with_store(lambda opened: command(opened, *args, **options))
-
-    return run
-
-
-def at_stripe(command: Callable[Concatenate[OpenProxy, P], Awaitable[None]]) -> Callable[P, None]:
-    """Run a command on the open store with a way to Stripe, as `with_proxy` does."""
-
-    @wraps(command)
-    def run(*args: P.args, **options: P.kwargs) -> None:
-        with_proxy(lambda opened: command(opened, *args, **options))
-
-    return run
-
-
-async def on_proxy(
-    settings: Settings, work: Callable[[OpenProxy], Awaitable[T]], *, looks_only: bool = False
-) -> T:
-    """Run `work` as `with_proxy` does, on the running loop.
-
-    `looks_only` leaves a new store unbound. How long a send may take is never for a command to say,
-    which serves nobody.
-    """
-    from kb_mcp.proxy.stores.binding import Binds
-    from kb_mcp.proxy.stripe.reader import StripeReads
-    from kb_mcp.serving.machine import boottime_ms
-    from kb_mcp.wiring.proxy import build_proxy
-    from kb_mcp.wiring.upstream import build_sandbox
-
-    sandbox = build_sandbox(settings) if settings.upstream_base is None else None
-    binds = Binds.NOTHING if looks_only else Binds.ACCOUNT
-    proxy = build_proxy(settings, sandbox, binds=binds)
-    store_admin = proxy.store.open_store_admin()
-    reads = StripeReads(proxy.upstream, proxy.store.clock, boottime_ms)
-    try:
-        # The sandbox's clock may have been turned: the store follows it.
-        await proxy.app.pipeline.follow()
-        return await work(OpenProxy(settings, proxy.store, store_admin, proxy, reads))
-    finally:
-        await proxy.stop(0)
-        store_admin.close()
-        if sandbox is not None:
-            sandbox.close()
-
-
-async def _on_store(
-    settings: Settings, work: Callable[[OpenStore], Awaitable[T]], *, lenient: bool
-) -> T:
-    from kb_mcp.proxy.stores.binding import BindingError, Binds
-    from kb_mcp.wiring.stores import open_store
-
     # A new store is bound to the account of this process's Stripe key, if any.
     binds = Binds.NOTHING if settings.stripe_key is None else Binds.ACCOUNT
     try:
@@ -176,48 +117,121 @@ async def _on_store(
         store = open_store(plain, binds=binds)
     store_admin = store.open_store_admin()
     try:
-        return await work(OpenStore(settings, store, store_admin))
+        yield OpenStore(settings, out, store, store_admin)
     finally:
         await store.close()
         store_admin.close()
 
 
-IDS_MAX = 100
+@asynccontextmanager
+async def open_proxy(
+    settings: Settings, out: Output, *, looks_only: bool = False
+) -> AsyncIterator[OpenProxy]:
+    """Open the store with a way to Stripe; nothing is served meanwhile.
+
+    `looks_only` leaves a new store unbound. How long a send may take is never for a command to say,
+    which serves nobody. Raises: StoreError, BindingError, EgressError.
+    """
+    from kb_mcp.proxy.stripe.reader import StripeReads
+    from kb_mcp.serving.machine import boottime_ms
+    from kb_mcp.wiring.proxy import build_proxy
+    from kb_mcp.wiring.upstream import build_sandbox
+
+    sandbox = build_sandbox(settings) if settings.upstream_base is None else None
+    binds = Binds.NOTHING if looks_only else Binds.ACCOUNT
+    proxy = build_proxy(settings, sandbox, binds=binds)
+    store_admin = proxy.store.open_store_admin()
+    reads = StripeReads(proxy.upstream, proxy.store.clock, boottime_ms)
+    try:
+        # The sandbox's clock may have been turned: the store follows it.
+        await proxy.app.pipeline.follow()
+        yield OpenProxy(settings, out, proxy.store, store_admin, proxy, reads)
+    finally:
+        await proxy.stop(0)
+        store_admin.close()
+        if sandbox is not None:
+            sandbox.close()
 
 
-def roles(
-    _context: click.Context, _parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Offer the built-in roles, each with what it may do."""
-    from kb_mcp.proxy.access.roles import ROLES, describe
-
-    return [
-        CompletionItem(name, help=describe(policy)[0])
-        for name, policy in ROLES.items()
-        if name.startswith(incomplete)
-    ]
+Opened = TypeVar("Opened", bound=OpenStore)
+Work = Callable[..., Awaitable[None]]
+Opening = Callable[[Settings, Output], AbstractAsyncContextManager[Opened]]
 
 
-def codes(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Offer the codes of our refusals."""
-    from kb_mcp.proxy.errors.refusal_codes import Code
-
-    return [code.value for code in Code if code.value.startswith(incomplete)]
+def in_store(*, lenient: bool = False, json: bool = True) -> Callable[[Work], Callable[..., None]]:
+    """Run a command on what `open_ledger` opens; `json` adds the option `--json`."""
+    return partial(_on, partial(open_ledger, lenient=lenient), json)
 
 
-def key_ids(
-    _context: click.Context, _parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Offer the keys of an embedded store, the newest first, each with its role and label."""
-    from kb_mcp.proxy.audit.chain import clean_text
-    from kb_mcp.wiring.stores import keys_in
+def at_stripe(*, json: bool = True) -> Callable[[Work], Callable[..., None]]:
+    """Run a command on what `open_proxy` opens, as `in_store` does."""
+    return partial(_on, open_proxy, json)
 
+
+def _on(opening: Opening[Opened], json: bool, work: Work) -> Callable[..., None]:  # noqa: FBT001 bound by name above
+    @wraps(work)
+    def run(*args: object, as_json: bool = False, **options: object) -> None:
+        async def opened() -> None:
+            async with opening(load_settings(), Output(as_json)) as found:
+                await work(found, *args, **options)
+
+        asyncio.run(opened())
+
+    return json_option(run) if json else run
+
+
+def demand(outcome: T | NotDone) -> T:
+    """Return what came of an act. Raises: Failure, where nothing did."""
+    if isinstance(outcome, NotDone):
+        raise Failure(outcome.why, outcome.hint)
+    return outcome
+
+
+class Reads(click.ParamType[Any]):
+    """A parameter that `parse` reads, whose ValueErrors say what is wrong with it."""
+
+    name = "text"
+
+    def __init__(self, parse: Callable[[str], Any]) -> None:
+        """Read with `parse`."""
+        self._parse = parse
+
+    @override
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return what `value` says. Raises: BadParameter."""
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+OFFERED_MAX = 100
+Offered = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def _offering(known: Callable[[], Iterable[tuple[str, str | None]]]) -> Offered:
+    """Return what offers to a shell the words of `known`, each with what it means."""
+
+    def complete(
+        _context: click.Context, _parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        fit = (CompletionItem(w, help=text) for w, text in known() if w.startswith(incomplete))
+        return list(islice(fit, OFFERED_MAX))
+
+    return complete
+
+
+def _known_keys() -> Iterable[tuple[str, str]]:
+    """Return the keys of an embedded store, the newest first, each with its role and label."""
     try:
         found = keys_in(load_settings())
     except SettingsError:
-        return []
-    return [
-        CompletionItem(key.id, help=clean_text(f"{key.role} {key.label or ''}".strip(), 60))
-        for key in reversed(found)
-        if key.id.startswith(incomplete)
-    ][:IDS_MAX]
+        found = []
+    for key in reversed(found):
+        yield key.id, clean_text(f"{key.role} {key.label or ''}".strip(), 60)
+
+
+roles = _offering(lambda: ((name, describe(policy)[0]) for name, policy in ROLES.items()))
+codes = _offering(lambda: ((code.value, None) for code in Code))
+key_ids = _offering(_known_keys)
+key_argument = click.argument("key_id", metavar="ID", shell_complete=key_ids)

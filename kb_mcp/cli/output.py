@@ -10,28 +10,26 @@ settings.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from typing_extensions import override
 
 from kb_mcp.environment import SettingsError
-from kb_mcp.serving.process_setup import collect_seldom
-
-if TYPE_CHECKING:
-    from msgspec import Struct
-
-    from kb_mcp.proxy.audit.verification import AuditReader
-
 
 OURS = "kb-mcp-billing"
 OTHER = "kb-mcp"
+
+
+T = TypeVar("T")
+# Drawing is told of each so many rows: a bar must not slow down what it shows.
+STEP = 256
+Advance = Callable[[int, int | None], None]
 
 
 def other_distribution() -> tuple[str, str] | None:
@@ -50,12 +48,13 @@ def other_distribution() -> tuple[str, str] | None:
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 # By name, so that these tables import none of the modules that raise them.
 _FAILED = (
-    "CommitUnknownError CopyError KeyEndedError LedgerUnavailableError NoSuchKeyError"
+    "CommitUnknownError CopyError KeyEndedError LedgerUnavailableError NoSuchGrantError "
+    "NoSuchKeyError NoSuchOperationError NotGrantedError"
 ).split()
 _WRONG = (
     "AddressError BindingError CapRequiredError EgressError KeyRequestError MasterKeyError "
-    "MoneyError MovedStoreError PolicyError PortTakenError SchemaError SealBrokenError StoreError "
-    "UpstreamKeyError"
+    "MatchError MoneyError MovedStoreError PolicyError PortTakenError SchemaError SealBrokenError "
+    "StoreError UpstreamKeyError"
 ).split()
 _CODES = dict.fromkeys(_FAILED, FAILED) | dict.fromkeys(_WRONG, WRONG)
 _HINTS = {
@@ -64,7 +63,11 @@ _HINTS = {
     "KeyEndedError": "`kb-mcp keys list` shows every key.",
     "KeyRequestError": "docs/policies.md has every field.",
     "LedgerUnavailableError": "Nothing more was done. `kb-mcp doctor` looks at the store.",
+    "MatchError": "`kb-mcp grants add --help` has an example.",
+    "NoSuchGrantError": "`kb-mcp grants list` shows them.",
     "NoSuchKeyError": "`kb-mcp keys list` shows every key.",
+    "NoSuchOperationError": "`kb-mcp operations list` shows every operation.",
+    "NotGrantedError": "`kb-mcp grants list` and `keys list` show them.",
     "PortTakenError": "Choose another port by that option; `kb-mcp up --help` has them all.",
     "StoreError": "Check KEYBRAKE_DATABASE_URL and the permissions of its folder.",
 }
@@ -84,58 +87,6 @@ class Failure(click.ClickException):
         """Write the line and the hint to stderr."""
         del file
         say_failure(self.message, self.hint)
-
-
-class Commands(click.Group):
-    """The top group: turns every known error into one line, a hint and the right exit code."""
-
-    @override
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
-        """Run a command line; ends the process unless `standalone_mode` is false."""
-        if not standalone_mode:
-            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        collect_seldom()
-        claimed = other_distribution()
-        if claimed is not None:
-            say_failure(*claimed)
-            sys.exit(WRONG)
-        try:
-            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        except click.exceptions.NoArgsIsHelpError as error:
-            error.show()
-            code = WRONG
-        except click.UsageError as error:
-            where = error.ctx.command_path if error.ctx else "kb-mcp"
-            say_failure(error.format_message(), f"{where} --help shows what there is.")
-            code = WRONG
-        except click.ClickException as error:
-            error.show()
-            code = error.code if isinstance(error, Failure) else error.exit_code
-        except click.Abort:
-            code = INTERRUPTED
-        except BrokenPipeError:
-            # Whoever read us has had enough; stdout must not complain once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = FAILED
-        sys.exit(code if isinstance(code, int) else 0)
-
-    @override
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, translating the errors of the project."""
-        try:
-            return super().invoke(ctx)
-        except Exception as error:
-            failure = failure_of(error)
-            if failure is None:
-                raise
-            raise failure from None
 
 
 def failure_of(error: Exception) -> Failure | None:
@@ -167,53 +118,72 @@ json_option = click.option(
 )
 
 
-def print_json(document: object) -> None:
-    """Print one JSON document."""
-    import msgspec
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How a command says what came of it: in one JSON document, or in lines and tables."""
 
-    # Of ten thousand keys json.dumps, which indents in Python, takes a third of a second.
-    click.echo(msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2))
+    as_json: bool = False
 
+    def json(self, document: object) -> None:
+        """Print one JSON document."""
+        import msgspec
 
-def print_done(record: Mapping[str, Any], said: str, *, as_json: bool) -> None:
-    """Print what came of an act: its record, or a sentence for people."""
-    if as_json:
-        print_json(record)
-    else:
-        click.echo(said)
+        # Of ten thousand keys json.dumps, which indents in Python, takes a third of a second.
+        click.echo(msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2))
 
-
-def print_list(
-    records: Sequence[Mapping[str, Any] | Struct],
-    columns: Sequence[str],
-    *,
-    as_json: bool,
-    empty: str,
-) -> None:
-    """Print records: an array of objects, or a table of `columns`; `empty` says there are none."""
-    if as_json:
-        print_json(list(records))
-    elif not records:
-        click.echo(empty)
-    else:
-        rows = [[cell(_field(record, name)) for name in columns] for record in records]
-        _print_table([name.replace("_", " ") for name in columns], rows)
-
-
-def print_record(record: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print one record: an object, or a line for each field that has a value."""
-    if as_json:
-        print_json(record)
-        return
-    shown = {name: value for name, value in record.items() if value not in (None, [], {})}
-    width = max(map(len, shown), default=0)
-    for name, value in shown.items():
-        if isinstance(value, list) and value and isinstance(value[0], Mapping):
-            for item in value:
-                pairs = (f"{key}={cell(part)}" for key, part in item.items() if part is not None)
-                click.echo(f"{name.rstrip('s'):<{width}}  {' '.join(pairs)}")
+    def done(self, record: Mapping[str, Any], said: str) -> None:
+        """Print what came of an act: its record, or a sentence for people."""
+        if self.as_json:
+            self.json(record)
         else:
-            click.echo(f"{name:<{width}}  {cell(value)}")
+            click.echo(said)
+
+    def list(self, records: Sequence[Any], columns: Sequence[str], empty: str) -> None:
+        """Print records: an array of objects, or a table of `columns`; `empty` where none are."""
+        if self.as_json:
+            self.json(list(records))
+        elif not records:
+            click.echo(empty)
+        else:
+            rows = [[cell(record.get(name)) for name in columns] for record in records]
+            _print_table([name.replace("_", " ") for name in columns], rows)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Print one record: an object, or a line for each field that has a value."""
+        if self.as_json:
+            self.json(record)
+            return
+        shown = {name: value for name, value in record.items() if value not in (None, [], {})}
+        width = max(map(len, shown), default=0)
+        for name, value in shown.items():
+            if isinstance(value, list) and value and isinstance(value[0], Mapping):
+                for item in value:
+                    pairs = (
+                        f"{key}={cell(part)}" for key, part in item.items() if part is not None
+                    )
+                    click.echo(f"{name.rstrip('s'):<{width}}  {' '.join(pairs)}")
+            else:
+                click.echo(f"{name:<{width}}  {cell(value)}")
+
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Advance]:
+        """Draw a bar while the body runs, which tells how many are done, and of how many if known.
+
+        Nothing is drawn beside JSON, or where stderr is no terminal.
+        """
+        if self.as_json or not sys.stderr.isatty():
+            yield lambda _done, _total: None
+            return
+        from rich import progress as bars
+        from rich.console import Console
+
+        columns = (
+            *(bars.TextColumn("{task.description}"), bars.BarColumn()),
+            *(bars.MofNCompleteColumn(), bars.TimeElapsedColumn()),
+        )
+        with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def cell(value: object) -> str:
@@ -226,10 +196,6 @@ def cell(value: object) -> str:
         return "yes" if value else "no"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return clean_text(text, CELL_MAX)
-
-
-def _field(record: Mapping[str, Any] | Struct, name: str) -> object:
-    return record.get(name) if isinstance(record, Mapping) else getattr(record, name)
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -256,31 +222,6 @@ def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(table)
 
 
-T = TypeVar("T")
-# Drawing is told of each so many rows: a bar must not slow down what it shows.
-STEP = 256
-Advance = Callable[[int, int | None], None]
-
-
-@contextmanager
-def progress(label: str, *, shown: bool) -> Iterator[Advance]:
-    """Draw a bar while the body runs, which tells how many are done, and of how many if known.
-
-    Nothing is drawn unless `shown`, or where stderr is no terminal.
-    """
-    if not (shown and sys.stderr.isatty()):
-        yield _nowhere
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def counted(items: Iterable[T], advance: Advance, total: int | None) -> Iterator[T]:
     """Yield `items` and tell `advance` how many have passed; it never holds more than one."""
     done = 0
@@ -290,33 +231,3 @@ def counted(items: Iterable[T], advance: Advance, total: int | None) -> Iterator
             advance(done, total)
         yield item
     advance(done, total)
-
-
-@dataclass(slots=True)
-class CountedAudit:
-    """A reader of the audit that tells how many rows of all its chains were walked."""
-
-    reader: AuditReader
-    advance: Advance
-    total: int
-    _done: int = 0
-
-    def chain(self, node: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of one node, in the order of its chain."""
-        for row in self.reader.chain(node):
-            self._done += 1
-            if self._done % STEP == 0:
-                self.advance(self._done, self.total)
-            yield row
-
-    def nodes(self) -> list[dict[str, Any]]:
-        """Return the registry of nodes, in its own order."""
-        return self.reader.nodes()
-
-    def writers(self) -> list[str]:
-        """Return every node that has rows."""
-        return self.reader.writers()
-
-
-def _nowhere(_done: int, _total: int | None) -> None:
-    """Say nothing."""

@@ -6,70 +6,72 @@ Floor: the commands. None of them posts to Stripe.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from kb_mcp.cli.opening import OPERATOR, OpenProxy, at_stripe, with_proxy
-from kb_mcp.cli.output import (
-    Advance,
-    Failure,
-    found_something,
-    json_option,
-    print_json,
-    print_list,
-    progress,
-)
+from kb_mcp.cli.opening import OPERATOR, OpenProxy, Reads, at_stripe
+from kb_mcp.cli.output import Advance, Failure, Output, found_something
 from kb_mcp.instants import how_many, rfc3339
-
-if TYPE_CHECKING:
-    from kb_mcp.operators.actions.adoption import Adoption, Taken
-    from kb_mcp.operators.reports.reconcile import Kind, Reconciliation
-    from kb_mcp.proxy.ledger.records import KeyId
-
+from kb_mcp.operators.actions.adoption import MARGIN_MS, Adoption, Taken
+from kb_mcp.operators.alerts import RECONCILE_DIFFERENCE
+from kb_mcp.operators.reports.reconcile import (
+    Kind,
+    Reconciliation,
+    Wanted,
+    as_charged,
+    item_record,
+)
+from kb_mcp.operators.reports.reconcile import reconcile as compare
+from kb_mcp.proxy.edge.records import Record, every_operation, operation_record
+from kb_mcp.proxy.ledger.records import KeyId
+from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE
+from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjects
+from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
+from kb_mcp.proxy.stripe.reader import Found, Unread
+from kb_mcp.serving.machine import new_id
 
 CHARGE_COLUMNS = ("kind", "charge_id", "status", "amount", "currency", "customer_id", "description",
                   "created_at", "marked")  # fmt: skip
 OPERATION_COLUMNS = ("id", "state", "amount", "currency", "customer_id", "billing_period",
                      "charge_id", "created_at")  # fmt: skip
 DIFFERENCE_COLUMNS = ("operation_id", "charge_id", "field", "ledger", "stripe")
+TABLES = {
+    "missing_operations": ("Charges that the ledger lacks:", CHARGE_COLUMNS),
+    "missing_charges": ("Operations whose charge Stripe lacks:", OPERATION_COLUMNS),
+    "differing": ("Differences:", DIFFERENCE_COLUMNS),
+}
 
 
 @click.command()
-@json_option
-@at_stripe
-async def recover(opened: OpenProxy, *, as_json: bool) -> None:
+@at_stripe()
+async def recover(opened: OpenProxy) -> None:
     """Make one recovery pass now: find out what became of unknown operations.
 
     The grace time still applies.
 
     Example: kb-mcp recover
     """
-    with progress("Looking up", shown=not as_json) as advance:
+    with opened.out.progress("Looking up") as advance:
         done = await opened.proxy.recovery.run(advance)
     records = [
         {"operation_id": operation_id, "state": state.value}
         for operation_id, state in done.states.items()
     ]
-    print_list(records, ("operation_id", "state"), as_json=as_json, empty="Nothing was due.")
+    opened.out.list(records, ("operation_id", "state"), "Nothing was due.")
 
 
 @click.command()
 @click.option("--since", required=True, help="A date, time or age: 2026-06-01, 30d.")
-@json_option
-@at_stripe
-async def reconcile(opened: OpenProxy, *, since: str, as_json: bool) -> None:
+@at_stripe()
+async def reconcile(opened: OpenProxy, *, since: str) -> None:
     """Compare the ledger with Stripe's lists of charges and refunds. Exit code 1 if any differ.
 
     Example: kb-mcp reconcile --since 2026-06-01
     """
-    from kb_mcp.operators.reports.reconcile import item_record
-
     since_ms = opened.past_ms(since)
     kinds: tuple[Kind, ...] = ("charge", "refund")
-    outcomes = [await _compare(opened, kind, since_ms, shown=not as_json) for kind in kinds]
-    with progress("Asking for what was not listed", shown=not as_json) as advance:
+    outcomes = [await _compare(opened, kind, since_ms) for kind in kinds]
+    with opened.out.progress("Asking for what was not listed") as advance:
         asked = [await _missing(opened, outcome, advance) for outcome in outcomes]
     found = {
         "missing_operations": [
@@ -81,47 +83,42 @@ async def reconcile(opened: OpenProxy, *, since: str, as_json: bool) -> None:
         "missing_charges": [record for missing in asked for record in missing],
         "differing": [record for outcome in outcomes for record in outcome.differing],
     }
-    if any(found.values()):
-        await _note_difference(opened, found)
-    if as_json:
-        print_json(found)
+    differs = any(found.values())
+    if differs:
+        # The serving process alerts of this row.
+        counts = ", ".join(f"{len(each)} {name.replace('_', ' ')}" for name, each in found.items())
+        await opened.note("reconcile", counts, RECONCILE_DIFFERENCE)
+    if opened.out.as_json:
+        opened.out.json(found)
+    elif not differs:
+        click.echo("The ledger and Stripe agree.")
     else:
-        _print_comparison(found)
-    if any(found.values()):
+        for name, (title, columns) in TABLES.items():
+            if found[name]:
+                click.echo(title)
+                opened.out.list(found[name], columns, "")
+    if differs:
         found_something()
 
 
-async def _compare(opened: OpenProxy, kind: Kind, since_ms: int, *, shown: bool) -> Reconciliation:
-    from kb_mcp.operators.actions.adoption import MARGIN_MS
-    from kb_mcp.operators.reports.reconcile import Wanted, as_charged
-    from kb_mcp.operators.reports.reconcile import reconcile as compare
-    from kb_mcp.proxy.edge.records import every_operation
-    from kb_mcp.proxy.stripe.reader import Unread
-
-    with progress(f"Reading {kind}s", shown=shown) as advance:
+async def _compare(opened: OpenProxy, kind: Kind, since_ms: int) -> Reconciliation:
+    with opened.out.progress(f"Reading {kind}s") as advance:
         items = await opened.reads.walk(
             f"/v1/{kind}s", since_ms - MARGIN_MS, lambda done: advance(done, None), may_lack=True
         )
     if isinstance(items, Unread):
         raise Failure(f"the list of {kind}s cannot be read: {items.why}", "Nothing was changed.")
     wanted = Wanted.by(items, since_ms, kind)
-    ledger = every_operation(opened.store.records)
     operations = [
         each
-        async for operation, attempts in ledger
+        async for operation, attempts in every_operation(opened.store.records)
         if wanted.holds(each := as_charged(operation, attempts))
     ]
     return compare(operations, items, since_ms, kind)
 
 
-async def _missing(
-    opened: OpenProxy, outcome: Reconciliation, advance: Advance
-) -> list[dict[str, Any]]:
+async def _missing(opened: OpenProxy, outcome: Reconciliation, advance: Advance) -> list[Record]:
     """Ask Stripe by name for each object that its list did not show."""
-    from kb_mcp.proxy.edge.records import operation_record
-    from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-    from kb_mcp.proxy.stripe.reader import Found, Unread
-
     missing = []
     for done, operation in enumerate(outcome.unlisted):
         advance(done, len(outcome.unlisted))
@@ -134,76 +131,35 @@ async def _missing(
     return missing
 
 
-async def _note_difference(opened: OpenProxy, found: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Leave a row that the serving process alerts of."""
-    from kb_mcp.operators.alerts import RECONCILE_DIFFERENCE
-
-    counts = ", ".join(f"{len(each)} {name.replace('_', ' ')}" for name, each in found.items())
-    await opened.note("reconcile", counts, RECONCILE_DIFFERENCE)
-
-
-def _print_comparison(found: dict[str, list[dict[str, Any]]]) -> None:
-    if not any(found.values()):
-        click.echo("The ledger and Stripe agree.")
-        return
-    tables = {
-        "missing_operations": ("Charges that the ledger lacks:", CHARGE_COLUMNS),
-        "missing_charges": ("Operations whose charge Stripe lacks:", OPERATION_COLUMNS),
-        "differing": ("Differences:", DIFFERENCE_COLUMNS),
-    }
-    for name, (title, columns) in tables.items():
-        if found[name]:
-            click.echo(title)
-            print_list(found[name], columns, as_json=False, empty="")
-
-
 LOOK_BACK_MS = 25 * 3_600_000
 COLUMNS = ("charge_id", "adopted", "operation_id", "customer_id", "billing_period", "amount",
            "currency", "created_at", "why")  # fmt: skip
 _PERIOD_FROM = re.compile(r"description|created|none|metadata:[A-Za-z0-9_ -]{1,40}")
 
 
+def _period_from(text: str) -> str:
+    if not _PERIOD_FROM.fullmatch(text):
+        raise ValueError(f"{text!r} is not description, metadata:NAME, created or none")
+    return text
+
+
 @click.command()
 @click.option("--since", required=True, help="A date, time or age: 2026-06-01, 90d.")
-@click.option("--period-from", default="description", show_default=True,
+@click.option("--period-from", default="description", show_default=True, type=Reads(_period_from),
               metavar="description|metadata:NAME|created|none",
               help="Where a charge says which period it is for. What says none is adopted only "
                    "with `created` (the month of its creation) or `none`.")  # fmt: skip
 @click.option("--apply", is_flag=True, help="Do it; without this, only show what would be done.")
-@json_option
-def adopt(*, since: str, period_from: str, apply: bool, as_json: bool) -> None:
+@at_stripe()
+async def adopt(opened: OpenProxy, *, since: str, period_from: str, apply: bool) -> None:
     """Record charges that Stripe already has, so that they are not billed again.
 
     Example: kb-mcp adopt --since 2026-01-01 --period-from metadata:period --apply
     """
-    if not _PERIOD_FROM.fullmatch(period_from):
-        hint = "description, metadata:NAME, created or none"
-        raise click.BadParameter(f"{period_from!r} is not {hint}", param_hint="--period-from")
-
-    def show(records: list[dict[str, Any]]) -> None:
-        empty = "Nothing to adopt: the ledger has every charge."
-        print_list(records, COLUMNS, as_json=as_json, empty=empty)
-
-    async def work(opened: OpenProxy) -> None:
-        since_ms = opened.past_ms(since)
-        adoption = await _adoption(opened, period_from, applies=apply)
-        records = await _take_all(adoption, since_ms, shown=not as_json)
-        show(records)
-        if apply:
-            await _close_gap(opened, since_ms)
-        elif records:
-            click.echo("Nothing was changed. Run it again with --apply to adopt these.", err=True)
-
-    with_proxy(work)
-
-
-async def _adoption(opened: OpenProxy, period_from: str, *, applies: bool) -> Adoption:
-    from kb_mcp.operators.actions.adoption import Adoption
-    from kb_mcp.serving.machine import new_id
-
+    since_ms = opened.past_ms(since)
     keys = await opened.store.records.keys()
     lineages: dict[str, KeyId] = {key.lineage_id: key.id for key, _ in keys}
-    return Adoption(
+    adoption = Adoption(
         ledger=opened.store.ledger,
         records=opened.store.records,
         reads=opened.reads,
@@ -212,28 +168,30 @@ async def _adoption(opened: OpenProxy, period_from: str, *, applies: bool) -> Ad
         operator=OPERATOR,
         now=opened.now(),
         new_id=new_id,
-        applies=applies,
+        applies=apply,
     )
+    records = await _take_all(adoption, since_ms, opened.out)
+    opened.out.list(records, COLUMNS, "Nothing to adopt: the ledger has every charge.")
+    if apply:
+        await _close_gap(opened, since_ms)
+    elif records:
+        click.echo("Nothing was changed. Run it again with --apply to adopt these.", err=True)
 
 
-async def _take_all(adoption: Adoption, since_ms: int, *, shown: bool) -> list[dict[str, Any]]:
-    from kb_mcp.proxy.stripe.reader import Unread
-
-    with progress("Reading charges", shown=shown) as advance:
+async def _take_all(adoption: Adoption, since_ms: int, out: Output) -> list[Record]:
+    with out.progress("Reading charges") as advance:
         items = await adoption.unknown(since_ms, lambda done: advance(done, None))
     if isinstance(items, Unread):
         raise Failure(f"Stripe's lists cannot be read: {items.why}", "Nothing was changed.")
-    records: list[dict[str, Any]] = []
-    with progress("Adopting", shown=shown) as advance:
+    records: list[Record] = []
+    with out.progress("Adopting") as advance:
         for item in items:
             advance(len(records), len(items))
             records.append(_record(await adoption.take(item), applies=adoption.applies))
     return records
 
 
-def _record(taken: Taken, *, applies: bool) -> dict[str, Any]:
-    from kb_mcp.operators.reports.reconcile import item_record
-
+def _record(taken: Taken, *, applies: bool) -> Record:
     operation, done = taken.operation, taken.left is None
     return item_record(taken.item) | {
         "adopted": done and applies,
@@ -250,8 +208,6 @@ async def _close_gap(opened: OpenProxy, since_ms: int) -> None:
 
     Raises: Failure.
     """
-    from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE
-
     facts = opened.store_admin.facts()
     opened.store_admin.set_facts(
         {"adopted_since": rfc3339(since_ms), "adopted_at": rfc3339(opened.now())}
@@ -273,8 +229,6 @@ async def _close_gap(opened: OpenProxy, since_ms: int) -> None:
 
 async def _walk(opened: OpenProxy, needed: int | None) -> None:
     """Walk Stripe's lists: nothing of this store's may be left out. Raises: Failure."""
-    from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjects
-
     match await opened.proxy.walks.walk.run(LOOK_BACK_AT_START_MS, reach_back_to=needed):
         case LostObjects(objects=objects):
             left = ", ".join(objects[:5])

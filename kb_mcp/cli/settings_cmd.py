@@ -5,23 +5,33 @@ Floor: the commands.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, at_stripe, with_store
-from kb_mcp.cli.output import WRONG, Failure, json_option, print_record, progress
+from kb_mcp.cli.opening import (
+    OPERATOR,
+    OpenProxy,
+    OpenStore,
+    at_stripe,
+    demand,
+    in_store,
+    open_ledger,
+)
+from kb_mcp.cli.output import WRONG, Failure, Output
 from kb_mcp.environment import SQLITE
 from kb_mcp.instants import how_many, rfc3339
 from kb_mcp.money import MoneyError, parse_caps
+from kb_mcp.operators.actions.adoption import confirm_new_store as confirm
+from kb_mcp.operators.actions.adoption import name_foreign
+from kb_mcp.proxy.ledger.clock import StoredTime
+from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, Whole
 from kb_mcp.settings import UPSTREAM_TIMEOUT_MS_MAX, Settings, load_settings
-
-if TYPE_CHECKING:
-    from kb_mcp.operators.actions.operations import NotDone
-
+from kb_mcp.wiring.stores import store_path
 
 _CEILINGS = {"account_daily_cap": "ceilings", "account_daily_refund_cap": "refund_ceilings"}
 _TAKEN_UP = {
@@ -30,7 +40,6 @@ _TAKEN_UP = {
     "upstream_timeout": "Processes that are serving take it up when they start again.",
     "recovery_grace": "A longer one holds from now on, a shorter one where a process starts again.",
 }
-NAMES = tuple(_TAKEN_UP)
 
 
 @click.group()
@@ -42,44 +51,32 @@ def settings() -> None:
 
 
 @settings.command()
-@json_option
-def show(*, as_json: bool) -> None:
+@in_store(lenient=True)
+async def show(opened: OpenStore) -> None:
     """Show what the store holds.
 
     Example: kb-mcp settings show --json
     """
-
-    async def work(opened: OpenStore) -> dict[str, Any]:
-        return _record(_held(opened))
-
-    print_record(with_store(work, lenient=True), as_json=as_json)
+    opened.out.record(_record(_held(opened)))
 
 
 @settings.command("set")
-@click.argument("name", type=click.Choice(NAMES))
+@click.argument("name", type=click.Choice(tuple(_TAKEN_UP)))
 @click.argument("value")
-@json_option
-def set_(*, name: str, value: str, as_json: bool) -> None:
+@in_store(lenient=True)
+async def set_(opened: OpenStore, *, name: str, value: str) -> None:
     """Set one setting; VALUE is a cap (or several, or none), or a number of seconds.
 
     Example: kb-mcp settings set account_daily_cap 50000.00usd,40000.00eur
     """
-    facts = _facts(name, value)
-
-    async def work(opened: OpenStore) -> dict[str, Any]:
-        before = _held(opened)
-        _check_times(before | facts)
-        (fact,) = facts
-        change = f"{name}: {before[fact]} -> {facts[fact]}"
-        # The audit row commits first: no change is without one.
-        await opened.note("settings_set", change)
-        opened.store_admin.set_facts(
-            facts | {f"{fact.removesuffix('_ms')}_set_at": str(opened.now())}
-        )
-        return _record(_held(opened))
-
-    record = with_store(work, lenient=True)
-    print_record(record, as_json=as_json)
+    fact, text = _fact(name, value)
+    before = _held(opened)
+    _check_times(before | {fact: text})
+    # The audit row commits first: no change is without one.
+    await opened.note("settings_set", f"{name}: {before[fact]} -> {text}")
+    set_at = f"{fact.removesuffix('_ms')}_set_at"
+    opened.store_admin.set_facts({fact: text, set_at: str(opened.now())})
+    opened.out.record(_record(_held(opened)))
     click.echo(_TAKEN_UP[name], err=True)
 
 
@@ -89,7 +86,7 @@ def _held(opened: OpenStore) -> dict[str, str]:
 
 
 @settings.command("confirm-account")
-@at_stripe
+@at_stripe(json=False)
 async def confirm_account(opened: OpenProxy) -> None:
     """Confirm that the Stripe key of this process belongs to the account of this store.
 
@@ -104,7 +101,7 @@ async def confirm_account(opened: OpenProxy) -> None:
 
 
 @settings.command("confirm-new-store")
-@at_stripe
+@at_stripe(json=False)
 async def confirm_new_store(opened: OpenProxy) -> None:
     """Confirm that this store is new; recent charges at Stripe belong to another store.
 
@@ -113,15 +110,13 @@ async def confirm_new_store(opened: OpenProxy) -> None:
 
     Example: kb-mcp settings confirm-new-store
     """
-    from kb_mcp.operators.actions.adoption import confirm_new_store as confirm
-
-    _demand(await confirm(opened.proxy.walks.walk, OPERATOR))
+    demand(await confirm(opened.proxy.walks.walk, OPERATOR))
     click.echo("The store is a new one: it sends from now on.")
 
 
 @settings.command("foreign-lineage")
 @click.argument("lineage")
-@at_stripe
+@at_stripe(json=False)
 async def foreign_lineage(opened: OpenProxy, *, lineage: str) -> None:
     """Confirm that charges marked with LINEAGE (by a version before 0.2) are another store's.
 
@@ -129,59 +124,40 @@ async def foreign_lineage(opened: OpenProxy, *, lineage: str) -> None:
 
     Example: kb-mcp settings foreign-lineage b7zlpvt5pt7w
     """
-    from kb_mcp.operators.actions.adoption import name_foreign
-    from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, Whole
-
     walk = opened.proxy.walks.walk
-    _demand(await name_foreign(walk, lineage, OPERATOR))
+    demand(await name_foreign(walk, lineage, OPERATOR))
     whole = isinstance(await walk.run(LOOK_BACK_AT_START_MS), Whole)
     left = "" if whole else " `kb-mcp doctor` says what is still missing."
     click.echo(f"Charges of {lineage} are another store's.{left}")
 
 
-def _demand(refusal: NotDone | None) -> None:
-    if refusal is not None:
-        raise Failure(refusal.why, refusal.hint)
-
-
 @settings.command("confirm-clock")
-@json_option
-def confirm_clock(*, as_json: bool) -> None:
+@in_store(lenient=True)
+async def confirm_clock(opened: OpenStore) -> None:
     """Confirm that this host's clock is right, when it differs from Stripe's or the store's.
 
     `kb-mcp doctor` says what is disputed. The word holds until the clocks agree again.
 
     Example: kb-mcp settings confirm-clock
     """
-
-    async def work(opened: OpenStore) -> dict[str, Any]:
-        from kb_mcp.proxy.ledger.clock import StoredTime
-
-        host_ms = opened.store.clock.host_time
-        stored = StoredTime.of_facts(opened.store_admin.facts())
-        change = f"clock: {rfc3339(stored.mark)} -> {rfc3339(host_ms)}"
-        await opened.note("clock_confirmed", change)
-        opened.store_admin.confirm_clock(opened.store.clock.word_of_operator(stored), host_ms)
-        return {"time": rfc3339(host_ms), "latest_seen_before": rfc3339(stored.mark)}
-
-    print_record(with_store(work, lenient=True), as_json=as_json)
+    host_ms = opened.store.clock.host_time
+    stored = StoredTime.of_facts(opened.store_admin.facts())
+    before, now = rfc3339(stored.mark), rfc3339(host_ms)
+    await opened.note("clock_confirmed", f"clock: {before} -> {now}")
+    opened.store_admin.confirm_clock(opened.store.clock.word_of_operator(stored), host_ms)
+    opened.out.record({"time": now, "latest_seen_before": before})
 
 
-def _facts(name: str, value: str) -> dict[str, str]:
+def _fact(name: str, value: str) -> tuple[str, str]:
+    """Return the fact that setting `name` to `value` writes. Raises: BadParameter."""
     if name in _CEILINGS:
-        return {_CEILINGS[name]: json.dumps(_ceilings(value))}
+        try:
+            return _CEILINGS[name], json.dumps({} if value == "none" else parse_caps(value))
+        except MoneyError as error:
+            raise click.BadParameter(f"{error} `none` takes the ceiling away.") from None
     if not value.isascii() or not value.isdigit() or not 0 < int(value) <= 86_400:
         raise click.BadParameter(f"{name} is a whole number of seconds, at most a day")
-    return {f"{name}_ms": str(int(value) * 1000)}
-
-
-def _ceilings(value: str) -> dict[str, int]:
-    if value == "none":
-        return {}
-    try:
-        return parse_caps(value)
-    except MoneyError as error:
-        raise click.BadParameter(f"{error} `none` takes the ceiling away.") from None
+    return f"{name}_ms", str(int(value) * 1000)
 
 
 def _check_times(facts: Mapping[str, str]) -> None:
@@ -218,10 +194,8 @@ def migrate(*, source: str | None, grant_to: str | None) -> None:
     if settings.database_path is not None:
         if source or grant_to:
             raise click.UsageError("--from and --grant-to are for a PostgreSQL store")
-        number = with_store(_schema, lenient=True)
+        number = asyncio.run(_schema(settings))
     else:
-        from kb_mcp.wiring.stores import store_path
-
         store_path(settings)  # which says so if the driver is missing
         from kb_mcp.wiring.stores.postgres import migrate_postgres
 
@@ -231,8 +205,9 @@ def migrate(*, source: str | None, grant_to: str | None) -> None:
         _copy(settings, source)
 
 
-async def _schema(opened: OpenStore) -> int:
-    return opened.store_admin.schema()
+async def _schema(settings: Settings) -> int:
+    async with open_ledger(settings, Output(), lenient=True) as opened:
+        return opened.store_admin.schema()
 
 
 def _copy(settings: Settings, source: str) -> None:
@@ -242,7 +217,7 @@ def _copy(settings: Settings, source: str) -> None:
     file = Path(source.removeprefix(SQLITE)).expanduser().absolute()
     if not source.startswith(SQLITE) or not file.is_file():
         raise Failure(f"there is no ledger at {source}", "Name its file: sqlite:///PATH.", 2)
-    with progress("Copying", shown=True) as advance:
+    with Output().progress("Copying") as advance:
         copied = copy_ledger(settings, file, advance)
     click.echo(
         f"Copied {how_many(copied.rows, 'row')}, {copied.audit_rows} of them of the audit, in "

@@ -42,6 +42,15 @@ def test_every_command_has_help_with_an_example(machine: Machine, path: tuple[st
     assert "Example: " in machine.run(*path, "--help").stdout
 
 
+def test_help_says_of_each_command_what_its_own_help_says_first(machine: Machine) -> None:
+    told = " ".join(machine.run("--help").stdout.split())
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
+        assert f" {name} {command.get_short_help_str(200)}" in told
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
