@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from typing import Annotated, Any, Literal, assert_never
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -99,15 +99,9 @@ def shape(body: bytes, form: Format) -> bytes:
     Source: api.slack.com/messaging/webhooks (`text`, mrkdwn), and Microsoft's "Create incoming
     webhooks with Workflows" (a message with one Adaptive Card).
     """
-    match form:
-        case "json":
-            return body
-        case "slack":
-            shaped = _slack(json.loads(body))
-        case "teams":
-            shaped = _teams(json.loads(body))
-        case _:
-            assert_never(form)
+    if form == "json":
+        return body
+    shaped = {"slack": _slack, "teams": _teams}[form](json.loads(body))
     return json.dumps(shaped, separators=(",", ":")).encode("ascii")
 
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
+
+from msgspec.structs import asdict
 
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.money import Money, format_money
@@ -29,9 +31,12 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
 from kb_mcp.proxy.rules.outcomes.gaps import GAP_FOUND, WALK_FAILED
 
-CAP_STEPS = (100, 80)
+AUDIT_KIND = "alert"
 WAL_LARGE_BYTES = 128 * 2**20  # twice of what the writer empties by itself
 RECONCILE_DIFFERENCE = "reconcile_difference"
+_TEXT_MAX = 400
+_PASSED_ON = ("key_id", "operation_id", "customer_id", "amount", "currency")
+Alerted = Iterator[AuditDraft]
 
 
 class Kind(StrEnum):
@@ -54,108 +59,84 @@ class Kind(StrEnum):
     APPROVAL_EXPIRING = "approval_expiring"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alert:
-    """One thing that a person should know; `text` is one sentence, without secrets."""
+def _alert(kind: Kind, what: object, text: str, about: Mapping[str, Any]) -> AuditDraft:
+    """Return the row of one thing that a person should know, under the id `kind`:`what`.
 
-    id: str
-    kind: Kind
-    text: str
-    key_id: str | None = None
-    operation_id: str | None = None
-    customer_id: str | None = None
-    amount: int | None = None
-    currency: str | None = None
+    `text` is one sentence, without secrets; of `about` the row takes what is passed on.
+    """
+    return AuditDraft(
+        kind=AUDIT_KIND,
+        decision="raise",
+        code=kind.value,
+        # An alert answers no request: the column names the alert instead.
+        request_id=clean_text(f"{kind}:{what}", _TEXT_MAX),
+        note=clean_text(text, _TEXT_MAX),
+        **{name: about.get(name) for name in _PASSED_ON},
+    )
 
 
-def of_approvals(waiting: Iterable[Record], keys: Iterable[Record], soon: str) -> Iterator[Alert]:
+def of_approvals(waiting: Iterable[Record], keys: Iterable[Record], soon: str) -> Alerted:
     """Yield an alert for each approval that waits, and another once it ends before `soon`.
 
     `keys` are those that may have asked; `soon` is RFC 3339.
     """
     asking = {key["id"]: key for key in keys}
     for row in waiting:
-        key = asking.get(row["key_id"], {})
+        key, ends = asking.get(row["key_id"], {}), row["expires_at"]
         agent = key.get("agent") or key.get("label") or f"key {row['key_id']}"
         what = "refund" if row["charge_id"] else "charge"
-        bill = f"the {what} of {_money(row)} for {row['customer_id'] or 'no customer'}"
-        ends = row["expires_at"]
         kind, then = Kind.APPROVAL_WAITING, f"waits for an operator until {ends}"
         if ends < soon:
             kind, then = Kind.APPROVAL_EXPIRING, f"expires at {ends}"
-        text = f"Approval {row['id']}: {bill}, asked for by {agent}, {then}."
-        facts = {**_bill(row), "operation_id": row["operation_id"], "key_id": row["key_id"]}
-        yield Alert(id=f"{kind}:{row['id']}", kind=kind, text=text, **facts)
+        bill = f"the {what} of {_money(row)} for {_whose(row)}, asked for by {agent}"
+        yield _alert(kind, row["id"], f"Approval {row['id']}: {bill}, {then}.", row)
 
 
-def of_spend(spend: Iterable[Spend]) -> Iterator[Alert]:
+def of_spend(spend: Iterable[Spend]) -> Alerted:
     """Yield an alert for each window of which 80 or 100 per cent are used."""
     for row in spend:
         cap, used = row.cap or 0, row.settled + row.reserved
-        reached = next((step for step in CAP_STEPS if cap and used * 100 >= cap * step), None)
-        if reached is None:
+        if not cap or used * 100 < cap * 80:
             continue
-        whose = f"key {row.key_id}" if row.key_id else "the whole account"
-        refunds = row.scope.endswith("refunds")
+        kind, about = Kind.CAP_100 if used >= cap else Kind.CAP_80, {**asdict(row), "amount": used}
         shown, of = (format_money(Money(each, row.currency)) for each in (used, cap))
-        yield Alert(
-            id=f"cap_{reached}:{row.key_id or 'account'}:{row.window}:"
-            f"{row.window_start}:{row.currency}{':refunds' if refunds else ''}",
-            kind=Kind.CAP_100 if reached == 100 else Kind.CAP_80,
-            text=f"{shown} of {of} of the {row.window}'s {'refund ' if refunds else ''}cap of "
-            f"{whose} are used.",
-            key_id=row.key_id,
-            amount=used,
-            currency=row.currency,
-        )
+        refund, tail = ("refund ", ":refunds") if row.scope.endswith("refunds") else ("", "")
+        whose = f"key {row.key_id}" if row.key_id else "the whole account"
+        text = f"{shown} of {of} of the {row.window}'s {refund}cap of {whose} are used."
+        window = f"{row.window}:{row.window_start}:{row.currency}{tail}"
+        yield _alert(kind, f"{row.key_id or 'account'}:{window}", text, about)
 
 
-def of_keys(keys: Iterable[Record], since: str) -> Iterator[Alert]:
+def of_keys(keys: Iterable[Record], since: str) -> Alerted:
     """Yield an alert for each key that was revoked or frozen since then (RFC 3339)."""
     for key in keys:
-        revoked, frozen = key["revoked_at"], key["frozen_at"]
-        name = f"Vault key {key['id']}"
+        revoked, frozen, key_id = key["revoked_at"], key["frozen_at"], key["id"]
+        name, about = f"Vault key {key_id}", {"key_id": key_id}
         if revoked is not None and revoked >= since:
-            yield Alert(
-                id=f"key_revoked:{key['id']}",
-                kind=Kind.KEY_REVOKED,
-                text=f"{name} was revoked{_because(key['revoke_reason'])}.",
-                key_id=key["id"],
-            )
+            text = f"{name} was revoked{_because(key['revoke_reason'])}."
+            yield _alert(Kind.KEY_REVOKED, key_id, text, about)
         if frozen is not None and frozen >= since and key["rotated_to"] is None:
-            yield Alert(
-                id=f"key_frozen:{key['lineage']}:{frozen}",
-                kind=Kind.KEY_FROZEN,
-                text=f"{name} is frozen{_because(key['frozen_reason'])}.",
-                key_id=key["id"],
-            )
+            text = f"{name} is frozen{_because(key['frozen_reason'])}."
+            yield _alert(Kind.KEY_FROZEN, f"{key['lineage']}:{frozen}", text, about)
 
 
-def of_unknown(operations: Iterable[Record]) -> Iterator[Alert]:
+def of_unknown(operations: Iterable[Record]) -> Alerted:
     """Yield an alert for each operation of which nobody knows what became of its last send."""
-    for operation in operations:
-        sent = operation["attempts"][-1]["last_sent_at"] if operation["attempts"] else ""
-        done = "refunded" if operation["kind"] == "refund" else "charged"
-        whose = operation["customer_id"] or "no customer"
-        yield Alert(
-            id=f"outcome_unknown:{operation['id']}:{sent}",
-            kind=Kind.OUTCOME_UNKNOWN,
-            text=f"Nobody knows yet whether {_money(operation)} for {whose} was "
-            f"{done} (operation {operation['id']}).",
-            key_id=operation["key_id"],
-            operation_id=operation["id"],
-            **_bill(operation),
-        )
+    for row in operations:
+        sent = row["attempts"][-1]["last_sent_at"] if row["attempts"] else ""
+        done = "refunded" if row["kind"] == "refund" else "charged"
+        text = f"Nobody knows yet whether {_money(row)} for {_whose(row)} was {done}"
+        about = {**row, "operation_id": row["id"]}
+        what = f"{row['id']}:{sent}"
+        yield _alert(Kind.OUTCOME_UNKNOWN, what, f"{text} (operation {row['id']}).", about)
 
 
-def of_breaks(breaks: Iterable[Break]) -> Iterator[Alert]:
+def of_breaks(breaks: Iterable[Break]) -> Alerted:
     """Yield an alert for each chain of the audit that does not hold."""
     for found in breaks:
-        yield Alert(
-            id=f"chain_broken:{found.node}:{found.row}:{found.reason}",
-            kind=Kind.CHAIN_BROKEN,
-            text=f"The audit chain of {found.node} breaks at row {found.row}: {found.reason}.",
-        )
+        what = f"{found.node}:{found.row}:{found.reason}"
+        text = f"The audit chain of {found.node} breaks at row {found.row}: {found.reason}."
+        yield _alert(Kind.CHAIN_BROKEN, what, text, {})
 
 
 # Audit rows that are an alert each, by their code, and what is said before their note.
@@ -168,25 +149,23 @@ _NOTED = {
 TOLD_CODES = (*_NOTED, REFUND_FAILED)
 
 
-def of_row(row: Record) -> Alert:
+def of_row(row: Record) -> AuditDraft:
     """Return the alert that an audit row with one of TOLD_CODES is."""
+    about = {**row, "key_id": None}
     if row["code"] in _NOTED:
         kind, text = _NOTED[row["code"]]
-        return Alert(id=f"{kind}:{row['id']}", kind=kind, text=f"{text}: {row['note']}.")
-    whose = row["customer_id"] or "no customer"
+        return _alert(kind, row["id"], f"{text}: {row['note']}.", about)
     if row["decision"] == REFUND_FAILED:
-        kind, alert_id = Kind.REFUND_FAILED, f"reopened_refund_failed:{row['id']}"
-        text = f"{row['object_id']} of {whose} was reopened. {row['note']}"
-    else:
-        kind, alert_id = Kind.REFUND_RETURNED, f"refund_returned:{row['object_id']}"
-        text = (
-            f"The refund {row['object_id']} of {_money(row)} to {whose} failed: the money is back, "
-            "and the customer has nothing of it."
-        )
-    return Alert(id=alert_id, kind=kind, text=text, operation_id=row["operation_id"], **_bill(row))
+        text = f"{row['object_id']} of {_whose(row)} was reopened. {row['note']}"
+        return _alert(Kind.REFUND_FAILED, row["id"], text, about)
+    text = (
+        f"The refund {row['object_id']} of {_money(row)} to {_whose(row)} failed: the money is "
+        "back, and the customer has nothing of it."
+    )
+    return _alert(Kind.REFUND_RETURNED, row["object_id"], text, about)
 
 
-def of_refusals(times: Iterable[str], burst: int) -> Iterator[Alert]:
+def of_refusals(times: Iterable[str], burst: int) -> Alerted:
     """Yield one alert where `burst` many requests were refused within one clock minute.
 
     `times` are RFC 3339, newest first. One alert an hour: a runaway agent is refused every minute,
@@ -195,27 +174,23 @@ def of_refusals(times: Iterable[str], burst: int) -> Iterator[Alert]:
     counts = Counter(time[:16] for time in times)
     for minute, count in counts.items():
         if count >= burst:
-            yield Alert(
-                id=f"refusal_burst:{minute[:13]}",
-                kind=Kind.REFUSAL_BURST,
-                text=f"Requests refused in the minute of {minute} UTC: {count} or more.",
-            )
+            text = f"Requests refused in the minute of {minute} UTC: {count} or more."
+            yield _alert(Kind.REFUSAL_BURST, minute[:13], text, {})
             return
 
 
-def of_log(size: int, today: str) -> Iterator[Alert]:
+def of_log(size: int, today: str) -> Alerted:
     """Yield one alert a day, `today` (UTC), while the write-ahead log has so many bytes."""
     if size > WAL_LARGE_BYTES:
-        yield Alert(
-            id=f"wal_large:{today}",
-            kind=Kind.WAL_LARGE,
-            text=f"The store's write-ahead log holds {size // 2**20} MiB and cannot be emptied: "
-            "something outside reads an older state of the store.",
+        text = (
+            f"The store's write-ahead log holds {size // 2**20} MiB and cannot be emptied: "
+            "something outside reads an older state of the store."
         )
+        yield _alert(Kind.WAL_LARGE, today, text, {})
 
 
-def _bill(row: Record) -> dict[str, Any]:
-    return {name: row[name] for name in ("customer_id", "amount", "currency")}
+def _whose(row: Record) -> str:
+    return row["customer_id"] or "no customer"
 
 
 def _money(row: Record) -> str:
@@ -226,7 +201,6 @@ def _because(reason: str | None) -> str:
     return f": {reason}" if reason else ""
 
 
-AUDIT_KIND = "alert"
 NEWS_MS = 24 * 3_600_000
 EXPIRING_MS = 3_600_000  # an approval that ends within this time is told once more
 QUEUE_MS = 3 * 24 * 3_600_000
@@ -236,9 +210,7 @@ QUEUE_MAX = 200
 TRIES_MAX = 12
 BACKOFF_FIRST_MS = 5_000
 BACKOFF_MAX_MS = 3_600_000
-_TEXT_MAX = 400
 _DELIVERED = 1_000_000
-_PASSED_ON = ("key_id", "operation_id", "customer_id", "amount", "currency")
 
 
 class Sender(Protocol):
@@ -247,16 +219,13 @@ class Sender(Protocol):
     @property
     def name(self) -> str:
         """What its deliveries are counted under."""
-        ...
 
     @property
     def on(self) -> frozenset[Kind]:
         """What it wants to be told."""
-        ...
 
     async def send(self, body: bytes) -> str | None:
         """Deliver `body`, a JSON document; return None, or in one line why not."""
-        ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -275,20 +244,20 @@ class Alerts:
     _verified_at: int = -1
     _broken: Sequence[Break] = ()
     _over: set[tuple[str, str]] = field(default_factory=set)
-    _raised: set[str] = field(default_factory=set)
+    _raised: set[str | None] = field(default_factory=set)
 
     async def run(self) -> None:
         """Make one round. Raises: LedgerUnavailableError."""
         for alert in await self._look():
-            if alert.id not in self._raised:
-                await self._raise(alert)
-                self._raised.add(alert.id)
+            if alert.request_id not in self._raised:
+                await self._record(f"alert|{alert.request_id}", 1, alert)
+                self._raised.add(alert.request_id)
         for row in list(raised(self.views, self._ago(QUEUE_MS), QUEUE_MAX)):
             for sender in self.senders:
                 if row["code"] in sender.on and (row["request_id"], sender.name) not in self._over:
                     await self._deliver(row, sender)
 
-    async def _look(self) -> list[Alert]:
+    async def _look(self) -> list[AuditDraft]:
         """Return what stands to be told, each under an id that does not change."""
         views, now, since = self.views, self.views.now_ms(), self._ago(NEWS_MS)
         if self._verified_at < 0 or now - self._verified_at >= self.verify_every_ms:
@@ -314,18 +283,6 @@ class Alerts:
     def _ago(self, ms: int) -> str:
         return rfc3339(self.views.now_ms() - ms)
 
-    async def _raise(self, alert: Alert) -> None:
-        row = AuditDraft(
-            kind=AUDIT_KIND,
-            decision="raise",
-            code=alert.kind.value,
-            # An alert answers no request: the column names the alert instead.
-            request_id=clean_text(alert.id, _TEXT_MAX),
-            note=clean_text(alert.text, _TEXT_MAX),
-            **{name: getattr(alert, name) for name in _PASSED_ON},
-        )
-        await self._record(f"alert|{alert.id}", 1, row)
-
     async def _deliver(self, row: Record, sender: Sender) -> None:
         key = f"alert|{row['request_id']}|{sender.name}"
         tried = await self._take(key)
@@ -335,7 +292,15 @@ class Alerts:
             failure = await sender.send(self._body(row))
             if failure is not None and tried + 1 < TRIES_MAX:
                 return
-            await self._note(key, row, sender, failure)
+            note = AuditDraft(
+                kind=AUDIT_KIND,
+                decision="deliver" if failure is None else "give_up",
+                request_id=row["request_id"],
+                key_id=row["key_id"],
+                operation_id=row["operation_id"],
+                note=clean_text(f"{sender.name}: {failure or 'taken'}", _TEXT_MAX),
+            )
+            await self._record(key, _DELIVERED, note)
         self._over.add((row["request_id"], sender.name))
 
     async def _take(self, key: str) -> int | None:
@@ -352,17 +317,6 @@ class Alerts:
             return delivery.tries, Changes(deliveries=(taken,))
 
         return await self.views.ledger.transact(lambda _: Refs(deliveries=frozenset({key})), step)
-
-    async def _note(self, key: str, row: Record, sender: Sender, failure: str | None) -> None:
-        note = AuditDraft(
-            kind=AUDIT_KIND,
-            decision="deliver" if failure is None else "give_up",
-            request_id=row["request_id"],
-            key_id=row["key_id"],
-            operation_id=row["operation_id"],
-            note=clean_text(f"{sender.name}: {failure or 'taken'}", _TEXT_MAX),
-        )
-        await self._record(key, _DELIVERED, note)
 
     async def _record(self, key: str, tries: int, row: AuditDraft) -> None:
         """Write `row` with its delivery; what any process has raised is not raised again."""

@@ -11,30 +11,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kb_mcp.operators.reports.views import KEY_STATUSES, Fullest
+from kb_mcp.operators.reports.views import Fullest, by_status
 from kb_mcp.operators.sign_in import Access
 from kb_mcp.proxy.edge.records import Spend
 from kb_mcp.proxy.ledger.records import State
 from kb_mcp.proxy.meters import Histogram, Measured, Meters
-from kb_mcp.proxy.stores.gauges import KeyCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Labels as they stand between the braces, and the value.
 Sample = tuple[str, int]
 
 
-def labels(given: Mapping[str, str]) -> str:
+def labels(**given: str) -> str:
     """Write labels as they stand between the braces of a sample, by which many may begin."""
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in given.items())
 
 
 def family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> Iterator[str]:
-    """Yield the lines of a family of one `kind`, a counter or a gauge."""
+    """Yield the lines of a family of one `kind`; those of a histogram are not its samples."""
     yield f"# HELP keybrake_{name} {text}\n# TYPE keybrake_{name} {kind}\n"
     for inside, value in samples:
         yield f"keybrake_{name}{{{inside}}} {value}\n"
@@ -42,7 +42,7 @@ def family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> Iterat
 
 def histograms(name: str, text: str, series: Iterable[tuple[str, Histogram]]) -> Iterator[str]:
     """Yield the lines of a family of histograms, each with labels of its own."""
-    yield f"# HELP keybrake_{name} {text}\n# TYPE keybrake_{name} histogram\n"
+    yield from family(name, "histogram", text, ())
     for inside, histogram in series:
         for bound, count in histogram.cumulative():
             yield f'keybrake_{name}_bucket{{{inside},le="{bound}"}} {count}\n'
@@ -100,63 +100,67 @@ class Metrics:
         self._last_row = self.fullest.views.records.newest_row()
 
     async def _text(self) -> str:
-        await self._count_audit()
-        now = self.fullest.views.now_ms()
-        keys = await self.fullest.views.records.key_counts(now)
-        snapshot = sum(each.count for each in keys if not each.rotated)
-        spend = [(_window(row), row) for row in await self._spend()]
-        left_out = max(snapshot - KEYS_MAX, 0)
-        families = (
-            family("info", "gauge", "What this store is bound to.", self._info()),
-            family("operations", "gauge", "Operations without an end.", await self._open()),
-            family("vault_keys", "gauge", "Vault keys by what they may do.", _statuses(keys)),
-            family("vault_keys_left_out", "gauge", "Keys without series.", [("", left_out)]),
-            family("spend_minor_units", "gauge", "Held in the running window.", _held(spend)),
-            family("cap_minor_units", "gauge", "What the window may hold.", _of(spend, "cap")),
-            family("cap_left_minor_units", "gauge", "What is left of it.", _of(spend, "left")),
-            *self._log(),
-            family("audit_rows_total", "counter", "Audit rows since start.", self._audited()),
-        )
+        audited, spend = await self._audited(), await self._spend()
+        views, records = self.fullest.views, self.fullest.views.records
+        held, keys = await records.open_operations(), await records.key_counts(views.now_ms())
+        without_series = sum(each.count for each in keys if not each.rotated) - KEYS_MAX
+        log_bytes = records.log_bytes()
+        states = [(labels(state=each), held.get(each, 0)) for each in OPEN_STATES]
+        statuses = [(labels(status=each), count) for each, count in by_status(keys).items()]
+        parts = [
+            (f'{inside},part="{part}"', getattr(row, part))
+            for inside, row in spend
+            for part in ("settled", "reserved")
+        ]
+        caps = [(inside, row.cap) for inside, row in spend if row.cap is not None]
+        left = [(inside, row.left) for inside, row in spend if row.left is not None]
+        gauges = {
+            "info": (
+                "What this store is bound to.",
+                [(labels(mode=views.ledger.settings.mode), 1)],
+            ),
+            "operations": ("Operations without an end.", states),
+            "vault_keys": ("Vault keys by what they may do.", statuses),
+            "vault_keys_left_out": ("Keys without series.", [("", max(without_series, 0))]),
+            "spend_minor_units": ("Held in the running window.", parts),
+            "cap_minor_units": ("What the window may hold.", caps),
+            "cap_left_minor_units": ("What is left of it.", left),
+        }
+        if log_bytes is not None:
+            gauges["wal_bytes"] = ("Size of SQLite's write-ahead log.", [("", log_bytes)])
         own = {} if self.meters is None else {FIRST: self.meters.read()}
-        measured = _measured(own | dict(await self.workers())) if own else ()
-        return "".join(line for family in (*families, *measured) for line in family)
+        lines = [
+            *(family(name, "gauge", *told) for name, told in gauges.items()),
+            family("audit_rows_total", "counter", "Audit rows since start.", audited),
+            *(_measured(own | dict(await self.workers())) if own else ()),
+        ]
+        return "".join(chain.from_iterable(lines))
 
-    async def _count_audit(self) -> None:
+    async def _audited(self) -> list[Sample]:
+        """Count the audit rows written since the last scrape, and return all that were counted."""
         if self._last_row is None:
             self.begin()
         found = await self.fullest.views.records.audit_counts(self._last_row, ROWS_MAX)
         self._counts.update(found.counts)
         self._last_row = found.last_row
-
-    def _log(self) -> Iterator[Iterator[str]]:
-        size = self.fullest.views.records.log_bytes()
-        if size is not None:
-            yield family("wal_bytes", "gauge", "Size of SQLite's write-ahead log.", [("", size)])
-
-    def _info(self) -> Iterator[Sample]:
-        yield labels({"mode": self.fullest.views.ledger.settings.mode}), 1
-
-    async def _open(self) -> list[Sample]:
-        counts = await self.fullest.views.records.open_operations()
-        return [(labels({"state": state}), counts.get(state, 0)) for state in OPEN_STATES]
-
-    async def _spend(self) -> list[Spend]:
-        """Return the account's spend, and that of keys that serve or hold something."""
-        rows, keys = await self.fullest.today(KEYS_MAX, CHOSEN_FOR_MS)
-        return rows + [
-            row for each, its in keys.values() if each.serves or each.windows for row in its
+        return [
+            (labels(kind=kind, decision=decision, code=code), count)
+            for (kind, decision, code), count in sorted(self._counts.items())
         ]
 
-    def _audited(self) -> Iterator[Sample]:
-        for (kind, decision, code), count in sorted(self._counts.items()):
-            yield labels({"kind": kind, "decision": decision, "code": code}), count
-
-
-def _statuses(keys: Iterable[KeyCounts]) -> Iterator[Sample]:
-    counts = Counter[str]()
-    for each in keys:
-        counts[each.status] += each.count
-    return ((labels({"status": status}), counts[status]) for status in KEY_STATUSES)
+    async def _spend(self) -> list[tuple[str, Spend]]:
+        """Return the account's spend, and that of keys that serve or hold something, by labels."""
+        rows, keys = await self.fullest.today(KEYS_MAX, CHOSEN_FOR_MS)
+        rows += [row for key, its in keys.values() if key.serves or key.windows for row in its]
+        return [
+            (
+                labels(
+                    scope=row.scope, key=row.key_id or "", window=row.window, currency=row.currency
+                ),
+                row,
+            )
+            for row in rows
+        ]
 
 
 _GAUGES = (
@@ -171,38 +175,16 @@ _HISTOGRAMS = (
 
 
 def _measured(readings: Readings) -> Iterator[Iterator[str]]:
-    each = [(labels({"worker": worker}), reading) for worker, reading in readings.items()]
+    """Yield the families of what processes measure themselves, with a label for each process."""
+    each = [(labels(worker=worker), reading) for worker, reading in readings.items()]
     yield family("processes", "gauge", "Processes that answered this scrape.", [("", len(each))])
-    for name, field_name, text in _GAUGES:
-        samples = [(inside, getattr(at, field_name)) for inside, at in each]
-        yield family(name, "gauge", text, samples)
-    for name, field_name, text in _HISTOGRAMS:
-        yield histograms(name, text, [(inside, getattr(at, field_name)) for inside, at in each])
+    for name, attribute, text in _GAUGES:
+        yield family(name, "gauge", text, [(at, getattr(of, attribute)) for at, of in each])
+    for name, attribute, text in _HISTOGRAMS:
+        yield histograms(name, text, [(at, getattr(of, attribute)) for at, of in each])
     sends = [
-        (f"{inside},{labels({'ending': ending})}", sent)
+        (f"{inside},{labels(ending=ending)}", sent)
         for inside, at in each
         for ending, sent in at.sends.items()
     ]
     yield histograms("send_duration_ms", "Milliseconds of a send to Stripe, by its end.", sends)
-
-
-def _held(spend: Iterable[tuple[str, Spend]]) -> Iterator[Sample]:
-    for inside, row in spend:
-        for part in ("settled", "reserved"):
-            yield f'{inside},part="{part}"', getattr(row, part)
-
-
-def _of(spend: Iterable[tuple[str, Spend]], name: str) -> Iterator[Sample]:
-    values = ((inside, getattr(row, name)) for inside, row in spend)
-    return ((inside, value) for inside, value in values if value is not None)
-
-
-def _window(row: Spend) -> str:
-    return labels(
-        {
-            "scope": row.scope,
-            "key": row.key_id or "",
-            "window": row.window,
-            "currency": row.currency,
-        }
-    )

@@ -39,7 +39,7 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.rules.command import asked_again
 from kb_mcp.proxy.rules.reserve import blocking
-from kb_mcp.proxy.stores.gauges import KeyCaps, KeySpend
+from kb_mcp.proxy.stores.gauges import KeyCaps, KeyCounts, KeySpend
 from kb_mcp.proxy.stores.reads import StoreReads
 
 AGENT_ROWS_MAX = 1_000
@@ -125,10 +125,7 @@ class Views:
 
     async def key_counts(self) -> dict[str, int]:
         """Return how many keys there are by status, rotated ones too."""
-        counts = dict.fromkeys(KEY_STATUSES, 0)
-        for each in await self.records.key_counts(self.now_ms()):
-            counts[each.status] += each.count
-        return counts
+        return by_status(await self.records.key_counts(self.now_ms()))
 
     async def operations(self, limit: int | None, **filters: str | None) -> list[Record]:
         """Return matching operations, newest first."""
@@ -364,6 +361,14 @@ def key_status(key: Record, now: str) -> str:
     if key["expires_at"] is not None and key["expires_at"] <= now:
         return "expired"
     return "active" if key["frozen_at"] is None else "frozen"
+
+
+def by_status(counts: Sequence[KeyCounts]) -> dict[str, int]:
+    """Return how many keys have each of KEY_STATUSES, rotated ones too."""
+    return {
+        status: sum(each.count for each in counts if each.status == status)
+        for status in KEY_STATUSES
+    }
 
 
 def _key(key: VaultKey, lineage: Lineage) -> Record:

@@ -53,4 +53,4 @@ def test_a_payout_has_no_customer_and_its_alert_names_none() -> None:
         "key_id": "abc", "attempts": [],
     }  # fmt: skip
     (alert,) = of_unknown([row])
-    assert "29.00 USD for no customer" in alert.text
+    assert "29.00 USD for no customer" in (alert.note or "")
