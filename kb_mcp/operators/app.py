@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,31 +20,30 @@ from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.operators.api import Acts, AdminApi
 from kb_mcp.operators.dashboard.actions import Actions
 from kb_mcp.operators.dashboard.app import Dashboard
-from kb_mcp.operators.dashboard.live_audit import Live
 from kb_mcp.operators.dashboard.pages import Pages
+from kb_mcp.operators.dashboard.render import page
 from kb_mcp.operators.metrics import Metrics, Readings, no_workers
 from kb_mcp.operators.reports.invariants import Verifying
 from kb_mcp.operators.reports.views import Fullest, Views
 from kb_mcp.operators.requests import ANSWERED, InputError, input_error
-from kb_mcp.operators.sign_in import Access, Operators, Sessions, Throttle
+from kb_mcp.operators.sign_in import Access, Sessions, Throttle
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.meters import Meters
 from kb_mcp.proxy.stores.reads import StoreReads
 
 _MACHINES = ("/admin/", "/metrics")
-_HEADERS = (
-    (
-        b"content-security-policy",
-        b"default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
-        b"img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    ),
-    (b"x-frame-options", b"DENY"),
-    (b"x-content-type-options", b"nosniff"),
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "x-frame-options": "DENY",
+    "x-content-type-options": "nosniff",
     # Not no-referrer: browsers would then send `Origin: null` with our own forms.
-    (b"referrer-policy", b"same-origin"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-)
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,20 +77,19 @@ def create_admin(  # noqa: PLR0913 an application is built from many parts
     name; `now_ms` is the store's clock; `public_url` is KEYBRAKE_PUBLIC_URL.
     Raises: LedgerUnavailableError.
     """
-    people, given = Operators(token, operators), bench or Bench()
-    access = Access(people, Throttle(now_ms), public_url)
+    given = bench or Bench()
+    access = Access(token, operators, Throttle(now_ms), public_url)
     views = Views(ledger=ledger, records=records, now_ms=now_ms)
     acts = Acts(views, random_bytes, given.acts)
     metrics = Metrics(Fullest(views), access, given.meters, given.workers)
     metrics.begin()
-    sessions = Sessions(people, random_bytes, now_ms)
     dashboard = Dashboard(
         access=access,
-        sessions=sessions,
+        sessions=Sessions(access, random_bytes, now_ms),
         noted=Throttle(now_ms),
         pages=Pages(Fullest(views), given.verifying),
         actions=Actions(acts, given.verifying),
-        live=Live(views, sessions, given.stopping),
+        stopping=given.stopping,
     )
     routes = [
         *AdminApi(acts, access).routes(),
@@ -101,31 +100,29 @@ def create_admin(  # noqa: PLR0913 an application is built from many parts
     def answer(request: Request, error: Exception) -> Response:
         found = input_error(error)
         if not request.url.path.startswith(_MACHINES):
-            return dashboard.error_page(found)
+            return page("error.html", found.status, error=found)
         return _error(found)
 
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys(ANSWERED, answer))
     # A slash too many is a path of its own: redirects would lose a body.
     app.router.redirect_slashes = False
-    return _Headers(app)
+    return _with_headers(app)
 
 
-class _Headers:
-    """Puts the headers that no answer may lack on every answer, errors included."""
+def _with_headers(app: ASGIApp) -> ASGIApp:
+    """Put the headers that no answer may lack on every answer of `app`, errors included."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                names = {name for name, _ in message["headers"]}
-                more = [*_HEADERS, (b"cache-control", b"no-store")]
-                added = [pair for pair in more if pair[0] not in names]
-                message = {**message, "headers": [*message["headers"], *added]}
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
-        await self._app(scope, receive, with_headers)
+        await app(scope, receive, with_headers)
+
+    return served
 
 
 def _error(error: InputError) -> Response:

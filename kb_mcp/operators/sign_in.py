@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -26,131 +26,14 @@ SESSIONS_MAX = 256
 FAILURES_MAX = 10
 FAILURES_WITHIN_MS = 60_000
 PEERS_MAX = 1024
+NO_OPERATOR = (
+    "No operator's token is configured. Set KEYBRAKE_ADMIN_TOKEN, or let `kb-mcp up` write one "
+    "on its first run."
+)
 _ID_BYTES = 32
-
-
-class Operators:
-    """The people who may operate: the first one by the configured token, others by name.
-
-    `token` yields the first operator's token or None; `named` yields SHA-256 hashes by name.
-    Both are asked each time, so that a changed token or a removed operator counts at once.
-    """
-
-    def __init__(
-        self,
-        token: Callable[[], str | None],
-        named: Callable[[], Mapping[str, str]] = dict,
-    ) -> None:
-        """Ask `token` and `named` for who there is."""
-        self._token = token
-        self._named = named
-
-    @property
-    def configured(self) -> bool:
-        """Say whether anybody could be let in."""
-        return bool(self._hashes())
-
-    def identify(self, token: str) -> str | None:
-        """Return the name of the operator whose token this is, or None."""
-        return self.holder(hash_token(token))
-
-    def holder(self, token_hash: str) -> str | None:
-        """Return the name of the operator whose token has this hash, or None."""
-        found = None
-        # Every hash is compared, so that time tells nothing about which one was near.
-        for name, known in self._hashes():
-            if hmac.compare_digest(known.encode(), token_hash.encode()):
-                found = name
-        return found
-
-    def _hashes(self) -> list[tuple[str, str]]:
-        # Pairs, not a table: somebody may have been added under the first one's name.
-        first = self._token()
-        held = [] if not first else [(FIRST_OPERATOR, hash_token(first))]
-        return [*held, *self._named().items()]
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A login. `csrf` stands in every form of this session; times in ms UTC."""
-
-    operator: str
-    token_hash: str = field(repr=False)
-    csrf: str = field(repr=False)
-    begun_at: int
-    seen_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What the next page of a session says, once; `token` is a new key's, shown nowhere else."""
-
-    text: str
-    token: str | None = field(default=None, repr=False)
-
-
-class Sessions:
-    """The sessions of this process, by the hash of their id, bounded in number and in time."""
-
-    def __init__(
-        self, operators: Operators, random_bytes: Callable[[int], bytes], now_ms: Callable[[], int]
-    ) -> None:
-        """Begin without sessions."""
-        self._operators = operators
-        self._random_bytes = random_bytes
-        self._now_ms = now_ms
-        self._held: dict[str, Session] = {}
-        self._notes: dict[str, Note] = {}
-
-    def begin(self, operator: str, token: str) -> str:
-        """Begin a session for an operator who proved to be one; return its id for the cookie."""
-        now = self._now_ms()
-        self._held = {key: held for key, held in self._held.items() if not _over(held, now)}
-        while len(self._held) >= SESSIONS_MAX:
-            del self._held[min(self._held, key=lambda key: self._held[key].seen_at)]
-        self._notes = {key: note for key, note in self._notes.items() if key in self._held}
-        session_id = self.fresh()
-        self._held[hash_token(session_id)] = Session(
-            operator, hash_token(token), self.fresh(), now, now
-        )
-        return session_id
-
-    def find(self, session_id: str) -> Session | None:
-        """Return the session and mark it as used, or None where it is over or its operator gone."""
-        if not self.holds(session_id):
-            self.end(session_id)
-            return None
-        key = hash_token(session_id)
-        session = self._held[key] = replace(self._held[key], seen_at=self._now_ms())
-        return session
-
-    def holds(self, session_id: str) -> bool:
-        """Say whether the session goes on, without marking it as used."""
-        session = self._held.get(hash_token(session_id))
-        return (
-            session is not None
-            and not _over(session, self._now_ms())
-            and self._operators.holder(session.token_hash) == session.operator
-        )
-
-    def end(self, session_id: str) -> None:
-        """End a session; one that is not there is over already."""
-        self._held.pop(hash_token(session_id), None)
-        self._notes.pop(hash_token(session_id), None)
-
-    def leave(self, session_id: str, note: Note) -> None:
-        """Leave a note for the next page of a session."""
-        key = hash_token(session_id)
-        if key in self._held:
-            self._notes[key] = note
-
-    def take(self, session_id: str) -> Note | None:
-        """Return the note that was left, and forget it."""
-        return self._notes.pop(hash_token(session_id), None)
-
-    def fresh(self) -> str:
-        """Return an unpredictable text for a cookie or a form."""
-        return self._random_bytes(_ID_BYTES).hex()
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+# A proxy in front makes every peer look local; it leaves one of these.
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
 class Throttle:
@@ -181,29 +64,17 @@ class Throttle:
         return [at for at in self._failures.get(peer, []) if at > since]
 
 
-def same_text(given: str, wanted: str) -> bool:
-    """Compare two secrets in time that tells nothing; an empty one is never the same."""
-    return bool(wanted) and hmac.compare_digest(given.encode(), wanted.encode())
-
-
-def _over(session: Session, now: int) -> bool:
-    return now - session.seen_at >= IDLE_MS or now - session.begun_at >= LIFETIME_MS
-
-
-NO_OPERATOR = (
-    "No operator's token is configured. Set KEYBRAKE_ADMIN_TOKEN, or let `kb-mcp up` write one "
-    "on its first run."
-)
-_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-# A proxy in front makes every peer look local; it leaves one of these.
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
-
-
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may come in. `public_url` is the https address operators use, if there is one."""
+    """Who may come in: the first operator by the configured token, others by name.
 
-    operators: Operators
+    `token` yields the first operator's token or None; `named` yields SHA-256 hashes by name. Both
+    are asked each time, so that a changed token or a removed operator counts at once. `public_url`
+    is the https address operators use, if there is one.
+    """
+
+    token: Callable[[], str | None]
+    named: Callable[[], Mapping[str, str]]
     throttle: Throttle
     public_url: str | None = None
 
@@ -227,14 +98,23 @@ class Access:
         if wait_s:
             message = f"Too many wrong tokens. Wait {how_many(wait_s, 'second')}."
             raise InputError(429, "rate_limited", message, retry_after_s=wait_s)
-        operator = self.operators.identify(token)
+        operator = self.holder(hash_token(token))
         if operator is None:
             self.throttle.fail(peer)
         return operator
 
+    def holder(self, token_hash: str) -> str | None:
+        """Return the name of the operator whose token has this hash, or None."""
+        found = None
+        # Every hash is compared, so that time tells nothing about which one was near.
+        for name, known in self._hashes():
+            if same_text(known, token_hash):
+                found = name
+        return found
+
     def check_configured(self) -> None:
         """Check that somebody could be let in. Raises: InputError."""
-        if not self.operators.configured:
+        if not self._hashes():
             raise InputError(503, "operators_not_configured", NO_OPERATOR)
 
     def local(self, request: Request) -> bool:
@@ -256,3 +136,86 @@ class Access:
     def https(self) -> bool:
         """Say whether operators reach this listener over https."""
         return self.public_url is not None and urlsplit(self.public_url).scheme == "https"
+
+    def _hashes(self) -> list[tuple[str, str]]:
+        # Pairs, not a table: somebody may have been added under the first one's name.
+        first = self.token()
+        held = [(FIRST_OPERATOR, hash_token(first))] if first else []
+        return [*held, *self.named().items()]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What the next page of a session says, once; `token` is a new key's, shown nowhere else."""
+
+    text: str
+    token: str | None = field(default=None, repr=False)
+
+
+@dataclass(slots=True)
+class Session:
+    """A login. `csrf` stands in every form of this session; times in ms UTC."""
+
+    operator: str
+    id_hash: str = field(repr=False)
+    token_hash: str = field(repr=False)
+    csrf: str = field(repr=False)
+    begun_at: int
+    seen_at: int
+    note: Note | None = None
+
+
+class Sessions:
+    """The sessions of this process, by the hash of their id, bounded in number and in time."""
+
+    def __init__(
+        self, access: Access, random_bytes: Callable[[int], bytes], now_ms: Callable[[], int]
+    ) -> None:
+        """Begin without sessions."""
+        self._access = access
+        self._random_bytes = random_bytes
+        self._now_ms = now_ms
+        self._held: dict[str, Session] = {}
+
+    def begin(self, operator: str, token: str) -> str:
+        """Begin a session for an operator who proved to be one; return its id for the cookie."""
+        now = self._now_ms()
+        self._held = {key: held for key, held in self._held.items() if not _over(held, now)}
+        while len(self._held) >= SESSIONS_MAX:
+            self.end(min(self._held.values(), key=lambda held: held.seen_at))
+        session_id = self.fresh()
+        key = hash_token(session_id)
+        self._held[key] = Session(operator, key, hash_token(token), self.fresh(), now, now)
+        return session_id
+
+    def find(self, session_id: str) -> Session | None:
+        """Return the session and mark it as used, or None where it is over or its operator gone."""
+        session = self._held.get(hash_token(session_id))
+        if session is None or not self.holds(session):
+            return None
+        session.seen_at = self._now_ms()
+        return session
+
+    def holds(self, session: Session) -> bool:
+        """Say whether the session goes on, without marking it as used; one that does not ends."""
+        over = _over(session, self._now_ms())
+        if over or self._access.holder(session.token_hash) != session.operator:
+            self.end(session)
+        return self._held.get(session.id_hash) is session
+
+    def end(self, session: Session) -> None:
+        """End a session; one that is not there is over already."""
+        self._held.pop(session.id_hash, None)
+
+    def fresh(self) -> str:
+        """Return an unpredictable text for a cookie or a form."""
+        return self._random_bytes(_ID_BYTES).hex()
+
+
+def same_text(given: str, wanted: str) -> bool:
+    """Compare two secrets in time that tells nothing; an empty one is never the same."""
+    return bool(wanted) and hmac.compare_digest(given.encode(), wanted.encode())
+
+
+def _over(session: Session, now: int) -> bool:
+    return now - session.seen_at >= IDLE_MS or now - session.begun_at >= LIFETIME_MS

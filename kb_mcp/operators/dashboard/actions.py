@@ -22,7 +22,7 @@ from kb_mcp.operators.actions.keys import (
 )
 from kb_mcp.operators.actions.operations import note
 from kb_mcp.operators.api import Acts, Said
-from kb_mcp.operators.dashboard.pages import FormError, Visit
+from kb_mcp.operators.dashboard.pages import FormError
 from kb_mcp.operators.reports.invariants import Verifying
 from kb_mcp.operators.reports.views import NoSuchKeyError
 from kb_mcp.operators.requests import (
@@ -51,16 +51,19 @@ class Done:
     note: Note
 
 
+Submit = Callable[[str, Fields, str], Awaitable[Done]]
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a form says to its act; `path` and `text` are told of the record that comes back.
+    """What is told of the record that comes back, `path` and `text`, and what a form says.
 
     `waived` is told in place of `text` where only a suspicion was waived.
     """
 
-    said: Callable[[Fields], Said]
     path: str
     text: str
+    said: Callable[[Fields], Said] = lambda _: {}
     waived: str = ""
 
     def told(self, record: Record) -> Done:
@@ -69,10 +72,6 @@ class Form:
         if blocked := record.get("blocked_by"):
             text += f" As things are, the call would move no money: {blocked}."
         return Done(self.path.format_map(record), Note(text, record.get("token")))
-
-
-def _nothing(_fields: Fields) -> Said:
-    return {}
 
 
 def _reason(fields: Fields) -> Said:
@@ -107,29 +106,24 @@ def _new_key(fields: Fields) -> Said:
     }
 
 
+_KEY, _OPERATION, _ABOUT = "/keys/{id}", "/operations/{id}", "/operations/{operation_id}"
 FORMS = {
-    "/keys": Form(_new_key, "/keys/{id}", TOKEN_NOTE),
-    "/keys/{id}/revoke": Form(_reason, "/keys/{id}", f"Revoked. Sends {_UNDER_WAY}"),
-    "/keys/{id}/unfreeze": Form(_reason, "/keys/{id}", "Unfrozen."),
-    "/keys/{id}/rotate": Form(_overlap, "/keys/{id}", TOKEN_NOTE),
-    "/grants/{id}/remove": Form(_nothing, "/grants", f"Removed. Sends of its key {_UNDER_WAY}"),
-    "/approvals/{id}/approve": Form(
-        _nothing, "/operations/{operation_id}", "This bill was approved by you."
-    ),
-    "/approvals/{id}/deny": Form(
-        _nothing, "/operations/{operation_id}", "This bill was denied by you."
-    ),
-    "/operations/{id}/resolve": Form(_resolution, "/operations/{id}", "Resolved by you."),
+    "/keys": Form(_KEY, TOKEN_NOTE, _new_key),
+    "/keys/{id}/revoke": Form(_KEY, f"Revoked. Sends {_UNDER_WAY}", _reason),
+    "/keys/{id}/unfreeze": Form(_KEY, "Unfrozen.", _reason),
+    "/keys/{id}/rotate": Form(_KEY, TOKEN_NOTE, _overlap),
+    "/grants/{id}/remove": Form("/grants", f"Removed. Sends of its key {_UNDER_WAY}"),
+    "/approvals/{id}/approve": Form(_ABOUT, "This bill was approved by you."),
+    "/approvals/{id}/deny": Form(_ABOUT, "This bill was denied by you."),
+    "/operations/{id}/resolve": Form(_OPERATION, "Resolved by you.", _resolution),
     "/operations/{id}/reopen": Form(
-        _reason,
-        "/operations/{id}",
+        _OPERATION,
         "Reopened: the next call may make this {kind} once more.",
+        _reason,
         "It is not refunded in full, so this bill stays charged. One other bill that looks like "
         "it may pass.",
     ),
-    "/operations/{id}/reset": Form(
-        _nothing, "/operations/{id}", "Declines forgotten: {declines_forgotten}."
-    ),
+    "/operations/{id}/reset": Form(_OPERATION, "Declines forgotten: {declines_forgotten}."),
 }
 
 
@@ -140,45 +134,41 @@ class Actions:
     acts: Acts
     verifying: Verifying | None = None
 
-    def table(self) -> dict[str, Callable[[Visit, Fields], Awaitable[Done]]]:
-        """Return the actions by path."""
+    def table(self) -> dict[str, Submit]:
+        """Return the actions by path: each takes the id in it, the fields, and who sends them."""
         forms = {path: partial(self._act, path, form) for path, form in FORMS.items()}
         return {**forms, "/grants": self.grant, "/audit/verify": self.verify}
 
-    async def _act(self, path: str, form: Form, visit: Visit, fields: Fields) -> Done:
-        act, named = self.acts.table()[path], visit.request.path_params.get("id", "")
+    async def _act(self, path: str, form: Form, named: str, fields: Fields, operator: str) -> Done:
         try:
-            return form.told(await act(named, form.said(fields), visit.session.operator))
+            return form.told(await self.acts.table()[path](named, form.said(fields), operator))
         except KeyRequestError as error:
             raise FormError(error.errors, error.param.rpartition(".")[2], fields) from None
         except CapRequiredError as error:
             hint = "Give a daily, monthly or customer's cap, or choose to have none."
             raise FormError([f"{error}. {hint}"], "daily", fields) from None
 
-    async def grant(self, visit: Visit, fields: Fields) -> Done:
+    async def grant(self, _id: str, fields: Fields, operator: str) -> Done:
         """Let identities stand for a key: a claim a line."""
         said = {name: fields.get(name, "").strip() for name in ("issuer", "key_id", "label")}
         body = check_body(GrantBody, {**said, "label": said["label"] or None, "match": {}})
         matches = [line.strip() for line in fields.get("match", "").splitlines() if line.strip()]
         try:
-            grant = await self.acts.grant_to(body, matches, visit.session.operator)
+            grant = await self.acts.grant_to(body, matches, operator)
         except (MatchError, NoSuchKeyError, NotGrantedError) as error:
             wrong = input_error(error)
             raise FormError([wrong.message], wrong.param, fields) from None
         return Done("/grants", Note(f"Granted as {grant['id']}."))
 
-    async def verify(self, visit: Visit, _fields: Fields) -> Done:
+    async def verify(self, _id: str, _fields: Fields, operator: str) -> Done:
         """Walk every chain of the audit now."""
         if self.verifying is None:
             message = "This listener cannot verify. Use `kb-mcp audit verify`."
             raise InputError(503, "verify_unavailable", message)
-        verified = await self.verifying.run()
-        found = "every chain holds" if verified.holds else "NOT every chain holds"
-        outcome = verified.outcome
+        outcome = await self.verifying.run()
+        found = "NOT every chain holds" if outcome.breaks else "every chain holds"
         compared = f"{outcome.heads} of {len(outcome.ends)} were held against an exported head"
         text = f"{how_many(outcome.rows, 'row')} walked: {found}; {compared}."
-        row = AuditDraft(
-            kind="admin", decision="verify", agent_id=visit.session.operator, note=text
-        )
+        row = AuditDraft(kind="admin", decision="verify", agent_id=operator, note=text)
         await note(self.acts.views.ledger, row)
         return Done("/audit", Note(text))

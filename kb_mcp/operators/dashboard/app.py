@@ -1,27 +1,34 @@
 """The dashboard: logging in, and what stands between a browser and its pages and actions.
 
 Floor: operators, beside the admin API. Plain forms and links: a page works without scripts. The one
-script there is comes from its own file, and the policy forbids every other.
+script there is comes from its own file, and the policy forbids every other. The live audit sends
+new rows as server-sent events for as long as a session lasts. It is bounded: so many streams, so
+many rows a turn, so long a stream; a browser that is cut off comes back by itself. Following does
+not keep an idle session alive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from kb_mcp.operators.actions.operations import note as commit_row
-from kb_mcp.operators.dashboard.actions import Actions, Done, Fields
-from kb_mcp.operators.dashboard.live_audit import Live
-from kb_mcp.operators.dashboard.pages import FormError, Pages, Visit
-from kb_mcp.operators.dashboard.render import STATIC, page, static
+from kb_mcp.operators.dashboard.actions import Actions, Submit
+from kb_mcp.operators.dashboard.pages import FormError, Pages
+from kb_mcp.operators.dashboard.render import STATIC, page, static, written
 from kb_mcp.operators.requests import InputError, read_form, read_query
-from kb_mcp.operators.sign_in import Access, Sessions, Throttle, same_text
+from kb_mcp.operators.sign_in import Access, Session, Sessions, Throttle, same_text
 from kb_mcp.proxy.audit.chain import clean_text
+from kb_mcp.proxy.edge.records import Record
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft
 
 SESSION_COOKIE = "keybrake_session"
@@ -30,13 +37,20 @@ PLAIN_HTTP = (
     "The dashboard is not shown over plain http off this machine. Put https in front of it and "
     "set KEYBRAKE_PUBLIC_URL to that address, or open it by way of an SSH tunnel."
 )
+EVERY_S = 1
+TURNS_MAX = 900
+ROWS_MAX = 100
+STREAMS_MAX = 20
 _CROSS_SITE = "This form was sent from another site. Nothing was done."
 _STALE = "This form is out of date. Nothing was done; go back, reload the page and try again."
+_TEXT_MAX = 200
+_SHOWN = "id time kind decision code customer_id operation_id key_id agent_id method path note"
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Dashboard:
-    """Serves `/` and what hangs below it."""
+    """Serves `/` and what hangs below it; `stopping` says that the process ends."""
 
     access: Access
     sessions: Sessions
@@ -44,25 +58,28 @@ class Dashboard:
     noted: Throttle
     pages: Pages
     actions: Actions
-    live: Live
+    stopping: Callable[[], bool]
+    streams: int = 0
 
     def routes(self) -> list[Route]:
         """Return the dashboard's routes."""
-        shown = self.pages.table().items()
-        done = self.actions.table().items()
+        reached: dict[str, Endpoint] = {
+            **{f"/static/{name}": partial(_static, name) for name in STATIC},
+            "/login": self.login_form,
+            "/audit/stream": self.stream,
+            **{path: self._behind(partial(self._show, path)) for path in self.pages.table()},
+        }
+        acts = self.actions.table().items()
+        sent: dict[str, Endpoint] = {
+            "/login": self.login,
+            "/logout": self._behind(self._log_out),
+            **{path: self._behind(partial(self._act, path, submit)) for path, submit in acts},
+        }
         return [
-            *(Route(f"/static/{name}", partial(_static, name), methods=["GET"]) for name in STATIC),
-            Route("/login", self.login_form, methods=["GET"]),
-            Route("/login", self.login, methods=["POST"]),
-            Route("/logout", self._acting(self._log_out), methods=["POST"]),
-            Route("/audit/stream", self.stream, methods=["GET"]),
-            *(Route(path, self._showing(answer), methods=["GET"]) for path, answer in shown),
-            *(Route(path, self._acting(act), methods=["POST"]) for path, act in done),
+            Route(path, answer, methods=[method])
+            for method, table in (("GET", reached), ("POST", sent))
+            for path, answer in table.items()
         ]
-
-    def error_page(self, error: InputError) -> Response:
-        """Return the page that says what went wrong."""
-        return page("error.html", error.status, error=error)
 
     async def login_form(self, request: Request) -> Response:
         """Show the form that asks for an operator's token."""
@@ -76,9 +93,7 @@ class Dashboard:
         self._check_transport(request)
         _check_site(request)
         self.access.check_configured()
-        fields = await read_form(request)
-        if not same_text(fields.get("csrf", ""), request.cookies.get(LOGIN_COOKIE, "")):
-            raise InputError(403, "form_stale", _STALE)
+        fields = await _read_form(request, request.cookies.get(LOGIN_COOKIE, ""))
         token = fields.get("token", "").strip()
         operator = self.access.guess(request, token)
         if operator is None:
@@ -94,58 +109,70 @@ class Dashboard:
         return response
 
     async def stream(self, request: Request) -> Response:
-        """Follow the audit; without a session the stream ends before it begins."""
-        visit = self._visit(request)
-        # 204 tells a browser's EventSource not to come back.
-        return Response(status_code=204) if visit is None else self.live.follow(visit.session_id)
-
-    async def _log_out(self, visit: Visit, _fields: Fields) -> Done | None:
-        await self._note("logout", visit.session.operator)
-        self.sessions.end(visit.session_id)
-        return None
-
-    def _showing(
-        self, answer: Callable[[Visit], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        async def endpoint(request: Request) -> Response:
-            visit = self._visit(request)
-            if visit is None:
-                return _to_login(request)
-            note = self.sessions.take(visit.session_id)
-            return await answer(replace(visit, note=note))
-
-        return endpoint
-
-    def _acting(
-        self, act: Callable[[Visit, Fields], Awaitable[Done | None]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        async def endpoint(request: Request) -> Response:
-            visit = self._visit(request)
-            _check_site(request)
-            if visit is None:
-                return _to_login(request)
-            fields = await read_form(request)
-            if not same_text(fields.get("csrf", ""), visit.session.csrf):
-                raise InputError(403, "form_stale", _STALE)
-            try:
-                done = await act(visit, fields)
-            except FormError as error:
-                shown = (
-                    self.pages.grants if visit.request.url.path == "/grants" else self.pages.keys
-                )
-                return await shown(visit, error)
-            if done is None:
-                return _to_login(request)
-            self.sessions.leave(visit.session_id, done.note)
-            return RedirectResponse(done.path, 303)
-
-        return endpoint
-
-    def _visit(self, request: Request) -> Visit | None:
+        """Follow the audit from here on; without a session the stream ends before it begins."""
         self._check_transport(request)
-        session_id = request.cookies.get(SESSION_COOKIE, "")
-        session = self.sessions.find(session_id)
-        return None if session is None else Visit(request, session_id, session)
+        session = self._session(request)
+        if session is None:
+            return Response(status_code=204)  # tells a browser's EventSource not to come back
+        if self.streams >= STREAMS_MAX:
+            return Response(status_code=503, headers={"retry-after": "30"})
+        return StreamingResponse(self._events(session), media_type="text/event-stream")
+
+    async def _events(self, session: Session) -> AsyncIterator[str]:
+        self.streams += 1
+        views, records = self.pages.views, self.pages.views.records
+        try:
+            last: Any = records.newest_row()
+            yield "retry: 3000\n\n"
+            for _ in range(TURNS_MAX):
+                await asyncio.sleep(EVERY_S)
+                if self.stopping() or not self.sessions.holds(session):
+                    return
+                try:
+                    rows = list(records.audit(limit=ROWS_MAX, after_row=last))
+                    labels = await views.labels(row["key_id"] for row in rows)
+                except LedgerUnavailableError:
+                    continue
+                if not rows:
+                    # A comment: it finds out that the browser has gone.
+                    yield ":\n\n"
+                for row in rows:
+                    last = row["row"]
+                    yield f"data: {event(row, labels)}\n\n"
+        finally:
+            self.streams -= 1
+
+    def _behind(self, answer: Callable[[Request, Session], Awaitable[Response]]) -> Endpoint:
+        async def endpoint(request: Request) -> Response:
+            self._check_transport(request)
+            session = self._session(request)
+            if request.method == "POST":
+                _check_site(request)
+            return _to_login(request) if session is None else await answer(request, session)
+
+        return endpoint
+
+    async def _show(self, path: str, request: Request, session: Session) -> Response:
+        note, session.note = session.note, None
+        return await self.pages.page(path, request, session, note)
+
+    async def _act(self, path: str, submit: Submit, request: Request, session: Session) -> Response:
+        fields = await _read_form(request, session.csrf)
+        try:
+            done = await submit(request.path_params.get("id", ""), fields, session.operator)
+        except FormError as error:
+            return await self.pages.page(path, request, session, wrong=error)
+        session.note = done.note
+        return RedirectResponse(done.path, 303)
+
+    async def _log_out(self, request: Request, session: Session) -> Response:
+        await _read_form(request, session.csrf)
+        await self._note("logout", session.operator)
+        self.sessions.end(session)
+        return _to_login(request)
+
+    def _session(self, request: Request) -> Session | None:
+        return self.sessions.find(request.cookies.get(SESSION_COOKIE, ""))
 
     def _check_transport(self, request: Request) -> None:
         if not self.access.https and not self.access.host_is_loopback(request):
@@ -168,8 +195,31 @@ class Dashboard:
         await commit_row(self.pages.views.ledger, row)
 
 
+def event(row: Record, labels: Mapping[str, str]) -> str:
+    """Return what a browser shows of a row, as ASCII JSON on one line; texts are cleaned.
+
+    `labels` are what people call the keys, by id.
+    """
+    told = {name: row[name] for name in _SHOWN.split()} | {"key": labels.get(row["key_id"])}
+    shown = {
+        name: None if value is None else clean_text(str(value), _TEXT_MAX)
+        for name, value in told.items()
+    }
+    if row["amount"] is not None:
+        shown["amount"] = written(row["amount"], row["currency"] or "")
+    return json.dumps(shown, separators=(",", ":"))
+
+
 async def _static(name: str, _request: Request) -> Response:
     return static(name)
+
+
+async def _read_form(request: Request, csrf: str) -> Mapping[str, str]:
+    """Return the fields of a form that was sent with the token `csrf`. Raises: InputError."""
+    fields = await read_form(request)
+    if not same_text(fields.get("csrf", ""), csrf):
+        raise InputError(403, "form_stale", _STALE)
+    return fields
 
 
 def _check_site(request: Request) -> None:

@@ -15,7 +15,7 @@ from kb_mcp.operators.reports.views import Fullest
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.policy import is_uncapped
 from kb_mcp.proxy.edge.records import Record, Spend
-from kb_mcp.proxy.ledger.records import KeyId, VaultKey
+from kb_mcp.proxy.ledger.records import KeyId
 
 # More bars than this are for nobody to read; the keys page leads to the others.
 BARS_MAX = 100
@@ -27,13 +27,12 @@ STEP = 20
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Bars, the labels of their keys by id, and whether these are all that there are.
+    """Bars, and whether these are all that there are.
 
     `uncapped` are those of these keys that serve, and may move money without a cap over time.
     """
 
     bars: list[Record]
-    labels: dict[str, str]
     whole: bool
     uncapped: Sequence[KeyId]
 
@@ -52,30 +51,24 @@ async def bars_of_today(fullest: Fullest) -> Shown:
     whole = len(keys) < BARS_MAX and len(rows) <= BARS_MAX
     if len(rows) > BARS_MAX:
         rows = sorted(rows, key=_used, reverse=True)[:BARS_MAX]
-    serving = {key.id for key in keys if spend[key.id][0].serves}
-    uncapped = [key.id for key in keys if key.id in serving and is_uncapped(policy_of(key.policy))]
-    return Shown(
-        [bar(row) | {"stoppable": row.key_id in serving} for row in rows],
-        {key.id: label_of(key) for key in keys},
-        whole,
-        uncapped,
-    )
+    serving = {key.id: key for key in keys if spend[key.id][0].serves}
+    uncapped = [key.id for key in serving.values() if is_uncapped(policy_of(key.policy))]
+    bars = [bar(row) | {"stoppable": row.key_id in serving} for row in rows]
+    return Shown(bars, whole, uncapped)
 
 
 def bar(row: Spend) -> Record:
     """Return a row of spend with the widths of its bar, out of BAR_WIDTH."""
-    cap, shown = row.cap, asdict(row)
-    if not cap:
-        return {**shown, "settled_width": 0, "reserved_width": 0, "percent": None}
-    settled = min(row.settled * BAR_WIDTH // cap, BAR_WIDTH)
-    reserved = min(row.reserved * BAR_WIDTH // cap, BAR_WIDTH - settled)
-    percent = (row.settled + row.reserved) * 100 // cap
-    return {**shown, "settled_width": settled, "reserved_width": reserved, "percent": percent}
-
-
-def label_of(key: VaultKey) -> str:
-    """Return what people call a key."""
-    return key.label or key.agent or key.id
+    cap, settled, reserved = row.cap, 0, 0
+    if cap:
+        settled = min(row.settled * BAR_WIDTH // cap, BAR_WIDTH)
+        reserved = min(row.reserved * BAR_WIDTH // cap, BAR_WIDTH - settled)
+    percent = (row.settled + row.reserved) * 100 // cap if cap else None
+    return asdict(row) | {
+        "settled_width": settled,
+        "reserved_width": reserved,
+        "percent": percent,
+    }
 
 
 def _used(row: Spend) -> tuple[bool, int, int]:

@@ -17,14 +17,7 @@ from starlette.responses import Response
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.operators.actions.keys import TEXT_MAX
 from kb_mcp.operators.alerts import raised
-from kb_mcp.operators.dashboard.charts import (
-    Plot,
-    bar,
-    bars_of_today,
-    label_of,
-    plot,
-    spend_plots,
-)
+from kb_mcp.operators.dashboard.charts import Plot, bar, bars_of_today, plot, spend_plots
 from kb_mcp.operators.dashboard.render import page
 from kb_mcp.operators.dashboard.story import tell
 from kb_mcp.operators.reports.invariants import Verifying
@@ -56,16 +49,9 @@ TIMELINE_MAX = 200
 DAYS = 30
 SPEND_PLOTS_MAX = 3
 CODES_MAX = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """One request of somebody who is logged in."""
-
-    request: Request
-    session_id: str
-    session: Session
-    note: Note | None = None
+Query = Mapping[str, str]
+Values = dict[str, Any]
+Show = Callable[[Query], Awaitable[Values]]
 
 
 class FormError(InputError):
@@ -80,7 +66,10 @@ class FormError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Answers GET requests of the dashboard."""
+    """What pages show, as the values of their templates.
+
+    A page takes what its query may say, or the `id` in its path.
+    """
 
     fullest: Fullest
     verifying: Verifying | None = None
@@ -90,167 +79,154 @@ class Pages:
         """What is looked at."""
         return self.fullest.views
 
-    def table(self) -> dict[str, Callable[[Visit], Awaitable[Response]]]:
-        """Return the pages by path."""
+    def table(self) -> dict[str, tuple[str, Show, Sequence[str] | None]]:
+        """Return the pages by path: template, values, and what a query may say (None: anything)."""
+        searched = (*OPERATION_FILTERS, "agent", "session", "limit")
         return {
-            "/": self.overview,
-            "/approvals": self.approvals,
-            "/operations": self.operations,
-            "/operations/{id}": self.operation,
-            "/refunds": self.refunds,
-            "/keys": self.keys,
-            "/keys/{id}": self.key,
-            "/grants": self.grants,
-            "/alerts": self.alerts,
-            "/audit": self.audit,
+            "/": ("overview", self.overview, None),
+            "/approvals": ("approvals", self.approvals, None),
+            "/operations": ("operations", self.operations, searched),
+            "/operations/{id}": ("operation", self.operation, None),
+            "/refunds": ("operations", self.refunds, ("customer", "charge", "state", "limit")),
+            "/keys": ("keys", self.keys, ("q", "status", "after")),
+            "/keys/{id}": ("key", self.key, None),
+            "/grants": ("grants", self.grants, ()),
+            "/alerts": ("alerts", self.alerts, ()),
+            "/audit": ("audit", self.audit, (*AUDIT_FILTERS, "limit")),
         }
 
-    async def overview(self, visit: Visit) -> Response:
+    async def page(
+        self,
+        path: str,
+        request: Request,
+        session: Session,
+        note: Note | None = None,
+        wrong: FormError | None = None,
+    ) -> Response:
+        """Return the page at `path`, with a note, or the form that was not taken.
+
+        Raises: InputError, LedgerUnavailableError.
+        """
+        template, show, names = self.table()[path]
+        query = request.path_params if names is None else read_query(request, names)
+        values = {"section": path.split("/")[1] or "overview", **await show(query)}
+        return page(
+            f"{template}.html",
+            200 if wrong is None else wrong.status,
+            operator=session.operator,
+            csrf=session.csrf,
+            note=note,
+            wrong=wrong,
+            form={} if wrong is None else wrong.form,
+            mode=self.views.ledger.settings.mode,
+            now_ms=self.views.now_ms(),
+            **values,
+        )
+
+    async def overview(self, _query: Query) -> Values:
         """Show what was not moved, what needs a person, spend against caps, and the audit."""
-        views, records, now = self.views, self.views.records, self.views.now_ms()
+        views, records = self.views, self.views.records
         rows = views.audit(TAIL_MAX)
         shown = await bars_of_today(self.fullest)
-        figures = await stopped_figures(records, day_of(now))
-        needs: dict[str, Any] = {
+        figures = await stopped_figures(records, day_of(views.now_ms()))
+        needs: Values = {
             "gap": (await records.facts()).get(GAP),
+            "breaks": self.verifying and self.verifying.last and self.verifying.last.breaks,
             "unknown": await views.operations(NEEDS_MAX, state=State.UNKNOWN.value),
             "approvals": await views.approvals(NEEDS_MAX, "pending"),
             "frozen": await views.key_page(NEEDS_MAX, status="frozen"),
             "uncapped": shown.uncapped,
             "alerts": self._raised(NEWS_MS)[:ALERTS_SHOWN],
         }
-        verified = self._verified()
-        return self._page(
-            visit,
-            "overview",
-            figures=figures,
-            needs=needs,
-            nothing=not any(needs.values()) and not (verified and verified["breaks"]),
-            bars=shown.bars,
-            labels=await self._labels(
-                [*rows, *needs["unknown"], *needs["approvals"]],
-                shown.labels,
-                (each.key_id for each in figures.by_key),
-            ),
-            keys_in_all=None if shown.whole else sum((await views.key_counts()).values()),
-            more_frozen=len(needs["frozen"]) == NEEDS_MAX,
-            tail=rows,
-            plots=await self._plots(figures),
-            codes=figures.codes[:CODES_MAX],
-            verified=verified,
-        )
+        named = [*rows, *shown.bars, *needs["unknown"], *needs["approvals"]]
+        ids = (*shown.uncapped, *(each.key_id for each in figures.by_key))
+        return {
+            "figures": figures,
+            "needs": needs,
+            "nothing": not any(needs.values()),
+            "bars": shown.bars,
+            "labels": await self._labels(named, ids),
+            "keys_in_all": None if shown.whole else sum((await views.key_counts()).values()),
+            "more_frozen": len(needs["frozen"]) == NEEDS_MAX,
+            "tail": rows,
+            "plots": await self._plots(figures),
+            "codes": figures.codes[:CODES_MAX],
+        }
 
-    async def approvals(self, visit: Visit) -> Response:
+    async def approvals(self, _query: Query) -> Values:
         """Show what waits for a person, and what was decided before."""
         found = await self.views.approvals(NEEDS_MAX)
         waiting = await self.views.approvals(NEEDS_MAX, "pending")
-        return self._page(
-            visit,
-            "approvals",
-            waiting=waiting,
-            decided=[row for row in found if row["state"] != "pending"],
-            labels=await self._labels([*found, *waiting]),
-        )
+        return {
+            "waiting": waiting,
+            "decided": [row for row in found if row["state"] != "pending"],
+            "labels": await self._labels([*found, *waiting]),
+        }
 
-    async def grants(self, visit: Visit, wrong: FormError | None = None) -> Response:
-        """Show which identities stand for which keys, and the form for another grant.
+    async def grants(self, _query: Query) -> Values:
+        """Show which identities stand for which keys, and the form for another grant."""
+        found = await self.views.grants()
+        return {"found": found, "labels": await self._labels(found)}
 
-        `wrong` is a form that was not taken.
-        """
-        read_query(visit.request, ())
-        standing = await self.views.grants()
-        return self._page(
-            visit,
-            "grants",
-            found=standing,
-            labels=await self._labels(standing),
-            **_not_taken(wrong),
-        )
-
-    async def alerts(self, visit: Visit) -> Response:
+    async def alerts(self, _query: Query) -> Values:
         """Show what was raised in the last 30 days."""
-        read_query(visit.request, ())
         found = self._raised(ALERTS_MS)
-        labels = await self._labels(found)
-        return self._page(visit, "alerts", found=found, labels=labels)
+        return {"found": found, "labels": await self._labels(found)}
 
-    async def keys(self, visit: Visit, wrong: FormError | None = None) -> Response:
+    async def keys(self, given: Query) -> Values:
         """Show a page of keys, newest first, and the forms for a new one.
 
-        They are searched by what they are called and by status; `wrong` is a form that was not
-        taken. Raises: InputError, LedgerUnavailableError.
+        They are searched by what they are called and by status.
         """
-        given = read_query(visit.request, ("q", "status", "after"))
         cleaned = {name: clean_text(value, TEXT_MAX).strip() for name, value in given.items()}
         query = {name: value for name, value in cleaned.items() if value}
         wanted = {"text" if name == "q" else name: value for name, value in query.items()}
         found = await self.views.key_page(KEYS_MAX + 1, **wanted)
         newest = {name: value for name, value in query.items() if name != "after"}
-        last = found[KEYS_MAX - 1]["id"] if len(found) > KEYS_MAX else None
-        return self._page(
-            visit,
-            "keys",
-            query=query,
-            counts=await self.views.key_counts(),
-            keys=found[:KEYS_MAX],
-            newest=_keys_path(newest) if "after" in query else None,
-            older=None if last is None else _keys_path({**query, "after": last}),
-            roles=list(ROLES),
-            labels={},
-            **_not_taken(wrong),
-        )
+        older = query | {"after": found[KEYS_MAX - 1]["id"]} if len(found) > KEYS_MAX else None
+        return {
+            "query": query,
+            "counts": await self.views.key_counts(),
+            "keys": found[:KEYS_MAX],
+            "newest": _keys_path(newest) if "after" in query else None,
+            "older": older and _keys_path(older),
+            "roles": list(ROLES),
+            "labels": {},
+        }
 
-    async def key(self, visit: Visit) -> Response:
+    async def key(self, query: Query) -> Values:
         """Show one key, what it may do, what it did, and how to stop it."""
-        key_id = visit.request.path_params["id"]
+        key_id, now = query["id"], self.views.now_ms()
         found = await self.views.key(key_id)
-        today = day_of(self.views.now_ms())
-        return self._page(
-            visit,
-            "keys",
-            "key.html",
-            key={**found, "status": key_status(found, rfc3339(self.views.now_ms()))},
-            words=describe(load_policy(found["policy"])),
-            bars=[bar(row) for row in await self.views.spend_of(today, key_id)],
-            labels={key_id: found["label"] or found["agent"] or key_id},
-            rows=self.views.audit(TAIL_MAX, key=key_id),
-        )
+        return {
+            "key": {**found, "status": key_status(found, rfc3339(now))},
+            "words": describe(load_policy(found["policy"])),
+            "bars": [bar(row) for row in await self.views.spend_of(day_of(now), key_id)],
+            "labels": await self._labels((), [key_id]),
+            "rows": self.views.audit(TAIL_MAX, key=key_id),
+        }
 
-    async def operations(self, visit: Visit) -> Response:
+    async def operations(self, query: Query) -> Values:
         """Show operations, searched by customer, period, charge and state."""
-        query = read_query(visit.request, (*OPERATION_FILTERS, "agent", "session", "limit"))
-        filters = operation_filters(query)
-        if query.get("agent") or query.get("session"):
-            found = await self.views.operations_by(
-                query.get("agent"), query.get("session"), read_limit(query), filters
-            )
-        else:
-            found = await self.views.operations(read_limit(query), **filters)
-        return await self._listed(visit, "operations", query, found)
+        filters, most = operation_filters(query), read_limit(query)
+        if not query.keys() & {"agent", "session"}:
+            return await self._listed(query, await self.views.operations(most, **filters))
+        asked = (query.get("agent"), query.get("session"))
+        return await self._listed(query, await self.views.operations_by(*asked, most, filters))
 
-    async def refunds(self, visit: Visit) -> Response:
+    async def refunds(self, query: Query) -> Values:
         """Show refunds, searched by customer, charge and state."""
-        query = read_query(visit.request, ("customer", "charge", "state", "limit"))
-        filters = operation_filters(query)
-        found = await self.views.operations(read_limit(query), kind="refund", **filters)
-        return await self._listed(visit, "refunds", query, found)
+        filters, most = operation_filters(query), read_limit(query)
+        found = await self.views.operations(most, kind="refund", **filters)
+        return await self._listed(query, found)
 
-    async def _listed(
-        self, visit: Visit, section: str, query: Mapping[str, str], found: list[Record]
-    ) -> Response:
-        return self._page(
-            visit,
-            section,
-            "operations.html",
-            query=query,
-            found=found,
-            states=[state.value for state in State],
-            labels=await self._labels(found),
-        )
+    async def _listed(self, query: Query, found: list[Record]) -> Values:
+        labels = await self._labels(found)
+        return {"query": query, "found": found, "states": [*State], "labels": labels}
 
-    async def operation(self, visit: Visit) -> Response:
+    async def operation(self, query: Query) -> Values:
         """Show one operation: its story, its attempts, and its audit rows."""
-        operation_id = visit.request.path_params["id"]
+        operation_id = query["id"]
         found = await self.views.operation(operation_id)
         trail = self.views.audit(TIMELINE_MAX, operation=operation_id)[::-1]
         refunds: list[Record] = []
@@ -259,26 +235,23 @@ class Pages:
             refunds = [each for each in of if each["kind"] == "refund"]
         asked = await self.views.approvals(NEEDS_MAX, operation_id=operation_id)
         labels = await self._labels([found, *trail, *asked, *refunds])
-        return self._page(
-            visit,
-            "refunds" if found["kind"] == "refund" else "operations",
-            "operation.html",
-            operation=found,
-            approvals=[each for each in asked if each["state"] == "pending"],
-            refunds=refunds,
-            story=tell(found, trail, labels, refunds=refunds),
-            cut=len(trail) == TIMELINE_MAX,
-            trail=trail,
-            labels=labels,
-        )
+        return {
+            "section": "refunds" if found["kind"] == "refund" else "operations",
+            "operation": found,
+            "approvals": [each for each in asked if each["state"] == "pending"],
+            "refunds": refunds,
+            "story": tell(found, trail, labels, refunds=refunds),
+            "cut": len(trail) == TIMELINE_MAX,
+            "trail": trail,
+            "labels": labels,
+        }
 
-    async def audit(self, visit: Visit) -> Response:
+    async def audit(self, query: Query) -> Values:
         """Show the audit, newest first."""
-        query = read_query(visit.request, (*AUDIT_FILTERS, "limit"))
         filters = {name: query.get(name) for name in AUDIT_FILTERS}
         rows = self.views.audit(read_limit(query), **filters)
-        labels, verified = await self._labels(rows), self._verified()
-        return self._page(visit, "audit", query=query, rows=rows, labels=labels, verified=verified)
+        labels = await self._labels(rows)
+        return {"query": query, "rows": rows, "labels": labels, "verifying": self.verifying}
 
     def _raised(self, within_ms: int) -> list[Record]:
         found = raised(self.views, rfc3339(self.views.now_ms() - within_ms), KEYS_MAX)
@@ -290,49 +263,9 @@ class Pages:
         spend = spend_plots(days, await self.views.spent_by_day(days))
         return [*spend[:SPEND_PLOTS_MAX], plot("Stopped calls by day", figures.days)]
 
-    async def _labels(
-        self,
-        rows: Iterable[Record],
-        known: Mapping[str, str] | None = None,
-        ids: Iterable[str] = (),
-    ) -> dict[str, str]:
-        """Return what people call the keys of `rows` and `ids`, by id, beside those `known`."""
-        found = dict(known or {})
-        wanted = {*ids, *(row["key_id"] for row in rows)} - found.keys() - {None}
-        if wanted:
-            keys = await self.views.records.keys_by_id(sorted(wanted))
-            found |= {key.id: label_of(key) for key, _ in keys}
-        return found
-
-    def _verified(self) -> Record | None:
-        if self.verifying is None:
-            return None
-        last = self.verifying.last
-        if last is None:
-            return {"at": None, "rows": 0, "breaks": []}
-        return {"at": rfc3339(last.at), "rows": last.outcome.rows, "breaks": last.outcome.breaks}
-
-    def _page(
-        self, visit: Visit, section: str, template: str | None = None, **values: Any
-    ) -> Response:
-        return page(
-            template or f"{section}.html",
-            section=section,
-            operator=visit.session.operator,
-            csrf=visit.session.csrf,
-            note=visit.note,
-            mode=self.views.ledger.settings.mode,
-            now_ms=self.views.now_ms(),
-            **values,
-        )
+    async def _labels(self, rows: Iterable[Record], ids: Iterable[str] = ()) -> dict[str, str]:
+        return await self.views.labels([*ids, *(row["key_id"] for row in rows)])
 
 
-def _not_taken(wrong: FormError | None) -> dict[str, Any]:
-    """Return what a page shows of a form that was not taken, and the page's status."""
-    if wrong is None:
-        return {"wrong": None, "form": {}}
-    return {"wrong": wrong, "form": wrong.form, "status": wrong.status}
-
-
-def _keys_path(query: Mapping[str, str]) -> str:
+def _keys_path(query: Query) -> str:
     return f"/keys?{urlencode(query)}" if query else "/keys"

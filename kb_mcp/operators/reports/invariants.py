@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from itertools import groupby
 
+from kb_mcp.instants import rfc3339
 from kb_mcp.periods import Period, overlap, parse_period
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.audit.verification import Verification
@@ -31,37 +32,28 @@ from kb_mcp.proxy.ledger.windows import REFUNDS, windows_of
 from kb_mcp.proxy.stores.gauges import BilledDays
 
 
-@dataclass(frozen=True, slots=True)
-class LastVerification:
-    """One walk: when it ended (ms UTC), and its outcome."""
-
-    at: int
-    outcome: Verification
-
-    @property
-    def holds(self) -> bool:
-        """Say whether every chain held."""
-        return not self.outcome.breaks
-
-
 @dataclass(slots=True)
 class Verifying:
-    """Verifies on demand and remembers the last outcome; `verify` blocks while it walks."""
+    """Verifies on demand and remembers the last outcome, and when (RFC 3339) that walk ended.
+
+    `verify` blocks while it walks.
+    """
 
     verify: Callable[[], Verification]
     now_ms: Callable[[], int]
-    last: LastVerification | None = None
-    _walking: asyncio.Task[LastVerification] | None = None
+    last: Verification | None = None
+    at: str | None = None
+    _walking: asyncio.Task[Verification] | None = None
 
-    async def run(self) -> LastVerification:
+    async def run(self) -> Verification:
         """Verify now, or join the walk under way. Raises: LedgerUnavailableError."""
         if self._walking is None or self._walking.done():
             self._walking = asyncio.create_task(self._walk())
         return await asyncio.shield(self._walking)
 
-    async def _walk(self) -> LastVerification:
-        outcome = await asyncio.to_thread(self.verify)
-        self.last = LastVerification(self.now_ms(), outcome)
+    async def _walk(self) -> Verification:
+        self.last = await asyncio.to_thread(self.verify)
+        self.at = rfc3339(self.now_ms())
         return self.last
 
 

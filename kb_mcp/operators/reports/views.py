@@ -127,6 +127,12 @@ class Views:
         """Return how many keys there are by status, rotated ones too."""
         return by_status(await self.records.key_counts(self.now_ms()))
 
+    async def labels(self, ids: Iterable[str | None]) -> dict[str, str]:
+        """Return what people call these keys, by id."""
+        wanted = sorted({each for each in ids if each is not None})
+        found = await self.records.keys_by_id(wanted) if wanted else ()
+        return {key.id: key.label or key.agent or key.id for key, _ in found}
+
     async def operations(self, limit: int | None, **filters: str | None) -> list[Record]:
         """Return matching operations, newest first."""
         given = {name: value for name, value in filters.items() if value}
