@@ -27,12 +27,12 @@ from kb_mcp.proxy.ledger.records import (
     LineageId,
     Operation,
     OperationId,
+    State,
     Tally,
     VaultKey,
     Window,
     WindowKey,
 )
-from kb_mcp.proxy.ledger.records import State as S
 
 # What every transaction reads before it decides: why nothing may be sent, if so.
 GAP = "gap"
@@ -203,8 +203,8 @@ class Snapshot:
 
     def _count_unresolved(self, new: Operation) -> None:
         old = self.operations.get(new.id)
-        before = old is not None and old.state is S.UNKNOWN
-        after = new.state is S.UNKNOWN
+        before = old is not None and old.state is State.UNKNOWN
+        after = new.state is State.UNKNOWN
         if before != after:
             change = 1 if after else -1
             self.unresolved[new.lineage_id] = self.unresolved.get(new.lineage_id, 0) + change

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from datetime import date
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from kb_mcp.instants import day_of
 from kb_mcp.proxy.ledger.records import LineageId, Operation, Window, WindowKey
-
-if TYPE_CHECKING:
-    from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 
 REFUNDS = "_refunds"  # ends the scope of a window of refunds
 

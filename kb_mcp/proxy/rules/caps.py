@@ -7,24 +7,18 @@ its amount, and per lineage and day: too many in a day look like card testing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
 from msgspec.structs import replace
 
 from kb_mcp.money import UNTOLD_CURRENCY, Money, format_money
+from kb_mcp.proxy.access.policy import CapRules, RefundCapRules
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.ledger.records import Changes, Lineage, Operation
+from kb_mcp.proxy.ledger.records import Changes, Lineage, Operation, WindowKey
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import OperationWindows, resets_at, windows_of, windows_then
+from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.operation_names import tally_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from kb_mcp.proxy.access.policy import CapRules, RefundCapRules
-    from kb_mcp.proxy.ledger.records import WindowKey
-    from kb_mcp.proxy.ledger.snapshot import Snapshot
-    from kb_mcp.proxy.rules.command import Command
 
 
 def check_caps(

@@ -31,7 +31,7 @@ already is sent again only past the gates of who asks (`gates.py`); else outcome
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
 from msgspec.structs import replace
 
@@ -45,10 +45,12 @@ from kb_mcp.proxy.ledger.records import (
     KeyId,
     NamedBy,
     Operation,
+    State,
     VaultKey,
 )
-from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.command import (
+    Command,
     Decision,
     Join,
     Look,
@@ -74,10 +76,6 @@ from kb_mcp.proxy.rules.reserve import (
     send_again,
     using,
 )
-
-if TYPE_CHECKING:
-    from kb_mcp.proxy.ledger.snapshot import Snapshot
-    from kb_mcp.proxy.rules.command import Command
 
 # A body repeated under another SDK-made key within this time is a runtime's retry.
 RUNTIME_RETRY_MS = 15 * 60_000
@@ -158,15 +156,15 @@ def _again(snapshot: Snapshot, command: Command, operation: Operation) -> Decisi
     if (invoice := decide_again(snapshot, command, operation, same=same)) is not None:
         return invoice
     match operation.state:
-        case S.SUCCEEDED:
+        case State.SUCCEEDED:
             return _settled(snapshot, command, operation, same=same)
-        case S.RESERVED | S.UNKNOWN:
+        case State.RESERVED | State.UNKNOWN:
             return _unsettled(snapshot, command, operation, same=same)
-        case S.VOIDED:
+        case State.VOIDED:
             return _voided(snapshot, command, operation, same=same)
-        case S.FAILED:
+        case State.FAILED:
             return _failed(snapshot, command, operation, same=same)
-        case S.AWAITING_APPROVAL:
+        case State.AWAITING_APPROVAL:
             return reserve(snapshot, command, operation, None)
         case _:
             assert_never(operation.state)
@@ -253,16 +251,20 @@ def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> 
     It was reopened after a refund, the window of a body has passed, or an operator waived it.
     """
     again = operation.refunded or operation.gives_back is not None
-    if again and operation.state is S.SUCCEEDED and may_bill_again(snapshot, command, operation):
+    if (
+        again
+        and operation.state is State.SUCCEEDED
+        and may_bill_again(snapshot, command, operation)
+    ):
         return True
     if operation.named_by is not NamedBy.BODY or operation.state in HOLDING:
         return False
-    if operation.state is S.AWAITING_APPROVAL:
+    if operation.state is State.AWAITING_APPROVAL:
         # It was never charged: what an operator was asked, or said, is about this very bill.
         return False
     if operation.waived and operation.successor is None:
         return True
-    if operation.state is S.VOIDED and operation.live:
+    if operation.state is State.VOIDED and operation.live:
         return False
     # Paid late in the window, after declines: a runtime may still be repeating that very call.
     over = max(

@@ -11,19 +11,14 @@ else comes in its place.
 from __future__ import annotations
 
 from datetime import date
-from typing import TYPE_CHECKING
 
 from kb_mcp.instants import day_of
 from kb_mcp.money import Money, format_money
-from kb_mcp.periods import overlap, parse_period
+from kb_mcp.periods import Period, overlap, parse_period
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.ledger.records import HOLDING, NamedBy, Operation
-from kb_mcp.proxy.ledger.records import State as S
-
-if TYPE_CHECKING:
-    from kb_mcp.periods import Period
-    from kb_mcp.proxy.ledger.snapshot import Snapshot
-    from kb_mcp.proxy.rules.command import Command
+from kb_mcp.proxy.ledger.records import HOLDING, NamedBy, Operation, State
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.rules.command import Command
 
 # A refund that was read this lately is not read again before the bill is sent once more.
 READ_LATELY_MS = 60_000
@@ -112,7 +107,7 @@ def _suspicious(command: Command, peer: Operation, now: int, since: int) -> bool
         return False
     if peer.released and (period is None) != (peer.period is None):
         return False
-    unresolved = peer.state in HOLDING or peer.state is S.VOIDED
+    unresolved = peer.state in HOLDING or peer.state is State.VOIDED
     return unresolved or peer.first_arrival_at > since
 
 

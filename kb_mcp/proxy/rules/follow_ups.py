@@ -38,8 +38,7 @@ from kb_mcp.money import Money, MoneyError, check_amount
 from kb_mcp.periods import parse_period
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.port import Ledger, look_up
-from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation, Refs
-from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation, Refs, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import move, windows_of
 from kb_mcp.proxy.rules.command import Command, Decision, Join, Look, Proceed, Refuse, Replay
@@ -100,20 +99,22 @@ def _go_on(
         return Replay(operation)
     cancels = command.reading.path.endswith(CANCEL)
     match operation.state:
-        case S.SUCCEEDED | S.FAILED | S.AWAITING_APPROVAL if cancels:
+        case State.SUCCEEDED | State.FAILED | State.AWAITING_APPROVAL if cancels:
             refused = check_cancel(snapshot, command, operation)
             return _proceed_unless(refused, snapshot, command, operation, keep)
-        case S.SUCCEEDED if (command.reading.total or 0) > operation.held:
+        case State.SUCCEEDED if (command.reading.total or 0) > operation.held:
             return _raise(snapshot, command, operation, keep)
-        case S.SUCCEEDED:
+        case State.SUCCEEDED:
             return _go_on_held(snapshot, command, operation, keep)
-        case S.FAILED | S.AWAITING_APPROVAL if command.reading.route.lifecycle.after is None:
+        case State.FAILED | State.AWAITING_APPROVAL if (
+            command.reading.route.lifecycle.after is None
+        ):
             # Only an intent can come to life again: nothing is held, and Stripe says no.
             refused = check_key(snapshot, command)
             return _proceed_unless(refused, snapshot, command, operation, keep)
-        case S.FAILED | S.AWAITING_APPROVAL:
+        case State.FAILED | State.AWAITING_APPROVAL:
             return _hold_anew(snapshot, command, operation)
-        case S.RESERVED | S.UNKNOWN | S.VOIDED:
+        case State.RESERVED | State.UNKNOWN | State.VOIDED:
             return _refused(Code.OUTCOME_UNKNOWN, operation)
         case _:
             assert_never(operation.state)
@@ -202,7 +203,7 @@ def _hold_anew(snapshot: Snapshot, command: Command, operation: Operation) -> De
         return permits
     held = replace(
         operation,
-        state=S.SUCCEEDED,
+        state=State.SUCCEEDED,
         final=False,
         held=command.money.amount,
         reserved_at=snapshot.now,

@@ -11,7 +11,6 @@ for each lineage is bounded, so that one key cannot bury an operator.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from msgspec import Struct
@@ -22,12 +21,10 @@ from kb_mcp.money import Money
 from kb_mcp.proxy.access.authorize import check_hours
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.ledger.records import Approval, Attempt, Operation
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.caps import check_amount_caps, check_caps, currency_refused
+from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.stripe.interpret import PAYMENT_FIELDS
-
-if TYPE_CHECKING:
-    from kb_mcp.proxy.ledger.snapshot import Snapshot
-    from kb_mcp.proxy.rules.command import Command
 
 APPROVAL_LASTS_MS = 24 * 3_600_000
 OUTSTANDING_MAX = 20

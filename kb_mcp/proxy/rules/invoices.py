@@ -18,18 +18,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.ledger.records import HOLDING, Operation
-from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.command import Decision, Join, Look, ReadAgain, Refuse, Replay
-
-if TYPE_CHECKING:
-    from kb_mcp.proxy.ledger.snapshot import Snapshot
-    from kb_mcp.proxy.rules.command import Command, Payable
-    from kb_mcp.proxy.stripe.interpret import Reading
+from kb_mcp.proxy.ledger.records import HOLDING, Operation, State
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.rules.command import (
+    Command,
+    Decision,
+    Join,
+    Look,
+    Payable,
+    ReadAgain,
+    Refuse,
+    Replay,
+)
+from kb_mcp.proxy.stripe.interpret import Reading
 
 FINALIZE: Final = "POST /v1/invoices/*/finalize"
 PAY: Final = "POST /v1/invoices/*/pay"
@@ -47,7 +52,7 @@ def invoice_fingerprint(reading: Reading, view: Payable) -> str:
 
 def goes_on_with(operation: Operation, reading: Reading) -> bool:
     """Say whether `reading` pays what `operation` has finalized."""
-    held = operation.state is S.SUCCEEDED and not operation.final
+    held = operation.state is State.SUCCEEDED and not operation.final
     return held and operation.route == FINALIZE and reading.route.endpoint == PAY
 
 
@@ -63,11 +68,13 @@ def decide_again(
         return Join(operation)
     if operation.state in HOLDING and another_act:
         return Look(operation)
-    if operation.state in HOLDING or (operation.state is S.VOIDED and operation.live):
+    if operation.state in HOLDING or (operation.state is State.VOIDED and operation.live):
         return Refuse(amount_changed(operation, view), operation)
     if goes_on_with(operation, command.reading):
         return ReadAgain()
-    return Replay(operation) if operation.state is S.SUCCEEDED and not operation.refunded else None
+    return (
+        Replay(operation) if operation.state is State.SUCCEEDED and not operation.refunded else None
+    )
 
 
 def decide_payment_of_finalized(snapshot: Snapshot, command: Command) -> Decision | None:
@@ -76,9 +83,9 @@ def decide_payment_of_finalized(snapshot: Snapshot, command: Command) -> Decisio
     operation = None if read is None else snapshot.operations.get(read.id)
     if command.invoice is None or operation is None:
         return None
-    if operation.state is S.SUCCEEDED and operation.final:
+    if operation.state is State.SUCCEEDED and operation.final:
         return Replay(operation)
-    return None if operation.state is S.SUCCEEDED else ReadAgain()
+    return None if operation.state is State.SUCCEEDED else ReadAgain()
 
 
 def amount_changed(operation: Operation, view: Payable) -> Refusal:

@@ -7,7 +7,6 @@ explicit key, an explicit key beats the canonical body; a key that an SDK made u
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -19,14 +18,12 @@ from kb_mcp.idempotency import (
     idempotency_key,
     occurrence_key,
 )
+from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.records import Attempt, LineageId, NamedBy, Operation, OperationId
 from kb_mcp.proxy.stripe.endpoints import METERED
 from kb_mcp.proxy.stripe.forms import FORM_TYPE, parse_form
 from kb_mcp.proxy.stripe.interpret import Reading, read_request
-
-if TYPE_CHECKING:
-    from kb_mcp.proxy.access.policy import Policy
 
 
 class Name(Struct, frozen=True):

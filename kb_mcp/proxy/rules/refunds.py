@@ -9,23 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from msgspec.structs import replace
 
 from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.ledger.records import Operation, OperationId
-from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.command import ReadAgain, Refundable, Refuse
+from kb_mcp.proxy.ledger.records import Operation, OperationId, State
+from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.rules.command import Command, ReadAgain, Refundable, Refuse
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from kb_mcp.proxy.ledger.snapshot import Snapshot
-    from kb_mcp.proxy.rules.command import Command
-
-_TAKES_NEW_AMOUNT = frozenset({S.FAILED, S.AWAITING_APPROVAL})
+_TAKES_NEW_AMOUNT = frozenset({State.FAILED, State.AWAITING_APPROVAL})
 
 
 def states_of(refunds: Iterable[Operation]) -> frozenset[tuple[OperationId, str]]:
@@ -50,7 +44,7 @@ def with_amount(snapshot: Snapshot, command: Command, operation: Operation | Non
     amount = 0 if view.left is None else max(_left(snapshot, view, operation), 0)
     if operation is not None and operation.state not in _TAKES_NEW_AMOUNT:
         amount = operation.amount
-    elif operation is not None and operation.state is S.AWAITING_APPROVAL:
+    elif operation is not None and operation.state is State.AWAITING_APPROVAL:
         amount = min(operation.amount, amount) if view.left is not None else operation.amount
     money = Money(amount, view.currency)
     reading = command.reading
@@ -131,7 +125,7 @@ def _nothing_left(view: Refundable) -> Refusal:
 
 def _moved(view: Refundable, siblings: list[Operation]) -> bool:
     """Say whether another refund ended since the charge was read, one that Stripe did not show."""
-    ended = [each for each in siblings if each.state in {S.SUCCEEDED, S.FAILED}]
+    ended = [each for each in siblings if each.state in {State.SUCCEEDED, State.FAILED}]
     changed = {name for name, _ in states_of(ended) - view.before}
     return any(each.id in changed and each.object_id not in view.listed for each in ended)
 
@@ -148,7 +142,7 @@ def _left(snapshot: Snapshot, view: Refundable, operation: Operation | None) -> 
 
 
 def _shown(snapshot: Snapshot, view: Refundable, refund: Operation) -> bool:
-    if refund.state is S.SUCCEEDED and refund.object_id in view.listed:
+    if refund.state is State.SUCCEEDED and refund.object_id in view.listed:
         return True
     # Only its last attempt: an earlier one may be listed, and have come to nothing.
     attempt = snapshot.attempt(refund)

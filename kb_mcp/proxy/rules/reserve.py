@@ -6,8 +6,6 @@ after voids and after approvals all pass through `reserve`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from msgspec.structs import replace
 
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, clock_disputed, refuse
@@ -18,19 +16,16 @@ from kb_mcp.proxy.ledger.records import (
     AttemptOutcome,
     Changes,
     Operation,
+    State,
 )
-from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import hold
 from kb_mcp.proxy.rules.caps import check_caps
-from kb_mcp.proxy.rules.command import Decision, Look, Proceed, ReadAgain, Refuse, Replay
+from kb_mcp.proxy.rules.command import Command, Decision, Look, Proceed, ReadAgain, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import find_conflict, not_read_lately, permits
 from kb_mcp.proxy.rules.gates import ApprovalCheck, check_approval, check_key
 from kb_mcp.proxy.rules.operation_names import attempt_key, later_name, request_body
 from kb_mcp.proxy.rules.refunds import already_refunded, other_refund, refund_conflict
-
-if TYPE_CHECKING:
-    from kb_mcp.proxy.ledger.snapshot import Snapshot
-    from kb_mcp.proxy.rules.command import Command
 
 # Stripe may forget a v1 key after 24 hours; we stop an hour before.
 RESEND_WITHIN_MS = 23 * 3_600_000
@@ -132,10 +127,13 @@ def asking(
         return Changes()
     waiting = replace(operation, approval_id=asked.id, updated_at=snapshot.now)
     # A voided operation keeps its rows, one to go on with what it holds; others hold nothing.
-    if operation.state not in {S.VOIDED, S.SUCCEEDED, *HOLDING} or operation.id == command.fresh_id:
+    if (
+        operation.state not in {State.VOIDED, State.SUCCEEDED, *HOLDING}
+        or operation.id == command.fresh_id
+    ):
         if command.continues is None:
             waiting = _described(waiting, command)
-        waiting = replace(waiting, state=S.AWAITING_APPROVAL, held=0, code="approval_required")
+        waiting = replace(waiting, state=State.AWAITING_APPROVAL, held=0, code="approval_required")
     return Changes(operations=(waiting,), approvals=(asked,))
 
 
@@ -149,7 +147,7 @@ def recent_decline(snapshot: Snapshot, command: Command) -> Replay | None:
     if declined is None or declined.answer is None or snapshot.now >= retry_at:
         return None
     # One that waits for an approval since then was declined all the same.
-    return Replay(declined) if declined.state in {S.FAILED, S.AWAITING_APPROVAL} else None
+    return Replay(declined) if declined.state in {State.FAILED, State.AWAITING_APPROVAL} else None
 
 
 def _exhausted(snapshot: Snapshot, command: Command, operation: Operation | None) -> Refuse | None:
@@ -178,7 +176,7 @@ def new_operation(snapshot: Snapshot, command: Command, older: Operation | None)
         fingerprint=command.fingerprint,
         upstream_name=command.upstream_name if older is None else later_name(older),
         gives_back=None if command.refund is None else command.refund.charge,
-        state=S.RESERVED,
+        state=State.RESERVED,
         first_arrival_at=snapshot.now,
         key_id=command.key_id,
         lineage_id=command.lineage_id,
@@ -216,7 +214,7 @@ def _proceed(
 ) -> Proceed:
     reserved = replace(
         _described(operation, command),
-        state=S.RESERVED,
+        state=State.RESERVED,
         final=True,
         held=command.money.amount,
         reserved_at=snapshot.now,

@@ -11,7 +11,7 @@ Floor: above evidence and windows, below governor and recovery. Pure. The rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
 from msgspec.structs import replace
 
@@ -22,9 +22,10 @@ from kb_mcp.proxy.ledger.records import (
     AuditDraft,
     Changes,
     Operation,
+    State,
     Window,
 )
-from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import hold_again, release, settle, take_back
 from kb_mcp.proxy.rules.caps import count_decline, freeze
 from kb_mcp.proxy.rules.outcomes.follow_ups import READ_AGAIN_MS, conclude_follow_up
@@ -38,9 +39,6 @@ from kb_mcp.proxy.stripe.evidence import (
     Nothing,
     Rejected,
 )
-
-if TYPE_CHECKING:
-    from kb_mcp.proxy.ledger.snapshot import Snapshot
 
 # A bank may return a refund for some 30 days.
 COMES_BACK_WITHIN_MS = 32 * 86_400_000
@@ -117,7 +115,7 @@ def _booked(snapshot: Snapshot, operation: Operation, closed: Attempt, proof: Ma
     step = operation.continued_by(closed)
     final = proof.verdict == "done"
     held = operation.state in HOLDING or not operation.final
-    known = operation.state is S.SUCCEEDED and operation.final
+    known = operation.state is State.SUCCEEDED and operation.final
     bill = operation if known or step else as_asked(operation, closed, proof)
     differs = difference(snapshot, operation, proof, step=step)
     if differs is None and bill.period != operation.period:
@@ -126,7 +124,7 @@ def _booked(snapshot: Snapshot, operation: Operation, closed: Attempt, proof: Ma
     late = not held and not (known and operation.object_id == proof.object_id)
     done = replace(
         bill,
-        state=S.SUCCEEDED,
+        state=State.SUCCEEDED,
         final=final or known,
         amount=proof.total or operation.amount if step else bill.amount,
         held=taken if final or known else bill.held or bill.amount,
@@ -186,7 +184,7 @@ def _next_read(
     if operation.pays_invoice:
         later_ms = min(max(age_ms, READ_AGAIN_MS), HOUR_MS)
         asked_for = taken > 0 and closed.object_id is None and age_ms < LOOKED_FOR_MS
-        asked_before = operation.state is S.SUCCEEDED and operation.final
+        asked_before = operation.state is State.SUCCEEDED and operation.final
         if not final or (asked_for and asked_before):
             return snapshot.now + later_ms
         return snapshot.now if asked_for else None
@@ -226,7 +224,7 @@ def _known_since(operation: Operation, attempt: Attempt, proof: Made) -> bool:
         return attempt.object_id == object_id
     if proof.verdict != "pending":
         return False
-    settled = operation.state is S.SUCCEEDED and operation.final
+    settled = operation.state is State.SUCCEEDED and operation.final
     went_on = operation.attempt != attempt.number
     return (settled or went_on) and operation.object_id == object_id
 
@@ -262,13 +260,13 @@ def _declined(
     )  # fmt: skip
     if attempt.outcome is AttemptOutcome.DECLINED:
         return Changes()
-    settled = operation.state is S.SUCCEEDED and operation.final
+    settled = operation.state is State.SUCCEEDED and operation.final
     came_back = settled and operation.gives_back is not None
     if (settled and not came_back) or operation.attempt != attempt.number:
         return Changes(attempts=(closed,))
     failed = replace(
         operation,
-        state=S.FAILED,
+        state=State.FAILED,
         final=True,
         held=0,
         object_id=operation.object_id if invoice else proof.object_id,
@@ -312,7 +310,7 @@ def _negative(
         return replace(waiting, attempts=(replace(attempt, open_sends=open_sends),))
     failed = replace(
         operation,
-        state=S.FAILED,
+        state=State.FAILED,
         held=0,
         code=proof.code,
         answer_status=proof.status,
@@ -344,7 +342,7 @@ def _kept_unknown(snapshot: Snapshot, operation: Operation, code: str | None) ->
     if operation.state not in HOLDING:
         return Changes()
     unknown = replace(
-        operation, state=S.UNKNOWN, code=code or "outcome_unknown", lease_owner=None,
+        operation, state=State.UNKNOWN, code=code or "outcome_unknown", lease_owner=None,
         next_read_at=snapshot.now, updated_at=snapshot.now,
     )  # fmt: skip
     return Changes(operations=(unknown,))

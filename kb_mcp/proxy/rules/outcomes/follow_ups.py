@@ -7,22 +7,26 @@ only where no other step may still land. An object that is done is concluded as 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation
-from kb_mcp.proxy.ledger.records import State as S
+from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation, State
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import move
 from kb_mcp.proxy.rules.caps import count_decline
-from kb_mcp.proxy.stripe.evidence import CANCELED, Declined, Made, NeverBegan, Nothing, Rejected
-
-if TYPE_CHECKING:
-    from kb_mcp.proxy.ledger.snapshot import Snapshot
-    from kb_mcp.proxy.stripe.evidence import Ending
+from kb_mcp.proxy.stripe.evidence import (
+    CANCELED,
+    Declined,
+    Ending,
+    Made,
+    NeverBegan,
+    Nothing,
+    Rejected,
+)
 
 READ_AGAIN_MS = 60_000
-_HOLD_NOTHING = frozenset({S.FAILED, S.AWAITING_APPROVAL})
+_HOLD_NOTHING = frozenset({State.FAILED, State.AWAITING_APPROVAL})
 
 
 def conclude_follow_up(
@@ -91,7 +95,7 @@ def _shown(
 
 
 def _alive(operation: Operation) -> bool:
-    return operation.state is S.SUCCEEDED and not operation.final
+    return operation.state is State.SUCCEEDED and not operation.final
 
 
 def _freed(snapshot: Snapshot, operation: Operation) -> Operation:
@@ -157,7 +161,7 @@ def _declined(
 
 
 def _over(snapshot: Snapshot, operation: Operation) -> Operation:
-    return replace(_freed(snapshot, operation), state=S.FAILED, final=True, held=0)
+    return replace(_freed(snapshot, operation), state=State.FAILED, final=True, held=0)
 
 
 def _with_decline(

@@ -8,20 +8,17 @@ ours as well.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.records import HOLDING, Attempt, AttemptOutcome, Operation
+from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.operation_names import asked_by
-from kb_mcp.proxy.stripe.evidence import customer_of
+from kb_mcp.proxy.stripe.evidence import Made, customer_of
 from kb_mcp.proxy.stripe.interpret import fingerprint
 from kb_mcp.proxy.stripe.json_objects import created_ms, object_id
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
-
-if TYPE_CHECKING:
-    from kb_mcp.proxy.ledger.snapshot import Snapshot
-    from kb_mcp.proxy.stripe.evidence import Made
 
 TWIN = "unmarked_charge"  # an object without a mark stands there that may be the one
 # Stripe's clock and ours may be a minute apart, and `created` has whole seconds.

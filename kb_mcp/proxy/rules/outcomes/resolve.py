@@ -20,8 +20,8 @@ from kb_mcp.proxy.ledger.records import (
     Changes,
     Operation,
     OperationId,
+    State,
 )
-from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import release
 from kb_mcp.proxy.rules.outcomes.conclude import FOREIGN_KEY, conclude
@@ -131,12 +131,12 @@ def unowned_twins(snapshot: Snapshot, operation: Operation, absent: Absent) -> l
 def _needs_reading(operation: Operation) -> bool:
     if operation.state in HOLDING:
         return True
-    came_back = operation.state is S.SUCCEEDED and operation.gives_back is not None
+    came_back = operation.state is State.SUCCEEDED and operation.gives_back is not None
     return came_back or operation.next_read_at is not None
 
 
 def _proves_absence(snapshot: Snapshot, operation: Operation, read_at: int) -> bool:
-    if operation.state is S.VOIDED:
+    if operation.state is State.VOIDED:
         return not snapshot.skewed
     if operation.state not in HOLDING or snapshot.skewed or operation.code == FOREIGN_KEY:
         return False
@@ -147,11 +147,11 @@ def _proves_absence(snapshot: Snapshot, operation: Operation, read_at: int) -> b
 
 
 def _absent(snapshot: Snapshot, operation: Operation, read_at: int) -> tuple[Operation, Changes]:
-    if operation.state is S.VOIDED:
+    if operation.state is State.VOIDED:
         return _listed_empty(snapshot, operation, read_at)
     voided = replace(
         operation,
-        state=S.VOIDED,
+        state=State.VOIDED,
         held=0,
         code="voided",
         voided_at=snapshot.now,
@@ -205,13 +205,13 @@ def _look_again(
 
     That others used its key outweighs everything else that is known of it.
     """
-    state = S.UNKNOWN if operation.state in HOLDING else operation.state
+    state = State.UNKNOWN if operation.state in HOLDING else operation.state
     # What is done already can wait where Stripe does not show it.
-    later = HOUR_MS if state is S.SUCCEEDED and operation.final else 0
+    later = HOUR_MS if state is State.SUCCEEDED and operation.final else 0
     code = operation.code
-    if state is S.UNKNOWN and code != FOREIGN_KEY:
+    if state is State.UNKNOWN and code != FOREIGN_KEY:
         code = why or code or "outcome_unknown"
-    elif state is S.VOIDED:
+    elif state is State.VOIDED:
         code = why or code
     waiting = replace(
         operation,
