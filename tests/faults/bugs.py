@@ -266,12 +266,12 @@ def a_decline_counts_for_any_attempt(_: Simulation) -> Iterator[None]:
 
 @bug
 def the_window_is_taken_when_it_is_settled(_: Simulation) -> Iterator[None]:
-    right = part(conclude, "settle")
+    right = part(conclude, "count")
 
-    def wrong(snapshot: Snapshot, operation: Operation, amount: int, *, held: bool) -> Any:
-        return right(snapshot, replace(operation, reserved_at=snapshot.now), amount, held=held)
+    def wrong(snapshot: Snapshot, operation: Operation, **more: int) -> Any:
+        return right(snapshot, replace(operation, reserved_at=snapshot.now), **more)
 
-    with swapped(conclude, "settle", wrong):
+    with swapped(conclude, "count", wrong):
         yield
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from kb_mcp.proxy.charge_reads import ChargeReads
+from kb_mcp.proxy.ledger.records import State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules import decide, gates, refunds, reserve
 from kb_mcp.proxy.rules.command import Prepared
@@ -30,23 +31,18 @@ def the_caps_of_refunds_are_not_checked(_: Simulation) -> Iterator[None]:
 
 @bug
 def a_refund_is_not_reserved_under_its_caps(_: Simulation) -> Iterator[None]:
-    right, settle, release = (
-        part(owner, name)
-        for owner, name in ((reserve, "hold"), (conclude, "settle"), (conclude, "release"))
-    )
+    count, release = part(conclude, "count"), part(conclude, "release")
 
-    def hold(snapshot: Snapshot, operation: Any, amount: int) -> Any:
-        return right(snapshot, operation, 0 if operation.gives_back else amount)
-
-    def settled(snapshot: Snapshot, operation: Any, amount: int, *, held: bool) -> Any:
-        return settle(snapshot, operation, amount, held=held and not operation.gives_back)
+    def counted(snapshot: Snapshot, operation: Any, reserved: int = 0, **more: int) -> Any:
+        held = 0 if operation.gives_back else reserved
+        return count(snapshot, operation, reserved=held, **more)
 
     def released(snapshot: Snapshot, operation: Any) -> Any:
         return () if operation.gives_back else release(snapshot, operation)
 
     with (
-        swapped(reserve, "hold", hold),
-        swapped(conclude, "settle", settled),
+        swapped(reserve, "count", counted),
+        swapped(conclude, "count", counted),
         swapped(conclude, "release", released),
         swapped(resolve, "release", released),
     ):
@@ -84,7 +80,13 @@ def every_refund_of_a_charge_is_beside_the_others(_: Simulation) -> Iterator[Non
 
 @bug
 def a_refund_that_came_back_is_not_released(_: Simulation) -> Iterator[None]:
-    with swapped(conclude, "take_back", lambda *_: ()):
+    right = part(conclude, "_given_back")
+
+    def wrong(snapshot: Snapshot, operation: Any) -> Any:
+        settled = operation.state is State.SUCCEEDED and operation.final
+        return () if settled else right(snapshot, operation)
+
+    with swapped(conclude, "_given_back", wrong):
         yield
 
 

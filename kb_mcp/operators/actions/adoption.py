@@ -41,7 +41,7 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE, Snapshot
-from kb_mcp.proxy.ledger.windows import hold_again, release, settle, windows_of
+from kb_mcp.proxy.ledger.windows import count, release, windows_of
 from kb_mcp.proxy.rules.outcomes.gaps import WALKED, holds_money
 from kb_mcp.proxy.store_walk import FOREIGN, StoreWalk
 from kb_mcp.proxy.stores.reads import StoreReads
@@ -228,9 +228,9 @@ def _counted(snapshot: Snapshot, before: Operation | None, after: Operation) -> 
     if not after.held:
         return freed
     if after.final:
-        counted = settle(snapshot, after, after.held, held=False)
+        counted = count(snapshot, after, settled=after.held)
     else:
-        counted = hold_again(snapshot, after)
+        counted = count(snapshot, after, reserved=after.amount)
     return tuple({each.key: each for each in (*freed, *counted)}.values())
 
 

@@ -43,7 +43,7 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.windows import counts_at
+from kb_mcp.proxy.ledger.windows import windows_at
 from kb_mcp.proxy.stores.reads import StoreReads
 
 POLL_S = 0.05
@@ -284,15 +284,16 @@ async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str
     def step(snapshot: Snapshot) -> tuple[Lineage, Changes]:
         key = _key(snapshot, key_id)
         unfrozen = replace(snapshot.lineage(lineage_id), frozen_at=None, frozen_reason=None)
-        today = snapshot.window(counts_at(snapshot.now, lineage_id))
+        today = snapshot.window(windows_at(snapshot.now, lineage_id, None, "").counts)
         row = _row("unfreeze", key, operator, note=reason)
         anew = (replace(today, declines=0),) if today.declines else ()
         return unfrozen, Changes(lineages=(unfrozen,), windows=anew, audit=(row,))
 
-    return await ledger.transact(
-        lambda now: replace(_refs(key_id), windows=frozenset({counts_at(now, lineage_id)})),
-        step,
-    )
+    def refs(now: int) -> Refs:
+        counts = windows_at(now, lineage_id, None, "").counts
+        return replace(_refs(key_id), windows=frozenset({counts}))
+
+    return await ledger.transact(refs, step)
 
 
 async def await_sends(records: StoreReads, lineage_id: str, wait_s: int) -> tuple[int, int]:

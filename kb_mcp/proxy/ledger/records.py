@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import NewType
+from typing import Any, NewType
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.counts import Delivery, Stopped
 
@@ -130,6 +131,15 @@ class Operation(Struct, frozen=True, kw_only=True):
         """Say whether `attempt` goes on with this operation's object, rather than makes it."""
         return not fnmatchcase(attempt.path, self.route.split(" ")[1])
 
+    def ended(self, now: int, **changes: Any) -> Operation:
+        """Return it with `changes`, without a lease, and not to be read again unless they say."""
+        unleased = {"lease_owner": None, "next_read_at": None, "updated_at": now}
+        return replace(self, **(unleased | changes))
+
+    def failed(self, now: int, **changes: Any) -> Operation:
+        """Return it with `changes` as one that came to nothing, and holds nothing."""
+        return self.ended(now, state=State.FAILED, final=True, held=0, **changes)
+
 
 def kind_of(route: str, *, refund: bool) -> str:
     """Say what people call the act that `route` asks for."""
@@ -177,6 +187,10 @@ class Attempt(Struct, frozen=True, kw_only=True):
     object_id: str | None = None
     outcome: AttemptOutcome = AttemptOutcome.OPEN
     key_id: KeyId
+
+    def closed(self, outcome: AttemptOutcome, status: int | None, **changes: Any) -> Attempt:
+        """Return it with `changes` as one whose every send has this `outcome`."""
+        return replace(self, outcome=outcome, open_sends=0, status=status, **changes)
 
 
 class WindowKey(Struct, frozen=True, cache_hash=True):

@@ -10,7 +10,7 @@ from datetime import date
 from functools import lru_cache
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from kb_mcp.instants import day_of
 from kb_mcp.proxy.ledger.records import LineageId, Operation, Window, WindowKey
@@ -30,8 +30,7 @@ class OperationWindows(Struct, frozen=True):
 
     def all(self) -> tuple[WindowKey, ...]:
         """Return every window, money first, in the order in which stores lock them."""
-        base = (self.account_day, self.key_day, self.key_month, self.counts)
-        return base if self.customer_day is None else (*base, self.customer_day)
+        return tuple(key for key in astuple(self) if key is not None)
 
     def money(self) -> tuple[WindowKey, ...]:
         """Return the windows that hold money."""
@@ -52,23 +51,18 @@ def windows_at(
 def _windows(
     day: date, lineage: LineageId, customer: str | None, currency: str, of: str
 ) -> OperationWindows:
-    today = day.isoformat()
-    month = day.replace(day=1).isoformat()
-    customer_day = None
-    if customer is not None:
-        customer_day = WindowKey(f"customer{of}", customer, "day", today, currency)
+    today, month = day.isoformat(), day.replace(day=1).isoformat()
     return OperationWindows(
         account_day=WindowKey(f"account{of}", "", "day", today, currency),
         key_day=WindowKey(f"key{of}", lineage, "day", today, currency),
         key_month=WindowKey(f"key{of}", lineage, "month", month, currency),
         counts=WindowKey(f"key{of}", lineage, "day", today, ""),
-        customer_day=customer_day,
+        customer_day=(
+            None
+            if customer is None
+            else WindowKey(f"customer{of}", customer, "day", today, currency)
+        ),
     )
-
-
-def counts_at(at_ms: int, lineage: LineageId) -> WindowKey:
-    """Return the window that counts the sends and declines of `lineage` on the day of `at_ms`."""
-    return WindowKey("key", lineage, "day", day_of(at_ms).isoformat(), "")
 
 
 def windows_of(operation: Operation) -> OperationWindows:
@@ -97,50 +91,31 @@ def resets_at(window: WindowKey) -> str:
     return f"{end.isoformat()}T00:00:00Z"
 
 
-def hold(snapshot: Snapshot, operation: Operation, amount: int) -> tuple[Window, ...]:
-    """Reserve `amount` and count one send in the windows of `operation`."""
-    counts = snapshot.window(windows_of(operation).counts)
-    return (*_add(snapshot, operation, amount), replace(counts, sends=counts.sends + 1))
+def count(
+    snapshot: Snapshot, operation: Operation, *, reserved: int = 0, settled: int = 0, sends: int = 0
+) -> tuple[Window, ...]:
+    """Return the windows of `operation` with so much more in each: minor units, and sends."""
+    windows = windows_of(operation)
+    money = (
+        replace(each, reserved=each.reserved + reserved, settled=each.settled + settled)
+        for each in map(snapshot.window, windows.money())
+    )
+    counts = snapshot.window(windows.counts)
+    return (*money, *([replace(counts, sends=counts.sends + sends)] if sends else []))
+
+
+def release(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
+    """Give the reservation of `operation` back."""
+    return count(snapshot, operation, reserved=-operation.held)
 
 
 def move(snapshot: Snapshot, before: Operation, after: Operation) -> tuple[Window, ...]:
     """Take what `before` holds out of its windows, and hold what `after` does in its own."""
+    if before.held == after.held and windows_of(before) == windows_of(after):
+        return ()
     changed: dict[WindowKey, Window] = {}
     for operation, sign in ((before, -1), (after, 1)):
         for key in windows_of(operation).money():
             window = changed.get(key) or snapshot.window(key)
             changed[key] = replace(window, reserved=window.reserved + sign * operation.held)
     return tuple(changed.values())
-
-
-def settle(
-    snapshot: Snapshot, operation: Operation, amount: int, *, held: bool
-) -> tuple[Window, ...]:
-    """Count `amount` as spend; `held` says whether the reservation was still held, and ends."""
-    return _add(snapshot, operation, -operation.held if held else 0, settled=amount)
-
-
-def release(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
-    """Give the reservation of `operation` back."""
-    return _add(snapshot, operation, -operation.held)
-
-
-def take_back(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
-    """Take out what `operation` had settled: its money came back after it was done."""
-    return _add(snapshot, operation, settled=-operation.held)
-
-
-def hold_again(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
-    """Reserve what turned out, after all, to be under way; no further send is counted."""
-    return _add(snapshot, operation, operation.amount)
-
-
-def _add(
-    snapshot: Snapshot, operation: Operation, reserved: int = 0, *, settled: int = 0
-) -> tuple[Window, ...]:
-    """Return the windows of the money of `operation`, with so much more in each."""
-    windows = map(snapshot.window, windows_of(operation).money())
-    return tuple(
-        replace(each, reserved=each.reserved + reserved, settled=each.settled + settled)
-        for each in windows
-    )

@@ -19,7 +19,7 @@ from kb_mcp.proxy.ledger.records import (
     State,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.windows import hold
+from kb_mcp.proxy.ledger.windows import count
 from kb_mcp.proxy.rules.caps import check_caps
 from kb_mcp.proxy.rules.command import Command, Decision, Look, Proceed, ReadAgain, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import find_conflict, not_read_lately, permits
@@ -232,7 +232,7 @@ def _proceed(
     changes = Changes(
         operations=(*consumed.operations, leased),
         attempts=(attempt,),
-        windows=hold(snapshot, leased, command.money.amount),
+        windows=count(snapshot, leased, reserved=command.money.amount, sends=1),
         approvals=consumed.approvals,
     )
     return Proceed(leased, attempt, changes)

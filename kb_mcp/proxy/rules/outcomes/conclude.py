@@ -26,9 +26,14 @@ from kb_mcp.proxy.ledger.records import (
     Window,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.windows import hold_again, release, settle, take_back
+from kb_mcp.proxy.ledger.windows import count, release
 from kb_mcp.proxy.rules.caps import count_decline, freeze
-from kb_mcp.proxy.rules.outcomes.follow_ups import READ_AGAIN_MS, conclude_follow_up
+from kb_mcp.proxy.rules.outcomes.follow_ups import (
+    READ_AGAIN_MS,
+    No,
+    closed_by_no,
+    conclude_follow_up,
+)
 from kb_mcp.proxy.rules.outcomes.matching import as_asked, comes_to_of, difference
 from kb_mcp.proxy.stripe.evidence import (
     CANCELED,
@@ -37,6 +42,7 @@ from kb_mcp.proxy.stripe.evidence import (
     Made,
     NeverBegan,
     Nothing,
+    Proof,
     Rejected,
 )
 
@@ -56,18 +62,16 @@ def conclude(snapshot: Snapshot, ending: Ending) -> tuple[Operation, Changes]:
     operation = snapshot.operations[ending.operation_id]
     attempt = snapshot.attempts[ending.operation_id, ending.attempt]
     proof = ending.proof
-    earlier = (
-        _paid_meanwhile(snapshot, operation, attempt, proof) if isinstance(proof, Made) else None
-    )
-    if isinstance(proof, Made) and earlier is not None:
-        unsent = replace(attempt, outcome=AttemptOutcome.NOT_SENT, open_sends=0)
-        changes = _made(snapshot, operation, earlier, proof)
-        return _told(operation, replace(changes, attempts=(*changes.attempts, unsent)), ending)
-    if operation.continued_by(attempt) and not (
-        isinstance(proof, Made) and proof.verdict == "done"
-    ):
-        return _told(operation, conclude_follow_up(snapshot, operation, attempt, ending), ending)
+    earlier = _paid_meanwhile(snapshot, operation, attempt, proof)
     match proof:
+        case Made() if earlier is not None:
+            unsent = replace(attempt, outcome=AttemptOutcome.NOT_SENT, open_sends=0)
+            changes = _made(snapshot, operation, earlier, proof)
+            changes = replace(changes, attempts=(*changes.attempts, unsent))
+        case Made(verdict="done"):
+            changes = _made(snapshot, operation, attempt, proof)
+        case _ if operation.continued_by(attempt):
+            changes = conclude_follow_up(snapshot, operation, attempt, ending)
         case Made(verdict="failed"):
             decline = Declined(proof.object_id, proof.status, proof.body, proof.stripe_status)
             changes = _declined(snapshot, operation, attempt, decline, ending)
@@ -81,32 +85,22 @@ def conclude(snapshot: Snapshot, ending: Ending) -> tuple[Operation, Changes]:
             changes = _unproven(snapshot, operation, attempt, proof, ending)
         case _:
             assert_never(proof)
-    return _told(operation, changes, ending)
-
-
-def _told(operation: Operation, changes: Changes, ending: Ending) -> tuple[Operation, Changes]:
     after = changes.operations[0] if changes.operations else operation
-    return after, replace(changes, audit=(*changes.audit, _outcome_row(after, ending)))
+    return after, replace(changes, audit=(_outcome_row(after, ending),))
 
 
 def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Made) -> Changes:
     # Paying an invoice twice names one object twice; only what creates money's objects owns them.
-    step = operation.continued_by(attempt)
-    owns = operation.amount > 0 and not step and not operation.pays_invoice
-    owner = snapshot.object_owners.get(proof.object_id)
-    if owns and owner is not None and owner != operation.id:
+    invoice, object_id = operation.pays_invoice, proof.object_id
+    owns = operation.amount > 0 and not operation.continued_by(attempt) and not invoice
+    owned_by_another = snapshot.object_owners.get(object_id) not in {None, operation.id}
+    if object_id != operation.object_id if invoice else owns and owned_by_another:
         # An object that concluded one operation never concludes another.
         return _kept_unknown(snapshot, operation, "object_of_another_operation")
     if _known_since(operation, attempt, proof):
         return Changes()
-    closed = replace(
-        attempt, outcome=AttemptOutcome.SUCCEEDED, open_sends=0,
-        status=proof.status, object_id=proof.object_id if owns else None,
-    )  # fmt: skip
-    if operation.pays_invoice:
-        if proof.object_id != operation.object_id:
-            return _kept_unknown(snapshot, operation, "object_of_another_operation")
-        closed = replace(closed, object_id=_payment_of(snapshot, attempt, proof))
+    made = _payment_of(snapshot, attempt, proof) if invoice else object_id if owns else None
+    closed = attempt.closed(AttemptOutcome.SUCCEEDED, proof.status, object_id=made)
     return _booked(snapshot, operation, closed, proof)
 
 
@@ -122,8 +116,8 @@ def _booked(snapshot: Snapshot, operation: Operation, closed: Attempt, proof: Ma
         differs = f"it was sent for {bill.period}, not {operation.period}"
     taken = _taken(bill, proof, known=known, differs=differs is not None)
     late = not held and not (known and operation.object_id == proof.object_id)
-    done = replace(
-        bill,
+    done = bill.ended(
+        snapshot.now,
         state=State.SUCCEEDED,
         final=final or known,
         amount=proof.total or operation.amount if step else bill.amount,
@@ -133,33 +127,36 @@ def _booked(snapshot: Snapshot, operation: Operation, closed: Attempt, proof: Ma
         code=None if differs is None else DIFFERS,
         answer_status=proof.status,
         answer=proof.body,
-        lease_owner=None,
-        overshoot=(
-            operation.overshoot or late or differs is not None or taken > operation.held > 0
-        ),
+        overshoot=operation.overshoot or late or differs is not None or taken > operation.held > 0,
         next_read_at=_next_read(snapshot, operation, closed, taken, final=final or known),
-        updated_at=snapshot.now,
     )
+    windows: tuple[Window, ...] = ()
+    if held and done.currency == operation.currency:
+        # One that may still fail stays held.
+        if final:
+            windows = count(snapshot, operation, reserved=-operation.held, settled=done.held)
+    elif held or late:
+        counted = {"settled": done.held} if final else {"reserved": done.amount}
+        freed = release(snapshot, operation) if held else ()
+        windows = (*freed, *count(snapshot, done, **counted))
     why = f"a {operation.kind} turned up late" if late else differs
-    return Changes(
-        operations=(done,),
-        attempts=(closed,),
-        windows=_counted(snapshot, operation, done, final=final, held=held, late=late),
-        lineages=() if why is None else (freeze(snapshot, operation, why),),
-    )
+    frozen = () if why is None else (freeze(snapshot, operation, why),)
+    return Changes(operations=(done,), attempts=(closed,), windows=windows, lineages=frozen)
 
 
 def _paid_meanwhile(
-    snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Made
+    snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Proof
 ) -> Attempt | None:
     """Return the earlier attempt whose object `proof` shows as paid, or None.
 
     Before a new attempt is sent, what the last one left is cancelled; this is where it was paid.
     """
-    if proof.verdict != "done" or operation.continued_by(attempt):
-        return None
-    earlier = (each for each in snapshot.attempts_of(operation) if each.number < attempt.number)
-    return next((each for each in earlier if each.object_id == proof.object_id), None)
+    match proof:
+        case Made(verdict="done", object_id=paid) if not operation.continued_by(attempt):
+            tried = snapshot.attempts_of(operation)
+            earlier = (each for each in tried if each.number < attempt.number)
+            return next((each for each in earlier if each.object_id == paid), None)
+    return None
 
 
 def _payment_of(snapshot: Snapshot, attempt: Attempt, proof: Made) -> str | None:
@@ -229,77 +226,47 @@ def _known_since(operation: Operation, attempt: Attempt, proof: Made) -> bool:
     return (settled or went_on) and operation.object_id == object_id
 
 
-def _counted(
-    snapshot: Snapshot,
-    operation: Operation,
-    done: Operation,
-    *,
-    final: bool,
-    held: bool,
-    late: bool,
-) -> tuple[Window, ...]:
-    """Return the windows after a yes: a final one is spend, one that may still fail stays held."""
-    if held and done.currency == operation.currency:
-        return settle(snapshot, operation, done.held, held=True) if final else ()
-    if not held and not late:
-        return ()
-    released = release(snapshot, operation) if held else ()
-    if not final:
-        return (*released, *hold_again(snapshot, done))
-    return (*released, *settle(snapshot, done, done.held, held=False))
-
-
 def _declined(
     snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Declined, ending: Ending
 ) -> Changes:
-    # The intent of an invoice goes on: the payment that succeeds in the end is its own, too.
-    invoice = operation.pays_invoice
-    closed = replace(
-        attempt, outcome=AttemptOutcome.DECLINED, open_sends=0,
-        status=proof.status, object_id=None if invoice else proof.object_id,
-    )  # fmt: skip
     if attempt.outcome is AttemptOutcome.DECLINED:
         return Changes()
+    # The intent of an invoice goes on: the payment that succeeds in the end is its own, too.
+    invoice, refund = operation.pays_invoice, operation.gives_back is not None
+    made = None if invoice else proof.object_id
+    closed = attempt.closed(AttemptOutcome.DECLINED, proof.status, object_id=made)
     settled = operation.state is State.SUCCEEDED and operation.final
-    came_back = settled and operation.gives_back is not None
-    if (settled and not came_back) or operation.attempt != attempt.number:
+    if (settled and not refund) or operation.attempt != attempt.number:
         return Changes(attempts=(closed,))
-    failed = replace(
-        operation,
-        state=State.FAILED,
-        final=True,
-        held=0,
+    failed = operation.failed(
+        snapshot.now,
         object_id=operation.object_id if invoice else proof.object_id,
         stripe_status="failed",
         code=proof.code,
         answer_status=proof.status,
         answer=proof.body,
-        lease_owner=None,
-        next_read_at=None,
-        updated_at=snapshot.now,
     )
-    given_back = take_back(snapshot, operation) if came_back else _given_back(snapshot, operation)
-    if proof.code in NOBODYS_NO or operation.gives_back is not None:
-        # Nobody's card said no: a cancelled intent, or a refund that came back, counts for nothing.
-        return Changes(operations=(failed,), attempts=(closed,), windows=given_back)
-    counted = count_decline(snapshot, operation, ending.daily_declines)
-    return replace(
-        counted,
-        operations=(failed,),
-        attempts=(closed,),
-        windows=(*given_back, *counted.windows),
-    )
+    counted = Changes()
+    if not refund and proof.code not in NOBODYS_NO:
+        # A cancelled intent, or a refund that came back, is no card's no and counts for nothing.
+        counted = count_decline(snapshot, operation, ending.daily_declines)
+    windows = (*_given_back(snapshot, operation), *counted.windows)
+    return replace(counted, operations=(failed,), attempts=(closed,), windows=windows)
+
+
+def _given_back(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
+    """Return the windows without what `operation` holds, or had settled before it came back."""
+    if operation.state in HOLDING or not operation.final:
+        return release(snapshot, operation)
+    if operation.state is State.SUCCEEDED:
+        return count(snapshot, operation, settled=-operation.held)
+    return ()
 
 
 def _negative(
-    snapshot: Snapshot,
-    operation: Operation,
-    attempt: Attempt,
-    proof: Rejected | NeverBegan,
-    ending: Ending,
+    snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: No, ending: Ending
 ) -> Changes:
     open_sends = max(attempt.open_sends - 1, 0)
-    outcome = AttemptOutcome.REJECTED if isinstance(proof, Rejected) else AttemptOutcome.NOT_SENT
     current = operation.attempt == attempt.number and operation.state in HOLDING
     mine = operation.lease_token == ending.token
     if not current or (not mine and snapshot.leased(operation)):
@@ -308,18 +275,15 @@ def _negative(
         # While an earlier send is open, a later no proves nothing.
         waiting = _kept_unknown(snapshot, operation, operation.code)
         return replace(waiting, attempts=(replace(attempt, open_sends=open_sends),))
-    failed = replace(
-        operation,
+    failed = operation.ended(
+        snapshot.now,
         state=State.FAILED,
         held=0,
         code=proof.code,
         answer_status=proof.status,
         answer=proof.body,
-        lease_owner=None,
-        next_read_at=None,
-        updated_at=snapshot.now,
     )
-    closed = replace(attempt, outcome=outcome, open_sends=0, status=proof.status)
+    closed = closed_by_no(attempt, proof)
     return Changes(operations=(failed,), attempts=(closed,), windows=release(snapshot, operation))
 
 
@@ -341,35 +305,35 @@ def _unproven(
 def _kept_unknown(snapshot: Snapshot, operation: Operation, code: str | None) -> Changes:
     if operation.state not in HOLDING:
         return Changes()
-    unknown = replace(
-        operation, state=State.UNKNOWN, code=code or "outcome_unknown", lease_owner=None,
-        next_read_at=snapshot.now, updated_at=snapshot.now,
-    )  # fmt: skip
+    unknown = operation.ended(
+        snapshot.now,
+        state=State.UNKNOWN,
+        code=code or "outcome_unknown",
+        next_read_at=snapshot.now,
+    )
     return Changes(operations=(unknown,))
-
-
-def _given_back(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
-    if operation.state in HOLDING or not operation.final:
-        return release(snapshot, operation)
-    return ()
 
 
 def _outcome_row(operation: Operation, ending: Ending) -> AuditDraft:
     proof = ending.proof
-    code: str | None = operation.code if isinstance(proof, Made) else None
-    if operation.gives_back is not None and isinstance(proof, Made) and proof.verdict == "failed":
-        # However late: people are told.
-        code = REFUND_FAILED
-    if isinstance(proof, Rejected) and proof.ours:
-        # As the caller is told: it was our own key that Stripe refused, not the bill.
-        code = "upstream_rejected_key"
-    elif isinstance(proof, Declined | Rejected | NeverBegan):
-        code = proof.code
-    elif isinstance(proof, Nothing):
-        code = "outcome_unknown"
+    match proof:
+        case Made(verdict="failed") if operation.gives_back is not None:
+            # However late: people are told.
+            code: str | None = REFUND_FAILED
+        case Made():
+            code = operation.code
+        case Rejected(ours=True):
+            # As the caller is told: it was our own key that Stripe refused, not the bill.
+            code = "upstream_rejected_key"
+        case Declined() | Rejected() | NeverBegan():
+            code = proof.code
+        case Nothing():
+            code = "outcome_unknown"
+        case _:
+            assert_never(proof)
     return replace(
         ending.request,
-        kind="outcome" if ending.request.kind != "recovery" else "recovery",
+        kind="recovery" if ending.request.kind == "recovery" else "outcome",
         decision=operation.state.value,
         code=code,
         operation_id=operation.id,

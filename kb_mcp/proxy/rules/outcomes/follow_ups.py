@@ -7,7 +7,8 @@ only where no other step may still land. An object that is done is concluded as 
 
 from __future__ import annotations
 
-from typing import assert_never
+from dataclasses import dataclass
+from typing import Any, assert_never
 
 from msgspec.structs import replace
 
@@ -26,31 +27,26 @@ from kb_mcp.proxy.stripe.evidence import (
 )
 
 READ_AGAIN_MS = 60_000
+No = Rejected | NeverBegan
 _HOLD_NOTHING = frozenset({State.FAILED, State.AWAITING_APPROVAL})
+
+
+def closed_by_no(attempt: Attempt, proof: No) -> Attempt:
+    """Return `attempt` once `proof` is known to hold for every send of it."""
+    rejected = isinstance(proof, Rejected)
+    outcome = AttemptOutcome.REJECTED if rejected else AttemptOutcome.NOT_SENT
+    return attempt.closed(outcome, proof.status)
 
 
 def conclude_follow_up(
     snapshot: Snapshot, operation: Operation, attempt: Attempt, ending: Ending
 ) -> Changes:
     """Return the rows after the step `attempt` was answered, the operation first."""
-    proof = ending.proof
-    closed = _closed_by(snapshot, attempt, ending)
-    current = operation.attempt == attempt.number and operation.lease_token == ending.token
-    over = not (_alive(operation) or operation.state in _HOLD_NOTHING)
-    if not current:
+    step = _closed_by(snapshot, attempt, ending)
+    if operation.attempt != attempt.number or operation.lease_token != ending.token:
         # Somebody went on meanwhile: what this answer shows is older than what they know.
-        return Changes(attempts=(closed,))
-    if over:
-        return Changes(operations=(_freed(snapshot, operation),), attempts=(closed,))
-    if closed.outcome is AttemptOutcome.OPEN:
-        later = 0 if ending.read_at is None else READ_AGAIN_MS
-        waiting = replace(_freed(snapshot, operation), next_read_at=snapshot.now + later)
-        return Changes(operations=(waiting,), attempts=(closed,))
-    if isinstance(proof, Made):
-        return _shown(snapshot, operation, closed, proof, ending.daily_declines)
-    if isinstance(proof, Declined):
-        return _declined(snapshot, operation, closed, proof, ending.daily_declines)
-    return _restored(snapshot, operation, closed)
+        return Changes(attempts=(step,))
+    return _EndedStep(snapshot, operation, step, ending).rows()
 
 
 def _closed_by(snapshot: Snapshot, attempt: Attempt, ending: Ending) -> Attempt:
@@ -60,59 +56,18 @@ def _closed_by(snapshot: Snapshot, attempt: Attempt, ending: Ending) -> Attempt:
         case Made() if ending.read_at is not None:
             return _after_reading(snapshot, attempt, proof, ending.read_at)
         case Made():
-            return _closed(attempt, AttemptOutcome.SUCCEEDED, proof.status)
+            return attempt.closed(AttemptOutcome.SUCCEEDED, proof.status)
         case Declined():
-            return _closed(attempt, AttemptOutcome.DECLINED, proof.status)
+            return attempt.closed(AttemptOutcome.DECLINED, proof.status)
         case Rejected() | NeverBegan():
-            return _after_no(attempt, proof)
+            if attempt.open_sends > 1 or attempt.sends > 1:
+                # While an earlier send is open, a later no proves nothing.
+                return replace(attempt, open_sends=max(attempt.open_sends - 1, 0))
+            return closed_by_no(attempt, proof)
         case Nothing():
             return replace(attempt, status=proof.status)
         case _:
             assert_never(proof)
-
-
-def _shown(
-    snapshot: Snapshot, operation: Operation, step: Attempt, proof: Made, daily_declines: int
-) -> Changes:
-    """Return the rows after Stripe showed an object that is not done, in an answer or a reading."""
-    if proof.verdict == "failed":
-        return _failed(snapshot, operation, step, proof, daily_declines)
-    if not _alive(operation):
-        # It failed before, and nothing was reserved for this step: it holds nothing now.
-        return Changes(operations=(_freed(snapshot, operation),), attempts=(step,))
-    amount = proof.total or operation.amount
-    shown = replace(
-        _freed(snapshot, operation),
-        amount=amount,
-        held=_still_held(snapshot, operation, step, amount),
-        stripe_status=proof.stripe_status,
-        code=None,
-        answer_status=proof.status,
-        answer=proof.body,
-        next_read_at=snapshot.now + READ_AGAIN_MS,
-    )
-    return Changes(operations=(shown,), attempts=(step,), windows=move(snapshot, operation, shown))
-
-
-def _alive(operation: Operation) -> bool:
-    return operation.state is State.SUCCEEDED and not operation.final
-
-
-def _freed(snapshot: Snapshot, operation: Operation) -> Operation:
-    return replace(operation, lease_owner=None, next_read_at=None, updated_at=snapshot.now)
-
-
-def _closed(attempt: Attempt, outcome: AttemptOutcome, status: int | None) -> Attempt:
-    return replace(attempt, outcome=outcome, open_sends=0, status=status)
-
-
-def _after_no(attempt: Attempt, proof: Rejected | NeverBegan) -> Attempt:
-    open_sends = max(attempt.open_sends - 1, 0)
-    if open_sends > 0 or attempt.sends > 1:
-        # While an earlier send is open, a later no proves nothing.
-        return replace(attempt, open_sends=open_sends)
-    outcome = AttemptOutcome.REJECTED if isinstance(proof, Rejected) else AttemptOutcome.NOT_SENT
-    return _closed(attempt, outcome, proof.status)
 
 
 def _after_reading(snapshot: Snapshot, step: Attempt, proof: Made, read_at: int) -> Attempt:
@@ -120,106 +75,136 @@ def _after_reading(snapshot: Snapshot, step: Attempt, proof: Made, read_at: int)
     if step.outcome is not AttemptOutcome.OPEN:
         return step
     if proof.stripe_status == CANCELED:
-        return _closed(step, AttemptOutcome.SUCCEEDED, step.status)
+        return step.closed(AttemptOutcome.SUCCEEDED, step.status)
     if read_at > step.last_sent_at + snapshot.settings.recovery_grace_ms and not snapshot.skewed:
-        return _closed(step, AttemptOutcome.VOIDED, step.status)
+        return step.closed(AttemptOutcome.VOIDED, step.status)
     # Read, and free for another step: no send of it is waited for, though one may still land.
     return replace(step, open_sends=0)
 
 
-def _failed(
-    snapshot: Snapshot, operation: Operation, step: Attempt, proof: Made, daily_declines: int
-) -> Changes:
-    canceled = proof.stripe_status == CANCELED
-    if not canceled and not _alive(operation):
-        return Changes(operations=(_freed(snapshot, operation),), attempts=(step,))
-    if not canceled and _may_land(snapshot, operation, step):
-        waiting = replace(_freed(snapshot, operation), next_read_at=snapshot.now + READ_AGAIN_MS)
-        return Changes(operations=(waiting,), attempts=(step,))
-    counts = _alive(operation) and not canceled and step.path.endswith("/confirm")
-    status = proof.stripe_status
-    gone = replace(_over(snapshot, operation), stripe_status=status, code=status)
-    # The next step on it holds what it comes to now.
-    amount = proof.total or operation.amount
-    gone = replace(gone, amount=amount, answer_status=proof.status, answer=proof.body)
-    changes = _with_decline(snapshot, operation, gone, step, daily_declines if counts else None)
-    return _with_maker_closed(snapshot, operation, changes)
+@dataclass(frozen=True, slots=True)
+class _EndedStep:
+    """A step that was the last word on its operation; `step` is as its answer leaves it."""
 
+    snapshot: Snapshot
+    operation: Operation
+    step: Attempt
+    ending: Ending
 
-def _declined(
-    snapshot: Snapshot, operation: Operation, step: Attempt, proof: Declined, daily_declines: int
-) -> Changes:
-    if not step.path.endswith("/confirm") or _may_land(snapshot, operation, step):
-        # A declined raise leaves the authorisation as it was; reading says how that is.
-        back = _restored(snapshot, operation, step).operations[0]
-        back = replace(back, next_read_at=snapshot.now)
-        return _with_decline(snapshot, operation, back, step, daily_declines)
-    gone = replace(_over(snapshot, operation), stripe_status="failed", code=proof.code)
-    gone = replace(gone, answer_status=proof.status, answer=proof.body)
-    changes = _with_decline(snapshot, operation, gone, step, daily_declines)
-    return _with_maker_closed(snapshot, operation, changes)
+    def rows(self) -> Changes:
+        """Return the rows that the end of the step leaves behind."""
+        proof, state = self.ending.proof, self.operation.state
+        if not (self._alive or state in _HOLD_NOTHING):
+            return self._leave()
+        if self.step.outcome is AttemptOutcome.OPEN:
+            return self._leave(again_ms=0 if self.ending.read_at is None else READ_AGAIN_MS)
+        match proof:
+            case Made(verdict="failed"):
+                return self._failed(proof)
+            case Made() if self._alive:
+                return self._shown(proof)
+            case Declined():
+                return self._declined(proof)
+            case _:
+                return self._restored()
 
+    @property
+    def _alive(self) -> bool:
+        return self.operation.state is State.SUCCEEDED and not self.operation.final
 
-def _over(snapshot: Snapshot, operation: Operation) -> Operation:
-    return replace(_freed(snapshot, operation), state=State.FAILED, final=True, held=0)
+    def _leave(self, again_ms: int | None = None) -> Changes:
+        """Return the operation as it is, to be read again `again_ms` from now if at all."""
+        now = self.snapshot.now
+        again = None if again_ms is None else now + again_ms
+        return self._with(self.operation.ended(now, next_read_at=again))
 
+    def _with(self, after: Operation, *, declined: bool = False) -> Changes:
+        """Return the rows with the operation as it is `after`, and a decline where it was one."""
+        counted = Changes()
+        if declined:
+            counted = count_decline(self.snapshot, self.operation, self.ending.daily_declines)
+        windows = (*move(self.snapshot, self.operation, after), *counted.windows)
+        return replace(counted, operations=(after,), attempts=(self.step,), windows=windows)
 
-def _with_decline(
-    snapshot: Snapshot,
-    operation: Operation,
-    after: Operation,
-    step: Attempt,
-    daily_declines: int | None,
-) -> Changes:
-    counted = Changes()
-    if daily_declines is not None:
-        counted = count_decline(snapshot, operation, daily_declines)
-    return replace(
-        counted,
-        operations=(after,),
-        attempts=(step,),
-        windows=(*move(snapshot, operation, after), *counted.windows),
-    )
+    def _over(self, *, declined: bool, **changes: Any) -> Changes:
+        """Return the operation as failed, and the attempt that made the object as over."""
+        failed = self.operation.failed(self.snapshot.now, **changes)
+        changed, made = self._with(failed, declined=declined), self.snapshot.maker(self.operation)
+        closed = () if made is None else (replace(made, outcome=AttemptOutcome.DECLINED),)
+        return replace(changed, attempts=(*changed.attempts, *closed))
 
-
-def _with_maker_closed(snapshot: Snapshot, operation: Operation, changes: Changes) -> Changes:
-    """Return `changes`, and the attempt that made the object as one whose object is over."""
-    made = snapshot.maker(operation)
-    if made is None:
-        return changes
-    closed = replace(made, outcome=AttemptOutcome.DECLINED)
-    return replace(changes, attempts=(*changes.attempts, closed))
-
-
-def _restored(snapshot: Snapshot, operation: Operation, step: Attempt) -> Changes:
-    """Return the operation as it was before the step, which is known to have done nothing."""
-    if not _alive(operation):
-        return Changes(operations=(_freed(snapshot, operation),), attempts=(step,))
-    if (operation.answer_status or 0) >= 400 and not _may_land(snapshot, operation, step):
-        # It had failed, and was reserved for this step alone.
-        before = _over(snapshot, operation)
-    else:
-        held = _still_held(snapshot, operation, step, operation.amount)
-        before = replace(_freed(snapshot, operation), held=held)
-        before = replace(before, next_read_at=snapshot.now + READ_AGAIN_MS)
-    return Changes(
-        operations=(before,), attempts=(step,), windows=move(snapshot, operation, before)
-    )
-
-
-def _still_held(snapshot: Snapshot, operation: Operation, step: Attempt, amount: int) -> int:
-    return max(operation.held, amount) if _may_land(snapshot, operation, step) else amount
-
-
-def _may_land(snapshot: Snapshot, operation: Operation, step: Attempt) -> bool:
-    """Say whether a step beside `step` was sent, and may yet arrive at Stripe."""
-    return any(
-        each.outcome is AttemptOutcome.OPEN
-        and each.number != step.number
-        and (
-            snapshot.skewed
-            or snapshot.now <= each.last_sent_at + snapshot.settings.recovery_grace_ms
+    def _shown(self, proof: Made) -> Changes:
+        """Return the rows after Stripe showed an object that is not done yet."""
+        now, amount = self.snapshot.now, proof.total or self.operation.amount
+        shown = self.operation.ended(
+            now,
+            amount=amount,
+            held=self._still_held(amount),
+            stripe_status=proof.stripe_status,
+            code=None,
+            answer_status=proof.status,
+            answer=proof.body,
+            next_read_at=now + READ_AGAIN_MS,
         )
-        for each in snapshot.attempts_of(operation)
-        if operation.continued_by(each)
-    )
+        return self._with(shown)
+
+    def _failed(self, proof: Made) -> Changes:
+        status = proof.stripe_status
+        if status != CANCELED and not self._alive:
+            return self._leave()
+        if status != CANCELED and self._may_land:
+            return self._leave(again_ms=READ_AGAIN_MS)
+        return self._over(
+            declined=status != CANCELED and self._confirms,
+            stripe_status=status,
+            code=status,
+            # The next step on it holds what it comes to now.
+            amount=proof.total or self.operation.amount,
+            answer_status=proof.status,
+            answer=proof.body,
+        )
+
+    def _declined(self, proof: Declined) -> Changes:
+        if not self._confirms or self._may_land:
+            # A declined raise leaves the authorisation as it was; reading says how that is.
+            back = replace(self._restored().operations[0], next_read_at=self.snapshot.now)
+            return self._with(back, declined=True)
+        return self._over(
+            declined=True,
+            stripe_status="failed",
+            code=proof.code,
+            answer_status=proof.status,
+            answer=proof.body,
+        )
+
+    def _restored(self) -> Changes:
+        """Return the operation as it was before the step, which is known to have done nothing."""
+        operation, now = self.operation, self.snapshot.now
+        if not self._alive:
+            # It failed before, and nothing was reserved for this step: it holds nothing now.
+            return self._leave()
+        if (operation.answer_status or 0) >= 400 and not self._may_land:
+            # It had failed, and was reserved for this step alone.
+            return self._with(operation.failed(now))
+        held = self._still_held(operation.amount)
+        return self._with(operation.ended(now, held=held, next_read_at=now + READ_AGAIN_MS))
+
+    def _still_held(self, amount: int) -> int:
+        return max(self.operation.held, amount) if self._may_land else amount
+
+    @property
+    def _confirms(self) -> bool:
+        return self.step.path.endswith("/confirm")
+
+    @property
+    def _may_land(self) -> bool:
+        """Say whether a step beside this one was sent, and may yet arrive at Stripe."""
+        snapshot = self.snapshot
+        since = snapshot.now - snapshot.settings.recovery_grace_ms
+        return any(
+            each.outcome is AttemptOutcome.OPEN
+            and each.number != self.step.number
+            and (snapshot.skewed or each.last_sent_at >= since)
+            for each in snapshot.attempts_of(self.operation)
+            if self.operation.continued_by(each)
+        )

@@ -140,17 +140,15 @@ def _proves_absence(snapshot: Snapshot, operation: Operation, read_at: int) -> b
         return not snapshot.skewed
     if operation.state not in HOLDING or snapshot.skewed or operation.code == FOREIGN_KEY:
         return False
-    last_sent = max(
-        (attempt.last_sent_at for attempt in snapshot.attempts_of(operation)), default=0
-    )
+    last_sent = max((each.last_sent_at for each in snapshot.attempts_of(operation)), default=0)
     return read_at > last_sent + snapshot.settings.recovery_grace_ms
 
 
 def _absent(snapshot: Snapshot, operation: Operation, read_at: int) -> tuple[Operation, Changes]:
     if operation.state is State.VOIDED:
         return _listed_empty(snapshot, operation, read_at)
-    voided = replace(
-        operation,
+    voided = operation.ended(
+        snapshot.now,
         state=State.VOIDED,
         held=0,
         code="voided",
@@ -158,8 +156,6 @@ def _absent(snapshot: Snapshot, operation: Operation, read_at: int) -> tuple[Ope
         empty_listings=1,
         void_look_at=read_at,
         next_read_at=snapshot.now + SECOND_LISTING_MS,
-        lease_owner=None,
-        updated_at=snapshot.now,
     )
     attempt = snapshot.attempts[operation.id, operation.attempt]
     row = replace(
@@ -183,18 +179,11 @@ def _listed_empty(
     snapshot: Snapshot, operation: Operation, read_at: int
 ) -> tuple[Operation, Changes]:
     voided_at = operation.voided_at or snapshot.now
-    count = operation.empty_listings
-    due = voided_at + (SECOND_LISTING_MS if count == 1 else LAST_LISTING_MS)
-    if read_at < due:
+    first, count = operation.empty_listings == 1, operation.empty_listings + 1
+    if read_at < voided_at + (SECOND_LISTING_MS if first else LAST_LISTING_MS):
         return _look_again(snapshot, operation)
-    over = count + 1 >= LISTINGS_THAT_FREE
-    listed = replace(
-        operation,
-        empty_listings=count + 1,
-        next_read_at=None if over else voided_at + LAST_LISTING_MS,
-        lease_owner=None,
-        updated_at=snapshot.now,
-    )
+    again = None if count >= LISTINGS_THAT_FREE else voided_at + LAST_LISTING_MS
+    listed = operation.ended(snapshot.now, empty_listings=count, next_read_at=again)
     return listed, Changes(operations=(listed,))
 
 
@@ -205,20 +194,14 @@ def _look_again(
 
     That others used its key outweighs everything else that is known of it.
     """
-    state = State.UNKNOWN if operation.state in HOLDING else operation.state
+    state, code = operation.state, operation.code
     # What is done already can wait where Stripe does not show it.
-    later = HOUR_MS if state is State.SUCCEEDED and operation.final else 0
-    code = operation.code
-    if state is State.UNKNOWN and code != FOREIGN_KEY:
-        code = why or code or "outcome_unknown"
+    again = snapshot.now + (HOUR_MS if state is State.SUCCEEDED and operation.final else 0)
+    if state in HOLDING:
+        state = State.UNKNOWN
+        code = code if code == FOREIGN_KEY else why or code or "outcome_unknown"
     elif state is State.VOIDED:
         code = why or code
-    waiting = replace(
-        operation,
-        state=state,
-        code=code,
-        lease_owner=None,
-        next_read_at=max(operation.next_read_at or 0, snapshot.now + later),
-        updated_at=snapshot.now,
-    )
+    again = max(operation.next_read_at or 0, again)
+    waiting = operation.ended(snapshot.now, state=state, code=code, next_read_at=again)
     return waiting, Changes(operations=(waiting,))
