@@ -31,7 +31,7 @@ from kb_mcp.proxy.access.policy import (
     format_duration,
 )
 from kb_mcp.proxy.access.roles import ROLES, describe
-from kb_mcp.proxy.errors.refusal_codes import RULES
+from kb_mcp.proxy.errors.refusal_codes import WORDING
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 
 FOLDER = Path(__file__).parent
@@ -85,15 +85,15 @@ def errors() -> str:
         "Stripe's own errors pass as they came. **Retry** is what `Stripe-Should-Retry` says: it "
         "is true only where nothing was sent.\n",
     ]
-    for status in sorted({rule.status for rule in RULES.values()}):
+    for status in sorted({code.status for code in WORDING}):
         lines.append(f"## {status}\n")
-        for code, rule in RULES.items():
-            if rule.status == status:
+        for code, (sentence, doc) in WORDING.items():
+            if code.status == status:
                 lines += [
                     f"### `{code.value}`\n",
-                    f"{rule.doc}\n",
-                    f"> {rule.sentence}\n",
-                    f"Type `{rule.type}`, retry `{rule.should_retry}`.\n",
+                    f"{doc}\n",
+                    f"> {sentence}\n",
+                    f"Type `{code.type}`, retry `{code.should_retry}`.\n",
                 ]
     return "\n".join(lines)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from string import Formatter
 from urllib.parse import parse_qsl, unquote
 
 from hypothesis import strategies as st
+
+from kb_mcp.proxy.errors.refusals import WORDING, Code
 
 _PATH_PIECES = (
     b"/ /v1 /charges /ch_1 /cus_A1 /stripe // /. /.. %2f %2e%2e %2F %00 %25 %5c ; ;a=b # . "
@@ -140,3 +143,8 @@ def naively_allowed(allow: tuple[str, ...], raw: Raw) -> bool:
 
 def _entry(entry: str) -> re.Pattern[str]:
     return re.compile(re.escape(entry).replace(r"\*", "[a-z]+_[A-Za-z0-9]+"))
+
+
+def fields_of(code: Code) -> set[str]:
+    """Return the names that the sentence of `code` must be given, beside `param`."""
+    return {name for _, name, _, _ in Formatter().parse(WORDING[code][0]) if name} - {"param"}

@@ -8,88 +8,88 @@ and to a person, and never invites a retry that could hurt.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from string import Formatter
-from types import MappingProxyType
-from typing import Final
+from typing import Final, Self
 
 
 class Code(StrEnum):
-    """Every code that a refusal can carry."""
+    """Every code that a refusal can carry, with its HTTP status."""
 
-    VAULT_KEY_MISSING = "vault_key_missing"
-    VAULT_KEY_UNKNOWN = "vault_key_unknown"
-    VAULT_KEY_EXPIRED = "vault_key_expired"
-    VAULT_KEY_REVOKED = "vault_key_revoked"
-    VAULT_KEY_NOT_AUTHORIZED = "vault_key_not_authorized"
-    VAULT_KEY_FROZEN = "vault_key_frozen"
-    IDENTITY_NOT_GRANTED = "identity_not_granted"
-    IDENTITY_AMBIGUOUS = "identity_ambiguous"
-    TOOL_NOT_GRANTED = "tool_not_granted"
-    TOO_MANY_UNRESOLVED = "too_many_unresolved"
-    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
-    PARAMETER_NOT_ALLOWED = "parameter_not_allowed"
-    HEADER_NOT_ALLOWED = "header_not_allowed"
-    SPEND_CAP_EXCEEDED = "spend_cap_exceeded"
-    CHARGE_COUNT_EXCEEDED = "charge_count_exceeded"
-    CURRENCY_NOT_ALLOWED = "currency_not_allowed"
-    AMOUNT_NOT_METERED = "amount_not_metered"
-    REFUND_CAP_EXCEEDED = "refund_cap_exceeded"
-    REFUND_COUNT_EXCEEDED = "refund_count_exceeded"
-    CHARGE_NOT_REFUNDABLE = "charge_not_refundable"
-    CHARGE_DISPUTED = "charge_disputed"
-    ALREADY_REFUNDED = "already_refunded"
-    REFUND_EXCEEDS_CHARGE = "refund_exceeds_charge"
-    AMOUNT_CHANGED = "amount_changed"
-    APPROVAL_REQUIRED = "approval_required"
-    PARAMETER_UNKNOWN = "parameter_unknown"
-    PARAMETER_INVALID = "parameter_invalid"
-    PARAMETER_DUPLICATE = "parameter_duplicate"
-    PARAMETER_MISSING = "parameter_missing"
-    BODY_INVALID = "body_invalid"
-    PATH_INVALID = "path_invalid"
-    PERIOD_OUT_OF_WINDOW = "period_out_of_window"
-    IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
-    IDEMPOTENCY_KEY_REQUIRED = "idempotency_key_required"
-    PERIOD_ALREADY_CHARGED = "period_already_charged"
-    DUPLICATE_SUSPECTED = "duplicate_suspected"
-    IDEMPOTENCY_KEY_IN_USE = "idempotency_key_in_use"
-    PATH_UNKNOWN = "path_unknown"
-    METHOD_NOT_ALLOWED = "method_not_allowed"
-    BODY_TOO_LARGE = "body_too_large"
-    RATE_LIMITED = "rate_limited"
-    UPSTREAM_UNREACHABLE = "upstream_unreachable"
-    UPSTREAM_REJECTED_KEY = "upstream_rejected_key"
-    LEDGER_UNAVAILABLE = "ledger_unavailable"
-    LEDGER_BEHIND = "ledger_behind"
-    DRAINING = "draining"
-    OVERLOADED = "overloaded"
-    ISSUER_UNREACHABLE = "issuer_unreachable"
-    OUTCOME_UNKNOWN = "outcome_unknown"
-
-
-Wording = Mapping[Code, tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What one code means: `sentence` is a template, `doc` its entry in the error reference."""
-
+    _value_: str
     status: int
-    type: str
-    sentence: str
-    doc: str
-    should_retry: str = "false"
+
+    def __new__(cls, value: str, status: int) -> Self:
+        """Make the code `value`, which is answered with `status`."""
+        code = str.__new__(cls, value)
+        code._value_, code.status = value, status
+        return code
+
+    VAULT_KEY_MISSING = "vault_key_missing", 401
+    VAULT_KEY_UNKNOWN = "vault_key_unknown", 401
+    VAULT_KEY_EXPIRED = "vault_key_expired", 401
+    VAULT_KEY_REVOKED = "vault_key_revoked", 401
+    VAULT_KEY_NOT_AUTHORIZED = "vault_key_not_authorized", 403
+    VAULT_KEY_FROZEN = "vault_key_frozen", 403
+    IDENTITY_NOT_GRANTED = "identity_not_granted", 403
+    IDENTITY_AMBIGUOUS = "identity_ambiguous", 403
+    TOOL_NOT_GRANTED = "tool_not_granted", 403
+    TOO_MANY_UNRESOLVED = "too_many_unresolved", 403
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted", 403
+    PARAMETER_NOT_ALLOWED = "parameter_not_allowed", 403
+    HEADER_NOT_ALLOWED = "header_not_allowed", 403
+    SPEND_CAP_EXCEEDED = "spend_cap_exceeded", 403
+    CHARGE_COUNT_EXCEEDED = "charge_count_exceeded", 403
+    CURRENCY_NOT_ALLOWED = "currency_not_allowed", 403
+    AMOUNT_NOT_METERED = "amount_not_metered", 403
+    REFUND_CAP_EXCEEDED = "refund_cap_exceeded", 403
+    REFUND_COUNT_EXCEEDED = "refund_count_exceeded", 403
+    CHARGE_NOT_REFUNDABLE = "charge_not_refundable", 400
+    CHARGE_DISPUTED = "charge_disputed", 400
+    ALREADY_REFUNDED = "already_refunded", 400
+    REFUND_EXCEEDS_CHARGE = "refund_exceeds_charge", 400
+    AMOUNT_CHANGED = "amount_changed", 400
+    APPROVAL_REQUIRED = "approval_required", 403
+    PARAMETER_UNKNOWN = "parameter_unknown", 400
+    PARAMETER_INVALID = "parameter_invalid", 400
+    PARAMETER_DUPLICATE = "parameter_duplicate", 400
+    PARAMETER_MISSING = "parameter_missing", 400
+    BODY_INVALID = "body_invalid", 400
+    PATH_INVALID = "path_invalid", 400
+    PERIOD_OUT_OF_WINDOW = "period_out_of_window", 400
+    IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused", 400
+    IDEMPOTENCY_KEY_REQUIRED = "idempotency_key_required", 400
+    PERIOD_ALREADY_CHARGED = "period_already_charged", 400
+    DUPLICATE_SUSPECTED = "duplicate_suspected", 400
+    IDEMPOTENCY_KEY_IN_USE = "idempotency_key_in_use", 409
+    PATH_UNKNOWN = "path_unknown", 404
+    METHOD_NOT_ALLOWED = "method_not_allowed", 405
+    BODY_TOO_LARGE = "body_too_large", 413
+    RATE_LIMITED = "rate_limited", 429
+    UPSTREAM_UNREACHABLE = "upstream_unreachable", 502
+    UPSTREAM_REJECTED_KEY = "upstream_rejected_key", 502
+    LEDGER_UNAVAILABLE = "ledger_unavailable", 503
+    LEDGER_BEHIND = "ledger_behind", 503
+    DRAINING = "draining", 503
+    OVERLOADED = "overloaded", 503
+    ISSUER_UNREACHABLE = "issuer_unreachable", 503
+    OUTCOME_UNKNOWN = "outcome_unknown", 504
 
     @property
-    def fields(self) -> frozenset[str]:
-        """The names that `sentence` must be given, beside `param`."""
-        names = {name for _, name, _, _ in Formatter().parse(self.sentence) if name}
-        return frozenset(names - {"param"})
+    def type(self) -> str:
+        """The `type` of Stripe's error shape."""
+        if self is Code.IDEMPOTENCY_KEY_REUSED:
+            return "idempotency_error"
+        if self.status == 429:
+            return "rate_limit_error"
+        return "api_error" if self.status >= 500 else "invalid_request_error"
+
+    @property
+    def should_retry(self) -> str:
+        """What `Stripe-Should-Retry` says: "true" only where nothing was or will be sent twice."""
+        return "true" if self.status in {409, 503} else "false"
 
 
-_UNAUTHENTICATED: Final[Wording] = {
+WORDING: Final[Mapping[Code, tuple[str, str]]] = {
     Code.VAULT_KEY_MISSING: (
         "No vault key was given. Send it as a bearer token, or as the user of Basic "
         "authentication.",
@@ -108,8 +108,6 @@ _UNAUTHENTICATED: Final[Wording] = {
         "This vault key was revoked. Ask an operator for a new one.",
         "An operator revoked the key; no reservation is made after that.",
     ),
-}
-_FORBIDDEN: Final[Wording] = {
     Code.VAULT_KEY_NOT_AUTHORIZED: (
         "This vault key may not do that: {reason}. Use a key that was granted it.",
         "Method and path are not on the key's allowlist, the customer is not the key's, or "
@@ -198,8 +196,6 @@ _FORBIDDEN: Final[Wording] = {
         "The amount is above `approval_above`, or `refund_approval_above`; `kb-mcp approvals "
         "approve` lets it through. `keybrake` says in `state` whether it was denied.",
     ),
-}
-_BAD_REQUEST: Final[Wording] = {
     Code.PARAMETER_UNKNOWN: (
         "Received unknown parameter: {param}. Leave it out or correct its name.",
         "The name does not have the form of a Stripe parameter.",
@@ -276,48 +272,34 @@ _BAD_REQUEST: Final[Wording] = {
         "The same customer, amount and currency within `duplicate_window`, and one of the two "
         "bills has no period.",
     ),
-}
-_REUSED: Final[Wording] = {
     Code.IDEMPOTENCY_KEY_REUSED: (
         "This bill or idempotency key was used before with other parameters. Nothing was "
         "charged now. Send the same parameters to get the first result.",
         "The same operation with another fingerprint, as at Stripe.",
     ),
-}
-_CONFLICT: Final[Wording] = {
     Code.IDEMPOTENCY_KEY_IN_USE: (
         "The same bill is being sent right now. Send the same request again in a moment to "
         "get its result; it will not be charged twice.",
         "A second caller waits for the outcome for 10 seconds; it did not come in that time.",
     ),
-}
-_NOT_FOUND: Final[Wording] = {
     Code.PATH_UNKNOWN: (
         "Unrecognized request URL. This proxy does not serve that path.",
         "Not a path of Stripe's v1 API that the proxy knows.",
     ),
-}
-_NOT_ALLOWED: Final[Wording] = {
     Code.METHOD_NOT_ALLOWED: (
         "That path does not take this method. Use one that Stripe documents for it.",
         "The path is known, but it does not take this method.",
     ),
-}
-_TOO_LARGE: Final[Wording] = {
     Code.BODY_TOO_LARGE: (
         "The request is too large: its body may have 64 KiB, its headers 32 KiB, a token 16 KB. "
         "Nothing was done. Send less.",
         "A body, query or header section beyond its limit.",
     ),
-}
-_TOO_MANY: Final[Wording] = {
     Code.RATE_LIMITED: (
         "Too many requests with this vault key. Nothing was done. Wait as long as Retry-After "
         "says, then send the same request.",
         "The rate of the policy.",
     ),
-}
-_BAD_GATEWAY: Final[Wording] = {
     Code.UPSTREAM_UNREACHABLE: (
         "Stripe could not be reached, and nothing was sent. Send the same request later.",
         "No connection was made, so nothing can have been charged.",
@@ -327,8 +309,6 @@ _BAD_GATEWAY: Final[Wording] = {
         "correct; tell an operator.",
         "The restricted key behind the proxy is wrong, expired, or lacks a permission.",
     ),
-}
-_UNAVAILABLE: Final[Wording] = {
     Code.LEDGER_UNAVAILABLE: (
         "The ledger cannot be reached or is not sure of the time, and nothing was sent. "
         "Send the same request later.",
@@ -353,38 +333,10 @@ _UNAVAILABLE: Final[Wording] = {
         "Too many requests are waiting, and nothing was sent. Send the same request later.",
         "The proxy refuses work before it reserves anything.",
     ),
-}
-_TIMEOUT: Final[Wording] = {
     Code.OUTCOME_UNKNOWN: (
         "It may have been sent, and its outcome is not known yet: money may have moved. Do not "
         "charge or refund again; ask charge_status later.",
         "The amount stays reserved until a read of Stripe's list proves what happened.",
     ),
 }
-
-_REQUEST = "invalid_request_error"
-_IDEMPOTENCY = "idempotency_error"
-_RATE = "rate_limit_error"
-_API = "api_error"
-
-RULES: Final[Mapping[Code, Rule]] = MappingProxyType(
-    {
-        code: Rule(status, kind, sentence, doc, should_retry)
-        for status, kind, should_retry, wording in (
-            (401, _REQUEST, "false", _UNAUTHENTICATED),
-            (403, _REQUEST, "false", _FORBIDDEN),
-            (400, _REQUEST, "false", _BAD_REQUEST),
-            (400, _IDEMPOTENCY, "false", _REUSED),
-            (409, _REQUEST, "true", _CONFLICT),
-            (404, _REQUEST, "false", _NOT_FOUND),
-            (405, _REQUEST, "false", _NOT_ALLOWED),
-            (413, _REQUEST, "false", _TOO_LARGE),
-            (429, _RATE, "false", _TOO_MANY),
-            (502, _API, "false", _BAD_GATEWAY),
-            (503, _API, "true", _UNAVAILABLE),
-            (504, _API, "false", _TIMEOUT),
-        )
-        for code, (sentence, doc) in wording.items()
-    }
-)
-"""Code to rule: the one table. Each `Wording` above maps a code to its sentence and its doc."""
+"""Code to its sentence, which is a template, and to its entry in the error reference."""

@@ -16,7 +16,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from kb_mcp.money import Money, format_money
-from kb_mcp.proxy.errors.refusal_codes import RULES, Code
+from kb_mcp.proxy.errors.refusal_codes import WORDING, Code
 
 _KEYS = re.compile(rb"\b(?:sk|rk|pk|whsec)_(?:live_|test_)?[A-Za-z0-9_*.\xe2\x80\xa2]{4,}")
 # As clients send them by mistake, in a path, a name or a header: underscores may be encoded.
@@ -49,7 +49,7 @@ def strip_client_secret(body: bytes) -> bytes:
     return _CLIENT_SECRET.sub(rb"\1null", body)
 
 
-__all__ = ["RULES", "Code", "Fact", "Refusal", "error_body", "quoted", "refuse"]
+__all__ = ["WORDING", "Code", "Fact", "Refusal", "error_body", "quoted", "refuse"]
 
 
 class Refusal(Struct, frozen=True):
@@ -68,17 +68,7 @@ class Refusal(Struct, frozen=True):
     @property
     def status(self) -> int:
         """The HTTP status."""
-        return RULES[self.code].status
-
-    @property
-    def type(self) -> str:
-        """The `type` of Stripe's error shape."""
-        return RULES[self.code].type
-
-    @property
-    def should_retry(self) -> str:
-        """What `Stripe-Should-Retry` says: "true" only where nothing was or will be sent twice."""
-        return RULES[self.code].should_retry
+        return self.code.status
 
 
 def refuse(
@@ -99,7 +89,7 @@ def refuse(
     if param is not None:
         param = quoted(param)
         values["param"] = param
-    sentence = RULES[code].sentence
+    sentence, _ = WORDING[code]
     if param is None and "{param}" in sentence:
         values["param"] = "A parameter"
     values["reason"] = values.get("reason") or "it was not granted"
@@ -116,7 +106,7 @@ def clock_disputed() -> Refusal:
 def error_body(refusal: Refusal) -> bytes:
     """Write `refusal` in Stripe's error shape, as ASCII JSON."""
     error: dict[str, object] = {
-        "type": refusal.type,
+        "type": refusal.code.type,
         "code": refusal.code.value,
         "message": refusal.message,
     }

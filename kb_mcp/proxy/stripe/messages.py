@@ -74,9 +74,8 @@ class Reply(Struct, frozen=True):
 
 def refused(refusal: Refusal, **headers: str | None) -> Reply:
     """Write `refusal` in Stripe's error shape."""
-    reply = Reply(
-        refusal.status, error_body(refusal), {"Stripe-Should-Retry": refusal.should_retry}
-    )
+    retry = {"Stripe-Should-Retry": refusal.code.should_retry}
+    reply = Reply(refusal.status, error_body(refusal), retry)
     retry_after = refusal.facts.get("retry_after")
     if retry_after is not None:
         reply = reply.with_headers(Retry_After=str(retry_after))

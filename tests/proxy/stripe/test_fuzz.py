@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from kb_mcp.proxy.access.authorize import authorize
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import ROLES
-from kb_mcp.proxy.errors.refusals import RULES, Code, Refusal, error_body, refuse
+from kb_mcp.proxy.errors.refusals import Code, Refusal, error_body, refuse
 from kb_mcp.proxy.stripe.endpoints import find_route
 from kb_mcp.proxy.stripe.forms import canonical_path, parse_form
 from kb_mcp.proxy.stripe.interpret import Reading, read_request
 from tests.in_process_proxy import InProcessProxy, Issued
-from tests.proxy.requests import DANGEROUS, Raw, naively_allowed, raw_requests
+from tests.proxy.requests import DANGEROUS, Raw, fields_of, naively_allowed, raw_requests
 
 POLICIES = tuple(ROLES[name] for name in ("billing", "audit", "billing-with-status"))
 
@@ -81,7 +81,7 @@ def test_any_body_is_read_or_refused(body: bytes) -> None:
 
 @given(st.sampled_from(list(Code)), st.text(max_size=300), st.text(max_size=300))
 def test_any_refusal_is_written_in_stripes_shape(code: Code, param: str, text: str) -> None:
-    fields = dict.fromkeys(RULES[code].fields, text) | {"currency": "usd"}
+    fields = dict.fromkeys(fields_of(code), text) | {"currency": "usd"}
     check_written(refuse(code, param=param, facts={"note": text}, **fields))
 
 
@@ -95,7 +95,7 @@ def check_written(refusal: Refusal) -> None:
         "rate_limit_error",
         "api_error",
     }
-    assert Code(error["code"]) is refusal.code
+    assert error["code"] == refusal.code
     assert len(error["message"]) < 10_000
     assert len(error.get("param", "")) < 1_000
     assert error["message"].isprintable()
@@ -125,7 +125,7 @@ def test_the_whole_house_answers_anything_and_sends_only_what_was_granted(
     if _reached(snapshot) != before:
         assert naively_allowed(policy.allow, raw)
     elif status != 200 and raw.method != "HEAD":
-        assert Code(json.loads(body)["error"]["code"]) in Code
+        assert json.loads(body)["error"]["code"] in list(Code)
 
 
 def _reached(in_process: InProcessProxy) -> int:
