@@ -28,7 +28,7 @@ from kb_mcp.proxy.rules.invoices import (
     goes_on_with,
     invoice_fingerprint,
 )
-from kb_mcp.proxy.stripe.endpoints import Standing
+from kb_mcp.proxy.stripe.endpoints import INVOICES
 from kb_mcp.proxy.stripe.evidence import Made, customer_of, payment_of
 from kb_mcp.proxy.stripe.interpret import Reading
 from kb_mcp.proxy.stripe.json_objects import currency, whole, word
@@ -72,14 +72,14 @@ class InvoiceReads:
             return refuse(Code.AMOUNT_NOT_METERED)
         # The ledger first: what it knows as paid before the reading must be paid in the reading.
         known = await self._known(invoice)
-        seen = await self._see(standing, invoice)
+        seen = await self._see(invoice)
         if isinstance(seen, Refusal):
             return seen
         view = seen.view
         refusal = await touch(replace(reading, customer=view.customer))
         if refusal is not None:
             return refusal
-        if view.status not in standing.begins:
+        if view.status not in standing:
             return await self._over(reading, seen)
         if known is not None and known.state is S.SUCCEEDED and known.final:
             # It was paid, and it is not any more: a person must say what that means.
@@ -100,10 +100,10 @@ class InvoiceReads:
 
     async def changed(self, command: Command, operation: Operation) -> NotSent | None:
         """Return why `command` must not be sent: its invoice is not what it was; else None."""
-        before, standing = command.invoice, command.reading.route.standing
-        if before is None or standing is None:
+        before = command.invoice
+        if before is None:
             return None
-        seen = await self._see(standing, before.invoice)
+        seen = await self._see(before.invoice)
         if isinstance(seen, Refusal):
             return NotSent(seen.code.value)
         if seen.view == before:
@@ -134,15 +134,15 @@ class InvoiceReads:
         body = strip_client_secret(json.dumps(seen.body, separators=(",", ":")).encode())
         return AsItStands(Reply(200, body), view.customer)
 
-    async def _see(self, standing: Standing, invoice: str) -> _Seen | Refusal:
-        found = await self.stripe.get(standing.template.replace("*", invoice))
+    async def _see(self, invoice: str) -> _Seen | Refusal:
+        found = await self.stripe.get(f"{INVOICES}/{invoice}")
         if isinstance(found, Missing):
             reason = f"Stripe has no {invoice}. Check the id; do not try others."
             return refuse(Code.PARAMETER_INVALID, param="invoice", reason=reason)
         if not isinstance(found, Found):
             refused = found.status in {401, 403}
             return refuse(Code.UPSTREAM_REJECTED_KEY if refused else Code.UPSTREAM_UNREACHABLE)
-        view = _payable(standing, invoice, found.body)
+        view = _payable(invoice, found.body)
         if view is None:
             return refuse(Code.UPSTREAM_UNREACHABLE)
         if found.body.get("livemode") is not self.live and "livemode" in found.body:
@@ -169,10 +169,10 @@ async def _touched(_reading: Reading) -> Refusal | None:
     return None
 
 
-def _payable(standing: Standing, invoice: str, body: Mapping[str, Any]) -> Payable | None:
+def _payable(invoice: str, body: Mapping[str, Any]) -> Payable | None:
     """Return what was read of `invoice`; None where anything that decides cannot be read."""
     status, customer = word(body.get("status")), customer_of(body)
-    left, paid = whole(body.get(standing.amount)), whole(body.get(standing.paid, 0))
+    left, paid = whole(body.get("amount_remaining")), whole(body.get("amount_paid", 0))
     unit = currency(body.get("currency"))
     strange = body.get("id") != invoice or body.get("object", "invoice") != "invoice"
     nameless = body.get("customer") is not None and not CUSTOMER_ID.fullmatch(customer or "")

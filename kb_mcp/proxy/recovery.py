@@ -205,7 +205,7 @@ class Recovery:
             return Unreadable()
         if operation.state is S.SUCCEEDED and last.outcome is AttemptOutcome.SUCCEEDED:
             return Present(seen.number, await self._unless_refused(made, last))
-        if operation.state is S.SUCCEEDED or made.stripe_status not in route.standing.begins:
+        if operation.state is S.SUCCEEDED or made.stripe_status not in route.standing:
             return seen
         return await self._walk(route, operation, attempts, budget)
 

@@ -48,20 +48,6 @@ class Lifecycle:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """The object whose amount a request moves, where no request tells it: it is read first.
-
-    `template` is where the object is read, `amount` the field that is reserved, `paid` the one that
-    says what was paid before. `begins` are the statuses in which the request has something to do.
-    """
-
-    template: str
-    amount: str
-    paid: str
-    begins: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
 class Listing:
     """The list that proves what became of an operation.
 
@@ -72,28 +58,32 @@ class Listing:
     filters: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Route:
-    """One endpoint. `*` in `template` stands for one object id of the right prefix.
+    """One endpoint, as allowlists write it: `POST /v1/charges`; `*` stands for one object id.
 
     `belongs_to` names the endpoint whose operation this one continues, `total` the parameter that
-    says what that operation comes to then; `object_type` is what its answers are. `standing` is
-    the object whose amount it moves, where that stands at Stripe.
+    says what that operation comes to then; `object_type` is what its answers are. `standing` are
+    the statuses of an invoice in which the request pays what is left of it, which no request tells.
     """
 
-    method: str
-    template: str
-    moves: Moves
+    endpoint: str
     object_type: str
+    moves: Moves = Moves.UNMETERED
     listing: Listing | None = None
     belongs_to: str | None = None
     total: str | None = None
-    standing: Standing | None = None
+    standing: frozenset[str] | None = None
 
     @property
-    def endpoint(self) -> str:
-        """The route's name, as allowlists write it: `POST /v1/charges`."""
-        return f"{self.method} {self.template}"
+    def method(self) -> str:
+        """The HTTP method."""
+        return self.endpoint.partition(" ")[0]
+
+    @property
+    def template(self) -> str:
+        """The path, with `*` for an object id of the right prefix."""
+        return self.endpoint.partition(" ")[2]
 
     @property
     def lifecycle(self) -> Lifecycle:
@@ -102,17 +92,15 @@ class Route:
 
     def path_of(self, object_id: str) -> str:
         """Return where the object `object_id`, which a request to this endpoint makes, is read."""
-        if self.standing is not None:
-            return self.standing.template.replace("*", object_id)
-        return f"{self.template}/{object_id}"
+        return f"{self.template if self.standing is None else INVOICES}/{object_id}"
 
 
 def find_route(method: str, path: str) -> Route | Refusal:
     """Find the row of `method` and a canonical `path`."""
-    methods = _methods(path)
-    if not methods:
+    template = _template_of(path)
+    if template not in _TEMPLATES:
         return refuse(Code.PATH_UNKNOWN)
-    return methods.get(method) or refuse(Code.METHOD_NOT_ALLOWED)
+    return ENDPOINTS.get(f"{method} {template}") or refuse(Code.METHOD_NOT_ALLOWED)
 
 
 def object_ids(route: Route, path: str) -> tuple[str, ...]:
@@ -121,26 +109,16 @@ def object_ids(route: Route, path: str) -> tuple[str, ...]:
     return tuple(segment for pattern, segment in pairs if pattern == "*")
 
 
-def _methods(path: str) -> Mapping[str, Route]:
-    exact = _TEMPLATES.get(path)
-    if exact is not None and "*" not in path:
-        return exact
+def _template_of(path: str) -> str | None:
+    """Return `path` with `*` for each id that stands after its collection."""
+    if "*" in path:
+        return None
     segments = path.split("/")
-    for template, methods in _PATTERNS.get(len(segments), {}).items():
-        if _fits(template.split("/"), segments):
-            return methods
-    return {}
-
-
-def _fits(pattern: list[str], segments: list[str]) -> bool:
-    for place, (wanted, segment) in enumerate(zip(pattern, segments, strict=True)):
-        if wanted == "*":
-            prefix = ID_PREFIXES[pattern[place - 1]]
-            if not re.fullmatch(rf"(?:{prefix})_{_ID_BODY}", segment):
-                return False
-        elif wanted != segment:
-            return False
-    return True
+    for place, collection in enumerate(segments[:-1], 1):
+        prefixes = ID_PREFIXES.get(collection)
+        if prefixes and re.fullmatch(rf"(?:{prefixes})_{_ID_BODY}", segments[place]):
+            segments[place] = "*"
+    return "/".join(segments)
 
 
 _ID_BODY = r"[A-Za-z0-9]{1,128}"
@@ -169,160 +147,119 @@ ID_PREFIXES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Collection to the prefixes of its ids, as alternatives of a regular expression."""
 
-CHARGE: Final = Lifecycle(
-    done=frozenset({"succeeded"}),
-    pending=frozenset({"pending"}),
-    failed=frozenset({"failed"}),
-    unless="captured",
-    moved="amount_captured",
-)
-INTENT: Final = Lifecycle(
-    done=frozenset({"succeeded"}),
-    pending=frozenset(
-        {"processing", "requires_action", "requires_capture", "requires_confirmation"}
-    ),
-    failed=frozenset({"canceled", "requires_payment_method"}),
-    # An intent made without a payment method waits for one; it has failed once it says why.
-    after=("requires_payment_method", "last_payment_error"),
-    moved="amount_received",
-)
-PAYOUT: Final = Lifecycle(
-    done=frozenset({"paid"}),
-    pending=frozenset({"in_transit", "pending"}),
-    failed=frozenset({"canceled", "failed"}),
-)
-TOPUP: Final = Lifecycle(
-    done=frozenset({"succeeded"}),
-    pending=frozenset({"pending"}),
-    failed=frozenset({"canceled", "failed", "reversed"}),
-)
-REFUND: Final = Lifecycle(
-    done=frozenset({"succeeded"}),
-    pending=frozenset({"pending", "requires_action"}),
-    failed=frozenset({"canceled", "failed"}),
-)
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+INVOICES: Final = "/v1/invoices"
 INVOICE: Final = Lifecycle(
-    done=frozenset({"paid"}),
-    pending=frozenset({"draft", "open"}),
-    failed=frozenset({"uncollectible", "void"}),
+    _words("paid"),
+    _words("draft open"),
+    _words("uncollectible void"),
     moved="amount_paid",
     total="amount_remaining",
 )
 NONE: Final = Lifecycle()
+_PENDING_INTENT = "processing requires_action requires_capture requires_confirmation"
 _LIFECYCLES: Final[Mapping[str, Lifecycle]] = {
-    "charge": CHARGE,
-    "payment_intent": INTENT,
-    "payout": PAYOUT,
-    "topup": TOPUP,
-    "refund": REFUND,
+    "charge": Lifecycle(
+        _words("succeeded"),
+        _words("pending"),
+        _words("failed"),
+        unless="captured",
+        moved="amount_captured",
+    ),
+    "payment_intent": Lifecycle(
+        _words("succeeded"),
+        _words(_PENDING_INTENT),
+        _words("canceled requires_payment_method"),
+        # An intent made without a payment method waits for one; it has failed once it says why.
+        after=("requires_payment_method", "last_payment_error"),
+        moved="amount_received",
+    ),
+    "payout": Lifecycle(_words("paid"), _words("in_transit pending"), _words("canceled failed")),
+    "topup": Lifecycle(_words("succeeded"), _words("pending"), _words("canceled failed reversed")),
+    "refund": Lifecycle(
+        _words("succeeded"), _words("pending requires_action"), _words("canceled failed")
+    ),
 }
-_CHARGES = Listing("/v1/charges", ("customer",))
 
 
-def _reads(object_type: str, *templates: str) -> list[Route]:
-    return _writes(object_type, *(f"GET {each}" for each in templates), moves=Moves.READS)
+def _reads(object_type: str, collection: str, *below: str) -> list[Route]:
+    templates = (collection + each for each in ("", *below))
+    return [Route(f"GET {each}", object_type, Moves.READS) for each in templates]
 
 
-def _writes(
-    object_type: str,
-    *endpoints: str,
-    moves: Moves = Moves.UNMETERED,
-    listing: Listing | None = None,
-    belongs_to: str | None = None,
-    total: str | None = None,
-    standing: Standing | None = None,
+def _metered(
+    object_type: str, collection: str, filters: tuple[str, ...], steps: Mapping[str, str | None]
 ) -> list[Route]:
+    """Return the row that makes an object, and those of the `steps` that go on with it.
+
+    Of each step, it is the parameter that tells what the whole comes to then, if any.
+    """
+    made = Route(f"POST {collection}", object_type, Moves.METERED, Listing(collection, filters))
     return [
-        Route(
-            method=method,
-            template=template,
-            moves=moves,
-            object_type=object_type,
-            listing=listing,
-            belongs_to=belongs_to,
-            total=total,
-            standing=standing,
-        )
-        for method, template in (endpoint.split(" ") for endpoint in endpoints)
+        made,
+        *(
+            Route(made.endpoint + step, object_type, belongs_to=made.endpoint, total=total)
+            for step, total in steps.items()
+        ),
     ]
 
 
-def _metered(object_type: str, template: str, *filters: str) -> list[Route]:
-    listing = Listing(template, filters)
-    return _writes(object_type, f"POST {template}", moves=Moves.METERED, listing=listing)
+def _writes(object_type: str, *endpoints: str) -> list[Route]:
+    return [Route(each, object_type) for each in endpoints]
 
 
-def _invoice_paid(endpoint: str, *begins: str) -> list[Route]:
+def _invoice_paid(endpoint: str, begins: str) -> Route:
     """Return the row of an endpoint that pays, or commits to pay, what is left of an invoice.
 
     It takes no mark: a charge of that customer and amount may be its own.
     """
-    standing = Standing("/v1/invoices/*", "amount_remaining", "amount_paid", frozenset(begins))
-    return _writes("invoice", endpoint, moves=Moves.READ_FIRST, listing=_CHARGES, standing=standing)
+    charges = Listing("/v1/charges", ("customer",))
+    return Route(endpoint, "invoice", Moves.READ_FIRST, charges, standing=_words(begins))
 
 
 ROUTES: Final[tuple[Route, ...]] = (
-    *_metered("charge", "/v1/charges", "customer"),
-    *_reads("charge", "/v1/charges", "/v1/charges/search", "/v1/charges/*"),
     # A capture's amount is optional: without it, what was authorised.
-    *_writes("charge", "POST /v1/charges/*/capture", belongs_to="POST /v1/charges", total="amount"),
-    *_writes("charge", "POST /v1/charges/*", belongs_to="POST /v1/charges"),
-    *_metered("payment_intent", "/v1/payment_intents", "customer"),
-    *_reads(
+    *_metered("charge", "/v1/charges", ("customer",), {"/*/capture": "amount", "/*": None}),
+    *_reads("charge", "/v1/charges", "/search", "/*"),
+    *_metered(
         "payment_intent",
         "/v1/payment_intents",
-        "/v1/payment_intents/search",
-        "/v1/payment_intents/*",
+        ("customer",),
+        {
+            # These tell a new total, but in the currency of the stored intent.
+            "/*": "amount",
+            "/*/increment_authorization": "amount",
+            "/*/capture": "amount_to_capture",
+            "/*/confirm": None,
+            "/*/cancel": None,
+        },
     ),
-    # An update or an increment tells a new total, but in the currency of the stored intent.
-    *_writes(
-        "payment_intent",
-        "POST /v1/payment_intents/*",
-        "POST /v1/payment_intents/*/increment_authorization",
-        belongs_to="POST /v1/payment_intents",
-        total="amount",
-    ),
-    *_writes(
-        "payment_intent",
-        "POST /v1/payment_intents/*/capture",
-        belongs_to="POST /v1/payment_intents",
-        total="amount_to_capture",
-    ),
-    *_writes(
-        "payment_intent",
-        "POST /v1/payment_intents/*/confirm",
-        "POST /v1/payment_intents/*/cancel",
-        belongs_to="POST /v1/payment_intents",
-    ),
-    *_metered("payout", "/v1/payouts"),
-    *_reads("payout", "/v1/payouts", "/v1/payouts/*"),
-    *_writes(
-        "payout",
-        "POST /v1/payouts/*",
-        "POST /v1/payouts/*/cancel",
-        "POST /v1/payouts/*/reverse",
-        belongs_to="POST /v1/payouts",
-    ),
-    *_metered("topup", "/v1/topups"),
-    *_reads("topup", "/v1/topups", "/v1/topups/*"),
-    *_writes("topup", "POST /v1/topups/*/cancel", belongs_to="POST /v1/topups"),
-    *_reads("refund", "/v1/refunds", "/v1/refunds/*"),
+    *_reads("payment_intent", "/v1/payment_intents", "/search", "/*"),
+    *_metered("payout", "/v1/payouts", (), dict.fromkeys(("/*", "/*/cancel", "/*/reverse"))),
+    *_reads("payout", "/v1/payouts", "/*"),
+    *_metered("topup", "/v1/topups", (), {"/*/cancel": None}),
+    *_reads("topup", "/v1/topups", "/*"),
+    *_reads("refund", "/v1/refunds", "/*"),
     # A refund may leave its amount to Stripe, and is never more than what is left of its charge.
-    *_writes(
-        "refund",
+    Route(
         "POST /v1/refunds",
-        moves=Moves.READ_FIRST,
-        listing=Listing("/v1/refunds", ("charge",)),
+        "refund",
+        Moves.READ_FIRST,
+        Listing("/v1/refunds", ("charge",)),
         total="amount",
     ),
     *_writes("refund", "POST /v1/refunds/*", "POST /v1/refunds/*/cancel"),
-    *_reads("transfer", "/v1/transfers", "/v1/transfers/*"),
+    *_reads("transfer", "/v1/transfers", "/*"),
     # Transfers may leave the amount to Stripe: the rest of the charge.
-    *_writes("transfer", "POST /v1/transfers", listing=Listing("/v1/transfers", ("destination",))),
+    Route("POST /v1/transfers", "transfer", listing=Listing("/v1/transfers", ("destination",))),
     *_writes("transfer", "POST /v1/transfers/*", "POST /v1/transfers/*/reversals"),
-    *_reads("invoice", "/v1/invoices", "/v1/invoices/search", "/v1/invoices/*"),
-    *_invoice_paid("POST /v1/invoices/*/finalize", "draft"),
-    *_invoice_paid("POST /v1/invoices/*/pay", "draft", "open", "uncollectible"),
+    *_reads("invoice", "/v1/invoices", "/search", "/*"),
+    _invoice_paid("POST /v1/invoices/*/finalize", "draft"),
+    _invoice_paid("POST /v1/invoices/*/pay", "draft open uncollectible"),
     # These move or commit money, and no request of theirs says how much.
     *_writes(
         "invoice",
@@ -334,7 +271,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "DELETE /v1/invoices/*",
         "POST /v1/invoiceitems",
     ),
-    *_reads("subscription", "/v1/subscriptions", "/v1/subscriptions/search", "/v1/subscriptions/*"),
+    *_reads("subscription", "/v1/subscriptions", "/search", "/*"),
     *_writes(
         "subscription",
         "POST /v1/subscriptions",
@@ -351,22 +288,17 @@ ROUTES: Final[tuple[Route, ...]] = (
     *_writes("checkout.session", "POST /v1/checkout/sessions"),
     *_writes("payment_link", "POST /v1/payment_links"),
     *_writes("dispute", "POST /v1/disputes/*", "POST /v1/disputes/*/close"),
-    *_reads("dispute", "/v1/disputes", "/v1/disputes/*"),
-    *_reads("customer", "/v1/customers", "/v1/customers/search", "/v1/customers/*"),
-    *_reads(
-        "payment_method",
-        "/v1/customers/*/payment_methods",
-        "/v1/customers/*/payment_methods/*",
-        "/v1/payment_methods",
-        "/v1/payment_methods/*",
-    ),
+    *_reads("dispute", "/v1/disputes", "/*"),
+    *_reads("customer", "/v1/customers", "/search", "/*"),
+    *_reads("payment_method", "/v1/customers/*/payment_methods", "/*"),
+    *_reads("payment_method", "/v1/payment_methods", "/*"),
     *_writes("customer", "POST /v1/customers", "POST /v1/customers/*"),
     *_reads("account", "/v1/account"),
     *_reads("balance", "/v1/balance"),
-    *_reads("balance_transaction", "/v1/balance_transactions", "/v1/balance_transactions/*"),
-    *_reads("event", "/v1/events", "/v1/events/*"),
-    *_reads("product", "/v1/products", "/v1/products/*"),
-    *_reads("price", "/v1/prices", "/v1/prices/*"),
+    *_reads("balance_transaction", "/v1/balance_transactions", "/*"),
+    *_reads("event", "/v1/events", "/*"),
+    *_reads("product", "/v1/products", "/*"),
+    *_reads("price", "/v1/prices", "/*"),
 )
 
 ENDPOINTS: Final[Mapping[str, Route]] = MappingProxyType(
@@ -379,10 +311,4 @@ CHARGED_BY: Final = frozenset({"POST /v1/charges", "POST /v1/payment_intents"})
 # Where money is asked for that the request tells.
 METERED: Final = tuple(route.endpoint for route in ROUTES if route.moves is Moves.METERED)
 
-_TEMPLATES: dict[str, dict[str, Route]] = {}
-for _route in ROUTES:
-    _TEMPLATES.setdefault(_route.template, {})[_route.method] = _route
-_PATTERNS: dict[int, dict[str, dict[str, Route]]] = {}
-for _template, _methods_of in _TEMPLATES.items():
-    if "*" in _template:
-        _PATTERNS.setdefault(_template.count("/") + 1, {})[_template] = _methods_of
+_TEMPLATES: Final = frozenset(route.template for route in ROUTES)
