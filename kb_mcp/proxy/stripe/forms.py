@@ -7,9 +7,9 @@ wall, so whatever can be read in two ways is refused, and what goes upstream is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Final, TypeVar, overload
+from typing import Final
 from urllib.parse import quote_plus, unquote_to_bytes
 
 from typing_extensions import override
@@ -28,7 +28,6 @@ _CONTENT_TYPE = re.compile(
     r'application/x-www-form-urlencoded(?:[ \t]*;[ \t]*charset="?utf-8"?)?[ \t]*', re.IGNORECASE
 )
 
-D = TypeVar("D")
 _UNQUOTED = re.compile(r"[A-Za-z0-9_.\-~]*")  # what quote_plus leaves as it is
 _quoted = lru_cache(maxsize=1024)(quote_plus)  # for names: values differ, they hardly ever do
 MAX_PATH: Final = 512
@@ -48,47 +47,16 @@ _FAULTS: Final = (
 )
 
 
-class Form(Mapping[str, str]):
-    """Flat bracketed names to values, in the order sent; immutable.
+class Form(dict[str, str]):
+    """Flat bracketed names to values, in the order sent; what is read is not changed any more.
 
     List items carry an index: `expand[]` sent twice is `expand[0]` and `expand[1]`.
     """
 
-    __slots__ = ("_values",)
-
-    def __init__(self, values: Iterable[tuple[str, str]] | Mapping[str, str] = ()) -> None:
-        """Take pairs or a mapping, names already flat."""
-        self._values = dict(values)
-
-    @override
-    def __getitem__(self, name: str) -> str:
-        return self._values[name]
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    @override
-    def __len__(self) -> int:
-        return len(self._values)
-
-    @override
-    def __hash__(self) -> int:
-        return hash(frozenset(self._values.items()))
-
     @override
     def __repr__(self) -> str:
         # Values may be personal data, and a repr ends up in logs.
-        return f"Form({', '.join(self._values)})"
-
-    @overload
-    def get(self, name: str, /) -> str | None: ...
-    @overload
-    def get(self, name: str, default: str | D, /) -> str | D: ...
-    @override
-    def get(self, name: str, default: object = None, /) -> object:
-        """Return the value of `name`, or `default`."""
-        return self._values.get(name, default)
+        return f"Form({', '.join(self)})"
 
     def without(self, *names: str) -> Form:
         """Return the form less `names`."""
@@ -96,15 +64,18 @@ class Form(Mapping[str, str]):
 
     def with_(self, values: Mapping[str, str]) -> Form:
         """Return the form with `values` added, or put in place of those of the same name."""
-        return Form({**self._values, **values})
+        return Form({**self, **values})
 
     def encode(self) -> bytes:
         """Write the form anew, in order: what goes upstream."""
-        return _encoded(self._values.items())
+        return "&".join(
+            f"{_quoted(name)}={value if _UNQUOTED.fullmatch(value) else quote_plus(value)}"
+            for name, value in self.items()
+        ).encode("ascii")
 
     def canonical(self) -> bytes:
         """Write the form sorted by name: equal for equal forms, whatever their order."""
-        return _encoded(sorted(self._values.items()))
+        return Form(sorted(self.items())).encode()
 
 
 EMPTY: Final = Form()
@@ -121,13 +92,6 @@ def parse_form(body: bytes, content_type: str | None, query: bytes, method: str)
     if body:
         return refuse(Code.BODY_INVALID, reason="only a POST takes a body")
     return _parse(query)
-
-
-def _encoded(pairs: Iterable[tuple[str, str]]) -> bytes:
-    return "&".join(
-        f"{_quoted(name)}={value if _UNQUOTED.fullmatch(value) else quote_plus(value)}"
-        for name, value in pairs
-    ).encode("ascii")
 
 
 def _parse(octets: bytes) -> Form | Refusal:
@@ -151,14 +115,10 @@ def _decode(octets: bytes) -> str | None:
     if _BAD_PERCENT.search(octets):
         return None
     try:
-        text = octets.replace(b"+", b" ").decode() if b"%" not in octets else _unquoted(octets)
+        text = unquote_to_bytes(octets.replace(b"+", b" ")).decode()
     except UnicodeDecodeError:
         return None
     return None if "\0" in text else text
-
-
-def _unquoted(octets: bytes) -> str:
-    return unquote_to_bytes(octets.replace(b"+", b" ")).decode()
 
 
 def _build(pairs: Iterable[tuple[str, str]]) -> Form | Refusal:
@@ -171,7 +131,8 @@ def _build(pairs: Iterable[tuple[str, str]]) -> Form | Refusal:
             return refuse(Code.PARAMETER_UNKNOWN, param=name)
         flat = segments[0]
         for segment in segments[1:]:
-            kind = _kind(segment)
+            indexed = "indexed" if _INDEX.fullmatch(segment) else "map"
+            kind = indexed if segment else "appended"
             if kinds.setdefault(flat, kind) != kind:
                 return refuse(Code.PARAMETER_DUPLICATE, param=flat)
             # Earlier items of this list are its only names: mixing kinds was refused above.
@@ -185,19 +146,11 @@ def _build(pairs: Iterable[tuple[str, str]]) -> Form | Refusal:
 
 def _segments(name: str) -> list[str] | None:
     match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    segments = [match[1], *_SEGMENT.findall(match[2])]
+    segments = [match[1], *_SEGMENT.findall(match[2])] if match else []
     # `a[][b]` does not say where one item ends and the next begins.
-    if len(segments) > MAX_DEPTH + 1 or "" in segments[:-1]:
+    if not segments or len(segments) > MAX_DEPTH + 1 or "" in segments[:-1]:
         return None
     return segments
-
-
-def _kind(segment: str) -> str:
-    if segment == "":
-        return "appended"
-    return "indexed" if _INDEX.fullmatch(segment) else "map"
 
 
 def canonical_path(raw: bytes) -> str | Refusal:
@@ -210,15 +163,11 @@ def canonical_path(raw: bytes) -> str | Refusal:
         return refuse(Code.PATH_INVALID, reason="it is too long")
     if not raw.startswith(b"/"):
         return refuse(Code.PATH_INVALID, reason="it must begin with a slash")
-    path = raw
-    if raw.startswith(_PREFIX + b"/"):
-        path = raw.removeprefix(_PREFIX)
-    if path.startswith(b"//v1/"):
-        path = path[1:]
-    if not _PLAIN.fullmatch(path):
-        fault = _fault(path)
-        if fault is not None:
-            return refuse(Code.PATH_INVALID, reason=fault)
+    path = raw.removeprefix(_PREFIX) if raw.startswith(_PREFIX + b"/") else raw
+    path = path[1:] if path.startswith(b"//v1/") else path
+    fault = None if _PLAIN.fullmatch(path) else _fault(path)
+    if fault is not None:
+        return refuse(Code.PATH_INVALID, reason=fault)
     decoded = unquote_to_bytes(path).decode("ascii")
     if not decoded.startswith("/v1/"):
         return refuse(Code.PATH_UNKNOWN)
