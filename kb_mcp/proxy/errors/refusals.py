@@ -49,7 +49,7 @@ def strip_client_secret(body: bytes) -> bytes:
     return _CLIENT_SECRET.sub(rb"\1null", body)
 
 
-__all__ = ["WORDING", "Code", "Fact", "Refusal", "error_body", "quoted", "refuse"]
+__all__ = ["WORDING", "Code", "Fact", "Refusal", "error_body", "invalid", "quoted", "refuse"]
 
 
 class Refusal(Struct, frozen=True):
@@ -96,6 +96,11 @@ def refuse(
     values.setdefault("charge", values.get("charge_id") or "its outcome is not known yet")
     shown = {name: _shown(name, value, values) for name, value in values.items()}
     return Refusal(code, sentence.format_map(shown), param, MappingProxyType(dict(facts or {})))
+
+
+def invalid(param: str, reason: object) -> Refusal:
+    """Refuse the value of `param`; `reason` says what to send instead."""
+    return refuse(Code.PARAMETER_INVALID, param=param, reason=str(reason))
 
 
 def clock_disputed() -> Refusal:

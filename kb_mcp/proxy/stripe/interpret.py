@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Final
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -16,7 +18,7 @@ from msgspec.structs import replace
 from kb_mcp.idempotency import CUSTOMER_ID, REFERENCE, is_sdk_made_key
 from kb_mcp.money import Money, MoneyError, check_amount, check_currency, parse_amount
 from kb_mcp.periods import Period, PeriodError, parse_period, period_from_description
-from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
+from kb_mcp.proxy.errors.refusals import Code, Refusal, invalid, refuse
 from kb_mcp.proxy.stripe.endpoints import Moves, Route, find_route, object_ids
 from kb_mcp.proxy.stripe.forms import Form
 
@@ -28,7 +30,6 @@ _PERIOD_MISSPELT = re.compile(r"metadata\[billing[ _-]?period\]", re.IGNORECASE)
 # Stripe's own limit on the header; printable, so that it can go into a header again.
 _KEY = re.compile(r"[ -~]{1,255}")
 _OBJECT_ID = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
-_REFUNDED = ("charge", "payment_intent")
 _REFUNDED_IDS: Final = {
     "charge": (re.compile(r"(?:ch|py)_[A-Za-z0-9]{1,128}"), "the id of a charge, like ch_Abc123"),
     "payment_intent": (re.compile(r"pi_[A-Za-z0-9]{1,128}"), "the id of an intent, like pi_Abc123"),
@@ -42,6 +43,7 @@ _DESTINATION = (
     _OBJECT_ID,
     "the id of a destination",
 )
+T = TypeVar("T")
 # As every fingerprint in a store was written.
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
 
@@ -89,21 +91,22 @@ def read_request(
     route = find_route(method, path)
     if isinstance(route, Refusal):
         return route
+    reading = Reading(route=route, path=path, form=form)
     if route.moves is Moves.READS:
-        customer = _matched(form, *_CUSTOMER) or _owner(route, path)
-        return _understood(Reading(route=route, path=path, form=form), customer=customer)
-    keyed = _read_key(Reading(route=route, path=path, form=form), header_key)
+        return _understood(reading, customer=_read_customer(reading))
+    keyed = _read_key(reading, header_key)
     if isinstance(keyed, Refusal):
         return keyed
-    if route.moves is Moves.READ_FIRST:
-        return _read_standing(keyed) if route.standing is not None else _read_refund(keyed)
-    return _read_bill(keyed)
+    if route.standing is not None:
+        # What an invoice costs and whose it is, only Stripe can say.
+        paid_with = _matched(keyed.form, *_PAYMENT_METHOD)
+        return _understood(keyed, of=keyed.object_id, payment_method=paid_with)
+    return _read_refund(keyed) if route.moves is Moves.READ_FIRST else _read_bill(keyed)
 
 
 def _read_bill(reading: Reading) -> Reading | Refusal:
     """Read a write that makes an object of its own or goes on with one: amount, whose, what for."""
-    route, form = reading.route, reading.form
-    metered = route.moves is Moves.METERED
+    form, metered = reading.form, reading.route.moves is Moves.METERED
     money = _read_money(form, required=metered)
     if isinstance(money, Refusal):
         return money
@@ -111,12 +114,12 @@ def _read_bill(reading: Reading) -> Reading | Refusal:
         reading,
         form=form if money is None else form.with_({"currency": money.currency}),
         money=money if metered else None,
-        customer=_matched(form, *_CUSTOMER) or _owner(route, reading.path),
+        customer=_read_customer(reading),
         payment_method=_matched(form, *_PAYMENT_METHOD),
         destination=_matched(form, *_DESTINATION),
         period=_read_period(form),
         reference=_read_reference(form),
-        total=_read_total(route, form),
+        total=_parsed(form, reading.route.total, parse_amount),
     )
 
 
@@ -142,26 +145,20 @@ def fingerprint(reading: Reading) -> str:
     return hashlib.sha256(_COMPACT.encode(parts).encode("ascii")).hexdigest()
 
 
-def _read_standing(reading: Reading) -> Reading | Refusal:
-    """Read which object a request pays; what it costs and whose it is, only Stripe can say."""
-    method = _matched(reading.form, *_PAYMENT_METHOD)
-    return _understood(reading, of=reading.object_id, payment_method=method)
-
-
 def _read_refund(reading: Reading) -> Reading | Refusal:
     """Read what a refund names; whose charge it is and in which currency, only Stripe can say.
 
     A period in its metadata is wording: no refund is a bill.
     """
     form = reading.form
-    named = [name for name in _REFUNDED if name in form]
+    named = [name for name in _REFUNDED_IDS if name in form]
     if len(named) != 1:
-        param = named[0] if named else _REFUNDED[0]
-        return refuse(Code.PARAMETER_DUPLICATE if named else Code.PARAMETER_MISSING, param=param)
+        code = Code.PARAMETER_DUPLICATE if named else Code.PARAMETER_MISSING
+        return refuse(code, param="charge")
     return _understood(
         reading,
         of=_matched(form, (named[0],), *_REFUNDED_IDS[named[0]]),
-        total=_read_total(reading.route, form),
+        total=_parsed(form, reading.route.total, parse_amount),
         reference=_read_reference(form),
     )
 
@@ -171,15 +168,14 @@ def _read_key(reading: Reading, header: str | None) -> Reading | Refusal:
     lifted = reading.form.get(KEY_FIELD)
     for param, key in ((KEY_HEADER, header), (KEY_FIELD, lifted)):
         if key is not None and not _KEY.fullmatch(key):
-            reason = "an idempotency key is 1 to 255 printable ASCII characters."
-            return refuse(Code.PARAMETER_INVALID, param=param, reason=reason)
+            return invalid(param, "an idempotency key is 1 to 255 printable ASCII characters.")
     # An SDK sends a header of its own making when the caller put the key into the body.
     keys = tuple(dict.fromkeys(key for key in (header, lifted) if key is not None))
     made_up = tuple(key for key in keys if is_sdk_made_key(key))
     named = [key for key in keys if key not in made_up]
     if len(named) > 1:
         reason = "it differs from the Idempotency-Key header. Send one of them, in the header."
-        return refuse(Code.PARAMETER_INVALID, param=KEY_FIELD, reason=reason)
+        return invalid(KEY_FIELD, reason)
     return replace(
         reading,
         form=reading.form.without(KEY_FIELD),
@@ -189,79 +185,76 @@ def _read_key(reading: Reading, header: str | None) -> Reading | Refusal:
     )
 
 
+def _parsed(form: Form, name: str | None, parse: Callable[[str], T]) -> T | Refusal | None:
+    """Return what `parse` makes of the parameter `name`; None where it is not there."""
+    if name is None or name not in form:
+        return None
+    try:
+        return parse(form[name])
+    except (MoneyError, PeriodError) as error:
+        return invalid(name, error)
+
+
 def _read_money(form: Form, *, required: bool) -> Money | Refusal | None:
-    texts = form.get("amount"), form.get("currency")
-    for param, text in zip(("amount", "currency"), texts, strict=True):
-        if text is None and required:
-            return refuse(Code.PARAMETER_MISSING, param=param)
-    amount_text, currency = texts
-    param = "currency"
-    try:
-        if currency is not None:
-            # Stripe takes both cases; one of them must be the same bill as the other.
-            currency = currency.lower() if currency.isascii() else currency
-            check_currency(currency)
-        param = "amount"
-        amount = None if amount_text is None else parse_amount(amount_text)
-        if amount is None or currency is None:
-            return None
-        check_amount(amount, currency)
-    except MoneyError as error:
-        return refuse(Code.PARAMETER_INVALID, param=param, reason=str(error))
+    missing = [name for name in ("amount", "currency") if name not in form]
+    if required and missing:
+        return refuse(Code.PARAMETER_MISSING, param=missing[0])
+    currency = _parsed(form, "currency", _parse_currency)
+    if isinstance(currency, Refusal):
+        return currency
+    return _parsed(form, "amount", partial(_parse_money, currency))
+
+
+def _parse_currency(text: str) -> str:
+    # Stripe takes both cases; one of them must be the same bill as the other.
+    currency = text.lower() if text.isascii() else text
+    check_currency(currency)
+    return currency
+
+
+def _parse_money(currency: str | None, text: str) -> Money | None:
+    amount = parse_amount(text)
+    if currency is None:
+        return None
+    check_amount(amount, currency)
     return Money(amount, currency)
-
-
-def _read_total(route: Route, form: Form) -> int | Refusal | None:
-    text = None if route.total is None else form.get(route.total)
-    try:
-        return None if text is None else parse_amount(text)
-    except MoneyError as error:
-        return refuse(Code.PARAMETER_INVALID, param=route.total, reason=str(error))
 
 
 def _matched(
     form: Form, names: tuple[str, ...], pattern: re.Pattern[str], what: str
 ) -> str | Refusal | None:
-    found: str | None = None
-    for name in names:
-        value = form.get(name)
-        if value is None:
-            continue
-        if not pattern.fullmatch(value):
-            return refuse(Code.PARAMETER_INVALID, param=name, reason=f"it must be {what}.")
-        if found is not None:
-            # Two names for one thing: which of them Stripe would take is not ours to guess.
-            return refuse(Code.PARAMETER_DUPLICATE, param=name)
-        found = value
-    return found
+    given = [name for name in names if name in form]
+    for name in given:
+        if not pattern.fullmatch(form[name]):
+            return invalid(name, f"it must be {what}.")
+    if len(given) > 1:
+        # Two names for one thing: which of them Stripe would take is not ours to guess.
+        return refuse(Code.PARAMETER_DUPLICATE, param=given[1])
+    return form[given[0]] if given else None
 
 
 def _read_period(form: Form) -> Period | Refusal | None:
     described = period_from_description(form.get("description", ""))
-    text = form.get(PERIOD_FIELD)
-    period = described
-    if text is None and (misspelt := next(filter(_PERIOD_MISSPELT.fullmatch, form), None)):
+    misspelt = next(filter(_PERIOD_MISSPELT.fullmatch, form), None)
+    if PERIOD_FIELD not in form:
         reason = f"the period that a bill is for is read from {PERIOD_FIELD}."
-        return refuse(Code.PARAMETER_INVALID, param=misspelt, reason=reason)
-    if text is not None:
-        try:
-            period = parse_period(text)
-        except PeriodError as error:
-            return refuse(Code.PARAMETER_INVALID, param=PERIOD_FIELD, reason=str(error))
-        if described is not None and described != period:
-            reason = "it disagrees with the period in the description. Make them the same."
-            return refuse(Code.PARAMETER_INVALID, param=PERIOD_FIELD, reason=reason)
+        return invalid(misspelt, reason) if misspelt else described
+    period = _parsed(form, PERIOD_FIELD, parse_period)
+    if isinstance(period, Period) and described not in {None, period}:
+        reason = "it disagrees with the period in the description. Make them the same."
+        return invalid(PERIOD_FIELD, reason)
     return period
 
 
 def _read_reference(form: Form) -> str | Refusal | None:
     reference = form.get(REFERENCE_FIELD)
     if reference is not None and not REFERENCE.fullmatch(reference):
-        reason = "it must be 1 to 100 printable ASCII characters."
-        return refuse(Code.PARAMETER_INVALID, param=REFERENCE_FIELD, reason=reason)
+        return invalid(REFERENCE_FIELD, "it must be 1 to 100 printable ASCII characters.")
     return reference
 
 
-def _owner(route: Route, path: str) -> str | None:
-    ids = object_ids(route, path)
-    return ids[0] if ids and ids[0].startswith("cus_") else None
+def _read_customer(reading: Reading) -> str | Refusal | None:
+    """Return the customer that a request names, in its form or in its path."""
+    owner = reading.object_id or ""
+    in_path = owner if owner.startswith("cus_") else None
+    return _matched(reading.form, *_CUSTOMER) or in_path
