@@ -42,10 +42,9 @@ from kb_mcp.proxy.rules.outcomes.resolve import (
     take,
 )
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
+from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Listing, Route
 from kb_mcp.proxy.stripe.evidence import Made, Nothing, prove_object
-from kb_mcp.proxy.stripe.json_objects import next_cursor
-from kb_mcp.proxy.stripe.reader import PAGE, Listed, StripeReads
+from kb_mcp.proxy.stripe.reader import Listed, Pages, StripeReads
 
 LOOK_BACK_MS = 25 * 3_600_000
 BATCH = 100
@@ -226,21 +225,33 @@ class Recovery:
         self, route: Route, operation: Operation, attempts: list[Attempt], budget: Budget
     ) -> Finding:
         """Walk the list, from where the last pass left off; an incomplete walk says nothing."""
-        walk, clock = self.walks.pop(operation.id, None), self.stripe.clock
-        if walk is None or not walk.still_of(attempts):
+        if route.listing is None:
+            return Unreadable()
+        walk = self.walks.pop(operation.id, None)
+        if walk is None or _sends(walk.attempts) != _sends(attempts):
             walk = Walk(
                 route=route,
                 operation=operation,
                 attempts=attempts,
+                pages=self._list(route.listing, operation, attempts),
                 begun_at=operation.lease_until - LEASE_MS,
                 grace_ms=self.ledger.settings.recovery_grace_ms,
-                ahead_ms=max(map(clock.may_be_ahead_ms, (each.first_sent_at for each in attempts))),
             )
-        finding = await walk.go_on(self.stripe, budget)
+        finding = await walk.go_on(budget)
         if finding is None:
             self.walks[operation.id] = walk
             return Unreadable()
         return finding
+
+    def _list(self, listing: Listing, operation: Operation, attempts: list[Attempt]) -> Pages:
+        """Return the list that would hold the object of `operation`, from before its first send."""
+        first_ms = min(each.first_sent_at for each in attempts)
+        # By how much the times of the attempts may be later than they really were.
+        ahead_ms = max(self.stripe.clock.may_be_ahead_ms(each.first_sent_at) for each in attempts)
+        since_ms = first_ms - LOOK_BACK_MS - ahead_ms
+        narrowed = {"customer": operation.customer, "charge": operation.gives_back}
+        filters = {name: value for name in listing.filters if (value := narrowed.get(name))}
+        return Pages(self.stripe, listing.path, {"created[gte]": str(since_ms // 1000), **filters})
 
     async def daily_declines(self, key_id: KeyId) -> int:
         """Return after how many declines in a day a key freezes."""
@@ -252,60 +263,32 @@ class Recovery:
 
 @dataclass(slots=True, kw_only=True)
 class Walk:
-    """One walk of the list of `route`, begun at `begun_at` (store's time, ms).
-
-    `ahead_ms` is by how much the times of `attempts` may be later than they really were.
-    """
+    """One walk of the list of `route`, begun at `begun_at` (store's time, ms)."""
 
     route: Route
     operation: Operation
     attempts: list[Attempt]
+    pages: Pages
     begun_at: int
     grace_ms: int
-    ahead_ms: int = 0
-    cursor: str | None = None
-    seen: set[str] = field(default_factory=set)
     twins: list[tuple[str, ...]] = field(default_factory=list)
 
-    def still_of(self, attempts: list[Attempt]) -> bool:
-        """Say whether nothing was sent since this walk began."""
-        return _sends(self.attempts) == _sends(attempts)
-
-    async def go_on(self, stripe: StripeReads, budget: Budget) -> Finding | None:
+    async def go_on(self, budget: Budget) -> Finding | None:
         """Read on; None where `budget` is used up and there is more to read."""
-        listing = self.route.listing
-        if listing is None:
-            return Unreadable()
-        query = self._query(listing.filters)
-        stop_at = stripe.boottime_ms() + budget.within_ms
+        boottime_ms = self.pages.reads.boottime_ms
+        stop_at = boottime_ms() + budget.within_ms
         for _ in range(budget.pages):
-            if self.cursor is not None:
-                query["starting_after"] = self.cursor
-            page = await stripe.page(listing.path, query)
+            page = await self.pages.next()
             if not isinstance(page, Listed):
                 return Unreadable()
             found = self._look(page.items)
             if found is not None:
                 return found
-            if page.more is not True:
-                # Only a list that says so itself has ended.
-                ended = page.more is False
-                return Absent(self.begun_at, tuple(self.twins)) if ended else Unreadable()
-            self.cursor = next_cursor(page.items, self.seen)
-            if self.cursor is None:
-                return Unreadable()
-            if stripe.boottime_ms() >= stop_at:
+            if not page.more:
+                return Absent(self.begun_at, tuple(self.twins))
+            if boottime_ms() >= stop_at:
                 return None
         return None
-
-    def _query(self, filters: tuple[str, ...]) -> dict[str, str]:
-        first_ms = min(each.first_sent_at for each in self.attempts)
-        since_ms = first_ms - LOOK_BACK_MS - self.ahead_ms
-        query = {"limit": str(PAGE), "created[gte]": str(since_ms // 1000)}
-        narrowed = {"customer": self.operation.customer, "charge": self.operation.gives_back}
-        return query | {
-            name: value for name, value in narrowed.items() if name in filters and value is not None
-        }
 
     def _look(self, items: list[Mapping[str, Any]]) -> Finding | None:
         for item in items:

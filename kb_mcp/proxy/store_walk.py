@@ -28,8 +28,8 @@ from kb_mcp.proxy.rules.outcomes.gaps import (
     lost_among,
 )
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stripe.json_objects import mark_of, marks, next_cursor, object_names
-from kb_mcp.proxy.stripe.reader import PAGE, Listed, Missing, StripeReads, Unread, made_since
+from kb_mcp.proxy.stripe.json_objects import mark_of, marks, object_names
+from kb_mcp.proxy.stripe.reader import Missing, Pages, StripeReads, Unread
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -208,41 +208,21 @@ class StoreWalk:
     ) -> Checkpoint | BrokenWalk:
         """Read one list to its end, from where `state` stands."""
         path = WALKED[state.place][0]
-        seen: set[str] = set()
+        pages = Pages(self.reads, path, {}, state.since, state.after)
         while True:
-            page = await self._page(path, state)
+            await self.pace.take()
+            page = await pages.next()
             if isinstance(page, Missing):
                 return replace(state, absent=(*state.absent, path))
-            if isinstance(page, BrokenWalk):
-                return page
-            recent = [each for each in page.items if made_since(each, state.since)]
-            lost = await self._lost(recent, state.place, whose, writes=writes)
-            state = replace(state, lost=tuple(dict.fromkeys((*state.lost, *lost))))
+            if isinstance(page, Unread):
+                return BrokenWalk(path, page.why, page.status)
+            lost = await self._lost(page.items, state.place, whose, writes=writes)
+            lost = list(dict.fromkeys((*state.lost, *lost)))
+            state = replace(state, lost=tuple(lost), after=pages.after)
             if not page.more:
                 return state
-            last = next_cursor(page.items, seen)
-            if last is None:
-                why = "repeats itself" if page.items else "breaks off"
-                return BrokenWalk(path, f"Stripe's list {why}", None)
-            state = replace(state, after=last)
             if writes:
                 await self._write({CHECKPOINT: encode(state).decode()})
-
-    async def _page(self, path: str, state: Checkpoint) -> Listed | Missing | BrokenWalk:
-        query = {"limit": str(PAGE)}
-        if state.after is not None:
-            query["starting_after"] = state.after
-        await self.pace.take()
-        answer = await self.reads.page(path, query, state.since)
-        if isinstance(answer, Unread):
-            return BrokenWalk(path, answer.why, answer.status)
-        if isinstance(answer, Missing):
-            # Stand-ins lack endpoints; but after a first page it is the page that is missing.
-            return answer if state.after is None else BrokenWalk(path, "Stripe's page is gone", 404)
-        named = all(isinstance(each.get("id"), str) for each in answer.items)
-        if answer.more is None or not named:
-            return BrokenWalk(path, "Stripe's answer is no list", None)
-        return answer
 
     async def _lost(
         self, items: list[Item], place: int, whose: Whose, *, writes: bool

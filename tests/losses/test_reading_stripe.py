@@ -76,7 +76,7 @@ def test_a_list_that_cannot_be_read_at_the_start_sends_nothing_until_it_can(
 def test_every_page_is_read_and_a_broken_walk_goes_on_where_it_stopped(
     host: Host, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kb_mcp.proxy.store_walk.PAGE", 1)
+    monkeypatch.setattr("kb_mcp.proxy.stripe.reader.PAGE", 1)
     token = host.token()
     for month in ("2026-07", "2026-08", "2026-09"):
         host.charge(token, month)

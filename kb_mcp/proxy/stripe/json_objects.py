@@ -61,19 +61,6 @@ def currency(value: object) -> str | None:
     return value.lower() if isinstance(value, str) and _CURRENCY.fullmatch(value) else None
 
 
-def next_cursor(items: list[Any], seen: set[str]) -> str | None:
-    """Return the id after which a list goes on; None where the list would not get further.
-
-    `seen` holds the ids that ended the pages before. A list that ends on one of them again goes
-    round in a circle.
-    """
-    last = items[-1].get("id") if items and isinstance(items[-1], dict) else None
-    if not isinstance(last, str) or last in seen:
-        return None
-    seen.add(last)
-    return last
-
-
 def _is_deeper(value: object, levels: int) -> bool:
     """Say whether objects and lists stand in each other more than `levels` deep."""
     inside: list[Any] = [value]

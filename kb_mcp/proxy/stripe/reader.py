@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.records import Operation
-from kb_mcp.proxy.stripe.json_objects import next_cursor, parse_object
+from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamAnswer, UpstreamRequest
 
 READ_WITHIN_MS = 10_000
@@ -51,12 +51,15 @@ class Unread:
     type: str | None = None
 
 
+_NO_LIST = Unread("Stripe's answer is no list")
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One page of a list; `more` follow, None where it does not say."""
+    """One page of a list, each of its items with an id; whether `more` follow."""
 
     items: list[Mapping[str, Any]]
-    more: bool | None
+    more: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +100,6 @@ class StripeReads:
         found = await self.get(path, within_ms)
         return found.body if isinstance(found, Found) else None
 
-    async def page(
-        self, path: str, query: Mapping[str, str], since_ms: int = 0
-    ) -> Listed | Missing | Unread:
-        """Read one page of the list at `path`, of what was made since then (0: of all).
-
-        A stand-in may not know the filter by time. The page is then read without it, and holds
-        older objects too: `made_since` leaves them out.
-        """
-        if since_ms > 0:
-            filtered = dict(query) | {"created[gte]": str(since_ms // 1000)}
-            answer = await self.get(f"{path}?{urlencode(filtered)}")
-            if not isinstance(answer, Unread) or not _is_not_understood(answer):
-                return _listed(answer)
-        return _listed(await self.get(f"{path}?{urlencode(query)}"))
-
     async def walk(
         self,
         path: str,
@@ -127,26 +115,78 @@ class StripeReads:
         each page how many there are so far. With `may_lack`, a list that Stripe does not have is
         empty: stand-ins lack endpoints. What rests on absence must not ask so.
         """
-        query = {"limit": str(PAGE)} | filters
+        pages = Pages(self, path, filters, since_ms)
         items: list[Mapping[str, Any]] = []
-        seen_last: set[str] = set()
         for _ in range(PAGES_MAX):
-            page = await self.page(path, query, since_ms)
+            page = await pages.next()
+            if isinstance(page, Missing):
+                return items if may_lack else _NO_LIST
             if isinstance(page, Unread):
                 return page
-            if isinstance(page, Missing) and may_lack and "starting_after" not in query:
-                return items
-            if isinstance(page, Missing):
-                return Unread("Stripe's answer is no list")
-            items += [each for each in page.items if made_since(each, since_ms)]
+            items += page.items
             seen(len(items))
-            if page.more is False:
+            if not page.more:
                 return items
-            cursor = next_cursor(page.items, seen_last)
-            if cursor is None:
-                return Unread("Stripe's list breaks off")
-            query["starting_after"] = cursor
         return Unread("Stripe's list does not end")
+
+
+@dataclass(slots=True)
+class Pages:
+    """The list at `path`, page by page, of what was made since then (0: of all).
+
+    `after` is the object that the last page ended on: from there on the next one is read. A list
+    that would not get further says so where its next page is asked for.
+    """
+
+    reads: StripeReads
+    path: str
+    filters: Mapping[str, str]
+    since_ms: int = 0
+    after: str | None = None
+    _ends: set[str] = field(default_factory=set, init=False)
+    _stuck: Unread | None = field(default=None, init=False)
+
+    async def next(self) -> Listed | Missing | Unread:
+        """Read one page; Missing where Stripe does not have the list."""
+        found = self._stuck or await self._read()
+        if isinstance(found, Missing) and self.after is not None:
+            # Stand-ins lack endpoints; but after a first page it is the page that is missing.
+            return Unread("Stripe's page is gone", 404)
+        if not isinstance(found, Found):
+            return found
+        items, more = found.body.get("data"), found.body.get("has_more")
+        if not isinstance(items, list) or not isinstance(more, bool):
+            return _NO_LIST
+        if not all(isinstance(each, dict) and isinstance(each.get("id"), str) for each in items):
+            return _NO_LIST
+        if more:
+            self._turn(items[-1]["id"] if items else None)
+        return Listed([each for each in items if made_since(each, self.since_ms)], more)
+
+    async def _read(self) -> Found | Missing | Unread:
+        """Read what stands there; without the filter by time where a stand-in may not know it.
+
+        Such a page holds older objects too, which are left out.
+        """
+        query = {"limit": str(PAGE), **self.filters}
+        if self.after is not None:
+            query["starting_after"] = self.after
+        if self.since_ms > 0:
+            filtered = query | {"created[gte]": str(self.since_ms // 1000)}
+            found = await self.reads.get(f"{self.path}?{urlencode(filtered)}")
+            if not isinstance(found, Unread) or not _is_not_understood(found):
+                return found
+        return await self.reads.get(f"{self.path}?{urlencode(query)}")
+
+    def _turn(self, last: str | None) -> None:
+        """Go on after `last`; a list that ends on one of its ends again goes round in a circle."""
+        if last is None or last in self._ends:
+            self._stuck = Unread(
+                f"Stripe's list {'breaks off' if last is None else 'repeats itself'}"
+            )
+            return
+        self._ends.add(last)
+        self.after = last
 
 
 def made_since(item: Mapping[str, Any], since_ms: int) -> bool:
@@ -158,15 +198,6 @@ def made_since(item: Mapping[str, Any], since_ms: int) -> bool:
 def _is_not_understood(answer: Unread) -> bool:
     """Say whether the query may be what is refused; Stripe's own failures are `api_error`."""
     return answer.status in {400, 500, 501} and answer.type != "api_error"
-
-
-def _listed(page: Found | Missing | Unread) -> Listed | Missing | Unread:
-    if not isinstance(page, Found):
-        return page
-    items, more = page.body.get("data"), page.body.get("has_more")
-    if not isinstance(items, list) or not all(isinstance(each, dict) for each in items):
-        return Unread("Stripe's answer is no list")
-    return Listed(items, more if isinstance(more, bool) else None)
 
 
 class TimeReader:
@@ -213,13 +244,8 @@ async def read_refund(reads: StripeReads, operation: Operation) -> GivenBack | M
     charge = seen.body.get("latest_charge") if operation.route == _INTENTS else seen.body
     if not isinstance(charge, Mapping) or not isinstance(charge.get("id"), str):
         return GivenBack(whole=False)
-    listed = await reads.get(f"/v1/refunds?charge={charge['id']}&limit=100")
-    if not isinstance(listed, Found):
-        return listed if isinstance(listed, Unread) else Unread("Stripe's answer is no list")
-    refunds = listed.body.get("data")
-    if not isinstance(refunds, list) or listed.body.get("has_more") is not False:
-        return Unread("Stripe's list of its refunds is not whole")
-    return judge_refunds(charge, [each for each in refunds if isinstance(each, Mapping)])
+    refunds = await reads.walk("/v1/refunds", 0, charge=charge["id"])
+    return refunds if isinstance(refunds, Unread) else judge_refunds(charge, refunds)
 
 
 def judge_refunds(charge: Mapping[str, Any], refunds: Sequence[Mapping[str, Any]]) -> GivenBack:
