@@ -1,4 +1,4 @@
-"""Typed reads of single `KEYBRAKE_*` variables, of the files they name, and of secrets in them.
+"""Reading single `KEYBRAKE_*` variables, the files they name, and the secrets in them.
 
 Floor: the ground, below settings. Reads the mapping it is given, never `os.environ`.
 A message names the variable, what is wrong and what to set; it never shows a value, because
@@ -13,19 +13,15 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import platformdirs
 from typing_extensions import override
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 # A member's name may be shown, unless somebody put a secret there.
 _PLAIN_NAME = re.compile(r"(?!(?:vk|rk|sk|pk)_)[A-Za-z][A-Za-z0-9_.-]{0,39}")
@@ -104,7 +100,6 @@ def _shown(name: str) -> str:
 
 
 SQLITE: Final = "sqlite:///"
-VARIABLE: Final = "KEYBRAKE_DATABASE_URL"
 _HOME = re.compile(r"/*(?:~|\$HOME|\$\{HOME\})(?=/|$)")
 _REFERENCE = re.compile(r"\$(?:[A-Za-z_]|\{)")
 
@@ -142,7 +137,7 @@ def expand_home(path: str, variable: str, environ: Mapping[str, str]) -> str:
     return path
 
 
-def check_absolute(url: str) -> None:
+def check_absolute(url: str, variable: str) -> None:
     """Refuse a relative path: it would be another ledger in every folder.
 
     Raises: SettingsError, which names the absolute address that it stood for until now.
@@ -153,10 +148,16 @@ def check_absolute(url: str) -> None:
     meant = Path(os.path.abspath(path))  # noqa: PTH100 - symlinks stay as they are named
     there = "exists" if meant.is_file() else "does not exist"
     hint = f"Here it means {SQLITE}{meant}, which {there}. Set that, or another absolute path."
-    raise SettingsError(VARIABLE, "is a relative path, another ledger in each folder", hint)
+    raise SettingsError(variable, "is a relative path, another ledger in each folder", hint)
 
 
-PREFIX: Final = "KEYBRAKE_"
+Reader = Callable[[str, str], str]
+"""Takes the text of a variable and its name, and returns what it says. Raises: SettingsError."""
+
+
+def plain_text(text: str, _variable: str) -> str:
+    """Return `text` as it is."""
+    return text
 
 
 class Secret:
@@ -165,16 +166,9 @@ class Secret:
     __slots__ = ("_path", "_read", "_value", "variable")
 
     def __init__(
-        self,
-        value: str,
-        variable: str,
-        path: Path | None = None,
-        read: Callable[[str, str], str] | None = None,
+        self, value: str, variable: str, path: Path | None = None, read: Reader = plain_text
     ) -> None:
-        """Wrap `value`, which `variable` holds, or the file at `path` that `variable` names.
-
-        `read` takes a file's text and `variable`, and returns the secret in it.
-        """
+        """Wrap `value`, which `variable` holds, or the file at `path`, as `read` reads it."""
         self._value = value
         self._path = path
         self._read = read
@@ -191,9 +185,7 @@ class Secret:
         """
         if self._path is None:
             return self
-        named = f"{self.variable}_FILE"
-        text = _read_file(named, self._path)
-        value = text if self._read is None else self._read(text, self.variable)
+        value = self._read(_read_file(f"{self.variable}_FILE", self._path), self.variable)
         return Secret(value, self.variable, self._path, self._read)
 
     @override
@@ -217,97 +209,84 @@ _SECONDS = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,3})?")
 _FILE_BYTES_MAX = 65_536
 
 
-class Environment:
-    """Typed reads of single `KEYBRAKE_*` variables, named here without the prefix.
+def read_variable(
+    environ: Mapping[str, str], variable: str, *, references: bool = False
+) -> str | None:
+    """Return the value of `variable`, stripped; None when it is not set.
 
-    Every read raises SettingsError for a value that is not valid.
+    `references` lets a `${…}` stand, for whoever replaces it.
+    Raises: SettingsError.
     """
+    value = environ.get(variable)
+    if value is None:
+        return None
+    if not references:
+        check_replaced(value, variable)
+    if not value.strip():
+        raise SettingsError(variable, "is empty", "Set it, or leave it out altogether.")
+    return value.strip()
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        """Read from `environ`, which is kept, not copied."""
-        self._environ = environ
 
-    def text(self, name: str, *, references: bool = False) -> str | None:
-        """Return the value, stripped; None when it is not set.
+def read_secret(
+    environ: Mapping[str, str], variable: str, read: Reader, *, references: bool = False
+) -> Secret | None:
+    """Return the secret that `variable` holds, or the file that `variable` with `_FILE` names.
 
-        `references` lets a `${…}` stand, for whoever replaces it.
-        """
-        variable = PREFIX + name
-        value = self._environ.get(variable)
-        if value is None:
-            return None
-        if not references:
-            check_replaced(value, variable)
-        if not value.strip():
-            raise SettingsError(variable, "is empty", "Set it, or leave it out altogether.")
-        return value.strip()
+    `read` is used again when the file is. Raises: SettingsError.
+    """
+    value = read_variable(environ, variable, references=references)
+    file = read_variable(environ, f"{variable}_FILE")
+    if value is not None and file is not None:
+        raise SettingsError(variable, f"is set beside {variable}_FILE", "Set one of them.")
+    if file is not None:
+        return Secret("", variable, Path(file), read).reread()
+    return None if value is None else Secret(read(value, variable), variable)
 
-    def secret(
-        self,
-        name: str,
-        read: Callable[[str, str], str] | None = None,
-        *,
-        references: bool = False,
-    ) -> Secret | None:
-        """Return the secret that the variable holds, or the file that `NAME_FILE` names.
 
-        `read` takes the text and the name of the variable, and returns the secret in it; it is
-        used again when the file is.
-        """
-        variable = PREFIX + name
-        value, file = self.text(name, references=references), self.text(f"{name}_FILE")
-        if value is not None and file is not None:
-            raise SettingsError(variable, f"is set beside {variable}_FILE", "Set one of them.")
-        if file is not None:
-            path = Path(file)
-            return Secret("", variable, path, read).reread()
-        if value is None:
-            return None
-        return Secret(value if read is None else read(value, variable), variable)
+# Readers: each takes the text of a variable and its name. Raises: SettingsError.
 
-    def flag(self, name: str) -> bool:
-        """Return whether the variable is `1`."""
-        value = self.text(name)
-        if value not in {None, "0", "1"}:
-            raise SettingsError(PREFIX + name, "is neither 1 nor 0", "Set 1, or leave it out.")
-        return value == "1"
 
-    def name(self, name: str) -> str | None:
-        """Return a plain name, fit for a log line and a database column."""
-        value = self.text(name)
-        if value is not None and not _NAME.fullmatch(value):
-            hint = "Use up to 64 letters, digits, dots, dashes and underscores."
-            raise SettingsError(PREFIX + name, "is not a plain name", hint)
-        return value
+def flag(text: str, variable: str) -> bool:
+    """Return whether `text` is `1`."""
+    if text not in {"0", "1"}:
+        raise SettingsError(variable, "is neither 1 nor 0", "Set 1, or leave it out.")
+    return text == "1"
 
-    def seconds(self, name: str, *, default: str, signed: bool = False) -> int:
-        """Return a number of seconds as milliseconds; above zero unless `signed`."""
-        value = self.text(name) or default
-        if not _SECONDS.fullmatch(value):
-            raise SettingsError(PREFIX + name, "is not a number of seconds", "Set e.g. 25.")
-        milliseconds = int(Decimal(value) * 1000)
-        if milliseconds <= 0 and not signed:
-            raise SettingsError(PREFIX + name, "is not above zero", f"Set e.g. {default}.")
-        return milliseconds
 
-    def addresses(self, name: str) -> tuple[str, ...]:
-        """Return http(s) addresses, separated by blanks, each as it is written."""
-        found = tuple((self.text(name) or "").split())
-        readable = all(is_address(each) and "," not in each for each in found)
-        if not readable or len(set(found)) != len(found):
-            hint = "Set addresses, each once, separated by spaces: https://idp.example."
-            raise SettingsError(PREFIX + name, "holds something else than addresses", hint)
-        return found
+def plain_name(text: str, variable: str) -> str:
+    """Return a plain name, fit for a log line and a database column."""
+    if not _NAME.fullmatch(text):
+        hint = "Use up to 64 letters, digits, dots, dashes and underscores."
+        raise SettingsError(variable, "is not a plain name", hint)
+    return text
 
-    def url(self, name: str, *, path: bool = True) -> str | None:
-        """Return an http(s) address without a trailing slash, and without a path unless `path`."""
-        value = self.text(name)
-        if value is None:
-            return None
-        if not is_address(value, path=path):
-            hint = "Set scheme, host and port alone, for example http://127.0.0.1:8787."
-            raise SettingsError(PREFIX + name, "is not an http(s) address", hint)
-        return value.rstrip("/")
+
+def milliseconds(text: str, variable: str, example: str = "", *, signed: bool = False) -> int:
+    """Return a number of seconds as milliseconds; above zero unless `signed`."""
+    if not _SECONDS.fullmatch(text):
+        raise SettingsError(variable, "is not a number of seconds", "Set e.g. 25.")
+    found = int(Decimal(text) * 1000)
+    if found <= 0 and not signed:
+        raise SettingsError(variable, "is not above zero", f"Set e.g. {example}.")
+    return found
+
+
+def addresses(text: str, variable: str) -> tuple[str, ...]:
+    """Return http(s) addresses, separated by blanks, each as it is written."""
+    found = tuple(text.split())
+    readable = all(is_address(each) and "," not in each for each in found)
+    if not readable or len(set(found)) != len(found):
+        hint = "Set addresses, each once, separated by spaces: https://idp.example."
+        raise SettingsError(variable, "holds something else than addresses", hint)
+    return found
+
+
+def address(text: str, variable: str, *, path: bool = True) -> str:
+    """Return an http(s) address without a trailing slash, and without a path unless `path`."""
+    if not is_address(text, path=path):
+        hint = "Set scheme, host and port alone, for example http://127.0.0.1:8787."
+        raise SettingsError(variable, "is not an http(s) address", hint)
+    return text.rstrip("/")
 
 
 def check_replaced(value: str, variable: str) -> None:

@@ -9,40 +9,147 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 from kb_mcp.environment import (
-    PREFIX,
     SQLITE,
-    Environment,
     Secret,
     SecretForm,
     SettingsError,
+    address,
+    addresses,
     check_absolute,
     check_replaced,
     data_folder,
     expand_home,
+    flag,
     is_private_line,
+    milliseconds,
+    plain_name,
+    plain_text,
+    read_secret,
+    read_variable,
 )
 from kb_mcp.money import Money, MoneyError, parse_caps
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["Secret", "Settings", "SettingsError", "load_settings"]
 
 UpstreamMode = Literal["sandbox", "test", "live"]
 ChargeApi = Literal["charges", "payment_intents"]
 
+PREFIX: Final = "KEYBRAKE_"
 FILE_NAME: Final = "keybrake.db"
 STRIPE_API_BASE: Final = "https://api.stripe.com"
 SANDBOX_KEY: Final = "rk_test_sandbox"
 MASTER_KEY_CHARACTERS_NEW: Final = 32
+# A new store asks for more (MASTER_KEY_CHARACTERS_NEW); what is there must stay readable.
+_MASTER_KEY_CHARACTERS_MIN = 16
 # With the wait for another caller (10 s) and for a turn (5 s) below the 60 s that the tools wait.
 UPSTREAM_TIMEOUT_MS_MAX: Final = 40_000
+
+_HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
+_STRIPE_KEY = SecretForm(
+    re.compile(r"(?:rk|sk)_(?:test|live)_[A-Za-z0-9_]+"),
+    "a Stripe API key",
+    "Set a restricted key, rk_test_… or rk_live_…, or leave it out for the sandbox.",
+)
+# A vault key, or a token of an identity provider that stands for one.
+_TOKEN = SecretForm(
+    re.compile(r"vk_(?:test|live)_[A-Za-z0-9_-]+|ey[\w-]+\.[\w-]+\.[\w-]+", re.ASCII),
+    "a vault key",
+    "Store a token from `kb-mcp keys issue` (vk_…) or a JWT of your identity provider, alone or as "
+    "one text of a JSON object; the variable may also hold a Secrets Manager ARN, or ARN:NAME:: "
+    "for one of several.",
+)
+read_token = _TOKEN.read
+# arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME, then :json-key:version-stage:version-id.
+_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[\w-]*:\w*:secret:[^:\s]+(?::[^:\s]*){0,3}")
+
+
+def _vault_key(text: str, variable: str) -> str:
+    """Return the token in `text`, or the Secrets Manager ARN that it is."""
+    plain = text.strip("\"'\r\n ")
+    return plain if _ARN.fullmatch(plain) else read_token(text, variable)
+
+
+def _master_key(text: str, variable: str) -> str:
+    if len(text) < _MASTER_KEY_CHARACTERS_MIN:
+        hint = f"Set {MASTER_KEY_CHARACTERS_NEW} random characters or more."
+        raise SettingsError(variable, "is too short to seal anything", hint)
+    return text
+
+
+def _database_url(text: str, variable: str, *, environ: Mapping[str, str]) -> str:
+    if not text.startswith(SQLITE):
+        check_replaced(text, variable)
+        return text
+    return SQLITE + expand_home(text.removeprefix(SQLITE), variable, environ)
+
+
+def _ca_file(text: str, variable: str, *, environ: Mapping[str, str]) -> Path:
+    path = Path(expand_home(text, variable, environ))
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        problem = f"names a file that cannot be read ({error.strerror})"
+        raise SettingsError(variable, problem, "Set a file of certificates, in PEM.") from None
+
+
+def _charge_api(text: str, variable: str) -> str:
+    if text not in get_args(ChargeApi):
+        hint = "Set charges or payment_intents."
+        raise SettingsError(variable, "is not an API we charge through", hint)
+    return text
+
+
+def _hosts(text: str, variable: str) -> tuple[str, ...]:
+    hosts = tuple(host.strip().lower() for host in text.split(","))
+    if not all(_HOST.fullmatch(host) for host in hosts):
+        hint = "Set hosts with or without port, comma-separated; wildcards would undo the check."
+        raise SettingsError(variable, "holds something else than hosts", hint)
+    return hosts
+
+
+def _caps(text: str, variable: str) -> tuple[Money, ...]:
+    try:
+        caps = parse_caps(text)
+    except MoneyError as error:
+        hint = f"{error} Set one amount per currency, for example 50000.00usd,40000.00eur."
+        raise SettingsError(variable, "holds no caps", hint) from None
+    return tuple(Money(amount, currency) for currency, amount in caps.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """How the variable of a setting is read, to what `read` makes of its text.
+
+    A `secret` may stand in a file instead. With `home`, `read` also takes the environment, to put
+    the home folder in its place.
+    """
+
+    read: Callable[..., Any]
+    secret: bool = False
+    home: bool = False
+
+    def load(self, variable: str, environ: Mapping[str, str]) -> Any:
+        """Return what `variable` says; None where it is not set. Raises: SettingsError."""
+        read = partial(self.read, environ=environ) if self.home else self.read
+        if self.secret:
+            return read_secret(environ, variable, read, references=self.home)
+        text = read_variable(environ, variable, references=self.home)
+        return None if text is None else read(text, variable)
+
+
+Name = Annotated[str | None, Variable(plain_name)]
+Flag = Annotated[bool, Variable(flag)]
+Address = Annotated[str | None, Variable(address)]
+VaultKey = Annotated[Secret | None, Variable(_vault_key, secret=True)]
+Ceiling = Annotated[tuple[Money, ...], Variable(_caps)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,36 +160,38 @@ class Settings:
     """
 
     # It may hold a password. None: the file in the user's own data folder.
-    database_url: str | None = field(repr=False)
-    stripe_key: Secret | None = None
-    stripe_api_base: str | None = None
-    account: str | None = None
-    allow_unrestricted_key: bool = False
-    allow_http: bool = False
-    proxy_url: str | None = None
-    ca_file: Path | None = None
+    database_url: Annotated[str | None, Variable(_database_url, secret=True, home=True)] = field(
+        repr=False
+    )
+    stripe_key: Annotated[Secret | None, Variable(_STRIPE_KEY.read, secret=True)] = None
+    stripe_api_base: Annotated[str | None, Variable(partial(address, path=False))] = None
+    account: Name = None
+    allow_unrestricted_key: Flag = False
+    allow_http: Flag = False
+    proxy_url: Address = None
+    ca_file: Annotated[Path | None, Variable(_ca_file, home=True)] = None
     cert_file: Path | None = None  # SSL_CERT_FILE
     cert_dir: Path | None = None  # SSL_CERT_DIR
-    embedded: bool = False
-    vault_key: Secret | None = None
-    vault_key_billing: Secret | None = None
-    vault_key_audit: Secret | None = None
-    vault_key_refunds: Secret | None = None
-    oauth_issuers: tuple[str, ...] = ()
-    oauth_audience: str | None = None
-    charge_api: ChargeApi = "charges"
-    allow_reference: bool = False
-    admin_token: Secret | None = None
-    master_key: Secret | None = None
-    allowed_hosts: tuple[str, ...] = ()
-    public_url: str | None = None
-    account_daily_cap: tuple[Money, ...] = ()
-    account_daily_refund_cap: tuple[Money, ...] = ()
-    upstream_timeout_ms: int = 25_000
-    recovery_interval_ms: int = 15_000
-    recovery_grace_ms: int = 600_000
-    node_id: str | None = None
-    clock_offset_ms: int = 0
+    embedded: Flag = False
+    vault_key: VaultKey = None
+    vault_key_billing: VaultKey = None
+    vault_key_audit: VaultKey = None
+    vault_key_refunds: VaultKey = None
+    oauth_issuers: Annotated[tuple[str, ...], Variable(addresses)] = ()
+    oauth_audience: Annotated[str | None, Variable(plain_text)] = None
+    charge_api: Annotated[ChargeApi, Variable(_charge_api)] = "charges"
+    allow_reference: Flag = False
+    admin_token: Annotated[Secret | None, Variable(plain_text, secret=True)] = None
+    master_key: Annotated[Secret | None, Variable(_master_key, secret=True)] = None
+    allowed_hosts: Annotated[tuple[str, ...], Variable(_hosts)] = ()
+    public_url: Address = None
+    account_daily_cap: Ceiling = ()
+    account_daily_refund_cap: Ceiling = ()
+    upstream_timeout_ms: Annotated[int, Variable(partial(milliseconds, example="25"))] = 25_000
+    recovery_interval_ms: Annotated[int, Variable(partial(milliseconds, example="15"))] = 15_000
+    recovery_grace_ms: Annotated[int, Variable(partial(milliseconds, example="600"))] = 600_000
+    node_id: Name = None
+    clock_offset_ms: Annotated[int, Variable(partial(milliseconds, signed=True))] = 0
     on_lambda: bool = False
     export_traces: bool = False
 
@@ -158,73 +267,38 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if environ is None:
         environ = os.environ  # noqa: TID251 - this module is the one reader of the environment
     _check_names(environ)
-    source = Environment(environ)
-    database = source.secret("DATABASE_URL", partial(_database_text, environ), references=True)
+    read = {name: each.load(_named(name), environ) for name, each in _VARIABLES.items()}
+    found = {name: value for name, value in read.items() if value is not None}
+    database = found.pop("database_url", None)
     return Settings(
         database_url=None if database is None else database.reveal(),
-        stripe_key=source.secret("STRIPE_KEY", _STRIPE_KEY.read),
-        stripe_api_base=source.url("STRIPE_API_BASE", path=False),
-        account=source.name("ACCOUNT"),
-        allow_unrestricted_key=source.flag("ALLOW_UNRESTRICTED_KEY"),
-        allow_http=source.flag("ALLOW_HTTP"),
-        proxy_url=source.url("PROXY_URL"),
-        ca_file=_ca_file(source.text("CA_FILE", references=True), environ),
         cert_file=Path(file) if (file := environ.get("SSL_CERT_FILE")) else None,
         cert_dir=Path(folder) if (folder := environ.get("SSL_CERT_DIR")) else None,
-        embedded=source.flag("EMBEDDED"),
-        vault_key=source.secret("VAULT_KEY", read_vault_key),
-        vault_key_billing=source.secret("VAULT_KEY_BILLING", read_vault_key),
-        vault_key_audit=source.secret("VAULT_KEY_AUDIT", read_vault_key),
-        vault_key_refunds=source.secret("VAULT_KEY_REFUNDS", read_vault_key),
-        oauth_issuers=source.addresses("OAUTH_ISSUERS"),
-        oauth_audience=source.text("OAUTH_AUDIENCE"),
-        charge_api=_charge_api(source.text("CHARGE_API")),
-        allow_reference=source.flag("ALLOW_REFERENCE"),
-        admin_token=source.secret("ADMIN_TOKEN"),
-        master_key=_master_key(source.secret("MASTER_KEY")),
-        allowed_hosts=_allowed_hosts(source.text("ALLOWED_HOSTS")),
-        public_url=source.url("PUBLIC_URL"),
-        account_daily_cap=_caps(source, "ACCOUNT_DAILY_CAP"),
-        account_daily_refund_cap=_caps(source, "ACCOUNT_DAILY_REFUND_CAP"),
-        upstream_timeout_ms=source.seconds("UPSTREAM_TIMEOUT", default="25"),
-        recovery_interval_ms=source.seconds("RECOVERY_INTERVAL", default="15"),
-        recovery_grace_ms=source.seconds("RECOVERY_GRACE", default="600"),
-        node_id=source.name("NODE_ID"),
-        clock_offset_ms=source.seconds("CLOCK_OFFSET", default="0", signed=True),
         on_lambda=bool(environ.get("AWS_LAMBDA_FUNCTION_NAME")),
         export_traces=any(environ.get(f"OTEL_EXPORTER_OTLP_{name}") for name in _COLLECTOR),
+        **found,
     )
 
 
+def _named(field_name: str) -> str:
+    return PREFIX + field_name.removesuffix("_ms").upper()
+
+
 _COLLECTOR = ("ENDPOINT", "TRACES_ENDPOINT")  # read in full by OpenTelemetry itself
-_SECRETS = {field.name for field in fields(Settings) if "Secret" in field.type} | {"database_url"}
+_VARIABLES: Final[Mapping[str, Variable]] = {
+    name: how
+    for name, hint in get_type_hints(Settings, include_extras=True).items()
+    for how in getattr(hint, "__metadata__", ())
+}
 _KNOWN = {
-    PREFIX + name.removesuffix("_ms").upper()
-    for field in fields(Settings)
-    for name in ((field.name, f"{field.name}_file") if field.name in _SECRETS else (field.name,))
-} - {PREFIX + name for name in ("CERT_FILE", "CERT_DIR", "ON_LAMBDA", "EXPORT_TRACES")}
-_HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
-_STRIPE_KEY = SecretForm(
-    re.compile(r"(?:rk|sk)_(?:test|live)_[A-Za-z0-9_]+"),
-    "a Stripe API key",
-    "Set a restricted key, rk_test_… or rk_live_…, or leave it out for the sandbox.",
-)
+    _named(name) + suffix
+    for name, how in _VARIABLES.items()
+    for suffix in (("", "_FILE") if how.secret else ("",))
+}
 # Of a service named keybrake, or keybrake-something, Kubernetes tells every pod of its namespace.
 _SERVICE_LINK = re.compile(
     rf"{PREFIX}(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)"
 )
-# A vault key, or a token of an identity provider that stands for one.
-_TOKEN = SecretForm(
-    re.compile(r"vk_(?:test|live)_[A-Za-z0-9_-]+|ey[\w-]+\.[\w-]+\.[\w-]+", re.ASCII),
-    "a vault key",
-    "Store a token from `kb-mcp keys issue` (vk_…) or a JWT of your identity provider, alone or as "
-    "one text of a JSON object; the variable may also hold a Secrets Manager ARN, or ARN:NAME:: "
-    "for one of several.",
-)
-# arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME, then :json-key:version-stage:version-id.
-_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[\w-]*:\w*:secret:[^:\s]+(?::[^:\s]*){0,3}")
-# A new store asks for more (MASTER_KEY_CHARACTERS_NEW); what is there must stay readable.
-_MASTER_KEY_CHARACTERS_MIN = 16
 
 
 def _check_names(environ: Mapping[str, str]) -> None:
@@ -236,78 +310,6 @@ def _check_names(environ: Mapping[str, str]) -> None:
             close = difflib.get_close_matches(name, [k.removeprefix(PREFIX) for k in _KNOWN], n=1)
             hint = f"Did you mean {PREFIX}{close[0]}?" if close else "docs/settings.md lists all."
             raise SettingsError(variable, "is not a setting", hint)
-
-
-def _database_text(environ: Mapping[str, str], text: str, variable: str) -> str:
-    if not text.startswith(SQLITE):
-        check_replaced(text, variable)
-        return text
-    return SQLITE + expand_home(text.removeprefix(SQLITE), variable, environ)
-
-
-def _ca_file(value: str | None, environ: Mapping[str, str]) -> Path | None:
-    if value is None:
-        return None
-    variable = "KEYBRAKE_CA_FILE"
-    path = Path(expand_home(value, variable, environ))
-    try:
-        with path.open("rb"):
-            return path
-    except OSError as error:
-        problem = f"names a file that cannot be read ({error.strerror})"
-        raise SettingsError(variable, problem, "Set a file of certificates, in PEM.") from None
-
-
-def read_vault_key(text: str, variable: str) -> str:
-    """Return the token in `text`, or the Secrets Manager ARN that it is.
-
-    Raises: SettingsError, which names `variable`.
-    """
-    if _ARN.fullmatch(text.strip("\"'\r\n ")):
-        return text.strip("\"'\r\n ")
-    return read_token(text, variable)
-
-
-def read_token(text: str, variable: str, member: str | None = None) -> str:
-    """Return the vault key's token in `text`, in the JSON member `member` if one is named.
-
-    Raises: SettingsError, which names `variable`.
-    """
-    return _TOKEN.read(text, variable, member)
-
-
-def _master_key(secret: Secret | None) -> Secret | None:
-    if secret is not None and len(secret.reveal()) < _MASTER_KEY_CHARACTERS_MIN:
-        hint = f"Set {MASTER_KEY_CHARACTERS_NEW} random characters or more."
-        raise SettingsError(secret.variable, "is too short to seal anything", hint)
-    return secret
-
-
-def _charge_api(value: str | None) -> ChargeApi:
-    if value in {None, "charges"}:
-        return "charges"
-    if value == "payment_intents":
-        return "payment_intents"
-    hint = "Set charges or payment_intents."
-    raise SettingsError("KEYBRAKE_CHARGE_API", "is not an API we charge through", hint)
-
-
-def _allowed_hosts(value: str | None) -> tuple[str, ...]:
-    hosts = tuple(host.strip().lower() for host in value.split(",")) if value else ()
-    if not all(_HOST.fullmatch(host) for host in hosts):
-        hint = "Set hosts with or without port, comma-separated; wildcards would undo the check."
-        raise SettingsError("KEYBRAKE_ALLOWED_HOSTS", "holds something else than hosts", hint)
-    return hosts
-
-
-def _caps(source: Environment, name: str) -> tuple[Money, ...]:
-    value = source.text(name)
-    try:
-        caps = parse_caps(value) if value else {}
-    except MoneyError as error:
-        hint = f"{error} Set one amount per currency, for example 50000.00usd,40000.00eur."
-        raise SettingsError(PREFIX + name, "holds no caps", hint) from None
-    return tuple(Money(amount, currency) for currency, amount in caps.items())
 
 
 def check_upstream(settings: Settings) -> None:
@@ -330,15 +332,15 @@ def check_upstream(settings: Settings) -> None:
 
 
 def _check_reach(settings: Settings) -> None:
-    addresses = [
+    reached = [
         ("KEYBRAKE_STRIPE_API_BASE", settings.stripe_api_base),
         ("KEYBRAKE_PROXY_URL", settings.proxy_url),
         ("KEYBRAKE_PUBLIC_URL", settings.public_url),
         # Whoever changes an issuer's keys on the way is anybody.
         *(("KEYBRAKE_OAUTH_ISSUERS", issuer) for issuer in settings.oauth_issuers),
     ]
-    for variable, address in addresses:
-        if address and not settings.may_reach(address):
+    for variable, url in reached:
+        if url and not settings.may_reach(url):
             hint = "Set an https address, or KEYBRAKE_ALLOW_HTTP=1 inside a network you trust."
             raise SettingsError(variable, "is plain http beyond this machine", hint)
     if settings.oauth_issuers and settings.oauth_resource is None:
@@ -365,7 +367,7 @@ def _check_store(settings: Settings) -> None:
         if url.removeprefix(SQLITE) in {"", ":memory:"}:
             hint = "Name a file: a ledger in memory forgets what it charged."
             raise SettingsError("KEYBRAKE_DATABASE_URL", "names no file", hint)
-        check_absolute(url)
+        check_absolute(url, "KEYBRAKE_DATABASE_URL")
     real = settings.postgres_url is not None or settings.upstream_mode == "live"
     if settings.clock_offset_ms and real:
         hint = "Leave it out: it is for SQLite with the sandbox or a test-mode key."
