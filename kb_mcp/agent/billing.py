@@ -9,7 +9,9 @@ cancels a send.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, assert_never
 
@@ -30,28 +32,29 @@ from kb_mcp.agent.outcomes import (
     ToolNotGrantedError,
     as_map,
     charge_outcome,
-    describe_refunds,
     proves_nothing,
     raise_if_nothing_sent,
     refund_outcome,
 )
-from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result, ShownRefund
+from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result
 from kb_mcp.agent.status import (
-    another_bill,
     contradicts,
     describe_charge,
     describe_operation,
+    describe_refunds,
     most_telling,
-    not_found,
     not_readable,
+    nothing_shown,
 )
 from kb_mcp.agent.wording import UNAVAILABLE
 from kb_mcp.environment import SettingsError
-from kb_mcp.idempotency import idempotency_key, refund_name
+from kb_mcp.idempotency import refund_name
 
 T = TypeVar("T")
 KeySource = str | Callable[[], str]
 """A token, or a function that fetches the current one (a file, a secret store)."""
+Ask = Callable[[str], Awaitable[Reply]]
+"""One request to the proxy with the token that is given."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,20 +76,30 @@ class HeldKey:
     def __init__(self, source: KeySource) -> None:
         """Hold `source`; a function is first called when the key is first needed."""
         self._source = source
-        self._token = source if isinstance(source, str) else None
+        self._token: str | None = None
 
-    def tokens(self) -> Iterator[str]:
-        """Yield the token to try, then a newer one if its source has another by then."""
-        first = self._current()
-        yield first
-        if not isinstance(self._source, str):
-            self._token = self._source()
-            if self._token != first:
-                yield self._token
+    async def ask(self, ask: Ask) -> Reply:
+        """Ask with the token; of one that was rotated under us, once more with the newer one.
 
-    def _current(self) -> str:
-        if self._token is None:
+        Raises: ProxyUnavailableError, where there is no token; and what `ask` raises.
+        """
+        token = self._token or self._read()
+        if token is None:
+            raise ProxyUnavailableError
+        answer = await ask(token)
+        stale = answer.status == 401 and answer.text("code") in _STALE and not answer.doubtful
+        newer = self._read() if stale else None
+        return answer if newer in {None, token} else await ask(newer)
+
+    def _read(self) -> str | None:
+        """Read the token anew; None where its source fails: nothing was sent."""
+        try:
             self._token = self._source if isinstance(self._source, str) else self._source()
+        except Exception as error:  # noqa: BLE001 - a source is a file or a service of anybody's
+            # SettingsError names a variable and never its value; of others, only the kind is safe.
+            shown = str(error) if isinstance(error, SettingsError) else type(error).__name__
+            logger.error("A vault key cannot be read: %s", shown)  # noqa: TRY400 - no frames, no keys
+            return None
         return self._token
 
 
@@ -193,49 +206,8 @@ class Billing:
                 assert_never(arguments)
 
     async def _charge_once(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
-        answer = await self._ask(
-            ToolName.CHARGE, lambda token: self._charge(arguments, context, token)
-        )
+        answer = await self._ask(ToolName.CHARGE, partial(self._charge, arguments, context))
         return charge_outcome(arguments, answer)
-
-    async def _look_up(
-        self, arguments: ChargeStatusArguments, context: CallContext
-    ) -> ChargeStatusResult:
-        """Look up a charge by what is given of it; all three arguments must agree."""
-        if arguments.charge_id is not None:
-            found = await self._status_by_id(arguments.charge_id, context)
-            return another_bill() if contradicts(found, arguments) else found
-        wanted = {
-            "customer_id": arguments.customer_id or "",
-            "billing_period": arguments.billing_period or "",
-        }
-        reply = await self._read(
-            lambda token: self.line.operations(token, wanted, context.headers())
-        )
-        if reply.is_error:
-            return not_readable(reply)
-        operation = most_telling(reply.fields.get("data"))
-        if operation is None:
-            return not_found()
-        charge_id = operation.get("charge_id")
-        if isinstance(charge_id, str) and operation.get("state") in {"succeeded", "failed"}:
-            # A declined intent, too: the customer may have paid it since.
-            try:
-                shown: ChargeStatusResult | None = await self._status_of(charge_id, context)
-            except (ProxyUnavailableError, RateLimitedError):
-                shown = None
-            if shown is not None and shown.found:
-                return shown
-        # What cannot be read at Stripe now is told as the ledger has it.
-        return describe_operation(operation, livemode=reply.livemode)
-
-    async def _give_back(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
-        params, key = refund_params(arguments), refund_name(arguments.charge_id)
-        answer = await self._ask(
-            ToolName.REFUND,
-            lambda token: self.line.create(token, "refunds", params, key, context.headers()),
-        )
-        return refund_outcome(arguments, answer)
 
     async def _charge(self, arguments: ChargeArguments, context: CallContext, token: str) -> Reply:
         headers = context.headers()
@@ -245,37 +217,58 @@ class Billing:
             if isinstance(card, Reply):
                 if proves_nothing(card):
                     # Only a look-up went wrong: nothing has been charged.
-                    raise ProxyUnavailableError(UNAVAILABLE)
+                    raise ProxyUnavailableError
                 return card
             params |= {"payment_method": card, **OFF_SESSION}
             # The proxy leaves out of the bill what we looked up: a new card is no other bill.
             headers = {**headers, LOOKED_UP: "payment_method"}
-        key = idempotency_key(
-            arguments.customer_id,
-            arguments.amount_cents,
-            arguments.billing_period,
-            arguments.currency,
-            arguments.reference,
-        )
+        key = arguments.idempotency_key
         return await self.line.create(token, self.charge_api, params, key, headers)
+
+    async def _give_back(self, arguments: RefundArguments, context: CallContext) -> RefundResult:
+        params, key = refund_params(arguments), refund_name(arguments.charge_id)
+        answer = await self._ask(
+            ToolName.REFUND,
+            lambda token: self.line.create(token, "refunds", params, key, context.headers()),
+        )
+        return refund_outcome(arguments, answer)
+
+    async def _look_up(
+        self, arguments: ChargeStatusArguments, context: CallContext
+    ) -> ChargeStatusResult:
+        """Look up a charge by what is given of it; all three arguments must agree."""
+        if arguments.charge_id is not None:
+            found = await self._status_by_id(arguments.charge_id, context)
+            return nothing_shown("another_bill") if contradicts(found, arguments) else found
+        reply = await self._operations(context, **arguments.model_dump(exclude={"charge_id"}))
+        if reply.is_error:
+            return not_readable(reply)
+        operation = most_telling(reply.fields.get("data"))
+        if operation is None:
+            return nothing_shown("not_found")
+        charge_id = operation.get("charge_id")
+        if isinstance(charge_id, str) and operation.get("state") in {"succeeded", "failed"}:
+            # A declined intent, too: the customer may have paid it since.
+            with suppress(ProxyUnavailableError, RateLimitedError):
+                shown = await self._status_of(charge_id, context)
+                if shown.found:
+                    return shown
+        # What cannot be read at Stripe now is told as the ledger has it.
+        return describe_operation(operation, livemode=reply.livemode)
 
     async def _status_by_id(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
         """Look a charge up at Stripe; where that does not show it, the ledger may know it."""
-        try:
+        found = None
+        with suppress(ProxyUnavailableError):
             found = await self._status_of(charge_id, context)
-        except ProxyUnavailableError:
-            found = None
         if found is not None and found.found:
             return found
-        wanted = {"charge_id": charge_id}
-        reply = await self._read(
-            lambda token: self.line.operations(token, wanted, context.headers())
-        )
+        reply = await self._operations(context, charge_id=charge_id)
         operation = None if reply.is_error else most_telling(reply.fields.get("data"))
         if operation is not None:
             return describe_operation(operation, livemode=reply.livemode)
         if found is None:
-            raise ProxyUnavailableError(UNAVAILABLE)
+            raise ProxyUnavailableError
         return found
 
     async def _status_of(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
@@ -283,41 +276,37 @@ class Billing:
         reply = await self._read(
             lambda token: self.line.retrieve(token, resource, charge_id, context.headers())
         )
-        if not reply.is_error:
-            refunds = await self._refunds_of(charge_id, context)
-            return describe_charge(reply).model_copy(update={"refunds": refunds})
-        return not_found() if reply.status == 404 else not_readable(reply)
+        if reply.is_error:
+            return nothing_shown("not_found") if reply.status == 404 else not_readable(reply)
+        refunds = None
+        # The charge was found: that there is more to say must not hide it.
+        with suppress(ProxyUnavailableError, RateLimitedError):
+            refunds = describe_refunds(await self._operations(context, charge_id=charge_id))
+        return describe_charge(reply, refunds)
 
-    async def _refunds_of(self, charge_id: str, context: CallContext) -> list[ShownRefund] | None:
-        """Return the refunds of a charge, or None where they cannot be said."""
-        wanted = {"charge_id": charge_id}
-        try:
-            reply = await self._read(
-                lambda token: self.line.operations(token, wanted, context.headers())
-            )
-        except (ProxyUnavailableError, RateLimitedError):
-            # The charge was found: that there is more to say must not hide it.
-            return None
-        return describe_refunds(reply)
+    async def _operations(self, context: CallContext, **wanted: str) -> Reply:
+        return await self._read(
+            lambda token: self.line.operations(token, wanted, context.headers())
+        )
 
-    async def _read(self, ask: Callable[[str], Awaitable[Reply]]) -> Reply:
+    async def _read(self, ask: Ask) -> Reply:
         answer = await self._ask(ToolName.CHARGE_STATUS, ask)
         raise_if_nothing_sent(answer)
         if proves_nothing(answer):
-            raise ProxyUnavailableError(UNAVAILABLE)
+            raise ProxyUnavailableError
         return answer
 
-    async def _ask(self, tool: ToolName, ask: Callable[[str], Awaitable[Reply]]) -> Reply:
+    async def _ask(self, tool: ToolName, ask: Ask) -> Reply:
         if self._shared is None:
-            return await _ask_with(self._keys[tool], ask)
-        answer = await _ask_with(self._shared, ask)
+            return await self._keys[tool].ask(ask)
+        answer = await self._shared.ask(ask)
         denied = answer.text("code") == "vault_key_not_authorized"
         if denied and tool not in (await self._granted(self._shared))[0]:
             raise ToolNotGrantedError
         return answer
 
     async def _granted(self, held: HeldKey) -> tuple[frozenset[ToolName], tuple[str, ...]]:
-        answer = await _ask_with(held, lambda token: self.line.describe_key(token, {}))
+        answer = await held.ask(lambda token: self.line.describe_key(token, {}))
         raise_if_nothing_sent(answer)
         granted = grants(answer, self.charge_api)
         if granted is None:
@@ -357,32 +346,3 @@ def grants(
     tools = tools_granted(frozenset(each for each in allow if isinstance(each, str)), charge_api)
     listed = kinds if isinstance(kinds, list) else ()
     return tools, tuple(kind for kind in listed if isinstance(kind, str))
-
-
-async def _ask_with(held: HeldKey, ask: Callable[[str], Awaitable[Reply]]) -> Reply:
-    tokens = held.tokens()
-    token = _next(tokens)
-    if token is None:
-        raise ProxyUnavailableError(UNAVAILABLE)
-    answer = await ask(token)
-    if _is_stale(answer):
-        # The key was rotated under us: read it once more and ask again with the newer one.
-        newer = _next(tokens)
-        if newer is not None:
-            return await ask(newer)
-    return answer
-
-
-def _next(tokens: Iterator[str]) -> str | None:
-    """Fetch the next token; None where there is none or its source fails: nothing was sent."""
-    try:
-        return next(tokens, None)
-    except Exception as error:  # noqa: BLE001 - a source is a file or a service of anybody's
-        # SettingsError names a variable and never its value; of others, only the kind is safe.
-        shown = str(error) if isinstance(error, SettingsError) else type(error).__name__
-        logger.error("A vault key cannot be read: %s", shown)  # noqa: TRY400 - no frames, no keys
-        return None
-
-
-def _is_stale(reply: Reply) -> bool:
-    return reply.status == 401 and reply.text("code") in _STALE and not reply.doubtful

@@ -18,15 +18,25 @@ from pydantic import ValidationError
 
 from kb_mcp.agent import wording
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.catalogue import Arguments, Tool, find_tool
+from kb_mcp.agent.catalogue import (
+    Arguments,
+    ChargeArguments,
+    ChargeStatusArguments,
+    RefundArguments,
+    Tool,
+    find_tool,
+)
 from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.outcomes import (
     ProxyUnavailableError,
     RateLimitedError,
+    Reply,
     ToolNotGrantedError,
-    uncertain,
+    charge_outcome,
+    refund_outcome,
 )
 from kb_mcp.agent.results import Result
+from kb_mcp.agent.status import nothing_shown
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _HINTS: Final[Mapping[str, str]] = {
@@ -222,7 +232,21 @@ def _failed(name: str, arguments: Arguments, error: Exception) -> Answer:
         case _:
             # Not the exception itself: its text and frames can hold keys.
             logger.error("The tool %s broke: %s", name, type(error).__name__)
-            return Answered(uncertain(arguments))
+            return Answered(_uncertain(arguments))
+
+
+def _uncertain(arguments: Arguments) -> Result:
+    """Say, of a call that broke in our own code, what is safe to assume: nothing."""
+    broken = Reply(0, {"code": "internal_error"}, is_error=True)
+    match arguments:
+        case ChargeArguments():
+            return charge_outcome(arguments, broken)
+        case RefundArguments():
+            return refund_outcome(arguments, broken)
+        case ChargeStatusArguments():
+            return nothing_shown("broken", status="unknown")
+        case _:
+            assert_never(arguments)
 
 
 # Bedrock takes 25 KB; a result is a tenth of it, since every text in it is bounded.

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result
-from kb_mcp.idempotency import REFERENCE
+from kb_mcp.idempotency import REFERENCE, idempotency_key
 from kb_mcp.money import check_amount
 from kb_mcp.periods import parse_period
 
@@ -150,6 +150,17 @@ class ChargeArguments(_Arguments):
             "an order number. Leave it out for the regular bill, and never make one up."
         ),
     )
+
+    @property
+    def idempotency_key(self) -> str:
+        """The key that names this bill."""
+        return idempotency_key(
+            self.customer_id,
+            self.amount_cents,
+            self.billing_period,
+            self.currency,
+            self.reference,
+        )
 
     @model_validator(mode="after")
     def _chargeable(self) -> Self:

@@ -10,24 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Any, Final
 
 from kb_mcp.agent import wording
-from kb_mcp.agent.catalogue import (
-    Arguments,
-    ChargeArguments,
-    RefundArguments,
-    without_forbidden,
-)
-from kb_mcp.agent.results import (
-    ChargeResult,
-    ChargeStatusResult,
-    RefundResult,
-    Result,
-    ShownRefund,
-    Status,
-)
-from kb_mcp.idempotency import idempotency_key
+from kb_mcp.agent.catalogue import ChargeArguments, RefundArguments, without_forbidden
+from kb_mcp.agent.results import ChargeResult, RefundResult, Status
 from kb_mcp.money import Money, format_money
 
 NO_FIELDS: Final[Mapping[str, object]] = MappingProxyType({})
@@ -59,6 +46,10 @@ _OPEN = frozenset({408, 409})
 
 class ProxyUnavailableError(Exception):
     """The proxy, or its store, was not reachable, and nothing was sent: asking again is safe."""
+
+    def __init__(self, message: str = wording.UNAVAILABLE) -> None:
+        """Say it in words for a model."""
+        super().__init__(message)
 
 
 class ToolNotGrantedError(Exception):
@@ -98,6 +89,17 @@ class Reply:
         """What the proxy tells programs beside its refusal."""
         return as_map(self.fields.get("keybrake"))
 
+    @property
+    def is_replay(self) -> bool:
+        """Whether this is the answer to an earlier call, given again."""
+        return not self.is_error and self.headers.get("idempotent-replayed") == "true"
+
+    @property
+    def real_money(self) -> bool:
+        """Whether real money is concerned: the object says so, else the mode of the key."""
+        livemode = self.fields.get("livemode")
+        return livemode if isinstance(livemode, bool) else self.livemode
+
 
 def unread(*, livemode: bool) -> Reply:
     """Return what stands for an answer that did not come, or is none of the proxy's or Stripe's.
@@ -118,41 +120,96 @@ def charge_outcome(arguments: ChargeArguments, reply: Reply) -> ChargeResult:
 
     Raises: RateLimitedError, ProxyUnavailableError, where nothing was sent.
     """
-    if not reply.is_error:
-        code = LAPSED if lapsed(reply.fields) else None
-        return _result(
-            arguments, reply, status_of(reply.fields), charge_id=reply.text("id"), code=code
-        )
-    no = _read_no(reply)
-    charge_id = as_text(reply.facts.get("charge_id"))
-    if no == "failed" and reply.status == 402:
-        intent = as_map(reply.fields.get("payment_intent"))
-        charge_id = as_text(intent.get("id")) or reply.text("charge")
-    code = _code_of(reply, no)
-    return _result(arguments, reply, no, charge_id=charge_id, code=code)
+    fields = reply.fields
+    status, code, charge_id = status_of(fields), None, reply.text("id")
+    if reply.is_error:
+        status, code = _read_no(reply)
+        charge_id = as_text(reply.facts.get("charge_id"))
+        if status == "failed" and reply.status == 402:
+            intent = as_map(fields.get("payment_intent"))
+            charge_id = as_text(intent.get("id")) or reply.text("charge")
+    elif lapsed(fields):
+        code = LAPSED
+    amount = amount_of(fields) or arguments.amount_cents
+    currency = reply.text("currency") or arguments.currency
+    # A refusal that names a charge: this bill, or another of the same period, is charged.
+    exists = status == "refused" and charge_id is not None
+    return ChargeResult(
+        charge_id=charge_id,
+        amount_cents=amount,
+        currency=currency,
+        customer_id=arguments.customer_id,
+        billing_period=arguments.billing_period,
+        idempotency_key=arguments.idempotency_key,
+        already_charged=(reply.is_replay and status == "succeeded") or exists,
+        **_told(wording.CHARGED, reply, status, code, format_money(Money(amount, currency))),
+    )
 
 
-def _read_no(reply: Reply) -> Literal["refused", "failed", "unknown"]:
-    """Say what an error proves of what was asked for; `unknown` is nothing.
+def refund_outcome(arguments: RefundArguments, reply: Reply) -> RefundResult:
+    """Return the result of a refund, from the answer to it. Raises: as `charge_outcome`."""
+    facts = reply.facts
+    status, code = STATUSES.get(reply.text("status") or "", "unknown"), None
+    refund_id = reply.text("id")
+    if reply.is_error:
+        status, code = _read_no(reply)
+        refund_id = as_text(facts.get("refund_id"))
+    amount = as_number(reply.fields.get("amount")) or arguments.amount_cents
+    currency = reply.text("currency") or as_text(facts.get("currency"))
+    money = "what is left of it" if arguments.amount_cents is None else "that amount"
+    before = (reply.is_replay and status in {"succeeded", "pending"}) or code == "already_refunded"
+    return RefundResult(
+        refund_id=refund_id,
+        charge_id=reply.text("charge") or arguments.charge_id,
+        amount_cents=amount,
+        currency=currency,
+        already_refunded=before,
+        amount_left=None if "cap" in facts else as_number(facts.get("left")),
+        **_told(wording.REFUNDED, reply, status, code, money_of(amount, currency, money)),
+    )
+
+
+def _told(
+    words: wording.Told, reply: Reply, status: Status, code: str | None, money: str
+) -> dict[str, Any]:
+    """Return the fields that the results of a charge and of a refund share."""
+    facts, replayed, livemode = reply.facts, reply.is_replay, reply.real_money
+    said = reply.text("message") if reply.is_error else None
+    # What was denied does not wait any more.
+    denied = code == "approval_required" and facts.get("state") == "denied"
+    return {
+        "status": status,
+        "livemode": livemode,
+        "operation_id": as_text(reply.headers.get("keybrake-operation"))
+        or as_text(facts.get("operation")),
+        "code": code,
+        "message": words.message(
+            status,
+            money,
+            wording.LAPSED if code == LAPSED else said,
+            replayed=replayed,
+            livemode=livemode,
+        ),
+        "next_step": words.step(status, wording.DENIED if denied else code, replayed=replayed),
+    }
+
+
+def _read_no(reply: Reply) -> tuple[Status, str]:
+    """Say what an error proves of what was asked for, `unknown` where nothing, and its code.
 
     Raises: RateLimitedError, ProxyUnavailableError, where nothing was sent.
     """
-    if reply.doubtful and reply.status not in _SPEAKS_OF_THE_BILL:
-        return "unknown"
-    raise_if_nothing_sent(reply)
-    if proves_nothing(reply) and reply.text("code") != "upstream_rejected_key":
-        return "unknown"
-    # Our own refusals carry facts, be they empty; what Stripe itself rejects has none.
-    return "refused" if "keybrake" in reply.fields and reply.status != 402 else "failed"
-
-
-def _code_of(reply: Reply, no: str) -> str:
     code = reply.text("code")
-    if no == "unknown":
-        return _UNKNOWN if reply.doubtful else code or _UNKNOWN
+    if reply.doubtful and reply.status not in _SPEAKS_OF_THE_BILL:
+        return "unknown", _UNKNOWN
+    raise_if_nothing_sent(reply)
+    if proves_nothing(reply) and code != "upstream_rejected_key":
+        return "unknown", _UNKNOWN if reply.doubtful else code or _UNKNOWN
     if reply.status == 402:
-        return reply.text("decline_code") or code or "card_declined"
-    return code or reply.text("type") or "rejected"
+        return "failed", reply.text("decline_code") or code or "card_declined"
+    # Our own refusals carry facts, be they empty; what Stripe itself rejects has none.
+    no: Status = "refused" if "keybrake" in reply.fields else "failed"
+    return no, code or reply.text("type") or "rejected"
 
 
 def raise_if_nothing_sent(reply: Reply) -> None:
@@ -178,21 +235,6 @@ def says_nothing_sent(reply: Reply) -> bool:
     return reply.text("code") in _NOT_SENT
 
 
-def uncertain(arguments: Arguments) -> Result:
-    """Say, of a call that broke in our own code, what is safe to assume: nothing."""
-    code = "internal_error"
-    if isinstance(arguments, ChargeArguments):
-        return _result(arguments, Reply(0), "unknown", code=code)
-    if isinstance(arguments, RefundArguments):
-        return _refund_result(arguments, Reply(0), "unknown", code=code)
-    return ChargeStatusResult(
-        found=False,
-        status="unknown",
-        message=wording.LOOKUP_FAILED,
-        next_step=wording.STATUS_STEPS["unknown"],
-    )
-
-
 def as_text(value: object, limit: int = 1000) -> str | None:
     """Return `value` if it is text that is not empty: at most `limit` characters, no controls."""
     if not isinstance(value, str):
@@ -208,6 +250,13 @@ def as_number(value: object) -> int | None:
 def as_map(value: object) -> Mapping[str, object]:
     """Return `value` if it is a JSON object, else an empty one."""
     return value if isinstance(value, Mapping) else NO_FIELDS
+
+
+def money_of(amount: int | None, currency: str | None, unknown: str = "an amount") -> str:
+    """Write an amount for people; `unknown` where it or its currency is not known."""
+    if amount is None or currency is None:
+        return unknown
+    return format_money(Money(amount, currency))
 
 
 def status_of(fields: Mapping[str, object]) -> Status:
@@ -232,122 +281,3 @@ def amount_of(fields: Mapping[str, object]) -> int | None:
 def lapsed(fields: Mapping[str, object]) -> bool:
     """Say whether a charge was authorised and let go of, so that nothing was taken."""
     return fields.get("captured") is False and status_of(fields) == "failed"
-
-
-def _result(
-    arguments: ChargeArguments,
-    reply: Reply,
-    status: Status,
-    *,
-    charge_id: str | None = None,
-    code: str | None = None,
-) -> ChargeResult:
-    replayed = not reply.is_error and reply.headers.get("idempotent-replayed") == "true"
-    # A refusal that names a charge: this bill, or another of the same period, is charged.
-    exists = status == "refused" and charge_id is not None
-    livemode = reply.fields.get("livemode")
-    livemode = livemode if isinstance(livemode, bool) else reply.livemode
-    amount = amount_of(reply.fields) or arguments.amount_cents
-    currency = reply.text("currency") or arguments.currency
-    said = reply.text("message") if reply.is_error else None
-    if code == LAPSED:
-        said = wording.LAPSED
-    money = format_money(Money(amount, currency))
-    return ChargeResult(
-        status=status,
-        charge_id=charge_id,
-        amount_cents=amount,
-        currency=currency,
-        customer_id=arguments.customer_id,
-        billing_period=arguments.billing_period,
-        idempotency_key=idempotency_key(
-            arguments.customer_id,
-            arguments.amount_cents,
-            arguments.billing_period,
-            arguments.currency,
-            arguments.reference,
-        ),
-        already_charged=(replayed and status == "succeeded") or exists,
-        livemode=livemode,
-        operation_id=as_text(reply.headers.get("keybrake-operation"))
-        or as_text(reply.facts.get("operation")),
-        code=code,
-        message=wording.CHARGED.message(status, money, said, replayed=replayed, livemode=livemode),
-        next_step=wording.CHARGED.step(status, _step_code(code, reply), replayed=replayed),
-    )
-
-
-def _step_code(code: str | None, reply: Reply) -> str | None:
-    """Return the code that the next step depends on: what was denied does not wait any more."""
-    denied = code == "approval_required" and reply.facts.get("state") == "denied"
-    return wording.DENIED if denied else code
-
-
-def refund_outcome(arguments: RefundArguments, reply: Reply) -> RefundResult:
-    """Return the result of a refund, from the answer to it.
-
-    Raises: RateLimitedError, ProxyUnavailableError, where nothing was sent.
-    """
-    if not reply.is_error:
-        status = STATUSES.get(reply.text("status") or "", "unknown")
-        return _refund_result(arguments, reply, status, refund_id=reply.text("id"))
-    no = _read_no(reply)
-    refund_id = as_text(reply.facts.get("refund_id"))
-    return _refund_result(arguments, reply, no, refund_id=refund_id, code=_code_of(reply, no))
-
-
-def describe_refunds(reply: Reply) -> list[ShownRefund] | None:
-    """Return the refunds in the ledger's answer, newest first; None where it does not say."""
-    listed = reply.fields.get("refunds")
-    if reply.is_error or not isinstance(listed, list):
-        return None
-    return [
-        ShownRefund(
-            refund_id=as_text(each.get("refund_id")),
-            amount_cents=as_number(each.get("amount")),
-            status=as_text(each.get("status")),
-            created=as_text(each.get("created_at")),
-        )
-        for each in map(as_map, listed)
-    ]
-
-
-def _refund_result(
-    arguments: RefundArguments,
-    reply: Reply,
-    status: Status,
-    *,
-    refund_id: str | None = None,
-    code: str | None = None,
-) -> RefundResult:
-    replayed = not reply.is_error and reply.headers.get("idempotent-replayed") == "true"
-    facts = reply.facts
-    livemode = reply.fields.get("livemode")
-    livemode = livemode if isinstance(livemode, bool) else reply.livemode
-    amount = as_number(reply.fields.get("amount")) or arguments.amount_cents
-    currency = reply.text("currency") or as_text(facts.get("currency"))
-    money = "what is left of it" if arguments.amount_cents is None else "that amount"
-    if amount is not None and currency is not None:
-        money = format_money(Money(amount, currency))
-    before = (replayed and status in {"succeeded", "pending"}) or code == "already_refunded"
-    return RefundResult(
-        status=status,
-        refund_id=refund_id,
-        charge_id=reply.text("charge") or arguments.charge_id,
-        amount_cents=amount,
-        currency=currency,
-        already_refunded=before,
-        amount_left=None if "cap" in facts else as_number(facts.get("left")),
-        livemode=livemode,
-        operation_id=as_text(reply.headers.get("keybrake-operation"))
-        or as_text(facts.get("operation")),
-        code=code,
-        message=wording.REFUNDED.message(
-            status,
-            money,
-            reply.text("message") if reply.is_error else None,
-            replayed=replayed,
-            livemode=livemode,
-        ),
-        next_step=wording.REFUNDED.step(status, _step_code(code, reply), replayed=replayed),
-    )

@@ -12,10 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 Status = Literal["succeeded", "pending", "failed", "unknown", "refused"]
 
 
-class ChargeResult(BaseModel):
-    """What `charge` answers; what is None is left out."""
-
+class _Shown(BaseModel):
     model_config = ConfigDict(frozen=True, defer_build=True)
+
+
+class ChargeResult(_Shown):
+    """What `charge` answers; what is None is left out."""
 
     status: Status = Field(
         description=(
@@ -40,10 +42,8 @@ class ChargeResult(BaseModel):
     next_step: str = Field(description="What to do next, and what not to do.")
 
 
-class ShownRefund(BaseModel):
+class ShownRefund(_Shown):
     """One refund of a charge, whoever made it; what is None is left out."""
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
 
     refund_id: str | None = Field(default=None, description="The refund, re_Abc123.")
     amount_cents: int | None = Field(default=None, description="Amount in minor units.")
@@ -54,10 +54,8 @@ class ShownRefund(BaseModel):
     created: str | None = Field(default=None, description="When it was made, RFC 3339 in UTC.")
 
 
-class ChargeStatusResult(BaseModel):
+class ChargeStatusResult(_Shown):
     """What `charge_status` answers; what is None is left out."""
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
 
     found: bool = Field(description="True if there is such a charge.")
     status: str | None = Field(
@@ -87,10 +85,8 @@ class ChargeStatusResult(BaseModel):
     next_step: str = Field(description="What to do next, and what not to do.")
 
 
-class RefundResult(BaseModel):
+class RefundResult(_Shown):
     """What `refund` answers; what is None is left out."""
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
 
     status: Status = Field(
         description=(

@@ -5,15 +5,23 @@ Floor: wing A, above outcomes. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Literal
 
 from kb_mcp.agent import wording
 from kb_mcp.agent.catalogue import ChargeStatusArguments
-from kb_mcp.agent.outcomes import Reply, amount_of, as_map, as_number, as_text, lapsed, status_of
-from kb_mcp.agent.results import ChargeStatusResult
-from kb_mcp.money import Money, format_money
+from kb_mcp.agent.outcomes import (
+    Reply,
+    amount_of,
+    as_map,
+    as_number,
+    as_text,
+    lapsed,
+    money_of,
+    status_of,
+)
+from kb_mcp.agent.results import ChargeStatusResult, ShownRefund
 from kb_mcp.periods import PeriodError, parse_period
 
 # What matters most about a bill, first: a charge that exists outweighs earlier attempts.
@@ -21,31 +29,39 @@ _TELLING: Final = ("succeeded", "unknown", "reserved", "awaiting_approval", "fai
 _YEAR_9999 = 253_402_300_799
 
 
-def describe_charge(reply: Reply) -> ChargeStatusResult:
-    """Describe a charge or a payment intent as Stripe shows it."""
-    status = status_of(reply.fields)
-    amount, currency = amount_of(reply.fields), reply.text("currency")
-    refunded = as_number(reply.fields.get("amount_refunded"))
-    livemode = reply.fields.get("livemode")
-    disputed = reply.fields.get("disputed")
-    receipt = as_text(reply.fields.get("receipt_url"), 2000)
-    kind = _kind_of(status, reply.fields)
+def describe_charge(reply: Reply, refunds: list[ShownRefund] | None = None) -> ChargeStatusResult:
+    """Describe a charge or a payment intent as Stripe shows it, and its `refunds`."""
+    fields, status, currency = reply.fields, status_of(reply.fields), reply.text("currency")
+    amount, refunded = amount_of(fields), as_number(fields.get("amount_refunded"))
+    disputed = fields.get("disputed")
+    receipt = as_text(fields.get("receipt_url"), 2000)
+    kind: str = status
+    if lapsed(fields):
+        kind = "lapsed"
+    elif status == "pending" and fields.get("captured") is False:
+        kind = "authorized"
+    elif status == "succeeded" and receipt:
+        kind = "receipt"
+    message, next_step = wording.LOOKED_UP[kind]
+    more = f" {money_of(refunded, currency)} of it was refunded." if refunded else ""
+    more += " The customer disputes it." if disputed is True else ""
     return ChargeStatusResult(
         found=True,
         status=status,
         charge_id=reply.text("id"),
         amount_cents=amount,
         amount_refunded=refunded,
+        refunds=refunds,
         disputed=disputed if isinstance(disputed, bool) else None,
         receipt_url=receipt,
         currency=currency,
         customer_id=reply.text("customer"),
-        billing_period=as_text(as_map(reply.fields.get("metadata")).get("billing_period")),
+        billing_period=as_text(as_map(fields.get("metadata")).get("billing_period")),
         description=reply.text("description"),
-        created=_when(as_number(reply.fields.get("created"))),
-        livemode=livemode if isinstance(livemode, bool) else reply.livemode,
-        message=_charge_message(kind, amount, refunded, currency, disputed=disputed is True),
-        next_step=wording.status_step("receipt" if status == "succeeded" and receipt else status),
+        created=_when(as_number(fields.get("created"))),
+        livemode=reply.real_money,
+        message=message.format(money=money_of(amount, currency)) + more,
+        next_step=next_step,
     )
 
 
@@ -56,13 +72,13 @@ def describe_operation(
     state = as_text(operation.get("state")) or "unknown"
     if state == "succeeded" and operation.get("final") is False:
         state = "pending"
-    status = "unknown" if state == "reserved" else state
     approval = as_text(operation.get("approval"))
-    told = approval if state == "awaiting_approval" and approval in wording.APPROVALS else state
+    kind = approval if state == "awaiting_approval" and approval in wording.APPROVALS else state
+    message, next_step = wording.LOOKED_UP.get(kind, wording.LOOKED_UP["unknown"])
     amount, currency = as_number(operation.get("amount")), as_text(operation.get("currency"))
     return ChargeStatusResult(
         found=True,
-        status=status,
+        status="unknown" if state == "reserved" else state,
         charge_id=as_text(operation.get("charge_id")),
         amount_cents=amount,
         currency=currency,
@@ -70,33 +86,56 @@ def describe_operation(
         billing_period=as_text(operation.get("billing_period")),
         created=as_text(operation.get("created_at")),
         livemode=livemode,
-        message=wording.OPERATION_MESSAGES.get(told, wording.OPERATION_MESSAGES["unknown"]).format(
-            money=_money(amount, currency)
-        ),
-        next_step=wording.status_step(told if told in wording.APPROVALS else status),
+        message=message.format(money=money_of(amount, currency), said=""),
+        next_step=next_step,
     )
+
+
+def describe_refunds(reply: Reply) -> list[ShownRefund] | None:
+    """Return the refunds in the ledger's answer, newest first; None where it does not say."""
+    listed = reply.fields.get("refunds")
+    if reply.is_error or not isinstance(listed, list):
+        return None
+    return [
+        ShownRefund(
+            refund_id=as_text(each.get("refund_id")),
+            amount_cents=as_number(each.get("amount")),
+            status=as_text(each.get("status")),
+            created=as_text(each.get("created_at")),
+        )
+        for each in map(as_map, listed)
+    ]
 
 
 def most_telling(operations: object) -> Mapping[str, object] | None:
     """Pick, of operations newest first, the one that says most about the bill."""
-    found = [as_map(entry) for entry in operations] if isinstance(operations, list) else []
-    return min(found, key=lambda operation: _rank(operation.get("state")), default=None)
+
+    def rank(operation: Mapping[str, object]) -> int:
+        state = operation.get("state")
+        return _TELLING.index(state) if state in _TELLING else len(_TELLING)
+
+    listed = operations if isinstance(operations, list) else []
+    return min(map(as_map, listed), key=rank, default=None)
 
 
-def not_found() -> ChargeStatusResult:
-    """Say that there is no such charge."""
+def nothing_shown(
+    kind: Literal["not_found", "another_bill", "broken", "refused"],
+    *,
+    status: str | None = None,
+    said: str = "",
+) -> ChargeStatusResult:
+    """Say why no charge is shown; `said` is what the proxy says of it."""
+    message, next_step = wording.LOOKED_UP[kind]
     return ChargeStatusResult(
-        found=False, message=wording.NOT_FOUND, next_step=wording.status_step("not_found")
+        found=False, status=status, message=message.format(said=said), next_step=next_step
     )
 
 
-def another_bill() -> ChargeStatusResult:
-    """Say that the charge of this id is not the bill that was asked for with it."""
-    return ChargeStatusResult(
-        found=False,
-        message=wording.ANOTHER_BILL,
-        next_step=wording.status_step("another_bill"),
-    )
+def not_readable(reply: Reply) -> ChargeStatusResult:
+    """Say that the key may not look, which is no statement about the charge."""
+    said = reply.text("message") or "The look-up failed."
+    code = reply.text("code") or "refused"
+    return nothing_shown("refused", status="refused", said=f"{said} ({code})")
 
 
 def contradicts(found: ChargeStatusResult, asked: ChargeStatusArguments) -> bool:
@@ -108,52 +147,12 @@ def contradicts(found: ChargeStatusResult, asked: ChargeStatusArguments) -> bool
     )
 
 
-def not_readable(reply: Reply) -> ChargeStatusResult:
-    """Say that the key may not look, which is no statement about the charge."""
-    code = reply.text("code") or "refused"
-    said = reply.text("message") or wording.LOOKUP_FAILED
-    return ChargeStatusResult(
-        found=False,
-        status="refused",
-        message=f"{said} ({code}) This says nothing about whether a charge exists.",
-        next_step=wording.status_step("refused"),
-    )
-
-
-def _kind_of(status: str, fields: Mapping[str, object]) -> str:
-    """Return the wording of a charge: authorised and lapsed ones are told apart."""
-    if lapsed(fields):
-        return "lapsed"
-    return "authorized" if status == "pending" and fields.get("captured") is False else status
-
-
 def _label(period: str | None) -> str | None:
     """Return the canonical form of a charge's own period; of one that cannot be read, None."""
     try:
         return None if period is None else parse_period(period).label
     except PeriodError:
         return None
-
-
-def _rank(state: object) -> int:
-    return _TELLING.index(state) if state in _TELLING else len(_TELLING)
-
-
-def _charge_message(
-    kind: str, amount: int | None, refunded: int | None, currency: str | None, *, disputed: bool
-) -> str:
-    parts: Iterable[str] = (
-        wording.OPERATION_MESSAGES[kind].format(money=_money(amount, currency)),
-        f" {_money(refunded, currency)} of it was refunded." if refunded else "",
-        " The customer disputes it." if disputed else "",
-    )
-    return "".join(parts)
-
-
-def _money(amount: int | None, currency: str | None) -> str:
-    return (
-        "an amount" if amount is None or currency is None else format_money(Money(amount, currency))
-    )
 
 
 def _when(seconds: int | None) -> str | None:

@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 
-from kb_mcp.agent.billing import HeldKey
 from kb_mcp.agent.catalogue import READS, WRITES, ToolName
 from kb_mcp.agent.client.line import ANSWER_TIMEOUT_S
 from kb_mcp.agent.client.network import CONNECT_TIMEOUT_S, check_address, open_transport
@@ -71,7 +70,9 @@ def deployment() -> Iterator[Deployment]:
     if settings.proxy_url is None:
         pytest.fail("KEYBRAKE_PROXY_URL is not set: there is no deployment to check", pytrace=False)
     keys = {
-        tool: Secret(next(HeldKey(source).tokens()), f"the key behind {tool.value}")
+        tool: Secret(
+            source if isinstance(source, str) else source(), f"the key behind {tool.value}"
+        )
         for tool, source in held_keys(settings).items()
     }
     # A deployment need not refund.
