@@ -32,7 +32,7 @@ from stage.runs import CLIENTS, Runs
 from stage.upstream import Upstream, upstream
 
 import kb_mcp as package
-from kb_mcp.demo.scenarios import Bill, charge_event
+from kb_mcp.demo.scenarios import charging
 
 STDIO, LAMBDA, MEMORY = "MCP over stdio", "Cold Lambda", "Resident memory"
 BARE = str(Path(__file__).parent / "stage" / "bare.py")
@@ -105,8 +105,8 @@ def answered_ms(arguments: list[str], environ: dict[str, str]) -> float:
 def measure_starts(report: Report, contender: Contender, up: Upstream) -> None:
     """Measure every start once."""
     environ = plain_environ(contender, up)
-    event = json.dumps(charge_event(Bill(f"cus_L{next(_numbers)}", time.strftime("%Y-%m")),
-                                    session="bench", said="bill them"))  # fmt: skip
+    bill = charging(f"cus_L{next(_numbers)}", time.strftime("%Y-%m"))
+    event = json.dumps(bill.event("bench", "bill them"))
     bare = [sys.executable, BARE, "stdio"]
     ours = [sys.executable, "-m", "kb_mcp", "mcp"]
     report.sample(STDIO, "bare mcp server", ms=tools_listed_ms(bare, environ))

@@ -106,11 +106,11 @@ def serve_http(client: str, upstream: str) -> None:
 
 def _lambda(_token: str) -> Call:
     """Call kb-mcp's handler for Lambda."""
-    from kb_mcp.demo.scenarios import Bill, charge_event
+    from kb_mcp.demo.scenarios import charging
     from kb_mcp.lambda_entry import handler
 
     return lambda customer, period: json.dumps(
-        handler(charge_event(Bill(customer, period, AMOUNT), session="bench", said="bill"), None)
+        handler(charging(customer, period, AMOUNT).event("bench", "bill"), None)
     )
 
 

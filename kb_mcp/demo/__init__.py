@@ -6,7 +6,6 @@ starts the commands and talks HTTP, as a user would.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,15 +19,6 @@ def run_demo(console: Console) -> int:
 
     Returns the exit code: 0 when every governed row charged what was wanted and no naive row did.
     """
-    from kb_mcp.demo.machines import DemoError
-    from kb_mcp.demo.stage import open_stage, print_verdict, say_on
+    from kb_mcp.demo.stage import run_stage  # the handlers of the demo import this package, too
 
-    say = partial(say_on, console)
-    say("Starting a sandbox, a proxy in front of it, and the agents' handlers.")
-    try:
-        with open_stage() as stage:
-            rows = stage.play(say)
-    except DemoError as error:
-        say(f"The demo could not run: {error}")
-        return 1
-    return print_verdict(console, rows)
+    return run_stage(console)

@@ -50,12 +50,18 @@ class Outcome:
 
 
 class Machine:
-    """One running process."""
+    """One running process, whose stderr goes to `log`."""
 
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
-        """Hold `process`, whose stderr goes to `log`."""
-        self._process = process
-        self._log = log
+        """Hold `process`, whose stdin and stdout are pipes."""
+        assert process.stdin is not None  # noqa: S101 - see above
+        assert process.stdout is not None  # noqa: S101 - see above
+        self._kill, self._in, self._out, self._log = (
+            process.kill,
+            process.stdin,
+            process.stdout,
+            log,
+        )
 
     def address(self, label: str) -> str:
         """Return the address in the line that starts with `label`. Raises: DemoError."""
@@ -68,11 +74,10 @@ class Machine:
 
     def invoke(self, event: Mapping[str, Any]) -> Outcome:
         """Give a Lambda runtime one event. Raises: DemoError."""
-        assert self._process.stdin is not None  # noqa: S101 - it was opened as a pipe
         # One that has died takes no event; reading its answer will tell why.
         with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(event) + "\n")
-            self._process.stdin.flush()
+            self._in.write(json.dumps(event) + "\n")
+            self._in.flush()
         told = json.loads(self._line())
         if "error" in told:
             error = told["error"]
@@ -82,16 +87,17 @@ class Machine:
         return Outcome(response["httpStatusCode"], body)
 
     def _line(self) -> str:
-        assert self._process.stdout is not None  # noqa: S101 - it was opened as a pipe
         # A killed process ends its stdout, and with it the read.
-        watchdog = threading.Timer(ANSWER_SECONDS_MAX, self._process.kill)
+        watchdog = threading.Timer(ANSWER_SECONDS_MAX, self._kill)
         watchdog.start()
         try:
-            line = self._process.stdout.readline()
+            line = self._out.readline()
         finally:
             watchdog.cancel()
         if not line:
-            raise DemoError(f"{self._log.stem} ended: {_last_line(self._log)}")
+            logged = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next((each.strip() for each in reversed(logged) if each.strip()), "silently")
+            raise DemoError(f"{self._log.stem} ended: {last}")
         return line
 
 
@@ -113,7 +119,12 @@ def running(arguments: list[str], environ: Mapping[str, str], log: Path) -> Iter
     try:
         yield Machine(process, log)
     finally:
-        _end(process)
+        process.terminate()
+        try:
+            process.communicate(timeout=_END_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
 
 
 def command(arguments: list[str], environ: Mapping[str, str], folder: Path) -> Any:
@@ -137,26 +148,8 @@ def command(arguments: list[str], environ: Mapping[str, str], folder: Path) -> A
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     # Not the caller's: no key, proxy or setting of theirs may reach the demo, or be reached by it.
-    return {
-        "PATH": os.defpath,
-        "PYTHONPATH": str(Path(kb_mcp.__file__).parents[1]),
-        "PYTHONUTF8": "1",
-        **environ,
-    }
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.communicate(timeout=_END_SECONDS_MAX)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")
+    package = str(Path(kb_mcp.__file__).parents[1])
+    return {"PATH": os.defpath, "PYTHONPATH": package, "PYTHONUTF8": "1", **environ}
 
 
 STRIPE_KEY: Final = "rk_test_sandbox"
@@ -164,27 +157,17 @@ _LISTED_MAX: Final = 100
 
 
 class SandboxClient:
-    """Talks HTTP to a running sandbox; close it when done."""
+    """Talks HTTP to the running sandbox at `address`; close it when done. Raises: DemoError."""
 
     def __init__(self, address: str) -> None:
-        """Talk to the sandbox at `address`."""
-        self._http = httpx.Client(
-            base_url=address,
-            headers={"Authorization": f"Bearer {STRIPE_KEY}"},
-            trust_env=False,
-        )
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
+        """Talk with the key that the sandbox takes, and through no proxy of the user's."""
+        headers = {"Authorization": f"Bearer {STRIPE_KEY}"}
+        self._http = httpx.Client(base_url=address, headers=headers, trust_env=False)
+        self.close = self._http.close
 
     def made(self, noun: str, among: Mapping[str, str]) -> list[str]:
-        """Return the ids of the charges that moved money, or of the refunds, `among` those of one.
-
-        Raises: DemoError.
-        """
-        query = {**among, "limit": str(_LISTED_MAX)}
-        listed = self._done(self._http.get(f"/v1/{noun}s", params=query))
+        """Return the ids of charges that moved money, or of refunds: those `among` says."""
+        listed = self._ask("GET", f"/v1/{noun}s", params={**among, "limit": str(_LISTED_MAX)})
         if listed["has_more"]:
             raise DemoError(f"more {noun}s than a demo makes")
         return [each["id"] for each in listed["data"] if each.get("paid", True)]
@@ -192,23 +175,23 @@ class SandboxClient:
     def lose_answers(self, times: int, endpoint: str) -> None:
         """Let the next `times` requests to `endpoint` happen and their answers get lost."""
         fault = {"match": endpoint, "kind": "drop_after", "times": times}
-        self._done(self._http.post("/_sandbox/faults", json=[fault]))
+        self._ask("POST", "/_sandbox/faults", json=[fault])
 
     def answers_still_to_lose(self) -> int:
         """Return how many faults nobody has met."""
-        faults = self._done(self._http.get("/_sandbox/faults"))["faults"]
-        return sum(fault["times"] for fault in faults)
+        return sum(each["times"] for each in self._ask("GET", "/_sandbox/faults")["faults"])
 
     def advance(self, seconds: int) -> None:
         """Turn the sandbox's clock forward."""
-        self._done(self._http.post("/_sandbox/clock", json={"advance_seconds": seconds}))
+        self._ask("POST", "/_sandbox/clock", json={"advance_seconds": seconds})
 
     def month(self) -> str:
         """Return the billing period of today, by the sandbox's clock."""
-        now_ms = self._done(self._http.get("/_sandbox/clock"))["now_ms"]
-        return datetime.fromtimestamp(now_ms // 1000, UTC).strftime("%Y-%m")
+        now_s = self._ask("GET", "/_sandbox/clock")["now_ms"] // 1000
+        return datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m")
 
-    def _done(self, answer: httpx.Response) -> Any:
+    def _ask(self, method: str, path: str, **content: Any) -> Any:
+        answer = self._http.request(method, path, **content)
         if answer.status_code != 200:
             raise DemoError(f"the sandbox says {answer.status_code}: {answer.text}")
         return answer.json()

@@ -12,17 +12,9 @@ from typing import Any, Final, TypeAlias
 
 from kb_mcp.demo.machines import DemoError, Machine, Outcome, SandboxClient
 
-
-@dataclass(frozen=True, slots=True)
-class Bill:
-    """What an agent is asked to charge; the amount in minor units of USD."""
-
-    customer_id: str
-    billing_period: str
-    amount_cents: int = 2900
-
-
-Arguments: TypeAlias = dict[str, str | int]
+WANTED: Final = 1
+_LATER_SECONDS: Final = 40 * 60
+_GIVEN_BACK_CENTS: Final = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +25,8 @@ class Task:
     """
 
     noun: str
-    arguments: Arguments
+    arguments: dict[str, str | int]
     among: dict[str, str]
-
-    @property
-    def act(self) -> str:
-        """What was done, in one word: charged or refunded."""
-        return _ACTS[self.noun]
 
     def event(self, session: str, said: str, agent: str = "billing") -> dict[str, Any]:
         """Return the event in which `agent` asks for it after the user `said` something."""
@@ -65,25 +52,14 @@ class Task:
         }
 
 
-def charging(bill: Bill) -> Task:
-    """Return the task of charging `bill`."""
-    arguments: Arguments = {
-        "customer_id": bill.customer_id,
-        "amount_cents": bill.amount_cents,
-        "billing_period": bill.billing_period,
+def charging(customer_id: str, billing_period: str, amount_cents: int = 2900) -> Task:
+    """Return the task of charging one bill; the amount in minor units of USD."""
+    arguments: dict[str, str | int] = {
+        "customer_id": customer_id,
+        "amount_cents": amount_cents,
+        "billing_period": billing_period,
     }
-    return Task("charge", arguments, {"customer": bill.customer_id})
-
-
-def charge_event(bill: Bill, *, session: str, said: str) -> dict[str, Any]:
-    """Return the event in which an agent asks for `bill` after the user `said` something."""
-    return charging(bill).event(session, said)
-
-
-_ACTS: Final = {"charge": "charged", "refund": "refunded"}
-WANTED: Final = 1
-_LATER_SECONDS: Final = 40 * 60
-_GIVEN_BACK_CENTS: Final = 900
+    return Task("charge", arguments, {"customer": customer_id})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +98,12 @@ class Row:
         return self.made != WANTED
 
     @property
-    def verdict(self) -> str:
-        """What to make of it, in a few words."""
+    def cells(self) -> tuple[str, ...]:
+        """Its cells: mode, handler, how many were wanted, how many made, and what to make of it."""
         times = {0: f"not {self.act}", 1: f"{self.act} once", 2: f"{self.act} twice"}
-        made = times.get(self.made, f"{self.act} {self.made} times")
-        return f"{made}: {self.note}" if self.governed else made
+        verdict = times.get(self.made, f"{self.act} {self.made} times")
+        verdict += f": {self.note}" if self.governed else ""
+        return (self.mode, self.handler, str(WANTED), str(self.made), verdict)
 
 
 def play_runtime_retry(sandbox: SandboxClient, handler: Handler, task: Task) -> Outcome:
@@ -152,56 +129,50 @@ def play_supervisor(_sandbox: SandboxClient, handler: Handler, task: Task) -> Ou
     return handler.supervisor.invoke(task.event("session-4", "Please do it.", "supervisor"))
 
 
-def play_refused_supervisor(sandbox: SandboxClient, handler: Handler, auditor: Machine) -> Row:
-    """The same, but the supervisor's key may only read charges: it has to be told 403."""
-    task = _task("charge", sandbox, handler, "Audit")
-    refused = play_supervisor(sandbox, replace(handler, supervisor=auditor), task)
-    return Row(
-        MODES["charge"][-1][0],
-        f"{handler.label}, audit key",
-        handler.governed,
-        len(sandbox.made(task.noun, task.among)),
-        (refused.status, refused.body.get("code")) == (403, "vault_key_not_authorized"),
-        f"supervisor told {refused.status} {refused.body.get('code')}",
-    )
-
-
 Play: TypeAlias = Callable[[SandboxClient, Handler, Task], Outcome]
-MODES: Final[dict[str, tuple[tuple[str, str, Play], ...]]] = {
-    "charge": (
-        ("1 runtime retry", "Retry", play_runtime_retry),
-        ("2 session replay", "Replay", play_session_replay),
-        ("3 supervisor beside collaborator", "Beside", play_supervisor),
-    ),
-    "refund": (
-        ("4 refund, runtime retry", "Retry", play_runtime_retry),
-        ("5 refund, session replay", "Replay", play_session_replay),
-        ("6 refund, supervisor beside collaborator", "Beside", play_supervisor),
-    ),
-}
-"""What is made -> the modes in which it goes wrong: heading, part of the customer's name, play."""
+ACTS: Final = {"charge": "charged", "refund": "refunded"}
+MODES: Final[tuple[tuple[str, str, Play], ...]] = (
+    ("runtime retry", "Retry", play_runtime_retry),
+    ("session replay", "Replay", play_session_replay),
+    ("supervisor beside collaborator", "Beside", play_supervisor),
+)
+"""How charges and refunds go wrong: the mode, a part of the customer's name, and its play."""
 
 
-def play_mode(mode: str, name: str, play: Play, noun: str, on: SandboxClient, by: Handler) -> Row:
+def play_mode(
+    heading: str, name: str, play: Play, noun: str, sandbox: SandboxClient, handler: Handler
+) -> Row:
     """Play one mode with one handler, and count what was made. Raises: DemoError."""
-    task = _task(noun, on, by, name)
-    again = play(on, by, task)
-    made = on.made(task.noun, task.among)
-    told = (again.status, again.body.get("status"), again.body.get(f"already_{task.act}"))
+    task = _task(noun, sandbox, handler, name)
+    again = play(sandbox, handler, task)
+    made, act = sandbox.made(noun, task.among), ACTS[noun]
+    told = (again.status, again.body.get("status"), again.body.get(f"already_{act}"))
     known = told == (200, "succeeded", True) and again.body.get(f"{noun}_id") in made
     note = f"the second call got the first {noun}" if known else f"answered {again.said}"
-    return Row(mode, by.label, by.governed, len(made), known, note, task.act)
+    return Row(heading, handler.label, handler.governed, len(made), known, note, act)
+
+
+def play_refused_supervisor(
+    heading: str, sandbox: SandboxClient, handler: Handler, auditor: Machine
+) -> Row:
+    """The third mode, but the supervisor's key may only read charges: it has to be told 403."""
+    task = _task("charge", sandbox, handler, "Audit")
+    refused = play_supervisor(sandbox, replace(handler, supervisor=auditor), task)
+    told = (refused.status, refused.body.get("code"))
+    made = len(sandbox.made(task.noun, task.among))
+    as_wanted = told == (403, "vault_key_not_authorized")
+    note = f"supervisor told {told[0]} {told[1]}"
+    return Row(heading, f"{handler.label}, audit key", handler.governed, made, as_wanted, note)
 
 
 def _task(noun: str, sandbox: SandboxClient, handler: Handler, name: str) -> Task:
     """Return what to charge, or charge it, and return what to refund of it. Raises: DemoError."""
     of = "Refund" if noun == "refund" else ""
-    bill = charging(Bill(f"cus_Demo{of}{name}{handler.tag}", sandbox.month()))
+    bill = charging(f"cus_Demo{of}{name}{handler.tag}", sandbox.month())
     if noun == "charge":
         return bill
     made = handler.agent.invoke(bill.event("session-0", "Charge it."))
     charge = made.body.get("charge_id")
     if not isinstance(charge, str):
         raise DemoError(f"{handler.label}: there is nothing to refund; it said {made.said}")
-    arguments: Arguments = {"charge_id": charge, "amount_cents": _GIVEN_BACK_CENTS}
-    return Task(noun, arguments, {"charge": charge})
+    return Task(noun, {"charge_id": charge, "amount_cents": _GIVEN_BACK_CENTS}, {"charge": charge})

@@ -1,28 +1,111 @@
 """What must hold on the agent's side of a deployment, each check with what to do if it does not.
 
-Floor: the top. No request here can move money: amounts are zero, and everything else reads.
+Floor: the top. No request here can move money: amounts are zero, and everything else reads. What is
+missing fails: a check that was skipped would look like one that passed.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import httpx
+import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.catalogue import ChargeArguments, ToolName
-from kb_mcp.agent.client.line import CallContext
-from kb_mcp.agent.client.network import NetworkLine
-from kb_mcp.enforcement.conftest import Deployment, code_of
+from kb_mcp.agent.catalogue import READS, WRITES, ChargeArguments, ToolName
+from kb_mcp.agent.client.line import ANSWER_TIMEOUT_S, CallContext
+from kb_mcp.agent.client.network import (
+    CONNECT_TIMEOUT_S,
+    NetworkLine,
+    check_address,
+    open_transport,
+)
 from kb_mcp.idempotency import idempotency_key
-from kb_mcp.settings import Secret
-from kb_mcp.wiring.agent import network_line
+from kb_mcp.settings import Secret, Settings, SettingsError, load_settings
+from kb_mcp.wiring.agent import held_keys, network_line, trust_of
 
 VAULT_KEY = re.compile(r"vk_(?:test|live)_[a-z0-9]+_[a-z0-9]+")
 STRIPE_KEY = re.compile(r"\b[rs]k_(?:test|live)_\w+")
 NOBODY = "cus_EnforcementProbe"
 NOTHING = "ch_EnforcementProbe"
+MONTHS = [f"2026-{month:02}" for month in range(1, 13)]
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What the agent's side knows. `http` sends what it is told, with no retries.
+
+    Keys are secrets: pytest shows the values of whatever fails.
+    """
+
+    settings: Settings
+    proxy_url: str
+    http: httpx.Client
+    billing: Secret
+    audit: Secret
+
+    def ask(self, key: Secret, method: str, path: str, **form: str) -> httpx.Response:
+        """Send one request with `key`."""
+        # No local holds the revealed key: pytest may show them.
+        return self.http.request(
+            method,
+            self.proxy_url + path,
+            headers={"Authorization": f"Bearer {key.reveal()}"},
+            data=form or None,
+        )
+
+    def describe(self, key: Secret) -> dict[str, Any]:
+        """Return what the proxy says about `key`."""
+        answer = self.ask(key, "GET", "/keybrake/v1/key")
+        assert answer.status_code == 200, f"the proxy does not serve this key: {code_of(answer)}"
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+@pytest.fixture(scope="session")
+def deployment() -> Iterator[Deployment]:
+    """Read the deployment from the environment, as the doors do."""
+    try:
+        settings = load_settings()
+        trust = trust_of(settings)
+    except SettingsError as error:
+        pytest.fail(str(error), pytrace=False)
+    if settings.proxy_url is None:
+        pytest.fail("KEYBRAKE_PROXY_URL is not set: there is no deployment to check", pytrace=False)
+    keys = {
+        tool: Secret(
+            source if isinstance(source, str) else source(), f"the key behind {tool.value}"
+        )
+        for tool, source in held_keys(settings).items()
+    }
+    # A deployment need not refund.
+    wanted = (ToolName.CHARGE, ToolName.CHARGE_STATUS)
+    missing = [tool.value for tool in wanted if tool not in keys]
+    if missing:
+        pytest.fail(f"no vault key is set for {', '.join(missing)}", pytrace=False)
+    check_address(settings.proxy_url, allow_http=settings.allow_http)
+    transport = open_transport(settings.proxy_url, trust)
+    timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+    with httpx.Client(transport=transport, trust_env=False, timeout=timeout) as http:
+        billing, audit = (keys[tool] for tool in wanted)
+        yield Deployment(settings, settings.proxy_url.rstrip("/"), http, billing, audit)
+
+
+def code_of(answer: httpx.Response) -> str:
+    """Return the code of a refusal, or what there is instead; never a whole body."""
+    try:
+        return str(answer.json()["error"]["code"])
+    except (ValueError, LookupError, TypeError):
+        return f"HTTP {answer.status_code}"
+
+
+def is_vault_key(key: Secret) -> bool:
+    """Say whether `key` is formed like one; the value itself stays out of what pytest shows."""
+    return VAULT_KEY.fullmatch(key.reveal()) is not None
 
 
 def test_both_keys_are_vault_keys_that_the_proxy_serves(deployment: Deployment) -> None:
@@ -63,10 +146,10 @@ def test_the_tools_go_through_the_proxy(deployment: Deployment) -> None:
 
 def test_the_keys_of_bills_are_deterministic_and_differ_by_period() -> None:
     """A key that changes with the call protects from nothing."""
-    bills = {(period, idempotency_key("cus_Abc123", 2900, period)) for period in _MONTHS * 2}
+    bills = {(period, idempotency_key("cus_Abc123", 2900, period)) for period in MONTHS * 2}
 
     assert idempotency_key("cus_Abc123", 2900, "2026-06") == "38de2d05855909930dc2287649e68ba3"
-    assert len(bills) == len({key for _, key in bills}) == len(_MONTHS)
+    assert len(bills) == len({key for _, key in bills}) == len(MONTHS)
 
 
 def test_the_tools_send_that_key_in_the_header(deployment: Deployment) -> None:
@@ -93,7 +176,7 @@ def test_the_tools_send_that_key_in_the_header(deployment: Deployment) -> None:
 
 def test_the_audit_key_cannot_charge(deployment: Deployment) -> None:
     """An amount of zero: where the key may charge after all, it is told so, and nothing moves."""
-    method, _, path = deployment.write.partition(" ")
+    method, _, path = WRITES[deployment.settings.charge_api].partition(" ")
     answer = deployment.ask(
         deployment.audit, method, path, amount="0", currency="usd", customer=NOBODY
     )
@@ -105,7 +188,7 @@ def test_the_audit_key_cannot_charge(deployment: Deployment) -> None:
 
 def test_the_billing_key_cannot_read_charges(deployment: Deployment) -> None:
     """Whoever steals it learns nothing about customers."""
-    listing = deployment.read.partition(" ")[2].removesuffix("/*")
+    listing = READS[deployment.settings.charge_api].partition(" ")[2].removesuffix("/*")
     for path in (f"{listing}/{NOTHING}", listing):
         answer = deployment.ask(deployment.billing, "GET", path)
         assert (answer.status_code, code_of(answer)) == (403, "vault_key_not_authorized"), (
@@ -133,11 +216,3 @@ def test_no_stripe_key_is_in_the_environment_of_the_agent() -> None:
     found = [name for name, value in variables if STRIPE_KEY.search(value)]
 
     assert found == [], "take these variables away from the agent's side"
-
-
-def is_vault_key(key: Secret) -> bool:
-    """Say whether `key` is formed like one; the value itself stays out of what pytest shows."""
-    return VAULT_KEY.fullmatch(key.reveal()) is not None
-
-
-_MONTHS = [f"2026-{month:02}" for month in range(1, 13)]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kb_mcp.demo.machines import STRIPE_KEY, DemoError, SandboxClient, command, running
-from kb_mcp.demo.scenarios import Bill, charge_event
+from kb_mcp.demo.scenarios import charging
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "from-samples.md"
 BLOCK = re.compile(r"((?:<!-- runs: [^\n]* -->\n)*)```python\n(.*?)```", re.DOTALL)
@@ -100,8 +100,8 @@ def test_every_python_block_of_the_page_is_run() -> None:
 @pytest.mark.parametrize("run", list(runs()), ids=lambda run: run.customer)
 def test_a_block_does_what_the_page_says(run: Run, places: Places, tmp_path: Path) -> None:
     (tmp_path / "sample.py").write_text(run.code, encoding="utf-8")
-    bill = Bill(run.customer, places.sandbox.month())
-    event = charge_event(bill, session="session", said="Charge it.")
+    bill = charging(run.customer, places.sandbox.month())
+    event = bill.event("session", "Charge it.")
     arguments = ["kb_mcp.demo.lambda_runtime", "sample:lambda_handler"]
     environ = places.environs[run.at]
     with running(arguments, environ, tmp_path / "sample.log") as function:
