@@ -16,8 +16,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from kb_mcp.operators.actions.grants import NewGrant, add_grant, remove_grant
+from kb_mcp.instants import day_of, parse_duration, rfc3339
+from kb_mcp.operators.actions.grants import NewGrant, Removed, add_grant, remove_grant
 from kb_mcp.operators.actions.keys import (
+    Revoked,
     clean_reason,
     issue_key,
     read_new_key,
@@ -41,33 +43,29 @@ from kb_mcp.operators.requests import (
     APPROVAL_STATES,
     AUDIT_FILTERS,
     OPERATION_FILTERS,
-    GrantBody,
+    OVERLAP_DEFAULT,
+    Amount,
     InputError,
-    NoBody,
-    ReasonBody,
-    ReopenBody,
-    ResolveBody,
-    RotateBody,
-    UnfreezeBody,
-    check_body,
+    Reason,
+    Text,
+    in_field,
     operation_filters,
+    read_arguments,
     read_choice,
-    read_day,
     read_limit,
-    read_moment,
     read_object,
-    read_overlap,
+    read_past,
     read_query,
 )
 from kb_mcp.operators.sign_in import Access
 from kb_mcp.proxy.access.tokens import Minted
 from kb_mcp.proxy.edge.records import Record, Spend, grant_record
-from kb_mcp.proxy.ledger.records import KeyId, Operation
+from kb_mcp.proxy.ledger.records import Operation
 
 REVOKE_WAIT_S = 5
 PREFIX = "/admin/v1"
 Said = Mapping[str, Any]
-Act = Callable[[str, Said, str], Awaitable[Record]]
+Act = Callable[..., Awaitable[Record]]
 Rows = Sequence[Record | Spend]
 Query = Mapping[str, str]
 # Whose record is new: a key with its token, or a grant.
@@ -76,10 +74,11 @@ _MAKING = frozenset({"/keys", "/keys/{id}/rotate", "/grants"})
 
 @dataclass(frozen=True, slots=True)
 class Acts:
-    """What operators do: an act takes the id in its path, what is said, and who says it.
+    """What operators do: an act takes what its path is about, who says it, and what is said.
 
-    `random_bytes(n)` yields n unpredictable bytes for new keys; without `stripe` nothing is done
-    that has to be compared with Stripe. Raises: InputError, what `input_error` knows.
+    What its body may say are its keyword arguments. `random_bytes(n)` yields n unpredictable bytes
+    for new keys; without `stripe` nothing is done that has to be compared with Stripe.
+    Raises: InputError, what `input_error` knows.
     """
 
     views: Views
@@ -102,113 +101,129 @@ class Acts:
             "/operations/{id}/reset": self.reset,
         }
 
-    async def issue(self, _id: str, said: Said, operator: str) -> Record:
-        """Issue a key; this record alone holds its token."""
+    async def do(self, path: str, named: str, said: Said, operator: str) -> Record:
+        """Do what `said` asks of what is `named` in `path`, for `operator`."""
+        act = self.table()[path]
+        about: Any = named
+        if path.startswith("/keys/"):
+            about = await self.views.key(named)
+        elif path.startswith("/operations/"):
+            about = await self.views.raw_operation(named)
+        return await act(about, operator, **read_arguments(act, said))
+
+    async def issue(self, _: str, operator: str, /, **said: Any) -> Record:
+        """Issue a key by the fields of a `KeyRequest`; this record alone holds its token."""
         wanted = read_new_key(said, self.views.mode, self.views.now_ms())
-        _, minted = await issue_key(self.views.ledger, wanted, self.random_bytes, operator)
+        _key, minted = await issue_key(self.views.ledger, wanted, self.random_bytes, operator)
         return await self._minted(minted)
 
-    async def revoke(self, key_id: str, said: Said, operator: str) -> Record:
+    async def revoke(self, key: Record, operator: str, *, reason: Reason | None = None) -> Record:
         """Revoke a key, and say how many of its sends were under way."""
-        await self.views.key(key_id)
-        reason = clean_reason(check_body(ReasonBody, said).reason)
-        ledger, records = self.views.ledger, self.views.records
-        revoked = await revoke_key(ledger, records, KeyId(key_id), reason, operator, REVOKE_WAIT_S)
-        counts = {"under_way": revoked.under_way, "still_under_way": revoked.still_under_way}
-        return {**await self.views.key(key_id), **counts}
+        ledger, records, why = self.views.ledger, self.views.records, clean_reason(reason)
+        revoked = await revoke_key(ledger, records, key["id"], why, operator, REVOKE_WAIT_S)
+        return await self.views.key(key["id"]) | _sends(revoked)
 
-    async def unfreeze(self, key_id: str, said: Said, operator: str) -> Record:
+    async def unfreeze(self, key: Record, operator: str, *, reason: Reason) -> Record:
         """Unfreeze a key that is frozen: what is not keeps its count of declines."""
-        key = await self.views.key(key_id)
-        reason = _reason(check_body(UnfreezeBody, said).reason, "Say why the key is unfrozen.")
+        why = _reason(reason, "Say why the key is unfrozen.")
         if key["frozen_at"] is None:
-            raise InputError(409, "key_not_frozen", f"Vault key {key_id} is not frozen.")
-        await unfreeze_key(self.views.ledger, KeyId(key_id), reason, operator)
-        return await self.views.key(key_id)
+            raise InputError(409, "key_not_frozen", f"Vault key {key['id']} is not frozen.")
+        await unfreeze_key(self.views.ledger, key["id"], why, operator)
+        return await self.views.key(key["id"])
 
-    async def rotate(self, key_id: str, said: Said, operator: str) -> Record:
+    async def rotate(self, key: Record, operator: str, *, overlap: str = OVERLAP_DEFAULT) -> Record:
         """Mint a successor; this record alone holds its token."""
-        await self.views.key(key_id)
-        overlap_ms = read_overlap(check_body(RotateBody, said).overlap)
-        _, minted = await rotate_key(
-            self.views.ledger, KeyId(key_id), overlap_ms, self.random_bytes, operator
-        )
+        overlap_ms = in_field("overlap", parse_duration, overlap)
+        ledger, chance = self.views.ledger, self.random_bytes
+        _, minted = await rotate_key(ledger, key["id"], overlap_ms, chance, operator)
         return await self._minted(minted)
 
-    async def grant(self, _id: str, said: Said, operator: str) -> Record:
-        """Let identities stand for a vault key."""
-        body = check_body(GrantBody, said)
-        if any("=" in name for name in body.match):
+    async def grant(
+        self,
+        _: str,
+        operator: str,
+        *,
+        issuer: Reason,
+        match: dict[str, str],
+        key_id: Text,
+        label: Text | None = None,
+    ) -> Record:
+        """Let the identities of an issuer whose claims match stand for a vault key."""
+        if any("=" in name for name in match):
             # As `CLAIM=VALUE` it would be read as another, shorter claim.
             message = "A claim whose name holds an equals sign cannot be matched."
             raise InputError(400, "parameter_invalid", message, "match")
-        matches = [f"{name}={value}" for name, value in body.match.items()]
-        return await self.grant_to(body, matches, operator)
+        claims = [f"{name}={value}" for name, value in match.items()]
+        wanted = NewGrant(issuer, claims, key_id, clean_reason(label))
+        return grant_record(await add_grant(self.views.ledger, wanted, self.random_bytes, operator))
 
-    async def grant_to(self, body: GrantBody, matches: Sequence[str], operator: str) -> Record:
-        """Add the grant that `body` describes, for `matches` like `sub=agent-*`."""
-        wanted = NewGrant(body.issuer, matches, body.key_id, clean_reason(body.label))
-        grant = await add_grant(self.views.ledger, wanted, self.random_bytes, operator)
-        return grant_record(grant)
-
-    async def remove_grant(self, grant_id: str, said: Said, operator: str) -> Record:
+    async def remove_grant(self, grant_id: str, operator: str) -> Record:
         """Remove a grant, and say how many sends of its key were under way."""
-        check_body(NoBody, said)
         ledger, records = self.views.ledger, self.views.records
         removed = await remove_grant(ledger, records, grant_id, operator, REVOKE_WAIT_S)
-        counts = {"under_way": removed.under_way, "still_under_way": removed.still_under_way}
-        return {**grant_record(removed.grant), **counts}
+        return grant_record(removed.grant) | _sends(removed)
 
-    async def _decide(
-        self, verdict: Verdict, approval_id: str, said: Said, operator: str
+    async def resolve(
+        self,
+        operation: Operation,
+        operator: str,
+        *,
+        succeeded: Text | None = None,
+        void: bool = False,
+        reason: Reason | None = None,
     ) -> Record:
-        check_body(NoBody, said)
-        # An id that does not print is nobody's, and PostgreSQL does not take a NUL.
-        wanted = approval_id if approval_id.isprintable() else ""
-        decided = await decide_approval(self.views.ledger, wanted, verdict, operator)
-        if isinstance(decided, NotDecided):
-            raise _undecided(decided)
-        return (await self.views.approvals(1, approval_id=approval_id))[0]
-
-    async def resolve(self, operation_id: str, said: Said, operator: str) -> Record:
         """Say what became of an unknown operation: the object it made, or that it made none."""
-        acts, operation = await self._at_stripe(operation_id)
-        body = check_body(ResolveBody, said)
-        reason, object_id = clean_reason(body.reason), clean_reason(body.succeeded)
-        if (object_id is None) != body.void:
+        object_id, why = clean_reason(succeeded), clean_reason(reason)
+        if (object_id is None) != void:
             message = "Give either the object that was made, or void with a reason."
             raise InputError(400, "parameter_invalid", message, "succeeded")
-        if body.void:
-            reason = _reason(body.reason or "")
-        return await self._done(await acts.resolve(operation, object_id, By(operator, reason)))
+        by = By(operator, _reason(reason or "") if void else why)
+        return await self._done(await self._at_stripe().resolve(operation, object_id, by))
 
-    async def reopen(self, operation_id: str, said: Said, operator: str) -> Record:
-        """Let a refunded bill be billed once more, or free its days.
+    async def reopen(
+        self,
+        operation: Operation,
+        operator: str,
+        *,
+        reason: Reason,
+        amount: Amount | None = None,
+        release: bool = False,
+    ) -> Record:
+        """Let a refunded bill be billed once more, or `release` its days.
 
-        `waived` says that it is not refunded: it stays charged, and only a suspicion is waived.
+        `amount` (minor units) is for another amount than before. `waived` says that it is not
+        refunded: it stays charged, and only a suspicion is waived.
         """
-        acts, operation = await self._at_stripe(operation_id)
-        body = check_body(ReopenBody, said)
-        by, wanted = By(operator, _reason(body.reason)), Reopening(body.amount, body.release)
-        outcome = await acts.reopen(operation, by, wanted)
-        waived = isinstance(outcome, Done) and outcome.operation.waived and not body.release
-        return {**await self._done(outcome), "waived": waived}
+        by, wanted = By(operator, _reason(reason)), Reopening(amount, release)
+        outcome = await self._at_stripe().reopen(operation, by, wanted)
+        waived = isinstance(outcome, Done) and outcome.operation.waived and not release
+        return await self._done(outcome) | {"waived": waived}
 
-    async def reset(self, operation_id: str, said: Said, operator: str) -> Record:
+    async def reset(self, operation: Operation, operator: str) -> Record:
         """Start the count of declines of a bill anew."""
-        operation = await self.views.raw_operation(operation_id)
-        check_body(NoBody, said)
         declines = await reset_declines(self.views.ledger, operation, By(operator))
         return {"id": operation.id, "declines_forgotten": declines}
 
     async def _minted(self, minted: Minted) -> Record:
-        return {**await self.views.key(minted.id), "token": minted.token}
+        return await self.views.key(minted.id) | {"token": minted.token}
 
-    async def _at_stripe(self, operation_id: str) -> tuple[StripeActs, Operation]:
+    async def _decide(self, verdict: Verdict, approval_id: str, operator: str) -> Record:
+        # An id that does not print is nobody's, and PostgreSQL does not take a NUL.
+        wanted = approval_id if approval_id.isprintable() else ""
+        decided = await decide_approval(self.views.ledger, wanted, verdict, operator)
+        if not isinstance(decided, NotDecided):
+            return (await self.views.approvals(1, approval_id=approval_id))[0]
+        if decided.why == "missing":
+            raise InputError(404, "approval_unknown", "There is no approval with this id.")
+        by = f" by {decided.decided_by}" if decided.decided_by else ""
+        message = f"This approval is not pending any more: it is {decided.why}{by}."
+        raise InputError(409, "approval_not_pending", message)
+
+    def _at_stripe(self) -> StripeActs:
         if self.stripe is None:
             message = "This listener has no way to Stripe. Use the command line."
             raise InputError(503, "stripe_unavailable", message)
-        return self.stripe, await self.views.raw_operation(operation_id)
+        return self.stripe
 
     async def _done(self, outcome: Done | NotDone) -> Record:
         if isinstance(outcome, NotDone):
@@ -218,14 +233,17 @@ class Acts:
 
 
 async def _spend(views: Views, query: Query) -> Rows:
-    day = read_day(query, views.now_ms())
+    now = views.now_ms()
+    day = day_of(read_past(query, "day", now) or now)
     return await (views.spend_of(day, query["key"]) if "key" in query else views.spend(day))
 
 
 async def _audit(views: Views, query: Query) -> Rows:
-    span = {name: read_moment(query, name, views.now_ms()) for name in ("since", "until")}
     filters = {name: query.get(name) for name in AUDIT_FILTERS}
-    return views.audit(read_limit(query), **filters, **span)
+    for name in ("since", "until"):
+        at = read_past(query, name, views.now_ms())
+        filters[name] = rfc3339(at) if at else None
+    return views.audit(read_limit(query), **filters)
 
 
 # What is read: the filters of each list, and the list.
@@ -247,49 +265,41 @@ _LISTS: dict[str, tuple[Collection[str], Callable[[Views, Query], Awaitable[Rows
 }
 
 
-@dataclass(frozen=True, slots=True)
-class AdminApi:
-    """Serves `/admin/v1`: the acts, and the lists that they change."""
+def admin_routes(acts: Acts, access: Access) -> list[Route]:
+    """Return the routes of `/admin/v1`, behind an operator's token: lists, one of a kind, acts."""
+    views = acts.views
 
-    acts: Acts
-    access: Access
-
-    def routes(self) -> list[Route]:
-        """Return the routes, each behind an operator's token."""
-        views = self.acts.views
-        one = {"/keys/{id}": views.key, "/operations/{id}": views.operation}
-        read = [
-            *((path, partial(self._list, *found)) for path, found in _LISTS.items()),
-            *((path, partial(self._show, show)) for path, show in one.items()),
-        ]
-        done = ((path, partial(self._do, path, act)) for path, act in self.acts.table().items())
-        return [
-            Route(PREFIX + path, answer, methods=[method])
-            for method, table in (("GET", read), ("POST", done))
-            for path, answer in table
-        ]
-
-    async def _list(
-        self,
-        names: Collection[str],
-        found: Callable[[Views, Query], Awaitable[Rows]],
-        request: Request,
-    ) -> Response:
-        self.access.bearer(request)
-        data = await found(self.acts.views, read_query(request, names))
+    async def listed(path: str, request: Request) -> Response:
+        access.bearer(request)
+        names, found = _LISTS[path]
+        data = await found(views, read_query(request, names))
         # A list may be of ten thousand keys: msgspec takes a tenth of the time for it.
         body = msgspec.json.encode({"object": "list", "data": data})
         return Response(body, media_type="application/json")
 
-    async def _show(self, show: Callable[[str], Awaitable[Record]], request: Request) -> Response:
-        self.access.bearer(request)
-        return JSONResponse(await show(request.path_params["id"]))
+    async def shown(find: Callable[[str], Awaitable[Record]], request: Request) -> Response:
+        access.bearer(request)
+        return JSONResponse(await find(request.path_params["id"]))
 
-    async def _do(self, path: str, act: Act, request: Request) -> Response:
-        operator = self.access.bearer(request)
+    async def done(path: str, request: Request) -> Response:
+        operator = access.bearer(request)
         said = await read_object(request)
-        record = await act(request.path_params.get("id", ""), said, operator)
+        record = await acts.do(path, request.path_params.get("id", ""), said, operator)
         return JSONResponse(record, 201 if path in _MAKING else 200)
+
+    ones = {"/keys/{id}": views.key, "/operations/{id}": views.operation}
+    return [
+        *(Route(PREFIX + path, partial(listed, path), methods=["GET"]) for path in _LISTS),
+        *(
+            Route(PREFIX + path, partial(shown, find), methods=["GET"])
+            for path, find in ones.items()
+        ),
+        *(Route(PREFIX + path, partial(done, path), methods=["POST"]) for path in acts.table()),
+    ]
+
+
+def _sends(ended: Revoked | Removed) -> Record:
+    return {"under_way": ended.under_way, "still_under_way": ended.still_under_way}
 
 
 def _reason(text: str, without: str = "Say why.") -> str:
@@ -298,11 +308,3 @@ def _reason(text: str, without: str = "Say why.") -> str:
     if reason is None:
         raise InputError(400, "parameter_invalid", without, "reason")
     return reason
-
-
-def _undecided(decided: NotDecided) -> InputError:
-    if decided.why == "missing":
-        return InputError(404, "approval_unknown", "There is no approval with this id.")
-    by = f" by {decided.decided_by}" if decided.decided_by else ""
-    message = f"This approval is not pending any more: it is {decided.why}{by}."
-    return InputError(409, "approval_not_pending", message)

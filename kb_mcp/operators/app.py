@@ -17,8 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kb_mcp.operators.actions.resolve import StripeActs
-from kb_mcp.operators.api import Acts, AdminApi
-from kb_mcp.operators.dashboard.actions import Actions
+from kb_mcp.operators.api import Acts, admin_routes
 from kb_mcp.operators.dashboard.app import Dashboard
 from kb_mcp.operators.dashboard.pages import Pages
 from kb_mcp.operators.dashboard.render import page
@@ -88,11 +87,11 @@ def create_admin(  # noqa: PLR0913 an application is built from many parts
         sessions=Sessions(access, random_bytes, now_ms),
         noted=Throttle(now_ms),
         pages=Pages(Fullest(views), given.verifying),
-        actions=Actions(acts, given.verifying),
+        acts=acts,
         stopping=given.stopping,
     )
     routes = [
-        *AdminApi(acts, access).routes(),
+        *admin_routes(acts, access),
         Route("/metrics", metrics.serve, methods=["GET"]),
         *dashboard.routes(),
     ]

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from datetime import date
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from inspect import signature
+from typing import Annotated, Any, ParamSpec, TypeVar
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, create_model
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from kb_mcp.instants import day_of, parse_duration, past_ms, rfc3339
+from kb_mcp.instants import past_ms
 from kb_mcp.operators.actions.grants import NoSuchGrantError, NotGrantedError
 from kb_mcp.operators.actions.keys import (
     REASON_MAX,
@@ -38,6 +38,9 @@ BODY_MAX_BYTES = 64 * 1024
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000
 OVERLAP_DEFAULT = "24h"
+Text = Annotated[str, Field(max_length=TEXT_MAX)]
+Reason = Annotated[str, Field(max_length=REASON_MAX)]
+Amount = Annotated[int, Field(gt=0, lt=2**53)]
 AUDIT_FILTERS = ("key", "customer", "code", "operation", "agent", "session", "subject")
 APPROVAL_STATES = ("pending", "approved", "denied", "used", "expired")
 OPERATION_FILTERS = {
@@ -47,7 +50,8 @@ OPERATION_FILTERS = {
     "charge": "charge_id",
 }
 
-Body = TypeVar("Body", bound=BaseModel)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class InputError(Exception):
@@ -113,60 +117,6 @@ def input_error(error: Exception) -> InputError:
     return InputError(status, code, text.format(error), param)
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
-
-
-class GrantBody(_Body):
-    """`POST /admin/v1/grants`: an issuer, the claims to match, and a vault key."""
-
-    issuer: str = Field(max_length=REASON_MAX)
-    match: dict[str, str]
-    key_id: str = Field(max_length=TEXT_MAX)
-    label: str | None = Field(default=None, max_length=TEXT_MAX)
-
-
-class ReasonBody(_Body):
-    """Why a key is revoked."""
-
-    reason: str | None = Field(default=None, max_length=REASON_MAX)
-
-
-class UnfreezeBody(_Body):
-    """Why a key is unfrozen; required."""
-
-    reason: str = Field(max_length=REASON_MAX)
-
-
-class ResolveBody(_Body):
-    """What became of an unknown operation: the object it made, or the word that it made none."""
-
-    succeeded: str | None = Field(default=None, max_length=TEXT_MAX)
-    void: bool = False
-    reason: str | None = Field(default=None, max_length=REASON_MAX)
-
-
-class ReopenBody(_Body):
-    """Why a bill may be billed once more; it has to be said.
-
-    `amount` (minor units) is for another amount than before; `release` frees its days instead.
-    """
-
-    reason: str = Field(max_length=REASON_MAX)
-    amount: int | None = Field(default=None, gt=0, lt=2**53)
-    release: bool = False
-
-
-class RotateBody(_Body):
-    """How long the old key still works."""
-
-    overlap: str = OVERLAP_DEFAULT
-
-
-class NoBody(_Body):
-    """Nothing to say."""
-
-
 async def read_bytes(request: Request) -> bytes:
     """Return the body, read no further than its limit. Raises: InputError."""
     body = b""
@@ -190,10 +140,22 @@ async def read_object(request: Request) -> dict[str, Any]:
     return data
 
 
-def check_body(model: type[Body], data: Mapping[str, Any]) -> Body:
-    """Return `data` as `model`. Raises: InputError."""
+def read_arguments(act: Callable[..., Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `said` as the keyword arguments that `act` takes, of their very types.
+
+    Raises: InputError.
+    """
+    taken = signature(act, eval_str=True).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in taken):
+        return dict(said)
+    fields: dict[str, Any] = {
+        each.name: (each.annotation, ... if each.default is each.empty else each.default)
+        for each in taken
+        if each.kind is each.KEYWORD_ONLY
+    }
+    config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
     try:
-        return model.model_validate(data)
+        return dict(create_model("Body", __config__=config, **fields).model_validate(said))
     except ValidationError as error:
         place = str(error.errors(include_url=False, include_input=False)[0]["loc"][0])
         raise _invalid(place, "; ".join(policy_errors(error))) from None
@@ -252,30 +214,18 @@ def read_limit(query: Mapping[str, str]) -> int:
     return int(text)
 
 
-def read_day(query: Mapping[str, str], now: int) -> date:
-    """Return the UTC day that is asked for, today (`now` in ms UTC) by default.
+def read_past(query: Mapping[str, str], name: str, now: int) -> int | None:
+    """Return a time in ms UTC, given as a time, a day or an age, None where none is.
 
     Raises: InputError.
     """
-    return day_of(now if "day" not in query else _past("day", query["day"], now))
+    return in_field(name, past_ms, query[name], now) if name in query else None
 
 
-def read_moment(query: Mapping[str, str], name: str, now: int) -> str | None:
-    """Return a time as the audit writes it, from a time, a day or an age. Raises: InputError."""
-    return rfc3339(_past(name, query[name], now)) if name in query else None
-
-
-def read_overlap(text: str) -> int:
-    """Return how long a rotated key still works, in ms. Raises: InputError."""
+def in_field(name: str, read: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+    """Return what `read` makes of the text in the field `name`. Raises: InputError."""
     try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise _invalid("overlap", f"overlap: {error}") from None
-
-
-def _past(name: str, text: str, now: int) -> int:
-    try:
-        return past_ms(text, now)
+        return read(*args, **more)
     except ValueError as error:
         raise _invalid(name, f"{name}: {error}") from None
 

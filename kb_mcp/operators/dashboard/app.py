@@ -20,12 +20,14 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from kb_mcp.instants import how_many
 from kb_mcp.operators.actions.operations import note as commit_row
-from kb_mcp.operators.dashboard.actions import Actions, Submit
-from kb_mcp.operators.dashboard.pages import FormError, Pages
+from kb_mcp.operators.api import Acts
+from kb_mcp.operators.dashboard.forms import FORMS, REFUSED, SHOWN_AGAIN, wrong_form
+from kb_mcp.operators.dashboard.pages import Pages
 from kb_mcp.operators.dashboard.render import STATIC, page, static, written
 from kb_mcp.operators.requests import InputError, read_form, read_query
-from kb_mcp.operators.sign_in import Access, Session, Sessions, Throttle, same_text
+from kb_mcp.operators.sign_in import Access, Note, Session, Sessions, Throttle, same_text
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
@@ -57,7 +59,7 @@ class Dashboard:
     # Failed logins leave rows, but never so many that a stranger could fill the disk.
     noted: Throttle
     pages: Pages
-    actions: Actions
+    acts: Acts
     stopping: Callable[[], bool]
     streams: int = 0
 
@@ -69,11 +71,11 @@ class Dashboard:
             "/audit/stream": self.stream,
             **{path: self._behind(partial(self._show, path)) for path in self.pages.table()},
         }
-        acts = self.actions.table().items()
         sent: dict[str, Endpoint] = {
             "/login": self.login,
             "/logout": self._behind(self._log_out),
-            **{path: self._behind(partial(self._act, path, submit)) for path, submit in acts},
+            "/audit/verify": self._behind(self._verify),
+            **{path: self._behind(partial(self._act, path)) for path in FORMS},
         }
         return [
             Route(path, answer, methods=[method])
@@ -99,7 +101,7 @@ class Dashboard:
         if operator is None:
             if not self.noted.wait_s(""):
                 self.noted.fail("")
-                peer = request.client.host if request.client else None
+                peer = request.client and f"from {clean_text(request.client.host, 64)}"
                 await self._note("login_failed", None, peer)
             return self._login_page(request, "This is no operator's token.", 401)
         await self._note("login", operator)
@@ -156,14 +158,32 @@ class Dashboard:
         note, session.note = session.note, None
         return await self.pages.page(path, request, session, note)
 
-    async def _act(self, path: str, submit: Submit, request: Request, session: Session) -> Response:
-        fields = await _read_form(request, session.csrf)
+    async def _act(self, path: str, request: Request, session: Session) -> Response:
+        form, fields = FORMS[path], await _read_form(request, session.csrf)
+        named = request.path_params.get("id", "")
         try:
-            done = await submit(request.path_params.get("id", ""), fields, session.operator)
-        except FormError as error:
-            return await self.pages.page(path, request, session, wrong=error)
-        session.note = done.note
-        return RedirectResponse(done.path, 303)
+            record = await self.acts.do(path, named, form.said(fields), session.operator)
+        except REFUSED as error:
+            if path not in SHOWN_AGAIN:
+                raise
+            wrong = wrong_form(error, fields)
+            return await self.pages.page(path, request, session, wrong=wrong)
+        session.note = form.note(record)
+        return RedirectResponse(form.path.format_map(record), 303)
+
+    async def _verify(self, request: Request, session: Session) -> Response:
+        await _read_form(request, session.csrf)
+        verifying = self.pages.verifying
+        if verifying is None:
+            message = "This listener cannot verify. Use `kb-mcp audit verify`."
+            raise InputError(503, "verify_unavailable", message)
+        outcome = await verifying.run()
+        found = "NOT every chain holds" if outcome.breaks else "every chain holds"
+        compared = f"{outcome.heads} of {len(outcome.ends)} were held against an exported head"
+        text = f"{how_many(outcome.rows, 'row')} walked: {found}; {compared}."
+        await self._note("verify", session.operator, text)
+        session.note = Note(text)
+        return RedirectResponse("/audit", 303)
 
     async def _log_out(self, request: Request, session: Session) -> Response:
         await _read_form(request, session.csrf)
@@ -189,9 +209,8 @@ class Dashboard:
         secure = self.access.https and not self.access.host_is_loopback(request)
         response.set_cookie(name, value, httponly=True, samesite="strict", secure=secure)
 
-    async def _note(self, decision: str, operator: str | None, peer: str | None = None) -> None:
-        note = None if peer is None else f"from {clean_text(peer, 64)}"
-        row = AuditDraft(kind="admin", decision=decision, agent_id=operator, note=note)
+    async def _note(self, decision: str, operator: str | None, text: str | None = None) -> None:
+        row = AuditDraft(kind="admin", decision=decision, agent_id=operator, note=text)
         await commit_row(self.pages.views.ledger, row)
 
 

@@ -18,6 +18,7 @@ from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.operators.actions.keys import TEXT_MAX
 from kb_mcp.operators.alerts import raised
 from kb_mcp.operators.dashboard.charts import Plot, bar, bars_of_today, plot, spend_plots
+from kb_mcp.operators.dashboard.forms import Wrong
 from kb_mcp.operators.dashboard.render import page
 from kb_mcp.operators.dashboard.story import tell
 from kb_mcp.operators.reports.invariants import Verifying
@@ -26,7 +27,6 @@ from kb_mcp.operators.reports.views import Fullest, Views, key_status
 from kb_mcp.operators.requests import (
     AUDIT_FILTERS,
     OPERATION_FILTERS,
-    InputError,
     operation_filters,
     read_limit,
     read_query,
@@ -52,16 +52,6 @@ CODES_MAX = 5
 Query = Mapping[str, str]
 Values = dict[str, Any]
 Show = Callable[[Query], Awaitable[Values]]
-
-
-class FormError(InputError):
-    """A form for a new key or grant that is not valid: it is shown again, with a line a reason."""
-
-    def __init__(self, errors: Sequence[str], param: str | None, form: Mapping[str, str]) -> None:
-        """Take the reasons, the field, and the form as it was filled in."""
-        super().__init__(400, "parameter_invalid", "; ".join(errors), param)
-        self.errors = tuple(errors)
-        self.form = form
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +91,7 @@ class Pages:
         request: Request,
         session: Session,
         note: Note | None = None,
-        wrong: FormError | None = None,
+        wrong: Wrong | None = None,
     ) -> Response:
         """Return the page at `path`, with a note, or the form that was not taken.
 
@@ -112,7 +102,7 @@ class Pages:
         values = {"section": path.split("/")[1] or "overview", **await show(query)}
         return page(
             f"{template}.html",
-            200 if wrong is None else wrong.status,
+            200 if wrong is None else 400,
             operator=session.operator,
             csrf=session.csrf,
             note=note,
