@@ -17,9 +17,9 @@ from kb_mcp.operators.alerts import RECONCILE_DIFFERENCE
 from kb_mcp.operators.reports.reconcile import (
     Kind,
     Reconciliation,
-    Wanted,
     as_charged,
     item_record,
+    needed,
 )
 from kb_mcp.operators.reports.reconcile import reconcile as compare
 from kb_mcp.proxy.edge.records import Record, every_operation, operation_record
@@ -108,11 +108,11 @@ async def _compare(opened: OpenProxy, kind: Kind, since_ms: int) -> Reconciliati
         )
     if isinstance(items, Unread):
         raise Failure(f"the list of {kind}s cannot be read: {items.why}", "Nothing was changed.")
-    wanted = Wanted.by(items, since_ms, kind)
+    wanted = needed(items, since_ms, kind)
     operations = [
         each
         async for operation, attempts in every_operation(opened.store.records)
-        if wanted.holds(each := as_charged(operation, attempts))
+        if wanted(each := as_charged(operation, attempts))
     ]
     return compare(operations, items, since_ms, kind)
 

@@ -225,7 +225,7 @@ def event(row: Record, labels: Mapping[str, str]) -> str:
         for name, value in told.items()
     }
     if row["amount"] is not None:
-        shown["amount"] = written(row["amount"], row["currency"] or "")
+        shown["amount"] = written(row["amount"], row["currency"])
     return json.dumps(shown, separators=(",", ":"))
 
 

@@ -16,6 +16,7 @@ from jinja2.runtime import Context
 from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, Response
 
+from kb_mcp.instants import how_many
 from kb_mcp.money import Money, format_money
 from kb_mcp.proxy.audit.chain import clean_text
 
@@ -46,9 +47,9 @@ def sums(amounts: Mapping[str, int]) -> str:
     return " and ".join(written(amount, currency) for currency, amount in ordered)
 
 
-def written(amount: int, currency: str) -> str:
+def written(amount: int, currency: str | None) -> str:
     """Write an amount in minor units as people read it: `1,073.00 USD`."""
-    number, _, code = format_money(Money(amount, currency)).partition(" ")
+    number, _, code = format_money(Money(amount, currency or "")).partition(" ")
     whole, dot, rest = number.partition(".")
     return f"{int(whole):,}{dot}{rest} {code}".rstrip()
 
@@ -56,14 +57,11 @@ def written(amount: int, currency: str) -> str:
 def relative(at: datetime, now_ms: int) -> str:
     """Say how long before or after `now_ms` (UTC) something is, as people say it."""
     seconds = now_ms // 1000 - int(at.timestamp())
-    away = abs(seconds)
-    if away < 60:
-        return "just now" if seconds >= 0 else "in a moment"
     for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
-        if away >= size:
-            count = f"{away // size} {unit}{'s' if away >= 2 * size else ''}"
+        if abs(seconds) >= size:
+            count = how_many(abs(seconds) // size, unit)
             return f"{count} ago" if seconds > 0 else f"in {count}"
-    return ""
+    return "just now" if seconds >= 0 else "in a moment"
 
 
 @cache
@@ -76,13 +74,15 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Escaped, but not cleaned: cleaning masks keys, and a new key's token is shown once.
-    environment.filters["own"] = escape
-    environment.filters["typed"] = _typed
-    environment.filters["money"] = _money
-    environment.filters["moment"] = _moment
-    environment.filters["sums"] = sums
-    environment.filters["ago"] = _ago
+    environment.filters |= {
+        # Escaped, but not cleaned: cleaning masks keys, and a new key's token is shown once.
+        "own": escape,
+        "typed": _typed,
+        "money": lambda amount, currency: None if amount is None else written(amount, currency),
+        "moment": lambda text: None if text is None else f"{text[:10]} {text[11:19]} UTC",
+        "sums": sums,
+        "ago": _ago,
+    }
     return environment
 
 
@@ -98,14 +98,6 @@ def _shown(value: object) -> object:
 def _typed(text: str) -> Markup:
     # What an operator typed into a long field goes back into it whole, but for what cannot be seen.
     return escape("".join(each for each in text if each.isprintable() or each in "\n\t"))
-
-
-def _money(amount: int | None, currency: str | None) -> str | None:
-    return None if amount is None else written(amount, currency or "")
-
-
-def _moment(text: str | None) -> str | None:
-    return None if text is None else f"{text[:10]} {text[11:19]} UTC"
 
 
 @pass_context

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from kb_mcp.instants import rfc3339
@@ -69,32 +69,26 @@ def count_overlaps(bills: Iterable[BilledDays], allowed: Container[KeyId]) -> in
         for bill in group:
             period = parse_period(bill.period)
             running = [each for each in running if each[0].end >= period.start]
-            count += sum(_refused(period, bill, *each, allowed) for each in running)
+            for other, before in running:
+                later = max(bill, before, key=lambda each: each.reserved_at)
+                unequal = period.label != other.label
+                count += unequal and overlap(period, other) and later.key_id not in allowed
             running.append((period, bill))
     return count
 
 
-def _refused(
-    period: Period, bill: BilledDays, other: Period, before: BilledDays, allowed: Container[KeyId]
-) -> bool:
-    later = max(bill, before, key=lambda each: each.reserved_at)
-    unequal = period.label != other.label
-    return unequal and overlap(period, other) and later.key_id not in allowed
-
-
+@dataclass(slots=True)
 class Examination:
     """Looks at operations one by one, and at the windows last; it keeps sums and what is wrong.
 
     Each violated invariant is one sentence.
     """
 
-    def __init__(self) -> None:
-        """Begin with nothing seen."""
-        self.violations: list[str] = []
-        self._reserved: Counter[WindowKey] = Counter()
-        self._settled: Counter[WindowKey] = Counter()
-        # A charge that turned up late, or was adopted, may go over its caps: it is flagged.
-        self._late: Counter[WindowKey] = Counter()
+    violations: list[str] = field(default_factory=list)
+    _reserved: Counter[WindowKey] = field(default_factory=Counter)
+    _settled: Counter[WindowKey] = field(default_factory=Counter)
+    # A charge that turned up late, or was adopted, may go over its caps: it is flagged.
+    _late: Counter[WindowKey] = field(default_factory=Counter)
 
     def look(self, operation: Operation, attempts: Sequence[Attempt], *, audited: bool) -> None:
         """Take one operation; `audited` says whether the audit has a decision about it."""
@@ -133,11 +127,10 @@ class Examination:
         known = {window.key: window for window in windows if window.key.currency}
         for key in sorted({*known, *self._reserved, *self._settled}, key=_named):
             window = known.get(key) or Window(key)
-            reserved, settled = self._reserved[key], self._settled[key]
-            if window.reserved != reserved:
-                yield f"{_named(key)} says reserved {window.reserved}, its operations {reserved}"
-            if window.settled != settled:
-                yield f"{_named(key)} says settled {window.settled}, its operations {settled}"
+            for what, held in (("reserved", self._reserved[key]), ("settled", self._settled[key])):
+                says = getattr(window, what)
+                if says != held:
+                    yield f"{_named(key)} says {what} {says}, its operations {held}"
 
 
 def _of_operation(operation: Operation, attempts: Iterable[Attempt]) -> Iterator[str]:
@@ -171,17 +164,13 @@ def _cap_of(
     """Return the widest cap that any key may have been held to, or None."""
     if key.scope == "account":
         return ceilings.get(key.currency) if key.window == "day" else None
-    refunds = key.scope == f"key{REFUNDS}"
-    if not (refunds or key.scope == "key") or not key.currency:
+    if key.scope not in {"key", f"key{REFUNDS}"} or not key.currency:
         return None
-    limits = [
-        policy.refund_caps if refunds else policy.caps
-        for policy in policies.get(LineageId(key.scope_id), ())
-    ]
-    tables = [{"day": each.daily, "month": each.monthly}[key.window] for each in limits]
-    caps = [table.get(key.currency) for table in tables]
-    known = [cap for cap in caps if cap is not None]
-    return max(known) if caps and len(known) == len(caps) else None
+    held_to = policies.get(LineageId(key.scope_id), ())
+    limits = [each.caps if key.scope == "key" else each.refund_caps for each in held_to]
+    tables = [each.daily if key.window == "day" else each.monthly for each in limits]
+    caps = [table[key.currency] for table in tables if key.currency in table]
+    return max(caps, default=None) if len(caps) == len(tables) else None
 
 
 def _named(key: WindowKey) -> str:

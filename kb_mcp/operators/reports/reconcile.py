@@ -5,7 +5,7 @@ Floor: operators, above the records. Pure: charges and refunds arrive as Stripe 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,67 +36,52 @@ class Reconciliation:
 
 
 def reconcile(
-    operations: Iterable[Operation], items: Iterable[Item], since_ms: int, kind: Kind = "charge"
+    operations: Sequence[Operation], items: Iterable[Item], since_ms: int, kind: Kind = "charge"
 ) -> Reconciliation:
     """Compare the operations of the ledger with what Stripe lists since then of one kind.
 
     What failed moved no money and needs no operation.
     """
-    ledger = list(operations)
-    by_object = {each.object_id: each for each in ledger if each.object_id is not None}
-    by_id: dict[str, Operation] = {each.id: each for each in ledger}
+    by_object = {each.object_id: each for each in operations if each.object_id is not None}
+    by_id: dict[str, Operation] = {each.id: each for each in operations}
     unknown: list[Item] = []
     differing: list[Record] = []
     seen: set[str] = set()
     billed: list[tuple[Operation, Item]] = []
     for item in items:
-        names = object_names(item)
+        names, mark = object_names(item), marks(item).get("keybrake_operation", "")
         seen.update(names)
         operation = next((by_object[name] for name in names if name in by_object), None)
-        marked = by_id.get(marks(item).get("keybrake_operation", ""))
         if operation is not None:
             differing += _differences(operation, item, kind)
             billed.append((operation, item))
-        elif not _stands(item):
-            continue
-        elif marked is not None:
-            named = f"{kind}_id"
-            differing.append(_difference(marked, item, named, marked.object_id, names[0]))
-        else:
+        elif _stands(item) and mark in by_id:
+            ours = by_id[mark]
+            differing.append(_difference(ours, item, f"{kind}_id", ours.object_id, names[0]))
+        elif _stands(item):
             unknown.append(item)
     if kind == "charge":
         differing += _charged_twice(billed)
-    unlisted = (
-        each
-        for each in ledger
-        if _may_be_unlisted(each, since_ms, kind) and each.object_id not in seen
-    )
-    return Reconciliation(tuple(unknown), tuple(unlisted), tuple(differing))
+    expected = (each for each in operations if _may_be_unlisted(each, since_ms, kind))
+    unlisted = tuple(each for each in expected if each.object_id not in seen)
+    return Reconciliation(tuple(unknown), unlisted, tuple(differing))
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Says which operations a comparison needs: a ledger may be much longer than a period."""
+def needed(
+    items: Sequence[Item], since_ms: int, kind: Kind = "charge"
+) -> Callable[[Operation], bool]:
+    """Return what says whether `reconcile` could say anything else without an operation.
 
-    names: frozenset[str]
-    marked: frozenset[str]
-    since_ms: int
-    kind: Kind
+    A ledger may be much longer than a period.
+    """
+    names = {name for item in items for name in object_names(item)}
+    marked = {marks(item).get("keybrake_operation", "") for item in items}
 
-    @classmethod
-    def by(cls, items: Iterable[Item], since_ms: int, kind: Kind = "charge") -> Wanted:
-        """Return what to look for where these items were listed since then."""
-        names, marked = set[str](), set[str]()
-        for item in items:
-            names.update(object_names(item))
-            marked.add(marks(item).get("keybrake_operation", ""))
-        return cls(frozenset(names), frozenset(marked), since_ms, kind)
+    def holds(operation: Operation) -> bool:
+        listed = operation.object_id in names or operation.id in marked
+        return listed or _may_be_unlisted(operation, since_ms, kind)
 
-    def holds(self, operation: Operation) -> bool:
-        """Say whether `reconcile` could say anything else without `operation`."""
-        if operation.object_id in self.names or operation.id in self.marked:
-            return True
-        return _may_be_unlisted(operation, self.since_ms, self.kind)
+    return holds
 
 
 def as_charged(operation: Operation, attempts: Iterable[Attempt]) -> Operation:
@@ -136,20 +121,19 @@ def _may_be_unlisted(operation: Operation, since_ms: int, kind: Kind) -> bool:
 
 
 def _differences(operation: Operation, item: Item, kind: Kind) -> Iterator[Record]:
-    whose = ("customer_id", operation.customer, item.get("customer") or None)
-    state = "state"
-    if kind == "refund":
-        # A refund does not say whose it is: its charge does.
-        whose, state = ("charge", operation.gives_back, item.get("charge")), "status"
-    pairs = (
+    pairs = [
         ("amount", operation.amount, item.get("amount")),
         ("currency", operation.currency, item.get("currency")),
-        whose,
-    )
+        # A refund does not say whose it is: its charge does.
+        ("charge", operation.gives_back, item.get("charge"))
+        if kind == "refund"
+        else ("customer_id", operation.customer, item.get("customer") or None),
+    ]
     for name, ours, theirs in pairs:
         if ours != theirs:
             yield _difference(operation, item, name, ours, theirs)
     if _stands(item) != (operation.state is S.SUCCEEDED):
+        state = "status" if kind == "refund" else "state"
         yield _difference(operation, item, state, operation.state.value, item.get("status"))
 
 

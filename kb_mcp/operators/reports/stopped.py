@@ -6,15 +6,18 @@ and by month; nothing here reads the audit. Amounts are minor units, never summe
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from itertools import islice
+from typing import TypeVar
 
 from kb_mcp.proxy.errors.refusals import Code
 from kb_mcp.proxy.stores.gauges import StoppedCalls
 from kb_mcp.proxy.stores.reads import StoreReads
 
+T = TypeVar("T")
 DAYS = 30
 COUNTS_MAX = 200
 KEYS_MAX = 15
@@ -41,13 +44,6 @@ class Sum:
     charges: dict[str, int] = field(default_factory=dict)
     refunds: dict[str, int] = field(default_factory=dict)
 
-    def add(self, each: StoppedCalls) -> None:
-        """Count `each` in."""
-        self.calls += each.calls
-        if each.amount:
-            amounts = self.refunds if each.kind == "refund" else self.charges
-            amounts[each.currency] = amounts.get(each.currency, 0) + each.amount
-
 
 @dataclass(slots=True)
 class Sums:
@@ -61,8 +57,13 @@ class Sums:
     def add(self, each: StoppedCalls) -> None:
         """Count `each` in."""
         name = _COUNTS_AS.get(each.why, "refused")
-        if name is not None:
-            getattr(self, name).add(each)
+        if name is None:
+            return
+        counted: Sum = getattr(self, name)
+        counted.calls += each.calls
+        if each.amount:
+            amounts = counted.refunds if each.kind == "refund" else counted.charges
+            amounts[each.currency] = amounts.get(each.currency, 0) + each.amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,46 +89,34 @@ class Figures:
 
 async def stopped_figures(records: StoreReads, today: date) -> Figures:
     """Return what was stopped on `today` (UTC) and in its month. Raises: LedgerUnavailableError."""
-    month = today.replace(day=1)
+    month, this_day = today.replace(day=1).isoformat(), today.isoformat()
     days = [(today - timedelta(days=back)).isoformat() for back in range(DAYS, -1, -1)]
     rows = await records.stopped_on(days)
-    this_day, this_month = today.isoformat(), month.isoformat()
-    calls: dict[str, int] = defaultdict(int)
-    codes: dict[str, int] = defaultdict(int)
+    calls, codes = Counter[str](), Counter[str]()
     for each in rows:
         calls[each.start] += each.calls
         if each.start == this_day and each.why not in {"replay", "held"}:
             codes[each.why] += each.calls
+    by_key = _sums(await records.stopped_most("month", month, COUNTS_MAX), _whose)
+    of_today = _sums(await records.stopped_most("day", this_day, COUNTS_MAX), _whose)
     return Figures(
-        today=_sums(each for each in rows if each.start == this_day),
-        month=_sums(each for each in rows if each.start >= this_month),
-        by_key=_by_key(
-            await records.stopped_most("month", this_month, COUNTS_MAX),
-            await records.stopped_most("day", this_day, COUNTS_MAX),
-        ),
+        today=_sums(rows, lambda each: each.start == this_day)[True],
+        month=_sums(rows, lambda each: each.start >= month)[True],
+        by_key=[
+            OfKey(key_id, agent_id or None, of_today[key_id, agent_id], sums)
+            for (key_id, agent_id), sums in islice(by_key.items(), KEYS_MAX)
+        ],
         days=[(day, calls[day]) for day in days[1:]],
-        codes=sorted(codes.items(), key=lambda code: -code[1]),
+        codes=codes.most_common(),
     )
 
 
-def _sums(rows: Iterable[StoppedCalls]) -> Sums:
-    sums = Sums()
+def _sums(rows: Iterable[StoppedCalls], by: Callable[[StoppedCalls], T]) -> defaultdict[T, Sums]:
+    sums: defaultdict[T, Sums] = defaultdict(Sums)
     for each in rows:
-        sums.add(each)
+        sums[by(each)].add(each)
     return sums
 
 
-def _by_key(month: Iterable[StoppedCalls], today: Iterable[StoppedCalls]) -> list[OfKey]:
-    whole, part = _grouped(month), _grouped(today)
-    found = [
-        OfKey(key_id, agent_id or None, part.get((key_id, agent_id), Sums()), sums)
-        for (key_id, agent_id), sums in whole.items()
-    ]
-    return found[:KEYS_MAX]
-
-
-def _grouped(rows: Iterable[StoppedCalls]) -> Mapping[tuple[str, str], Sums]:
-    sums: dict[tuple[str, str], Sums] = {}
-    for each in rows:
-        sums.setdefault((each.key_id, each.agent_id), Sums()).add(each)
-    return sums
+def _whose(each: StoppedCalls) -> tuple[str, str]:
+    return each.key_id, each.agent_id

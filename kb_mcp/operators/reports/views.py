@@ -14,7 +14,7 @@ from itertools import islice
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.tokens import Mode
-from kb_mcp.proxy.audit.verification import FIELDS
+from kb_mcp.proxy.audit.verification import audit_record
 from kb_mcp.proxy.edge.records import (
     Record,
     Spend,
@@ -39,7 +39,7 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.rules.command import asked_again
 from kb_mcp.proxy.rules.reserve import blocking
-from kb_mcp.proxy.stores.gauges import KeyCaps, KeyCounts, KeySpend
+from kb_mcp.proxy.stores.gauges import KeyCounts, KeySpend
 from kb_mcp.proxy.stores.reads import StoreReads
 
 AGENT_ROWS_MAX = 1_000
@@ -119,8 +119,7 @@ class Views:
         `wanted` narrows them by text and status, and goes on after a key, as the store's does.
         """
         now = self.now_ms()
-        found = await self.records.key_page(now, most, **wanted)
-        records = [_key(*each) for each in found]
+        records = [_key(*each) for each in await self.records.key_page(now, most, **wanted)]
         return [{**key, "status": key_status(key, rfc3339(now))} for key in records]
 
     async def key_counts(self) -> dict[str, int]:
@@ -135,15 +134,11 @@ class Views:
 
     async def operations(self, limit: int | None, **filters: str | None) -> list[Record]:
         """Return matching operations, newest first."""
-        given = {name: value for name, value in filters.items() if value}
-        found = await self.records.operations(limit=limit, **given)
-        return await operation_records(self.records, found, self.now_ms())
+        return await self._shown(await self.records.operations(limit=limit, **_given(filters)))
 
     async def operation(self, operation_id: str) -> Record:
         """Return one operation."""
-        found = [await self._operation(operation_id)]
-        (record,) = await operation_records(self.records, found, self.now_ms())
-        return record
+        return (await self._shown([await self._operation(operation_id)]))[0]
 
     async def operations_by(
         self,
@@ -156,21 +151,13 @@ class Views:
 
         They are found by way of the newest AGENT_ROWS_MAX audit rows of that agent or session.
         """
-        rows = self.audit(
-            AGENT_ROWS_MAX, agent=agent, session=session, customer=filters.get("customer_id")
-        )
+        customer = filters.get("customer_id")
+        rows = self.audit(AGENT_ROWS_MAX, agent=agent, session=session, customer=customer)
         ids = list(dict.fromkeys(row["operation_id"] for row in rows if row["operation_id"]))
-        given = {name: value for name, value in filters.items() if value}
-        found: list[Record] = []
-        for start in range(0, len(ids), limit):
-            some = ids[start : start + limit]
-            matching = await self.records.operations(limit=None, ids=some, **given)
-            shown = await operation_records(self.records, matching, self.now_ms())
-            records = {each["id"]: each for each in shown}
-            found += [records[each] for each in some if each in records]
-            if len(found) >= limit:
-                break
-        return found[:limit]
+        found = {
+            each[0].id: each for each in await self.records.operations(ids=ids, **_given(filters))
+        }
+        return await self._shown([found[each] for each in ids if each in found][:limit])
 
     async def raw_operation(self, operation_id: str) -> Operation:
         """Return one operation as the ledger holds it, for an act on it."""
@@ -191,24 +178,45 @@ class Views:
         What was given back stands behind it. A rotated key shares its windows with its successor:
         with `rotated` both have rows for what they spend, else only the newest of a lineage has.
         """
+        today, month = _starts(day)
         keys = await self.records.caps_of_keys()
-        return [
-            *await self.account_spend(day),
-            *await self._of_every_key(keys, day, "key", rotated=rotated),
-            *await self.account_spend(day, REFUNDS),
-            *await self._of_every_key(keys, day, f"key{REFUNDS}", rotated=False),
-        ]
+        rows: list[Spend] = []
+        for of in ("", REFUNDS):
+            scope = f"key{of}"
+            rows += await self.account_spend(day, of)
+            held = await self.records.held_of_keys(scope, today, month)
+            for each in keys:
+                if each.rotated and (of or not rotated):
+                    continue
+                caps = each.refund_caps if of else each.caps
+                for window, start, limits in (
+                    ("day", today, caps.daily),
+                    ("month", month, caps.monthly),
+                ):
+                    here = held.get((each.lineage_id, window), {})
+                    for currency in sorted(limits.keys() | here):
+                        cap, there = limits.get(currency), here.get(currency, (0, 0))
+                        rows.append(spend(each.key_id, scope, window, start, currency, cap, *there))
+        return rows
 
     async def spend_of(self, day: date, key_id: str) -> list[Spend]:
         """Return spend against cap on `day` and in its month of one key, rotated or not."""
         await self.key(key_id)
-        starts = (day.isoformat(), day.replace(day=1).isoformat())
-        found = await self.records.spend_of_keys([KeyId(key_id)], *starts, self.now_ms())
-        rows = [
-            spend_records(key.key_id, key.caps, key.refund_caps, key.windows, starts)
-            for key in found
-        ]
-        return [row for each in rows for row in each]
+        found = await self.spend_of_keys(day, [KeyId(key_id)])
+        return [row for _, rows in found.values() for row in rows]
+
+    async def spend_of_keys(
+        self, day: date, ids: Sequence[KeyId]
+    ) -> dict[KeyId, tuple[KeySpend, list[Spend]]]:
+        """Return of each of these keys what caps it, and its rows on `day` and in its month."""
+        starts = _starts(day)
+        return {
+            key.key_id: (
+                key,
+                spend_records(key.key_id, key.caps, key.refund_caps, key.windows, starts),
+            )
+            for key in await self.records.spend_of_keys(ids, *starts, self.now_ms())
+        }
 
     async def account_spend(self, day: date, of: str = "") -> list[Spend]:
         """Return what all keys together hold on `day`, by currency, against the ceiling.
@@ -232,8 +240,7 @@ class Views:
 
     def audit(self, limit: int, **filters: str | None) -> list[Record]:
         """Return matching audit rows, newest first."""
-        rows = self.records.audit(limit=limit, newest_first=True, **filters)
-        return [{name: row[name] for name in FIELDS} for row in rows]
+        return [*map(audit_record, self.records.audit(limit=limit, newest_first=True, **filters))]
 
     async def approvals(
         self,
@@ -255,12 +262,11 @@ class Views:
             and operation_id in {None, each.operation_id}
         )
         found = list(islice(matching, limit))
-        blocked = await self._blocked(each for each in found if each.state_at(now) in OPEN)
+        blocked = await self._blocked([each for each in found if each.state_at(now) in OPEN])
         return [approval_record(each, now) | {"blocked_by": blocked.get(each.id)} for each in found]
 
-    async def _blocked(self, asked: Iterable[Approval]) -> dict[str, str | None]:
+    async def _blocked(self, approvals: Sequence[Approval]) -> dict[str, str | None]:
         """Say of each approval why its request would move nothing now, by its id."""
-        approvals = list(asked)
         if not approvals:
             return {}
         ids = {each.operation_id for each in approvals}
@@ -301,25 +307,8 @@ class Views:
             raise NoSuchOperationError(f"there is no operation {operation_id}")
         return found[0]
 
-    async def _of_every_key(
-        self, keys: Sequence[KeyCaps], day: date, scope: str, *, rotated: bool
-    ) -> list[Spend]:
-        today, month = day.isoformat(), day.replace(day=1).isoformat()
-        held = await self.records.held_of_keys(scope, today, month)
-        rows: list[Spend] = []
-        for each in keys:
-            if each.rotated and not rotated:
-                continue
-            caps = each.caps if scope == "key" else each.refund_caps
-            for window, start, limits in (
-                ("day", today, caps.daily),
-                ("month", month, caps.monthly),
-            ):
-                here = held.get((each.lineage_id, window), {})
-                for currency in sorted(limits.keys() | here):
-                    cap, there = limits.get(currency), here.get(currency, (0, 0))
-                    rows.append(spend(each.key_id, scope, window, start, currency, cap, *there))
-        return rows
+    async def _shown(self, found: Iterable[tuple[Operation, list[Attempt]]]) -> list[Record]:
+        return await operation_records(self.records, found, self.now_ms())
 
 
 @dataclass(slots=True)
@@ -341,23 +330,13 @@ class Fullest:
 
         Those chosen stay for `chosen_for_ms`. Raises: LedgerUnavailableError.
         """
-        now, records = self.views.now_ms(), self.views.records
+        now = self.views.now_ms()
         day = day_of(now)
-        starts = (day.isoformat(), day.replace(day=1).isoformat())
         if len(self.keys) < most or now >= self._chosen_until:
-            self.keys = await records.fullest_keys(*starts, now, most)
+            self.keys = await self.views.records.fullest_keys(*_starts(day), now, most)
             self._chosen_until = now + chosen_for_ms
-        account = [
-            *await self.views.account_spend(day),
-            *await self.views.account_spend(day, REFUNDS),
-        ]
-        return account, {
-            each.key_id: (
-                each,
-                spend_records(each.key_id, each.caps, each.refund_caps, each.windows, starts),
-            )
-            for each in await records.spend_of_keys(self.keys, *starts, now)
-        }
+        account = [row for of in ("", REFUNDS) for row in await self.views.account_spend(day, of)]
+        return account, await self.views.spend_of_keys(day, self.keys)
 
 
 def key_status(key: Record, now: str) -> str:
@@ -379,3 +358,12 @@ def by_status(counts: Sequence[KeyCounts]) -> dict[str, int]:
 
 def _key(key: VaultKey, lineage: Lineage) -> Record:
     return key_record(key, lineage, policy_of(key.policy))
+
+
+def _starts(day: date) -> tuple[str, str]:
+    """Return the first days of the windows of `day`, and of its month."""
+    return day.isoformat(), day.replace(day=1).isoformat()
+
+
+def _given(filters: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in filters.items() if value}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kb_mcp.operators.reports.reconcile import Wanted, reconcile
+from kb_mcp.operators.reports.reconcile import needed, reconcile
 from kb_mcp.proxy.ledger.records import Operation, OperationId, State
 from tests.operators.reports.test_invariants import OPERATION
 
@@ -49,8 +49,8 @@ CHARGES = (
 def test_a_comparison_of_what_is_wanted_says_what_one_of_everything_says(
     listed: tuple[dict[str, Any], ...],
 ) -> None:
-    wanted = Wanted.by(listed, SINCE)
-    kept = [each for each in LEDGER if wanted.holds(each)]
+    wanted = needed(listed, SINCE)
+    kept = [each for each in LEDGER if wanted(each)]
     assert reconcile(kept, listed, SINCE) == reconcile(LEDGER, listed, SINCE)
     assert {"old", "failed", "other_route", "open"}.isdisjoint(each.id for each in kept)
 
