@@ -1,6 +1,8 @@
 """The dashboard's pages: what an operator looks at.
 
-Floor: operators, below the dashboard, above views. Every list is bounded.
+Floor: operators, below the dashboard, above views. Every list is bounded. Templates draw what
+stands here: bars of spend against cap by their widths, plots over time as inline SVG, in whole
+units.
 """
 
 from __future__ import annotations
@@ -11,13 +13,13 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 
+from msgspec.structs import asdict
 from starlette.requests import Request
 from starlette.responses import Response
 
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.operators.actions.keys import TEXT_MAX
 from kb_mcp.operators.alerts import raised
-from kb_mcp.operators.dashboard.charts import Plot, bar, bars_of_today, plot, spend_plots
 from kb_mcp.operators.dashboard.forms import Wrong
 from kb_mcp.operators.dashboard.render import page
 from kb_mcp.operators.dashboard.story import tell
@@ -32,11 +34,13 @@ from kb_mcp.operators.requests import (
     read_query,
 )
 from kb_mcp.operators.sign_in import Note, Session
+from kb_mcp.proxy.access.authenticate import policy_of
+from kb_mcp.proxy.access.policy import is_uncapped
 from kb_mcp.proxy.access.policy_files import load_policy
 from kb_mcp.proxy.access.roles import ROLES, describe
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.edge.records import Record
-from kb_mcp.proxy.ledger.records import State
+from kb_mcp.proxy.edge.records import Record, Spend
+from kb_mcp.proxy.ledger.records import KeyId, State
 from kb_mcp.proxy.ledger.snapshot import GAP
 
 NEEDS_MAX = 50
@@ -49,6 +53,12 @@ TIMELINE_MAX = 200
 DAYS = 30
 SPEND_PLOTS_MAX = 3
 CODES_MAX = 5
+# More bars than this are for nobody to read; the keys page leads to the others.
+BARS_MAX = 100
+CHOSEN_FOR_MS = 60_000
+BAR_WIDTH = 1000
+HEIGHT = 120
+STEP = 20
 Query = Mapping[str, str]
 Values = dict[str, Any]
 Show = Callable[[Query], Awaitable[Values]]
@@ -230,7 +240,7 @@ class Pages:
             "operation": found,
             "approvals": [each for each in asked if each["state"] == "pending"],
             "refunds": refunds,
-            "story": tell(found, trail, labels, refunds=refunds),
+            "story": tell(found, trail, labels, refunds),
             "cut": len(trail) == TIMELINE_MAX,
             "trail": trail,
             "labels": labels,
@@ -250,7 +260,10 @@ class Pages:
     async def _plots(self, figures: Figures) -> list[Plot]:
         today = day_of(self.views.now_ms())
         days = [(today - timedelta(days=back)).isoformat() for back in range(DAYS - 1, -1, -1)]
-        spend = spend_plots(days, await self.views.spent_by_day(days))
+        spend = [
+            plot("Spend by day", [(day, held.get(day, 0)) for day in days], currency)
+            for currency, held in sorted((await self.views.spent_by_day(days)).items())
+        ]
         return [*spend[:SPEND_PLOTS_MAX], plot("Stopped calls by day", figures.days)]
 
     async def _labels(self, rows: Iterable[Record], ids: Iterable[str] = ()) -> dict[str, str]:
@@ -259,3 +272,88 @@ class Pages:
 
 def _keys_path(query: Query) -> str:
     return f"/keys?{urlencode(query)}" if query else "/keys"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Bars, and whether these are all that there are.
+
+    `uncapped` are those of these keys that serve, and may move money without a cap over time.
+    """
+
+    bars: list[Record]
+    whole: bool
+    uncapped: Sequence[KeyId]
+
+
+async def bars_of_today(fullest: Fullest) -> Shown:
+    """Return the bars of the account, and of the keys that serve or hold something.
+
+    Where there are no more than BARS_MAX they stand by their keys' age, else by how full they are.
+    Raises: LedgerUnavailableError.
+    """
+    rows, spend = await fullest.today(BARS_MAX, CHOSEN_FOR_MS)
+    keys = [key for key, _ in await fullest.views.records.keys_by_id(fullest.keys)]
+    for key in keys:
+        each, found = spend[key.id]
+        rows += [row for row in found if each.serves or row.settled or row.reserved]
+    whole = len(keys) < BARS_MAX and len(rows) <= BARS_MAX
+    if len(rows) > BARS_MAX:
+        rows = sorted(rows, key=_used, reverse=True)[:BARS_MAX]
+    serving = {key.id: key for key in keys if spend[key.id][0].serves}
+    uncapped = [key.id for key in serving.values() if is_uncapped(policy_of(key.policy))]
+    bars = [bar(row) | {"stoppable": row.key_id in serving} for row in rows]
+    return Shown(bars, whole, uncapped)
+
+
+def bar(row: Spend) -> Record:
+    """Return a row of spend with the widths of its bar, out of BAR_WIDTH."""
+    cap, settled, reserved = row.cap, 0, 0
+    if cap:
+        settled = min(row.settled * BAR_WIDTH // cap, BAR_WIDTH)
+        reserved = min(row.reserved * BAR_WIDTH // cap, BAR_WIDTH - settled)
+    percent = (row.settled + row.reserved) * 100 // cap if cap else None
+    return asdict(row) | {
+        "settled_width": settled,
+        "reserved_width": reserved,
+        "percent": percent,
+    }
+
+
+def _used(row: Spend) -> tuple[bool, int, int]:
+    spent = row.settled + row.reserved
+    return row.scope.startswith("account"), spent * 1000 // row.cap if row.cap else 0, spent
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One bar of a plot: its place, its height, and what it stands for."""
+
+    x: int
+    y: int
+    height: int
+    label: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A chart `width` by HEIGHT; `currency` is None where things are counted."""
+
+    title: str
+    currency: str | None
+    bars: Sequence[Column]
+    width: int
+    total: int
+    most: int
+
+
+def plot(title: str, points: Sequence[tuple[str, int]], currency: str | None = None) -> Plot:
+    """Return the chart of `points`, each a label and a value that is not negative."""
+    values = [value for _, value in points]
+    most, bars = max(values, default=0), []
+    for place, (label, value) in enumerate(points):
+        # What is there shows, however small beside the rest.
+        height = max(value * HEIGHT // most, 2) if value else 0
+        bars.append(Column(place * STEP + 3, HEIGHT - height, height, label, value))
+    return Plot(title, currency, bars, len(points) * STEP, sum(values), most)

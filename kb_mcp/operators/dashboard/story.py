@@ -27,14 +27,16 @@ _ADMIN = {
     "forget": "erased the stored answers of its customer",
     "adopt": "took it over from Stripe",
 }
+# The tone and the words of each state.
 _OUTCOMES = {
-    "succeeded": "{made} was made",
-    "failed": "it came to nothing, and the reservation was released",
-    "unknown": "nobody knows what became of it, and {money} stay reserved",
-    "voided": "nothing was made, and the reservation was released",
-    "reserved": "{money} stay reserved",
-    "awaiting_approval": "it waits for an approval",
+    "succeeded": ("good", "{made} was made"),
+    "failed": ("bad", "it came to nothing, and the reservation was released"),
+    "unknown": ("wait", "nobody knows what became of it, and {money} stay reserved"),
+    "voided": ("plain", "nothing was made, and the reservation was released"),
+    "reserved": ("plain", "{money} stay reserved"),
+    "awaiting_approval": ("plain", "it waits for an approval"),
 }
+_CALLS, _ENDINGS = frozenset({"decision", "refusal"}), frozenset({"outcome", "recovery"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,7 @@ class Sentence:
 
 
 def tell(
-    operation: Record,
-    trail: Sequence[Record],
-    labels: Mapping[str, str],
-    *,
-    refunds: Sequence[Record] = (),
+    operation: Record, trail: Sequence[Record], labels: Mapping[str, str], refunds: Sequence[Record]
 ) -> list[Sentence]:
     """Return the story that the audit rows in `trail`, oldest first, tell of `operation`.
 
@@ -65,49 +63,43 @@ def tell(
     made = False
     for _, group in groupby(rows, _alike):
         same = list(group)
-        story.append(_sentence(operation, same, labels, again=bool(story), made=made))
-        if same[-1]["kind"] in {"outcome", "recovery"}:
-            made = same[-1]["decision"] == "succeeded"
+        row, until = same[0], same[-1]["time"] if len(same) > 1 else None
+        if row["kind"] in _CALLS:
+            text, tone = _call(operation, same, labels, again=bool(story), made=made)
+        else:
+            text, tone = _event(operation, row)
+        story.append(Sentence(row["time"], text, tone, until))
+        if row["kind"] in _ENDINGS:
+            made = row["decision"] == "succeeded"
     story += [_given_back(each, labels) for each in refunds]
     return sorted(story, key=lambda each: each.time)
 
 
 def _given_back(refund: Record, labels: Mapping[str, str]) -> Sentence:
-    key = labels.get(refund["key_id"], refund["key_id"])
-    done = f"{_of(refund)} of it were refunded with key {key}: {refund.get('refund_id')}."
-    asked = f"A refund of {_of(refund)} was asked for with key {key}: it is {refund['state']}."
-    return Sentence(refund["created_at"], done if refund["state"] == "succeeded" else asked, "wait")
+    key, money = labels.get(refund["key_id"], refund["key_id"]), _money(refund)
+    text = f"A refund of {money} was asked for with key {key}: it is {refund['state']}."
+    if refund["state"] == "succeeded":
+        text = f"{money} of it were refunded with key {key}: {refund.get('refund_id')}."
+    return Sentence(refund["created_at"], text, "wait")
 
 
 def _alike(row: Record) -> object:
-    if row["kind"] in {"decision", "refusal"} and row["decision"] != "proceed":
+    if row["kind"] in _CALLS and row["decision"] != "proceed":
         return row["decision"], row["code"]
     return row["id"]
 
 
-def _sentence(
-    operation: Record,
-    rows: Sequence[Record],
-    labels: Mapping[str, str],
-    *,
-    again: bool,
-    made: bool,
-) -> Sentence:
-    row = rows[0]
-    if row["kind"] in {"decision", "refusal"}:
-        text, tone = _call(operation, rows, labels, again=again, made=made)
-    elif row["kind"] in {"outcome", "recovery"}:
-        text, tone = _outcome(operation, row)
-    elif row["kind"] == "admin":
+def _event(operation: Record, row: Record) -> tuple[str, str]:
+    if row["kind"] in _ENDINGS:
+        return _outcome(operation, row)
+    if row["kind"] == "admin":
         did = _ADMIN.get(row["decision"], row["decision"])
         reason = f" ({row['note']})" if row["note"] else ""
-        text, tone = f"{row['agent_id'] or 'An operator'} {did}{reason}.", "plain"
-    elif row["kind"] == "alert" and row["decision"] == "raise":
-        text, tone = f"An alert was raised: {row['note']}", "wait"
-    else:
-        said = " ".join(filter(None, [row["kind"], row["decision"], row["code"], row["note"]]))
-        text, tone = f"{said[:1].upper()}{said[1:]}.", "plain"
-    return Sentence(row["time"], text, tone, rows[-1]["time"] if len(rows) > 1 else None)
+        return f"{row['agent_id'] or 'An operator'} {did}{reason}.", "plain"
+    if row["kind"] == "alert" and row["decision"] == "raise":
+        return f"An alert was raised: {row['note']}", "wait"
+    said = " ".join(filter(None, [row["kind"], row["decision"], row["code"], row["note"]]))
+    return f"{said[:1].upper()}{said[1:]}.", "plain"
 
 
 def _call(
@@ -120,45 +112,41 @@ def _call(
 ) -> tuple[str, str]:
     row, times = rows[0], f"{len(rows)} times " if len(rows) > 1 else ""
     asked = f"{'Asked again' if again else 'Asked for'} {times}by {_who(rows, labels)}"
-    money = _money(row["amount"], row["currency"]) or _of(operation)
+    money = _money(row, operation)
     match row["decision"]:
         case "proceed" if again:
-            return (
-                f"{asked}; {money} were reserved and sent to Stripe (attempt {row['attempt']}).",
-                "plain",
-            )
+            sent = f"reserved and sent to Stripe (attempt {row['attempt']})"
+            return f"{asked}; {money} were {sent}.", "plain"
         case "proceed":
             return f"{asked}: {money} were reserved, and the request was sent to Stripe.", "plain"
         case "replay":
-            first = f"the first {operation['kind']}, {_made(operation)}"
+            found = operation.get("refund_id" if operation["kind"] == "refund" else "charge_id")
+            first = f"the first {operation['kind']}, {found}"
+            answer = first if made and found else "what Stripe had answered"
             each = "each was answered" if times else "answered"
-            answer = first if made and _made(operation) else "what Stripe had answered"
             return f"{asked}; {each} with {answer}. Nothing was sent.", "good"
         case "join":
             return f"{asked}, while it was under way; waited for its outcome.", "plain"
-        case _ if row["code"] == "approval_required":
-            if (row["note"] or "").endswith(", denied"):
-                return f"{asked}, after the denial. Nothing was sent.", "bad"
-            return f"{asked}: {money} need an operator's approval. Nothing was sent.", "wait"
-        case _:
+        case _ if row["code"] != "approval_required":
             return f"{asked} and refused: {row['code']}. Nothing was sent.", "bad"
+        case _ if (row["note"] or "").endswith(", denied"):
+            return f"{asked}, after the denial. Nothing was sent.", "bad"
+        case _:
+            return f"{asked}: {money} need an operator's approval. Nothing was sent.", "wait"
 
 
 def _outcome(operation: Record, row: Record) -> tuple[str, str]:
+    begun, state = f"Stripe answered with {row['stripe_status']}", row["decision"] or ""
     if row["kind"] == "recovery":
         begun = "Recovery read Stripe's records"
     elif row["stripe_status"] is None:
         begun = "No answer came from Stripe"
-    else:
-        begun = f"Stripe answered with {row['stripe_status']}"
     code = f" ({row['code']})" if row["code"] and row["code"] != "outcome_unknown" else ""
     made = f"{operation['kind']} {row['object_id']}" if row["object_id"] else operation["kind"]
-    money = _money(row["amount"], row["currency"]) or _of(operation)
-    state = row["decision"] or ""
-    rest = _OUTCOMES.get(state, state.replace("_", " ")).format(made=made, money=money)
+    tone, rest = _OUTCOMES.get(state, ("plain", state.replace("_", " ")))
+    told = rest.format(made=made, money=_money(row, operation))
     note = f" {row['note']}" if row["note"] else ""
-    tone = {"succeeded": "good", "unknown": "wait", "failed": "bad"}.get(state, "plain")
-    return f"{begun}{code}: {rest}.{note}", tone
+    return f"{begun}{code}: {told}.{note}", tone
 
 
 def _who(rows: Iterable[Record], labels: Mapping[str, str]) -> str:
@@ -171,16 +159,17 @@ def _who(rows: Iterable[Record], labels: Mapping[str, str]) -> str:
         key = f"key {labels.get(key_id or '', key_id or 'unknown')}"
         name = f"{agent} with {key}" if agent else key
         rest = [f"{len(its)} times"] if len(callers) > 1 and len(its) > 1 else []
-        rest += _some("session", [row["session_id"] for row in its])
-        rest += _some("for", [row["subject"] for row in its])
+        sessions = _named(row["session_id"] for row in its)
+        if sessions:
+            rest.append(f"session{'s' if len(sessions) > 1 else ''} {_listed(sessions)}")
+        if subjects := _named(row["subject"] for row in its):
+            rest.append(f"for {_listed(subjects)}")
         told.append(f"{name} ({', '.join(rest)})" if rest else name)
     return _listed(told)
 
 
-def _some(what: str, names: Iterable[str | None]) -> list[str]:
-    found = list(dict.fromkeys(filter(None, names)))
-    plural = "s" if what == "session" and len(found) > 1 else ""
-    return [f"{what}{plural} {_listed(found)}"] if found else []
+def _named(names: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys(filter(None, names)))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -190,14 +179,9 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
 
 
-def _made(operation: Record) -> str | None:
-    made = operation.get("refund_id") if operation["kind"] == "refund" else operation["charge_id"]
-    return None if made is None else str(made)
-
-
-def _of(operation: Record) -> str:
-    return _money(operation["amount"], operation["currency"]) or "it"
-
-
-def _money(amount: int | None, currency: str | None) -> str | None:
-    return None if not amount or not currency else written(amount, currency)
+def _money(*rows: Record) -> str:
+    """Write the amount of the first of `rows` that has one."""
+    told = (
+        written(row["amount"], row["currency"]) for row in rows if row["amount"] and row["currency"]
+    )
+    return next(told, "it")

@@ -155,7 +155,8 @@ class Views:
         rows = self.audit(AGENT_ROWS_MAX, agent=agent, session=session, customer=customer)
         ids = list(dict.fromkeys(row["operation_id"] for row in rows if row["operation_id"]))
         found = {
-            each[0].id: each for each in await self.records.operations(ids=ids, **_given(filters))
+            each[0].id: each
+            for each in await self.records.operations(limit=None, ids=ids, **_given(filters))
         }
         return await self._shown([found[each] for each in ids if each in found][:limit])
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.operators.dashboard import charts, pages
+from kb_mcp.operators.dashboard import pages
 from tests.in_process_proxy import InProcessProxy, Issued
 from tests.operators.operators_app import OperatorsApp
 
@@ -196,7 +196,7 @@ def test_few_keys_all_have_bars_by_their_age_and_ended_ones_only_with_spend(
 def test_of_too_many_keys_the_fullest_have_bars_and_are_chosen_once_a_minute(
     operators_app: OperatorsApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(charts, "BARS_MAX", 3)  # the account's bar, and two more
+    monkeypatch.setattr(pages, "BARS_MAX", 3)  # the account's bar, and two more
     operators_app.in_process.begin_day()
     keys = [
         issue(operators_app, caps={"daily": {"usd": cap}}) for cap in (90_000, 8_000, 5_000, 30_000)
@@ -216,7 +216,7 @@ def test_of_too_many_keys_the_fullest_have_bars_and_are_chosen_once_a_minute(
     assert barred() == [full, half]
     operators_app.in_process.charge(keys[3], amount=25_000)
     assert barred() == [some, full]  # among those chosen; what they hold is of this moment
-    operators_app.later_ms = charts.CHOSEN_FOR_MS
+    operators_app.later_ms = pages.CHOSEN_FOR_MS
     assert barred() == [idle, some]
 
 
