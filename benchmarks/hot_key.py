@@ -25,7 +25,7 @@ from kb_mcp.operators.actions.keys import NewKey, issue_key
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.serving.machine import random_bytes
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.proxy import Proxy, build_proxy
+from kb_mcp.wiring.proxy import Proxy
 from tests.postgres import have_postgres, make_database, postgres
 
 CLIENTS = (1, 8, 32, 128)
@@ -95,7 +95,7 @@ async def measure(proxy: Proxy, tokens: list[str], clients: int, seconds: int) -
 
 async def run(store: str, environ: dict[str, str], seconds: int) -> None:
     """Measure one store with every number of clients."""
-    proxy = build_proxy(load_settings(environ), stripe_at_once)
+    proxy = Proxy(load_settings(environ), stripe_at_once)
     policy = built_in("billing").model_copy(update={"rate": 1_000_000})
     wanted = NewKey(policy=policy, mode="test", uncapped=True)
     ledger = proxy.store.ledger

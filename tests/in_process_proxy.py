@@ -22,7 +22,7 @@ from kb_mcp.serving.host_check import HostGuard
 from kb_mcp.serving.machine import host_ms, random_bytes, random_name
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.app import Agents
-from kb_mcp.wiring.proxy import Proxy, build_proxy
+from kb_mcp.wiring.proxy import Proxy
 from tests.asgi_transport import AsgiTransport
 from tests.months import lately, to_next_day_s
 
@@ -206,7 +206,7 @@ class InProcessProxy:
 
     def _open(self) -> None:
         async def build() -> Proxy:
-            return build_proxy(self.settings, self.upstream())
+            return Proxy(self.settings, self.upstream())
 
         self.proxy = self.run(build())
         self.agents = Agents(self.settings, self.proxy)

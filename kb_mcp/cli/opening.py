@@ -134,12 +134,12 @@ async def open_proxy(
     """
     from kb_mcp.proxy.stripe.reader import StripeReads
     from kb_mcp.serving.machine import boottime_ms
-    from kb_mcp.wiring.proxy import build_proxy
+    from kb_mcp.wiring.proxy import Proxy
     from kb_mcp.wiring.upstream import build_sandbox
 
     sandbox = build_sandbox(settings) if settings.upstream_base is None else None
     binds = Binds.NOTHING if looks_only else Binds.ACCOUNT
-    proxy = build_proxy(settings, sandbox, binds=binds)
+    proxy = Proxy(settings, sandbox, binds=binds)
     store_admin = proxy.store.open_store_admin()
     reads = StripeReads(proxy.upstream, proxy.store.clock, boottime_ms)
     try:

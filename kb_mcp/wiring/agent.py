@@ -188,11 +188,11 @@ async def _embedded(settings: Settings) -> AsyncIterator[App]:
         )
     try:
         from kb_mcp.serving.tracing import Traced
-        from kb_mcp.wiring.proxy import build_proxy
+        from kb_mcp.wiring.proxy import Proxy
     except ModuleNotFoundError as missing:
         raise _no_proxy_here(settings) from missing
 
-    proxy = build_proxy(settings)
+    proxy = Proxy(settings)
     await proxy.start()
     try:
         yield Traced(proxy.app, proxy.span)

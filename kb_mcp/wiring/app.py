@@ -33,7 +33,7 @@ from kb_mcp.serving.host_check import App, HostGuard
 from kb_mcp.serving.machine import new_id
 from kb_mcp.serving.tracing import Traced
 from kb_mcp.settings import Settings, load_settings
-from kb_mcp.wiring.proxy import Proxy, build_proxy
+from kb_mcp.wiring.proxy import Proxy
 
 if TYPE_CHECKING:
     from kb_mcp.agent.doors.mcp.http import HttpDoor
@@ -174,4 +174,4 @@ def create_app(settings: Settings | None = None) -> App:
     Raises: SettingsError, StoreError, BindingError, SchemaError, EgressError.
     """
     loaded = settings or load_settings()
-    return HostGuard(Agents(loaded, build_proxy(loaded)), loaded.allowed_hosts)
+    return HostGuard(Agents(loaded, Proxy(loaded)), loaded.allowed_hosts)

@@ -31,7 +31,7 @@ from kb_mcp.serving.workers import Workers, answer_first, workers_on
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.alerts import ALERTS_EVERY_MS, build_alerts
 from kb_mcp.wiring.app import Agents
-from kb_mcp.wiring.proxy import Proxy, build_proxy
+from kb_mcp.wiring.proxy import Proxy
 from kb_mcp.wiring.stores import store_path, verifier
 from kb_mcp.wiring.stores.store import Store, shown_place, write_once
 from kb_mcp.wiring.upstream import build_sandbox
@@ -172,7 +172,7 @@ async def serve_up(settings: Settings, addresses: Addresses, say: Say) -> None:
             urls["sandbox"] = await stack.enter_async_context(
                 _sandbox(sandbox_app, addresses.sandbox_port)
             )
-        proxy = build_proxy(settings, sandbox_app)
+        proxy = Proxy(settings, sandbox_app)
         workers = Workers()
         if addresses.workers > 1:
             sockets["agents"].listen(BACKLOG)
@@ -185,7 +185,7 @@ async def serve_up(settings: Settings, addresses: Addresses, say: Say) -> None:
 async def serve_worker(settings: Settings, descriptor: int) -> None:
     """Serve agents on the inherited socket until SIGTERM, or until the first process is gone."""
     stop = _stop_on_signals()
-    proxy = build_proxy(settings)
+    proxy = Proxy(settings)
     orphaned = asyncio.create_task(answer_first(proxy.meters))
     orphaned.add_done_callback(lambda _: stop.set())
     await _run(settings, proxy, {"agents": socket.socket(fileno=descriptor)}, None, stop, print)

@@ -1,67 +1,54 @@
 """Building the ways out: to Stripe (its client, or the sandbox), and to identity providers.
 
-Floor: wiring. In sandbox mode kb-mcp follows the sandbox's clock. A provider's document is fetched
-within a bound, as it is: no redirects, no compression, and nothing of the environment but the
-certificates that it trusts.
+Floor: wiring. In sandbox mode kb-mcp follows the sandbox's clock. The file of the Stripe key is
+read again once Stripe says 401, so that a rotated key needs no restart: a 401 proves that Stripe
+did not begin, and the same request may go out again under the same idempotency key.
+A provider's document is fetched within a bound, as it is: no redirects, no compression, and nothing
+of the environment but the certificates that it trusts.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
+import logging
 import sqlite3
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+from typing_extensions import override
 
+from kb_mcp.environment import SettingsError
 from kb_mcp.proxy.access.issuers import DOCUMENT_BYTES_MAX, FETCH_WITHIN_S, FetchError, Issuers
-from kb_mcp.proxy.stripe.client import InProcessUpstream, StripeUpstream
-from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamRequest
+from kb_mcp.proxy.stripe.client import EgressError, InProcessUpstream, StripeUpstream
+from kb_mcp.proxy.stripe.json_objects import parse_object
+from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamAnswer, UpstreamRequest
 from kb_mcp.serving.machine import boottime_ms, host_ms, random_name
-from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings
-from kb_mcp.wiring.account import UpstreamWithKeyFile
+from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings, check_upstream
 from kb_mcp.wiring.stores import store_path
 from kb_mcp.wiring.stores.store import StoreError, Turned
 
 _CLOCK_WITHIN_MS = 2_000
+# A key that Stripe refuses is asked for on every request: its file is not read for each of them.
+REREAD_EVERY_MS = 2_000
+_log = logging.getLogger("kb_mcp.wiring")
 
 
-class FollowedClock(Turned):
-    """How far the sandbox's clock was turned, asked for before each request that may charge.
+async def follow_sandbox(turned: Turned, upstream: Upstream, base_ms: Callable[[], int]) -> None:
+    """Ask the sandbox how far its clock was turned from `base_ms`, before what may charge.
 
-    What stands at the sandbox's address may be no sandbox of ours: then nobody is `followed`, and
-    its `Date` is compared as Stripe's is.
+    Where it cannot be had, the last known offset stands. What answers at the sandbox's address may
+    be no sandbox of ours: then nobody is `followed`, and its `Date` is compared as Stripe's is.
     """
-
-    def __init__(self, upstream: Upstream, host_ms: Callable[[], int]) -> None:
-        """Follow the clock behind `upstream`; `host_ms` is this host's."""
-        self._upstream = upstream
-        self._host_ms = host_ms
-        super().__init__()
-
-    def measure_from(self, base_ms: Callable[[], int]) -> None:
-        """Tell the offset from another clock than this host's: the store's own."""
-        self._host_ms = base_ms
-
-    async def follow(self, boottime_ms: Callable[[], int]) -> None:
-        """Ask for the sandbox's time. Where it cannot be had, the last known offset stands."""
-        request = UpstreamRequest("GET", "/_sandbox/clock")
-        answer = await self._upstream.send(request, deadline_ms=boottime_ms() + _CLOCK_WITHIN_MS)
-        exact = _now_of(answer.body) if isinstance(answer, Answered) else None
-        if exact is not None:
-            self.followed = True
-            self.offset_ms = exact - self._host_ms()
-
-
-def _now_of(body: bytes) -> int | None:
-    try:
-        parsed = json.loads(body)
-    except ValueError:
-        return None
-    now = parsed.get("now_ms") if isinstance(parsed, dict) else None
-    return now if type(now) is int else None
+    request = UpstreamRequest("GET", "/_sandbox/clock")
+    answer = await upstream.send(request, deadline_ms=boottime_ms() + _CLOCK_WITHIN_MS)
+    shown = parse_object(answer.body) if isinstance(answer, Answered) else None
+    now = (shown or {}).get("now_ms")
+    if type(now) is int:
+        turned.followed, turned.offset_ms = True, now - base_ms()
 
 
 def build_upstream(settings: Settings, sandbox_app: Any | None) -> Upstream:
@@ -69,7 +56,7 @@ def build_upstream(settings: Settings, sandbox_app: Any | None) -> Upstream:
     if settings.upstream_base is None:
         app = sandbox_app or build_sandbox(settings)
         return InProcessUpstream(app, SANDBOX_KEY, settings.upstream_timeout_ms)
-    return UpstreamWithKeyFile(settings, _over_network, boottime_ms)
+    return UpstreamWithKeyFile(settings)
 
 
 def _over_network(settings: Settings) -> Upstream:
@@ -80,6 +67,80 @@ def _over_network(settings: Settings) -> Upstream:
         boottime_ms=boottime_ms,
         allow_http=settings.allow_http,
     )
+
+
+class UpstreamWithKeyFile(Upstream):
+    """A way to Stripe whose key may change in its file.
+
+    `prove` is set once the store is open: it raises unless a key, used by a way to Stripe, reaches
+    the account that the store is for.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Open the way that `settings` say. Raises: EgressError."""
+        self._settings = settings
+        self._current = _over_network(settings)
+        self._former: list[Upstream] = []
+        self._lock = asyncio.Lock()
+        self._read_at = -REREAD_EVERY_MS
+        self.prove: Callable[[Upstream, str], Awaitable[None]] | None = None
+
+    @override
+    async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
+        """Send; and once more with a newer key, where Stripe does not know ours any more."""
+        used = self._current
+        answer = await used.send(request, deadline_ms=deadline_ms)
+        if not isinstance(answer, Answered) or answer.status != 401:
+            return answer
+        async with self._lock:
+            if self._current is used:
+                await self._renew()
+        if self._current is used or boottime_ms() > deadline_ms:
+            return answer  # where the proof took too long, the next request has the newer key
+        return await self._current.send(request, deadline_ms=deadline_ms)
+
+    @override
+    async def aclose(self) -> None:
+        """Close the connections."""
+        for each in (*self._former, self._current):
+            await each.aclose()
+
+    async def _renew(self) -> None:
+        """Take the key that the file holds now, if it is another one of the same account."""
+        now = boottime_ms()
+        if self.prove is None or now < self._read_at + REREAD_EVERY_MS:
+            return
+        self._read_at = now
+        try:
+            newer = _reread(self._settings)
+            if newer == self._settings:
+                return
+            candidate = _over_network(newer)
+        except (SettingsError, EgressError) as error:
+            _log.error("the Stripe key's file holds nothing that can be used: %s", error)
+            return
+        try:
+            await self.prove(candidate, upstream_key(newer))
+        except Exception as error:  # noqa: BLE001 whatever it is, the request itself must still end
+            why = "nothing shows that it is of the account that this store is for: it is not used"
+            _log.error("the Stripe key's file holds another key, and %s (%s)", why, error)
+            await candidate.aclose()
+            return
+        # What is under way with the former key ends there.
+        self._former.append(self._current)
+        self._settings, self._current = newer, candidate
+        _log.warning("Stripe refused our key; the one that its file holds now is used")
+
+
+def _reread(settings: Settings) -> Settings:
+    """Return `settings` with the key as its file has it now. Raises: SettingsError."""
+    key = settings.stripe_key
+    newer = replace(settings, stripe_key=None if key is None else key.reread())
+    check_upstream(newer)
+    if newer.upstream_mode != settings.upstream_mode:
+        hint = "Put a key of the same mode there, or start anew."
+        raise SettingsError("KEYBRAKE_STRIPE_KEY_FILE", "holds a key of another mode", hint)
+    return newer
 
 
 def build_sandbox(settings: Settings) -> Any:

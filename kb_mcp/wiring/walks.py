@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kb_mcp.proxy.governor import SendGate
-from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, note
-from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
+from kb_mcp.proxy.ledger.port import LedgerUnavailableError, note
+from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.ledger.snapshot import GAP
 from kb_mcp.proxy.rules.outcomes.gaps import WALK_FAILED
 from kb_mcp.proxy.store_walk import (
@@ -42,23 +42,41 @@ _PERMISSIONS = {
     "/v1/payment_intents": "PaymentIntents: Read",
     "/v1/refunds": "Refunds: Read",
 }
+_RUN = "run `kb-mcp adopt --since … --apply`"
 _log = logging.getLogger("kb_mcp.wiring")
 
 
 class UpstreamKeyError(Exception):
     """Stripe refuses a list to our key; the message says what the key lacks."""
 
+    def __init__(self, broken: BrokenWalk) -> None:
+        """Take the list that could not be read: Stripe's status is 401 or 403."""
+        path, permission = broken.path, _PERMISSIONS.get(broken.path, broken.path)
+        super().__init__(
+            "Stripe refuses KEYBRAKE_STRIPE_KEY (401): it is wrong, expired or revoked"
+            if broken.status == 401
+            else f"KEYBRAKE_STRIPE_KEY may not read {path} (403): give the restricted key the "
+            f"permission `{permission}` in Stripe's dashboard"
+        )
+
 
 @dataclass(slots=True, kw_only=True)
 class Walks:
-    """The walks of one process; `boottime_ms` counts suspended time."""
+    """The walks of one process; `boottime_ms` counts suspended time.
+
+    `watch` sees that the store moved, where it can; `settle_ms` is how long a send may last, all
+    told.
+    """
 
     walk: StoreWalk
     gate: SendGate
     boottime_ms: Callable[[], int]
+    watch: ServerWatch | None
+    settle_ms: int
     _walked_at: int = field(default=0, init=False)
     _failures: int = field(default=0, init=False)
     _first: asyncio.Task[None] | None = field(default=None, init=False)
+    _moved: tuple[Server | None, int] = field(default=(None, 0), init=False)
 
     async def begin(self) -> None:
         """Walk before anything is sent. Raises: UpstreamKeyError."""
@@ -86,6 +104,31 @@ class Walks:
         elif self.boottime_ms() >= self._walked_at + HOUR_MS or self._failures:
             await self._again(LOOK_BACK_HOURLY_MS)
 
+    async def check_moved(self) -> None:
+        """Accept the server that the store moved to, once nothing is missing there."""
+        if self.watch is None:
+            return
+        try:
+            await note(self.walk.ledger)
+        except LedgerUnavailableError as error:
+            _log.warning("the ledger is unavailable: %s", error)
+        moved, now = self.watch.moved, self.boottime_ms()
+        if moved is None:
+            return
+        if moved != self._moved[0]:
+            self._moved = moved, now
+        if now < self._moved[1] + self.settle_ms:
+            return
+        match await self.walk.run(LOOK_BACK_AT_START_MS, writes=False):
+            case BrokenWalk(path=path, why=why):
+                _log.warning("the store moved, and Stripe's list %s cannot be read: %s", path, why)
+            case LostObjects(objects=lost):
+                shown = ", ".join(lost[:5])
+                _log.error("the store moved and lacks charges that were made (%s): %s", shown, _RUN)
+            case Whole():
+                self.watch.accept(moved)
+                _log.warning("the store moved to %s and lacks nothing: serving again", moved)
+
     async def _walk_first(self) -> None:
         try:
             outcome = await self._again(LOOK_BACK_AT_START_MS)
@@ -96,7 +139,7 @@ class Walks:
             _log.warning("the walk of Stripe's lists waits for the ledger: %s", error)
             return
         if isinstance(outcome, BrokenWalk) and outcome.status in {401, 403}:
-            raise UpstreamKeyError(refused_text(outcome))
+            raise UpstreamKeyError(outcome)
 
     async def _again(self, look_back_ms: int) -> Outcome:
         outcome = await self.walk.run(look_back_ms, resume=True)
@@ -107,80 +150,27 @@ class Walks:
                 self._walked_at, self._failures, self.gate.gap = self.boottime_ms(), 0, False
                 if owner == self.walk.owner:
                     self.gate.unwalked = False
-            case LostObjects(objects=objects, any_store=any_store):
-                self._failures = 0
-                await self._lost(objects, any_store=any_store)
-            case BrokenWalk():
-                await self._failed(outcome)
-        return outcome
-
-    async def _lost(self, objects: tuple[str, ...], *, any_store: bool) -> None:
-        if any_store and self.walk.warns:
-            _log.warning(
-                "the sandbox has charges of another store (%s): `kb-mcp adopt` takes them in",
-                ", ".join(objects[:5]),
-            )
-            self.gate.unwalked, self._walked_at = False, self.boottime_ms()
-            return
-        self.gate.gap, self.gate.unwalked = True, False
-        _log.error(
-            "nothing is sent: Stripe has charges that the store does not know (%s); run "
-            "`kb-mcp adopt --since … --apply`", ", ".join(objects[:5]),
-        )  # fmt: skip
-
-    async def _failed(self, broken: BrokenWalk) -> None:
-        self._failures += 1
-        _log.warning("Stripe's list %s could not be read: %s", broken.path, broken.why)
-        if self._failures == ALERT_AFTER:
-            why = f"{broken.path}: {broken.why}"
-            row = AuditDraft(kind="recovery", decision="walk_failed", code=WALK_FAILED, note=why)
-            await note(self.walk.ledger, row)
-
-
-def refused_text(broken: BrokenWalk) -> str:
-    """Return what the upstream key lacks, and what to do."""
-    if broken.status == 401:
-        return "Stripe refuses KEYBRAKE_STRIPE_KEY (401): it is wrong, expired or revoked"
-    permission = _PERMISSIONS.get(broken.path, broken.path)
-    return (
-        f"KEYBRAKE_STRIPE_KEY may not read {broken.path} (403): give the restricted key the "
-        f"permission `{permission}` in Stripe's dashboard"
-    )
-
-
-@dataclass(slots=True, kw_only=True)
-class MovedStore:
-    """Checks a moved store on a timer. `settle_ms` is how long a send may last, all told."""
-
-    watch: ServerWatch
-    ledger: Ledger
-    walk: StoreWalk
-    boottime_ms: Callable[[], int]
-    settle_ms: int
-    _moved_to: Server | None = field(default=None, init=False)
-    _moved_at: int = field(default=0, init=False)
-
-    async def check(self) -> None:
-        """Look at the store; accept the server that it moved to once nothing is missing there."""
-        try:
-            await self.ledger.transact(lambda _: Refs(), lambda _: (None, Changes()))
-        except LedgerUnavailableError as error:
-            _log.warning("the ledger is unavailable: %s", error)
-        moved, now = self.watch.moved, self.boottime_ms()
-        if moved is None:
-            return
-        if moved != self._moved_to:
-            self._moved_to, self._moved_at = moved, now
-        if now < self._moved_at + self.settle_ms:
-            return
-        match await self.walk.run(LOOK_BACK_AT_START_MS, writes=False):
+            case LostObjects(objects=lost, any_store=any_store):
+                self._failures, self.gate.unwalked, shown = 0, False, ", ".join(lost[:5])
+                if any_store and self.walk.warns:
+                    self._walked_at = self.boottime_ms()
+                    told = "the sandbox has charges of another store (%s): `kb-mcp adopt` has them"
+                    _log.warning(told, shown)
+                else:
+                    self.gate.gap = True
+                    told = (
+                        "nothing is sent: Stripe has charges that the store does not know (%s); %s"
+                    )
+                    _log.error(told, shown, _RUN)
             case BrokenWalk(path=path, why=why):
-                _log.warning("the store moved, and Stripe's list %s cannot be read: %s", path, why)
-            case LostObjects(objects=lost):
-                _log.error(
-                    "the store moved and lacks charges that were made (%s): run "
-                    "`kb-mcp adopt --since … --apply`", ", ".join(lost[:5]),
-                )  # fmt: skip
-            case Whole():
-                self.watch.accept(moved)
-                _log.warning("the store moved to %s and lacks nothing: serving again", moved)
+                self._failures += 1
+                _log.warning("Stripe's list %s could not be read: %s", path, why)
+                if self._failures == ALERT_AFTER:
+                    row = AuditDraft(
+                        kind="recovery",
+                        decision="walk_failed",
+                        code=WALK_FAILED,
+                        note=f"{path}: {why}",
+                    )
+                    await note(self.walk.ledger, row)
+        return outcome

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from kb_mcp.cli import main
 from kb_mcp.settings import Settings, load_settings
-from kb_mcp.wiring.proxy import build_proxy
+from kb_mcp.wiring.proxy import Proxy
 from kb_mcp.wiring.stores import open_store
 from kb_mcp.wiring.upstream import build_sandbox
 from tests.months import lately, to_next_day_s
@@ -149,7 +149,7 @@ class Machine:
         self, path: str, form: Mapping[str, str], token: str
     ) -> httpx.Response:
         sandbox = build_sandbox(self.settings)
-        proxy = build_proxy(self.settings, sandbox)
+        proxy = Proxy(self.settings, sandbox)
         transport = httpx.ASGITransport(app=proxy.app)
         try:
             async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as client:

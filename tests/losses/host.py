@@ -12,7 +12,7 @@ import httpx
 from typing_extensions import override
 
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.proxy import Proxy, build_proxy
+from kb_mcp.wiring.proxy import Proxy
 from kb_mcp.wiring.upstream import build_sandbox
 from tests.cli.machine import Machine
 from tests.postgres import OWNER, Database
@@ -91,7 +91,7 @@ class Host(Machine):
     ) -> httpx.Response:
         settings = load_settings(self.env)
         sandbox = build_sandbox(settings) if settings.upstream_base is None else None
-        proxy = build_proxy(settings, sandbox)
+        proxy = Proxy(settings, sandbox)
         try:
             await proxy.start()
             return await _post(proxy, path, form, token)

@@ -11,7 +11,7 @@ import pytest
 from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, LostObjects, Whole
 from kb_mcp.proxy.stripe.reader import Found
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.proxy import Proxy, build_proxy
+from kb_mcp.wiring.proxy import Proxy
 from kb_mcp.wiring.upstream import build_sandbox
 from kb_mcp.wiring.walks import UpstreamKeyError
 from tests.losses.elsewhere import in_test_mode
@@ -113,7 +113,7 @@ def opened(host: Host, run: Run) -> Proxy:
     sandbox = build_sandbox(settings) if settings.upstream_base is None else None
 
     async def build() -> Proxy:
-        proxy = build_proxy(settings, sandbox)
+        proxy = Proxy(settings, sandbox)
         await proxy.app.pipeline.follow()
         return proxy
 

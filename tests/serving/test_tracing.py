@@ -19,7 +19,7 @@ from kb_mcp.serving.process_setup import JsonLines, configure_logs
 from kb_mcp.serving.tracing import Span, chosen_span, no_span, span_over
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.app import Agents
-from kb_mcp.wiring.proxy import Proxy, build_proxy
+from kb_mcp.wiring.proxy import Proxy
 from tests.agent.conftest import TRACE, Says, charge, serve_stub
 from tests.asgi_transport import AsgiTransport
 from tests.in_process_proxy import InProcessProxy
@@ -47,7 +47,7 @@ class Watched(InProcessProxy):
             await self.sandbox(scope, receive, send)
 
         async def build() -> Proxy:
-            return build_proxy(self.settings, noting, self.span)
+            return Proxy(self.settings, noting, self.span)
 
         self.proxy = self.run(build())
         self.agents = Agents(self.settings, self.proxy)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kb_mcp.wiring import account
+from kb_mcp.wiring import upstream
 from tests.in_process_proxy import InProcessProxy, error_of
 from tests.raw_stripe import KEY, RawStripe, error, raw_stripe
 
@@ -24,7 +24,7 @@ def stripe() -> Iterator[RawStripe]:
 def proxy(
     stripe: RawStripe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[InProcessProxy]:
-    monkeypatch.setattr(account, "REREAD_EVERY_MS", 0)
+    monkeypatch.setattr(upstream, "REREAD_EVERY_MS", 0)
     (tmp_path / "key").write_text(KEY)
     environ = {
         "KEYBRAKE_STRIPE_KEY_FILE": str(tmp_path / "key"),
