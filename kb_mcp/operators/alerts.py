@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec.structs import asdict
 
@@ -213,19 +213,17 @@ BACKOFF_MAX_MS = 3_600_000
 _DELIVERED = 1_000_000
 
 
-class Sender(Protocol):
-    """A way to tell somebody. `name` is the same after a restart, and holds no secret."""
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """A way to tell somebody of the kinds in `on`.
 
-    @property
-    def name(self) -> str:
-        """What its deliveries are counted under."""
+    Its deliveries are counted under `name`, which is the same after a restart and holds no secret.
+    `send` delivers a JSON document, and returns None, or in one line why not.
+    """
 
-    @property
-    def on(self) -> frozenset[Kind]:
-        """What it wants to be told."""
-
-    async def send(self, body: bytes) -> str | None:
-        """Deliver `body`, a JSON document; return None, or in one line why not."""
+    name: str
+    on: frozenset[Kind]
+    send: Callable[[bytes], Awaitable[str | None]]
 
 
 @dataclass(slots=True, kw_only=True)

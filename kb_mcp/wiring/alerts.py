@@ -14,7 +14,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,7 +29,7 @@ from kb_mcp.operators.alert_file import (
     load_alert_file,
     shape,
 )
-from kb_mcp.operators.alerts import Alerts, Kind, Sender
+from kb_mcp.operators.alerts import Alerts, Sender
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.stores import verifier
@@ -55,10 +55,13 @@ def build_alerts(settings: Settings, store: Store) -> Alerts | None:
     read = _read(file)
     if read is None:
         return None
-    verify = verifier(settings, store)
+    verify, now_ms = verifier(settings, store), partial(store.clock.now, 0)
     return Alerts(
-        views=Views(ledger=store.ledger, records=store.records, now_ms=lambda: store.clock.now(0)),
-        senders=senders_of(read, file.parent, lambda: store.clock.now(0) // 1000),
+        views=Views(ledger=store.ledger, records=store.records, now_ms=now_ms),
+        senders=[
+            *(_webhook(target, file.parent, now_ms) for target in read.webhook),
+            *(_command(target) for target in read.command),
+        ],
         breaks=lambda: verify().breaks,
         burst=read.refusals_per_minute,
         verify_every_ms=read.verify_every_minutes * 60_000,
@@ -66,114 +69,91 @@ def build_alerts(settings: Settings, store: Store) -> Alerts | None:
     )
 
 
-def senders_of(read: AlertFile, folder: Path, now_s: Callable[[], int]) -> list[Sender]:
-    """Return a sender for every target; `folder` is where relative secret files lie.
+def _webhook(target: WebhookTarget, folder: Path, now_ms: Callable[[], int]) -> Sender:
+    """Return the sender to `target`; `folder` is where a relative secret file lies.
 
     Raises: SettingsError.
     """
-    webhooks = [_webhook(target, folder, now_s) for target in read.webhook]
-    return [*webhooks, *(CommandSender(target) for target in read.command)]
-
-
-@dataclass(frozen=True, slots=True)
-class WebhookSender:
-    """Posts a signed body: `t=SECONDS,v1=HEX`, HMAC-SHA-256 over `SECONDS.body`."""
-
-    target: WebhookTarget
-    secret: bytes | None
-    now_s: Callable[[], int]
-
-    @property
-    def name(self) -> str:
-        """Host and a digest: an address may hold a token of its own."""
-        digest = hashlib.sha256(self.target.url.encode()).hexdigest()[:8]
-        return f"webhook {urlsplit(self.target.url).hostname} {digest}"
-
-    @property
-    def on(self) -> frozenset[Kind]:
-        """What it wants to be told."""
-        return frozenset(self.target.on)
-
-    async def send(self, body: bytes) -> str | None:
-        """Post once, in the receiver's form; anything but a 2xx is a failure."""
-        body = shape(body, self.target.format)
-        parts = urlsplit(self.target.url)
-        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    secret = target.secret
+    if secret is None and target.secret_file is not None:
+        path, problem = folder / target.secret_file, "cannot be read"
         try:
-            async with asyncio.timeout(SEND_WITHIN_S):
-                address = await self._address(host, port)
-                if address is None:
-                    return f"{host} is a private address: allow_private would allow it"
-                return await self._post(address, body)
-        except (OSError, TimeoutError, httpx.HTTPError) as error:
-            return type(error).__name__
-
-    async def _address(self, host: str, port: int) -> str | None:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [str(each[4][0]) for each in found]
-        if not self.target.allow_private and not all(map(is_public, addresses)):
-            return None
-        return addresses[0]
-
-    async def _post(self, address: str, body: bytes) -> str | None:
-        url = httpx.URL(self.target.url)
-        headers = {
-            "Host": url.netloc.decode("ascii"),
-            "Content-Type": "application/json",
-            "User-Agent": "kb-mcp",
-        }
-        if self.secret is not None:
-            seconds = self.now_s()
-            signed = hmac.new(self.secret, f"{seconds}.".encode() + body, "sha256").hexdigest()
-            headers[SIGNATURE] = f"t={seconds},v1={signed}"
-        async with httpx.AsyncClient(trust_env=False, timeout=SEND_WITHIN_S) as client:
-            answer = await client.post(
-                url.copy_with(host=address),
-                content=body,
-                headers=headers,
-                extensions={"sni_hostname": url.host},
-            )
-        return None if answer.is_success else f"it answered {answer.status_code}"
+            secret, problem = path.read_text(encoding="utf-8").strip(), "is empty"
+        except (OSError, UnicodeDecodeError):
+            secret = None
+        if not secret:
+            raise SettingsError(str(path), problem, "Put the webhook's secret there.")
+    # An address may hold a token of its own.
+    name = f"webhook {urlsplit(target.url).hostname} {_digest(target.url)}"
+    key = None if secret is None else secret.encode()
+    return Sender(name, frozenset(target.on), partial(_post, target, key, now_ms))
 
 
-@dataclass(frozen=True, slots=True)
-class CommandSender:
-    """Runs a program with the body on its stdin; exit code 0 is delivered."""
+def _command(target: CommandTarget) -> Sender:
+    name = f"command {Path(target.run[0]).name} {_digest(*target.run)}"
+    return Sender(name, frozenset(target.on), partial(_run, target.run))
 
-    target: CommandTarget
 
-    @property
-    def name(self) -> str:
-        """The program's own name and a digest of all its arguments."""
-        digest = hashlib.sha256("\0".join(self.target.run).encode()).hexdigest()[:8]
-        return f"command {Path(self.target.run[0]).name} {digest}"
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
 
-    @property
-    def on(self) -> frozenset[Kind]:
-        """What it wants to be told."""
-        return frozenset(self.target.on)
 
-    async def send(self, body: bytes) -> str | None:
-        """Run it once, for at most SEND_WITHIN_S."""
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *self.target.run,
-                env={"PATH": os.defpath},
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
-        except OSError as error:
-            return f"it cannot be run: {error.strerror}"
-        try:
-            async with asyncio.timeout(SEND_WITHIN_S):
-                await process.communicate(body)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            return "it took too long"
-        return None if process.returncode == 0 else f"it exited with {process.returncode}"
+async def _post(
+    target: WebhookTarget, secret: bytes | None, now_ms: Callable[[], int], body: bytes
+) -> str | None:
+    """Post once, in the receiver's form, and signed: `t=SECONDS,v1=HEX`.
+
+    The signature is HMAC-SHA-256 over `SECONDS.body`. Anything but a 2xx is a failure.
+    """
+    url, body = httpx.URL(target.url), shape(body, target.format)
+    headers = {
+        "Host": url.netloc.decode("ascii"),
+        "Content-Type": "application/json",
+        "User-Agent": "kb-mcp",
+    }
+    if secret is not None:
+        seconds = now_ms() // 1000
+        signed = hmac.new(secret, f"{seconds}.".encode() + body, "sha256").hexdigest()
+        headers[SIGNATURE] = f"t={seconds},v1={signed}"
+    port, loop = url.port or (443 if url.scheme == "https" else 80), asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(SEND_WITHIN_S):
+            found = await loop.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
+            addresses = [str(each[4][0]) for each in found]
+            if not target.allow_private and not all(map(is_public, addresses)):
+                return f"{url.host} is a private address: allow_private would allow it"
+            async with httpx.AsyncClient(trust_env=False, timeout=SEND_WITHIN_S) as client:
+                answer = await client.post(
+                    url.copy_with(host=addresses[0]),
+                    content=body,
+                    headers=headers,
+                    extensions={"sni_hostname": url.host},
+                )
+    except (OSError, TimeoutError, httpx.HTTPError) as error:
+        return type(error).__name__
+    return None if answer.is_success else f"it answered {answer.status_code}"
+
+
+async def _run(command: tuple[str, ...], body: bytes) -> str | None:
+    """Run a program once, with `body` on its stdin; exit code 0 is delivered."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env={"PATH": os.defpath},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    except OSError as error:
+        return f"it cannot be run: {error.strerror}"
+    try:
+        async with asyncio.timeout(SEND_WITHIN_S):
+            await process.communicate(body)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return "it took too long"
+    return None if process.returncode == 0 else f"it exited with {process.returncode}"
 
 
 def is_public(address: str) -> bool:
@@ -204,17 +184,3 @@ def _read(file: Path) -> AlertFile | None:
     except AlertFileError as error:
         hint = "docs/alerts.md shows a whole file."
         raise SettingsError(str(file), f"is not valid: {error}", hint) from None
-
-
-def _webhook(target: WebhookTarget, folder: Path, now_s: Callable[[], int]) -> WebhookSender:
-    secret = target.secret
-    if secret is None and target.secret_file is not None:
-        path = folder / target.secret_file
-        try:
-            secret = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            hint = "Put the webhook's secret there."
-            raise SettingsError(str(path), "cannot be read", hint) from None
-        if not secret:
-            raise SettingsError(str(path), "is empty", "Put the webhook's secret there.")
-    return WebhookSender(target, None if secret is None else secret.encode(), now_s)

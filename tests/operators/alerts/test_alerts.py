@@ -80,6 +80,14 @@ def hook(server: Any, more: str = "allow_private = true") -> str:
     return f'[[webhook]]\nurl = "{url}"\nsecret = "{SECRET}"\n{more}\n'
 
 
+def is_signed(server: Any) -> bool:
+    """Say whether the one body that came is signed with SECRET."""
+    ((headers, body),) = server.taken
+    signature = dict(part.split("=", 1) for part in headers["Keybrake-Signature"].split(","))
+    wanted = hmac.new(SECRET.encode(), f"{signature['t']}.".encode() + body, "sha256")
+    return hmac.compare_digest(signature["v1"], wanted.hexdigest())
+
+
 def told(server: Any) -> list[dict[str, Any]]:
     return [json.loads(body) for _, body in server.taken]
 
@@ -183,10 +191,8 @@ def test_a_body_is_signed_and_holds_no_secret(in_process: InProcessProxy) -> Non
     in_process.charge(key, period="2026-11")
     with receiver() as server:
         in_process.run(watching(in_process, hook(server)).run())
-    ((headers, body),) = server.taken
-    signature = dict(part.split("=", 1) for part in headers["Keybrake-Signature"].split(","))
-    wanted = hmac.new(SECRET.encode(), f"{signature['t']}.".encode() + body, "sha256")
-    assert hmac.compare_digest(signature["v1"], wanted.hexdigest())
+    ((_, body),) = server.taken
+    assert is_signed(server)
     assert key.token.encode() not in body
     assert SECRET not in str(in_process.audit())
     assert "token=x" not in str(in_process.audit())
@@ -372,9 +378,11 @@ def test_a_file_that_others_may_write_is_refused(in_process: InProcessProxy) -> 
 
 def test_a_secret_may_stand_in_a_file_beside(in_process: InProcessProxy) -> None:
     (in_process.folder / "hook.secret").write_text(f"{SECRET}\n")
-    text = '[[webhook]]\nurl = "https://example.com"\nsecret_file = "hook.secret"\n'
-    (sender,) = watching(in_process, text).senders
-    assert getattr(sender, "secret", None) == SECRET.encode()
+    with receiver() as server:
+        text = hook(server).replace(f'secret = "{SECRET}"', 'secret_file = "hook.secret"')
+        (sender,) = watching(in_process, text).senders
+        assert in_process.run(sender.send(b"{}")) is None
+    assert is_signed(server)
     (in_process.folder / "hook.secret").unlink()
     with pytest.raises(SettingsError, match="cannot be read"):
         build_alerts(in_process.settings, in_process.proxy.store)
