@@ -209,7 +209,7 @@ class InProcessProxy:
             return Proxy(self.settings, self.upstream())
 
         self.proxy = self.run(build())
-        self.agents = Agents(self.settings, self.proxy)
+        self.agents = Agents(self.proxy)
         app = HostGuard(self.agents, self.settings.allowed_hosts)
         self.client = httpx.Client(
             transport=AsgiTransport(app, self.loop), base_url="http://127.0.0.1", timeout=60

@@ -13,8 +13,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from kb_mcp.agent.billing import Billing, KeySource
 from kb_mcp.agent.catalogue import ToolName
@@ -29,62 +28,40 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class SecretAddress:
-    """An ARN, and which part of which version of the secret is meant; empty means any."""
+def fetch_token(address: str, variable: str) -> str:
+    """Return the vault key's token that AWS Secrets Manager holds at `address` now.
 
-    arn: str
-    member: str = ""
-    stage: str = ""
-    version: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Split `ARN:json-key:version-stage:version-id`, the form that ECS takes.
-
-        Source: docs.aws.amazon.com/AmazonECS, "Pass Secrets Manager secrets through environment
-        variables". The ARN itself has seven parts.
-        """
-        parts = text.split(":")
-        more = [*parts[7:], "", "", ""]
-        return cls(":".join(parts[:7]), more[0], more[1], more[2])
-
-    @property
-    def region(self) -> str | None:
-        """The secret's own region, which need not be the function's."""
-        return self.arn.split(":")[3] or None
-
-
-def fetch_token(address: SecretAddress, variable: str) -> str:
-    """Return the vault key's token that the secret holds now.
-
+    `address` is `ARN:json-key:version-stage:version-id`, the form that ECS takes; of the last three
+    any may be missing. The ARN has seven parts, of which the fourth is the secret's own region.
+    Source: docs.aws.amazon.com/AmazonECS, "Pass Secrets Manager secrets through environment
+    variables".
     Raises: SettingsError, which names `variable` and never shows what was fetched.
     """
-    answer = _fetch(address, variable)
+    parts = address.split(":")
+    member, stage, version = [*parts[7:], "", "", ""][:3]
+    wanted = {"SecretId": ":".join(parts[:7]), "VersionStage": stage, "VersionId": version}
+    request = {name: value for name, value in wanted.items() if value}
+    answer = _fetch(parts[3] or None, request, variable)
     text = answer.get("SecretString")
     if text is None:
         text = answer.get("SecretBinary", b"").decode(errors="replace")
     try:
-        return read_token(text, variable, address.member or None)
+        return read_token(text, variable, member or None)
     except SettingsError as error:
         raise SettingsError(variable, f"names a secret that {error.problem}", error.hint) from None
 
 
-def _fetch(address: SecretAddress, variable: str) -> dict[str, Any]:
+def _fetch(region: str | None, request: Mapping[str, str], variable: str) -> Mapping[str, Any]:
     try:
         import botocore.session
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError:
         hint = "Install kb-mcp-billing[aws]."
         raise SettingsError(variable, "is an ARN, and boto3 is not here", hint) from None
-    wanted = {"VersionStage": address.stage, "VersionId": address.version}
     try:
-        client: Any = botocore.session.get_session().create_client(
-            "secretsmanager", region_name=address.region
-        )
-        found = client.get_secret_value(
-            SecretId=address.arn, **{name: value for name, value in wanted.items() if value}
-        )
+        session: Any = botocore.session.get_session()
+        client = session.create_client("secretsmanager", region_name=region)
+        found: dict[str, Any] = client.get_secret_value(**request)
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "an error")
         problem = f"names a secret that Secrets Manager refuses ({code})"
@@ -94,7 +71,7 @@ def _fetch(address: SecretAddress, variable: str) -> dict[str, Any]:
         problem = f"names a secret that cannot be fetched ({type(error).__name__})"
         hint = "Check region, credentials and network of this process."
         raise SettingsError(variable, problem, hint) from None
-    return dict(found)
+    return found
 
 
 def connect_billing(settings: Settings | None = None) -> Billing:
@@ -190,7 +167,16 @@ async def _embedded(settings: Settings) -> AsyncIterator[App]:
         from kb_mcp.serving.tracing import Traced
         from kb_mcp.wiring.proxy import Proxy
     except ModuleNotFoundError as missing:
-        raise _no_proxy_here(settings) from missing
+        # The deployment zip for Lambda carries wing A alone (locks/lambda.txt).
+        variable, said = "KEYBRAKE_PROXY_URL", "is not set, and"
+        if settings.embedded:
+            variable, said = "KEYBRAKE_EMBEDDED", "is set, but"
+        hint = (
+            "Set KEYBRAKE_PROXY_URL to a proxy that runs elsewhere, or deploy a zip or image of "
+            "your own made by `pip install kb-mcp-billing`."
+        )
+        problem = f"{said} what is deployed here holds no proxy"
+        raise SettingsError(variable, problem, hint) from missing
 
     proxy = Proxy(settings)
     await proxy.start()
@@ -218,20 +204,7 @@ def key_source(secret: Secret) -> KeySource:
 
     def read() -> str:
         text = secret.reread().reveal()
-        if not text.startswith("arn:"):
-            return read_token(text, secret.variable)
-
-        return fetch_token(SecretAddress.parse(text), secret.variable)
+        found = fetch_token if text.startswith("arn:") else read_token
+        return found(text, secret.variable)
 
     return read
-
-
-def _no_proxy_here(settings: Settings) -> SettingsError:
-    # The deployment zip for Lambda carries wing A alone (locks/lambda.txt).
-    variable = "KEYBRAKE_EMBEDDED" if settings.embedded else "KEYBRAKE_PROXY_URL"
-    problem = "is set, but" if settings.embedded else "is not set, and"
-    hint = (
-        "Set KEYBRAKE_PROXY_URL to a proxy that runs elsewhere, or deploy a zip or image of your "
-        "own made by `pip install kb-mcp-billing`."
-    )
-    return SettingsError(variable, f"{problem} what is deployed here holds no proxy", hint)

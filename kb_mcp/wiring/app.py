@@ -17,16 +17,9 @@ from typing import TYPE_CHECKING, Any
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import tools_granted
 from kb_mcp.agent.client.in_process import InProcessLine
-from kb_mcp.agent.doors.mcp.bearer import (
-    Bearer,
-    Known,
-    Refused,
-    Resource,
-    describe,
-)
+from kb_mcp.agent.doors.mcp.bearer import Bearer, Known, Refused, Resource, describe
 from kb_mcp.proxy.access.grants import check_scopes
 from kb_mcp.proxy.edge.app import ADMITTED
-from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.serving.host_check import App, HostGuard
@@ -39,33 +32,29 @@ if TYPE_CHECKING:
     from kb_mcp.agent.doors.mcp.http import HttpDoor
 
 
-def mcp_door(settings: Settings, app: App, pipeline: RequestPipeline) -> HttpDoor:
-    """Return the MCP door in front of the proxy `app`, whose `pipeline` knows every bearer."""
+def mcp_door(proxy: Proxy, app: App) -> HttpDoor:
+    """Return the MCP door in front of `app`, which is `proxy` behind its traces."""
     # `mcp` takes a second to import: only those who serve pay.
     from kb_mcp.agent.doors.mcp.http import HttpDoor
 
-    line = InProcessLine(app)
-    base = Billing(
-        {}, line, charge_api=settings.charge_api, allow_reference=settings.allow_reference
-    )
+    settings, line = proxy.settings, InProcessLine(app)
+    api = settings.charge_api
+    base = Billing({}, line, charge_api=api, allow_reference=settings.allow_reference)
 
     async def identify(token: str) -> Bearer:
         try:
-            admitted = await pipeline.admit(token)
+            admitted = await proxy.app.pipeline.admit(token)
         except LedgerUnavailableError:
             return Refused(503)
         if isinstance(admitted, Refusal):
             return Refused(admitted.status, admitted.code.value, admitted.message)
         allow = frozenset(admitted.policy.allow)
-        reached = frozenset(
-            entry for entry in allow if check_scopes(admitted.scopes, entry) is None
-        )
-        tools = tools_granted(reached, settings.charge_api)
-        beyond = tools_granted(allow, settings.charge_api) - tools
+        reached = {entry for entry in allow if check_scopes(admitted.scopes, entry) is None}
+        tools = tools_granted(frozenset(reached), api)
         keys, kinds = dict.fromkeys(tools, token), tuple(admitted.policy.period_kinds or ())
         live = admitted.key.mode == "live"
         own = replace(line, extensions={ADMITTED: admitted}, livemode=live)
-        return Known(base.with_keys(keys, kinds, own), beyond)
+        return Known(base.with_keys(keys, kinds, own), tools_granted(allow, api) - tools)
 
     return HttpDoor(
         base,
@@ -87,85 +76,67 @@ def oauth_resource(settings: Settings) -> Resource | None:
 Scope = MutableMapping[str, Any]
 
 
-class OpenDoor:
-    """The MCP door, open: its sessions live in a task of their own, to end where they began."""
-
-    def __init__(self, settings: Settings, app: App, proxy: Proxy) -> None:
-        """Open in front of `app`, which is `proxy` behind its traces, on the running loop."""
-        self._opened = asyncio.Event()
-        self._closing = asyncio.Event()
-        self._door = mcp_door(settings, app, proxy.app.pipeline)
-        self._home = asyncio.create_task(self._live())
-
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        """Serve one request."""
-        await self._opened.wait()
-        await self._door(scope, receive, send)
-
-    async def close(self) -> None:
-        """End the sessions."""
-        self._closing.set()
-        await self._home
-
-    async def _live(self) -> None:
-        async with self._door.running():
-            self._opened.set()
-            await self._closing.wait()
-
-
 class Agents:
     """Hands `/mcp` to the door, what it says of itself to anyone, and the rest to the proxy.
 
     As an application of its own (`create_app`) it also lives through ASGI's lifespan: timers run
-    between start-up and shutdown.
+    between start-up and shutdown. The sessions of the door live in a task of their own, to end
+    where they began.
     """
 
-    def __init__(self, settings: Settings, proxy: Proxy) -> None:
+    def __init__(self, proxy: Proxy) -> None:
         """Serve `proxy`."""
-        self._settings = settings
         self._proxy = proxy
         self._traced = Traced(proxy.app, proxy.span)
-        self._resource = oauth_resource(settings)
-        self._door: OpenDoor | None = None
+        self._resource = oauth_resource(proxy.settings)
+        self._door: HttpDoor | None = None
+        self._opened, self._closing = asyncio.Event(), asyncio.Event()
+        self._sessions: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Serve one connection."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http" and scope["path"] in {"/mcp", "/mcp/"}:
-            await self.open()(scope, receive, send)
+            door = self.open()
+            await self._opened.wait()
+            await door(scope, receive, send)
         elif self._resource is not None and self._resource.serves(scope.get("path", "")):
             await describe(self._resource, scope)(scope, receive, send)
         else:
             await self._traced(scope, receive, send)
 
-    def open(self) -> OpenDoor:
+    def open(self) -> HttpDoor:
         """Open the door, once, on the running loop.
 
         Whoever serves opens it before: what it imports would hold up every other request.
         """
         if self._door is None:
             # What the door asks of the proxy belongs to its caller's trace, too.
-            self._door = OpenDoor(self._settings, self._traced, self._proxy)
+            self._door = mcp_door(self._proxy, self._traced)
+            self._sessions = asyncio.create_task(self._hold_open(self._door))
         return self._door
 
     async def close(self) -> None:
         """Close the door, where it was opened."""
-        if self._door is not None:
-            await self._door.close()
+        self._closing.set()
+        if self._sessions is not None:
+            await self._sessions
+
+    async def _hold_open(self, door: HttpDoor) -> None:
+        async with door.running():
+            self._opened.set()
+            await self._closing.wait()
 
     async def _live(self, receive: Any, send: Any) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                self.open()
-                await self._proxy.start()
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await self._proxy.stop()
-                await self.close()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
+        await receive()
+        self.open()
+        await self._proxy.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._proxy.stop()
+        await self.close()
+        await send({"type": "lifespan.shutdown.complete"})
 
 
 def create_app(settings: Settings | None = None) -> App:
@@ -174,4 +145,4 @@ def create_app(settings: Settings | None = None) -> App:
     Raises: SettingsError, StoreError, BindingError, SchemaError, EgressError.
     """
     loaded = settings or load_settings()
-    return HostGuard(Agents(loaded, Proxy(loaded)), loaded.allowed_hosts)
+    return HostGuard(Agents(Proxy(loaded)), loaded.allowed_hosts)

@@ -14,18 +14,19 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kb_mcp.operators.actions.keys import NewKey, issue_key
-from kb_mcp.proxy.access.policy import CapRules, Policy
+from kb_mcp.proxy.access.policy import CapRules
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import Mode
 from kb_mcp.serving.host_check import HostGuard, client_url, local_url, on_every_address
 from kb_mcp.serving.listener import accepting, listen, unbounded
-from kb_mcp.serving.machine import boottime_ms, new_id, random_bytes
+from kb_mcp.serving.machine import new_id, random_bytes
 from kb_mcp.serving.process_setup import LogFormat, ready_to_serve
 from kb_mcp.serving.workers import Workers, answer_first, workers_on
 from kb_mcp.settings import Settings
@@ -42,14 +43,6 @@ FIRST_KEYS_LAST_MS = 30 * 86_400_000
 OPERATOR_TOKEN_BYTES = 24
 
 
-@dataclass(frozen=True, slots=True)
-class FirstRun:
-    """Where the settings file is, and whether this process wrote it."""
-
-    file: Path
-    written: bool
-
-
 def settings_file(settings: Settings) -> Path:
     """Return the settings file that belongs to the store."""
     return store_path(settings).with_suffix(".env")
@@ -60,16 +53,15 @@ def token_file(settings: Settings, role: str) -> Path:
     return store_path(settings).with_suffix(f".{role}.key")
 
 
-async def first_run(settings: Settings, store: Store, proxy_url: str) -> FirstRun:
-    """Issue the first keys unless the settings file is there."""
+async def first_run(settings: Settings, store: Store, proxy_url: str) -> bool:
+    """Issue the first keys unless the settings file is there; say whether this process wrote it."""
     file = settings_file(settings)
     if file.exists() or not store.claim_first_run():
-        return FirstRun(file, written=False)
+        return False
     mode: Mode = "live" if settings.upstream_mode == "live" else "test"
     ends = store.clock.now(0) + FIRST_KEYS_LAST_MS
-    tokens = {}
-    for role in ("billing", "audit"):
-        policy = _first_policy(role)
+    billing, tokens = built_in("billing").model_copy(update={"caps": FIRST_CAPS}), {}
+    for role, policy in {"billing": billing, "audit": built_in("audit")}.items():
         wanted = NewKey(policy=policy, mode=mode, label="first run", expires_at=ends)
         _, minted = await issue_key(store.ledger, wanted, random_bytes, "first-run")
         tokens[role] = minted.token
@@ -83,7 +75,7 @@ async def first_run(settings: Settings, store: Store, proxy_url: str) -> FirstRu
     if written:
         for role, token in tokens.items():
             write_once(token_file(settings, role), token)
-    return FirstRun(file, written)
+    return written
 
 
 def admin_token(settings: Settings) -> str | None:
@@ -109,13 +101,6 @@ def client_configuration(settings: Settings, proxy_url: str) -> str:
         env["KEYBRAKE_ALLOW_HTTP"] = "1"
     entry = {"command": sys.executable, "args": ["-m", "kb_mcp", "mcp"], "env": env}
     return json.dumps({"mcpServers": {"kb-mcp": entry}}, indent=2)
-
-
-def _first_policy(role: str) -> Policy:
-    policy = built_in(role)
-    if role == "audit":
-        return policy
-    return policy.model_copy(update={"caps": FIRST_CAPS})
 
 
 DRAIN_S = 40
@@ -168,10 +153,13 @@ async def serve_up(settings: Settings, addresses: Addresses, say: Say) -> None:
             sockets["operators"] = bind(*admin, "--admin-port")
         sandbox_app, urls = None, {}
         if settings.upstream_base is None:
-            sandbox_app = build_sandbox(settings)
-            urls["sandbox"] = await stack.enter_async_context(
-                _sandbox(sandbox_app, addresses.sandbox_port)
-            )
+            from kb_mcp.sandbox.app import running
+
+            sandbox_app, place = build_sandbox(settings), ("127.0.0.1", addresses.sandbox_port)
+            try:
+                urls["sandbox"] = await stack.enter_async_context(running(sandbox_app, *place))
+            except OSError as error:
+                raise PortTakenError(*place, error.strerror, "--sandbox-port") from error
         proxy = Proxy(settings, sandbox_app)
         workers = Workers()
         if addresses.workers > 1:
@@ -179,7 +167,7 @@ async def serve_up(settings: Settings, addresses: Addresses, say: Say) -> None:
             workers = await stack.enter_async_context(
                 workers_on(sockets["agents"], addresses.workers - 1, addresses.log_format)
             )
-        await _run(settings, proxy, sockets, urls, stop, say, workers)
+        await _run(proxy, sockets, urls, stop, say, workers)
 
 
 async def serve_worker(settings: Settings, descriptor: int) -> None:
@@ -188,7 +176,7 @@ async def serve_worker(settings: Settings, descriptor: int) -> None:
     proxy = Proxy(settings)
     orphaned = asyncio.create_task(answer_first(proxy.meters))
     orphaned.add_done_callback(lambda _: stop.set())
-    await _run(settings, proxy, {"agents": socket.socket(fileno=descriptor)}, None, stop, print)
+    await _run(proxy, {"agents": socket.socket(fileno=descriptor)}, None, stop, print)
     orphaned.cancel()
 
 
@@ -215,7 +203,6 @@ def bind(host: str, port: int, option: str = "--port") -> socket.socket:
 
 
 async def _run(
-    settings: Settings,
     proxy: Proxy,
     sockets: dict[str, socket.socket],
     urls: dict[str, str] | None,
@@ -224,19 +211,26 @@ async def _run(
     workers: Workers | None = None,
 ) -> None:
     """Serve on `sockets` until `stop`; `urls` is None in a worker, which announces nothing."""
-    agents = Agents(settings, proxy)
-    count = proxy.app.pipeline.refusal_counts.count
-    apps: dict[str, Any] = {"agents": HostGuard(agents, settings.allowed_hosts, count)}
+    settings, agents, serving = proxy.settings, Agents(proxy), proxy.app
+    count = serving.pipeline.refusal_counts.count
+    guarded: dict[str, Any] = {"agents": agents}
     if "operators" in sockets:
-        apps["operators"] = _operators_app(settings, proxy, workers or Workers())
-    free = {"agents": proxy.app.free}
+        guarded["operators"] = _operators_app(proxy, workers or Workers())
     servers = {
-        name: listen(app, note=count, new_id=new_id, free=free.get(name, unbounded))
-        for name, app in apps.items()
+        name: listen(
+            HostGuard(app, settings.allowed_hosts, count),
+            note=count,
+            new_id=new_id,
+            free=serving.free if name == "agents" else unbounded,
+        )
+        for name, app in guarded.items()
     }
     agents.open()
+    # One process of each host looks whom to alert: the queue itself is the store's.
     alerts = None if urls is None else build_alerts(settings, proxy.store)
     await proxy.start()
+    if alerts is not None:
+        proxy.repeat(ALERTS_EVERY_MS, alerts.run)
     ready_to_serve()
     running = [
         asyncio.create_task(server.serve(sockets=accepting(sockets[name])))
@@ -245,18 +239,19 @@ async def _run(
     while not all(server.started for server in servers.values()):  # noqa: ASYNC110 uvicorn has no event
         await asyncio.sleep(STARTED_POLL_S)
     if urls is not None:
-        # One process of each host looks: the queue itself is the store's.
-        if alerts is not None:
-            proxy.repeat(ALERTS_EVERY_MS, alerts.run)
         urls |= {name: local_url(sock) for name, sock in sockets.items()}
         client = client_url(sockets["agents"], settings)
-        first = await first_run(settings, proxy.store, client or urls["agents"])
-        _announce(settings, urls, proxy, say, first)
-        _announce_client(settings, sockets["agents"], client, say)
+        written = await first_run(settings, proxy.store, client or urls["agents"])
+        beyond = on_every_address(sockets["agents"])
+        for line in (
+            *_places(proxy, urls, written=written),
+            *_client(settings, client, beyond=beyond),
+        ):
+            say(line)
     await stop.wait()
     if urls is not None:
         say("Draining: requests under way finish, new ones get 503.")
-    await proxy.app.drain(DRAIN_S)
+    await serving.drain(DRAIN_S)
     for server in servers.values():
         server.should_exit = True
     await asyncio.gather(*running)
@@ -264,69 +259,53 @@ async def _run(
     await proxy.stop(0)
 
 
-@contextlib.asynccontextmanager
-async def _sandbox(app: Any, port: int) -> AsyncIterator[str]:
-    from kb_mcp.sandbox.app import running
-
-    try:
-        async with running(app, "127.0.0.1", port) as url:
-            yield url
-    except OSError as error:
-        raise PortTakenError("127.0.0.1", port, error.strerror, "--sandbox-port") from error
-
-
-def _operators_app(settings: Settings, proxy: Proxy, workers: Workers) -> Any:
+def _operators_app(proxy: Proxy, workers: Workers) -> Any:
     from kb_mcp.operators.actions.resolve import StripeActs
     from kb_mcp.operators.app import Bench, create_admin
     from kb_mcp.operators.reports.invariants import Verifying
-    from kb_mcp.proxy.stripe.reader import StripeReads
 
-    store = proxy.store
-    store_admin = store.open_store_admin()
-    reads = StripeReads(proxy.upstream, store.clock, boottime_ms)
-
-    def now_ms() -> int:
-        return store.clock.now(0)
-
-    admin = create_admin(
+    settings, store = proxy.settings, proxy.store
+    now_ms = partial(store.clock.now, 0)
+    return create_admin(
         ledger=store.ledger,
         records=store.records,
         token=lambda: admin_token(settings),
         now_ms=now_ms,
         public_url=settings.public_url,
-        operators=store_admin.operator_hashes,
+        operators=store.open_store_admin().operator_hashes,
         bench=Bench(
-            acts=StripeActs(store.ledger, reads, proxy.recovery),
+            acts=StripeActs(store.ledger, proxy.reads, proxy.recovery),
             verifying=Verifying(verifier(settings, store), now_ms),
             meters=proxy.meters,
             workers=workers.readings,
             stopping=lambda: proxy.app.draining,
         ),
     )
-    return HostGuard(admin, settings.allowed_hosts, proxy.app.pipeline.refusal_counts.count)
 
 
-def _announce(
-    settings: Settings, urls: dict[str, str], proxy: Proxy, say: Say, first: FirstRun
-) -> None:
-    say(f"Agents: {urls['agents']}  (Stripe at /v1 and /stripe/v1, MCP at /mcp)")
+def _places(proxy: Proxy, urls: Mapping[str, str], *, written: bool) -> Iterator[str]:
+    """Yield where everything is; `written` says that this process wrote the settings file."""
+    settings = proxy.settings
+    yield f"Agents: {urls['agents']}  (Stripe at /v1 and /stripe/v1, MCP at /mcp)"
     if "operators" in urls:
-        say(f"Operators: {urls['operators']}")
+        yield f"Operators: {urls['operators']}"
     shown = {"sandbox": "SANDBOX (no real money moves)", "test": "test", "live": "LIVE"}
     where = f" at {urls['sandbox']}" if "sandbox" in urls else ""
-    say(f"Upstream: {shown[settings.upstream_mode]}{where}")
-    say(f"Ledger: {shown_place(settings)}")
+    yield f"Upstream: {shown[settings.upstream_mode]}{where}"
+    yield f"Ledger: {shown_place(settings)}"
     if settings.oauth_issuers:
-        say(f"Tokens: of {', '.join(settings.oauth_issuers)} for {settings.oauth_resource}")
+        yield f"Tokens: of {', '.join(settings.oauth_issuers)} for {settings.oauth_resource}"
     if proxy.store.behind:
-        say("The ledger is behind its exported heads: nothing is sent until it is reconciled.")
-    say(f"Keys and settings: {first.file}{' (first run: just written)' if first.written else ''}")
+        yield "The ledger is behind its exported heads: nothing is sent until it is reconciled."
+    new = " (first run: just written)" if written else ""
+    yield f"Keys and settings: {settings_file(settings)}{new}"
 
 
-def _announce_client(settings: Settings, sock: socket.socket, client: str | None, say: Say) -> None:
+def _client(settings: Settings, client: str | None, *, beyond: bool) -> Iterator[str]:
+    """Yield how MCP clients reach us; `beyond` says that other machines may."""
     if client is None:
-        say("MCP client configuration: none until KEYBRAKE_ALLOWED_HOSTS names clients' host.")
+        yield "MCP client configuration: none until KEYBRAKE_ALLOWED_HOSTS names clients' host."
         return
-    if on_every_address(sock):
-        say("Other machines use a host in KEYBRAKE_ALLOWED_HOSTS, over https (docs/settings.md).")
-    say(f"MCP client configuration:\n{client_configuration(settings, client)}")
+    if beyond:
+        yield "Other machines use a host in KEYBRAKE_ALLOWED_HOSTS, over https (docs/settings.md)."
+    yield f"MCP client configuration:\n{client_configuration(settings, client)}"

@@ -50,7 +50,7 @@ class Watched(InProcessProxy):
             return Proxy(self.settings, noting, self.span)
 
         self.proxy = self.run(build())
-        self.agents = Agents(self.settings, self.proxy)
+        self.agents = Agents(self.proxy)
         transport = AsgiTransport(self.agents, self.loop)
         self.client = httpx.Client(transport=transport, base_url="http://127.0.0.1", timeout=60)
 
