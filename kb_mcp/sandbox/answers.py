@@ -72,135 +72,84 @@ def below_one(param: str) -> Rejected:
     return invalid(sentence, "parameter_invalid_integer", param)
 
 
+_SENTENCES: Final = {
+    "bad_api_key": "Invalid API Key provided: {token}",
+    "key_in_use": "There is currently another in-progress request using this Idempotent Key (that "
+    "probably means you submitted twice, and the other request is still going through): {key}. "
+    "Please try again later.",
+    "key_mismatch": "Keys for idempotent requests can only be used {only}. Try using a key other "
+    "than '{key}' if you meant to execute a different request.",
+    "no_api_key": "You did not provide an API key. You need to provide your API key in the "
+    "Authorization header, using Bearer auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY'). See "
+    "https://stripe.com/docs/api#authentication for details, or we can help at "
+    "https://support.stripe.com/.",
+    # Like Stripe, it names key and account.
+    "not_permitted": "The provided key '{token}' does not have the required permissions for this "
+    f"endpoint on account '{ACCOUNT_ID}'. Having more permissions would allow this request to "
+    "continue.",
+    "rate_limited": "Request rate limit exceeded. Learn more about rate limits here "
+    "https://stripe.com/docs/rate-limits.",
+    # After it nobody knows what happened.
+    "server_error": "An unknown error occurred",
+    "too_large": "Request entity too large.",
+    "unknown_url": "Unrecognized request URL ({method}: {path}). Please see "
+    "https://stripe.com/docs or we can help at https://support.stripe.com/.",
+}
+_KINDS: Final = {"key_mismatch": "idempotency_error", "server_error": "api_error"}
+_CODES: Final = {"key_in_use": "idempotency_key_in_use", "rate_limited": "rate_limit"}
+
+
+def said(status: int, name: str, **values: str) -> Answer:
+    """Answer what Stripe says at any endpoint: a row of `_SENTENCES`, filled from `values`."""
+    kind = _KINDS.get(name, "invalid_request_error")
+    message = _SENTENCES[name].format_map(values)
+    return error_answer(status, message, kind=kind, code=_CODES.get(name))
+
+
 def unknown_url(method: str, path: str) -> Rejected:
     """Refuse a method and path that no endpoint has."""
-    message = (
-        f"Unrecognized request URL ({method}: {path}). Please see https://stripe.com/docs "
-        "or we can help at https://support.stripe.com/."
-    )
-    return Rejected(error_answer(404, message))
+    return Rejected(said(404, "unknown_url", method=method, path=path))
 
 
-def key_mismatch(key: str, path: str, first_path: str) -> Answer:
-    """Answer a key that comes back on another endpoint than the first, or with other parameters."""
-    only = (
-        "with the same parameters they were first used with"
-        if path == first_path
-        else f"for the same endpoint they were first used for ('{path}' vs '{first_path}')"
-    )
-    message = (
-        f"Keys for idempotent requests can only be used {only}. Try using a key other than "
-        f"'{key}' if you meant to execute a different request."
-    )
-    return error_answer(400, message, kind="idempotency_error")
+_DECLINED: Final = "Your card was declined."
+_DECLINES: Final = {
+    "authentication_required": f"{_DECLINED} This transaction requires authentication.",
+    "card_velocity_exceeded": "Your card was declined for making repeated attempts too frequently "
+    "or exceeding its amount limit.",
+    "expired_card": "Your card has expired.",
+    "fraudulent": _DECLINED,
+    "generic_decline": _DECLINED,
+    "incorrect_cvc": "Your card's security code is incorrect.",
+    "insufficient_funds": "Your card has insufficient funds.",
+    "lost_card": _DECLINED,
+    "processing_error": "An error occurred while processing your card. Try again in a little bit.",
+    "stolen_card": _DECLINED,
+}
+"""Why a bank says no -> what Stripe answers. Source: docs.stripe.com/declines/codes."""
+_OWN_CODES: Final = frozenset(
+    "authentication_required expired_card incorrect_cvc processing_error".split()
+)
 
 
-def key_in_use(key: str) -> Answer:
-    """Answer a key whose first request is still under way."""
-    message = (
-        "There is currently another in-progress request using this Idempotent Key (that probably "
-        "means you submitted twice, and the other request is still going through): "
-        f"{key}. Please try again later."
-    )
-    return error_answer(409, message, code="idempotency_key_in_use")
-
-
-def rate_limited() -> Answer:
-    """Answer one request too many."""
-    message = (
-        "Request rate limit exceeded. Learn more about rate limits here "
-        "https://stripe.com/docs/rate-limits."
-    )
-    return error_answer(429, message, code="rate_limit")
-
-
-def server_error() -> Answer:
-    """Answer with the 500 after which nobody knows what happened."""
-    return error_answer(500, "An unknown error occurred", kind="api_error")
-
-
-def bad_api_key(token: str) -> Answer:
-    """Answer an API key that this account does not have."""
-    return error_answer(401, f"Invalid API Key provided: {mask(token)}")
-
-
-def no_api_key() -> Answer:
-    """Answer a request without any API key."""
-    message = (
-        "You did not provide an API key. You need to provide your API key in the Authorization "
-        "header, using Bearer auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY'). See "
-        "https://stripe.com/docs/api#authentication for details, or we can help at "
-        "https://support.stripe.com/."
-    )
-    return error_answer(401, message)
-
-
-def not_permitted(token: str) -> Answer:
-    """Answer a restricted key that lacks the permission; like Stripe, it names key and account."""
-    message = (
-        f"The provided key '{mask(token)}' does not have the required permissions for this "
-        f"endpoint on account '{ACCOUNT_ID}'. Having more permissions would allow this request "
-        "to continue."
-    )
-    return error_answer(403, message)
+def failure(reason: str) -> tuple[str, str]:
+    """Return Stripe's error code and sentence for a bank's no."""
+    return reason if reason in _OWN_CODES else "card_declined", _DECLINES[reason]
 
 
 def declined(
     charge: str | None, *, reason: str = "generic_decline", payment_method: Json | None = None
 ) -> Answer:
     """Answer a card that says no; `charge` names the failed charge that remains."""
-    decline = DECLINES[reason]
+    code, message = failure(reason)
     return error_answer(
         402,
-        decline.message,
+        message,
         kind="card_error",
-        code=decline.code,
-        decline_code=decline.decline_code,
+        code=code,
+        decline_code=None if reason == "expired_card" else reason,
         charge=charge,
         payment_method=payment_method,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Decline:
-    """What a bank's no looks like: error code, sentence, and the bank's own code if it told one."""
-
-    code: str
-    message: str
-    decline_code: str | None
-
-
-def _by_the_bank(decline_code: str, message: str = "Your card was declined.") -> Decline:
-    return Decline("card_declined", message, decline_code)
-
-
-DECLINES: Final = {
-    "generic_decline": _by_the_bank("generic_decline"),
-    "insufficient_funds": _by_the_bank("insufficient_funds", "Your card has insufficient funds."),
-    "lost_card": _by_the_bank("lost_card"),
-    "stolen_card": _by_the_bank("stolen_card"),
-    "fraudulent": _by_the_bank("fraudulent"),
-    "card_velocity_exceeded": _by_the_bank(
-        "card_velocity_exceeded",
-        "Your card was declined for making repeated attempts too frequently or exceeding its "
-        "amount limit.",
-    ),
-    "expired_card": Decline("expired_card", "Your card has expired.", None),
-    "incorrect_cvc": Decline(
-        "incorrect_cvc", "Your card's security code is incorrect.", "incorrect_cvc"
-    ),
-    "processing_error": Decline(
-        "processing_error",
-        "An error occurred while processing your card. Try again in a little bit.",
-        "processing_error",
-    ),
-    "authentication_required": Decline(
-        "authentication_required",
-        "Your card was declined. This transaction requires authentication.",
-        "authentication_required",
-    ),
-}
-"""Why a bank says no -> what Stripe answers. Source: docs.stripe.com/declines/codes."""
 
 
 def mask(token: str) -> str:

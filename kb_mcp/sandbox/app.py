@@ -23,8 +23,8 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from kb_mcp.sandbox.answers import Answer, error_answer
-from kb_mcp.sandbox.exchange import Drop, Outcome, Request, Respond, exchange, free_key
+from kb_mcp.sandbox.answers import Answer, said
+from kb_mcp.sandbox.exchange import Request, Respond, exchange, free_key
 from kb_mcp.sandbox.steering import PREFIX, ConnectionDropped, steer
 from kb_mcp.sandbox.store import Store
 
@@ -65,7 +65,7 @@ class Sandbox:
         if request is None:
             return
         outcome = self._outcome(request)
-        if isinstance(outcome, Drop):
+        if outcome is None:
             _drop(scope)
             return
         if outcome.delay_ms:
@@ -81,9 +81,9 @@ class Sandbox:
         """Close the file; closing twice is fine."""
         self._store.close()
 
-    def _outcome(self, request: Request) -> Outcome:
+    def _outcome(self, request: Request) -> Respond | None:
         if len(request.body) > BODY_MAX_BYTES:
-            return self._plain(error_answer(413, "Request entity too large."))
+            return self._plain(said(413, "too_large"))
         if request.path.startswith(PREFIX):
             return self._plain(steer(self._store, request.method, request.path, request.body))
         return exchange(self._store, self._new_id, request)

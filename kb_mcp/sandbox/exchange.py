@@ -2,8 +2,7 @@
 
 Floor: sandbox, ground. Everything happens in one transaction, the faults too. Kept under an
 idempotency key: 2xx, 402 and 500. Not kept: 400, 401, 403, 404, 409, 429. Keys live 24 hours of the
-sandbox's clock and belong to the account, whatever API key sent them. Each endpoint has its row of
-parameters in `requests.json`.
+sandbox's clock and belong to the account, whatever API key sent them.
 Source: docs.stripe.com/api/idempotent_requests and /error-low-level.
 """
 
@@ -19,78 +18,18 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from typing import Final, TypeAlias
+from typing import Final
 
-from kb_mcp.sandbox.answers import (
-    Answer,
-    Rejected,
-    bad_api_key,
-    declined,
-    invalid,
-    key_in_use,
-    key_mismatch,
-    no_api_key,
-    server_error,
-    unknown_url,
-)
-from kb_mcp.sandbox.listing import Endpoint, lists, retrieves, searches
+from kb_mcp.sandbox.answers import Answer, Rejected, declined, invalid, mask, said, unknown_url
+from kb_mcp.sandbox.listing import expanded
 from kb_mcp.sandbox.params import Call, Params, check, decode
-from kb_mcp.sandbox.resources import charges, customers, intents, invoices, refunds
-from kb_mcp.sandbox.steering import Fault, refusal, take_fault
+from kb_mcp.sandbox.resources import ENDPOINTS
+from kb_mcp.sandbox.steering import refusal, take_fault
 from kb_mcp.sandbox.store import Records, Store
-
-ENDPOINTS: Final[dict[str, Endpoint]] = {
-    "POST /v1/charges": charges.create_charge,
-    "GET /v1/charges": lists("charge", "customer", "payment_intent", "transfer_group"),
-    "GET /v1/charges/search": searches("charge"),
-    "GET /v1/charges/{charge}": retrieves("charge"),
-    "POST /v1/charges/{charge}": charges.update_charge,
-    "POST /v1/charges/{charge}/capture": charges.capture_charge,
-    "POST /v1/payment_intents": intents.create_intent,
-    "GET /v1/payment_intents": lists("payment_intent", "customer"),
-    "GET /v1/payment_intents/search": searches("payment_intent"),
-    "GET /v1/payment_intents/{intent}": retrieves("payment_intent"),
-    "POST /v1/payment_intents/{intent}": intents.update_intent,
-    "POST /v1/payment_intents/{intent}/confirm": intents.confirm_intent,
-    "POST /v1/payment_intents/{intent}/capture": intents.capture_intent,
-    "POST /v1/payment_intents/{intent}/cancel": intents.cancel_intent,
-    "POST /v1/payment_intents/{intent}/increment_authorization": intents.increment_intent,
-    "POST /v1/invoices": invoices.create_invoice,
-    "GET /v1/invoices": lists("invoice", "customer"),
-    "GET /v1/invoices/{invoice}": retrieves("invoice"),
-    "POST /v1/invoices/{invoice}/finalize": invoices.finalize_invoice,
-    "POST /v1/invoices/{invoice}/pay": invoices.pay_invoice,
-    "POST /v1/invoices/{invoice}/void": invoices.void_invoice,
-    "POST /v1/invoices/{invoice}/mark_uncollectible": invoices.write_off_invoice,
-    "POST /v1/invoiceitems": invoices.create_item,
-    "GET /v1/invoice_payments": lists("invoice_payment", "invoice"),
-    "POST /v1/refunds": refunds.create_refund,
-    "GET /v1/refunds": lists("refund", "charge", "payment_intent"),
-    "GET /v1/refunds/{refund}": retrieves("refund"),
-    "POST /v1/refunds/{refund}": refunds.update_refund,
-    "POST /v1/refunds/{refund}/cancel": refunds.cancel_refund,
-    "GET /v1/disputes": lists("dispute", "charge", "payment_intent"),
-    "GET /v1/disputes/{dispute}": retrieves("dispute"),
-    "POST /v1/customers": customers.create_customer,
-    "GET /v1/customers": lists("customer", "email"),
-    "GET /v1/customers/{customer}": customers.get_customer,
-    "POST /v1/customers/{customer}": customers.update_customer,
-    "DELETE /v1/customers/{customer}": customers.delete_customer,
-    "GET /v1/customers/{customer}/payment_methods": customers.list_payment_methods,
-    "GET /v1/customers/{customer}/payment_methods/{payment_method}": (
-        customers.get_own_payment_method
-    ),
-    "GET /v1/payment_methods": customers.list_payment_methods,
-    "GET /v1/payment_methods/{payment_method}": retrieves("payment_method"),
-    "POST /v1/payment_methods/{payment_method}/attach": customers.attach_payment_method,
-    "POST /v1/payment_methods/{payment_method}/detach": customers.detach_payment_method,
-    "GET /v1/account": customers.get_account,
-}
 
 _PATTERNS: Final = tuple(
     (name, re.compile(re.sub(r"\\\{\w+\\\}", "([^/]+)", re.escape(name)))) for name in ENDPOINTS
 )
-
 
 API_VERSION: Final = "2026-05-27.dahlia"
 KEY_LENGTH_MAX: Final = 255
@@ -126,55 +65,126 @@ class Respond:
     frees: tuple[str, str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """End the connection without a byte."""
+def exchange(store: Store, new_id: Callable[[], str], request: Request) -> Respond | None:
+    """Serve one API request, or do to it what a fault asks for.
 
-
-Outcome: TypeAlias = Respond | Drop
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """What came of a request: the text of its answer, and the request that it first answered."""
-
-    status: int
-    text: str
-    original: str | None = None
-    replayed: bool = False
-    fault: Fault | None = None
-    stored: bool = False
-
-
-def exchange(store: Store, new_id: Callable[[], str], request: Request) -> Outcome:
-    """Serve one API request, or do to it what a fault asks for."""
-    request_id = f"req_{new_id()}"
+    None: the connection is to end without a byte.
+    """
     with store.transaction() as records:
-        params: Params = {}
-        try:
-            token = _authenticate(request)
-            params = decode(request.query, request.body, request.headers.get("content-type", ""))
-            result = _serve(records, new_id, request, params, request_id, token)
-        except Rejected as rejected:
-            result = _fresh(rejected.answer)
-        dropped = result is None or (result.fault is not None and result.fault.kind == "drop_after")
-        customer = params.get("customer")
+        serving = _Exchange(records, new_id, request)
+        outcome = serving.outcome()
+        customer = serving.params.get("customer")
         records.log(
             request.method,
             request.path,
             request.key,
             customer if isinstance(customer, str) else None,
-            None if result is None or dropped else result.status,
+            None if outcome is None else outcome.status,
         )
-        if result is None or dropped:
-            return Drop()
-        return _respond(records, request, request_id, result)
+        return outcome
 
 
 def free_key(store: Store, frees: tuple[str, str]) -> None:
     """Say that the request which first used a key has been answered."""
     with store.transaction() as records:
         records.run("free_key", *frees)
+
+
+class _Exchange:
+    """One request inside its transaction; `params` are empty until they are read."""
+
+    def __init__(self, records: Records, new_id: Callable[[], str], request: Request) -> None:
+        self._records, self._new_id, self._request = records, new_id, request
+        self._request_id = f"req_{new_id()}"
+        self.params: Params = {}
+
+    def outcome(self) -> Respond | None:
+        """Replay, execute or refuse; None drops the connection."""
+        request = self._request
+        try:
+            token = _authenticate(request)
+            content_type = request.headers.get("content-type", "")
+            self.params = decode(request.query, request.body, content_type)
+            return self._serve(token)
+        except Rejected as rejected:
+            return self._respond(rejected.answer.status, _written(rejected.answer))
+
+    def _serve(self, token: str) -> Respond | None:
+        records, request, key = self._records, self._request, self._request.key
+        endpoint, ids = _find_endpoint(request)
+        if key is not None and len(key) > KEY_LENGTH_MAX:
+            raise invalid(
+                f"Invalid Idempotency-Key: keys may be up to {KEY_LENGTH_MAX} characters long, but "
+                f"yours has {len(key)}."
+            )
+        digest = hashlib.sha256(json.dumps(self.params, sort_keys=True).encode()).hexdigest()
+        stored = None if key is None else self._stored(key, digest)
+        fault = take_fault(records, request.method, request.path, replay=stored is not None)
+        kind = "" if fault is None else fault.kind
+        if kind == "drop_before":
+            return None
+        refused = refusal(kind, token, key)
+        if refused is not None:
+            raise Rejected(refused)
+        delay_ms = fault.delay_ms if fault and kind == "delay" else 0
+        if stored is not None:
+            status, text, original = stored["status"], stored["body"], stored["request_id"]
+        else:
+            call = Call(records, request.path, self.params, ids, self._new_id, kind == "402")
+            try:
+                answer = _execute(endpoint, call, kind)
+            except Rejected as rejected:
+                answer = rejected.answer
+            status, text, original = answer.status, _written(answer), None
+            if key is not None and (status < 300 or status in {402, 500}):
+                original = self._request_id
+                busy_until_ms = records.host_ms + delay_ms if delay_ms else 0
+                fate = (status, text, original, records.now_ms, busy_until_ms, os.getpid())
+                records.run("put_key", key, request.method, request.path, digest, *fate)
+        return None if kind == "drop_after" else self._respond(status, text, original, delay_ms)
+
+    def _stored(self, key: str, digest: str) -> sqlite3.Row | None:
+        """Return what is kept under the key. Raises: Rejected, unless it was for this request."""
+        records, path = self._records, self._request.path
+        records.run("expire_keys", records.now_ms - KEY_LIFE_MS)
+        rows = records.run("get_key", key)
+        if not rows:
+            return None
+        [stored] = rows
+        only = None
+        if stored["path"] != path:
+            only = (
+                f"for the same endpoint they were first used for ('{path}' vs '{stored['path']}')"
+            )
+        elif stored["params"] != digest:
+            only = "with the same parameters they were first used with"
+        if only is not None:
+            raise Rejected(said(400, "key_mismatch", key=key, only=only))
+        if stored["busy_until_ms"] > records.host_ms and _alive(stored["pid"]):
+            raise Rejected(said(409, "key_in_use", key=key))
+        return stored
+
+    def _respond(
+        self, status: int, text: str, original: str | None = None, delay_ms: int = 0
+    ) -> Respond:
+        """Answer; `original` is the request that first got this answer, where it is kept."""
+        headers = {
+            "content-type": "application/json",
+            "date": formatdate(self._records.now_ms // 1000, usegmt=True),
+            "request-id": self._request_id,
+            "stripe-version": self._request.headers.get("stripe-version") or API_VERSION,
+        }
+        key, first = self._request.key, original == self._request_id
+        if key is not None:
+            headers["idempotency-key"] = key
+        if original is not None:
+            headers["original-request"] = original
+            if not first:
+                headers["idempotent-replayed"] = "true"
+        if status == 401:
+            headers["www-authenticate"] = 'Basic realm="Stripe"'
+        frees = (key, self._request_id) if key and first and delay_ms else None
+        return Respond(status, text.encode(), headers, delay_ms, frees)
 
 
 def _authenticate(request: Request) -> str:
@@ -184,117 +194,39 @@ def _authenticate(request: Request) -> str:
         try:
             token = base64.b64decode(token, validate=True).decode("ascii").partition(":")[0]
         except (binascii.Error, UnicodeDecodeError):
-            raise Rejected(no_api_key()) from None
+            token = ""
     elif scheme.lower() != "bearer":
         token = ""
     if not token:
-        raise Rejected(no_api_key())
+        raise Rejected(said(401, "no_api_key"))
     if not _TEST_KEY.fullmatch(token):
-        raise Rejected(bad_api_key(token))
+        raise Rejected(said(401, "bad_api_key", token=mask(token)))
     return token
 
 
-def _find_endpoint(method: str, path: str) -> tuple[str, tuple[str, ...]]:
+def _find_endpoint(request: Request) -> tuple[str, tuple[str, ...]]:
     """Return an endpoint's name in the tables, and what its path names. Raises: Rejected."""
     for name, pattern in _PATTERNS:
-        found = pattern.fullmatch(f"{method} {path}")
+        found = pattern.fullmatch(f"{request.method} {request.path}")
         if found is not None:
             return name, found.groups()
-    raise unknown_url(method, path)
+    raise unknown_url(request.method, request.path)
 
 
-def _serve(
-    records: Records,
-    new_id: Callable[[], str],
-    request: Request,
-    params: Params,
-    request_id: str,
-    token: str,
-) -> _Result | None:
-    """Replay or execute; None drops the connection before anything."""
-    endpoint, ids = _find_endpoint(request.method, request.path)
-    key = request.key
-    if key is not None and len(key) > KEY_LENGTH_MAX:
-        raise invalid(
-            f"Invalid Idempotency-Key: keys may be up to {KEY_LENGTH_MAX} characters long, but "
-            f"yours has {len(key)}."
-        )
-    digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
-    stored = _stored(records, key)
-    if stored is not None:
-        _demand_same(records, request, stored, digest)
-    fault = take_fault(records, request.method, request.path, replay=stored is not None)
-    kind = None if fault is None else fault.kind
-    if kind == "drop_before":
-        return None
-    refused = None if kind is None else refusal(kind, token, key)
-    if refused is not None:
-        raise Rejected(refused)
-    if stored is not None:
-        return _Result(stored["status"], stored["body"], stored["request_id"], True, fault)  # noqa: FBT003 - it is a replay
-    try:
-        call = Call(records, request.path, params, ids, new_id, declines=kind == "402")
-        answer = _execute(endpoint, call, kind)
-    except Rejected as rejected:
-        answer = rejected.answer
-    result = _fresh(answer, fault)
-    if key is not None and (result.status < 300 or result.status in {402, 500}):
-        busy_until_ms = records.host_ms + fault.delay_ms if fault and kind == "delay" else 0
-        fate = (result.status, result.text, request_id, records.now_ms, busy_until_ms, os.getpid())
-        records.run("put_key", key, request.method, request.path, digest, *fate)
-        return _Result(result.status, result.text, request_id, fault=fault, stored=True)
-    return result
-
-
-def _stored(records: Records, key: str | None) -> sqlite3.Row | None:
-    if key is None:
-        return None
-    records.run("expire_keys", records.now_ms - KEY_LIFE_MS)
-    rows = records.run("get_key", key)
-    return rows[0] if rows else None
-
-
-def _demand_same(records: Records, request: Request, stored: sqlite3.Row, digest: str) -> None:
-    key = stored["key"]
-    if stored["path"] != request.path or stored["params"] != digest:
-        raise Rejected(key_mismatch(key, request.path, stored["path"]))
-    if stored["busy_until_ms"] > records.host_ms and _alive(stored["pid"]):
-        raise Rejected(key_in_use(key))
-
-
-def _execute(endpoint: str, call: Call, kind: str | None) -> Answer:
+def _execute(endpoint: str, call: Call, kind: str) -> Answer:
     check(endpoint, call.params)
     if kind == "500_before":
-        return server_error()
+        return said(500, "server_error")
     with call.records.attempt():
-        answer = ENDPOINTS[endpoint](call)
+        shown = ENDPOINTS[endpoint](call)
+        answer = shown if isinstance(shown, Answer) else Answer(200, expanded(call, shown))
         if call.declines and answer.status != 402:
             raise Rejected(declined(None))  # nothing here has a card to say no
-    return server_error() if kind == "500_after" else answer
+    return said(500, "server_error") if kind == "500_after" else answer
 
 
-def _fresh(answer: Answer, fault: Fault | None = None) -> _Result:
-    return _Result(answer.status, json.dumps(answer.body) + "\n", fault=fault)
-
-
-def _respond(records: Records, request: Request, request_id: str, result: _Result) -> Respond:
-    headers = {
-        "content-type": "application/json",
-        "date": formatdate(records.now_ms // 1000, usegmt=True),
-        "request-id": request_id,
-        "stripe-version": request.headers.get("stripe-version") or API_VERSION,
-    }
-    if request.key is not None:
-        headers["idempotency-key"] = request.key
-    if result.original is not None:
-        headers["original-request"] = result.original
-    if result.replayed:
-        headers["idempotent-replayed"] = "true"
-    if result.status == 401:
-        headers["www-authenticate"] = 'Basic realm="Stripe"'
-    delay_ms = result.fault.delay_ms if result.fault and result.fault.kind == "delay" else 0
-    frees = (request.key, request_id) if request.key and result.stored and delay_ms else None
-    return Respond(result.status, result.text.encode(), headers, delay_ms, frees)
+def _written(answer: Answer) -> str:
+    return json.dumps(answer.body) + "\n"
 
 
 def _alive(pid: int) -> bool:
@@ -303,5 +235,5 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass  # it is another user's
     return True

@@ -1,4 +1,4 @@
-"""What endpoints share: answers with ids expanded into objects, lists paged by object, search.
+"""What endpoints share: ids expanded into objects, lists paged by object, search.
 
 Floor: sandbox, ground. The search has another language than the lists, and is late: what was made
 within the last minute is not found yet. Source: docs.stripe.com/api/pagination,
@@ -11,17 +11,10 @@ import copy
 import operator
 import re
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from kb_mcp.sandbox.answers import (
-    Answer,
-    Json,
-    Rejected,
-    below_one,
-    invalid,
-    missing_param,
-)
-from kb_mcp.sandbox.params import Call, Params, integer, text
+from kb_mcp.sandbox.answers import Answer, Json, Rejected, below_one, invalid, missing_param
+from kb_mcp.sandbox.params import Call
 from kb_mcp.sandbox.store import Records
 
 LIMIT_DEFAULT: Final = 10
@@ -38,24 +31,13 @@ _PREFIXES: Final = {
     "re_": "refund",
 }
 
-
-Endpoint: TypeAlias = Callable[[Call], Answer]
-
-
-def shown(call: Call, body: Json) -> Answer:
-    """Answer with an object, expanded as the call asks. Raises: Rejected."""
-    return Answer(200, _expanded(call.records, body, call.params))
-
-
-def saved(call: Call, body: Json) -> Answer:
-    """Write an object, and answer with it. Raises: Rejected."""
-    call.records.save(body)
-    return shown(call, body)
+Endpoint: TypeAlias = Callable[[Call], Json | Answer]
+"""Returns the object to show, or another answer than 200. Raises: Rejected."""
 
 
 def retrieves(kind: str) -> Endpoint:
     """Return the endpoint that shows the object of a kind that the path names."""
-    return lambda call: shown(call, call.named(kind))
+    return lambda call: call.named(kind)
 
 
 def lists(kind: str, *filters: str) -> Endpoint:
@@ -63,16 +45,16 @@ def lists(kind: str, *filters: str) -> Endpoint:
 
     Newest first; it raises Rejected on a bad limit or a cursor that is no object.
     """
-    return lambda call: shown(call, page(call, kind, *filters))
+    return lambda call: page(call, kind, *filters)
 
 
 def page(call: Call, kind: str, *filters: str) -> Json:
     """Return one page of objects of a kind, newest first. Raises: Rejected."""
-    params, limit = call.params, _limit(call.params)
-    wanted: dict[str, object] = {
-        name: value for name in filters if (value := text(params, name)) is not None
-    }
-    wanted |= _created(params)
+    params, limit = call.params, _limit(call)
+    wanted: Json = {name: value for name in filters if (value := call.text(name)) is not None}
+    created = params.get("created") or {}
+    bounds = {"gte": created, "lte": created} if isinstance(created, str) else created
+    wanted |= {bound: int(moment) for bound, moment in bounds.items()}
     backwards = "ending_before" in params
     if backwards and "starting_after" in params:
         raise invalid("You can only pass one of starting_after or ending_before.")
@@ -84,9 +66,8 @@ def page(call: Call, kind: str, *filters: str) -> Json:
     return {"object": "list", "data": data, "has_more": len(found) > limit, "url": call.path}
 
 
-def _limit(params: Params) -> int:
-    limit = integer(params, "limit")
-    limit = LIMIT_DEFAULT if limit is None else limit
+def _limit(call: Call) -> int:
+    limit = call.integer("limit", LIMIT_DEFAULT)
     if limit < 1:
         raise below_one("limit")
     if limit > LIMIT_MAX:
@@ -95,28 +76,28 @@ def _limit(params: Params) -> int:
     return limit
 
 
-def _expanded(records: Records, body: Json, params: Params) -> Json:
-    """Put objects in the place of ids, as `expand[]` asks."""
-    wanted = list((params.get("expand") or {}).values())
+def expanded(call: Call, body: Json) -> Json:
+    """Put objects in the place of ids, as `expand[]` asks. Raises: Rejected."""
+    wanted = [str(path) for path in (call.params.get("expand") or {}).values()]
     if not wanted:
         return body
     if len(wanted) > EXPANSIONS_MAX:
         raise invalid(f"You can expand at most {EXPANSIONS_MAX} properties.", param="expand")
-    expanded = copy.deepcopy(body)
+    body = copy.deepcopy(body)
     for path in wanted:
-        steps = str(path).split(".")
-        if expanded.get("object") in {"list", "search_result"}:
-            if steps[0] != "data" or len(steps) < 2:
-                raise _not_expandable(str(path))
-            for item in expanded["data"]:
-                _expand(records, item, steps[1:], str(path))
-        else:
-            _expand(records, expanded, steps, str(path))
-    return expanded
+        items, steps = [body], path.split(".")
+        if body.get("object") in {"list", "search_result"}:
+            first, *steps = steps
+            if first != "data" or not steps:
+                raise _not_expandable(path)
+            items = body["data"]
+        for item in items:
+            _expand(call.records, item, steps, path)
+    return body
 
 
 def _expand(records: Records, body: Json, steps: list[str], path: str) -> None:
-    name = steps[0]
+    name, *further = steps
     if name not in body:
         raise _not_expandable(path)
     value = body[name]
@@ -126,30 +107,22 @@ def _expand(records: Records, body: Json, steps: list[str], path: str) -> None:
         if value is None:
             raise _not_expandable(path)
         body[name] = value
-    elif len(steps) == 1 and value is not None and "object" not in value:
+    elif not further and value is not None and "object" not in value:
         raise _not_expandable(path)
-    if len(steps) > 1 and value is not None:
-        _expand(records, value, steps[1:], path)
+    if further and value is not None:
+        _expand(records, value, further, path)
 
 
-def _not_expandable(path: str) -> Exception:
+def _not_expandable(path: str) -> Rejected:
     return invalid(f"This property cannot be expanded ({path}).", param="expand")
-
-
-def _created(params: Params) -> dict[str, object]:
-    created = params.get("created")
-    if not created:
-        return {}
-    if isinstance(created, str):
-        return {"gte": int(created), "lte": int(created)}
-    return {bound: int(moment) for bound, moment in created.items()}
 
 
 LAG_SECONDS: Final = 60
 _TEXTS: Final = ("currency", "customer", "status")
 _NUMBERS: Final = ("amount", "created")
-_COMPARE: Final[dict[str, Callable[[int, int], bool]]] = {
+_COMPARE: Final[dict[str, Callable[[Any, Any], bool]]] = {
     ":": operator.eq,
+    "~": lambda found, value: value in str(found or ""),
     ">": operator.gt,
     "<": operator.lt,
     ">=": operator.ge,
@@ -166,28 +139,26 @@ Test = Callable[[Json], bool]
 
 def searches(kind: str) -> Endpoint:
     """Return the endpoint that searches objects of a kind."""
-    return lambda call: _search(call, kind)
 
+    def search(call: Call) -> Json:
+        query = call.text("query")
+        if query is None:
+            raise missing_param("query")
+        fits, limit, start = _query(query), _limit(call), call.integer("page", 0)
+        known = call.now - LAG_SECONDS
+        found = [
+            each for each in call.records.select(kind) if each["created"] <= known and fits(each)
+        ]
+        end = start + limit
+        return {
+            "object": "search_result",
+            "data": found[start:end],
+            "has_more": len(found) > end,
+            "next_page": str(end) if len(found) > end else None,
+            "url": call.path,
+        }
 
-def _search(call: Call, kind: str) -> Answer:
-    query = text(call.params, "query")
-    if query is None:
-        raise missing_param("query")
-    fits, limit = _query(query), _limit(call.params)
-    start = integer(call.params, "page") or 0
-    known = call.now - LAG_SECONDS
-    found = [
-        each for each in call.records.everything(kind) if each["created"] <= known and fits(each)
-    ]
-    more = len(found) > start + limit
-    result: Json = {
-        "object": "search_result",
-        "data": found[start : start + limit],
-        "has_more": more,
-        "next_page": str(start + limit) if more else None,
-        "url": call.path,
-    }
-    return shown(call, result)
+    return search
 
 
 def _query(query: str) -> Test:
@@ -196,7 +167,11 @@ def _query(query: str) -> Test:
     while True:
         clause = _CLAUSE.match(query, at)
         if clause is None:
-            raise _unreadable(query)
+            raise invalid(
+                f"We were unable to parse your search query: {query[:100]!r}. Try something like "
+                '\'status:"succeeded" AND metadata["order"]:"6735"\'.',
+                param="query",
+            )
         tests.append(_clause(clause))
         at = clause.end()
         if at == len(query):
@@ -212,35 +187,21 @@ def _query(query: str) -> Test:
 
 
 def _clause(clause: re.Match[str]) -> Test:
-    field, name, sign = clause["field"], clause["name"], clause["sign"]
-    value, no = clause["value"].strip("\"'"), clause["no"] is not None
-    quoted = clause["value"][0] in "\"'"
-    if field == "metadata" and name is not None:
-        found: Callable[[Json], object] = lambda each: each["metadata"].get(name)  # noqa: E731 one of three
-    elif field in _NUMBERS and not quoted and value != "null" and name is None:
-        return _number(field, sign, int(value), no=no)
-    elif field in _TEXTS and name is None:
-        found = lambda each: each[field]  # noqa: E731 as above
+    field, label, sign, given = (clause[part] for part in ("field", "name", "sign", "value"))
+    number = field in _NUMBERS and given[0] not in "\"'n"
+    if label is not None and field == "metadata":
+        signs = {":", "~"}
+    elif label is None and (number or field in _TEXTS):
+        signs = _COMPARE.keys() - {"~"} if number else {":"}
     else:
         raise invalid(f"Field `{field}` is an unsupported search field.", param="query")
-    if sign not in {":", "~"} or (sign == "~" and field != "metadata"):
+    if sign not in signs:
         raise invalid(f"Field `{field}` does not support `{sign}`.", param="query")
-    if clause["value"] == "null":
-        return lambda each: (found(each) is None) is not no
-    if sign == "~":
-        return lambda each: (value in str(found(each) or "")) is not no
-    return lambda each: (found(each) == value) is not no
+    value = int(given) if number else None if given == "null" else given.strip("\"'")
+    compare, no = _COMPARE[":" if value is None else sign], clause["no"] is not None
 
+    def test(each: Json) -> bool:
+        found = each[field] if label is None else each["metadata"].get(label)
+        return compare(found, value) is not no
 
-def _number(field: str, sign: str, value: int, *, no: bool) -> Test:
-    if sign not in _COMPARE:
-        raise invalid(f"Field `{field}` does not support `{sign}`.", param="query")
-    return lambda each: _COMPARE[sign](each[field], value) is not no
-
-
-def _unreadable(query: str) -> Rejected:
-    return invalid(
-        f"We were unable to parse your search query: {query[:100]!r}. Try something like "
-        '\'status:"succeeded" AND metadata["order"]:"6735"\'.',
-        param="query",
-    )
+    return test

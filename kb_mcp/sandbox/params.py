@@ -22,8 +22,7 @@ Params: TypeAlias = dict[str, Any]
 """Names to strings, or to a further level; a list is a level whose names are its indexes."""
 
 METADATA_KEYS: Final = 50
-METADATA_KEY_LENGTH: Final = 40
-METADATA_VALUE_LENGTH: Final = 500
+METADATA_LENGTHS: Final = {"key": 40, "value": 500}
 _FIELDS_MAX: Final = 1_000
 _DEPTH_MAX: Final = 8
 
@@ -33,7 +32,6 @@ REQUESTS: Final[dict[str, Json]] = json.loads(
 """`METHOD /path/{name}` to its required parameters and the kind of each parameter."""
 
 _SEGMENT = re.compile(r"\[([^\[\]]*)\]")
-_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 def decode(query: bytes, body: bytes, content_type: str) -> Params:
@@ -81,52 +79,6 @@ def check(endpoint: str, params: Params) -> None:
         _check_kind(name, value, known[name])
 
 
-def integer(params: Params, name: str) -> int | None:
-    """Return an integer parameter that `check` let pass, or None when it isn't there."""
-    value = params.get(name)
-    return None if value is None else int(value)
-
-
-def flag(params: Params, name: str, *, default: bool) -> bool:
-    """Return a boolean parameter that `check` let pass."""
-    value = text(params, name)
-    return default if value is None else value == "true"
-
-
-def text(params: Params, name: str) -> str | None:
-    """Return a text parameter; empty means unset."""
-    value = params.get(name)
-    return value if isinstance(value, str) and value else None
-
-
-def metadata(params: Params, held: Json | None = None) -> dict[str, str]:
-    """Return the metadata to set on a new object, or on `held`; an empty value unsets its key.
-
-    Raises: Rejected, beyond Stripe's limits (docs.stripe.com/api/metadata).
-    """
-    given = params.get("metadata", {})
-    given = {} if given == "" else ({} if held is None else held["metadata"]) | given
-    for name, value in given.items():
-        if len(name) > METADATA_KEY_LENGTH:
-            raise invalid(
-                f"Metadata keys can have up to {METADATA_KEY_LENGTH} characters, but you passed "
-                f"in a key that is {len(name)} characters. Invalid key: {name}",
-                param="metadata",
-            )
-        if len(value) > METADATA_VALUE_LENGTH:
-            raise invalid(
-                f"Metadata values can have up to {METADATA_VALUE_LENGTH} characters, but you "
-                f"passed in a value that is {len(value)} characters. Invalid value: {value}",
-                param="metadata",
-            )
-    kept = {name: value for name, value in given.items() if value}
-    if len(kept) > METADATA_KEYS:
-        raise invalid(
-            f"You can only have up to {METADATA_KEYS} keys in metadata.", param="metadata"
-        )
-    return kept
-
-
 def _place(params: Params, name: str, value: str) -> None:
     top = name.partition("[")[0]
     path = [top, *_SEGMENT.findall(name[len(top) :])]
@@ -141,6 +93,10 @@ def _place(params: Params, name: str, value: str) -> None:
     level[path[-1] or str(len(level))] = value
 
 
+_PATTERNS: Final = {"integer": re.compile(r"-?[0-9]{1,18}"), "boolean": re.compile("true|false")}
+_NEVER_UNSET: Final = frozenset({"amount", "currency", "customer", "charge"})
+
+
 def _check_kind(name: str, value: object, kind: str | list[str]) -> None:
     if kind == "any":
         return
@@ -149,7 +105,7 @@ def _check_kind(name: str, value: object, kind: str | list[str]) -> None:
         return
     if not isinstance(value, str):
         raise invalid(f"Invalid string: {value}", param=name)
-    if value == "" and name in {"amount", "currency", "customer", "charge"}:
+    if value == "" and name in _NEVER_UNSET:
         raise invalid(
             f"You passed an empty string for '{name}'. We assume empty values are an attempt to "
             f"unset a field; however '{name}' cannot be unset. You should remove '{name}' from "
@@ -157,13 +113,13 @@ def _check_kind(name: str, value: object, kind: str | list[str]) -> None:
             "parameter_invalid_empty",
             name,
         )
-    if kind == "integer" and not _INTEGER.fullmatch(value):
-        raise invalid(f"Invalid integer: {value}", "parameter_invalid_integer", name)
-    if kind == "boolean" and value not in {"true", "false"}:
-        raise invalid(f"Invalid boolean: {value}", param=name)
-    if isinstance(kind, list) and value not in kind:
-        choices = ", ".join(kind[:-1]) + f", or {kind[-1]}" if len(kind) > 1 else kind[0]
-        raise invalid(f"Invalid {name}: must be one of {choices}", param=name)
+    if isinstance(kind, list):
+        if value not in kind:
+            choices = ", ".join(kind[:-1]) + f", or {kind[-1]}" if len(kind) > 1 else kind[0]
+            raise invalid(f"Invalid {name}: must be one of {choices}", param=name)
+    elif kind in _PATTERNS and not _PATTERNS[kind].fullmatch(value):
+        code = "parameter_invalid_integer" if kind == "integer" else None
+        raise invalid(f"Invalid {kind}: {value}", code, name)
 
 
 def _check_level(name: str, value: object, kind: str) -> None:
@@ -176,50 +132,33 @@ def _check_level(name: str, value: object, kind: str) -> None:
         raise invalid(f"Invalid {noun}", param=name)
     if kind == "metadata" and not all(isinstance(item, str) for item in value.values()):
         raise invalid("Metadata values must be strings.", param=name)
-    if kind == "range":
-        for bound, moment in value.items():
-            if bound not in {"gt", "gte", "lt", "lte"}:
-                raise invalid(
-                    f"Received unknown parameter: {name}[{bound}]", "parameter_unknown", name
-                )
-            if not isinstance(moment, str) or not _INTEGER.fullmatch(moment):
-                raise invalid(
-                    f"Invalid timestamp: {moment}", "parameter_invalid_integer", f"{name}[{bound}]"
-                )
+    for bound, moment in value.items() if kind == "range" else ():
+        param = f"{name}[{bound}]"
+        if bound not in {"gt", "gte", "lt", "lte"}:
+            raise invalid(f"Received unknown parameter: {param}", "parameter_unknown", name)
+        if not isinstance(moment, str) or not _PATTERNS["integer"].fullmatch(moment):
+            raise invalid(f"Invalid timestamp: {moment}", "parameter_invalid_integer", param)
 
 
 AMOUNT_MAX: Final = 99_999_999
 # docs.stripe.com/currencies#minimum-and-maximum-charge-amounts, in minor units.
-AMOUNT_MIN: Final = {
-    "aed": 200,
-    "aud": 50,
-    "brl": 50,
-    "cad": 50,
-    "chf": 50,
-    "czk": 1500,
-    "dkk": 250,
-    "eur": 50,
-    "gbp": 30,
-    "hkd": 400,
-    "huf": 17500,
-    "inr": 50,
-    "jpy": 50,
-    "mxn": 1000,
-    "myr": 200,
-    "nok": 300,
-    "nzd": 50,
-    "pln": 200,
-    "ron": 200,
-    "sek": 300,
-    "sgd": 50,
-    "thb": 1000,
-    "usd": 50,
-}  # fmt: skip  a table reads better dense
+_MINIMA: Final = {
+    30: "gbp",
+    50: "aud brl cad chf eur inr jpy nzd sgd usd",
+    200: "aed myr pln ron",
+    250: "dkk",
+    300: "nok sek",
+    400: "hkd",
+    1000: "mxn thb",
+    1500: "czk",
+    17500: "huf",
+}
+AMOUNT_MIN: Final = {name: least for least, names in _MINIMA.items() for name in names.split()}
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request at an endpoint, inside its transaction.
+    """One request at an endpoint, inside its transaction; `check` let its parameters pass.
 
     `ids` are what stands in the braces of the endpoint's `path`, `new_id` makes the random part of
     an id, and `declines` says that a fault makes the card say no.
@@ -237,6 +176,86 @@ class Call:
         """The sandbox's time in seconds, as Stripe's `created` has it."""
         return self.records.now_ms // 1000
 
+    def text(self, name: str, default: str | None = None) -> str | None:
+        """Return a text parameter; empty means unset."""
+        return text(self.params, name) or default
+
+    def texts(self, names: str) -> Json:
+        """Return the text parameters that `names` lists, with None for those that are not set."""
+        return {name: self.text(name) for name in names.split()}
+
+    def sent(self, names: str) -> Json:
+        """Return the text parameters that `names` lists, those alone that were sent."""
+        return {name: self.text(name) for name in names.split() if name in self.params}
+
+    def integer(self, name: str, default: int) -> int:
+        """Return an integer parameter."""
+        return int(self.params.get(name, default))
+
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        """Return a boolean parameter."""
+        value = self.text(name)
+        return default if value is None else value == "true"
+
+    def metadata(self, held: Json | None = None) -> dict[str, str]:
+        """Return the metadata to set on a new object, or on `held`; an empty value unsets its key.
+
+        Raises: Rejected, beyond Stripe's limits (docs.stripe.com/api/metadata).
+        """
+        given = self.params.get("metadata", {})
+        given = {} if given == "" else ({} if held is None else held["metadata"]) | given
+        for label in given.items():
+            for (noun, most), word in zip(METADATA_LENGTHS.items(), label, strict=True):
+                if len(word) > most:
+                    raise invalid(
+                        f"Metadata {noun}s can have up to {most} characters, but you passed in a "
+                        f"{noun} that is {len(word)} characters. Invalid {noun}: {word}",
+                        param="metadata",
+                    )
+        kept = {name: value for name, value in given.items() if value}
+        if len(kept) > METADATA_KEYS:
+            sentence = f"You can only have up to {METADATA_KEYS} keys in metadata."
+            raise invalid(sentence, param="metadata")
+        return kept
+
+    def money(self) -> Money:
+        """Return the amount and currency of a new charge or intent. Raises: Rejected."""
+        for name in ("amount", "currency"):
+            if name not in self.params:
+                raise missing_param(name)
+        currency = str(self.text("currency")).lower()
+        if currency not in CURRENCIES:
+            supported = ", ".join(CURRENCIES)
+            raise invalid(
+                f"Invalid currency: {currency}. Stripe currently supports these currencies: "
+                f"{supported}",
+                param="currency",
+            )
+        return Money(self.amount(currency), currency)
+
+    def amount(self, currency: str) -> int:
+        """Return the amount, in minor units and within Stripe's bounds. Raises: Rejected."""
+        amount = self.integer("amount", 0)
+        if amount < 1:
+            raise below_one("amount")
+        least = AMOUNT_MIN.get(currency, 1)
+        if amount < least:
+            shown = show(least, currency)
+            raise invalid(f"Amount must be at least {shown}", "amount_too_small", "amount")
+        if amount > AMOUNT_MAX:
+            shown = show(AMOUNT_MAX, currency)
+            raise invalid(f"Amount must be no more than {shown}", "amount_too_large", "amount")
+        step = 100 if currency in WHOLE_UNITS_ONLY else 10 if currency in THREE_DECIMAL else 1
+        if amount % step:
+            sentence = f"Invalid amount: amounts in {currency} must be divisible by {step}."
+            raise invalid(sentence, "parameter_invalid_integer", "amount")
+        return amount
+
+    def save(self, body: Json) -> Json:
+        """Write an object, and return it."""
+        self.records.save(body)
+        return body
+
     def require(self, kind: str, object_id: str, param: str, status: int = 400) -> Json:
         """Return the object that `param` names. Raises: Rejected with `status` if there is none."""
         found = self.records.find(kind, object_id)
@@ -250,51 +269,15 @@ class Call:
         return self.require(kind, self.ids[0], param, 404)
 
 
-def required_money(params: Params) -> Money:
-    """Return the amount and currency of a new charge or intent.
-
-    Raises: Rejected.
-    """
-    for name in ("amount", "currency"):
-        if name not in params:
-            raise missing_param(name)
-    currency = str(text(params, "currency")).lower()
-    if currency not in CURRENCIES:
-        supported = ", ".join(CURRENCIES)
-        raise invalid(
-            f"Invalid currency: {currency}. Stripe currently supports these currencies: "
-            f"{supported}",
-            param="currency",
-        )
-    money = Money(integer(params, "amount") or 0, currency)
-    check_amount(money)
-    return money
+def text(params: Params, name: str) -> str | None:
+    """Return a text parameter that `check` let pass; empty means unset."""
+    value = params.get(name)
+    return value if isinstance(value, str) and value else None
 
 
-def check_amount(money: Money) -> None:
-    """Check an amount against Stripe's bounds.
-
-    Raises: Rejected.
-    """
-    amount, currency = money.amount, money.currency
-    if amount < 1:
-        raise below_one("amount")
-    least = AMOUNT_MIN.get(currency, 1)
-    if amount < least:
-        shown = show(Money(least, currency))
-        raise invalid(f"Amount must be at least {shown}", "amount_too_small", "amount")
-    if amount > AMOUNT_MAX:
-        shown = show(Money(AMOUNT_MAX, currency))
-        raise invalid(f"Amount must be no more than {shown}", "amount_too_large", "amount")
-    step = 100 if currency in WHOLE_UNITS_ONLY else 10 if currency in THREE_DECIMAL else 1
-    if amount % step:
-        sentence = f"Invalid amount: amounts in {currency} must be divisible by {step}."
-        raise invalid(sentence, "parameter_invalid_integer", "amount")
-
-
-def show(money: Money) -> str:
+def show(amount: int, currency: str) -> str:
     """Write money as Stripe's messages do: `$0.50 usd`."""
-    figure = format_money(money).split(" ", 1)[0]
+    figure = format_money(Money(amount, currency)).split(" ", 1)[0]
     whole, dot, decimals = figure.partition(".")
-    sign = {"usd": "$", "gbp": "£", "eur": "€", "jpy": "¥"}.get(money.currency, "")
-    return f"{sign}{int(whole):,}{dot}{decimals} {money.currency}"
+    sign = {"usd": "$", "gbp": "£", "eur": "€", "jpy": "¥"}.get(currency, "")
+    return f"{sign}{int(whole):,}{dot}{decimals} {currency}"

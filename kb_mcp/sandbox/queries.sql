@@ -5,8 +5,6 @@ ON CONFLICT (id) DO UPDATE SET body = excluded.body;
 DELETE FROM objects WHERE id = ? AND kind = ?;
 -- name: get_object
 SELECT body FROM objects WHERE id = ? AND kind = ?;
--- name: all_objects
-SELECT body FROM objects WHERE kind = ? ORDER BY seq DESC;
 -- name: get_key
 SELECT * FROM keys WHERE key = ?;
 -- name: put_key

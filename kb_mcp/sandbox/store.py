@@ -11,11 +11,11 @@ import json
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from kb_mcp.sandbox.answers import Json
 
@@ -28,12 +28,8 @@ _SQL: Final = {
         r"-- name: (\w+)\n(.*?);\n", _PACKAGE.joinpath("queries.sql").read_text("utf-8"), re.DOTALL
     )
 }
-_FILTERS: Final = {
-    "customer": "customer = ?",
-    "charge": "charge = ?",
-    "payment_intent": "payment_intent = ?",
-    "transfer_group": "transfer_group = ?",
-    "email": "email = ?",
+_COLUMNS: Final = ("customer", "charge", "payment_intent", "transfer_group", "email")
+_FILTERS: Final = {name: f"{name} = ?" for name in _COLUMNS} | {
     "invoice": "json_extract(body, '$.invoice') = ?",
     "gt": "created > ?",
     "gte": "created >= ?",
@@ -126,23 +122,20 @@ class Records:
         """Write a Stripe object, new or changed."""
         self.run("put_object", body["object"], body["id"], json.dumps(body))
 
-    def remove(self, kind: str, object_id: str) -> None:
-        """Forget a Stripe object."""
-        self.run("remove_object", object_id, kind)
-
     def find(self, kind: str, object_id: str) -> Json | None:
         """Return the object of that kind and id, or None."""
         rows = self.run("get_object", object_id, kind)
-        return _load(rows[0]) if rows else None
-
-    def everything(self, kind: str) -> list[Json]:
-        """Return all objects of a kind, newest first."""
-        return [_load(row) for row in self.run("all_objects", kind)]
+        body: Json | None = json.loads(rows[0]["body"]) if rows else None
+        return body
 
     def select(
-        self, kind: str, wanted: Mapping[str, object], limit: int, *, oldest_first: bool
+        self, kind: str, wanted: Json | None = None, limit: int = -1, *, oldest_first: bool = False
     ) -> list[Json]:
-        """Return at most `limit` objects that have what is `wanted` (names of `_FILTERS`)."""
+        """Return objects that have what is `wanted` (names of `_FILTERS`), at most `limit`.
+
+        Newest first, unless `oldest_first`; limit -1 is none.
+        """
+        wanted = wanted or {}
         clauses = " AND ".join(["kind = ?", *(_FILTERS[name] for name in wanted)])
         order = "ASC" if oldest_first else "DESC"
         rows = self.connection.execute(
@@ -150,7 +143,7 @@ class Records:
             f"SELECT body FROM objects WHERE {clauses} ORDER BY seq {order} LIMIT ?",  # noqa: S608  see above
             (kind, *wanted.values(), limit),
         )
-        return [_load(row) for row in rows]
+        return [json.loads(row["body"]) for row in rows]
 
     def log(
         self, method: str, path: str, key: str | None, customer: str | None, status: int | None
@@ -166,8 +159,3 @@ class Records:
         for table in ("objects", "keys", "faults", "requests"):
             self.connection.execute(f"DELETE FROM {table}")  # noqa: S608  names written here
         self.connection.execute("UPDATE numbers SET value = 0")
-
-
-def _load(row: sqlite3.Row) -> Json:
-    body: dict[str, Any] = json.loads(row["body"])
-    return body

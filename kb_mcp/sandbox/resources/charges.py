@@ -1,78 +1,67 @@
-"""Charges: created, listed, captured, and those that the card refused.
+"""Charges, what becomes of them, and their refunds and disputes.
 
-Floor: sandbox, ground. How a card's bank answers: `payment_methods`.
+Floor: sandbox, ground. How a card's bank answers: `customers`. A refund succeeds at once, unless
+the id of the customer or of the payment method contains `PendingRefund` (it waits) or
+`RefundAction` (the customer must act first). `POST /_sandbox/refunds` moves one on, and
+`POST /_sandbox/disputes` a dispute, as the bank would. Source: docs.stripe.com/refunds, /disputes.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from kb_mcp.money import Money
 from kb_mcp.sandbox.answers import (
-    DECLINES,
     Answer,
     Json,
     below_one,
     declined,
+    failure,
     invalid,
     missing_object,
 )
-from kb_mcp.sandbox.listing import saved, shown
-from kb_mcp.sandbox.params import Call, Params, flag, integer, metadata, required_money, show, text
-from kb_mcp.sandbox.resources.customers import require_customer
-from kb_mcp.sandbox.resources.payment_methods import CARD, BankCard, billing_details, card_of
+from kb_mcp.sandbox.listing import expanded
+from kb_mcp.sandbox.params import Call, show
+from kb_mcp.sandbox.resources.customers import billing_details, card_of, require_customer
+from kb_mcp.sandbox.store import Records
 
-# What the sandbox does not play.
-_NOT_PLAYED = (
-    "application application_fee application_fee_amount description on_behalf_of "
-    "receipt_email receipt_number review shipping source_transfer statement_descriptor "
-    "statement_descriptor_suffix transfer_data transfer_group"
-).split()
-
-COPIED = (
-    "description",
-    "on_behalf_of",
-    "receipt_email",
-    "statement_descriptor",
-    "statement_descriptor_suffix",
-    "transfer_group",
+WORDING: Final = (
+    "description on_behalf_of receipt_email statement_descriptor statement_descriptor_suffix "
+    "transfer_group"
 )
+"""Wording and labels, which move no money: a request passes them on to its charge or intent."""
 
 
-def create_charge(call: Call) -> Answer:
+def create_charge(call: Call) -> Json | Answer:
     """POST /v1/charges."""
-    params = call.params
-    money = required_money(params)
-    customer, source = text(params, "customer"), text(params, "source")
-    if customer is None and source is None and not params.get("card"):
+    money = call.money()
+    customer, source = call.text("customer"), call.text("source")
+    if customer is None and source is None and not call.params.get("card"):
         raise invalid("Must provide source or customer.", "parameter_missing")
     payment_method = source or f"card_{call.new_id()}"
     if customer is not None:
-        owner = require_customer(call, customer, "customer")
-        payment_method = source or owner["invoice_settings"]["default_payment_method"] or ""
+        settings = require_customer(call, customer)["invoice_settings"]
+        payment_method = source or settings["default_payment_method"]
         if not payment_method:
             raise invalid("Cannot charge a customer that has no active card", "missing", "card")
     if "Missing" in payment_method:
         raise missing_object("token", payment_method, "source")
-    failure = refusal_of(call, customer, payment_method, off_session=True)
-    charge = new_charge(
-        call,
-        money,
-        customer=customer,
-        payment_method=payment_method,
-        captured=flag(params, "capture", default=True),
-        failure=failure,
-    )
-    charge |= {name: text(params, name) for name in COPIED} | {"metadata": metadata(params)}
-    answer = saved(call, charge)
-    return answer if failure is None else declined(charge["id"], reason=failure)
+    origin = {"customer": customer, "payment_method": payment_method, "payment_intent": None}
+    origin |= call.texts(WORDING) | {"metadata": call.metadata()}
+    refused = refusal_of(call, origin, off_session=True)
+    captured = call.flag("capture", default=True)
+    charge = new_charge(call, money, origin, refused, captured=captured)
+    shown = expanded(call, charge)
+    return shown if refused is None else declined(charge["id"], reason=refused)
 
 
-def update_charge(call: Call) -> Answer:
+def update_charge(call: Call) -> Json:
     """POST /v1/charges/{charge}: wording and metadata, which move no money."""
     charge = call.named("charge")
-    return saved(call, charge | copied(call.params) | {"metadata": metadata(call.params, charge)})
+    return call.save(charge | call.sent(WORDING) | {"metadata": call.metadata(charge)})
 
 
-def capture_charge(call: Call) -> Answer:
+def capture_charge(call: Call) -> Json:
     """POST /v1/charges/{charge}/capture."""
     charge = call.named("charge")
     if charge["payment_intent"] is not None:
@@ -85,154 +74,289 @@ def capture_charge(call: Call) -> Answer:
         raise invalid(sentence, "charge_already_captured")
     if charge["status"] != "succeeded" or charge["refunded"]:
         raise invalid(f"Charge {charge['id']} cannot be captured.", "charge_not_capturable")
-    amount = integer(call.params, "amount")
-    capture(call, charge, charge["amount"] if amount is None else amount, "amount")
-    return shown(call, charge)
+    capture(call, charge, "amount")
+    return charge
 
 
-def capture(call: Call, charge: Json, amount: int, param: str) -> None:
-    """Take `amount` of an authorised charge; the rest goes back to the card.
+def capture(call: Call, charge: Json, param: str) -> int:
+    """Take what `param` says of an authorised charge, or all of it, and return how much.
 
-    Raises: Rejected, when the amount is not within what was authorised.
+    The rest goes back to the card. Raises: Rejected, when that is not within what was authorised.
     """
+    amount = call.integer(param, charge["amount"])
     if amount < 1:
         raise below_one(param)
     if amount > charge["amount"]:
-        most = show(Money(charge["amount"], charge["currency"]))
-        raise invalid(
-            f"You cannot capture more than the authorized amount of {most}.",
-            "amount_too_large",
-            param,
-        )
+        most = show(charge["amount"], charge["currency"])
+        sentence = f"You cannot capture more than the authorized amount of {most}."
+        raise invalid(sentence, "amount_too_large", param)
     charge |= {
         "amount_captured": amount,
         "amount_refunded": charge["amount"] - amount,
         "balance_transaction": f"txn_{call.new_id()}",
         "captured": True,
     }
-    call.records.save(charge)
+    call.save(charge)
+    return amount
 
 
-def refusal_of(
-    call: Call, customer: str | None, payment_method: str, *, off_session: bool
-) -> str | None:
-    """Return why the bank says no, a row of `DECLINES`; None where it does not.
+def refusal_of(call: Call, payer: Json, *, off_session: bool) -> str | None:
+    """Return why the bank says no to the card of `payer`, a charge or an intent; None: it does not.
 
     Nobody is there to authenticate `off_session`.
     """
-    if call.declines or "Declined" in (customer or ""):
+    if call.declines or "Declined" in (payer["customer"] or ""):
         return "generic_decline"
-    card = card_of(call.records, payment_method)
-    if off_session and needs_the_customer(call, customer, payment_method, off_session=True):
+    if off_session and needs_the_customer(call, payer, off_session=True):
         return "authentication_required"
-    return card.decline
+    return card_of(call.records, payer["payment_method"]).decline
 
 
-def needs_the_customer(
-    call: Call, customer: str | None, payment_method: str, *, off_session: bool
-) -> bool:
+def needs_the_customer(call: Call, payer: Json, *, off_session: bool) -> bool:
     """Say whether the customer must authenticate; a card that was saved may have it behind it."""
-    if "Authentication" in (customer or ""):
+    if "Authentication" in (payer["customer"] or ""):
         return True
-    when = card_of(call.records, payment_method).authentication
+    when = card_of(call.records, payer["payment_method"]).asks
     if when == "unless_set_up" and off_session:
-        saved = call.records.find("payment_method", payment_method)
+        saved = call.records.find("payment_method", payer["payment_method"])
         return saved is None or saved["customer"] is None
     return when != "never"
 
 
 def new_charge(
-    call: Call,
-    money: Money,
-    *,
-    customer: str | None,
-    payment_method: str,
-    captured: bool,
-    failure: str | None,
-    payment_intent: str | None = None,
+    call: Call, money: Money, origin: Json, refused: str | None, *, captured: bool
 ) -> Json:
-    """Build a charge that succeeded, or that the bank refused; the caller saves it.
+    """Save a charge that succeeded, or that the bank `refused`, which says why.
 
-    `failure` is a row of `DECLINES`.
+    `origin` is what it takes from its request or its intent: customer, payment method, wording.
     """
-    charge_id, succeeded = f"ch_{call.new_id()}", failure is None
-    took, card = succeeded and captured, card_of(call.records, payment_method)
-    return dict.fromkeys(_NOT_PLAYED) | {
-        "id": charge_id,
-        "object": "charge",
-        "amount": money.amount,
-        "amount_captured": money.amount if took else 0,
-        "amount_refunded": 0,
-        "balance_transaction": f"txn_{call.new_id()}" if took else None,
-        "billing_details": billing_details(),
-        "calculated_statement_descriptor": "KB-MCP SANDBOX",
-        "captured": took,
+    charge_id, succeeded = f"ch_{call.new_id()}", refused is None
+    took = succeeded and captured
+    code, message = (None, None) if refused is None else failure(refused)
+    return call.save(
+        dict.fromkeys(_NOT_PLAYED)
+        | {
+            "id": charge_id,
+            "object": "charge",
+            "amount": money.amount,
+            "amount_captured": money.amount if took else 0,
+            "amount_refunded": 0,
+            "balance_transaction": f"txn_{call.new_id()}" if took else None,
+            "billing_details": billing_details(),
+            "calculated_statement_descriptor": "KB-MCP SANDBOX",
+            "captured": took,
+            "created": call.now,
+            "currency": money.currency,
+            "disputed": False,
+            "failure_code": code,
+            "failure_message": message,
+            "fraud_details": {},
+            "livemode": False,
+            "outcome": _outcome(refused),
+            "paid": succeeded,
+            "payment_method_details": _card_details(
+                call, origin["payment_method"], money.amount, captured=captured
+            ),
+            "receipt_url": f"https://receipts.invalid/{charge_id}" if succeeded else None,
+            "refunded": False,
+            "status": "succeeded" if succeeded else "failed",
+        }
+        | origin
+    )
+
+
+# What the sandbox does not play.
+_NOT_PLAYED: Final = (
+    f"{WORDING} application application_fee application_fee_amount failure_balance_transaction "
+    "receipt_number review shipping source_transfer transfer_data"
+).split()
+
+
+def _outcome(refused: str | None) -> Json:
+    approved = {
+        "network_status": "approved_by_network",
+        "seller_message": "Payment complete.",
+        "type": "authorized",
+    }
+    declines = {
+        "network_status": "declined_by_network",
+        "seller_message": "The bank did not return any further details with this decline.",
+        "type": "issuer_declined",
+    }
+    codes = dict.fromkeys(("advice_code", "network_advice_code", "network_decline_code"))
+    risk = {"risk_level": "normal", "risk_score": 20}
+    return codes | risk | {"reason": refused} | (declines if refused else approved)
+
+
+def _card_details(call: Call, payment_method: str, amount: int, *, captured: bool) -> Json:
+    card = card_of(call.records, payment_method)
+    details = dict.fromkeys(
+        "authorization_code installments mandate network_token network_transaction_id "
+        "three_d_secure".split()
+    )
+    details |= card.shown | {"amount_authorized": amount, "network": card.brand}
+    if not captured:
+        details |= {
+            "extended_authorization": {"status": "disabled"},
+            "incremental_authorization": {"status": "available"},
+            "multicapture": {"status": "unavailable"},
+            "overcapture": {"maximum_amount_capturable": amount, "status": "unavailable"},
+        }
+    return {"card": details, "type": "card"}
+
+
+STATUSES: Final = ("pending", "requires_action", "succeeded", "failed", "canceled")
+_GIVEN_BACK: Final = frozenset({"failed", "canceled"})
+_ACTION_LASTS_SECONDS: Final = 45 * 24 * 3600
+
+
+def create_refund(call: Call) -> Json:
+    """POST /v1/refunds."""
+    charge = _refunded_charge(call)
+    amount = _refunded_amount(call, charge)
+    _count(call.records, charge, amount)
+    return call.save(_new_refund(call, charge, amount))
+
+
+def update_refund(call: Call) -> Json:
+    """POST /v1/refunds/{refund}: its metadata."""
+    refund = call.named("refund")
+    return call.save(refund | {"metadata": call.metadata(refund)})
+
+
+def cancel_refund(call: Call) -> Json:
+    """POST /v1/refunds/{refund}/cancel: only one that waits for the customer."""
+    refund = call.named("refund")
+    if refund["status"] != "requires_action":
+        raise invalid("You can only cancel refunds that require customer actions.")
+    return end_refund(call.records, refund, "canceled")
+
+
+def end_refund(records: Records, refund: Json, status: str) -> Json:
+    """Move `refund` to `status`; what failed or was canceled is left on its charge again."""
+    before, refund["status"] = refund["status"], status
+    refund.pop("next_action", None)
+    if status == "failed":
+        refund |= {
+            "failure_balance_transaction": f"txn_failed{refund['id'][3:]}",
+            "failure_reason": "lost_or_stolen_card",
+        }
+    counted = (before in _GIVEN_BACK) - (status in _GIVEN_BACK)
+    _count(records, records.find("charge", refund["charge"]) or {}, refund["amount"] * counted)
+    records.save(refund)
+    return refund
+
+
+def _count(records: Records, charge: Json, amount: int) -> None:
+    refunded = charge["amount_refunded"] + amount
+    charge |= {"amount_refunded": refunded, "refunded": refunded == charge["amount"]}
+    records.save(charge)
+
+
+def _refunded_charge(call: Call) -> Json:
+    charge_id, intent_id = call.text("charge"), call.text("payment_intent")
+    if charge_id is None and intent_id is None:
+        raise invalid(
+            "One of the following params should be provided for this request: payment_intent or "
+            "charge."
+        )
+    if charge_id is None and intent_id is not None:
+        charge_id = call.require("payment_intent", intent_id, "payment_intent")["latest_charge"]
+        if charge_id is None:
+            sentence = f"This PaymentIntent ({intent_id}) does not have a successful charge."
+            raise invalid(sentence, param="payment_intent")
+    charge = call.require("charge", charge_id or "", "charge")
+    if intent_id is not None and charge["payment_intent"] != intent_id:
+        raise invalid(f"Charge {charge_id} does not belong to {intent_id}.", param="charge")
+    return charge
+
+
+def _refunded_amount(call: Call, charge: Json) -> int:
+    named = f"Charge {charge['id']}"
+    if charge["status"] != "succeeded":
+        raise invalid(f"{named} has not succeeded and cannot be refunded.")
+    if charge["refunded"]:
+        raise invalid(f"{named} has already been refunded.", "charge_already_refunded")
+    dispute = _dispute_of(call.records, charge)
+    if dispute is not None and not dispute["is_charge_refundable"]:
+        sentence = f"{named} has been charged back; cannot issue a refund."
+        raise invalid(sentence, "charge_disputed")
+    left = charge["amount"] - charge["amount_refunded"]
+    amount = call.integer("amount", left)
+    if amount < 1:
+        raise below_one("amount")
+    if amount > left:
+        asked, most = (show(figure, charge["currency"]) for figure in (amount, left))
+        sentence = f"Refund amount ({asked}) is greater than unrefunded amount on charge ({most})"
+        raise invalid(sentence, param="amount")
+    if amount < left and not charge["captured"]:
+        sentence = f"{named} has not been captured, so it cannot be refunded in part."
+        raise invalid(sentence, param="amount")
+    return amount
+
+
+def _new_refund(call: Call, charge: Json, amount: int) -> Json:
+    named = f"{charge['customer']} {charge['payment_method']}"
+    status = "pending" if "PendingRefund" in named else "succeeded"
+    refund = {
+        "id": f"re_{call.new_id()}",
+        "object": "refund",
+        "amount": amount,
+        "balance_transaction": f"txn_{call.new_id()}",
+        "charge": charge["id"],
         "created": call.now,
-        "currency": money.currency,
-        "customer": customer,
-        "disputed": False,
-        **_failure(failure),
-        "fraud_details": {},
+        "currency": charge["currency"],
+        "destination_details": {
+            "card": {
+                "reference_status": "pending",
+                "reference_type": "acquirer_reference_number",
+                "type": "refund",
+            },
+            "type": "card",
+        },
+        "metadata": call.metadata(),
+        "payment_intent": charge["payment_intent"],
+        "reason": call.text("reason"),
+        "status": status,
+        **dict.fromkeys(("receipt_number", "source_transfer_reversal", "transfer_reversal")),
+    }
+    if "RefundAction" in named:
+        details = {
+            "email_sent": {"email_sent_at": call.now, "email_sent_to": "customer@example.com"},
+            "expires_at": call.now + _ACTION_LASTS_SECONDS,
+        }
+        action = {"display_details": details, "type": "display_details"}
+        refund |= {"next_action": action, "status": "requires_action"}
+    return refund
+
+
+# Of an inquiry nothing has been taken yet, and what was won is back.
+_REFUNDABLE: Final = ("warning_needs_response", "warning_under_review", "warning_closed", "won")
+DISPUTE_STATUSES: Final = (*_REFUNDABLE, "needs_response", "under_review", "lost")
+
+
+def dispute_charge(records: Records, charge: Json, status: str) -> Json:
+    """Open a dispute of `charge`, or move its dispute to `status`; return the dispute."""
+    dispute = _dispute_of(records, charge) or {
+        "id": f"dp_{charge['id'].removeprefix('ch_')}",
+        "object": "dispute",
+        "amount": charge["amount"],
+        "balance_transactions": [],
+        "charge": charge["id"],
+        "created": records.now_ms // 1000,
+        "currency": charge["currency"],
+        "evidence": {},
+        "evidence_details": {"due_by": None, "has_evidence": False, "past_due": False},
         "livemode": False,
         "metadata": {},
-        "paid": succeeded,
-        "payment_intent": payment_intent,
-        "payment_method": payment_method,
-        "payment_method_details": _card_details(money.amount, card, captured=captured),
-        "receipt_url": f"https://receipts.invalid/{charge_id}" if succeeded else None,
-        "refunded": False,
-        "status": "succeeded" if succeeded else "failed",
+        "payment_intent": charge["payment_intent"],
+        "reason": "general",
     }
+    dispute |= {"is_charge_refundable": status in _REFUNDABLE, "status": status}
+    records.save(charge | {"disputed": True})
+    records.save(dispute)
+    return dispute
 
 
-def copied(params: Params) -> Json:
-    """Return the wording and labels that a request passes on to its charge or intent."""
-    return {name: text(params, name) for name in COPIED if name in params}
-
-
-def _failure(failure: str | None) -> Json:
-    refused = failure is not None
-    outcome = {
-        "advice_code": None,
-        "network_advice_code": None,
-        "network_decline_code": None,
-        "network_status": "declined_by_network" if refused else "approved_by_network",
-        "reason": failure,
-        "risk_level": "normal",
-        "risk_score": 20,
-        "seller_message": "The bank did not return any further details with this decline."
-        if refused
-        else "Payment complete.",
-        "type": "issuer_declined" if refused else "authorized",
-    }
-    return {
-        "failure_balance_transaction": None,
-        "failure_code": None if failure is None else DECLINES[failure].code,
-        "failure_message": None if failure is None else DECLINES[failure].message,
-        "outcome": outcome,
-    }
-
-
-def _card_details(amount: int, bank_card: BankCard, *, captured: bool) -> Json:
-    checks = {"address_line1_check": None, "address_postal_code_check": None, "cvc_check": "pass"}
-    card: Json = {
-        **CARD,
-        **bank_card.shown,
-        "amount_authorized": amount,
-        "authorization_code": None,
-        "checks": checks,
-        "installments": None,
-        "mandate": None,
-        "network": bank_card.brand,
-        "network_token": None,
-        "network_transaction_id": None,
-        "regulated_status": "unregulated",
-        "three_d_secure": None,
-    }
-    hold = {
-        "extended_authorization": {"status": "disabled"},
-        "incremental_authorization": {"status": "available"},
-        "multicapture": {"status": "unavailable"},
-        "overcapture": {"maximum_amount_capturable": amount, "status": "unavailable"},
-    }
-    return {"card": card if captured else card | hold, "type": "card"}
+def _dispute_of(records: Records, charge: Json) -> Json | None:
+    return next(iter(records.select("dispute", {"charge": charge["id"]}, 1)), None)

@@ -1,112 +1,220 @@
-"""Customers, their cards, and the account itself.
+"""Customers and their payment methods: Stripe's test cards, and how their banks answer.
 
-Floor: sandbox, ground. To keep samples simple, every well-formed customer exists from the moment
-it is named, with a card of its own; a name that contains `Missing` never does, and one that was
-deleted does no more.
+Floor: sandbox, ground. Pure, but for the records. To keep samples simple, every well-formed
+customer exists from the moment it is named, with a card of its own; a name that contains `Missing`
+never does, and one that was deleted does no more. Beside the test cards, any customer or payment
+method whose id contains `Declined` is declined, and one that contains `Authentication` needs the
+customer. Source: docs.stripe.com/testing and /api/payment_methods.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
-from kb_mcp.sandbox.answers import ACCOUNT_ID, Answer, Json, invalid, missing_object
-from kb_mcp.sandbox.listing import page, saved, shown
-from kb_mcp.sandbox.params import Call, Params, metadata, text
-from kb_mcp.sandbox.resources.payment_methods import (
-    PAYMENT_METHOD,
-    attach,
-    detach,
-    not_the_customers,
-)
+from kb_mcp.sandbox.answers import Answer, Json, Rejected, declined, invalid, missing_object
+from kb_mcp.sandbox.listing import page
+from kb_mcp.sandbox.params import Call, text
+from kb_mcp.sandbox.store import Records
 
-_CUSTOMER = re.compile(r"cus_[A-Za-z0-9]{1,200}")
-_WORDS = ("description", "email", "name", "phone")
-_PARTS = ("address", "shipping")
-_CARDS_MAX = 1_000
+Asks = Literal["never", "always", "unless_set_up"]
+_CHECKS: Final = {
+    "address_line1_check": None,
+    "address_postal_code_check": None,
+    "cvc_check": "pass",
+}
 
 
-def require_customer(call: Call, customer_id: str, param: str, status: int = 400) -> Json:
-    """Return the customer, who comes into being when first named.
+@dataclass(frozen=True, slots=True)
+class BankCard:
+    """A card: `decline` is why its bank says no; `attaches` says that it can be saved.
 
-    Raises: Rejected with `status`, when there can be no such customer, or is none any more.
+    `asks` says when its customer must authenticate.
     """
-    known = call.records.find("customer", customer_id)
-    if known is not None:
-        return known
-    if call.records.find("deleted_customer", _deleted(customer_id)) is not None:
-        raise missing_object("customer", customer_id, param, status)
-    if not _CUSTOMER.fullmatch(customer_id) or "Missing" in customer_id:
-        raise missing_object("customer", customer_id, param, status)
-    return _new_customer(call, customer_id, {})
+
+    last4: str = "4242"
+    brand: str = "visa"
+    funding: str = "credit"
+    decline: str | None = None
+    attaches: bool = True
+    asks: Asks = "never"
+
+    @property
+    def shown(self) -> Json:
+        """What an object of the API shows of it."""
+        return {
+            "brand": self.brand,
+            "checks": _CHECKS,
+            "country": "US",
+            "exp_month": 12,
+            "exp_year": 2034,
+            "fingerprint": f"KbSandbox{'1' if self.last4 == '4242' else self.last4:0>7}",
+            "funding": self.funding,
+            "last4": self.last4,
+            "regulated_status": "unregulated",
+            "wallet": None,
+        }
 
 
-def create_customer(call: Call) -> Answer:
-    """POST /v1/customers."""
-    return shown(call, _new_customer(call, f"cus_{call.new_id()}", call.params))
+PLAIN: Final = BankCard()
+_DECLINED: Final = {
+    "chargeDeclined": ("0002", "generic_decline"),
+    "chargeDeclinedInsufficientFunds": ("9995", "insufficient_funds"),
+    "chargeDeclinedLostCard": ("9987", "lost_card"),
+    "chargeDeclinedStolenCard": ("9979", "stolen_card"),
+    "chargeDeclinedExpiredCard": ("0069", "expired_card"),
+    "chargeDeclinedIncorrectCvc": ("0127", "incorrect_cvc"),
+    "chargeDeclinedProcessingError": ("0119", "processing_error"),
+    "chargeDeclinedVelocityLimitExceeded": ("6975", "card_velocity_exceeded"),
+    "chargeDeclinedFraudulent": ("0019", "fraudulent"),
+    "radarBlock": ("0019", "fraudulent"),
+}
+_ASKING: Final = {
+    "authenticationRequired": ("3184", None),
+    "authenticationRequiredChargeDeclinedInsufficientFunds": ("8260", "insufficient_funds"),
+    "threeDSecureRequired": ("3063", None),
+    "threeDSecure2Required": ("3220", None),
+    "threeDSecureRequiredChargeDeclined": ("8001", "generic_decline"),
+    "threeDSecureRequiredProcessingError": ("3097", "processing_error"),
+}
+CARDS: Final = (
+    {
+        "visa": PLAIN,
+        "visa_debit": BankCard("5556", funding="debit"),
+        "mastercard": BankCard("4444", "mastercard"),
+        "mastercard_debit": BankCard("8210", "mastercard", "debit"),
+        "mastercard_prepaid": BankCard("5100", "mastercard", "prepaid"),
+        "amex": BankCard("8431", "amex"),
+        "discover": BankCard("1117", "discover"),
+        "diners": BankCard("0004", "diners"),
+        "jcb": BankCard("0505", "jcb"),
+        "unionpay": BankCard("0005", "unionpay"),
+        "chargeCustomerFail": BankCard("0341", decline="generic_decline"),
+        "authenticationRequiredOnSetup": BankCard("3155", asks="unless_set_up"),
+        "authenticationRequiredSetupForOffSession": BankCard("3178", asks="unless_set_up"),
+    }
+    | {
+        name: BankCard(last4, decline=why, attaches=False)
+        for name, (last4, why) in _DECLINED.items()
+    }
+    | {name: BankCard(last4, decline=why, asks="always") for name, (last4, why) in _ASKING.items()}
+)
+"""Names without `pm_card_`; a name that is not here is a plain card."""
+
+_NAME: Final = re.compile(r"(?:pm_card_|tok_)(?:visa_(?=charge))?(\w+)")
+_TEST_CARD: Final = "test_card"  # a record of ours, which no endpoint shows
 
 
-def get_customer(call: Call) -> Answer:
-    """GET /v1/customers/{customer}; of a deleted one, that it is."""
-    if call.records.find("deleted_customer", _deleted(call.ids[0])) is not None:
-        return Answer(200, _gone(call.ids[0]))
-    return shown(call, require_customer(call, call.ids[0], "id", 404))
+def card_of(records: Records, payment_method: str) -> BankCard:
+    """Return the test card that `payment_method` is, or is a copy of."""
+    copied = records.find(_TEST_CARD, f"{payment_method}#card")
+    found = _NAME.fullmatch(copied["name"] if copied else payment_method)
+    if found and found[1] in CARDS:
+        return CARDS[found[1]]
+    if "Declined" in payment_method:
+        return BankCard(decline="generic_decline")
+    return BankCard(asks="always") if "Authentication" in payment_method else PLAIN
 
 
-def update_customer(call: Call) -> Answer:
-    """POST /v1/customers/{customer}."""
-    customer, params = require_customer(call, call.ids[0], "id", 404), call.params
-    customer |= {name: text(params, name) for name in _WORDS if name in params}
-    customer |= {name: params[name] or None for name in _PARTS if name in params}
-    if "balance" in params:
-        customer["balance"] = int(params["balance"])
-    customer["metadata"] = metadata(params, customer)
-    given = params.get("invoice_settings") or {}
-    if "default_payment_method" in given:
-        customer["invoice_settings"]["default_payment_method"] = _own_card(call, customer, given)
-    return saved(call, customer)
+_PAYMENT_METHOD: Final = re.compile(r"pm_[A-Za-z0-9_]{1,200}")
 
 
-def delete_customer(call: Call) -> Answer:
-    """DELETE /v1/customers/{customer}: for good, and its cards with it."""
-    customer = require_customer(call, call.ids[0], "id", 404)
-    wanted = {"customer": customer["id"]}
-    for card in call.records.select("payment_method", wanted, _CARDS_MAX, oldest_first=True):
-        detach(call, card)
-    call.records.remove("customer", customer["id"])
-    call.records.save({"object": "deleted_customer", "id": _deleted(customer["id"])})
-    return Answer(200, _gone(customer["id"]))
+def billing_details() -> Json:
+    """Return billing details of which nothing is known."""
+    address = dict.fromkeys(("city", "country", "line1", "line2", "postal_code", "state"))
+    return {"address": address, **dict.fromkeys(("email", "name", "phone", "tax_id"))}
 
 
-def get_own_payment_method(call: Call) -> Answer:
-    """GET /v1/customers/{customer}/payment_methods/{payment_method}."""
-    customer, payment_method = call.ids
-    require_customer(call, customer, "customer", 404)
-    found = call.require("payment_method", payment_method, "payment_method", 404)
-    if found["customer"] != customer:
-        raise missing_object("payment_method", payment_method, "payment_method", 404)
-    return shown(call, found)
+def require_payment_method(call: Call, payment_method: str, customer: str | None) -> Json:
+    """Return the payment method, which must not belong to another customer.
+
+    Stripe's test names (`pm_card_visa`) and other well-formed ones come into being when named.
+    Raises: Rejected.
+    """
+    known = call.records.find("payment_method", payment_method)
+    if known is None:
+        return _new_payment_method(call, _well_formed(payment_method))
+    if customer is not None and known["customer"] not in {None, customer}:
+        raise _not_the_customers(payment_method, "payment_method")
+    return known
 
 
-def list_payment_methods(call: Call) -> Answer:
-    """GET /v1/payment_methods, or below a customer."""
-    customer = call.ids[0] if call.ids else text(call.params, "customer")
-    if customer is not None:
-        require_customer(call, customer, "customer", 404 if call.ids else 400)
-        call = replace(call, params=call.params | {"customer": customer})
-    found = page(call, "payment_method", "customer")
-    if call.params.get("type", "card") != "card":
-        found |= {"data": [], "has_more": False}  # there are only cards here
-    return shown(call, found)
+def _well_formed(payment_method: str) -> str:
+    if not _PAYMENT_METHOD.fullmatch(payment_method) or "Missing" in payment_method:
+        raise missing_object("payment_method", payment_method, "payment_method")
+    return payment_method
 
 
-def attach_payment_method(call: Call) -> Answer:
+def _not_the_customers(payment_method: str, param: str) -> Rejected:
+    return invalid(
+        f"The customer does not have a payment method with the ID {payment_method}. The payment "
+        "method must be attached to the customer.",
+        "resource_missing",
+        param,
+    )
+
+
+def _attach(call: Call, payment_method: str, customer: str) -> Json:
+    """Attach a payment method to a customer, and return it; of a test card, a copy.
+
+    Raises: Rejected, when it belongs to somebody, or when its bank refuses even to save it.
+    """
+    found = require_payment_method(call, payment_method, None)
+    card = card_of(call.records, payment_method)
+    if not card.attaches and card.decline is not None:
+        raise Rejected(declined(None, reason=card.decline))
+    if payment_method.startswith("pm_card_"):
+        copied = f"pm_{call.new_id()}"
+        call.save({"object": _TEST_CARD, "id": f"{copied}#card", "name": payment_method})
+        found = _new_payment_method(call, copied)
+    elif found["customer"] not in {None, customer}:
+        sentence = "The payment method you provided has already been attached to a customer."
+        raise invalid(sentence, param="payment_method")
+    return call.save(found | {"customer": customer})
+
+
+def _detach(call: Call, payment_method: Json) -> Json:
+    """Take a payment method off its customer, whose default it is no more."""
+    owner = call.records.find("customer", payment_method["customer"])
+    if owner and owner["invoice_settings"]["default_payment_method"] == payment_method["id"]:
+        owner["invoice_settings"]["default_payment_method"] = None
+        call.save(owner)
+    return call.save(payment_method | {"customer": None})
+
+
+def _new_payment_method(call: Call, payment_method: str) -> Json:
+    shown = card_of(call.records, payment_method).shown
+    return call.save(
+        {
+            "id": payment_method,
+            "object": "payment_method",
+            "allow_redisplay": "unspecified",
+            "billing_details": billing_details(),
+            "card": shown
+            | {
+                "display_brand": shown["brand"],
+                "generated_from": None,
+                "networks": {"available": [shown["brand"]], "preferred": None},
+                "three_d_secure_usage": {"supported": True},
+            },
+            "created": call.now,
+            "customer": None,
+            "customer_account": None,
+            "livemode": False,
+            "metadata": {},
+            "type": "card",
+        }
+    )
+
+
+def attach_payment_method(call: Call) -> Json:
     """POST /v1/payment_methods/{payment_method}/attach."""
-    customer = require_customer(call, str(text(call.params, "customer")), "customer")
-    return shown(call, attach(call, call.ids[0], customer["id"]))
+    customer = require_customer(call, str(call.text("customer")))
+    return _attach(call, call.ids[0], customer["id"])
 
 
-def detach_payment_method(call: Call) -> Answer:
+def detach_payment_method(call: Call) -> Json:
     """POST /v1/payment_methods/{payment_method}/detach."""
     found = call.named("payment_method")
     if found["customer"] is None:
@@ -114,90 +222,129 @@ def detach_payment_method(call: Call) -> Answer:
             "The payment method you provided is not attached to a customer so detachment is "
             "impossible."
         )
-    detach(call, found)
-    return shown(call, found | {"customer": None})
+    return _detach(call, found)
 
 
-def get_account(call: Call) -> Answer:  # noqa: ARG001  every endpoint is given its call
-    """GET /v1/account."""
-    return Answer(
-        200,
+def list_payment_methods(call: Call) -> Json:
+    """GET /v1/payment_methods, or below a customer."""
+    customer = call.ids[0] if call.ids else call.text("customer")
+    if customer is not None:
+        require_customer(call, customer, "customer", 404 if call.ids else 400)
+        call = replace(call, params=call.params | {"customer": customer})
+    found = page(call, "payment_method", "customer")
+    if call.params.get("type", "card") != "card":
+        found |= {"data": [], "has_more": False}  # there are only cards here
+    return found
+
+
+def get_own_payment_method(call: Call) -> Json:
+    """GET /v1/customers/{customer}/payment_methods/{payment_method}."""
+    customer, payment_method = call.ids
+    require_customer(call, customer, "customer", 404)
+    found = call.require("payment_method", payment_method, "payment_method", 404)
+    if found["customer"] != customer:
+        raise missing_object("payment_method", payment_method, "payment_method", 404)
+    return found
+
+
+_CUSTOMER: Final = re.compile(r"cus_[A-Za-z0-9]{1,200}")
+
+
+def require_customer(
+    call: Call, customer_id: str, param: str = "customer", status: int = 400
+) -> Json:
+    """Return the customer, who comes into being when first named.
+
+    Raises: Rejected with `status`, when there can be no such customer, or is none any more.
+    """
+    known = call.records.find("customer", customer_id)
+    if known is not None:
+        return known
+    may_be = _CUSTOMER.fullmatch(customer_id) and "Missing" not in customer_id
+    if not may_be or _is_deleted(call, customer_id):
+        raise missing_object("customer", customer_id, param, status)
+    return _new_customer(replace(call, params={}), customer_id)
+
+
+def _is_deleted(call: Call, customer_id: str) -> bool:
+    return call.records.find("deleted_customer", f"{customer_id}#deleted") is not None
+
+
+def create_customer(call: Call) -> Json:
+    """POST /v1/customers."""
+    return _new_customer(call, f"cus_{call.new_id()}")
+
+
+def get_customer(call: Call) -> Json | Answer:
+    """GET /v1/customers/{customer}; of a deleted one, that it is."""
+    [customer] = call.ids
+    return _gone(customer) if _is_deleted(call, customer) else _named_customer(call)
+
+
+def update_customer(call: Call) -> Json:
+    """POST /v1/customers/{customer}."""
+    customer, params = _named_customer(call), call.params
+    customer |= call.sent("description email name phone")
+    customer |= {name: params[name] or None for name in ("address", "shipping") if name in params}
+    customer["balance"] = call.integer("balance", customer["balance"])
+    customer["metadata"] = call.metadata(customer)
+    settings = params.get("invoice_settings") or {}
+    if "default_payment_method" in settings:
+        named = text(settings, "default_payment_method")
+        found = call.records.find("payment_method", named or "")
+        if named is not None and (found is None or found["customer"] != customer["id"]):
+            raise _not_the_customers(named, "invoice_settings[default_payment_method]")
+        customer["invoice_settings"]["default_payment_method"] = named
+    return call.save(customer)
+
+
+def delete_customer(call: Call) -> Answer:
+    """DELETE /v1/customers/{customer}: for good, and its cards with it."""
+    customer = _named_customer(call)["id"]
+    for card in call.records.select("payment_method", {"customer": customer}):
+        _detach(call, card)
+    call.records.run("remove_object", customer, "customer")
+    call.save({"object": "deleted_customer", "id": f"{customer}#deleted"})
+    return _gone(customer)
+
+
+def _named_customer(call: Call) -> Json:
+    return require_customer(call, call.ids[0], "id", 404)
+
+
+def _gone(customer_id: str) -> Answer:
+    return Answer(200, {"id": customer_id, "object": "customer", "deleted": True})
+
+
+def _new_customer(call: Call, customer_id: str) -> Json:
+    return call.save(
         {
-            "id": ACCOUNT_ID,
-            "object": "account",
-            "business_profile": {"name": "kb-mcp sandbox"},
-            "capabilities": {"card_payments": "active", "transfers": "active"},
-            "charges_enabled": True,
-            "country": "US",
-            "default_currency": "usd",
-            "details_submitted": True,
-            "email": "sandbox@example.com",
-            "metadata": {},
-            "payouts_enabled": True,
-            "settings": {"dashboard": {"display_name": "kb-mcp sandbox", "timezone": "Etc/UTC"}},
-            "type": "standard",
-        },
+            "id": customer_id,
+            "object": "customer",
+            "balance": call.integer("balance", 0),
+            "created": call.now,
+            "delinquent": False,
+            "invoice_prefix": call.new_id()[:8].upper(),
+            "invoice_settings": {
+                "custom_fields": None,
+                "default_payment_method": _first_card(call, customer_id),
+                "footer": None,
+                "rendering_options": None,
+            },
+            "livemode": False,
+            "metadata": call.metadata(),
+            "next_invoice_sequence": 1,
+            "preferred_locales": [],
+            "tax_exempt": "none",
+            **call.texts("description email name phone"),
+            **dict.fromkeys("address currency default_source discount shipping test_clock".split()),
+        }
     )
 
 
-def _new_customer(call: Call, customer_id: str, params: Params) -> Json:
-    customer: Json = {
-        "id": customer_id,
-        "object": "customer",
-        "address": None,
-        "balance": int(params.get("balance") or 0),
-        "created": call.now,
-        "currency": None,
-        "default_source": None,
-        "delinquent": False,
-        "description": text(params, "description"),
-        "discount": None,
-        "email": text(params, "email"),
-        "invoice_prefix": call.new_id()[:8].upper(),
-        "invoice_settings": {
-            "custom_fields": None,
-            "default_payment_method": _first_card(call, customer_id, params),
-            "footer": None,
-            "rendering_options": None,
-        },
-        "livemode": False,
-        "metadata": metadata(params),
-        "name": text(params, "name"),
-        "next_invoice_sequence": 1,
-        "phone": text(params, "phone"),
-        "preferred_locales": [],
-        "shipping": None,
-        "tax_exempt": "none",
-        "test_clock": None,
-    }
-    call.records.save(customer)
-    return customer
-
-
-def _first_card(call: Call, customer_id: str, params: Params) -> str:
+def _first_card(call: Call, customer_id: str) -> str:
     """Attach the card that a new customer was given, or make one, and return its id."""
-    given = params.get("invoice_settings") or {}
-    named = text(given, "default_payment_method") or text(params, "payment_method")
-    if named is None:
-        named = f"pm_{customer_id.removeprefix('cus_')}"
-    if not PAYMENT_METHOD.fullmatch(named) or "Missing" in named:
-        raise missing_object("payment_method", named, "payment_method")
-    return str(attach(call, named, customer_id)["id"])
-
-
-def _own_card(call: Call, customer: Json, given: Params) -> str | None:
-    named = text(given, "default_payment_method")
-    if named is None:
-        return None
-    found = call.records.find("payment_method", named)
-    if found is None or found["customer"] != customer["id"]:
-        raise not_the_customers(named, "invoice_settings[default_payment_method]")
-    return named
-
-
-def _gone(customer_id: str) -> Json:
-    return {"id": customer_id, "object": "customer", "deleted": True}
-
-
-def _deleted(customer_id: str) -> str:
-    return f"{customer_id}#deleted"
+    given = call.params.get("invoice_settings") or {}
+    named = text(given, "default_payment_method") or call.text("payment_method")
+    card = _well_formed(named or f"pm_{customer_id.removeprefix('cus_')}")
+    return str(_attach(call, card, customer_id)["id"])

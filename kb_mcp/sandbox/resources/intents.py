@@ -1,7 +1,9 @@
-"""PaymentIntents and their states.
+"""PaymentIntents and their states, and invoices, which are paid by them.
 
-Floor: sandbox, ground. Source: docs.stripe.com/payments/paymentintents/lifecycle. How a card's
-bank answers: `payment_methods`.
+Floor: sandbox, ground. How a card's bank answers: `customers`. An item goes onto a draft of its
+customer. Nothing is collected by itself: an invoice with `auto_advance` waits until somebody pays
+it. Which intent paid an invoice stands in its payments, as since Stripe's version 2025-03-31.
+Source: docs.stripe.com/payments/paymentintents/lifecycle and docs.stripe.com/invoicing/integration.
 """
 
 from __future__ import annotations
@@ -9,122 +11,94 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from kb_mcp.money import Money
-from kb_mcp.sandbox.answers import Answer, Json, Rejected, declined, error_answer, invalid
-from kb_mcp.sandbox.listing import saved
-from kb_mcp.sandbox.params import Call, check_amount, flag, integer, metadata, required_money, text
+from kb_mcp.money import CURRENCIES, Money
+from kb_mcp.sandbox.answers import (
+    Answer,
+    Json,
+    Rejected,
+    declined,
+    error_answer,
+    invalid,
+    missing_param,
+)
+from kb_mcp.sandbox.listing import Endpoint
+from kb_mcp.sandbox.params import Call
 from kb_mcp.sandbox.resources.charges import (
-    COPIED,
+    WORDING,
     capture,
-    copied,
     needs_the_customer,
     new_charge,
     refusal_of,
 )
-from kb_mcp.sandbox.resources.customers import require_customer
-from kb_mcp.sandbox.resources.payment_methods import require_payment_method
-
-# Empty in a new intent.
-_EMPTY_AT_FIRST: Final = (
-    "application application_fee_amount canceled_at cancellation_reason last_payment_error "
-    "latest_charge next_action payment_method_configuration_details processing review "
-    "transfer_data shipping"
-).split()
+from kb_mcp.sandbox.resources.customers import require_customer, require_payment_method
 
 _CONFIRMABLE: Final = ("requires_payment_method", "requires_confirmation", "requires_action")
 _CANCELABLE: Final = (*_CONFIRMABLE, "requires_capture", "processing")
 
 
-def create_intent(call: Call) -> Answer:
+def create_intent(call: Call) -> Json | Answer:
     """POST /v1/payment_intents."""
-    params = call.params
-    money = required_money(params)
-    customer, payment_method = text(params, "customer"), text(params, "payment_method")
+    money = call.money()
+    customer, payment_method = call.text("customer"), call.text("payment_method")
     if customer is not None:
-        require_customer(call, customer, "customer")
+        require_customer(call, customer)
     if payment_method is not None:
         require_payment_method(call, payment_method, customer)
     intent = _new_intent(call, money, customer, payment_method)
-    if flag(params, "confirm", default=False):
-        return _confirm(call, intent)
-    return saved(call, intent)
+    return _confirm(call, intent) if call.flag("confirm") else call.save(intent)
 
 
-def pay_off_session(
-    call: Call, money: Money, customer: str, payment_method: str, earlier: Json | None
-) -> Answer:
-    """Take `money` while the customer is away, with the intent that failed `earlier` if any."""
-    away = replace(call, params={"off_session": "true"})
-    intent = earlier or _new_intent(away, money, customer, None)
-    return _confirm(away, intent | {"payment_method": payment_method})
-
-
-def update_intent(call: Call) -> Answer:
+def update_intent(call: Call) -> Json:
     """POST /v1/payment_intents/{intent}."""
-    intent, params = _demanded(call, "updated", _CONFIRMABLE), call.params
-    if "amount" in params:
-        amount = integer(params, "amount") or 0
-        check_amount(Money(amount, intent["currency"]))
-        intent["amount"] = amount
+    intent = _demanded(call, "updated", _CONFIRMABLE)
+    if "amount" in call.params:
+        intent["amount"] = call.amount(intent["currency"])
     _set_payment_method(call, intent)
-    return saved(call, intent | copied(params) | {"metadata": metadata(params, intent)})
+    return call.save(intent | call.sent(WORDING) | {"metadata": call.metadata(intent)})
 
 
-def confirm_intent(call: Call) -> Answer:
+def confirm_intent(call: Call) -> Json | Answer:
     """POST /v1/payment_intents/{intent}/confirm."""
     intent = _demanded(call, "confirmed", _CONFIRMABLE)
     _set_payment_method(call, intent)
     return _confirm(call, intent)
 
 
-def capture_intent(call: Call) -> Answer:
+def capture_intent(call: Call) -> Json:
     """POST /v1/payment_intents/{intent}/capture."""
     intent = _demanded(call, "captured", ("requires_capture",))
-    asked = integer(call.params, "amount_to_capture")
-    amount = intent["amount_capturable"] if asked is None else asked
-    capture(call, _authorized(call, intent), amount, "amount_to_capture")
+    amount = capture(call, _authorized(call, intent), "amount_to_capture")
     intent |= {"amount_capturable": 0, "amount_received": amount, "status": "succeeded"}
-    return saved(call, intent | {"metadata": metadata(call.params, intent)})
+    return call.save(intent | {"metadata": call.metadata(intent)})
 
 
-def cancel_intent(call: Call) -> Answer:
+def cancel_intent(call: Call) -> Json:
     """POST /v1/payment_intents/{intent}/cancel."""
     intent = _demanded(call, "canceled", _CANCELABLE)
     if intent["status"] == "requires_capture":
         charge = _authorized(call, intent)
-        call.records.save(charge | {"amount_refunded": charge["amount"], "refunded": True})
-    intent |= {
-        "amount_capturable": 0,
-        "canceled_at": call.now,
-        "cancellation_reason": text(call.params, "cancellation_reason"),
-        "next_action": None,
-        "status": "canceled",
-    }
-    return saved(call, intent)
+        call.save(charge | {"amount_refunded": charge["amount"], "refunded": True})
+    intent |= {"amount_capturable": 0, "canceled_at": call.now, "next_action": None}
+    return call.save(intent | call.texts("cancellation_reason") | {"status": "canceled"})
 
 
-def increment_intent(call: Call) -> Answer:
+def increment_intent(call: Call) -> Json | Answer:
     """POST /v1/payment_intents/{intent}/increment_authorization; the amount is the new total."""
     intent = _demanded(call, "incremented", ("requires_capture",))
-    amount = integer(call.params, "amount") or 0
-    check_amount(Money(amount, intent["currency"]))
+    amount = call.amount(intent["currency"])
     if amount <= intent["amount"]:
-        raise invalid(
-            "The amount must be greater than the currently authorized amount.",
-            "parameter_invalid_integer",
-            "amount",
-        )
+        sentence = "The amount must be greater than the currently authorized amount."
+        raise invalid(sentence, "parameter_invalid_integer", "amount")
     charge = _authorized(call, intent)
     if call.declines:
         return declined(charge["id"])
-    call.records.save(charge | {"amount": amount})
-    intent |= {"amount": amount, "amount_capturable": amount} | copied(call.params)
-    return saved(call, intent | {"metadata": metadata(call.params, intent)})
+    call.save(charge | {"amount": amount})
+    intent |= {"amount": amount, "amount_capturable": amount} | call.sent(WORDING)
+    return call.save(intent | {"metadata": call.metadata(intent)})
 
 
-def _confirm(call: Call, intent: Json) -> Answer:
-    customer, payment_method = intent["customer"], intent["payment_method"]
-    if payment_method is None:
+def _confirm(call: Call, intent: Json) -> Json | Answer:
+    if intent["payment_method"] is None:
         raise _unexpected_state(
             intent,
             "You cannot confirm this PaymentIntent because it's missing a payment method. You can "
@@ -132,61 +106,48 @@ def _confirm(call: Call, intent: Json) -> Answer:
             "confirm it again directly with a payment method or ConfirmationToken.",
         )
     off_session = (call.params.get("off_session") or "false") != "false"
-    failure = refusal_of(call, customer, payment_method, off_session=off_session)
-    if needs_the_customer(call, customer, payment_method, off_session=off_session):
+    refused = refusal_of(call, intent, off_session=off_session)
+    if needs_the_customer(call, intent, off_session=off_session):
         # What the bank would say after that is not known before.
-        if off_session or flag(call.params, "error_on_requires_action", default=False):
+        if off_session or call.flag("error_on_requires_action"):
             return _failed(call, intent, "authentication_required")
         if not call.declines:
-            action = {
-                "type": "use_stripe_sdk",
-                "use_stripe_sdk": {"type": "three_d_secure_redirect"},
-            }
-            return saved(call, intent | {"next_action": action, "status": "requires_action"})
-    if failure is not None:
-        return _failed(call, intent, failure)
+            kind = "use_stripe_sdk"
+            action = {"type": kind, kind: {"type": "three_d_secure_redirect"}}
+            return call.save(intent | {"next_action": action, "status": "requires_action"})
+    if refused is not None:
+        return _failed(call, intent, refused)
     captured = intent["capture_method"] != "manual"
-    charge = _charge(call, intent, failure=None, captured=captured)
     intent |= {
         "amount_capturable": 0 if captured else intent["amount"],
         "amount_received": intent["amount"] if captured else 0,
         "last_payment_error": None,
-        "latest_charge": charge["id"],
+        "latest_charge": _charge(call, intent, None, captured=captured)["id"],
         "next_action": None,
         "status": "succeeded" if captured else "requires_capture",
     }
-    return saved(call, intent)
+    return call.save(intent)
 
 
 def _failed(call: Call, intent: Json, reason: str) -> Answer:
-    charge = _charge(call, intent, failure=reason, captured=True)
+    charge = _charge(call, intent, reason, captured=True)["id"]
     card = call.records.find("payment_method", intent["payment_method"])
-    error = declined(charge["id"], reason=reason, payment_method=card).body["error"]
+    error = declined(charge, reason=reason, payment_method=card).body["error"]
     intent |= {
         "last_payment_error": error,
-        "latest_charge": charge["id"],
+        "latest_charge": charge,
         "next_action": None,
         "payment_method": None,
         "status": "requires_payment_method",
     }
-    call.records.save(intent)
-    return Answer(402, {"error": error | {"payment_intent": intent}})
+    return Answer(402, {"error": error | {"payment_intent": call.save(intent)}})
 
 
-def _charge(call: Call, intent: Json, *, failure: str | None, captured: bool) -> Json:
-    charge = new_charge(
-        call,
-        Money(intent["amount"], intent["currency"]),
-        customer=intent["customer"],
-        payment_method=intent["payment_method"],
-        captured=captured,
-        failure=failure,
-        payment_intent=intent["id"],
-    )
-    wording = ("description", "metadata", "receipt_email", "transfer_group")
-    charge |= {name: intent[name] for name in wording}
-    call.records.save(charge)
-    return charge
+def _charge(call: Call, intent: Json, refused: str | None, *, captured: bool) -> Json:
+    money = Money(intent["amount"], intent["currency"])
+    names = "customer description metadata payment_method receipt_email transfer_group".split()
+    origin = {name: intent[name] for name in names} | {"payment_intent": intent["id"]}
+    return new_charge(call, money, origin, refused, captured=captured)
 
 
 def _authorized(call: Call, intent: Json) -> Json:
@@ -213,7 +174,7 @@ def _unexpected_state(intent: Json, message: str) -> Rejected:
 
 
 def _set_payment_method(call: Call, intent: Json) -> None:
-    payment_method = text(call.params, "payment_method")
+    payment_method = call.text("payment_method")
     if payment_method is not None:
         require_payment_method(call, payment_method, intent["customer"])
         intent["payment_method"] = payment_method
@@ -221,13 +182,26 @@ def _set_payment_method(call: Call, intent: Json) -> None:
             intent["status"] = "requires_confirmation"
 
 
+# Empty in a new intent.
+_EMPTY_AT_FIRST: Final = (
+    f"{WORDING} application application_fee_amount canceled_at cancellation_reason "
+    "last_payment_error latest_charge next_action payment_method_configuration_details processing "
+    "review shipping transfer_data"
+).split()
+_CARD_OPTIONS: Final = {
+    "installments": None,
+    "mandate_options": None,
+    "network": None,
+    "request_three_d_secure": "automatic",
+}
+
+
 def _new_intent(call: Call, money: Money, customer: str | None, payment_method: str | None) -> Json:
     params, intent_id = call.params, f"pi_{call.new_id()}"
-    empty = dict.fromkeys((*_EMPTY_AT_FIRST, *COPIED))
     kinds = params.get("payment_method_types") or {"0": "card"}
-    automatic = "automatic_payment_methods" in params
+    excluded = params.get("excluded_payment_method_types") or {}
     return (
-        empty
+        dict.fromkeys(_EMPTY_AT_FIRST)
         | {
             "id": intent_id,
             "object": "payment_intent",
@@ -235,35 +209,183 @@ def _new_intent(call: Call, money: Money, customer: str | None, payment_method: 
             "amount_capturable": 0,
             "amount_details": {"tip": {}},
             "amount_received": 0,
-            "automatic_payment_methods": {"enabled": True} if automatic else None,
-            "capture_method": text(params, "capture_method") or "automatic_async",
+            "automatic_payment_methods": {"enabled": True}
+            if "automatic_payment_methods" in params
+            else None,
+            "capture_method": call.text("capture_method", "automatic_async"),
             "client_secret": f"{intent_id}_secret_{call.new_id()}",
-            "confirmation_method": text(params, "confirmation_method") or "automatic",
+            "confirmation_method": call.text("confirmation_method", "automatic"),
             "created": call.now,
             "currency": money.currency,
             "customer": customer,
-            "customer_account": text(params, "customer_account"),
-            "excluded_payment_method_types": list(
-                (params.get("excluded_payment_method_types") or {}).values()
-            )
-            or None,
+            "excluded_payment_method_types": list(excluded.values()) or None,
             "livemode": False,
             "managed_payments": {"enabled": False},
-            "metadata": metadata(params),
+            "metadata": call.metadata(),
             "payment_method": payment_method,
-            "payment_method_options": {
-                "card": {
-                    "installments": None,
-                    "mandate_options": None,
-                    "network": None,
-                    "request_three_d_secure": "automatic",
-                }
-            },
+            "payment_method_options": {"card": _CARD_OPTIONS},
             "payment_method_types": list(kinds.values()),
-            "setup_future_usage": text(params, "setup_future_usage"),
-            "status": "requires_payment_method"
-            if payment_method is None
-            else "requires_confirmation",
+            "status": _CONFIRMABLE[0 if payment_method is None else 1],
         }
-        | copied(params)
+        | call.texts("customer_account setup_future_usage")
+        | call.sent(WORDING)
     )
+
+
+_INVOICE_ACTS: Final = {
+    "edited": ("draft",),
+    "finalized": ("draft",),
+    "marked uncollectible": ("open",),
+    "paid": ("draft", "open", "uncollectible"),
+    "voided": ("open", "uncollectible"),
+}
+"""What is done to an invoice, and in which states."""
+
+
+def create_invoice(call: Call) -> Json:
+    """POST /v1/invoices: a draft without items."""
+    customer = call.text("customer")
+    if customer is None:
+        raise missing_param("customer")
+    require_customer(call, customer)
+    currency = str(call.text("currency", "usd")).lower()
+    if currency not in CURRENCIES:
+        raise invalid(f"Invalid currency: {currency}.", param="currency")
+    zero = "amount_due amount_overpaid amount_paid amount_remaining attempt_count total"
+    moments = ("finalized_at", "marked_uncollectible_at", "paid_at", "voided_at")
+    return call.save(
+        dict.fromkeys(zero.split(), 0)
+        | {
+            "id": f"in_{call.new_id()}",
+            "object": "invoice",
+            "attempted": False,
+            "auto_advance": call.flag("auto_advance"),
+            "collection_method": call.text("collection_method", "charge_automatically"),
+            "created": call.now,
+            "currency": currency,
+            "customer": customer,
+            "livemode": False,
+            "metadata": call.metadata(),
+            "status": "draft",
+            "status_transitions": dict.fromkeys(moments),
+        }
+        | call.texts("default_payment_method description")
+    )
+
+
+def create_item(call: Call) -> Json:
+    """POST /v1/invoiceitems: one more line on a draft."""
+    invoice_id = call.text("invoice")
+    if invoice_id is None or "amount" not in call.params:
+        raise missing_param("invoice" if "amount" in call.params else "amount")
+    invoice, amount = call.require("invoice", invoice_id, "invoice"), call.integer("amount", 0)
+    _demand(invoice, "edited")
+    if invoice["customer"] != call.text("customer"):
+        raise invalid(f"The invoice {invoice_id} is of another customer.", param="customer")
+    due = invoice["amount_due"] + amount
+    call.save(invoice | {"amount_due": due, "amount_remaining": due, "total": due})
+    return call.save(
+        {
+            "id": f"ii_{call.new_id()}",
+            "object": "invoiceitem",
+            "amount": amount,
+            "currency": invoice["currency"],
+            "customer": invoice["customer"],
+            "date": call.now,
+            "description": call.text("description"),
+            "invoice": invoice_id,
+            "livemode": False,
+            "metadata": call.metadata(),
+        }
+    )
+
+
+def finalize_invoice(call: Call) -> Json:
+    """POST /v1/invoices/{invoice}/finalize; what costs nothing is paid by it."""
+    invoice = _demand(call.named("invoice"), "finalized")
+    invoice["auto_advance"] = call.flag("auto_advance", default=invoice["auto_advance"])
+    return _move(call, invoice, "open" if invoice["amount_remaining"] else "paid")
+
+
+def pay_invoice(call: Call) -> Json | Answer:
+    """POST /v1/invoices/{invoice}/pay: all that is left, from the customer's card."""
+    invoice = call.named("invoice")
+    if invoice["status"] == "paid":
+        raise invalid("Invoice is already paid")
+    _demand(invoice, "paid")
+    left = invoice["amount_remaining"]
+    if left and not call.flag("paid_out_of_band"):
+        answer = _collect(call, invoice)
+        invoice |= {"attempt_count": invoice["attempt_count"] + 1, "attempted": True}
+        if isinstance(answer, Answer):
+            # A draft is finalized before the card is asked, and stays so.
+            draft = invoice["status"] == "draft"
+            _move(call, invoice, "open") if draft else call.save(invoice)
+            return answer
+    invoice |= {"amount_paid": invoice["amount_paid"] + left, "amount_remaining": 0}
+    return _move(call, invoice, "paid")
+
+
+def ends_invoice(act: str, status: str) -> Endpoint:
+    """Return the endpoint that does `act` to an invoice, of which nothing is collected any more."""
+    return lambda call: _move(
+        call, _demand(call.named("invoice"), act) | {"auto_advance": False}, status
+    )
+
+
+def _collect(call: Call, invoice: Json) -> Json | Answer:
+    """Pay with the card that is named, or the one that is set; keep which intent did.
+
+    The customer is away; an intent that failed earlier is tried again.
+    """
+    owner = require_customer(call, invoice["customer"])
+    card = (
+        call.text("payment_method")
+        or call.text("source")
+        or invoice["default_payment_method"]
+        or owner["invoice_settings"]["default_payment_method"]
+    )
+    if not card:
+        raise invalid("There is no `default_payment_method` set on this Customer or Invoice.")
+    require_payment_method(call, card, invoice["customer"])
+    away = replace(call, params={"off_session": "true"})
+    money = Money(invoice["amount_remaining"], invoice["currency"])
+    tried = call.records.select("invoice_payment", {"invoice": invoice["id"]}, 1)
+    if tried:
+        intent = call.require("payment_intent", tried[0]["payment"]["payment_intent"], "invoice")
+    else:
+        intent = _new_intent(away, money, invoice["customer"], None)
+    answer = _confirm(away, intent | {"payment_method": card})
+    payment = tried[0] if tried else _new_payment(call, invoice, intent["id"])
+    paid = not isinstance(answer, Answer)
+    amount = money.amount if paid else None
+    call.save(payment | {"amount_paid": amount, "status": "paid" if paid else "open"})
+    return answer
+
+
+def _new_payment(call: Call, invoice: Json, intent: str) -> Json:
+    return {
+        "id": f"inpay_{call.new_id()}",
+        "object": "invoice_payment",
+        "amount_requested": invoice["amount_remaining"],
+        "created": call.now,
+        "currency": invoice["currency"],
+        "invoice": invoice["id"],
+        "is_default": True,
+        "livemode": False,
+        "payment": {"payment_intent": intent, "type": "payment_intent"},
+    }
+
+
+def _demand(invoice: Json, act: str) -> Json:
+    """Return the invoice, to which `act` may be done. Raises: Rejected."""
+    if invoice["status"] not in _INVOICE_ACTS[act]:
+        raise invalid(f"An invoice that is {invoice['status']} can't be {act}.")
+    return invoice
+
+
+def _move(call: Call, invoice: Json, status: str) -> Json:
+    """Save the invoice in another status, and since when."""
+    since = {"open": "finalized", "uncollectible": "marked_uncollectible", "void": "voided"}
+    times = invoice["status_transitions"] | {f"{since.get(status, status)}_at": call.now}
+    return call.save(invoice | {"status": status, "status_transitions": times})
