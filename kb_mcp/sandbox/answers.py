@@ -66,10 +66,12 @@ def missing_object(kind: str, object_id: str, param: str, status: int = 400) -> 
     return Rejected(error_answer(status, message, code="resource_missing", param=param))
 
 
-def below_one(param: str) -> Rejected:
-    """Refuse a number that is to be one or more."""
-    sentence = "This value must be greater than or equal to 1."
-    return invalid(sentence, "parameter_invalid_integer", param)
+def refuse_if(
+    wrong: object, message: str, code: str | None = None, param: str | None = None
+) -> None:
+    """Refuse a request with 400 where something is `wrong`. Raises: Rejected."""
+    if wrong:
+        raise invalid(message, code, param)
 
 
 _SENTENCES: Final = {

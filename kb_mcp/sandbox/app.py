@@ -7,31 +7,26 @@ sandbox's own, so the server adds none.
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
-from email.utils import formatdate
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
 import uvicorn
+from anyio.from_thread import start_blocking_portal
 from starlette import requests
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from kb_mcp.sandbox.answers import Answer, said
-from kb_mcp.sandbox.exchange import Request, Respond, exchange, free_key
-from kb_mcp.sandbox.steering import PREFIX, ConnectionDropped, steer
+from kb_mcp.sandbox.exchange import BODY_MAX_BYTES, Request, Respond, exchange
+from kb_mcp.sandbox.steering import ConnectionDropped
 from kb_mcp.sandbox.store import Store
 
 DROP_EXTENSION: Final = "kb_mcp.sandbox.drop"
 """The ASGI extension under which a server offers a function that aborts the connection."""
-
-BODY_MAX_BYTES: Final = 1_048_576
 
 
 def create_sandbox(
@@ -64,13 +59,15 @@ class Sandbox:
         request = await _read(scope, receive)
         if request is None:
             return
-        outcome = self._outcome(request)
-        if outcome is None:
-            _drop(scope)
-            return
-        if outcome.delay_ms:
-            await self._wait(outcome)
-        await Response(outcome.body, outcome.status, outcome.headers)(scope, receive, send)
+        outcome = exchange(self._store, self._new_id, request)
+        if outcome is not None:
+            if outcome.delay_ms:
+                await self._wait(outcome)
+            await Response(outcome.body, outcome.status, outcome.headers)(scope, receive, send)
+        elif DROP_EXTENSION in (scope.get("extensions") or {}):
+            scope["extensions"][DROP_EXTENSION]()
+        else:
+            raise ConnectionDropped("The sandbox dropped the connection, as a fault asked for.")
 
     def release(self) -> None:
         """End all delays now; callable from any thread. A server does so when it stops."""
@@ -81,33 +78,18 @@ class Sandbox:
         """Close the file; closing twice is fine."""
         self._store.close()
 
-    def _outcome(self, request: Request) -> Respond | None:
-        if len(request.body) > BODY_MAX_BYTES:
-            return self._plain(said(413, "too_large"))
-        if request.path.startswith(PREFIX):
-            return self._plain(steer(self._store, request.method, request.path, request.body))
-        return exchange(self._store, self._new_id, request)
-
-    def _plain(self, answer: Answer) -> Respond:
-        headers = {
-            "content-type": "application/json",
-            "date": formatdate(self._store.now_ms() // 1000, usegmt=True),
-            "request-id": f"req_{self._new_id()}",
-        }
-        return Respond(answer.status, json.dumps(answer.body, indent=2).encode(), headers)
-
     async def _wait(self, outcome: Respond) -> None:
         waiter = (asyncio.get_running_loop(), asyncio.Event())
         self._waiting.add(waiter)
         try:
-            async with asyncio.timeout(outcome.delay_ms / 1000):
-                await waiter[1].wait()
-        except TimeoutError:
-            pass  # the delay is over
+            with suppress(TimeoutError):  # the delay is over
+                async with asyncio.timeout(outcome.delay_ms / 1000):
+                    await waiter[1].wait()
         finally:
             self._waiting.discard(waiter)
             if outcome.frees is not None:
-                free_key(self._store, outcome.frees)
+                with self._store.transaction() as records:
+                    records.run("free_key", *outcome.frees)
 
 
 async def _read(scope: Scope, receive: Receive) -> Request | None:
@@ -119,17 +101,9 @@ async def _read(scope: Scope, receive: Receive) -> Request | None:
                 body += part
     except requests.ClientDisconnect:
         return None
-    headers = {name.lower(): value for name, value in given.headers.items()}
     return Request(
-        scope["method"], scope["path"], scope.get("query_string", b""), headers, bytes(body)
+        scope["method"], scope["path"], scope["query_string"], given.headers, bytes(body)
     )
-
-
-def _drop(scope: Scope) -> None:
-    abort = (scope.get("extensions") or {}).get(DROP_EXTENSION)
-    if abort is None:
-        raise ConnectionDropped("The sandbox dropped the connection, as a fault asked for.")
-    abort()
 
 
 _SHUTDOWN_SECONDS = 5
@@ -155,17 +129,10 @@ def start_in_thread(app: Sandbox, host: str = "127.0.0.1", port: int = 0) -> Ite
 
     Raises: OSError, when the address can't be bound.
     """
-    listener = _listen(host, port)
-    server = _Server(app)
-    thread = threading.Thread(
-        target=server.run, kwargs={"sockets": [listener]}, name="sandbox", daemon=True
-    )
-    thread.start()
-    try:
-        yield _url(listener)
-    finally:
-        server.should_exit = True
-        thread.join()
+    with start_blocking_portal() as portal:
+        served = portal.wrap_async_context_manager(running(app, host, port))
+        with served as url:
+            yield url
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ from kb_mcp.sandbox.answers import Answer, Rejected, declined, invalid, mask, sa
 from kb_mcp.sandbox.listing import expanded
 from kb_mcp.sandbox.params import Call, Params, check, decode
 from kb_mcp.sandbox.resources import ENDPOINTS
-from kb_mcp.sandbox.steering import refusal, take_fault
+from kb_mcp.sandbox.steering import PREFIX, refusal, steer, take_fault
 from kb_mcp.sandbox.store import Records, Store
 
 _PATTERNS: Final = tuple(
@@ -32,6 +32,7 @@ _PATTERNS: Final = tuple(
 )
 
 API_VERSION: Final = "2026-05-27.dahlia"
+BODY_MAX_BYTES: Final = 1_048_576
 KEY_LENGTH_MAX: Final = 255
 KEY_LIFE_MS: Final = 24 * 60 * 60 * 1000
 
@@ -66,12 +67,16 @@ class Respond:
 
 
 def exchange(store: Store, new_id: Callable[[], str], request: Request) -> Respond | None:
-    """Serve one API request, or do to it what a fault asks for.
+    """Serve one request, or do to it what a fault asks for.
 
     None: the connection is to end without a byte.
     """
     with store.transaction() as records:
         serving = _Exchange(records, new_id, request)
+        if len(request.body) > BODY_MAX_BYTES:
+            return serving.plain(said(413, "too_large"))
+        if request.path.startswith(PREFIX):
+            return serving.plain(steer(records, request.method, request.path, request.body))
         outcome = serving.outcome()
         customer = serving.params.get("customer")
         records.log(
@@ -84,12 +89,6 @@ def exchange(store: Store, new_id: Callable[[], str], request: Request) -> Respo
         return outcome
 
 
-def free_key(store: Store, frees: tuple[str, str]) -> None:
-    """Say that the request which first used a key has been answered."""
-    with store.transaction() as records:
-        records.run("free_key", *frees)
-
-
 class _Exchange:
     """One request inside its transaction; `params` are empty until they are read."""
 
@@ -97,6 +96,17 @@ class _Exchange:
         self._records, self._new_id, self._request = records, new_id, request
         self._request_id = f"req_{new_id()}"
         self.params: Params = {}
+
+    def plain(self, answer: Answer) -> Respond:
+        """Answer outside of Stripe's API."""
+        return Respond(answer.status, json.dumps(answer.body, indent=2).encode(), self._headers())
+
+    def _headers(self) -> dict[str, str]:
+        return {
+            "content-type": "application/json",
+            "date": formatdate(self._records.now_ms // 1000, usegmt=True),
+            "request-id": self._request_id,
+        }
 
     def outcome(self) -> Respond | None:
         """Replay, execute or refuse; None drops the connection."""
@@ -168,12 +178,8 @@ class _Exchange:
         self, status: int, text: str, original: str | None = None, delay_ms: int = 0
     ) -> Respond:
         """Answer; `original` is the request that first got this answer, where it is kept."""
-        headers = {
-            "content-type": "application/json",
-            "date": formatdate(self._records.now_ms // 1000, usegmt=True),
-            "request-id": self._request_id,
-            "stripe-version": self._request.headers.get("stripe-version") or API_VERSION,
-        }
+        version = self._request.headers.get("stripe-version") or API_VERSION
+        headers = self._headers() | {"stripe-version": version}
         key, first = self._request.key, original == self._request_id
         if key is not None:
             headers["idempotency-key"] = key

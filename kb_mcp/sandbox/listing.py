@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from kb_mcp.sandbox.answers import Answer, Json, Rejected, below_one, invalid, missing_param
+from kb_mcp.sandbox.answers import Answer, Json, Rejected, invalid, missing_param, refuse_if
 from kb_mcp.sandbox.params import Call
 from kb_mcp.sandbox.store import Records
 
@@ -56,8 +56,8 @@ def page(call: Call, kind: str, *filters: str) -> Json:
     bounds = {"gte": created, "lte": created} if isinstance(created, str) else created
     wanted |= {bound: int(moment) for bound, moment in bounds.items()}
     backwards = "ending_before" in params
-    if backwards and "starting_after" in params:
-        raise invalid("You can only pass one of starting_after or ending_before.")
+    both = backwards and "starting_after" in params
+    refuse_if(both, "You can only pass one of starting_after or ending_before.")
     for cursor, bound in (("starting_after", "before"), ("ending_before", "after")):
         if cursor in params:
             wanted[bound] = call.require(kind, params[cursor], cursor)["id"]
@@ -67,12 +67,9 @@ def page(call: Call, kind: str, *filters: str) -> Json:
 
 
 def _limit(call: Call) -> int:
-    limit = call.integer("limit", LIMIT_DEFAULT)
-    if limit < 1:
-        raise below_one("limit")
-    if limit > LIMIT_MAX:
-        sentence = f"This value must be less than or equal to {LIMIT_MAX}."
-        raise invalid(sentence, "parameter_invalid_integer", "limit")
+    limit = call.positive("limit", LIMIT_DEFAULT)
+    sentence = f"This value must be less than or equal to {LIMIT_MAX}."
+    refuse_if(limit > LIMIT_MAX, sentence, "parameter_invalid_integer", "limit")
     return limit
 
 
@@ -81,8 +78,8 @@ def expanded(call: Call, body: Json) -> Json:
     wanted = [str(path) for path in (call.params.get("expand") or {}).values()]
     if not wanted:
         return body
-    if len(wanted) > EXPANSIONS_MAX:
-        raise invalid(f"You can expand at most {EXPANSIONS_MAX} properties.", param="expand")
+    sentence = f"You can expand at most {EXPANSIONS_MAX} properties."
+    refuse_if(len(wanted) > EXPANSIONS_MAX, sentence, param="expand")
     body = copy.deepcopy(body)
     for path in wanted:
         items, steps = [body], path.split(".")
@@ -180,8 +177,7 @@ def _query(query: str) -> Test:
         # Without a word between them, clauses are joined by AND.
         joins.add(joined[1].lower() if joined else "and")
         at = joined.end() if joined else at
-    if len(joins) > 1:
-        raise invalid("You may not mix AND and OR in one query.", param="query")
+    refuse_if(len(joins) > 1, "You may not mix AND and OR in one query.", param="query")
     every = "or" not in joins
     return lambda each: (all if every else any)(test(each) for test in tests)
 
@@ -195,8 +191,7 @@ def _clause(clause: re.Match[str]) -> Test:
         signs = _COMPARE.keys() - {"~"} if number else {":"}
     else:
         raise invalid(f"Field `{field}` is an unsupported search field.", param="query")
-    if sign not in signs:
-        raise invalid(f"Field `{field}` does not support `{sign}`.", param="query")
+    refuse_if(sign not in signs, f"Field `{field}` does not support `{sign}`.", param="query")
     value = int(given) if number else None if given == "null" else given.strip("\"'")
     compare, no = _COMPARE[":" if value is None else sign], clause["no"] is not None
 

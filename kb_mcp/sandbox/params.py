@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 from kb_mcp.money import CURRENCIES, THREE_DECIMAL, WHOLE_UNITS_ONLY, Money, format_money
-from kb_mcp.sandbox.answers import Json, below_one, invalid, missing_object, missing_param
+from kb_mcp.sandbox.answers import Json, invalid, missing_object, missing_param, refuse_if
 from kb_mcp.sandbox.store import Records
 
 Params: TypeAlias = dict[str, Any]
@@ -94,32 +94,33 @@ def _place(params: Params, name: str, value: str) -> None:
 
 
 _PATTERNS: Final = {"integer": re.compile(r"-?[0-9]{1,18}"), "boolean": re.compile("true|false")}
+_NO_INTEGER: Final = "parameter_invalid_integer"
 _NEVER_UNSET: Final = frozenset({"amount", "currency", "customer", "charge"})
 
 
 def _check_kind(name: str, value: object, kind: str | list[str]) -> None:
     if kind == "any":
         return
-    if isinstance(kind, str) and kind in {"array", "object", "metadata", "range"}:
+    if kind in ("array", "object", "metadata", "range"):
         _check_level(name, value, kind)
         return
     if not isinstance(value, str):
         raise invalid(f"Invalid string: {value}", param=name)
-    if value == "" and name in _NEVER_UNSET:
-        raise invalid(
-            f"You passed an empty string for '{name}'. We assume empty values are an attempt to "
-            f"unset a field; however '{name}' cannot be unset. You should remove '{name}' from "
-            "your request or supply a non-empty value.",
-            "parameter_invalid_empty",
-            name,
-        )
+    refuse_if(
+        value == "" and name in _NEVER_UNSET,
+        f"You passed an empty string for '{name}'. We assume empty values are an attempt to unset "
+        f"a field; however '{name}' cannot be unset. You should remove '{name}' from your request "
+        "or supply a non-empty value.",
+        "parameter_invalid_empty",
+        name,
+    )
     if isinstance(kind, list):
-        if value not in kind:
-            choices = ", ".join(kind[:-1]) + f", or {kind[-1]}" if len(kind) > 1 else kind[0]
-            raise invalid(f"Invalid {name}: must be one of {choices}", param=name)
-    elif kind in _PATTERNS and not _PATTERNS[kind].fullmatch(value):
-        code = "parameter_invalid_integer" if kind == "integer" else None
-        raise invalid(f"Invalid {kind}: {value}", code, name)
+        choices = ", or ".join(filter(None, (", ".join(kind[:-1]), kind[-1])))
+        sentence = f"Invalid {name}: must be one of {choices}"
+        refuse_if(value not in kind, sentence, param=name)
+    elif kind in _PATTERNS:
+        code = _NO_INTEGER if kind == "integer" else None
+        refuse_if(not _PATTERNS[kind].fullmatch(value), f"Invalid {kind}: {value}", code, name)
 
 
 def _check_level(name: str, value: object, kind: str) -> None:
@@ -128,16 +129,14 @@ def _check_level(name: str, value: object, kind: str) -> None:
     if value == "" and kind != "array":
         return
     if not isinstance(value, dict):
-        noun = "array" if kind == "array" else "hash"
-        raise invalid(f"Invalid {noun}", param=name)
-    if kind == "metadata" and not all(isinstance(item, str) for item in value.values()):
-        raise invalid("Metadata values must be strings.", param=name)
+        raise invalid(f"Invalid {'array' if kind == 'array' else 'hash'}", param=name)
+    deep = kind == "metadata" and not all(isinstance(item, str) for item in value.values())
+    refuse_if(deep, "Metadata values must be strings.", param=name)
     for bound, moment in value.items() if kind == "range" else ():
-        param = f"{name}[{bound}]"
-        if bound not in {"gt", "gte", "lt", "lte"}:
-            raise invalid(f"Received unknown parameter: {param}", "parameter_unknown", name)
-        if not isinstance(moment, str) or not _PATTERNS["integer"].fullmatch(moment):
-            raise invalid(f"Invalid timestamp: {moment}", "parameter_invalid_integer", param)
+        param, known = f"{name}[{bound}]", bound in {"gt", "gte", "lt", "lte"}
+        refuse_if(not known, f"Received unknown parameter: {param}", "parameter_unknown", name)
+        exact = isinstance(moment, str) and _PATTERNS["integer"].fullmatch(moment)
+        refuse_if(not exact, f"Invalid timestamp: {moment}", _NO_INTEGER, param)
 
 
 AMOUNT_MAX: Final = 99_999_999
@@ -192,6 +191,13 @@ class Call:
         """Return an integer parameter."""
         return int(self.params.get(name, default))
 
+    def positive(self, name: str, default: int) -> int:
+        """Return an integer parameter that is one or more. Raises: Rejected."""
+        value = self.integer(name, default)
+        sentence = "This value must be greater than or equal to 1."
+        refuse_if(value < 1, sentence, _NO_INTEGER, name)
+        return value
+
     def flag(self, name: str, *, default: bool = False) -> bool:
         """Return a boolean parameter."""
         value = self.text(name)
@@ -206,16 +212,14 @@ class Call:
         given = {} if given == "" else ({} if held is None else held["metadata"]) | given
         for label in given.items():
             for (noun, most), word in zip(METADATA_LENGTHS.items(), label, strict=True):
-                if len(word) > most:
-                    raise invalid(
-                        f"Metadata {noun}s can have up to {most} characters, but you passed in a "
-                        f"{noun} that is {len(word)} characters. Invalid {noun}: {word}",
-                        param="metadata",
-                    )
+                sentence = (
+                    f"Metadata {noun}s can have up to {most} characters, but you passed in a "
+                    f"{noun} that is {len(word)} characters. Invalid {noun}: {word}"
+                )
+                refuse_if(len(word) > most, sentence, param="metadata")
         kept = {name: value for name, value in given.items() if value}
-        if len(kept) > METADATA_KEYS:
-            sentence = f"You can only have up to {METADATA_KEYS} keys in metadata."
-            raise invalid(sentence, param="metadata")
+        sentence = f"You can only have up to {METADATA_KEYS} keys in metadata."
+        refuse_if(len(kept) > METADATA_KEYS, sentence, param="metadata")
         return kept
 
     def money(self) -> Money:
@@ -224,31 +228,21 @@ class Call:
             if name not in self.params:
                 raise missing_param(name)
         currency = str(self.text("currency")).lower()
-        if currency not in CURRENCIES:
-            supported = ", ".join(CURRENCIES)
-            raise invalid(
-                f"Invalid currency: {currency}. Stripe currently supports these currencies: "
-                f"{supported}",
-                param="currency",
-            )
+        sentence = f"Invalid currency: {currency}. Stripe currently supports these currencies:"
+        unknown = currency not in CURRENCIES
+        refuse_if(unknown, f"{sentence} {', '.join(CURRENCIES)}", param="currency")
         return Money(self.amount(currency), currency)
 
     def amount(self, currency: str) -> int:
         """Return the amount, in minor units and within Stripe's bounds. Raises: Rejected."""
-        amount = self.integer("amount", 0)
-        if amount < 1:
-            raise below_one("amount")
-        least = AMOUNT_MIN.get(currency, 1)
-        if amount < least:
-            shown = show(least, currency)
-            raise invalid(f"Amount must be at least {shown}", "amount_too_small", "amount")
-        if amount > AMOUNT_MAX:
-            shown = show(AMOUNT_MAX, currency)
-            raise invalid(f"Amount must be no more than {shown}", "amount_too_large", "amount")
+        amount, least = self.positive("amount", 0), AMOUNT_MIN.get(currency, 1)
+        sentence = f"Amount must be at least {show(least, currency)}"
+        refuse_if(amount < least, sentence, "amount_too_small", "amount")
+        sentence = f"Amount must be no more than {show(AMOUNT_MAX, currency)}"
+        refuse_if(amount > AMOUNT_MAX, sentence, "amount_too_large", "amount")
         step = 100 if currency in WHOLE_UNITS_ONLY else 10 if currency in THREE_DECIMAL else 1
-        if amount % step:
-            sentence = f"Invalid amount: amounts in {currency} must be divisible by {step}."
-            raise invalid(sentence, "parameter_invalid_integer", "amount")
+        sentence = f"Invalid amount: amounts in {currency} must be divisible by {step}."
+        refuse_if(amount % step, sentence, _NO_INTEGER, "amount")
         return amount
 
     def save(self, body: Json) -> Json:

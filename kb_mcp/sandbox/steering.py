@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from kb_mcp.sandbox.answers import Answer, Json, error_answer, mask, said, unknown_url
 from kb_mcp.sandbox.resources import charges
-from kb_mcp.sandbox.store import Records, Store
+from kb_mcp.sandbox.store import Records
 
 # These change what is executed, so a replay, which executes nothing, passes them by.
 EXECUTION_KINDS: Final = frozenset({"500_before", "500_after", "402"})
@@ -103,13 +103,11 @@ class _Advance(Struct):
     advance_seconds: Annotated[int, Meta(ge=0, le=10 * 366 * 24 * 60 * 60)]
 
 
-def steer(store: Store, method: str, path: str, body: bytes) -> Answer:
+def steer(records: Records, method: str, path: str, body: bytes) -> Answer:
     """Serve one request below `/_sandbox/`."""
     asked = f"{method} {path.removeprefix(PREFIX)}"
     try:
-        given = msgspec.json.decode(body) if body else None
-        with store.transaction() as records:
-            shown = _steered(records, asked, given)
+        shown = _steered(records, asked, msgspec.json.decode(body) if body else None)
     except msgspec.DecodeError as error:
         example = f" Send {_EXAMPLES[asked]}" if asked in _EXAMPLES else ""
         return error_answer(400, f"{error}.{example}")
@@ -122,9 +120,8 @@ def _steered(records: Records, asked: str, given: object) -> Json | None:
         case "GET clock":
             return _clock(records)
         case "POST clock":
-            seconds = msgspec.convert(given, _Advance).advance_seconds
-            records.run("add_number", seconds * 1000, "offset_ms")
-            return _clock(Records(records.connection, records.host_ms))
+            records.advance(msgspec.convert(given, _Advance).advance_seconds * 1000)
+            return _clock(records)
         case "POST faults":
             for each in msgspec.convert(given, list[Fault]):
                 records.run("put_fault", each.match, each.kind, each.times, each.delay_ms)

@@ -74,11 +74,6 @@ class Store:
                 raise
             self._connection.commit()
 
-    def now_ms(self) -> int:
-        """Return the sandbox's time in ms UTC."""
-        with self._lock:
-            return Records(self._connection, self._clock()).now_ms
-
     def close(self) -> None:
         """Close the file; closing twice is fine."""
         with self._lock:
@@ -96,7 +91,16 @@ class Records:
         self.connection = connection
         self.host_ms = host_ms
         self.offset_ms = self.number("offset_ms")
-        self.now_ms = host_ms + self.offset_ms
+
+    @property
+    def now_ms(self) -> int:
+        """The sandbox's time in ms UTC."""
+        return self.host_ms + self.offset_ms
+
+    def advance(self, ms: int) -> None:
+        """Turn the sandbox's clock forward."""
+        self.run("add_number", ms, "offset_ms")
+        self.offset_ms += ms
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -159,3 +163,4 @@ class Records:
         for table in ("objects", "keys", "faults", "requests"):
             self.connection.execute(f"DELETE FROM {table}")  # noqa: S608  names written here
         self.connection.execute("UPDATE numbers SET value = 0")
+        self.offset_ms = 0

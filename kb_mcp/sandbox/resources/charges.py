@@ -14,11 +14,10 @@ from kb_mcp.money import Money
 from kb_mcp.sandbox.answers import (
     Answer,
     Json,
-    below_one,
     declined,
     failure,
-    invalid,
     missing_object,
+    refuse_if,
 )
 from kb_mcp.sandbox.listing import expanded
 from kb_mcp.sandbox.params import Call, show
@@ -36,14 +35,14 @@ def create_charge(call: Call) -> Json | Answer:
     """POST /v1/charges."""
     money = call.money()
     customer, source = call.text("customer"), call.text("source")
-    if customer is None and source is None and not call.params.get("card"):
-        raise invalid("Must provide source or customer.", "parameter_missing")
+    nobody = customer is None and source is None and not call.params.get("card")
+    refuse_if(nobody, "Must provide source or customer.", "parameter_missing")
     payment_method = source or f"card_{call.new_id()}"
     if customer is not None:
         settings = require_customer(call, customer)["invoice_settings"]
         payment_method = source or settings["default_payment_method"]
-        if not payment_method:
-            raise invalid("Cannot charge a customer that has no active card", "missing", "card")
+        no_card = "Cannot charge a customer that has no active card"
+        refuse_if(not payment_method, no_card, "missing", "card")
     if "Missing" in payment_method:
         raise missing_object("token", payment_method, "source")
     origin = {"customer": customer, "payment_method": payment_method, "payment_intent": None}
@@ -64,40 +63,28 @@ def update_charge(call: Call) -> Json:
 def capture_charge(call: Call) -> Json:
     """POST /v1/charges/{charge}/capture."""
     charge = call.named("charge")
-    if charge["payment_intent"] is not None:
-        raise invalid(
-            "This charge belongs to a PaymentIntent. Capture the PaymentIntent instead: "
-            f"{charge['payment_intent']}."
-        )
-    if charge["captured"]:
-        sentence = f"Charge {charge['id']} has already been captured."
-        raise invalid(sentence, "charge_already_captured")
-    if charge["status"] != "succeeded" or charge["refunded"]:
-        raise invalid(f"Charge {charge['id']} cannot be captured.", "charge_not_capturable")
-    capture(call, charge, "amount")
-    return charge
+    named, intent = f"Charge {charge['id']}", charge["payment_intent"]
+    sentence = "This charge belongs to a PaymentIntent. Capture the PaymentIntent instead:"
+    refuse_if(intent is not None, f"{sentence} {intent}.")
+    sentence = f"{named} has already been captured."
+    refuse_if(charge["captured"], sentence, "charge_already_captured")
+    over = charge["status"] != "succeeded" or charge["refunded"]
+    refuse_if(over, f"{named} cannot be captured.", "charge_not_capturable")
+    return capture(call, charge, "amount")
 
 
-def capture(call: Call, charge: Json, param: str) -> int:
-    """Take what `param` says of an authorised charge, or all of it, and return how much.
+def capture(call: Call, charge: Json, param: str) -> Json:
+    """Take what `param` says of an authorised charge, or all of it, and return the charge.
 
     The rest goes back to the card. Raises: Rejected, when that is not within what was authorised.
     """
-    amount = call.integer(param, charge["amount"])
-    if amount < 1:
-        raise below_one(param)
-    if amount > charge["amount"]:
-        most = show(charge["amount"], charge["currency"])
-        sentence = f"You cannot capture more than the authorized amount of {most}."
-        raise invalid(sentence, "amount_too_large", param)
-    charge |= {
-        "amount_captured": amount,
-        "amount_refunded": charge["amount"] - amount,
-        "balance_transaction": f"txn_{call.new_id()}",
-        "captured": True,
-    }
-    call.save(charge)
-    return amount
+    amount = call.positive(param, charge["amount"])
+    most = show(charge["amount"], charge["currency"])
+    sentence = f"You cannot capture more than the authorized amount of {most}."
+    refuse_if(amount > charge["amount"], sentence, "amount_too_large", param)
+    amounts = {"amount_captured": amount, "amount_refunded": charge["amount"] - amount}
+    taken = {"balance_transaction": f"txn_{call.new_id()}", "captured": True}
+    return call.save(charge | amounts | taken)
 
 
 def refusal_of(call: Call, payer: Json, *, off_session: bool) -> str | None:
@@ -227,8 +214,8 @@ def update_refund(call: Call) -> Json:
 def cancel_refund(call: Call) -> Json:
     """POST /v1/refunds/{refund}/cancel: only one that waits for the customer."""
     refund = call.named("refund")
-    if refund["status"] != "requires_action":
-        raise invalid("You can only cancel refunds that require customer actions.")
+    sentence = "You can only cancel refunds that require customer actions."
+    refuse_if(refund["status"] != "requires_action", sentence)
     return end_refund(call.records, refund, "canceled")
 
 
@@ -255,43 +242,36 @@ def _count(records: Records, charge: Json, amount: int) -> None:
 
 def _refunded_charge(call: Call) -> Json:
     charge_id, intent_id = call.text("charge"), call.text("payment_intent")
-    if charge_id is None and intent_id is None:
-        raise invalid(
-            "One of the following params should be provided for this request: payment_intent or "
-            "charge."
-        )
-    if charge_id is None and intent_id is not None:
-        charge_id = call.require("payment_intent", intent_id, "payment_intent")["latest_charge"]
-        if charge_id is None:
-            sentence = f"This PaymentIntent ({intent_id}) does not have a successful charge."
-            raise invalid(sentence, param="payment_intent")
-    charge = call.require("charge", charge_id or "", "charge")
-    if intent_id is not None and charge["payment_intent"] != intent_id:
-        raise invalid(f"Charge {charge_id} does not belong to {intent_id}.", param="charge")
+    sentence = "One of the following params should be provided for this request:"
+    refuse_if(charge_id is None and intent_id is None, f"{sentence} payment_intent or charge.")
+    if charge_id is None:
+        param = "payment_intent"
+        charge_id = call.require(param, str(intent_id), param)["latest_charge"]
+        sentence = f"This PaymentIntent ({intent_id}) does not have a successful charge."
+        refuse_if(charge_id is None, sentence, param=param)
+    charge = call.require("charge", str(charge_id), "charge")
+    others = intent_id is not None and charge["payment_intent"] != intent_id
+    refuse_if(others, f"Charge {charge_id} does not belong to {intent_id}.", param="charge")
     return charge
 
 
 def _refunded_amount(call: Call, charge: Json) -> int:
     named = f"Charge {charge['id']}"
-    if charge["status"] != "succeeded":
-        raise invalid(f"{named} has not succeeded and cannot be refunded.")
-    if charge["refunded"]:
-        raise invalid(f"{named} has already been refunded.", "charge_already_refunded")
+    failed = charge["status"] != "succeeded"
+    refuse_if(failed, f"{named} has not succeeded and cannot be refunded.")
+    sentence = f"{named} has already been refunded."
+    refuse_if(charge["refunded"], sentence, "charge_already_refunded")
     dispute = _dispute_of(call.records, charge)
-    if dispute is not None and not dispute["is_charge_refundable"]:
-        sentence = f"{named} has been charged back; cannot issue a refund."
-        raise invalid(sentence, "charge_disputed")
+    lost = dispute is not None and not dispute["is_charge_refundable"]
+    sentence = f"{named} has been charged back; cannot issue a refund."
+    refuse_if(lost, sentence, "charge_disputed")
     left = charge["amount"] - charge["amount_refunded"]
-    amount = call.integer("amount", left)
-    if amount < 1:
-        raise below_one("amount")
-    if amount > left:
-        asked, most = (show(figure, charge["currency"]) for figure in (amount, left))
-        sentence = f"Refund amount ({asked}) is greater than unrefunded amount on charge ({most})"
-        raise invalid(sentence, param="amount")
-    if amount < left and not charge["captured"]:
-        sentence = f"{named} has not been captured, so it cannot be refunded in part."
-        raise invalid(sentence, param="amount")
+    amount = call.positive("amount", left)
+    asked, most = (show(figure, charge["currency"]) for figure in (amount, left))
+    sentence = f"Refund amount ({asked}) is greater than unrefunded amount on charge ({most})"
+    refuse_if(amount > left, sentence, param="amount")
+    sentence = f"{named} has not been captured, so it cannot be refunded in part."
+    refuse_if(amount < left and not charge["captured"], sentence, param="amount")
     return amount
 
 

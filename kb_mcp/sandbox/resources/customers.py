@@ -11,9 +11,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Literal
 
-from kb_mcp.sandbox.answers import Answer, Json, Rejected, declined, invalid, missing_object
+from kb_mcp.sandbox.answers import (
+    Answer,
+    Json,
+    Rejected,
+    declined,
+    invalid,
+    missing_object,
+    refuse_if,
+)
 from kb_mcp.sandbox.listing import page
 from kb_mcp.sandbox.params import Call, text
 from kb_mcp.sandbox.store import Records
@@ -34,11 +43,11 @@ class BankCard:
     """
 
     last4: str = "4242"
+    decline: str | None = None
     brand: str = "visa"
     funding: str = "credit"
-    decline: str | None = None
-    attaches: bool = True
     asks: Asks = "never"
+    attaches: bool = True
 
     @property
     def shown(self) -> Json:
@@ -58,48 +67,39 @@ class BankCard:
 
 
 PLAIN: Final = BankCard()
-_DECLINED: Final = {
-    "chargeDeclined": ("0002", "generic_decline"),
-    "chargeDeclinedInsufficientFunds": ("9995", "insufficient_funds"),
-    "chargeDeclinedLostCard": ("9987", "lost_card"),
-    "chargeDeclinedStolenCard": ("9979", "stolen_card"),
-    "chargeDeclinedExpiredCard": ("0069", "expired_card"),
-    "chargeDeclinedIncorrectCvc": ("0127", "incorrect_cvc"),
-    "chargeDeclinedProcessingError": ("0119", "processing_error"),
-    "chargeDeclinedVelocityLimitExceeded": ("6975", "card_velocity_exceeded"),
-    "chargeDeclinedFraudulent": ("0019", "fraudulent"),
-    "radarBlock": ("0019", "fraudulent"),
+_refused: Final = partial(BankCard, attaches=False)
+_asking: Final = partial(BankCard, asks="always")
+CARDS: Final = {
+    "visa": PLAIN,
+    "visa_debit": BankCard("5556", funding="debit"),
+    "mastercard": BankCard("4444", brand="mastercard"),
+    "mastercard_debit": BankCard("8210", brand="mastercard", funding="debit"),
+    "mastercard_prepaid": BankCard("5100", brand="mastercard", funding="prepaid"),
+    "amex": BankCard("8431", brand="amex"),
+    "discover": BankCard("1117", brand="discover"),
+    "diners": BankCard("0004", brand="diners"),
+    "jcb": BankCard("0505", brand="jcb"),
+    "unionpay": BankCard("0005", brand="unionpay"),
+    "chargeCustomerFail": BankCard("0341", "generic_decline"),
+    "chargeDeclined": _refused("0002", "generic_decline"),
+    "chargeDeclinedInsufficientFunds": _refused("9995", "insufficient_funds"),
+    "chargeDeclinedLostCard": _refused("9987", "lost_card"),
+    "chargeDeclinedStolenCard": _refused("9979", "stolen_card"),
+    "chargeDeclinedExpiredCard": _refused("0069", "expired_card"),
+    "chargeDeclinedIncorrectCvc": _refused("0127", "incorrect_cvc"),
+    "chargeDeclinedProcessingError": _refused("0119", "processing_error"),
+    "chargeDeclinedVelocityLimitExceeded": _refused("6975", "card_velocity_exceeded"),
+    "chargeDeclinedFraudulent": _refused("0019", "fraudulent"),
+    "radarBlock": _refused("0019", "fraudulent"),
+    "authenticationRequired": _asking("3184"),
+    "authenticationRequiredOnSetup": BankCard("3155", asks="unless_set_up"),
+    "authenticationRequiredSetupForOffSession": BankCard("3178", asks="unless_set_up"),
+    "authenticationRequiredChargeDeclinedInsufficientFunds": _asking("8260", "insufficient_funds"),
+    "threeDSecureRequired": _asking("3063"),
+    "threeDSecure2Required": _asking("3220"),
+    "threeDSecureRequiredChargeDeclined": _asking("8001", "generic_decline"),
+    "threeDSecureRequiredProcessingError": _asking("3097", "processing_error"),
 }
-_ASKING: Final = {
-    "authenticationRequired": ("3184", None),
-    "authenticationRequiredChargeDeclinedInsufficientFunds": ("8260", "insufficient_funds"),
-    "threeDSecureRequired": ("3063", None),
-    "threeDSecure2Required": ("3220", None),
-    "threeDSecureRequiredChargeDeclined": ("8001", "generic_decline"),
-    "threeDSecureRequiredProcessingError": ("3097", "processing_error"),
-}
-CARDS: Final = (
-    {
-        "visa": PLAIN,
-        "visa_debit": BankCard("5556", funding="debit"),
-        "mastercard": BankCard("4444", "mastercard"),
-        "mastercard_debit": BankCard("8210", "mastercard", "debit"),
-        "mastercard_prepaid": BankCard("5100", "mastercard", "prepaid"),
-        "amex": BankCard("8431", "amex"),
-        "discover": BankCard("1117", "discover"),
-        "diners": BankCard("0004", "diners"),
-        "jcb": BankCard("0505", "jcb"),
-        "unionpay": BankCard("0005", "unionpay"),
-        "chargeCustomerFail": BankCard("0341", decline="generic_decline"),
-        "authenticationRequiredOnSetup": BankCard("3155", asks="unless_set_up"),
-        "authenticationRequiredSetupForOffSession": BankCard("3178", asks="unless_set_up"),
-    }
-    | {
-        name: BankCard(last4, decline=why, attaches=False)
-        for name, (last4, why) in _DECLINED.items()
-    }
-    | {name: BankCard(last4, decline=why, asks="always") for name, (last4, why) in _ASKING.items()}
-)
 """Names without `pm_card_`; a name that is not here is a plain card."""
 
 _NAME: Final = re.compile(r"(?:pm_card_|tok_)(?:visa_(?=charge))?(\w+)")
@@ -168,9 +168,9 @@ def _attach(call: Call, payment_method: str, customer: str) -> Json:
         copied = f"pm_{call.new_id()}"
         call.save({"object": _TEST_CARD, "id": f"{copied}#card", "name": payment_method})
         found = _new_payment_method(call, copied)
-    elif found["customer"] not in {None, customer}:
+    else:
         sentence = "The payment method you provided has already been attached to a customer."
-        raise invalid(sentence, param="payment_method")
+        refuse_if(found["customer"] not in {None, customer}, sentence, param="payment_method")
     return call.save(found | {"customer": customer})
 
 
@@ -217,11 +217,8 @@ def attach_payment_method(call: Call) -> Json:
 def detach_payment_method(call: Call) -> Json:
     """POST /v1/payment_methods/{payment_method}/detach."""
     found = call.named("payment_method")
-    if found["customer"] is None:
-        raise invalid(
-            "The payment method you provided is not attached to a customer so detachment is "
-            "impossible."
-        )
+    sentence = "The payment method you provided is not attached to a customer so detachment is"
+    refuse_if(found["customer"] is None, f"{sentence} impossible.")
     return _detach(call, found)
 
 

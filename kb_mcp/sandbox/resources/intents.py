@@ -18,8 +18,8 @@ from kb_mcp.sandbox.answers import (
     Rejected,
     declined,
     error_answer,
-    invalid,
     missing_param,
+    refuse_if,
 )
 from kb_mcp.sandbox.listing import Endpoint
 from kb_mcp.sandbox.params import Call
@@ -67,7 +67,8 @@ def confirm_intent(call: Call) -> Json | Answer:
 def capture_intent(call: Call) -> Json:
     """POST /v1/payment_intents/{intent}/capture."""
     intent = _demanded(call, "captured", ("requires_capture",))
-    amount = capture(call, _authorized(call, intent), "amount_to_capture")
+    charge = capture(call, _authorized(call, intent), "amount_to_capture")
+    amount = charge["amount_captured"]
     intent |= {"amount_capturable": 0, "amount_received": amount, "status": "succeeded"}
     return call.save(intent | {"metadata": call.metadata(intent)})
 
@@ -86,9 +87,8 @@ def increment_intent(call: Call) -> Json | Answer:
     """POST /v1/payment_intents/{intent}/increment_authorization; the amount is the new total."""
     intent = _demanded(call, "incremented", ("requires_capture",))
     amount = call.amount(intent["currency"])
-    if amount <= intent["amount"]:
-        sentence = "The amount must be greater than the currently authorized amount."
-        raise invalid(sentence, "parameter_invalid_integer", "amount")
+    sentence = "The amount must be greater than the currently authorized amount."
+    refuse_if(amount <= intent["amount"], sentence, "parameter_invalid_integer", "amount")
     charge = _authorized(call, intent)
     if call.declines:
         return declined(charge["id"])
@@ -249,8 +249,7 @@ def create_invoice(call: Call) -> Json:
         raise missing_param("customer")
     require_customer(call, customer)
     currency = str(call.text("currency", "usd")).lower()
-    if currency not in CURRENCIES:
-        raise invalid(f"Invalid currency: {currency}.", param="currency")
+    refuse_if(currency not in CURRENCIES, f"Invalid currency: {currency}.", param="currency")
     zero = "amount_due amount_overpaid amount_paid amount_remaining attempt_count total"
     moments = ("finalized_at", "marked_uncollectible_at", "paid_at", "voided_at")
     return call.save(
@@ -280,8 +279,8 @@ def create_item(call: Call) -> Json:
         raise missing_param("invoice" if "amount" in call.params else "amount")
     invoice, amount = call.require("invoice", invoice_id, "invoice"), call.integer("amount", 0)
     _demand(invoice, "edited")
-    if invoice["customer"] != call.text("customer"):
-        raise invalid(f"The invoice {invoice_id} is of another customer.", param="customer")
+    others = invoice["customer"] != call.text("customer")
+    refuse_if(others, f"The invoice {invoice_id} is of another customer.", param="customer")
     due = invoice["amount_due"] + amount
     call.save(invoice | {"amount_due": due, "amount_remaining": due, "total": due})
     return call.save(
@@ -310,8 +309,7 @@ def finalize_invoice(call: Call) -> Json:
 def pay_invoice(call: Call) -> Json | Answer:
     """POST /v1/invoices/{invoice}/pay: all that is left, from the customer's card."""
     invoice = call.named("invoice")
-    if invoice["status"] == "paid":
-        raise invalid("Invoice is already paid")
+    refuse_if(invoice["status"] == "paid", "Invoice is already paid")
     _demand(invoice, "paid")
     left = invoice["amount_remaining"]
     if left and not call.flag("paid_out_of_band"):
@@ -345,8 +343,8 @@ def _collect(call: Call, invoice: Json) -> Json | Answer:
         or invoice["default_payment_method"]
         or owner["invoice_settings"]["default_payment_method"]
     )
-    if not card:
-        raise invalid("There is no `default_payment_method` set on this Customer or Invoice.")
+    sentence = "There is no `default_payment_method` set on this Customer or Invoice."
+    refuse_if(not card, sentence)
     require_payment_method(call, card, invoice["customer"])
     away = replace(call, params={"off_session": "true"})
     money = Money(invoice["amount_remaining"], invoice["currency"])
@@ -379,8 +377,8 @@ def _new_payment(call: Call, invoice: Json, intent: str) -> Json:
 
 def _demand(invoice: Json, act: str) -> Json:
     """Return the invoice, to which `act` may be done. Raises: Rejected."""
-    if invoice["status"] not in _INVOICE_ACTS[act]:
-        raise invalid(f"An invoice that is {invoice['status']} can't be {act}.")
+    status = invoice["status"]
+    refuse_if(status not in _INVOICE_ACTS[act], f"An invoice that is {status} can't be {act}.")
     return invoice
 
 
