@@ -41,7 +41,7 @@ def house_of(folder: Path, stripe: Elsewhere, **more: str) -> Iterator[InProcess
 
 def charge_count(stripe: Elsewhere) -> int:
     with stripe.sandbox._store.transaction() as records:  # noqa: SLF001 - what really happened
-        return len(records.everything("charge"))
+        return len(records.select("charge"))
 
 
 @pytest.mark.parametrize("days", [-1, 1])
