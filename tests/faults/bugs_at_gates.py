@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from kb_mcp.operators.actions import resolve, settle
 from kb_mcp.operators.actions.operations import By
 from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.records import Changes
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules import decide, duplicates, gates, reserve
 from kb_mcp.proxy.rules.outcomes import conclude
@@ -53,7 +54,7 @@ def a_frozen_key_sends(_: Simulation) -> Iterator[None]:
 @bug
 def a_resend_does_not_ask_what_its_sender_may(_: Simulation) -> Iterator[None]:
     def wrong(snapshot: Snapshot, command: Any, operation: Any, keep: Any) -> Any:
-        return gates.ApprovalCheck()
+        return Changes()
 
     with swapped(decide, "check_send", wrong):
         yield

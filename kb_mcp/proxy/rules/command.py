@@ -5,6 +5,8 @@ Floor: above interpret and policy, below the deciders. Pure.
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec import Struct, field
 from msgspec.structs import replace
 
@@ -30,7 +32,7 @@ from kb_mcp.proxy.ledger.records import (
     kind_of,
 )
 from kb_mcp.proxy.ledger.windows import OperationWindows, windows_at, windows_of
-from kb_mcp.proxy.rules.operation_names import tally_key, tally_of
+from kb_mcp.proxy.rules.operation_names import columns_of, tally_key, tally_of
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.forms import Form
 from kb_mcp.proxy.stripe.interpret import Reading
@@ -110,6 +112,25 @@ class Command(Struct, frozen=True, kw_only=True):
         if self.continues is not None:
             return tally_of(self.continues)
         return tally_key(self.reading, self.name)
+
+    def asks(self) -> dict[str, Any]:
+        """Return the fields of an operation that say what is asked for."""
+        reading, invoice = self.reading, self.invoice
+        # Of an invoice, the object is known before anything is sent.
+        made = {} if invoice is None else {"object_id": invoice.invoice}
+        return (
+            made
+            | columns_of(reading.period)
+            | {
+                "route": reading.route.endpoint,
+                "paid_before": None if invoice is None else invoice.paid,
+                "customer": reading.customer,
+                "amount": self.money.amount,
+                "currency": self.money.currency,
+                "reference": reading.reference,
+                "fingerprint": self.fingerprint,
+            }
+        )
 
     def windows(self, now: int) -> OperationWindows:
         """Return the windows in which a reservation that is made `now` counts."""

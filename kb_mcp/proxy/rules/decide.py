@@ -74,7 +74,6 @@ from kb_mcp.proxy.rules.reserve import (
     resendable,
     reserve,
     send_again,
-    using,
 )
 
 # A body repeated under another SDK-made key within this time is a runtime's retry.
@@ -205,12 +204,12 @@ def _unsettled(
     if attempt is None or not resendable(snapshot, attempt):
         return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=_named(operation)), operation)
     gate = check_send(snapshot, command, operation, attempt)
-    if gate.refusal is not None:
+    if isinstance(gate, Refuse):
         # Money is held, and may have moved: that is what this caller must know first.
         facts = {**_named(operation), "not_sent_again": gate.refusal.code.value}
         return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=facts), operation)
     leased, sent = send_again(snapshot, command, operation, attempt)
-    return Proceed(leased, sent, replace(using(gate), operations=(leased,), attempts=(sent,)))
+    return Proceed(leased, sent, replace(gate, operations=(leased,), attempts=(sent,)))
 
 
 def _voided(snapshot: Snapshot, command: Command, operation: Operation, *, same: bool) -> Decision:

@@ -47,13 +47,11 @@ from kb_mcp.proxy.rules.gates import check_cancel, check_key, check_send
 from kb_mcp.proxy.rules.operation_names import asked_by
 from kb_mcp.proxy.rules.outcomes.matching import MAY_HAVE_ARRIVED
 from kb_mcp.proxy.rules.reserve import (
-    asking,
     check,
     resendable,
     send_again,
     send_next,
     take_permits,
-    using,
 )
 from kb_mcp.proxy.stripe.interpret import PERIOD_FIELD, REFERENCE_FIELD, Reading
 
@@ -98,38 +96,27 @@ def _go_on(
     if same is not None and keep is None and not _again(command, operation, same):
         return Replay(operation)
     cancels = command.reading.path.endswith(CANCEL)
+    comes_to_life = command.reading.route.lifecycle.after is not None
     match operation.state:
-        case State.SUCCEEDED | State.FAILED | State.AWAITING_APPROVAL if cancels:
-            refused = check_cancel(snapshot, command, operation)
-            return _proceed_unless(refused, snapshot, command, operation, keep)
-        case State.SUCCEEDED if (command.reading.total or 0) > operation.held:
-            return _raise(snapshot, command, operation, keep)
-        case State.SUCCEEDED:
-            return _go_on_held(snapshot, command, operation, keep)
-        case State.FAILED | State.AWAITING_APPROVAL if (
-            command.reading.route.lifecycle.after is None
-        ):
-            # Only an intent can come to life again: nothing is held, and Stripe says no.
-            refused = check_key(snapshot, command)
-            return _proceed_unless(refused, snapshot, command, operation, keep)
-        case State.FAILED | State.AWAITING_APPROVAL:
-            return _hold_anew(snapshot, command, operation)
         case State.RESERVED | State.UNKNOWN | State.VOIDED:
             return _refused(Code.OUTCOME_UNKNOWN, operation)
+        case State.SUCCEEDED if not cancels:
+            raises = (command.reading.total or 0) > operation.held
+            go_on = _raise if raises else _go_on_held
+            return go_on(snapshot, command, operation, keep)
+        case State.FAILED | State.AWAITING_APPROVAL if comes_to_life and not cancels:
+            return _hold_anew(snapshot, command, operation)
+        case State.SUCCEEDED | State.FAILED | State.AWAITING_APPROVAL:
+            # Only an intent can come to life again: nothing is held, and Stripe says no.
+            if cancels:
+                refused = check_cancel(snapshot, command, operation)
+            else:
+                refused = check_key(snapshot, command)
+            if refused is not None:
+                return Refuse(refused, operation)
+            return _proceed(snapshot, command, operation, operation, keep)
         case _:
             assert_never(operation.state)
-
-
-def _proceed_unless(
-    refused: Refusal | None,
-    snapshot: Snapshot,
-    command: Command,
-    operation: Operation,
-    keep: Attempt | None,
-) -> Decision:
-    if refused is not None:
-        return Refuse(refused, operation)
-    return _proceed(snapshot, command, operation, operation, keep)
 
 
 def _go_on_held(
@@ -137,15 +124,12 @@ def _go_on_held(
 ) -> Decision:
     """Send a step that needs no more than is held, if its sender may send that."""
     gate = check_send(snapshot, command, operation, keep)
-    if gate.refusal is None:
-        return _proceed(snapshot, command, operation, operation, keep, using(gate))
-    if keep is not None:
-        facts: dict[str, Fact] = {
-            "operation": operation.id,
-            "not_sent_again": gate.refusal.code.value,
-        }
-        return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=facts), operation)
-    return Refuse(gate.refusal, operation, asking(snapshot, command, operation, gate.asked))
+    if isinstance(gate, Changes):
+        return _proceed(snapshot, command, operation, operation, keep, gate)
+    if keep is None:
+        return gate
+    facts: dict[str, Fact] = {"operation": operation.id, "not_sent_again": gate.refusal.code.value}
+    return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=facts), operation)
 
 
 def _last_step(snapshot: Snapshot, operation: Operation) -> Attempt | None:

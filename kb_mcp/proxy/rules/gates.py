@@ -13,21 +13,21 @@ from __future__ import annotations
 
 from urllib.parse import parse_qs
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from kb_mcp.instants import rfc3339
 from kb_mcp.money import Money
 from kb_mcp.proxy.access.authorize import check_hours
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
-from kb_mcp.proxy.ledger.records import Approval, Attempt, Operation
+from kb_mcp.proxy.ledger.records import HOLDING, Approval, Attempt, Changes, Operation, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.caps import check_amount_caps, check_caps, currency_refused
-from kb_mcp.proxy.rules.command import Command
+from kb_mcp.proxy.rules.command import Command, Refuse
 from kb_mcp.proxy.stripe.interpret import PAYMENT_FIELDS
 
 APPROVAL_LASTS_MS = 24 * 3_600_000
 OUTSTANDING_MAX = 20
+_KEEPS_ROWS = frozenset({State.VOIDED, State.SUCCEEDED, *HOLDING})
 _THEN = {
     "pending": "send the same request again after it was approved",
     "denied": "an operator denied it, so do not send it again",
@@ -45,7 +45,7 @@ def check_key(snapshot: Snapshot, command: Command) -> Refusal | None:
 
 def check_send(
     snapshot: Snapshot, command: Command, operation: Operation, keep: Attempt | None
-) -> ApprovalCheck:
+) -> Refuse | Changes:
     """Say whether the sender may send on what `operation` holds already.
 
     `keep` is the attempt that is sent again. Another lineage than the one that reserved must have
@@ -53,17 +53,17 @@ def check_send(
     """
     refused = check_key(snapshot, command)
     if refused is not None:
-        return ApprovalCheck(refused)
+        return Refuse(refused, operation)
     amount = max(operation.amount, operation.held, command.money.amount)
     whole = replace(command, money=Money(amount, operation.currency))
-    approval = check_given(snapshot, whole, operation, keep)
-    if approval.refusal is not None:
+    approval = check_approval(snapshot, whole, operation, keep, held=True)
+    if isinstance(approval, Refuse):
         return approval
     if operation.lineage_id == command.lineage_id:
         over = check_amount_caps(snapshot, whole)
     else:
         over = check_caps(snapshot, whole, operation)
-    return approval if over is None else ApprovalCheck(over)
+    return approval if over is None else Refuse(over, operation)
 
 
 def check_cancel(snapshot: Snapshot, command: Command, operation: Operation) -> Refusal | None:
@@ -79,51 +79,56 @@ def check_cancel(snapshot: Snapshot, command: Command, operation: Operation) -> 
     )
 
 
-class ApprovalCheck(Struct, frozen=True):
-    """What the approval gate says of a request.
-
-    Without a `refusal` it passes, and `used` is the approval that this uses up, if it needs one.
-    With one, `asked` is the approval that an operator is asked for by it, if a new one is.
-    """
-
-    refusal: Refusal | None = None
-    asked: Approval | None = None
-    used: Approval | None = None
-
-
 def check_approval(
-    snapshot: Snapshot, command: Command, operation: Operation, keep: Attempt | None
-) -> ApprovalCheck:
-    """Say whether `command` may reserve, by an operator's leave where it needs one.
+    snapshot: Snapshot,
+    command: Command,
+    operation: Operation,
+    keep: Attempt | None,
+    *,
+    held: bool = False,
+) -> Refuse | Changes:
+    """Say whether `command` may be sent, by an operator's leave where it needs one.
 
-    `keep` is the attempt whose stored request is sent, rather than that of `command`.
+    Return the approval that this uses up, if it needs one, or a refusal with the approval that an
+    operator is asked for, if a new one is. `keep` is the attempt whose stored request is sent,
+    rather than that of `command`. `held` says that `operation` holds it already: the approval
+    under which it was reserved covers that, and another lineage needs its own.
     """
     above = _above(command)
-    if not isinstance(above, bool):
-        return ApprovalCheck(above)
-    if not above:
-        return ApprovalCheck()
-    wanted = _wanted(snapshot, command, operation, keep)
-    for held in snapshot.approvals_of(operation, command.lineage_id):
-        if held.state != "used" and snapshot.now < held.expires_at and _same(held, wanted):
-            if held.state == "approved":
-                return ApprovalCheck(used=replace(held, state="used"))
-            return ApprovalCheck(_required(held))
-    return _ask(snapshot, wanted)
-
-
-def check_given(
-    snapshot: Snapshot, command: Command, operation: Operation, keep: Attempt | None
-) -> ApprovalCheck:
-    """Say whether `command` may send what `operation` holds already.
-
-    The approval under which it was reserved covers that; another lineage needs its own.
-    """
+    if above is False:
+        return Changes()
     wanted = _wanted(snapshot, command, operation, keep)
     given = snapshot.approvals_of(operation, command.lineage_id)
-    if any(_reserved_under(held, wanted) for held in given):
-        return ApprovalCheck()
-    return check_approval(snapshot, command, operation, keep)
+    if held and any(_reserved_under(each, wanted) for each in given):
+        return Changes()
+    known = snapshot.operations.get(operation.id)
+    if isinstance(above, Refusal):
+        return Refuse(above, known)
+    for each in given:
+        if each.state != "used" and snapshot.now < each.expires_at and _same(each, wanted):
+            if each.state == "approved":
+                return Changes(approvals=(replace(each, state="used"),))
+            return Refuse(_required(each), known)
+    if snapshot.outstanding_approvals.get(wanted.lineage_id, 0) >= OUTSTANDING_MAX:
+        too_many = refuse(
+            Code.APPROVAL_REQUIRED,
+            facts={"outstanding": OUTSTANDING_MAX},
+            approval="none asked for: too many wait for an operator already",
+            then="send it again once operators have decided some of those that wait",
+        )
+        return Refuse(too_many, known)
+    return Refuse(_required(wanted), operation, _asking(snapshot, command, operation, wanted))
+
+
+def _asking(snapshot: Snapshot, command: Command, operation: Operation, asked: Approval) -> Changes:
+    """Return the rows of an approval that an operator is asked for."""
+    waiting = replace(operation, approval_id=asked.id, updated_at=snapshot.now)
+    # A voided operation keeps its rows, one to go on with what it holds; others hold nothing.
+    if operation.state not in _KEEPS_ROWS or operation.id == command.fresh_id:
+        asks = command.asks() if command.continues is None else {}
+        state = State.AWAITING_APPROVAL
+        waiting = replace(waiting, **asks, state=state, held=0, code="approval_required")
+    return Changes(operations=(waiting,), approvals=(asked,))
 
 
 def _above(command: Command) -> bool | Refusal:
@@ -139,7 +144,11 @@ def _wanted(
     snapshot: Snapshot, command: Command, operation: Operation, keep: Attempt | None
 ) -> Approval:
     """Return the approval that this request would need, as it would be asked for now."""
-    reading = command.reading
+    reading, gives_back = command.reading, None
+    if command.refund is not None:
+        gives_back = command.refund.charge
+    elif command.invoice is not None:
+        gives_back = command.invoice.invoice
     return Approval(
         id=command.fresh_approval_id,
         operation_id=operation.id,
@@ -153,19 +162,12 @@ def _wanted(
         reference=reading.reference,
         payment_method=reading.payment_method if keep is None else _sent_with(keep),
         destination=reading.destination,
-        gives_back=_object_of(command),
+        gives_back=gives_back,
         fingerprint=command.fingerprint,
         state="pending",
         expires_at=snapshot.now + APPROVAL_LASTS_MS,
         created_at=snapshot.now,
     )
-
-
-def _object_of(command: Command) -> str | None:
-    """Return the charge that is given back, or the invoice that is paid."""
-    if command.refund is not None:
-        return command.refund.charge
-    return None if command.invoice is None else command.invoice.invoice
 
 
 def _sent_with(attempt: Attempt) -> str | None:
@@ -193,19 +195,6 @@ def _reserved_under(held: Approval, wanted: Approval) -> bool:
         and held.amount >= wanted.amount
         and (method is None or method == held.payment_method)
     )
-
-
-def _ask(snapshot: Snapshot, wanted: Approval) -> ApprovalCheck:
-    if snapshot.outstanding_approvals.get(wanted.lineage_id, 0) >= OUTSTANDING_MAX:
-        return ApprovalCheck(
-            refuse(
-                Code.APPROVAL_REQUIRED,
-                facts={"outstanding": OUTSTANDING_MAX},
-                approval="none asked for: too many wait for an operator already",
-                then="send it again once operators have decided some of those that wait",
-            )
-        )
-    return ApprovalCheck(_required(wanted), asked=wanted)
 
 
 def _required(approval: Approval) -> Refusal:

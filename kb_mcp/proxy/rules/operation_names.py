@@ -18,6 +18,7 @@ from kb_mcp.idempotency import (
     idempotency_key,
     occurrence_key,
 )
+from kb_mcp.periods import Period
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.records import Attempt, LineageId, NamedBy, Operation, OperationId
@@ -135,6 +136,14 @@ def tally_of(operation: Operation) -> str:
     if operation.customer is not None and operation.period is not None:
         return f"{operation.customer}|{operation.period}|{operation.reference or ''}"
     return f"name|{operation.name}"
+
+
+def columns_of(period: Period | None) -> dict[str, str | None]:
+    """Return the fields of an operation that say its period and, in ISO 8601, its days."""
+    if period is None:
+        return dict.fromkeys(("period", "period_start", "period_end"))
+    first, last = period.start.isoformat(), period.end.isoformat()
+    return {"period": period.label, "period_start": first, "period_end": last}
 
 
 def _derived(reading: Reading) -> str | None:

@@ -10,8 +10,6 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.ledger.records import (
-    HOLDING,
-    Approval,
     Attempt,
     AttemptOutcome,
     Changes,
@@ -23,7 +21,7 @@ from kb_mcp.proxy.ledger.windows import count
 from kb_mcp.proxy.rules.caps import check_caps
 from kb_mcp.proxy.rules.command import Command, Decision, Look, Proceed, ReadAgain, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import find_conflict, not_read_lately, permits
-from kb_mcp.proxy.rules.gates import ApprovalCheck, check_approval, check_key
+from kb_mcp.proxy.rules.gates import check_approval, check_key
 from kb_mcp.proxy.rules.operation_names import attempt_key, later_name, request_body
 from kb_mcp.proxy.rules.refunds import already_refunded, other_refund, refund_conflict
 
@@ -44,7 +42,27 @@ def reserve(
     taken = take_permits(snapshot, command, operation)
     if isinstance(taken, Look):
         return taken
-    return _proceed(snapshot, command, operation, keep, replace(checked, operations=taken))
+    reserved = replace(
+        operation,
+        **command.asks(),
+        state=State.RESERVED,
+        final=True,
+        held=command.money.amount,
+        reserved_at=snapshot.now,
+        key_id=command.key_id,
+        lineage_id=command.lineage_id,
+        code=None,
+        voided_at=None,
+        empty_listings=0,
+        next_read_at=None,
+    )
+    if keep is not None:
+        leased, attempt = send_again(snapshot, command, reserved, keep)
+    else:
+        leased, attempt = _send_new(snapshot, command, reserved)
+    windows = count(snapshot, leased, reserved=command.money.amount, sends=1)
+    rows = replace(checked, operations=(*taken, leased), attempts=(attempt,), windows=windows)
+    return Proceed(leased, attempt, rows)
 
 
 def check(
@@ -102,39 +120,13 @@ def _check_sender(
     if snapshot.unresolved.get(command.lineage_id, 0) >= command.policy.max_unresolved:
         return Refuse(refuse(Code.TOO_MANY_UNRESOLVED), known)
     approval = check_approval(snapshot, command, operation, keep)
-    if approval.refusal is not None:
-        asked = asking(snapshot, command, operation, approval.asked)
-        return Refuse(approval.refusal, operation if asked.operations else known, asked)
+    if isinstance(approval, Refuse):
+        return approval
     declined = recent_decline(snapshot, command) or _exhausted(snapshot, command, known)
     if declined is not None:
         return declined
     over = check_caps(snapshot, command, operation if raised else None)
-    if over is not None:
-        return Refuse(over, known)
-    return using(approval)
-
-
-def using(approval: ApprovalCheck) -> Changes:
-    """Return the rows of an approval that is used up, if one is."""
-    return Changes() if approval.used is None else Changes(approvals=(approval.used,))
-
-
-def asking(
-    snapshot: Snapshot, command: Command, operation: Operation, asked: Approval | None
-) -> Changes:
-    """Return the rows of an approval that an operator is asked for, if one is."""
-    if asked is None:
-        return Changes()
-    waiting = replace(operation, approval_id=asked.id, updated_at=snapshot.now)
-    # A voided operation keeps its rows, one to go on with what it holds; others hold nothing.
-    if (
-        operation.state not in {State.VOIDED, State.SUCCEEDED, *HOLDING}
-        or operation.id == command.fresh_id
-    ):
-        if command.continues is None:
-            waiting = _described(waiting, command)
-        waiting = replace(waiting, state=State.AWAITING_APPROVAL, held=0, code="approval_required")
-    return Changes(operations=(waiting,), approvals=(asked,))
+    return approval if over is None else Refuse(over, known)
 
 
 def recent_decline(snapshot: Snapshot, command: Command) -> Replay | None:
@@ -162,18 +154,12 @@ def _exhausted(snapshot: Snapshot, command: Command, operation: Operation | None
 
 def new_operation(snapshot: Snapshot, command: Command, older: Operation | None) -> Operation:
     """Return the operation that `command` would begin, as the successor of `older` if given."""
-    blank = Operation(
+    return Operation(
+        **command.asks(),
         id=command.fresh_id,
         name=command.name,
         generation=0 if older is None else older.generation + 1,
         named_by=command.named_by,
-        route=command.reading.route.endpoint,
-        customer=command.reading.customer,
-        amount=command.money.amount,
-        currency=command.money.currency,
-        period=None,
-        reference=None,
-        fingerprint=command.fingerprint,
         upstream_name=command.upstream_name if older is None else later_name(older),
         gives_back=None if command.refund is None else command.refund.charge,
         state=State.RESERVED,
@@ -183,59 +169,6 @@ def new_operation(snapshot: Snapshot, command: Command, older: Operation | None)
         created_at=snapshot.now,
         updated_at=snapshot.now,
     )
-    return _described(blank, command)
-
-
-def _described(operation: Operation, command: Command) -> Operation:
-    # A failed operation may take new values: what it describes is what is sent now.
-    period, invoice = command.reading.period, command.invoice
-    return replace(
-        operation,
-        route=command.reading.route.endpoint,
-        object_id=operation.object_id if invoice is None else invoice.invoice,
-        paid_before=None if invoice is None else invoice.paid,
-        customer=command.reading.customer,
-        amount=command.money.amount,
-        currency=command.money.currency,
-        period=None if period is None else period.label,
-        period_start=None if period is None else period.start.isoformat(),
-        period_end=None if period is None else period.end.isoformat(),
-        reference=command.reading.reference,
-        fingerprint=command.fingerprint,
-    )
-
-
-def _proceed(
-    snapshot: Snapshot,
-    command: Command,
-    operation: Operation,
-    keep: Attempt | None,
-    consumed: Changes,
-) -> Proceed:
-    reserved = replace(
-        _described(operation, command),
-        state=State.RESERVED,
-        final=True,
-        held=command.money.amount,
-        reserved_at=snapshot.now,
-        key_id=command.key_id,
-        lineage_id=command.lineage_id,
-        code=None,
-        voided_at=None,
-        empty_listings=0,
-        next_read_at=None,
-    )
-    if keep is not None:
-        leased, attempt = send_again(snapshot, command, reserved, keep)
-    else:
-        leased, attempt = _send_new(snapshot, command, reserved)
-    changes = Changes(
-        operations=(*consumed.operations, leased),
-        attempts=(attempt,),
-        windows=count(snapshot, leased, reserved=command.money.amount, sends=1),
-        approvals=consumed.approvals,
-    )
-    return Proceed(leased, attempt, changes)
 
 
 def _send_new(

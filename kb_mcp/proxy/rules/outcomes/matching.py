@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.records import HOLDING, Attempt, AttemptOutcome, Operation
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.rules.operation_names import asked_by
+from kb_mcp.proxy.rules.operation_names import asked_by, columns_of
 from kb_mcp.proxy.stripe.evidence import Made, customer_of
 from kb_mcp.proxy.stripe.interpret import fingerprint
 from kb_mcp.proxy.stripe.json_objects import created_ms, object_id
@@ -156,8 +156,7 @@ def as_asked(operation: Operation, attempt: Attempt, proof: Made) -> Operation:
     asked = asked_by(attempt)
     if asked is None or asked.money is None:
         return operation
-    period, money = asked.period, asked.money
-    label = None if period is None else period.label
+    money, label = asked.money, None if asked.period is None else asked.period.label
     if (money.amount, money.currency) != (proof.total, proof.facts.get("currency")) or (
         (money.amount, money.currency, label)
         == (operation.amount, operation.currency, operation.period)
@@ -168,9 +167,7 @@ def as_asked(operation: Operation, attempt: Attempt, proof: Made) -> Operation:
         held=operation.held if money.currency == operation.currency else 0,
         amount=money.amount,
         currency=money.currency,
-        period=label,
-        period_start=None if period is None else period.start.isoformat(),
-        period_end=None if period is None else period.end.isoformat(),
+        **columns_of(asked.period),
         reference=asked.reference,
         fingerprint=fingerprint(asked),
     )
