@@ -31,15 +31,15 @@ already is sent again only past the gates of who asks (`gates.py`); else outcome
 from __future__ import annotations
 
 import dataclasses
-from typing import assert_never
 
 from msgspec.structs import replace
 
 from kb_mcp.money import Money
 from kb_mcp.proxy.access.tokens import refuse_dead_key
-from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, clock_disputed, refuse
+from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
+    Attempt,
     AttemptOutcome,
     CallerKey,
     KeyId,
@@ -61,14 +61,14 @@ from kb_mcp.proxy.rules.command import (
     stopped_by,
     why_refused,
 )
-from kb_mcp.proxy.rules.duplicates import known_as, may_bill_again, suspect
+from kb_mcp.proxy.rules.duplicates import known_as, may_bill_again, suspect, unknown
 from kb_mcp.proxy.rules.follow_ups import decide_follow_up
 from kb_mcp.proxy.rules.gates import check_send
 from kb_mcp.proxy.rules.invoices import decide_again, decide_payment_of_finalized
 from kb_mcp.proxy.rules.outcomes.matching import TWIN
 from kb_mcp.proxy.rules.refunds import already_refunded, with_amount
 from kb_mcp.proxy.rules.reserve import (
-    kept,
+    age_disputed,
     new_operation,
     recent_decline,
     resendable,
@@ -102,14 +102,11 @@ def _known(snapshot: Snapshot, decision: Decision) -> Operation | None:
 
 def _outcome(decision: Decision) -> tuple[object, ...]:
     """Return what a decision comes to, without the times that it leaves behind."""
-    operation_id = None if decision.operation is None else decision.operation.id
-    match decision:
-        case Refuse():
-            return (Refuse, decision.refusal.code)
-        case Proceed():
-            return (Proceed, operation_id, decision.attempt.number, decision.attempt.sends)
-        case _:
-            return (type(decision), operation_id)
+    if isinstance(decision, Refuse):
+        return (Refuse, decision.refusal.code)
+    attempt = decision.attempt if isinstance(decision, Proceed) else None
+    sent = () if attempt is None else (attempt.number, attempt.sends)
+    return (type(decision), decision.operation and decision.operation.id, *sent)
 
 
 def key_refusal(snapshot: Snapshot, key_id: KeyId) -> Refusal | None:
@@ -138,7 +135,7 @@ def _decide(snapshot: Snapshot, command: Command) -> Decision:
         return over or decide_follow_up(snapshot, command, command.continues)
     answered = _answered(snapshot, command)
     if answered is not None and answered.name != command.name:
-        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, answered), answered)
+        return suspect(Code.IDEMPOTENCY_KEY_REUSED, answered)
     operation = answered or _newest(snapshot, command)
     if operation is None or (answered is None and _begins_anew(snapshot, command, operation)):
         command = with_amount(snapshot, command, None)
@@ -154,94 +151,81 @@ def _again(snapshot: Snapshot, command: Command, operation: Operation) -> Decisi
     same = operation.fingerprint == command.fingerprint
     if (invoice := decide_again(snapshot, command, operation, same=same)) is not None:
         return invoice
+    if operation.state is State.SUCCEEDED:
+        return _settled(snapshot, command, operation, same=same)
+    attempt = snapshot.attempt(operation)
+    if operation.live:
+        return _live(snapshot, command, operation, attempt, same=same)
+    keep = None
     match operation.state:
-        case State.SUCCEEDED:
-            return _settled(snapshot, command, operation, same=same)
-        case State.RESERVED | State.UNKNOWN:
-            return _unsettled(snapshot, command, operation, same=same)
         case State.VOIDED:
-            return _voided(snapshot, command, operation, same=same)
-        case State.FAILED:
-            return _failed(snapshot, command, operation, same=same)
-        case State.AWAITING_APPROVAL:
-            return reserve(snapshot, command, operation, None)
-        case _:
-            assert_never(operation.state)
+            due = operation.next_read_at is not None and snapshot.now >= operation.next_read_at
+            if due and operation.code != TWIN:
+                # The last look at Stripe's list comes before a new key. Of an object without a
+                # mark the operator knew.
+                return Look(operation)
+            # Freed by an operator's word, which may be wrong: while Stripe remembers the key, or
+            # where the clocks do not agree on that, no other may make a second object.
+            if same and attempt is not None and age_disputed(snapshot, attempt):
+                return Refuse(clock_disputed(), operation)
+            keep = resendable(snapshot, attempt) if same else None
+        case State.FAILED if same:
+            if (declined := recent_decline(snapshot, command)) is not None:
+                return declined
+            unsent = attempt is not None and attempt.outcome is AttemptOutcome.NOT_SENT
+            # A step that was not sent is no request for this bill: its key and bytes are not used.
+            if attempt is not None and unsent and not operation.continued_by(attempt):
+                keep = resendable(snapshot, attempt)
+    return reserve(snapshot, command, operation, keep)
 
 
 def _settled(snapshot: Snapshot, command: Command, operation: Operation, *, same: bool) -> Decision:
     if operation.refunded and (same or operation.period is not None):
         # What was given back is not told as paid; what took its place is named instead.
         stands = snapshot.successor(operation) or operation
-        return Refuse(suspect(known_as(operation), stands), stands)
+        return suspect(known_as(operation), stands)
     if same and not operation.final and (operation.answer_status or 0) >= 400:
         # It had failed, and a step may have brought it to life: what was told then is no answer.
-        facts = _named(operation)
         leased = snapshot.leased(operation)
-        return Join(operation) if leased else Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=facts))
+        return Join(operation) if leased else replace(unknown(operation), operation=None)
     if same:
-        late = _late_body(snapshot, command, operation)
-        return Replay(operation) if late is None else Refuse(late, operation)
+        return _late_body(snapshot, command, operation) or Replay(operation)
     if operation.gives_back is None and operation.named_by is NamedBy.CONTENT:
-        return Refuse(suspect(Code.PERIOD_ALREADY_CHARGED, operation), operation)
+        return suspect(Code.PERIOD_ALREADY_CHARGED, operation)
     return _differs(operation)
 
 
 def _differs(operation: Operation) -> Refuse:
     if operation.gives_back is not None:
-        return Refuse(already_refunded(operation), operation)
-    return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+        return already_refunded(operation)
+    return suspect(Code.IDEMPOTENCY_KEY_REUSED, operation)
 
 
-def _unsettled(
-    snapshot: Snapshot, command: Command, operation: Operation, *, same: bool
+def _live(
+    snapshot: Snapshot,
+    command: Command,
+    operation: Operation,
+    attempt: Attempt | None,
+    *,
+    same: bool,
 ) -> Decision:
-    attempt = snapshot.attempt(operation)
+    """Decide where money is held, or was until a void that is not certain yet."""
     if not same:
         return _differs(operation)
-    if snapshot.leased(operation):
+    holding = operation.state in HOLDING
+    if holding and snapshot.leased(operation):
         return Join(operation)
-    if attempt is None or not resendable(snapshot, attempt):
-        return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=_named(operation)), operation)
-    gate = check_send(snapshot, command, operation, attempt)
+    keep = resendable(snapshot, attempt)
+    if keep is None:
+        return unknown(operation)
+    if not holding:
+        return reserve(snapshot, command, operation, keep)
+    gate = check_send(snapshot, command, operation, keep)
     if isinstance(gate, Refuse):
         # Money is held, and may have moved: that is what this caller must know first.
-        facts = {**_named(operation), "not_sent_again": gate.refusal.code.value}
-        return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=facts), operation)
-    leased, sent = send_again(snapshot, command, operation, attempt)
+        return unknown(operation, not_sent_again=gate.refusal.code.value)
+    leased, sent = send_again(snapshot, command, operation, keep)
     return Proceed(leased, sent, replace(gate, operations=(leased,), attempts=(sent,)))
-
-
-def _voided(snapshot: Snapshot, command: Command, operation: Operation, *, same: bool) -> Decision:
-    attempt = snapshot.attempt(operation)
-    if not operation.live:
-        due = operation.next_read_at is not None and snapshot.now >= operation.next_read_at
-        if due and operation.code != TWIN:
-            # The last look at Stripe's list comes before a new key. Of an object without a mark
-            # the operator knew.
-            return Look(operation)
-        # Freed by an operator's word, which may be wrong: while Stripe remembers the key it stays.
-        keep = kept(snapshot, attempt) if same else None
-        if isinstance(keep, Refusal):
-            return Refuse(keep, operation)
-        return reserve(snapshot, command, operation, keep)
-    if not same:
-        return _differs(operation)
-    if attempt is None or not resendable(snapshot, attempt):
-        return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=_named(operation)), operation)
-    return reserve(snapshot, command, operation, attempt)
-
-
-def _failed(snapshot: Snapshot, command: Command, operation: Operation, *, same: bool) -> Decision:
-    attempt = snapshot.attempt(operation)
-    if same and (declined := recent_decline(snapshot, command)) is not None:
-        return declined
-    unsent = attempt is not None and attempt.outcome is AttemptOutcome.NOT_SENT
-    if attempt is None or not unsent or not same or operation.continued_by(attempt):
-        # A step that was not sent is no request for this bill: its key and bytes are not used.
-        return reserve(snapshot, command, operation, None)
-    keep = attempt if resendable(snapshot, attempt) else None
-    return reserve(snapshot, command, operation, keep)
 
 
 def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> bool:
@@ -250,16 +234,12 @@ def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> 
     It was reopened after a refund, the window of a body has passed, or an operator waived it.
     """
     again = operation.refunded or operation.gives_back is not None
-    if (
-        again
-        and operation.state is State.SUCCEEDED
-        and may_bill_again(snapshot, command, operation)
-    ):
+    made = operation.state is State.SUCCEEDED
+    if again and made and may_bill_again(snapshot, command, operation):
         return True
-    if operation.named_by is not NamedBy.BODY or operation.state in HOLDING:
-        return False
-    if operation.state is State.AWAITING_APPROVAL:
-        # It was never charged: what an operator was asked, or said, is about this very bill.
+    # One that waits was never charged: what an operator was asked is about this very bill.
+    stays = operation.state in {State.AWAITING_APPROVAL, *HOLDING}
+    if operation.named_by is not NamedBy.BODY or stays:
         return False
     if operation.waived and operation.successor is None:
         return True
@@ -296,13 +276,12 @@ def _answered(snapshot: Snapshot, command: Command) -> Operation | None:
     return answered if declined and answered.name != command.name else None
 
 
-def _late_body(snapshot: Snapshot, command: Command, operation: Operation) -> Refusal | None:
+def _late_body(snapshot: Snapshot, command: Command, operation: Operation) -> Refuse | None:
     """Refuse the same body under another SDK-made key once a runtime's retry is unlikely."""
     if operation.named_by is not NamedBy.BODY or not command.caller_keys:
         return None
-    if _answered(snapshot, command) is operation:
-        return None
-    if snapshot.now <= operation.first_arrival_at + RUNTIME_RETRY_MS:
+    lately = snapshot.now <= operation.first_arrival_at + RUNTIME_RETRY_MS
+    if lately or _answered(snapshot, command) is operation:
         return None
     return suspect(Code.DUPLICATE_SUSPECTED, operation)
 
@@ -318,13 +297,9 @@ def _another_endpoint(command: Command, operation: Operation) -> Refuse:
     reading = command.reading
     if operation.named_by is NamedBy.CALLER and operation.customer == reading.customer:
         # A key that the caller chose is one act's, wherever it is sent, as at Stripe.
-        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+        return suspect(Code.IDEMPOTENCY_KEY_REUSED, operation)
     reason = "this bill was made through another endpoint"
     return Refuse(refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason), operation)
-
-
-def _named(operation: Operation) -> dict[str, Fact]:
-    return {"operation": operation.id, "charge_id": operation.object_id}
 
 
 def _audited(snapshot: Snapshot, command: Command, decision: Decision) -> Decision:

@@ -10,34 +10,36 @@ else comes in its place.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date
+
+from msgspec.structs import replace
 
 from kb_mcp.instants import day_of
 from kb_mcp.money import Money, format_money
 from kb_mcp.periods import Period, overlap, parse_period
-from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
+from kb_mcp.proxy.errors.refusals import Code, Fact, refuse
 from kb_mcp.proxy.ledger.records import HOLDING, NamedBy, Operation, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.rules.command import Command
+from kb_mcp.proxy.rules.command import Command, Look, Refuse
 
 # A refund that was read this lately is not read again before the bill is sent once more.
 READ_LATELY_MS = 60_000
 REFUND_READ_EVERY_MS = 3_600_000
 
 
-def find_conflict(
-    snapshot: Snapshot, command: Command, operation: Operation
-) -> tuple[Refusal, Operation] | None:
+def find_conflict(snapshot: Snapshot, command: Command, operation: Operation) -> Refuse | None:
     """Return the refusal for the first live operation beside `operation` that may be this bill.
 
     What an operator reopened or waived for it does not conflict: `permits` lists those instead.
     """
-    stands = withdrawn(snapshot, command, operation)
-    if stands is not None:
-        return suspect(known_as(stands), stands), stands
+    for taken in snapshot.predecessors(operation):
+        if not (taken.waived or opened_for(taken, command)):
+            # Its permit holds no more: its refund failed, or another amount is asked for now.
+            return suspect(known_as(taken), taken)
     for code, peer in _conflicts(snapshot, command, operation):
-        if not permitted(code, peer, command, operation):
-            return suspect(code, peer), peer
+        if not _permitted(code, peer, command, operation):
+            return suspect(code, peer)
     return None
 
 
@@ -46,7 +48,7 @@ def permits(snapshot: Snapshot, command: Command, operation: Operation) -> list[
     found = {
         peer.id: peer
         for code, peer in _conflicts(snapshot, command, operation)
-        if permitted(code, peer, command, operation)
+        if _permitted(code, peer, command, operation)
     }
     found |= {each.id: each for each in snapshot.predecessors(operation)}
     older = snapshot.newest(command.name)
@@ -64,23 +66,16 @@ def known_as(bill: Operation) -> Code:
 
 def _conflicts(
     snapshot: Snapshot, command: Command, operation: Operation
-) -> list[tuple[Code, Operation]]:
-    reading = command.reading
-    found: list[tuple[Code, Operation]] = []
+) -> Iterator[tuple[Code, Operation]]:
+    reading, bill = command.reading, command.bill(snapshot.now)
     if reading.customer is not None and reading.period is not None:
-        found += [
-            (Code.PERIOD_ALREADY_CHARGED, peer)
-            for peer in snapshot.period_peers(reading.customer, reading.reference)
-            if peer.id != operation.id and _same_days(command, reading.period, peer)
-        ]
-    bill = command.bill(snapshot.now)
+        for peer in snapshot.period_peers(reading.customer, reading.reference):
+            if peer.id != operation.id and _same_days(command, reading.period, peer):
+                yield Code.PERIOD_ALREADY_CHARGED, peer
     if bill is not None:
-        found += [
-            (Code.DUPLICATE_SUSPECTED, peer)
-            for peer in snapshot.bill_peers(bill)
-            if peer.id != operation.id and _suspicious(command, peer, snapshot.now, bill.since)
-        ]
-    return found
+        for peer in snapshot.bill_peers(bill):
+            if peer.id != operation.id and _suspicious(command, peer, snapshot.now, bill.since):
+                yield Code.DUPLICATE_SUSPECTED, peer
 
 
 def _same_days(command: Command, period: Period, peer: Operation) -> bool:
@@ -111,8 +106,8 @@ def _suspicious(command: Command, peer: Operation, now: int, since: int) -> bool
     return unresolved or peer.first_arrival_at > since
 
 
-def suspect(code: Code, peer: Operation) -> Refusal:
-    """Return `code` as a refusal that names the operation `peer` and its charge."""
+def suspect(code: Code, peer: Operation) -> Refuse:
+    """Refuse by `code`, naming the operation `peer` and its charge."""
     facts: dict[str, Fact] = {
         "operation": peer.id,
         "charge_id": peer.object_id,
@@ -123,14 +118,26 @@ def suspect(code: Code, peer: Operation) -> Refusal:
     }
     if peer.refunded:
         facts["refunded"] = True
-    named = peer.object_id or f"operation {peer.id}, whose outcome is {peer.state.value}"
     amount = format_money(Money(peer.amount, peer.currency))
     period = f" for {peer.period}" if peer.period else ""
     state = ", refunded since" if peer.refunded else "" if peer.final else ", not final yet"
-    return refuse(code, facts=facts, charge=f"{named}, {amount}{period}{state}")
+    shown = f"{shown_as(peer)}, {amount}{period}{state}"
+    return Refuse(refuse(code, facts=facts, charge=shown), peer)
 
 
-def permitted(code: Code, peer: Operation, command: Command, operation: Operation) -> bool:
+def shown_as(operation: Operation) -> str:
+    """Return what people find `operation` by: its object, else itself and its outcome."""
+    unnamed = f"operation {operation.id}, whose outcome is {operation.state.value}"
+    return operation.object_id or unnamed
+
+
+def unknown(operation: Operation, **facts: Fact) -> Refuse:
+    """Refuse to send `operation`, of which nobody knows the outcome; `facts` say more."""
+    named = {"operation": operation.id, "charge_id": operation.object_id, **facts}
+    return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=named), operation)
+
+
+def _permitted(code: Code, peer: Operation, command: Command, operation: Operation) -> bool:
     """Say whether `peer`, a duplicate by `code`, lets `operation` pass as `command` asks for it."""
     if peer.successor not in {None, operation.id}:
         return False
@@ -139,20 +146,16 @@ def permitted(code: Code, peer: Operation, command: Command, operation: Operatio
 
 def opened_for(peer: Operation, command: Command) -> bool:
     """Say whether `peer` was reopened for just the bill that `command` asks for."""
-    reading = command.reading
+    reading, money = command.reading, command.money
+    if not peer.reopened or (peer.reference or "") != (reading.reference or ""):
+        return False
     if peer.gives_back is not None:
         # Another refund of its charge may be of another amount.
-        same = command.refund is not None and peer.gives_back == command.refund.charge
-        return peer.reopened and same and (peer.reference or "") == (reading.reference or "")
+        return command.refund is not None and peer.gives_back == command.refund.charge
     period = None if reading.period is None else reading.period.label
     amount = peer.amount if peer.permit_amount is None else peer.permit_amount
-    return (
-        peer.reopened
-        and peer.customer == reading.customer
-        and peer.period == period
-        and (peer.reference or "") == (reading.reference or "")
-        and (amount, peer.currency) == (command.money.amount, command.money.currency)
-    )
+    opened = (peer.customer, peer.period, amount, peer.currency)
+    return opened == (reading.customer, period, money.amount, money.currency)
 
 
 def may_bill_again(snapshot: Snapshot, command: Command, refunded: Operation) -> bool:
@@ -167,18 +170,20 @@ def may_bill_again(snapshot: Snapshot, command: Command, refunded: Operation) ->
     return any(each.successor is None and opened_for(each, command) for each in (refunded, *others))
 
 
-def withdrawn(snapshot: Snapshot, command: Command, operation: Operation) -> Operation | None:
-    """Return the bill whose permit `operation` took, where that does not hold any more.
+def take_permits(
+    snapshot: Snapshot, command: Command, operation: Operation
+) -> tuple[Operation, ...] | Look:
+    """Return the bills whose permit `operation` takes, with it as their successor.
 
-    Its refund failed, or another amount is asked for now.
+    Where the refund of one was not read lately, that comes first.
     """
-    for each in snapshot.predecessors(operation):
-        if not (each.waived or opened_for(each, command)):
-            return each
-    return None
-
-
-def not_read_lately(snapshot: Snapshot, taken: Operation) -> bool:
-    """Say whether the refund behind the permit `taken` must be read before anything is sent."""
+    opened = permits(snapshot, command, operation)
     lately = snapshot.now + REFUND_READ_EVERY_MS - READ_LATELY_MS
-    return taken.refunded and (taken.refund_read_at or 0) < lately
+    for each in opened:
+        if each.refunded and (each.refund_read_at or 0) < lately:
+            return Look(each)
+    return tuple(
+        replace(each, successor=operation.id, updated_at=snapshot.now)
+        for each in opened
+        if each.successor is None
+    )

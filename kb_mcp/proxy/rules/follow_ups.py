@@ -42,7 +42,7 @@ from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operat
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import move, windows_of
 from kb_mcp.proxy.rules.command import Command, Decision, Join, Look, Proceed, Refuse, Replay
-from kb_mcp.proxy.rules.duplicates import suspect
+from kb_mcp.proxy.rules.duplicates import suspect, take_permits
 from kb_mcp.proxy.rules.gates import check_cancel, check_key, check_send
 from kb_mcp.proxy.rules.operation_names import asked_by
 from kb_mcp.proxy.rules.outcomes.matching import MAY_HAVE_ARRIVED
@@ -51,7 +51,6 @@ from kb_mcp.proxy.rules.reserve import (
     resendable,
     send_again,
     send_next,
-    take_permits,
 )
 from kb_mcp.proxy.stripe.interpret import PERIOD_FIELD, REFERENCE_FIELD, Reading
 
@@ -92,7 +91,7 @@ def _go_on(
 ) -> Decision:
     """Decide where nobody is at it; `same` is the last step, where it is the one asked for."""
     maybe_sent = same is not None and same.outcome is AttemptOutcome.OPEN
-    keep = same if maybe_sent and same is not None and resendable(snapshot, same) else None
+    keep = resendable(snapshot, same) if maybe_sent else None
     if same is not None and keep is None and not _again(command, operation, same):
         return Replay(operation)
     cancels = command.reading.path.endswith(CANCEL)
@@ -163,7 +162,7 @@ def _raise(
 ) -> Decision:
     """Hold the new total before it is asked for; on a later day, all of it counts in that day."""
     if operation.final:
-        return Refuse(suspect(Code.PERIOD_ALREADY_CHARGED, operation), operation)
+        return suspect(Code.PERIOD_ALREADY_CHARGED, operation)
     if operation.lineage_id != command.lineage_id:
         reason = "the bill was made by another key, and only that one may raise it"
         return Refuse(refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason), operation)
@@ -178,7 +177,7 @@ def _hold_anew(snapshot: Snapshot, command: Command, operation: Operation) -> De
     """Hold the amount of an intent that had failed, since a step may bring it to life again."""
     if not _is_for(snapshot, operation):
         # The bill asks for other values since; its next attempt cancels this intent first.
-        return Refuse(suspect(Code.IDEMPOTENCY_KEY_REUSED, operation), operation)
+        return suspect(Code.IDEMPOTENCY_KEY_REUSED, operation)
     checked = check(snapshot, command, operation)
     if not isinstance(checked, Changes):
         return checked

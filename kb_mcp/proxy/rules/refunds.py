@@ -14,10 +14,11 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from kb_mcp.money import Money, format_money
-from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
+from kb_mcp.proxy.errors.refusals import Code, Fact, refuse
 from kb_mcp.proxy.ledger.records import Operation, OperationId, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.command import Command, ReadAgain, Refundable, Refuse
+from kb_mcp.proxy.rules.duplicates import shown_as
 
 _TAKES_NEW_AMOUNT = frozenset({State.FAILED, State.AWAITING_APPROVAL})
 
@@ -66,19 +67,15 @@ def refund_conflict(
     siblings = [each for each in snapshot.refunds_of(view.charge) if each.id != operation.id]
     if view.left is None or _moved(view, siblings):
         return ReadAgain()
-    other = other_refund(snapshot, command, operation)
-    left = _left(snapshot, view, operation)
+    other, left = other_refund(snapshot, command, operation), _left(snapshot, view, operation)
     if other is not None:
-        return Refuse(already_refunded(other, left), other)
+        return already_refunded(other, left)
+    facts: dict[str, Fact] = {"charge_id": view.charge, "currency": view.currency}
     if view.left <= 0:
-        return Refuse(_nothing_left(view))
+        in_full = f"{view.charge}, in full"
+        return Refuse(refuse(Code.ALREADY_REFUNDED, facts=facts | {"left": 0}, refund=in_full))
     if command.money.amount > left or command.money.amount <= 0:
-        facts: dict[str, Fact] = {
-            "charge_id": view.charge,
-            "amount": command.money.amount,
-            "currency": view.currency,
-            "left": max(left, 0),
-        }
+        facts |= {"amount": command.money.amount, "left": max(left, 0)}
         return Refuse(refuse(Code.REFUND_EXCEEDS_CHARGE, param="amount", facts=facts))
     return None
 
@@ -97,10 +94,9 @@ def other_refund(snapshot: Snapshot, command: Command, operation: Operation) -> 
     return None if further and len(live) < command.policy.max_refunds_per_charge else live[-1]
 
 
-def already_refunded(refund: Operation, left: int | None = None) -> Refusal:
-    """Return the refusal that names `refund`; `left` of the charge where it is known."""
-    shown = refund.object_id or f"operation {refund.id}, whose outcome is {refund.state.value}"
-    amount = format_money(Money(refund.amount, refund.currency))
+def already_refunded(refund: Operation, left: int | None = None) -> Refuse:
+    """Refuse, naming `refund`, and what is `left` of the charge where it is known."""
+    left = None if left is None else max(left, 0)
     facts: dict[str, Fact] = {
         "operation": refund.id,
         "charge_id": refund.gives_back,
@@ -108,19 +104,12 @@ def already_refunded(refund: Operation, left: int | None = None) -> Refusal:
         "amount": refund.amount,
         "currency": refund.currency,
         "state": refund.state.value,
-        "left": None if left is None else max(left, 0),
+        "left": left,
     }
-    rest = (
-        f"; {format_money(Money(max(left, 0), refund.currency))} is left"
-        if left is not None
-        else ""
-    )
-    return refuse(Code.ALREADY_REFUNDED, facts=facts, refund=f"{shown}, {amount}{rest}")
-
-
-def _nothing_left(view: Refundable) -> Refusal:
-    facts: dict[str, Fact] = {"charge_id": view.charge, "currency": view.currency, "left": 0}
-    return refuse(Code.ALREADY_REFUNDED, facts=facts, refund=f"{view.charge}, in full")
+    shown = f"{shown_as(refund)}, {format_money(Money(refund.amount, refund.currency))}"
+    if left is not None:
+        shown += f"; {format_money(Money(left, refund.currency))} is left"
+    return Refuse(refuse(Code.ALREADY_REFUNDED, facts=facts, refund=shown), refund)
 
 
 def _moved(view: Refundable, siblings: list[Operation]) -> bool:

@@ -20,7 +20,7 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import count
 from kb_mcp.proxy.rules.caps import check_caps
 from kb_mcp.proxy.rules.command import Command, Decision, Look, Proceed, ReadAgain, Refuse, Replay
-from kb_mcp.proxy.rules.duplicates import find_conflict, not_read_lately, permits
+from kb_mcp.proxy.rules.duplicates import find_conflict, take_permits
 from kb_mcp.proxy.rules.gates import check_approval, check_key
 from kb_mcp.proxy.rules.operation_names import attempt_key, later_name, request_body
 from kb_mcp.proxy.rules.refunds import already_refunded, other_refund, refund_conflict
@@ -77,12 +77,12 @@ def check(
 
     `raised` says that `operation` holds a part of what `command` comes to, and its rows, already.
     """
-    conflict = None if raised else find_conflict(snapshot, command, operation)
+    conflict: Refuse | ReadAgain | None = None
+    if not raised:
+        conflict = find_conflict(snapshot, command, operation)
+    conflict = conflict or refund_conflict(snapshot, command, operation)
     if conflict is not None:
-        return Refuse(conflict[0], conflict[1])
-    refunded = refund_conflict(snapshot, command, operation)
-    if refunded is not None:
-        return refunded
+        return conflict
     return _check_sender(snapshot, command, operation, keep, raised=raised)
 
 
@@ -93,12 +93,10 @@ def blocking(snapshot: Snapshot, command: Command, operation: Operation) -> Refu
     """
     held = operation.live and operation.held > 0
     conflict = None if held else find_conflict(snapshot, command, operation)
-    if conflict is not None:
-        return conflict[0]
     other = other_refund(snapshot, command, operation)
-    if other is not None:
-        return already_refunded(other)
-    checked = _check_sender(snapshot, command, operation, None, raised=held)
+    if conflict is None and other is not None:
+        conflict = already_refunded(other)
+    checked = conflict or _check_sender(snapshot, command, operation, None, raised=held)
     return checked.refusal if isinstance(checked, Refuse) else None
 
 
@@ -199,24 +197,15 @@ def send_next(
     return _lease(snapshot, command, replace(operation, attempt=attempt.number)), attempt
 
 
-def resendable(snapshot: Snapshot, attempt: Attempt) -> bool:
-    """Say whether the key of `attempt` is still good: Stripe surely remembers it."""
-    if _age_disputed(snapshot, attempt):
-        return False
-    return snapshot.now < attempt.first_sent_at + RESEND_WITHIN_MS
+def resendable(snapshot: Snapshot, attempt: Attempt | None) -> Attempt | None:
+    """Return `attempt` while its key is still good: Stripe surely remembers it."""
+    if attempt is None or age_disputed(snapshot, attempt):
+        return None
+    return attempt if snapshot.now < attempt.first_sent_at + RESEND_WITHIN_MS else None
 
 
-def kept(snapshot: Snapshot, attempt: Attempt | None) -> Attempt | Refusal | None:
-    """Return `attempt` while its key is good; None once it is not, or a refusal till that is known.
-
-    A new key while the clocks disagree could make a second object beside a late first one.
-    """
-    if attempt is not None and _age_disputed(snapshot, attempt):
-        return clock_disputed()
-    return attempt if attempt is not None and resendable(snapshot, attempt) else None
-
-
-def _age_disputed(snapshot: Snapshot, attempt: Attempt) -> bool:
+def age_disputed(snapshot: Snapshot, attempt: Attempt) -> bool:
+    """Say whether nobody can tell how old the key of `attempt` is: the clocks disagree."""
     doubt = snapshot.doubt
     return snapshot.skewed or bool(doubt and doubt.ahead_ms(attempt.first_sent_at))
 
@@ -243,22 +232,4 @@ def _lease(snapshot: Snapshot, command: Command, operation: Operation) -> Operat
         lease_until=snapshot.now + command.lease_ms,
         void_look_at=None,
         updated_at=snapshot.now,
-    )
-
-
-def take_permits(
-    snapshot: Snapshot, command: Command, operation: Operation
-) -> tuple[Operation, ...] | Look:
-    """Return the bills whose permit `operation` takes, with it as their successor.
-
-    Where the refund of one was not read lately, that comes first.
-    """
-    opened = permits(snapshot, command, operation)
-    for each in opened:
-        if not_read_lately(snapshot, each):
-            return Look(each)
-    return tuple(
-        replace(each, successor=operation.id, updated_at=snapshot.now)
-        for each in opened
-        if each.successor is None
     )

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.ledger.records import Operation, OperationId
-from kb_mcp.proxy.rules.command import Command
+from kb_mcp.proxy.rules.command import Command, Refuse
 from kb_mcp.proxy.rules.duplicates import find_conflict, permits
 from kb_mcp.proxy.rules.reserve import new_operation
 from kb_mcp.proxy.stripe.evidence import Proof
@@ -19,9 +18,7 @@ FIRST = OperationId("op_1")
 CALLER = BILLING.model_copy(update={"idempotency": "caller"})
 
 
-def found(
-    one_key: OneKey, header: str | None = None, **fields: Any
-) -> tuple[Refusal, Operation] | None:
+def found(one_key: OneKey, header: str | None = None, **fields: Any) -> Refuse | None:
     """Look for what stands in the way of what would be asked for next."""
     command = one_key.intend(header, **fields)
     asked = operation_of(one_key, command)
@@ -36,7 +33,7 @@ def operation_of(one_key: OneKey, command: Command) -> Operation:
 
 def conflict(one_key: OneKey, header: str | None = None, **fields: Any) -> str | None:
     conflicting = found(one_key, header, **fields)
-    return None if conflicting is None else conflicting[0].code.value
+    return None if conflicting is None else conflicting.refusal.code.value
 
 
 def change(one_key: OneKey, **fields: Any) -> Operation:
@@ -170,12 +167,15 @@ def test_the_newest_generation_speaks_for_the_bill() -> None:
     assert told(again) == "proceed as K-r1"
     refused = found(one_key, period="2026-11", amount=3000)
     assert refused is not None
-    assert refused[1] == again.operation
+    assert refused.operation == again.operation
     one_key.end(again, declined())
     # What was given back counts as charged, whatever came of the bill in its place.
     refused = found(one_key, period="2026-11", amount=3000)
     assert refused is not None
-    assert (refused[0].code.value, refused[1].id) == ("period_already_charged", FIRST)
+    assert (refused.refusal.code, refused.refusal.facts["operation"]) == (
+        "period_already_charged",
+        FIRST,
+    )
 
 
 def test_a_refusal_names_the_charge_or_the_operation() -> None:
@@ -183,14 +183,14 @@ def test_a_refusal_names_the_charge_or_the_operation() -> None:
     one_key.end(one_key.ask(period="2026-11"), made("ch_1"))
     refused = found(one_key, period="2026-11", amount=3000)
     assert refused is not None
-    facts = refused[0].facts
+    facts = refused.refusal.facts
     assert (facts["operation"], facts["charge_id"], facts["amount"], facts["currency"]) == (
         FIRST, "ch_1", 2900, "usd",
     )  # fmt: skip
     assert (facts["billing_period"], facts["state"]) == ("2026-11", "succeeded")
-    assert "ch_1, 29.00 USD for 2026-11" in refused[0].message
+    assert "ch_1, 29.00 USD for 2026-11" in refused.refusal.message
     one_key = OneKey()
     one_key.end(one_key.ask(period="2026-11"), LOST)
     refused = found(one_key, period="2026-11", amount=3000)
     assert refused is not None
-    assert "operation op_1, whose outcome is unknown, 29.00 USD" in refused[0].message
+    assert "operation op_1, whose outcome is unknown, 29.00 USD" in refused.refusal.message
