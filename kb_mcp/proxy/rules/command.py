@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from kb_mcp.money import Money
 from kb_mcp.periods import parse_period
@@ -140,35 +140,21 @@ class Command(Struct, frozen=True, kw_only=True):
 
     def bill(self, now: int) -> Bill | None:
         """Return the guard row of bills of the same customer, amount and currency."""
-        reading = self.reading
-        if reading.customer is None or self.refund is not None:
+        customer, money = self.reading.customer, self.money
+        # An invoice that costs nothing: any number of them is no charge made twice.
+        free = self.invoice is not None and money.amount == 0
+        if customer is None or self.refund is not None or free:
             return None
-        if self.invoice is not None and self.money.amount == 0:
-            # It costs nothing: any number of them is no charge made twice.
-            return None
-        return Bill(
-            customer=reading.customer,
-            amount=self.money.amount,
-            currency=self.money.currency,
-            since=now - self.policy.duplicate_window_ms,
-        )
+        return Bill(customer, money.amount, money.currency, now - self.policy.duplicate_window_ms)
 
     def refs(self, now: int) -> Refs:
         """Return the rows that deciding on this intent depends on, at the store's `now`."""
-        reading = self.reading
-        periods: frozenset[BilledPeriod] = frozenset()
+        reading, bill, windows = self.reading, self.bill(now), self.windows(now).all()
+        charges, days = self.refund and [self.refund.charge], []
         if reading.customer is not None and reading.period is not None:
-            period = reading.period
-            days = BilledPeriod(
-                customer=reading.customer,
-                reference=reading.reference or "",
-                label=period.label,
-                start=period.start.isoformat(),
-                end=period.end.isoformat(),
-            )
-            periods = frozenset({days})
-        bill = self.bill(now)
-        windows = self.windows(now).all()
+            period, reference = reading.period, reading.reference or ""
+            first, last = period.start.isoformat(), period.end.isoformat()
+            days = [BilledPeriod(reading.customer, reference, period.label, first, last)]
         if self.continues is not None:
             windows = (*windows, *windows_of(self.continues).all())
         return Refs(
@@ -176,12 +162,12 @@ class Command(Struct, frozen=True, kw_only=True):
             lineages=frozenset({self.lineage_id}),
             names=frozenset({self.name, *self.older_names}),
             caller_keys=frozenset({*self.caller_keys, *self.older_caller_keys}),
-            periods=periods,
-            bills=frozenset() if bill is None else frozenset({bill}),
-            charges=frozenset() if self.refund is None else frozenset({self.refund.charge}),
+            periods=frozenset(days),
+            bills=frozenset(filter(None, [bill])),
+            charges=frozenset(charges or ()),
             windows=frozenset(windows),
             tallies=frozenset({self.tally}),
-            grants=frozenset() if self.grant_id is None else frozenset({self.grant_id}),
+            grants=frozenset(filter(None, [self.grant_id])),
         )
 
 
@@ -201,15 +187,7 @@ class Prepared(Struct, frozen=True, kw_only=True):
 
     def as_read(self, command: Command) -> Command:
         """Return `command` with what was read."""
-        return replace(
-            command,
-            reading=self.reading,
-            money=self.money,
-            fingerprint=self.fingerprint,
-            refund=self.refund,
-            invoice=self.invoice,
-            continues=self.continues,
-        )
+        return replace(command, **asdict(self))
 
 
 class Proceed(Struct, frozen=True):
@@ -220,31 +198,27 @@ class Proceed(Struct, frozen=True):
     changes: Changes = field(default_factory=Changes)
 
 
-class Replay(Struct, frozen=True):
+class _Found(Struct, frozen=True):
+    operation: Operation
+    changes: Changes = field(default_factory=Changes)
+
+
+class Replay(_Found, frozen=True):
     """The operation's answer is known: give it again."""
 
-    operation: Operation
-    changes: Changes = field(default_factory=Changes)
 
-
-class Join(Struct, frozen=True):
+class Join(_Found, frozen=True):
     """Somebody is sending it right now: wait for that outcome."""
 
-    operation: Operation
-    changes: Changes = field(default_factory=Changes)
 
-
-class Look(Struct, frozen=True):
+class Look(_Found, frozen=True):
     """Its last step may or may not have happened: the object must be read before anything else."""
-
-    operation: Operation
-    changes: Changes = field(default_factory=Changes)
 
 
 class ReadAgain(Struct, frozen=True):
     """What the request depends on at Stripe must be read before anything is reserved."""
 
-    operation: Operation | None = None
+    operation: None = None
     changes: Changes = field(default_factory=Changes)
 
 

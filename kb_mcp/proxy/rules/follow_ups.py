@@ -42,16 +42,11 @@ from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operat
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import move, windows_of
 from kb_mcp.proxy.rules.command import Command, Decision, Join, Look, Proceed, Refuse, Replay
-from kb_mcp.proxy.rules.duplicates import suspect, take_permits
+from kb_mcp.proxy.rules.duplicates import suspect
 from kb_mcp.proxy.rules.gates import check_cancel, check_key, check_send
 from kb_mcp.proxy.rules.operation_names import asked_by
 from kb_mcp.proxy.rules.outcomes.matching import MAY_HAVE_ARRIVED
-from kb_mcp.proxy.rules.reserve import (
-    check,
-    resendable,
-    send_again,
-    send_next,
-)
+from kb_mcp.proxy.rules.reserve import check, resendable, send_again, send_next
 from kb_mcp.proxy.stripe.interpret import PERIOD_FIELD, REFERENCE_FIELD, Reading
 
 CANCEL = "/cancel"
@@ -61,6 +56,7 @@ _CONFIRMABLE = frozenset({"requires_confirmation", "requires_payment_method"})
 FIXED: Final = frozenset({"currency", "customer", "metadata", PERIOD_FIELD, REFERENCE_FIELD})
 # Between the fingerprint of a bill and what a step raises it to, in an approval.
 RAISED_TO: Final = ":"
+_NOTHING: Final = Changes()
 INCREMENT: Final = "POST /v1/payment_intents/*/increment_authorization"
 
 
@@ -69,14 +65,21 @@ def decide_follow_up(snapshot: Snapshot, command: Command, read: Operation) -> D
 
     Whoever finds that the operation has moved to other rows meanwhile is told to ask again.
     """
-    operation = snapshot.operations.get(read.id)
-    if operation is None or _moved(operation, read):
+    operation, reading = snapshot.operations.get(read.id), command.reading
+    if (
+        operation is None
+        or operation.object_id != read.object_id
+        or windows_of(operation) != windows_of(read)
+    ):
         return _refused(Code.IDEMPOTENCY_KEY_IN_USE, read)
-    step = _last_step(snapshot, operation)
-    same = step is not None and _is(step, command)
+    step = snapshot.attempt(operation)
+    if step is not None and not operation.continued_by(step):
+        step = None
+    same = step is not None and (step.path, step.body) == (reading.path, step_body(command))
     if snapshot.leased(operation):
         return Join(operation) if same else _refused(Code.IDEMPOTENCY_KEY_IN_USE, operation)
-    if step is not None and not operation.final and _unread(step):
+    unread = step is not None and step.outcome is AttemptOutcome.OPEN and step.open_sends > 0
+    if unread and not operation.final:
         return Look(operation)
     return _go_on(snapshot, command, operation, step if same else None)
 
@@ -131,23 +134,6 @@ def _go_on_held(
     return Refuse(refuse(Code.OUTCOME_UNKNOWN, facts=facts), operation)
 
 
-def _last_step(snapshot: Snapshot, operation: Operation) -> Attempt | None:
-    last = snapshot.attempt(operation)
-    return last if last is not None and operation.continued_by(last) else None
-
-
-def _moved(operation: Operation, read: Operation) -> bool:
-    return operation.object_id != read.object_id or windows_of(operation) != windows_of(read)
-
-
-def _is(step: Attempt, command: Command) -> bool:
-    return step.path == command.reading.path and step.body == step_body(command)
-
-
-def _unread(step: Attempt) -> bool:
-    return step.outcome is AttemptOutcome.OPEN and step.open_sends > 0
-
-
 def _again(command: Command, operation: Operation, step: Attempt) -> bool:
     """Say whether a step that was answered before may be meant once more."""
     if step.outcome is not AttemptOutcome.SUCCEEDED:
@@ -166,7 +152,7 @@ def _raise(
     if operation.lineage_id != command.lineage_id:
         reason = "the bill was made by another key, and only that one may raise it"
         return Refuse(refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason), operation)
-    checked = check(snapshot, command, operation, keep, raised=True)
+    checked = check(snapshot, command, operation, keep)
     if not isinstance(checked, Changes):
         return checked
     raised = replace(operation, held=command.money.amount, reserved_at=snapshot.now)
@@ -178,12 +164,9 @@ def _hold_anew(snapshot: Snapshot, command: Command, operation: Operation) -> De
     if not _is_for(snapshot, operation):
         # The bill asks for other values since; its next attempt cancels this intent first.
         return suspect(Code.IDEMPOTENCY_KEY_REUSED, operation)
-    checked = check(snapshot, command, operation)
+    checked = check(snapshot, command, operation, None)
     if not isinstance(checked, Changes):
         return checked
-    permits = take_permits(snapshot, command, operation)
-    if isinstance(permits, Look):
-        return permits
     held = replace(
         operation,
         state=State.SUCCEEDED,
@@ -194,9 +177,8 @@ def _hold_anew(snapshot: Snapshot, command: Command, operation: Operation) -> De
         lineage_id=command.lineage_id,
     )
     counts = snapshot.window(windows_of(held).counts)
-    consumed = replace(checked, operations=permits)
     sent = (replace(counts, sends=counts.sends + 1),)
-    return _proceed(snapshot, command, operation, held, None, replace(consumed, windows=sent))
+    return _proceed(snapshot, command, operation, held, None, replace(checked, windows=sent))
 
 
 def _is_for(snapshot: Snapshot, operation: Operation) -> bool:
@@ -232,7 +214,7 @@ def _proceed(
     before: Operation,
     after: Operation,
     keep: Attempt | None,
-    beside: Changes | None = None,
+    beside: Changes = _NOTHING,
 ) -> Proceed:
     if keep is not None:
         leased, step = send_again(snapshot, command, after, keep)
@@ -242,18 +224,13 @@ def _proceed(
     if not after.final:
         # Whoever sends may die: recovery then reads the object once the lease has ended.
         leased = replace(leased, next_read_at=leased.lease_until)
-    changes = beside or Changes()
-    windows = move(snapshot, before, leased) if leased.held != before.held else ()
-    return Proceed(
-        leased,
-        step,
-        replace(
-            changes,
-            operations=(leased, *changes.operations),
-            attempts=(step,),
-            windows=(*windows, *changes.windows),
-        ),
+    rows = replace(
+        beside,
+        operations=(leased, *beside.operations),
+        attempts=(step,),
+        windows=(*move(snapshot, before, leased), *beside.windows),
     )
+    return Proceed(leased, step, rows)
 
 
 async def find_made(ledger: Ledger, reading: Reading) -> Operation | None:

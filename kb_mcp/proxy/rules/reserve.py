@@ -9,13 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, clock_disputed, refuse
-from kb_mcp.proxy.ledger.records import (
-    Attempt,
-    AttemptOutcome,
-    Changes,
-    Operation,
-    State,
-)
+from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import count
 from kb_mcp.proxy.rules.caps import check_caps
@@ -39,9 +33,6 @@ def reserve(
     checked = check(snapshot, command, operation, keep)
     if not isinstance(checked, Changes):
         return checked
-    taken = take_permits(snapshot, command, operation)
-    if isinstance(taken, Look):
-        return taken
     reserved = replace(
         operation,
         **command.asks(),
@@ -60,30 +51,32 @@ def reserve(
         leased, attempt = send_again(snapshot, command, reserved, keep)
     else:
         leased, attempt = _send_new(snapshot, command, reserved)
-    windows = count(snapshot, leased, reserved=command.money.amount, sends=1)
-    rows = replace(checked, operations=(*taken, leased), attempts=(attempt,), windows=windows)
+    rows = replace(
+        checked,
+        operations=(*checked.operations, leased),
+        attempts=(attempt,),
+        windows=count(snapshot, leased, reserved=command.money.amount, sends=1),
+    )
     return Proceed(leased, attempt, rows)
 
 
 def check(
-    snapshot: Snapshot,
-    command: Command,
-    operation: Operation,
-    keep: Attempt | None = None,
-    *,
-    raised: bool = False,
-) -> Refuse | Replay | ReadAgain | Changes:
-    """Run every check; return the approval that is used up where all pass.
+    snapshot: Snapshot, command: Command, operation: Operation, keep: Attempt | None
+) -> Refuse | Replay | ReadAgain | Look | Changes:
+    """Run every check; return the approval and the permits that are used up where all pass.
 
-    `raised` says that `operation` holds a part of what `command` comes to, and its rows, already.
+    An operation that holds a part of what `command` comes to has its rows already.
     """
-    conflict: Refuse | ReadAgain | None = None
-    if not raised:
-        conflict = find_conflict(snapshot, command, operation)
-    conflict = conflict or refund_conflict(snapshot, command, operation)
-    if conflict is not None:
-        return conflict
-    return _check_sender(snapshot, command, operation, keep, raised=raised)
+    holds = _holds(operation)
+    stops: Refuse | ReadAgain | None = None
+    if not holds:
+        stops = find_conflict(snapshot, command, operation)
+    stops = stops or refund_conflict(snapshot, command, operation)
+    checked = stops or _check_sender(snapshot, command, operation, keep)
+    if holds or not isinstance(checked, Changes):
+        return checked
+    taken = take_permits(snapshot, command, operation)
+    return taken if isinstance(taken, Look) else replace(checked, operations=taken)
 
 
 def blocking(snapshot: Snapshot, command: Command, operation: Operation) -> Refusal | None:
@@ -91,24 +84,22 @@ def blocking(snapshot: Snapshot, command: Command, operation: Operation) -> Refu
 
     What Stripe alone can say, like what is left of a charge, is not asked.
     """
-    held = operation.live and operation.held > 0
-    conflict = None if held else find_conflict(snapshot, command, operation)
+    stops = None if _holds(operation) else find_conflict(snapshot, command, operation)
     other = other_refund(snapshot, command, operation)
-    if conflict is None and other is not None:
-        conflict = already_refunded(other)
-    checked = conflict or _check_sender(snapshot, command, operation, None, raised=held)
+    if stops is None and other is not None:
+        stops = already_refunded(other)
+    checked = stops or _check_sender(snapshot, command, operation, None)
     return checked.refusal if isinstance(checked, Refuse) else None
 
 
+def _holds(operation: Operation) -> bool:
+    return operation.live and operation.held > 0
+
+
 def _check_sender(
-    snapshot: Snapshot,
-    command: Command,
-    operation: Operation,
-    keep: Attempt | None,
-    *,
-    raised: bool,
+    snapshot: Snapshot, command: Command, operation: Operation, keep: Attempt | None
 ) -> Refuse | Replay | Changes:
-    """Run the checks of the key, its approvals, attempts and caps; `raised` as for `check`."""
+    """Run the checks of the key, its approvals, attempts and caps."""
     known = snapshot.operations.get(operation.id)
     if snapshot.turning:
         return Refuse(clock_disputed(), known)
@@ -120,10 +111,14 @@ def _check_sender(
     approval = check_approval(snapshot, command, operation, keep)
     if isinstance(approval, Refuse):
         return approval
-    declined = recent_decline(snapshot, command) or _exhausted(snapshot, command, known)
-    if declined is not None:
+    if (declined := recent_decline(snapshot, command)) is not None:
         return declined
-    over = check_caps(snapshot, command, operation if raised else None)
+    declines = snapshot.tally(command.tally).declines
+    if declines >= command.policy.max_attempts:
+        facts: dict[str, Fact] = {"declines": declines}
+        facts |= {} if known is None else {"operation": known.id}
+        return Refuse(refuse(Code.ATTEMPTS_EXHAUSTED, facts=facts), known)
+    over = check_caps(snapshot, command, operation if _holds(operation) else None)
     return approval if over is None else Refuse(over, known)
 
 
@@ -138,16 +133,6 @@ def recent_decline(snapshot: Snapshot, command: Command) -> Replay | None:
         return None
     # One that waits for an approval since then was declined all the same.
     return Replay(declined) if declined.state in {State.FAILED, State.AWAITING_APPROVAL} else None
-
-
-def _exhausted(snapshot: Snapshot, command: Command, operation: Operation | None) -> Refuse | None:
-    declines = snapshot.tally(command.tally).declines
-    if declines < command.policy.max_attempts:
-        return None
-    facts: dict[str, Fact] = {"declines": declines}
-    if operation is not None:
-        facts["operation"] = operation.id
-    return Refuse(refuse(Code.ATTEMPTS_EXHAUSTED, facts=facts), operation)
 
 
 def new_operation(snapshot: Snapshot, command: Command, older: Operation | None) -> Operation:
