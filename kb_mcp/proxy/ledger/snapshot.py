@@ -6,6 +6,7 @@ Floor: above the records, below the deciders. Pure. A store fills it, deciders r
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -62,6 +63,54 @@ class StoreSettings(Struct, frozen=True):
 
 
 @dataclass(slots=True)
+class OperationIndex:
+    """The ids of operations by what is asked for: a batch holds many, and asks for few.
+
+    What was once said of an operation stays here: whoever looks must look at the operation too.
+    `count` of them, the first that were loaded, are here.
+    """
+
+    ids: dict[tuple[str, str | None], dict[OperationId, None]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    count: int = 0
+
+    def add(self, operation: Operation) -> None:
+        """Find `operation` from now on: by its name, by whose bill or refund it is, as successor.
+
+        A refund is no bill: nothing that is charged is taken for it.
+        """
+        refund, successor = operation.gives_back, operation.successor
+        of = ("bill", operation.customer) if refund is None else ("refund", refund)
+        for key in (("name", operation.name), of, ("successor", successor)):
+            if key != ("successor", None):
+                self.ids[key][operation.id] = None
+
+
+@dataclass(slots=True)
+class Dirty:
+    """The rows to persist, last image each, and the audit rows in order.
+
+    Operations and attempts, which are wide, keep what was loaded of them, None where they are new:
+    a store need not write again what is the same.
+    """
+
+    operations: dict[OperationId, Operation | None] = field(default_factory=dict)
+    attempts: dict[tuple[OperationId, int], Attempt | None] = field(default_factory=dict)
+    windows: set[WindowKey] = field(default_factory=set)
+    tallies: set[str] = field(default_factory=set)
+    caller_keys: set[str] = field(default_factory=set)
+    keys: set[KeyId] = field(default_factory=set)
+    lineages: set[LineageId] = field(default_factory=set)
+    approvals: set[str] = field(default_factory=set)
+    grants: set[str] = field(default_factory=set)
+    deliveries: set[str] = field(default_factory=set)
+    facts: dict[str, str] = field(default_factory=dict)
+    audit: list[AuditDraft] = field(default_factory=list)
+    stopped: list[Stopped] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Snapshot:
     """The loaded rows, and which of them a batch has changed (`dirty`).
 
@@ -93,21 +142,17 @@ class Snapshot:
     outstanding_approvals: dict[LineageId, int] = field(default_factory=dict)
     object_owners: dict[str, OperationId] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
-    dirty: Dirty = field(default_factory=lambda: Dirty())  # noqa: PLW0108 defined below
-    _found: OperationIndex = field(default_factory=lambda: OperationIndex())  # noqa: PLW0108 defined below
+    dirty: Dirty = field(default_factory=Dirty)
+    _found: OperationIndex = field(default_factory=OperationIndex)
 
     def newest(self, name: str) -> Operation | None:
         """Return the newest generation of the operation called `name`."""
-        named = [self.operations[each] for each in self._index().named.get(name, ())]
-        return max(named, key=lambda each: each.generation, default=None)
+        return max(self._by("name", name), key=lambda each: each.generation, default=None)
 
     def answered_under(self, keys: Iterable[str]) -> Operation | None:
         """Return the operation that answered one of the callers' `keys` before, or None."""
-        for key in keys:
-            row = self.caller_keys.get(key)
-            if row is not None:
-                return self.operations.get(row.operation_id)
-        return None
+        rows = (self.caller_keys[key] for key in keys if key in self.caller_keys)
+        return next((self.operations.get(row.operation_id) for row in rows), None)
 
     def period_peers(self, customer: str, reference: str | None) -> list[Operation]:
         """Return the live operations that bill a period to `customer` under `reference`."""
@@ -127,7 +172,7 @@ class Snapshot:
 
     def refunds_of(self, charge: str) -> list[Operation]:
         """Return the refunds of `charge`, those that came to nothing too."""
-        return [self.operations[each] for each in self._index().refunds.get(charge, ())]
+        return self._by("refund", charge)
 
     def attempt(self, operation: Operation) -> Attempt | None:
         """Return the current attempt of `operation`."""
@@ -170,11 +215,8 @@ class Snapshot:
     def leased(self, operation: Operation) -> bool:
         """Say whether somebody who may still be alive is sending `operation`."""
         owner = operation.lease_owner
-        return (
-            owner is not None
-            and owner not in self.gone_owners
-            and (self.now < operation.lease_until)
-        )
+        held = owner is not None and self.now < operation.lease_until
+        return held and owner not in self.gone_owners
 
     @property
     def halted(self) -> bool:
@@ -183,39 +225,35 @@ class Snapshot:
 
     def apply(self, changes: Changes) -> None:
         """Make `changes` visible to the next step, and remember them for the store."""
-        self.dirty.note(changes, self)
-        found = self._index()
+        dirty, found = self.dirty, self._index()
         for operation in changes.operations:
-            self._count_unresolved(operation)
+            old = self.operations.get(operation.id)
+            dirty.operations.setdefault(operation.id, old)
+            was_unknown = old is not None and old.state is State.UNKNOWN
+            is_unknown = operation.state is State.UNKNOWN
+            _count(self.unresolved, operation.lineage_id, is_unknown - was_unknown)
             self.operations[operation.id] = operation
             found.add(operation)
         found.count = len(self.operations)
         for approval in changes.approvals:
-            self._count_outstanding(approval)
+            asked = self.approvals.get(approval.id)
+            waited = asked is not None and asked.state_at(self.now) == "pending"
+            waits = approval.state_at(self.now) == "pending"
+            _count(self.outstanding_approvals, approval.lineage_id, waits - waited)
         for attempt in changes.attempts:
-            self.attempts[attempt.operation_id, attempt.number] = attempt
+            name = (attempt.operation_id, attempt.number)
+            dirty.attempts.setdefault(name, self.attempts.get(name))
+            self.attempts[name] = attempt
             if attempt.object_id is not None:
                 self.object_owners.setdefault(attempt.object_id, attempt.operation_id)
         for table, key in NAMED.items():
-            for row in getattr(changes, table):
-                getattr(self, table)[getattr(row, key)] = row
-        self.facts.update(changes.facts)
-
-    def _count_unresolved(self, new: Operation) -> None:
-        old = self.operations.get(new.id)
-        before = old is not None and old.state is State.UNKNOWN
-        after = new.state is State.UNKNOWN
-        if before != after:
-            change = 1 if after else -1
-            self.unresolved[new.lineage_id] = self.unresolved.get(new.lineage_id, 0) + change
-
-    def _count_outstanding(self, new: Approval) -> None:
-        old = self.approvals.get(new.id)
-        before = old is not None and old.state_at(self.now) == "pending"
-        after = new.state_at(self.now) == "pending"
-        if before != after:
-            count = self.outstanding_approvals.get(new.lineage_id, 0)
-            self.outstanding_approvals[new.lineage_id] = count + (1 if after else -1)
+            rows = {getattr(row, key): row for row in getattr(changes, table)}
+            getattr(dirty, table).update(rows)
+            getattr(self, table).update(rows)
+        for facts in (dirty.facts, self.facts):
+            facts.update(changes.facts)
+        dirty.audit.extend(changes.audit)
+        dirty.stopped.extend(changes.stopped)
 
     def successor(self, operation: Operation) -> Operation | None:
         """Return the operation that took the permit of `operation`, while it is live."""
@@ -224,22 +262,24 @@ class Snapshot:
 
     def predecessors(self, operation: Operation) -> list[Operation]:
         """Return the operations whose permit `operation` took."""
-        return [self.operations[each] for each in self._index().succeeded.get(operation.id, ())]
+        return self._by("successor", operation.id)
 
     def _standing_bills(self, customer: str) -> list[Operation]:
         """Return the live operations of `customer`, the newest first.
 
         A refunded bill whose successor is live is left out: the successor speaks for it.
         """
-        billed = (self.operations[each] for each in self._index().billed.get(customer, ()))
-        live = [
+        live = (
             each
-            for each in billed
+            for each in self._by("bill", customer)
             if each.live
             and each.customer == customer
             and not (each.refunded and self.successor(each) is not None)
-        ]
+        )
         return sorted(live, key=lambda each: (-each.reserved_at, each.id))
+
+    def _by(self, what: str, value: str) -> list[Operation]:
+        return [self.operations[each] for each in self._index().ids.get((what, value), ())]
 
     def _index(self) -> OperationIndex:
         found = self._found
@@ -251,66 +291,9 @@ class Snapshot:
         return found
 
 
-@dataclass(slots=True)
-class OperationIndex:
-    """The ids of operations by name and by customer: a batch holds many, and asks for few.
-
-    What was once said of an operation stays here: whoever looks must look at the operation too.
-    `count` of them, the first that were loaded, are here.
-    """
-
-    named: dict[str, dict[OperationId, None]] = field(default_factory=dict)
-    billed: dict[str | None, dict[OperationId, None]] = field(default_factory=dict)
-    succeeded: dict[OperationId, dict[OperationId, None]] = field(default_factory=dict)
-    refunds: dict[str, dict[OperationId, None]] = field(default_factory=dict)
-    count: int = 0
-
-    def add(self, operation: Operation) -> None:
-        """Find `operation` from now on."""
-        self.named.setdefault(operation.name, {})[operation.id] = None
-        if operation.gives_back is not None:
-            # A refund is no bill: nothing that is charged is taken for it.
-            self.refunds.setdefault(operation.gives_back, {})[operation.id] = None
-        else:
-            self.billed.setdefault(operation.customer, {})[operation.id] = None
-        if operation.successor is not None:
-            self.succeeded.setdefault(operation.successor, {})[operation.id] = None
-
-
-@dataclass(slots=True)
-class Dirty:
-    """The rows to persist, last image each, and the audit rows in order.
-
-    Operations and attempts, which are wide, keep what was loaded of them, None where they are new:
-    a store need not write again what is the same.
-    """
-
-    operations: dict[OperationId, Operation | None] = field(default_factory=dict)
-    attempts: dict[tuple[OperationId, int], Attempt | None] = field(default_factory=dict)
-    windows: set[WindowKey] = field(default_factory=set)
-    tallies: set[str] = field(default_factory=set)
-    caller_keys: set[str] = field(default_factory=set)
-    keys: set[KeyId] = field(default_factory=set)
-    lineages: set[LineageId] = field(default_factory=set)
-    approvals: set[str] = field(default_factory=set)
-    grants: set[str] = field(default_factory=set)
-    deliveries: set[str] = field(default_factory=set)
-    facts: dict[str, str] = field(default_factory=dict)
-    audit: list[AuditDraft] = field(default_factory=list)
-    stopped: list[Stopped] = field(default_factory=list)
-
-    def note(self, changes: Changes, snapshot: Snapshot) -> None:
-        """Remember the rows that `changes` will touch in `snapshot`."""
-        for operation in changes.operations:
-            self.operations.setdefault(operation.id, snapshot.operations.get(operation.id))
-        for attempt in changes.attempts:
-            name = (attempt.operation_id, attempt.number)
-            self.attempts.setdefault(name, snapshot.attempts.get(name))
-        for table, key in NAMED.items():
-            getattr(self, table).update(getattr(row, key) for row in getattr(changes, table))
-        self.facts.update(changes.facts)
-        self.audit.extend(changes.audit)
-        self.stopped.extend(changes.stopped)
+def _count(counts: dict[LineageId, int], lineage: LineageId, change: int) -> None:
+    if change:
+        counts[lineage] = counts.get(lineage, 0) + change
 
 
 class KnownAttempt(Struct, frozen=True):
