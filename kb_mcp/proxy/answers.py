@@ -15,7 +15,7 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from kb_mcp.proxy.access.authenticate import Admitted
-from kb_mcp.proxy.access.authorize import check_answer, customers_to_look_up
+from kb_mcp.proxy.access.authorize import may_touch, needs_customer, owners_of
 from kb_mcp.proxy.errors.refusals import (
     Code,
     Fact,
@@ -37,7 +37,7 @@ from kb_mcp.proxy.stripe.evidence import (
     prove_object,
 )
 from kb_mcp.proxy.stripe.interpret import Reading
-from kb_mcp.proxy.stripe.json_objects import parse_object
+from kb_mcp.proxy.stripe.json_objects import object_id, parse_object
 from kb_mcp.proxy.stripe.messages import Answered, NotSent, Reply, UpstreamAnswer, refused
 from kb_mcp.proxy.stripe.reader import WAITED_FOR_MS, StripeReads
 
@@ -236,11 +236,17 @@ class Reads:
         if answer.status >= 400:
             scrubbed = scrub_error(strip_client_secret(answer.body), self.upstream_key)
             return Reply(answer.status, scrubbed, headers)
-        asked = customers_to_look_up(admitted.policy, answer.body)
+        policy = admitted.policy
+        owners = [] if policy.customers.any else owners_of(answer.body)
+        asked = {
+            each
+            for customer, told in owners
+            if told is None and (each := object_id(customer)) and needs_customer(policy, each)
+        }
         # More would be a search among customers, which such a key may not see anyway.
-        looked_up = asked if len(asked) <= LOOKED_UP_MAX else frozenset()
+        looked_up = asked if len(asked) <= LOOKED_UP_MAX else set()
         known = {each: await self.customer_metadata(each) for each in sorted(looked_up)}
-        hidden = check_answer(admitted.policy, answer.body, known)
-        if hidden is not None:
-            return hidden
+        if not all(may_touch(policy, each, told or known.get(each or "")) for each, told in owners):
+            reason = "the customer is not among its own"
+            return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
         return Reply(answer.status, strip_client_secret(answer.body), headers)

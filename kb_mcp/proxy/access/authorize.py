@@ -9,104 +9,64 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import date
 from functools import lru_cache
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, get_args
 
+from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.periods import Period, within_window
-from kb_mcp.proxy.access.policy import CustomerRules, ParameterRule, Policy
+from kb_mcp.proxy.access.policy import VERSION, CustomerRules, Day, ParameterRule, Policy
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.stripe.endpoints import Moves, Route, object_ids
 from kb_mcp.proxy.stripe.forms import Form
 from kb_mcp.proxy.stripe.interpret import KEY_FIELD, REFERENCE_FIELD
-from kb_mcp.proxy.stripe.json_objects import object_id, parse_object
+from kb_mcp.proxy.stripe.json_objects import parse_object
 
 # A store is bound to one account, and a method is what the request line says.
 REFUSED_HEADERS: Final = frozenset(
-    {
-        "stripe-account",
-        "stripe-context",
-        "x-http-method",
-        "x-http-method-override",
-        "x-method-override",
-    }
+    "stripe-account stripe-context x-http-method x-http-method-override x-method-override".split()
 )
-_BILL = ("amount", "currency", "customer", "description", "metadata[*]", "receipt_email")
-_WORDING = ("statement_descriptor", "statement_descriptor_suffix")
-_PAGE = ("limit", "starting_after", "ending_before")
-_CREATED = ("created", "created[gt]", "created[gte]", "created[lt]", "created[lte]")
-DEFAULT_PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "POST /v1/charges": (*_BILL, *_WORDING),
-        "POST /v1/payment_intents": (
-            *_BILL,
-            *_WORDING,
-            "payment_method",
-            "payment_method_types[]",
-            "automatic_payment_methods[enabled]",
-            "automatic_payment_methods[allow_redirects]",
-            "off_session",
-            "confirm",
-            "error_on_requires_action",
-        ),
-        "POST /v1/charges/*": ("description", "metadata[*]", "receipt_email"),
-        "POST /v1/charges/*/capture": ("amount", "receipt_email", *_WORDING),
-        "POST /v1/payment_intents/*": (
-            "amount",
-            "description",
-            "metadata[*]",
-            "payment_method",
-            "receipt_email",
-            *_WORDING,
-        ),
-        "POST /v1/payment_intents/*/cancel": ("cancellation_reason",),
-        "POST /v1/payment_intents/*/capture": ("amount_to_capture", "metadata[*]", *_WORDING),
-        "POST /v1/payment_intents/*/confirm": (
-            "error_on_requires_action",
-            "off_session",
-            "payment_method",
-            "receipt_email",
-        ),
-        "POST /v1/payment_intents/*/increment_authorization": (
-            "amount",
-            "description",
-            "metadata[*]",
-            *_WORDING[:1],
-        ),
-        "GET /v1/charges": ("customer", *_CREATED, *_PAGE),
-        "GET /v1/payment_intents": ("customer", *_CREATED, *_PAGE),
-        "GET /v1/refunds": ("charge", "payment_intent", *_CREATED, *_PAGE),
-        "GET /v1/customers/*/payment_methods": ("type", *_PAGE),
-        "POST /v1/refunds": (
-            "amount",
-            "charge",
-            "currency",
-            "metadata[*]",
-            "payment_intent",
-            "reason",
-        ),
-        # What marks an invoice as paid without a payment, or forgives it, a policy must name.
-        "POST /v1/invoices/*/finalize": ("auto_advance",),
-        "POST /v1/invoices/*/pay": ("off_session", "payment_method"),
-        "POST /v1/payouts": ("amount", "currency", "description", "metadata[*]", *_WORDING[:1]),
-        "POST /v1/topups": ("amount", "currency", "description", "metadata[*]", *_WORDING[:1]),
-    }
-)
+_BILL = "amount currency customer description metadata[*] receipt_email"
+_WORDING = "statement_descriptor statement_descriptor_suffix"
+_PAGE = "limit starting_after ending_before"
+_MADE = "created created[gt] created[gte] created[lt] created[lte]"
+_PAID_OUT = "amount currency description metadata[*] statement_descriptor"
+_WORDS: Final[Mapping[str, str]] = {
+    "POST /v1/charges": f"{_BILL} {_WORDING}",
+    "POST /v1/payment_intents": f"{_BILL} {_WORDING} payment_method payment_method_types[] "
+    "automatic_payment_methods[enabled] automatic_payment_methods[allow_redirects] off_session "
+    "confirm error_on_requires_action",
+    "POST /v1/charges/*": "description metadata[*] receipt_email",
+    "POST /v1/charges/*/capture": f"amount receipt_email {_WORDING}",
+    "POST /v1/payment_intents/*": "amount description metadata[*] payment_method receipt_email "
+    + _WORDING,
+    "POST /v1/payment_intents/*/cancel": "cancellation_reason",
+    "POST /v1/payment_intents/*/capture": f"amount_to_capture metadata[*] {_WORDING}",
+    "POST /v1/payment_intents/*/confirm": "error_on_requires_action off_session payment_method "
+    "receipt_email",
+    "POST /v1/payment_intents/*/increment_authorization": "amount description metadata[*] "
+    "statement_descriptor",
+    "GET /v1/charges": f"customer {_MADE} {_PAGE}",
+    "GET /v1/payment_intents": f"customer {_MADE} {_PAGE}",
+    "GET /v1/refunds": f"charge payment_intent {_MADE} {_PAGE}",
+    "GET /v1/customers/*/payment_methods": f"type {_PAGE}",
+    "POST /v1/refunds": "amount charge currency metadata[*] payment_intent reason",
+    # What marks an invoice as paid without a payment, or forgives it, a policy must name.
+    "POST /v1/invoices/*/finalize": "auto_advance",
+    "POST /v1/invoices/*/pay": "off_session payment_method",
+    "POST /v1/payouts": _PAID_OUT,
+    "POST /v1/topups": _PAID_OUT,
+}
+DEFAULT_PARAMETERS: Final = {endpoint: tuple(words.split()) for endpoint, words in _WORDS.items()}
 """What an endpoint may carry unless a policy says otherwise; without an entry, nothing."""
 
-_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:\.[a-z]+)?")
 # `x[*]` is any one key of a map, `x[]` any item of a list: the form numbers them.
 _WILDCARDS = {"[*]": r"\[[^\[\]]+\]", "[]": r"\[[0-9]+\]"}
 _MARK = "metadata[keybrake_"
 _NO_RULE = ParameterRule()
 # Kinds of object that belong to the account, not to a customer.
 _NOBODYS = frozenset({"account", "balance", "price", "product"})
-_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_DAY_MINUTES = 1440
-# 1970-01-01 was a Thursday.
-_EPOCH_WEEKDAY = 3
 MINUTE_MS = 60_000
 KEYS_MAX = 10_000
 
@@ -119,42 +79,42 @@ def authorize(
     `headers` have lower-case names. A customer that only a metadata rule could admit passes here:
     `needs_customer` says when the look-up must follow before anything is sent.
     """
+    if route.endpoint not in policy.allow:
+        reason = f"{route.endpoint} is not on its allowlist"
+        return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
+    rule = policy.parameters.get(route.endpoint, _NO_RULE)
     return (
-        _check_allowlist(policy, route)
-        or _check_headers(policy, headers)
-        or _check_parameters(policy, route, form)
-        or _check_values(policy, route, path, form)
+        _check_headers(policy, headers)
+        or _check_parameters(policy, route, rule, form)
+        or _check_values(policy, route, rule, path, form)
     )
 
 
 def check_period(policy: Policy, period: Period | None, today: date) -> Refusal | None:
     """Return why `period` may not be billed `today` (UTC), or None where it may."""
+    kinds, window = policy.period_kinds, policy.period_window
     if period is None:
         return None
     facts: dict[str, Fact]
-    kinds = policy.period_kinds
     if kinds is not None and period.kind not in kinds:
         facts = {"period_kinds": kinds}
         reason = f"it bills by {' or '.join(kinds)}"
-        return refuse(Code.PERIOD_OUT_OF_WINDOW, facts=facts, period=period.label, reason=reason)
-    window = policy.period_window
-    if within_window(period, today, window.back, window.ahead):
+    elif not within_window(period, today, window.back, window.ahead):
+        facts = {"back_months": window.back, "ahead_months": window.ahead}
+        reason = f"it bills from {window.back} months back to {window.ahead} months ahead"
+    else:
         return None
-    facts = {"back_months": window.back, "ahead_months": window.ahead}
-    reason = f"it bills from {window.back} months back to {window.ahead} months ahead"
     return refuse(Code.PERIOD_OUT_OF_WINDOW, facts=facts, period=period.label, reason=reason)
 
 
 def check_hours(policy: Policy, now_ms: int) -> Refusal | None:
     """Return why the key does not serve now (milliseconds UTC), or None where it does."""
     hours = policy.hours
-    if hours is None:
-        return None
-    days, minute = divmod(now_ms // MINUTE_MS, _DAY_MINUTES)
-    day = _DAYS[(days + _EPOCH_WEEKDAY) % len(_DAYS)]
     # Both are HH:MM, so that their order as text is their order in time.
-    clock = f"{minute // 60:02}:{minute % 60:02}"
-    if day in hours.days and hours.start <= clock < hours.end:
+    if hours is None or (
+        get_args(Day)[day_of(now_ms).weekday()] in hours.days
+        and hours.start <= rfc3339(now_ms)[11:16] < hours.end
+    ):
         return None
     return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="it does not serve at this hour")
 
@@ -177,32 +137,22 @@ def may_touch(
     return all(metadata.get(name) == value for name, value in rules.metadata.items())
 
 
-def _check_allowlist(policy: Policy, route: Route) -> Refusal | None:
-    if route.endpoint in policy.allow:
-        return None
-    reason = f"{route.endpoint} is not on its allowlist"
-    return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
-
-
 def _check_headers(policy: Policy, headers: Mapping[str, str]) -> Refusal | None:
     for name in headers:
         if name in REFUSED_HEADERS and name not in policy.headers.dropped:
             return refuse(Code.HEADER_NOT_ALLOWED, param=name)
     version = headers.get("stripe-version")
-    if version is not None and not _VERSION.fullmatch(version):
+    if version is not None and not VERSION.fullmatch(version):
         return refuse(Code.HEADER_NOT_ALLOWED, param="Stripe-Version")
     return None
 
 
-def _check_parameters(policy: Policy, route: Route, form: Form) -> Refusal | None:
-    rule = policy.parameters.get(route.endpoint, _NO_RULE)
-    granted = (
-        *DEFAULT_PARAMETERS.get(route.endpoint, ()),
-        *rule.allowed,
-        *rule.required,
-        *rule.fixed,
-    )
-    fits, forbidden = _expression(granted), _expression(rule.forbidden)
+def _check_parameters(
+    policy: Policy, route: Route, rule: ParameterRule, form: Form
+) -> Refusal | None:
+    defaults = DEFAULT_PARAMETERS.get(route.endpoint, ())
+    fits = _expression((*defaults, *rule.allowed, *rule.required, *rule.fixed))
+    forbidden = _expression(rule.forbidden)
     for name in form:
         if not _granted(policy, route, name, fits) or forbidden.fullmatch(name):
             return refuse(Code.PARAMETER_NOT_ALLOWED, param=name)
@@ -236,8 +186,9 @@ def _source(pattern: str) -> str:
     return "".join(_WILDCARDS.get(part) or re.escape(part) for part in parts)
 
 
-def _check_values(policy: Policy, route: Route, path: str, form: Form) -> Refusal | None:
-    rule = policy.parameters.get(route.endpoint, _NO_RULE)
+def _check_values(
+    policy: Policy, route: Route, rule: ParameterRule, path: str, form: Form
+) -> Refusal | None:
     for name, value in rule.fixed.items():
         if form.get(name, value) != value:
             return refuse(Code.PARAMETER_NOT_ALLOWED, param=name)
@@ -258,9 +209,9 @@ def _check_values(policy: Policy, route: Route, path: str, form: Form) -> Refusa
 
 
 def _listed(rules: CustomerRules, customer: str | None) -> bool:
-    if customer is None:
-        return False
-    return customer in rules.ids or (rules.prefix is not None and customer.startswith(rules.prefix))
+    return customer is not None and (
+        customer in rules.ids or (rules.prefix is not None and customer.startswith(rules.prefix))
+    )
 
 
 class Rates:
@@ -287,41 +238,15 @@ class Rates:
         return 1 + (MINUTE_MS - tokens) // (per_minute * 1000)
 
 
-def customers_to_look_up(policy: Policy, body: bytes) -> frozenset[str]:
-    """Return the customers in `body` whose metadata decides whether this key may see it."""
-    if policy.customers.any or not policy.customers.metadata:
-        return frozenset()
-    shown = _shown(parse_object(body))
-    named = (object_id(customer) for customer, metadata in shown if metadata is None)
-    return frozenset(each for each in named if each is not None and needs_customer(policy, each))
+def owners_of(body: bytes) -> list[tuple[str | None, dict[str, str] | None]]:
+    """Return the customer of each object in an answer, and its metadata where it is there.
 
-
-def check_answer(
-    policy: Policy, body: bytes, known: Mapping[str, Mapping[str, str] | None]
-) -> Refusal | None:
-    """Return why this key may not see `body`, or None where it may.
-
-    `known` is the metadata of customers that were looked up.
+    What cannot be read is nobody's.
     """
-    if policy.customers.any:
-        return None
-    shown = list(_shown(parse_object(body)))
-    if all(
-        may_touch(policy, customer, metadata or known.get(customer or ""))
-        for customer, metadata in shown
-    ):
-        return None
-    return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="the customer is not among its own")
-
-
-def _shown(parsed: Any) -> Iterator[tuple[str | None, dict[str, str] | None]]:
-    """Yield the customer of each object in an answer, and its metadata where it is there."""
-    if not isinstance(parsed, dict):
-        yield None, None
-        return
-    items = parsed.get("data") if parsed.get("object") in {"list", "search_result"} else [parsed]
-    for item in items if isinstance(items, list) else [None]:
-        yield _owner(item)
+    parsed = parse_object(body) or {}
+    listed = parsed.get("object") in {"list", "search_result"}
+    items = parsed.get("data") if listed else [parsed]
+    return [_owner(item) for item in (items if isinstance(items, list) else [None])]
 
 
 def _owner(item: Any) -> tuple[str | None, dict[str, str] | None]:

@@ -34,7 +34,7 @@ DEFAULT_RATE: Final = 600
 _RATE = re.compile(r"([1-9][0-9]{0,5})(?:/min)?")
 _PARAMETER = re.compile(r"[a-z][a-z0-9_]*(?:\[(?:\*|[A-Za-z0-9_ -]*)\]){0,4}")
 _HEADER = re.compile(r"[a-z0-9-]{1,64}")
-_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:\.[a-z]+)?")
+VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:\.[a-z]+)?")
 _CLOCK = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]|24:00")
 Duration = Annotated[
     int,
@@ -173,7 +173,7 @@ class HeaderRules(_Record):
 
     dropped: tuple[HeaderName, ...] = ()
     stripe_version: (
-        Annotated[str, _matching(_VERSION, "a version of Stripe's, like 2026-10-28.endive")] | None
+        Annotated[str, _matching(VERSION, "a version of Stripe's, like 2026-10-28.endive")] | None
     ) = None
 
 

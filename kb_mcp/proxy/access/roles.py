@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 from kb_mcp.instants import format_duration, how_many
 from kb_mcp.money import Money, format_money
-from kb_mcp.proxy.access.policy import DEFAULT_RATE, ParameterRule, Policy, charges
+from kb_mcp.proxy.access.policy import DEFAULT_RATE, REFUND, ParameterRule, Policy, charges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from kb_mcp.proxy.access.policy import CapRules, RefundCapRules
+
 CHARGE: Final = "POST /v1/charges"
-REFUND: Final = "POST /v1/refunds"
 READ_CHARGE: Final = "GET /v1/charges/*"
 INTENT: Final = "POST /v1/payment_intents"
 READ_INTENT: Final = "GET /v1/payment_intents/*"
@@ -26,6 +27,11 @@ AUDIT_RATE: Final = 1200
 
 # Without a customer a bill has no period guard and no cap per customer.
 _BILL = ParameterRule(required=("amount", "currency", "customer"))
+_NAMING: Final = {
+    "content": "Customer, amount and period name a bill: the same bill is never charged twice.",
+    "strict": "Bills that do not name customer, amount, currency and period are refused.",
+    "caller": "Bills are named by the caller's idempotency key alone: a new key charges again.",
+}
 
 
 def _role(name: str, *allow: str, rate: int = DEFAULT_RATE) -> Policy:
@@ -95,50 +101,45 @@ def _describe_caps(policy: Policy) -> Iterator[str]:
         yield from _describe_refunds(policy)
     if not charges(policy):
         return
-    words = ("a charge", "a day", "a month", "a customer and day")
-    for per, table in zip(words, policy.caps.tables(), strict=True):
-        if table:
-            yield f"At most {_amounts(table)} {per}."
+    yield from _describe_tables("At most", "charge", policy.caps)
     if not any(policy.caps.tables()):
         yield "No spend cap of its own: only the account's ceiling, if there is one, limits it."
     if policy.daily_charges is not None:
         yield f"At most {how_many(policy.daily_charges, 'charge')} a day."
-    for currency, amount in policy.approval_above.items():
-        yield f"Above {format_money(Money(amount, currency))} an operator must approve."
+    for shown in _amounts(policy.approval_above):
+        yield f"Above {shown} an operator must approve."
     limits = [set(table) for table in (*policy.caps.tables(), policy.approval_above) if table]
-    if limits:
-        # A limit that is given for one currency refuses the others.
-        passing = sorted(set.intersection(*limits))
-        named = " and ".join(currency.upper() for currency in passing)
-        yield (
-            f"Charges are in {named} alone."
-            if passing
-            else ("No currency is within all of its limits: it charges nothing.")
-        )
+    # A limit that is given for one currency refuses the others.
+    passing = sorted(set.intersection(*limits)) if limits else []
+    if passing:
+        yield f"Charges are in {' and '.join(map(str.upper, passing))} alone."
+    elif limits:
+        yield "No currency is within all of its limits: it charges nothing."
 
 
 def _describe_refunds(policy: Policy) -> Iterator[str]:
-    words = ("a refund", "a day", "a month", "a customer and day")
-    for per, table in zip(words, policy.refund_caps.tables(), strict=True):
-        if table:
-            yield f"It refunds at most {_amounts(table)} {per}."
+    yield from _describe_tables("It refunds at most", "refund", policy.refund_caps)
     if not any(policy.refund_caps.tables()):
         yield "No cap on refunds of its own: only the account's ceiling for refunds limits them."
     if policy.daily_refunds is not None:
         yield f"At most {how_many(policy.daily_refunds, 'refund')} a day."
-    for currency, amount in policy.refund_approval_above.items():
-        shown = format_money(Money(amount, currency))
+    for shown in _amounts(policy.refund_approval_above):
         yield f"A refund above {shown} needs an operator's approval."
     if policy.refunds_of == "any":
         yield "It may refund charges that were not made through this proxy."
-    if policy.max_refunds_per_charge == 1:
-        yield "It makes one refund of a charge, until an operator reopens that."
-    else:
-        most = policy.max_refunds_per_charge
-        yield (
-            f"At most {most} refunds of one charge; each but the first needs a reference, which "
-            "the tool refund cannot give."
-        )
+    most = policy.max_refunds_per_charge
+    yield (
+        "It makes one refund of a charge, until an operator reopens that."
+        if most == 1
+        else f"At most {most} refunds of one charge; each but the first needs a reference, which "
+        "the tool refund cannot give."
+    )
+
+
+def _describe_tables(most: str, act: str, caps: CapRules | RefundCapRules) -> Iterator[str]:
+    for per, table in zip((act, "day", "month", "customer and day"), caps.tables(), strict=True):
+        if table:
+            yield f"{most} {' or '.join(_amounts(table))} a {per}."
 
 
 def _describe_customers(policy: Policy) -> Iterator[str]:
@@ -168,21 +169,15 @@ def _describe_naming(policy: Policy) -> Iterator[str]:
     yield f"It may bill periods from {back} back to {ahead} ahead."
     if policy.period_kinds is not None:
         yield f"A period must be a {' or '.join(policy.period_kinds)}."
-    match policy.idempotency:
-        case "content":
-            yield "Customer, amount and period name a bill: the same bill is never charged twice."
-        case "strict":
-            yield "Bills that do not name customer, amount, currency and period are refused."
-        case "caller":
-            yield "Bills are named by the caller's idempotency key alone: a new key charges again."
+    yield _NAMING[policy.idempotency]
     if policy.overlaps == "allow":
         yield "It may bill days that another period's bill holds already; the same period, never."
     if policy.allow_reference:
         yield "A reference may make a second bill in one period."
-    wait, times = format_duration(policy.decline_retry_after_ms), policy.max_attempts
-    tried = how_many(times, "time")
+    wait = format_duration(policy.decline_retry_after_ms)
+    tried = how_many(policy.max_attempts, "time")
     yield f"A declined bill is tried again after {wait} at the earliest, {tried} in all."
 
 
-def _amounts(table: Mapping[str, int]) -> str:
-    return " or ".join(format_money(Money(amount, currency)) for currency, amount in table.items())
+def _amounts(table: Mapping[str, int]) -> list[str]:
+    return [format_money(Money(amount, currency)) for currency, amount in table.items()]
