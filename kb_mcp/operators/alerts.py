@@ -22,8 +22,7 @@ from msgspec.structs import asdict
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.money import Money, format_money
 from kb_mcp.operators.reports.views import Views
-from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.audit.verification import Break
+from kb_mcp.proxy.audit.chain import Break, clean_text
 from kb_mcp.proxy.edge.records import Record, Spend
 from kb_mcp.proxy.ledger.counts import Delivery
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs, State

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
-from kb_mcp.proxy.audit.chain import BrokenChain, read_row, verify_chain
+from kb_mcp.proxy.audit.chain import Break, read_row, verify_chain
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Changes, Refs, State
 from kb_mcp.proxy.stripe.messages import Reply, Request
@@ -334,8 +334,8 @@ def _check(simulation: Simulation, book: Book) -> None:
         simulation.fail(wrong)
     for node in records.writers():
         chain = verify_chain((read_row(row) for row in records.chain(node)), CHAIN_KEY)
-        if isinstance(chain, BrokenChain):
-            simulation.fail(f"the audit of {node} is {chain.reason} at {chain.seq}")
+        if isinstance(chain, Break):
+            simulation.fail(f"the audit of {node} is {chain.reason} at {chain.row}")
 
 
 def _now(work: Coroutine[Any, Any, Any]) -> Any:

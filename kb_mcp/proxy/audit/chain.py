@@ -18,6 +18,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.json import Encoder as JsonEncoder
 from msgspec.structs import asdict, astuple
+from typing_extensions import override
 
 from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.errors.refusals import mask_secrets
@@ -55,12 +56,14 @@ class Head(Struct, frozen=True):
 
 
 class BreakReason(StrEnum):
-    """How a chain can fail to verify."""
+    """How a chain, or the registry of nodes, can fail to verify."""
 
     OUT_OF_ORDER = "out_of_order"  # a row is missing, doubled, moved, or of another node
     EDITED = "edited"  # the row, or the one before it, is not what was sealed
     TAIL_CUT = "tail_cut"  # rows up to the exported head are missing
     HEAD_DIFFERS = "head_differs"  # the chain was rewritten since its head was exported
+    NOT_REGISTERED = "not_registered"  # rows of a process that the registry lacks
+    REGISTRY_EDITED = "registry_edited"
 
 
 class WholeChain(Struct, frozen=True):
@@ -70,12 +73,16 @@ class WholeChain(Struct, frozen=True):
     head: Head | None
 
 
-class BrokenChain(Struct, frozen=True):
-    """The first row, by `seq`, at which a chain does not hold."""
+class Break(Struct, frozen=True):
+    """The first row, by `seq`, at which one chain does not hold; or a place in the registry."""
 
     node: str
-    seq: int
+    row: int
     reason: BreakReason
+
+    @override
+    def __str__(self) -> str:
+        return f"the audit of {self.node} breaks at row {self.row}: {self.reason}"
 
 
 def audit_row(draft: AuditDraft, *, node: str, seq: int, time: int) -> AuditRow:
@@ -110,7 +117,7 @@ def verify_chain(
     chain_key: bytes,
     head: Head | None = None,
     after: Head | None = None,
-) -> WholeChain | BrokenChain:
+) -> WholeChain | Break:
     """Verify one node's rows, each with its stored hash, in the order of `seq`.
 
     `head` is the last exported end, which the chain must still pass through; `after` is the end
@@ -121,17 +128,17 @@ def verify_chain(
     for row, stored in rows:
         expected = 1 if last is None else last.seq + 1
         if row.seq != expected or (last is not None and row.node != last.node):
-            return BrokenChain(row.node, expected, BreakReason.OUT_OF_ORDER)
+            return Break(row.node, expected, BreakReason.OUT_OF_ORDER)
         previous = GENESIS if last is None else bytes.fromhex(last.hash)
         if not hmac.compare_digest(row_hash(chain_key, previous, row).encode(), stored.encode()):
-            return BrokenChain(row.node, row.seq, BreakReason.EDITED)
+            return Break(row.node, row.seq, BreakReason.EDITED)
         last = Head(row.node, row.seq, stored)
         count += 1
         if head is not None and row.seq == head.seq and last != head:
-            return BrokenChain(row.node, row.seq, BreakReason.HEAD_DIFFERS)
+            return Break(row.node, row.seq, BreakReason.HEAD_DIFFERS)
     reached = 0 if last is None else last.seq
     if head is not None and reached < head.seq:
-        return BrokenChain(head.node, reached + 1, BreakReason.TAIL_CUT)
+        return Break(head.node, reached + 1, BreakReason.TAIL_CUT)
     return WholeChain(count, last)
 
 

@@ -10,15 +10,15 @@ import hmac
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
-
-from typing_extensions import override
 
 from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.audit.chain import (
     AuditRow,
-    BrokenChain,
+    Break,
+    BreakReason,
     Head,
     csv_cell,
     node_hash,
@@ -68,19 +68,6 @@ class AuditReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Break:
-    """The first place at which one chain, or the registry of nodes, does not hold."""
-
-    node: str
-    row: int
-    reason: str
-
-    @override
-    def __str__(self) -> str:
-        return f"the audit of {self.node} breaks at row {self.row}: {self.reason}"
-
-
-@dataclass(frozen=True, slots=True)
 class Verification:
     """What was walked, the end of each chain that holds, and every chain that does not.
 
@@ -114,14 +101,17 @@ def verify_audit(
     rows, ends = 0, dict[str, Head]()
     for node in sorted({*known, *reader.writers(), *heads}):
         if node not in known:
-            breaks.append(Break(node, 1, "not_registered"))
-        outcome = _verify_node(reader, node, chain_key, heads.get(node), archived.get(node))
+            breaks.append(Break(node, 1, BreakReason.NOT_REGISTERED))
+        head, after = heads.get(node), archived.get(node)
+        # A head from before the archived segment was passed through when that was verified.
+        passed = head is not None and after is not None and head.seq <= after.seq
+        chain = _rows(reader.chain(node))
+        outcome = verify_chain(chain, chain_key, None if passed else head, after)
         if isinstance(outcome, Break):
             breaks.append(outcome)
         else:
-            count, end = outcome
-            rows += count
-            ends |= {} if end is None else {node: end}
+            rows += outcome.rows
+            ends |= {} if outcome.head is None else {node: outcome.head}
     return Verification(rows, ends, tuple(breaks), len(ends.keys() & heads.keys()))
 
 
@@ -162,47 +152,21 @@ def _verify_registry(registry: Sequence[Columns], chain_key: bytes) -> Iterator[
         sealed = node_hash(chain_key, previous, node["node"], node["started_at"])
         same = hmac.compare_digest(sealed.encode(), str(node["hash"]).encode())
         if node["position"] != position or not same:
-            yield Break(str(node["node"]), position, "registry_edited")
+            yield Break(str(node["node"]), position, BreakReason.REGISTRY_EDITED)
             return
         previous = node["hash"]
 
 
-def _verify_node(
-    reader: AuditReader, node: str, chain_key: bytes, head: Head | None, after: Head | None
-) -> tuple[int, Head | None] | Break:
-    # A head from before the archived segment was passed through when that was verified.
-    passed = head is not None and after is not None and head.seq <= after.seq
-    try:
-        outcome = verify_chain(
-            _rows(reader.chain(node)), chain_key, None if passed else head, after
-        )
-    except _UnreadableRowError as error:
-        return Break(node, error.seq, "edited")
-    if isinstance(outcome, BrokenChain):
-        return Break(outcome.node, outcome.seq, outcome.reason.value)
-    return outcome.rows, outcome.head
-
-
-class _UnreadableRowError(Exception):
-    """A row holds what the journal never writes."""
-
-    def __init__(self, seq: int) -> None:
-        """Name the row."""
-        super().__init__(f"row {seq} cannot be read")
-        self.seq = seq
-
-
 def _rows(chain: Iterator[Columns]) -> Iterator[tuple[AuditRow, str]]:
+    """Yield each row with its hash; one that no journal writes, without a hash that could hold."""
     for columns in chain:
-        try:
+        shown = AuditRow(kind="", node=columns["node"], seq=columns["seq"], time=0), ""
+        with suppress(KeyError, ValueError, TypeError, OverflowError):
             row, stored = read_row(columns)
             # Neither the id nor the way the time is written is sealed; both follow from what is.
-            same = (columns["id"], columns["time"]) == (row.id, rfc3339(row.time))
-        except (KeyError, ValueError, TypeError, OverflowError) as error:
-            raise _UnreadableRowError(columns["seq"]) from error
-        if not same:
-            raise _UnreadableRowError(columns["seq"])
-        yield row, stored
+            if (columns["id"], columns["time"]) == (row.id, rfc3339(row.time)):
+                shown = row, stored
+        yield shown
 
 
 def _csv_line(values: Sequence[str]) -> str:

@@ -14,8 +14,8 @@ from msgspec.structs import asdict, replace
 from kb_mcp.proxy.audit.chain import (
     GENESIS,
     AuditRow,
+    Break,
     BreakReason,
-    BrokenChain,
     Head,
     WholeChain,
     audit_row,
@@ -64,7 +64,7 @@ def test_a_chain_that_grew_since_its_head_was_exported_verifies() -> None:
 def test_a_chain_goes_on_after_an_archived_segment() -> None:
     rows = chain(5)
     assert verify_chain(rows[2:], KEY, after=head(rows[:2])) == WholeChain(3, head(rows))
-    assert verify_chain(rows[2:], KEY) == BrokenChain("n1", 1, BreakReason.OUT_OF_ORDER)
+    assert verify_chain(rows[2:], KEY) == Break("n1", 1, BreakReason.OUT_OF_ORDER)
 
 
 OTHER_VALUES: dict[str, Any] = {"str": "other", "int": 99}
@@ -79,20 +79,20 @@ def test_an_edit_of_any_column_is_found_where_it_was_made(column: str) -> None:
     value = OTHER_VALUES[COLUMNS[column].split(" ")[0]]
     rows[2] = (replace(rows[2][0], **{column: value}), rows[2][1])
     broken = verify_chain(rows, KEY)
-    assert isinstance(broken, BrokenChain)
-    assert broken.seq == 3
+    assert isinstance(broken, Break)
+    assert broken.row == 3
 
 
 def test_an_edit_that_was_sealed_with_another_key_is_found() -> None:
-    assert verify_chain(chain(3, key=b"x" * 32), KEY) == BrokenChain("n1", 1, BreakReason.EDITED)
+    assert verify_chain(chain(3, key=b"x" * 32), KEY) == Break("n1", 1, BreakReason.EDITED)
 
 
 def test_an_edited_hash_is_found() -> None:
     rows = chain(3)
     rows[1] = (rows[1][0], "00" * 32)
-    assert verify_chain(rows, KEY) == BrokenChain("n1", 2, BreakReason.EDITED)
+    assert verify_chain(rows, KEY) == Break("n1", 2, BreakReason.EDITED)
     rows[1] = (rows[1][0], "é")
-    assert verify_chain(rows, KEY) == BrokenChain("n1", 2, BreakReason.EDITED)
+    assert verify_chain(rows, KEY) == Break("n1", 2, BreakReason.EDITED)
 
 
 @pytest.mark.parametrize(
@@ -101,22 +101,20 @@ def test_an_edited_hash_is_found() -> None:
 )
 def test_a_row_missing_moved_or_doubled_is_located(order: list[int], seq: int) -> None:
     rows = chain(4)
-    assert verify_chain([rows[place] for place in order], KEY) == BrokenChain(
+    assert verify_chain([rows[place] for place in order], KEY) == Break(
         "n1", seq, BreakReason.OUT_OF_ORDER
     )
 
 
 def test_rows_of_two_nodes_make_no_chain() -> None:
     rows = [*chain(2), *chain(3, node="n2")[2:]]
-    assert verify_chain(rows, KEY) == BrokenChain("n2", 3, BreakReason.OUT_OF_ORDER)
+    assert verify_chain(rows, KEY) == Break("n2", 3, BreakReason.OUT_OF_ORDER)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3])
 def test_a_cut_tail_and_a_restored_older_store_show_by_the_exported_head(kept: int) -> None:
     rows = chain(4)
-    assert verify_chain(rows[:kept], KEY, head(rows)) == BrokenChain(
-        "n1", kept + 1, BreakReason.TAIL_CUT
-    )
+    assert verify_chain(rows[:kept], KEY, head(rows)) == Break("n1", kept + 1, BreakReason.TAIL_CUT)
 
 
 def test_a_chain_rewritten_with_the_key_shows_by_the_exported_head() -> None:
@@ -126,9 +124,7 @@ def test_a_chain_rewritten_with_the_key_shows_by_the_exported_head() -> None:
         edited = replace(row, amount=1)
         rewritten.append((edited, row_hash(KEY, previous, edited)))
         previous = bytes.fromhex(rewritten[-1][1])
-    assert verify_chain(rewritten, KEY, head(chain(3))) == BrokenChain(
-        "n1", 3, BreakReason.HEAD_DIFFERS
-    )
+    assert verify_chain(rewritten, KEY, head(chain(3))) == Break("n1", 3, BreakReason.HEAD_DIFFERS)
 
 
 def test_a_row_hash_wants_a_raw_digest() -> None:
