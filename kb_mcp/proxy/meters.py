@@ -6,8 +6,10 @@ process measured is a `Measured`, which also goes from a worker to the process t
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TypeVar
 
 import msgspec
@@ -18,6 +20,7 @@ from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import StoreSettings
 from kb_mcp.proxy.stripe.messages import (
     Answered,
+    Lost,
     NotSent,
     Upstream,
     UpstreamAnswer,
@@ -27,6 +30,8 @@ from kb_mcp.proxy.stripe.messages import (
 T = TypeVar("T")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000)
+
+_ENDINGS = {Answered: "answered", NotSent: "not_sent", Lost: "lost"}
 
 
 class Histogram(Struct):
@@ -42,11 +47,7 @@ class Histogram(Struct):
     def observe(self, value: int, times: int = 1) -> None:
         """Count a value, which was seen so many times."""
         self.total += value * times
-        for place, bound in enumerate(self.bounds):
-            if value <= bound:
-                self.counts[place] += times
-                return
-        self.counts[-1] += times
+        self.counts[bisect_left(self.bounds, value)] += times
 
     @property
     def count(self) -> int:
@@ -56,11 +57,7 @@ class Histogram(Struct):
     def cumulative(self) -> list[tuple[str, int]]:
         """Return how many were at most each bound, the last bound being `+Inf`."""
         bounds = [*(str(bound) for bound in self.bounds), "+Inf"]
-        totals, total = list[int](), 0
-        for each in self.counts:
-            total += each
-            totals.append(total)
-        return list(zip(bounds, totals, strict=True))
+        return list(zip(bounds, accumulate(self.counts), strict=True))
 
 
 class Measured(Struct, frozen=True, kw_only=True):
@@ -89,7 +86,7 @@ class Meters:
 
     ledger: Histogram = field(default_factory=Histogram)
     sends: dict[str, Histogram] = field(
-        default_factory=lambda: {name: Histogram() for name in ("answered", "not_sent", "lost")}
+        default_factory=lambda: {name: Histogram() for name in _ENDINGS.values()}
     )
     waiting: int = 0
     in_flight: Callable[[], int] = lambda: 0
@@ -112,65 +109,57 @@ class Meters:
         )
 
 
+@dataclass(frozen=True, slots=True)
 class MeteredLedger:
     """A ledger whose transactions are timed: from asking until the commit is durable."""
 
-    def __init__(self, ledger: Ledger, meters: Meters, boottime_ms: Callable[[], int]) -> None:
-        """Serve `ledger`."""
-        self._ledger = ledger
-        self._meters = meters
-        self._boottime_ms = boottime_ms
+    ledger: Ledger
+    meters: Meters
+    boottime_ms: Callable[[], int]
 
     @property
     def settings(self) -> StoreSettings:
         """What the store is bound to."""
-        return self._ledger.settings
+        return self.ledger.settings
 
     async def transact(self, refs: Callable[[int], Refs], step: Step[T]) -> T:
         """Do what the ledger does, and count how long it took."""
-        begun = self._boottime_ms()
-        self._meters.waiting += 1
+        begun = self.boottime_ms()
+        self.meters.waiting += 1
         try:
-            return await self._ledger.transact(refs, step)
+            return await self.ledger.transact(refs, step)
         finally:
-            self._meters.waiting -= 1
-            self._meters.ledger.observe(self._boottime_ms() - begun)
+            self.meters.waiting -= 1
+            self.meters.ledger.observe(self.boottime_ms() - begun)
 
     async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
         """Return the key and its lineage as committed right now, or None."""
-        return await self._ledger.find_key(key_id)
+        return await self.ledger.find_key(key_id)
 
     async def find_grants(self, issuer: str) -> list[Grant]:
         """Return the grants of `issuer` as committed right now."""
-        return await self._ledger.find_grants(issuer)
+        return await self.ledger.find_grants(issuer)
 
     async def close(self) -> None:
         """Close the ledger."""
-        await self._ledger.close()
+        await self.ledger.close()
 
 
+@dataclass(frozen=True, slots=True)
 class MeteredUpstream:
     """A way to Stripe whose sends are timed, by what became of them."""
 
-    def __init__(self, upstream: Upstream, meters: Meters, boottime_ms: Callable[[], int]) -> None:
-        """Send by `upstream`."""
-        self._upstream = upstream
-        self._meters = meters
-        self._boottime_ms = boottime_ms
+    upstream: Upstream
+    meters: Meters
+    boottime_ms: Callable[[], int]
 
     async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
         """Send once, and count how long it took."""
-        begun = self._boottime_ms()
-        answer = await self._upstream.send(request, deadline_ms=deadline_ms)
-        self._meters.sends[_ending(answer)].observe(self._boottime_ms() - begun)
+        begun = self.boottime_ms()
+        answer = await self.upstream.send(request, deadline_ms=deadline_ms)
+        self.meters.sends[_ENDINGS[type(answer)]].observe(self.boottime_ms() - begun)
         return answer
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._upstream.aclose()
-
-
-def _ending(answer: UpstreamAnswer) -> str:
-    if isinstance(answer, Answered):
-        return "answered"
-    return "not_sent" if isinstance(answer, NotSent) else "lost"
+        await self.upstream.aclose()

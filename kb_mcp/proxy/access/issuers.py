@@ -14,7 +14,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -83,23 +83,22 @@ class _Issuer:
     fetching: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
+@dataclass(slots=True)
 class Issuers:
-    """Verifies the tokens of the issuers that are configured, for one audience."""
+    """Verifies the tokens of the issuers `names`, for one audience.
 
-    def __init__(
-        self,
-        names: tuple[str, ...],
-        audience: str,
-        fetch: Fetch,
-        may_fetch: Callable[[str], bool],
-        monotonic_ms: Callable[[], int],
-    ) -> None:
-        """Accept tokens of `names`; `may_fetch` says whether a URL of theirs may be asked."""
+    `may_fetch` says whether a URL of theirs may be asked.
+    """
+
+    names: InitVar[tuple[str, ...]]
+    audience: str
+    fetch: Fetch
+    may_fetch: Callable[[str], bool]
+    monotonic_ms: Callable[[], int]
+    _issuers: dict[str, _Issuer] = field(init=False)
+
+    def __post_init__(self, names: tuple[str, ...]) -> None:
         self._issuers = {name: _Issuer(name) for name in names}
-        self._audience = audience
-        self._fetch = fetch
-        self._may_fetch = may_fetch
-        self._monotonic_ms = monotonic_ms
 
     async def greet(self) -> None:
         """Fetch every issuer's keys, so that one that cannot be reached is told of at start."""
@@ -115,7 +114,7 @@ class Issuers:
 
     async def identify(self, token: str) -> Identity | Refusal:
         """Return whom `token` speaks for, or why it is not accepted."""
-        came_at = self._monotonic_ms()
+        came_at = self.monotonic_ms()
         try:
             claimed = read_claimed(token)
             issuer = self._known(claimed)
@@ -126,7 +125,7 @@ class Issuers:
                 await self._key(issuer, claimed, came_at),
                 algorithm=claimed.algorithm,
                 issuer=issuer.name,
-                audience=self._audience,
+                audience=self.audience,
             )
         except TokenExpiredError:
             message = "This token has expired. Ask its issuer for a new one."
@@ -158,7 +157,7 @@ class Issuers:
         if key is None and old and self._due(issuer, issuer.searched_at, SEARCH_MS):
             # The issuer may have a new key: once in a while somebody may ask for it.
             if issuer.fetching is None:
-                issuer.searched_at = self._monotonic_ms()
+                issuer.searched_at = self.monotonic_ms()
             await asyncio.shield(self._renew(issuer))
             key = choose_key(issuer.keys, claimed)
         if key is None:
@@ -175,7 +174,7 @@ class Issuers:
         return issuer.fetching is not None or age is None or age >= apart_ms
 
     def _age(self, then: int | None) -> int | None:
-        return None if then is None else self._monotonic_ms() - then
+        return None if then is None else self.monotonic_ms() - then
 
     def _renew(self, issuer: _Issuer) -> asyncio.Task[None]:
         """Fetch the keys anew, or join the fetch that is under way.
@@ -183,7 +182,7 @@ class Issuers:
         Whoever waits shields it: a caller that goes away does not take the keys from the others.
         """
         if issuer.fetching is None:
-            issuer.asked_at = self._monotonic_ms()
+            issuer.asked_at = self.monotonic_ms()
             issuer.fetching = asyncio.create_task(self._load(issuer))
             issuer.fetching.add_done_callback(lambda _: setattr(issuer, "fetching", None))
         return issuer.fetching
@@ -193,7 +192,7 @@ class Issuers:
         if isinstance(found, str):
             _log.warning("the keys of the issuer %s cannot be had: %s", issuer.name, found)
         else:
-            issuer.keys, issuer.fetched_at = found, self._monotonic_ms()
+            issuer.keys, issuer.fetched_at = found, self.monotonic_ms()
 
     async def _keys_or_problem(self, name: str) -> tuple[SigningKey, ...] | str:
         """Fetch the keys of the issuer `name`, or say why they cannot be had."""
@@ -210,9 +209,9 @@ class Issuers:
 
     async def _fetch_keys(self, issuer: str) -> tuple[SigningKey, ...]:
         address = (await self._metadata(issuer)).get("jwks_uri")
-        if not isinstance(address, str) or not self._may_fetch(address):
+        if not isinstance(address, str) or not self.may_fetch(address):
             raise FetchError("its metadata names no address of keys that may be asked")
-        document = _parse(await self._fetch(address))
+        document = _parse(await self.fetch(address))
         try:
             keys = read_keys(document)
         except ValueError as error:
@@ -225,7 +224,7 @@ class Issuers:
         problem, lie = FetchError("it has no metadata"), None
         for address in _addresses(name):
             try:
-                document = _parse(await self._fetch(address))
+                document = _parse(await self.fetch(address))
             except FetchError as error:
                 problem = error
                 continue

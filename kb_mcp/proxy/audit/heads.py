@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,46 +34,36 @@ class Behind:
     at_ms: int | None = None
 
 
+@dataclass(slots=True)
 class Heads:
-    """The heads of one store, a file per writing process in `folder`."""
+    """The heads of one store, a file per writing process in `folder`.
 
-    def __init__(
-        self,
-        folder: Path,
-        node: str,
-        owner: str,
-        monotonic_ms: Callable[[], int],
-        now_ms: Callable[[], int] | None = None,
-    ) -> None:
-        """Export as `node`; `owner` tells later processes whether this one is gone.
+    This process exports as `node`; `owner` tells later ones whether it is gone. `now_ms` is the
+    store's clock, so that a lost head tells from when on rows are missing.
+    """
 
-        `now_ms` is the store's clock, so that a lost head tells from when on rows are missing.
-        """
-        self._folder = folder
-        self._node = node
-        self._owner = owner
-        self._monotonic_ms = monotonic_ms
-        self._now_ms = now_ms
-        self._began_ms: int | None = None
-        self._exported_at = -EXPORT_EVERY_MS
-        self._exported_seq = 0
+    folder: Path
+    node: str
+    owner: str
+    monotonic_ms: Callable[[], int]
+    now_ms: Callable[[], int] | None = None
+    _began_ms: int | None = field(default=None, init=False)
+    _exported_at: int = field(default=-EXPORT_EVERY_MS, init=False)
+    _exported_seq: int = field(default=0, init=False)
 
     def export(self, head: tuple[int, str], *, force: bool = False) -> None:
         """Write `head` (number and hash), at most every EXPORT_EVERY_MS unless forced."""
-        now = self._monotonic_ms()
+        now = self.monotonic_ms()
         if head[0] in {0, self._exported_seq}:
             return
         if not force and now < self._exported_at + EXPORT_EVERY_MS:
             return
         self._exported_at = now
-        record: dict[str, Any] = {"node": self._node, "seq": head[0], "hash": head[1]}
-        record |= {"owner": self._owner} | self._times()
-        try:
-            self._write(self._folder / f"{self._node}.json", record)
-        except OSError:
-            # A full disk must not stop a conclusion; the next export tries again.
-            return
-        self._exported_seq = head[0]
+        record = {"node": self.node, "seq": head[0], "hash": head[1], "owner": self.owner}
+        # A full disk must not stop a conclusion; the next export tries again.
+        with suppress(OSError):
+            self._write(f"{self.node}.json", record | self._times())
+            self._exported_seq = head[0]
 
     def check(self, hash_at: Callable[[str, int], str | None]) -> list[Behind]:
         """Return the heads that the store does not reach; `hash_at(node, seq)` reads the store."""
@@ -88,28 +78,23 @@ class Heads:
 
         Where another process is at it, it does so for both.
         """
-        if not self._folder.is_dir():
+        if not self.folder.is_dir():
             return
-        with _alone(self._folder / _LOCK) as alone:
+        with _alone(self.folder / _LOCK) as alone:
             if alone:
                 self._fold()
 
     def _fold(self) -> None:
-        files = [file for file in self._files() if file.name != _RETIRED]
-        records = {file: _read(file) for file in files}
-        owners = {str(record.get("owner", "")) for record in records.values()}
-        gone = gone_owners(owners, self._owner)
-        over = {file: record for file, record in records.items() if record.get("owner") in gone}
+        records = {file: _read(file) for file in self._files() if file.name != _RETIRED}
+        gone = gone_owners({str(each.get("owner", "")) for each in records.values()}, self.owner)
+        over = {file: each for file, each in records.items() if each.get("owner") in gone}
         if not over:
             return
-        retired = _read(self._folder / _RETIRED)
-        retired.update(
-            {
-                str(each["node"]): [each["seq"], each["hash"], each.get("began"), each.get("at")]
-                for each in over.values()
-            }
-        )
-        self._write(self._folder / _RETIRED, retired)
+        folded = {
+            str(each["node"]): [each["seq"], each["hash"], each.get("began"), each.get("at")]
+            for each in over.values()
+        }
+        self._write(_RETIRED, _read(self.folder / _RETIRED) | folded)
         for file in over:
             file.unlink(missing_ok=True)
 
@@ -119,9 +104,9 @@ class Heads:
             file.unlink(missing_ok=True)
 
     def _times(self) -> dict[str, int | None]:
-        if self._now_ms is None:
+        if self.now_ms is None:
             return {}
-        now = self._now_ms()
+        now = self.now_ms()
         # The first head is exported before anything of that first transaction is answered or sent.
         self._began_ms = now if self._began_ms is None else self._began_ms
         return {"began": self._began_ms, "at": now}
@@ -133,18 +118,18 @@ class Heads:
                 head = Head(str(record["node"]), int(record["seq"]), str(record["hash"]))
                 yield Behind(head, record.get("began"), record.get("at"))
         # The last, so that what another process is folding just now is found in one of the two.
-        for node, (seq, digest, *times) in _read(self._folder / _RETIRED).items():
+        for node, (seq, digest, *times) in _read(self.folder / _RETIRED).items():
             yield Behind(Head(node, int(seq), str(digest)), *times)
 
-    def _write(self, file: Path, record: dict[str, Any]) -> None:
-        """Write `file` so that a reader sees all of it, or all of what was there before."""
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        beside = file.with_name(f"{file.name}.{self._node}.new")  # others may write it, too
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        """Write a file so that a reader sees all of it, or all of what was there before."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        beside = self.folder / f"{name}.{self.node}.new"  # others may write it, too
         beside.write_text(json.dumps(record))
-        beside.replace(file)
+        beside.replace(self.folder / name)
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("*.json")) if self._folder.is_dir() else []
+        return sorted(self.folder.glob("*.json")) if self.folder.is_dir() else []
 
 
 def _read(file: Path) -> dict[str, Any]:

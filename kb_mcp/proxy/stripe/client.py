@@ -12,6 +12,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 from urllib.parse import urlsplit
@@ -124,14 +125,13 @@ class StripeUpstream(Upstream):
             return None
 
 
+@dataclass(frozen=True, slots=True)
 class InProcessUpstream(Upstream):
     """An ASGI application in this process (the sandbox) in Stripe's place."""
 
-    def __init__(self, app: AsgiApp, api_key: str, timeout_ms: int) -> None:
-        """Send to `app` with `api_key`, waiting `timeout_ms` for an answer."""
-        self._app = app
-        self._api_key = api_key
-        self._timeout_ms = timeout_ms
+    app: AsgiApp
+    api_key: str = field(repr=False)
+    timeout_ms: int
 
     @override
     async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
@@ -139,12 +139,12 @@ class InProcessUpstream(Upstream):
         if not _PATH.fullmatch(request.path):
             return NotSent("request_invalid")
         body = request.body or b""
-        headers = _headers_of(request, self._api_key) | {"content-length": str(len(body))}
+        headers = _headers_of(request, self.api_key) | {"content-length": str(len(body))}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         exchange = Exchange(request.method, request.path.encode(), raw, body)
         try:
-            async with asyncio.timeout(self._timeout_ms / 1000):
-                await exchange.run(self._app)
+            async with asyncio.timeout(self.timeout_ms / 1000):
+                await exchange.run(self.app)
         except TimeoutError:
             return Lost("timeout")
         except ConnectionError:

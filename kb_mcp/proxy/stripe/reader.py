@@ -200,14 +200,13 @@ def _is_not_understood(answer: Unread) -> bool:
     return answer.status in {400, 500, 501} and answer.type != "api_error"
 
 
+@dataclass(slots=True)
 class TimeReader:
     """Asks once after a start, and again while the clocks disagree; at most once a second."""
 
-    def __init__(self, reads: StripeReads) -> None:
-        """Ask by `reads`, for its clock."""
-        self.reads = reads
-        self._asked_at: int | None = None
-        self._asking = asyncio.Lock()
+    reads: StripeReads
+    _asked_at: int | None = field(default=None, init=False)
+    _asking: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def settle(self) -> None:
         """Ask for the time unless it is certain; wait for the answer a few seconds at most."""

@@ -207,7 +207,7 @@ class PostgresHeads(Heads):
     def remember(self, server: Server) -> None:
         """Remember `server`; every charge of ours was found in it, or it is the first."""
         record = {"system_identifier": server.system_identifier, "timeline": server.timeline}
-        self._write(self._seen, record)
+        self._write(_SEEN, record)
 
     @override
     def forget(self) -> None:
