@@ -22,13 +22,13 @@ from kb_mcp.proxy.access.tokens import refuse_dead_key
 from kb_mcp.proxy.answers import Answers
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse, scrub_error
-from kb_mcp.proxy.invoice_reads import InvoiceReads
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.counts import Stopped
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, note
 from kb_mcp.proxy.ledger.records import Attempt, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_of, windows_then
+from kb_mcp.proxy.read_first import InvoiceReads
 from kb_mcp.proxy.rules.command import (
     Command,
     Decision,

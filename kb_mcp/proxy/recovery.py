@@ -18,7 +18,6 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.governor import Waiters, ending_refs
-from kb_mcp.proxy.invoice_reads import payment_with, with_payment
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import (
     Attempt,
@@ -31,6 +30,7 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.read_first import payment_with, with_payment
 from kb_mcp.proxy.rules.outcomes.matching import match_attempt, may_have_made, twin_names
 from kb_mcp.proxy.rules.outcomes.resolve import (
     LEASE_MS,

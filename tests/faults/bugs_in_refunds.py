@@ -7,9 +7,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.ledger.records import State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.read_first import ChargeReads
 from kb_mcp.proxy.rules import decide, gates, refunds, reserve
 from kb_mcp.proxy.rules.command import Prepared
 from kb_mcp.proxy.rules.outcomes import conclude, resolve

@@ -16,13 +16,12 @@ from typing_extensions import override
 
 from kb_mcp.proxy.access.authorize import Rates
 from kb_mcp.proxy.answers import Answers, Reads
-from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
 from kb_mcp.proxy.finished_bills import RefundWatch
 from kb_mcp.proxy.governor import AbandonedIntents, Governor, Waiters
-from kb_mcp.proxy.invoice_reads import InvoiceReads
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.snapshot import StoreSettings
+from kb_mcp.proxy.read_first import ChargeReads, InvoiceReads
 from kb_mcp.proxy.recovery import Pass, Recovery
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.reads import SqliteReads

@@ -32,10 +32,8 @@ from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.tokens import refuse_dead_key
 from kb_mcp.proxy.answers import Reads
 from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.charge_reads import ChargeReads
 from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.governor import Governor
-from kb_mcp.proxy.invoice_reads import AsItStands, InvoiceReads
 from kb_mcp.proxy.ledger.counts import Stopped
 from kb_mcp.proxy.ledger.port import Ledger, note
 from kb_mcp.proxy.ledger.records import (
@@ -45,6 +43,7 @@ from kb_mcp.proxy.ledger.records import (
     Operation,
     OperationId,
 )
+from kb_mcp.proxy.read_first import AsItStands, ChargeReads, InvoiceReads
 from kb_mcp.proxy.rules.command import Command, Prepared
 from kb_mcp.proxy.rules.follow_ups import as_step, find_made, step_fingerprint
 from kb_mcp.proxy.rules.operation_names import Name, caller_keys, name_of, older_caller_keys
