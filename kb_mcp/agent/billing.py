@@ -30,6 +30,7 @@ from kb_mcp.agent.outcomes import (
     RateLimitedError,
     Reply,
     ToolNotGrantedError,
+    as_list,
     as_map,
     charge_outcome,
     proves_nothing,
@@ -344,5 +345,4 @@ def grants(
     if reply.is_error or not isinstance(allow, list):
         return None
     tools = tools_granted(frozenset(each for each in allow if isinstance(each, str)), charge_api)
-    listed = kinds if isinstance(kinds, list) else ()
-    return tools, tuple(kind for kind in listed if isinstance(kind, str))
+    return tools, tuple(kind for kind in as_list(kinds) if isinstance(kind, str))

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, assert_never, get_args
 
 from pydantic import ValidationError
@@ -38,6 +39,8 @@ from kb_mcp.agent.outcomes import (
 from kb_mcp.agent.results import Result
 from kb_mcp.agent.status import nothing_shown
 
+logger = logging.getLogger(__name__)
+
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _HINTS: Final[Mapping[str, str]] = {
     "customer_id": "send a Stripe customer id as a string, for example cus_Abc123",
@@ -56,104 +59,17 @@ _ABSENT: Final = frozenset({"", "none", "null"})
 
 
 @dataclass(frozen=True, slots=True)
-class Invalid:
-    """Arguments that is not valid; each problem is a sentence without the caller's values."""
-
-    problems: tuple[str, ...]
-
-    @property
-    def message(self) -> str:
-        """All problems in one line."""
-        return " ".join(self.problems)
-
-
-def read_arguments(tool: Tool, raw: Mapping[str, object] | None) -> Arguments | Invalid:
-    """Check `raw` against the arguments of `tool`, with no coercion.
-
-    Nothing is dropped but what is absent: null, empty text, and the texts that models write for it.
-    """
-    named = _rename(tool, raw or {})
-    if isinstance(named, Invalid):
-        return named
-    if not set(named) <= set(tool.argument_names()):
-        names = ", ".join(tool.argument_names())
-        return Invalid((f"An argument is unknown; {tool.name} takes {names}.",))
-    given = {name: value for name, value in named.items() if not _is_absent(tool, name, value)}
-    try:
-        return tool.arguments.model_validate(given)
-    except ValidationError as error:
-        return Invalid(tuple(_problems(error)))
-
-
-def read_texts(tool: Tool, *parts: Iterable[tuple[object, object]]) -> dict[str, object] | Invalid:
-    """Turn names and text values, as Bedrock sends them, into JSON values for `read_arguments`.
-
-    `parts` are a body's properties and a path's or query's parameters: a name may stand in both
-    with the same value, and in one of them once. Integers are written as JSON writes them.
-    """
-    texts: dict[str, object] = {}
-    for part in parts:
-        pairs = list(part)
-        names = [name for name, _ in pairs if isinstance(name, str)]
-        if len(names) != len(pairs):
-            return Invalid(("An argument has no name.",))
-        if len(set(names)) != len(names):
-            return Invalid(("An argument was sent twice. Send it once.",))
-        for name, (_, value) in zip(names, pairs, strict=True):
-            if name in texts and (type(texts[name]), texts[name]) != (type(value), value):
-                return Invalid(("An argument was sent twice with different values.",))
-            texts[name] = value
-    return {name: _from_text(tool, name, value) for name, value in texts.items()}
-
-
-def _is_absent(tool: Tool, name: str, value: object) -> bool:
-    if value is None:
-        return True
-    empty = isinstance(value, str) and value.strip().casefold() in _ABSENT
-    return empty and name not in tool.said_by_absence
-
-
-def _rename(tool: Tool, raw: Mapping[str, object]) -> dict[str, object] | Invalid:
-    named: dict[str, object] = {}
-    for name, value in raw.items():
-        current = tool.aliases.get(name, name)
-        if current in named:
-            return Invalid((f"{current} was sent twice, under its old and its new name.",))
-        named[current] = value
-    return named
-
-
-def _from_text(tool: Tool, name: str, value: object) -> object:
-    field = tool.arguments.model_fields.get(tool.aliases.get(name, name))
-    is_integer = field is not None and int in {field.annotation, *get_args(field.annotation)}
-    if is_integer and isinstance(value, str) and _INTEGER.fullmatch(value):
-        return int(value)
-    return value
-
-
-def _problems(error: ValidationError) -> Iterable[str]:
-    for detail in error.errors(include_url=False, include_input=False):
-        cause = detail.get("ctx", {}).get("error")
-        name = str(detail["loc"][0]) if detail["loc"] else ""
-        if detail["type"] == _OUR_ERRORS and isinstance(cause, ValueError):
-            # Messages of our own checks: they say what to send, never what came.
-            yield f"{name}: {cause}" if name else str(cause)
-        elif detail["type"] == "missing":
-            yield f"{name} is missing: {_HINTS[name]}."
-        elif detail["type"] == "string_unicode":
-            yield f"{name} holds half of a surrogate pair, which is no text. Send it without."
-        else:
-            yield f"{name} is not valid: {_HINTS.get(name, 'see its description')}."
-
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
 class Answered:
     """The tool ran, and this is what it says; a refusal and a decline are answers too."""
 
     result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """Arguments that are not valid, as sentences without the caller's values."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +99,99 @@ Caller = Callable[[str, Mapping[str, object] | None, CallContext], Answer]
 
 def caller_of(billing: Billing) -> Caller:
     """Bind `call_tool` to `billing`."""
-    return lambda name, raw, context: call_tool(billing, name, raw, context)
+    return partial(call_tool, billing)
+
+
+def call_with_texts(
+    caller: Caller,
+    tool: Tool | None,
+    context: CallContext,
+    *parts: Iterable[tuple[object, object]],
+) -> Answer:
+    """Call `tool` with arguments in `parts`, as `read_texts` takes them; None is no tool."""
+    if tool is None:
+        return NotOffered()
+    texts = read_texts(tool, *parts)
+    return texts if isinstance(texts, Invalid) else caller(tool.name, texts, context)
+
+
+def read_arguments(tool: Tool, raw: Mapping[str, object] | None) -> Arguments | Invalid:
+    """Check `raw` against the arguments of `tool`, with no coercion.
+
+    Nothing is dropped but what is absent: null, empty text, and the texts that models write for it.
+    """
+    named = _rename(tool, raw or {})
+    if isinstance(named, Invalid):
+        return named
+    if not set(named) <= set(tool.argument_names()):
+        names = ", ".join(tool.argument_names())
+        return Invalid(f"An argument is unknown; {tool.name} takes {names}.")
+    given = {name: value for name, value in named.items() if not _is_absent(tool, name, value)}
+    try:
+        return tool.arguments.model_validate(given)
+    except ValidationError as error:
+        return Invalid(" ".join(_problems(error)))
+
+
+def read_texts(tool: Tool, *parts: Iterable[tuple[object, object]]) -> dict[str, object] | Invalid:
+    """Turn names and text values, as Bedrock sends them, into JSON values for `read_arguments`.
+
+    `parts` are a body's properties and a path's or query's parameters: a name may stand in both
+    with the same value, and in one of them once. Integers are written as JSON writes them.
+    """
+    texts: dict[str, object] = {}
+    for part in parts:
+        pairs = list(part)
+        names = [name for name, _ in pairs if isinstance(name, str)]
+        if len(names) != len(pairs):
+            return Invalid("An argument has no name.")
+        if len(set(names)) != len(names):
+            return Invalid("An argument was sent twice. Send it once.")
+        for name, (_, value) in zip(names, pairs, strict=True):
+            if name in texts and (type(texts[name]), texts[name]) != (type(value), value):
+                return Invalid("An argument was sent twice with different values.")
+            texts[name] = value
+    return {name: _from_text(tool, name, value) for name, value in texts.items()}
+
+
+def _is_absent(tool: Tool, name: str, value: object) -> bool:
+    if value is None:
+        return True
+    empty = isinstance(value, str) and value.strip().casefold() in _ABSENT
+    return empty and name not in tool.said_by_absence
+
+
+def _rename(tool: Tool, raw: Mapping[str, object]) -> dict[str, object] | Invalid:
+    named: dict[str, object] = {}
+    for name, value in raw.items():
+        current = tool.aliases.get(name, name)
+        if current in named:
+            return Invalid(f"{current} was sent twice, under its old and its new name.")
+        named[current] = value
+    return named
+
+
+def _from_text(tool: Tool, name: str, value: object) -> object:
+    field = tool.arguments.model_fields.get(tool.aliases.get(name, name))
+    is_integer = field is not None and int in {field.annotation, *get_args(field.annotation)}
+    if is_integer and isinstance(value, str) and _INTEGER.fullmatch(value):
+        return int(value)
+    return value
+
+
+def _problems(error: ValidationError) -> Iterable[str]:
+    for detail in error.errors(include_url=False, include_input=False):
+        cause = detail.get("ctx", {}).get("error")
+        name = str(detail["loc"][0]) if detail["loc"] else ""
+        if detail["type"] == _OUR_ERRORS and isinstance(cause, ValueError):
+            # Messages of our own checks: they say what to send, never what came.
+            yield f"{name}: {cause}" if name else str(cause)
+        elif detail["type"] == "missing":
+            yield f"{name} is missing: {_HINTS[name]}."
+        elif detail["type"] == "string_unicode":
+            yield f"{name} holds half of a surrogate pair, which is no text. Send it without."
+        else:
+            yield f"{name} is not valid: {_HINTS.get(name, 'see its description')}."
 
 
 def call_tool(
@@ -259,15 +267,16 @@ def body_of(answer: Answer) -> Body:
         case Answered():
             return answer.result.model_dump(mode="json", exclude_none=True)
         case Invalid():
-            return _nothing("invalid", f"{wording.NOTHING_DONE} {answer.message}", wording.CORRECT)
+            told = "invalid", f"{wording.NOTHING_DONE} {answer.message}", wording.CORRECT
         case NotOffered():
-            return _nothing("unknown_tool", wording.NOT_OFFERED, wording.USE_ANOTHER)
+            told = "unknown_tool", wording.NOT_OFFERED, wording.USE_ANOTHER
         case RateLimited():
-            return _nothing("rate_limited", answer.message, wording.wait(answer.retry_after_s))
+            told = "rate_limited", answer.message, wording.wait(answer.retry_after_s)
         case Unavailable():
-            return _nothing("unavailable", answer.message, wording.LATER)
+            told = "unavailable", answer.message, wording.LATER
         case _:
             assert_never(answer)
+    return dict(zip(("status", "message", "next_step"), told, strict=True))
 
 
 def is_unknown(answer: Answer) -> bool:
@@ -278,7 +287,3 @@ def is_unknown(answer: Answer) -> bool:
 def is_error(answer: Answer) -> bool:
     """Say whether the tool did not run at all; refusals and declines are answers."""
     return not isinstance(answer, Answered)
-
-
-def _nothing(status: str, message: str, next_step: str) -> Body:
-    return {"status": status, "message": message, "next_step": next_step}

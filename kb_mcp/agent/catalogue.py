@@ -330,7 +330,7 @@ WRITES: Final[Mapping[ChargeApi, str]] = MappingProxyType(
 )
 
 
-def find_tool(name: str, *, allow_reference: bool) -> Tool | None:
+def find_tool(name: object, *, allow_reference: bool) -> Tool | None:
     """Return the tool called `name`, with `reference` only where it is switched on."""
     if name == ToolName.CHARGE and not allow_reference:
         return _REFERENCE_OFF

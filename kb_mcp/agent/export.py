@@ -9,11 +9,9 @@ converters for Nova and Gemini choke on that, and the server refuses them anyway
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, Literal
-
-from pydantic import BaseModel
+from typing import Any, Final, Literal, assert_never
 
 from kb_mcp.agent.catalogue import JSON, Tool
 
@@ -25,7 +23,7 @@ _FULL: Final = (*_PLAIN, "enum", "pattern", "minimum", "exclusiveMinimum", "maxL
 
 def arguments_schema(tool: Tool, *, full: bool = False) -> Json:
     """Return the schema of what `tool` takes, without what is hidden."""
-    schema = _schema(tool.arguments, tool.hidden, full=full)
+    schema = _object(tool.arguments.model_json_schema(), full=full, hidden=tool.hidden)
     for name, text in tool.texts.items():
         schema["properties"][name]["description"] = text
     return schema
@@ -33,7 +31,7 @@ def arguments_schema(tool: Tool, *, full: bool = False) -> Json:
 
 def result_schema(tool: Tool, *, full: bool = False) -> Json:
     """Return the schema of what `tool` answers."""
-    return _schema(tool.result, frozenset(), full=full)
+    return _object(tool.result.model_json_schema(), full=full)
 
 
 def properties(schema: Json) -> dict[str, Json]:
@@ -42,40 +40,36 @@ def properties(schema: Json) -> dict[str, Json]:
     return found
 
 
-def _schema(model: type[BaseModel], hidden: frozenset[str], *, full: bool) -> Json:
-    return _object(whole := model.model_json_schema(), whole.get("$defs", {}), hidden, full=full)
+def _object(whole: Json, *, full: bool, hidden: frozenset[str] = frozenset()) -> Json:
+    """Return an object's schema; those that it names by `$ref` are inlined."""
+    required = whole.get("required", [])
+    fields: dict[str, Json] = {}
+    for name, field in whole["properties"].items():
+        if name in hidden:
+            continue
+        # Of alternatives the one that is not null: what may be left out need not be null too.
+        choices = [choice for choice in field.get("anyOf", ()) if choice.get("type") != "null"]
+        merged = {**field, **(choices[0] if choices else {})}
+        flat = {key: merged[key] for key in (_FULL if full else _PLAIN) if key in merged}
+        if flat.get("default", "") is None:
+            del flat["default"]
+        if name not in required and "pattern" in flat:
+            # It may be empty: a client that makes every argument required can then say nothing.
+            flat["pattern"] = "^(" + flat["pattern"].removeprefix("^").removesuffix("$") + ")?$"
+        if reference := merged.get("items", {}).get("$ref"):
+            flat["items"] = _object(whole["$defs"][reference.rpartition("/")[2]], full=full)
+        fields[name] = flat
+    schema: Json = {"type": "object", "properties": fields}
+    return {**schema, "required": required} if required else schema
 
 
-def _object(whole: Json, shared: Json, hidden: frozenset[str], *, full: bool) -> Json:
-    """Return an object's schema; `shared` are the schemas that it names, which are inlined."""
-    kept = _FULL if full else _PLAIN
-    schema: Json = {
-        "type": "object",
-        "properties": {
-            name: _flat(field, kept, shared, full=full, required=name in whole.get("required", ()))
-            for name, field in whole["properties"].items()
-            if name not in hidden
-        },
-    }
-    if "required" in whole:
-        schema["required"] = whole["required"]
-    return schema
+def _named(tool: Tool) -> Json:
+    return {"name": str(tool.name), "description": tool.description}
 
 
-def _flat(field: Json, kept: tuple[str, ...], shared: Json, *, full: bool, required: bool) -> Json:
-    """Take the one alternative that is not null: what may be left out need not be null too.
-
-    It may be empty instead: a client that makes every argument required can then say nothing.
-    """
-    choices = [choice for choice in field.get("anyOf", ()) if choice.get("type") != "null"]
-    merged = {**field, **(choices[0] if choices else {})}
-    flat = {key: merged[key] for key in kept if merged.get(key) is not None}
-    if not required and "pattern" in flat:
-        flat["pattern"] = "^(" + flat["pattern"].removeprefix("^").removesuffix("$") + ")?$"
-    named = merged.get("items", {}).get("$ref", "").rpartition("/")[2]
-    if named:
-        flat["items"] = _object(shared[named], shared, frozenset(), full=full)
-    return flat
+def _asks(tool: Tool, *, confirmation: bool) -> str:
+    """Say whether Bedrock asks its user before it calls `tool`, as its schemas say it."""
+    return "ENABLED" if confirmation and not tool.read_only else "DISABLED"
 
 
 def openapi(tools: Sequence[Tool], *, confirmation: bool = True) -> Json:
@@ -101,81 +95,56 @@ def openapi(tools: Sequence[Tool], *, confirmation: bool = True) -> Json:
 
 
 def _operation(tool: Tool, *, confirmation: bool) -> Json:
-    asks = confirmation and not tool.read_only
+    schema, answer = arguments_schema(tool), {JSON: {"schema": result_schema(tool)}}
     operation: Json = {
         "operationId": str(tool.name),
         "summary": tool.title,
         "description": tool.description,
-        "x-requireConfirmation": "ENABLED" if asks else "DISABLED",
+        "x-requireConfirmation": _asks(tool, confirmation=confirmation),
     }
-    schema = arguments_schema(tool)
     if tool.http_method == "POST":
         content = {JSON: {"schema": schema}}
-        operation["requestBody"] = {
-            "description": "The arguments.",
-            "required": True,
-            "content": content,
-        }
+        body = {"description": "The arguments.", "required": True, "content": content}
+        operation["requestBody"] = body
     else:
-        operation["parameters"] = _query(schema)
-    operation["responses"] = {
-        "200": {
-            "description": "The outcome: status, message and next_step say what to do.",
-            "content": {JSON: {"schema": result_schema(tool)}},
-        }
-    }
+        operation["parameters"] = [
+            {
+                "name": name,
+                "in": "query",
+                "description": field["description"],
+                "required": name in schema.get("required", ()),
+                "schema": {"type": field["type"]},
+            }
+            for name, field in properties(schema).items()
+        ]
+    said = "The outcome: status, message and next_step say what to do."
+    operation["responses"] = {"200": {"description": said, "content": answer}}
     return operation
 
 
-def _query(schema: Json) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "in": "query",
-            "description": field["description"],
-            "required": name in schema.get("required", ()),
-            "schema": {"type": field["type"]},
-        }
-        for name, field in properties(schema).items()
-    ]
-
-
-def functions(tools: Sequence[Tool], *, confirmation: bool = True) -> Json:
-    """Return the `functionSchema` of an action group, which with `confirmation` asks its user.
+def _function(tool: Tool, *, confirmation: bool) -> Json:
+    """Return one of the `functions` of an action group's `functionSchema`.
 
     Source: docs.aws.amazon.com/bedrock/latest/APIReference/API_agent_FunctionSchema.html.
     """
-    return {"functions": [_function(tool, confirmation=confirmation) for tool in tools]}
-
-
-def _function(tool: Tool, *, confirmation: bool) -> Json:
     schema = arguments_schema(tool)
     return {
-        "name": str(tool.name),
-        "description": tool.description,
+        **_named(tool),
         "parameters": {
             name: {**field, "required": name in schema.get("required", ())}
             for name, field in properties(schema).items()
         },
-        "requireConfirmation": "ENABLED" if confirmation and not tool.read_only else "DISABLED",
+        "requireConfirmation": _asks(tool, confirmation=confirmation),
     }
-
-
-def gateway(tools: Sequence[Tool]) -> Json:
-    """Return the `toolSchema` of an AgentCore Gateway target: `{"inlinePayload": [definitions]}`.
-
-    Source: docs.aws.amazon.com/bedrock-agentcore-control, API_ToolDefinition.
-    """
-    return {"inlinePayload": [_definition(tool) for tool in tools]}
 
 
 def _definition(tool: Tool) -> Json:
-    return {
-        "name": str(tool.name),
-        "description": tool.description,
-        "inputSchema": arguments_schema(tool),
-        "outputSchema": result_schema(tool),
-    }
+    """Return one of the definitions in the `toolSchema` of an AgentCore Gateway target.
+
+    Source: docs.aws.amazon.com/bedrock-agentcore-control, API_ToolDefinition.
+    """
+    schemas = {"inputSchema": arguments_schema(tool), "outputSchema": result_schema(tool)}
+    return _named(tool) | schemas
 
 
 Profile = Literal["default", "strict"]
@@ -188,19 +157,15 @@ def tool_config(tools: Sequence[Tool], *, profile: Profile = "default") -> Json:
     top); `strict` is for models that hold arguments to the schema.
     Source: docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_ToolSpecification.html.
     """
-    return {"tools": [{"toolSpec": _spec(tool, profile)} for tool in tools]}
 
+    def spec(tool: Tool) -> Json:
+        schema = arguments_schema(tool)
+        if profile == "default":
+            return {**_named(tool), "inputSchema": {"json": schema}}
+        closed = {**schema, "additionalProperties": False}
+        return {**_named(tool), "inputSchema": {"json": closed}, "strict": True}
 
-def _spec(tool: Tool, profile: Profile) -> Json:
-    schema = arguments_schema(tool)
-    spec: Json = {"name": str(tool.name), "description": tool.description}
-    if profile == "strict":
-        return {
-            **spec,
-            "inputSchema": {"json": {**schema, "additionalProperties": False}},
-            "strict": True,
-        }
-    return {**spec, "inputSchema": {"json": schema}}
+    return {"tools": [{"toolSpec": spec(tool)} for tool in tools]}
 
 
 def mcp_tools(tools: Sequence[Tool]) -> Json:
@@ -208,23 +173,24 @@ def mcp_tools(tools: Sequence[Tool]) -> Json:
 
     Source: modelcontextprotocol.io/specification, Tools.
     """
-    return {"tools": [_tool(tool) for tool in tools]}
-
-
-def _tool(tool: Tool) -> Json:
     return {
-        "name": str(tool.name),
-        "title": tool.title,
-        "description": tool.description,
-        "inputSchema": arguments_schema(tool, full=True),
-        "outputSchema": result_schema(tool, full=True),
-        "annotations": {
-            "title": tool.title,
-            "readOnlyHint": tool.read_only,
-            "destructiveHint": not tool.read_only,
-            "idempotentHint": True,
-            "openWorldHint": True,
-        },
+        "tools": [
+            {
+                "name": str(tool.name),
+                "title": tool.title,
+                "description": tool.description,
+                "inputSchema": arguments_schema(tool, full=True),
+                "outputSchema": result_schema(tool, full=True),
+                "annotations": {
+                    "title": tool.title,
+                    "readOnlyHint": tool.read_only,
+                    "destructiveHint": not tool.read_only,
+                    "idempotentHint": True,
+                    "openWorldHint": True,
+                },
+            }
+            for tool in tools
+        ]
     }
 
 
@@ -238,15 +204,6 @@ FILE_NAMES: Final[Mapping[ExportName, str]] = MappingProxyType(
         "mcp": "mcp-tools.json",
     }
 )
-_MAKERS: Final[Mapping[ExportName, Callable[[Sequence[Tool], bool], Json]]] = MappingProxyType(
-    {
-        "openapi": lambda tools, confirmation: openapi(tools, confirmation=confirmation),
-        "functions": lambda tools, confirmation: functions(tools, confirmation=confirmation),
-        "gateway": lambda tools, _: gateway(tools),
-        "converse": lambda tools, _: tool_config(tools),
-        "mcp": lambda tools, _: mcp_tools(tools),
-    }
-)
 
 
 def render(name: ExportName, tools: Sequence[Tool], *, confirmation: bool = True) -> str:
@@ -255,5 +212,17 @@ def render(name: ExportName, tools: Sequence[Tool], *, confirmation: bool = True
     `confirmation` says whether Bedrock asks its user before a charge; other targets have no such
     switch.
     """
-    document = _MAKERS[name](tools, confirmation)
+    match name:
+        case "openapi":
+            document = openapi(tools, confirmation=confirmation)
+        case "functions":
+            document = {"functions": [_function(t, confirmation=confirmation) for t in tools]}
+        case "gateway":
+            document = {"inlinePayload": [_definition(tool) for tool in tools]}
+        case "converse":
+            document = tool_config(tools)
+        case "mcp":
+            document = mcp_tools(tools)
+        case _:
+            assert_never(name)
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -252,6 +252,11 @@ def as_map(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else NO_FIELDS
 
 
+def as_list(value: object) -> list[object]:
+    """Return `value` if it is a JSON list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def money_of(amount: int | None, currency: str | None, unknown: str = "an amount") -> str:
     """Write an amount for people; `unknown` where it or its currency is not known."""
     if amount is None or currency is None:

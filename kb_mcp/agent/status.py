@@ -14,6 +14,7 @@ from kb_mcp.agent.catalogue import ChargeStatusArguments
 from kb_mcp.agent.outcomes import (
     Reply,
     amount_of,
+    as_list,
     as_map,
     as_number,
     as_text,
@@ -114,8 +115,7 @@ def most_telling(operations: object) -> Mapping[str, object] | None:
         state = operation.get("state")
         return _TELLING.index(state) if state in _TELLING else len(_TELLING)
 
-    listed = operations if isinstance(operations, list) else []
-    return min(map(as_map, listed), key=rank, default=None)
+    return min(map(as_map, as_list(operations)), key=rank, default=None)
 
 
 def nothing_shown(

@@ -14,24 +14,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, assert_never
+from typing import Final
 
 from kb_mcp.agent.calls import (
     Answer,
-    Answered,
     Caller,
     Invalid,
     NotOffered,
     RateLimited,
     Unavailable,
     body_of,
+    call_with_texts,
     is_error,
     is_unknown,
-    read_texts,
 )
-from kb_mcp.agent.catalogue import JSON, TOOLS, Tool
+from kb_mcp.agent.catalogue import JSON, TOOLS, find_tool
 from kb_mcp.agent.client.line import CallContext, read_subject
-from kb_mcp.agent.outcomes import as_map
+from kb_mcp.agent.outcomes import as_list, as_map
 from kb_mcp.agent.strict_json import read_json
 from kb_mcp.traces import read_trace
 
@@ -48,72 +47,19 @@ _UNKNOWN_TO_BOTOCORE: Final = "SDK_UNKNOWN_MEMBER"
 _EMPTY: Final[Message] = {"text": "(no content)"}  # a message without a block is refused, too
 
 
-def _answer_api(request: Json, caller: Caller, context: CallContext) -> Answer:
-    """Call the tool of `apiPath` and `httpMethod` with the body's and the query's arguments."""
-    path, method = request.get("apiPath"), request.get("httpMethod")
-    tool = next(
-        (tool for tool in TOOLS.values() if (tool.http_path, tool.http_method) == (path, method)),
-        None,
-    )
-    if tool is None:
-        return NotOffered()
-    content = as_map(as_map(request.get("requestBody")).get("content"))
-    parts = (*(as_map(part).get("properties") for part in content.values()),)
-    return _answer(tool, caller, context, *parts, request.get("parameters"))
-
-
-def _answer_function(request: Json, caller: Caller, context: CallContext) -> Answer:
-    """Call the tool called `function`."""
-    name = request.get("function")
-    tool = next((tool for tool in TOOLS.values() if tool.name == name), None)
-    if tool is None:
-        return NotOffered()
-    return _answer(tool, caller, context, request.get("parameters"))
-
-
-def http_status(answer: Answer) -> int:
-    """Return the status of the API form: a model may reason about anything below 500."""
-    match answer:
-        case Answered():
-            return 202 if is_unknown(answer) else 200
-        case Invalid():
-            return 400
-        case NotOffered():
-            return 404
-        case RateLimited():
-            return 429
-        case Unavailable():
-            return 503
-        case _:
-            assert_never(answer)
-
-
-def _state(answer: Answer) -> Message:
-    """Return the state of an answer: invalid input, an outage, or none."""
-    match answer:
-        case Invalid():
-            return {"responseState": "REPROMPT"}
-        case Unavailable():
-            return {"responseState": "FAILURE"}
-        case Answered() | NotOffered() | RateLimited():
-            return {}
-        case _:
-            assert_never(answer)
+# What the API form says of an answer, where a model may reason about anything below 500, and the
+# state that both forms tell.
+_SAID: Final[Mapping[type[Answer], tuple[int, str | None]]] = {
+    Invalid: (400, "REPROMPT"),
+    NotOffered: (404, None),
+    RateLimited: (429, None),
+    Unavailable: (503, "FAILURE"),
+}
 
 
 def body_text(answer: Answer) -> str:
     """Return the body as ASCII JSON."""
     return json.dumps(body_of(answer), separators=(",", ":"))
-
-
-def _answer(tool: Tool, caller: Caller, context: CallContext, *parts: object) -> Answer:
-    texts = read_texts(tool, *(_pairs(part) for part in parts))
-    return texts if isinstance(texts, Invalid) else caller(tool.name, texts, context)
-
-
-def _pairs(part: object) -> Iterator[tuple[object, object]]:
-    for entry in part if isinstance(part, list) else ():
-        yield as_map(entry).get("name"), as_map(entry).get("value")
 
 
 def is_action_group_event(event: Json) -> bool:
@@ -123,29 +69,40 @@ def is_action_group_event(event: Json) -> bool:
 
 def answer_action_group(event: Json, caller: Caller) -> Message:
     """Answer one event, echoing what names the action exactly as it came."""
-    context = _context(event)
-    if "apiPath" in event:
-        echo = {name: event.get(name) for name in _API}
-        result, _ = _api_result(event, caller, context)
-        return {"messageVersion": VERSION, "response": echo | result}
-    echo = {name: event.get(name) for name in _FUNCTION}
-    result, state = _function_result(event, caller, context)
-    return {"messageVersion": VERSION, "response": {**echo, "functionResponse": result | state}}
+    api = "apiPath" in event
+    result, state = _run(event, caller, _context(event), api=api)
+    response = {name: event.get(name) for name in (_API if api else _FUNCTION)}
+    response |= result if api else {"functionResponse": result | state}
+    return {"messageVersion": VERSION, "response": response}
 
 
-def _api_result(request: Json, caller: Caller, context: CallContext) -> tuple[Message, Message]:
-    """Run a tool in API form; return status and body, and the state where one is to be told."""
-    answer = _answer_api(request, caller, context)
-    body = {JSON: {"body": body_text(answer)}}
-    return {"httpStatusCode": http_status(answer), "responseBody": body}, _state(answer)
-
-
-def _function_result(
-    request: Json, caller: Caller, context: CallContext
+def _run(
+    request: Json, caller: Caller, context: CallContext, *, api: bool
 ) -> tuple[Message, Message]:
-    """Do the same in function form, which has no status."""
-    answer = _answer_function(request, caller, context)
-    return {"responseBody": {"TEXT": {"body": body_text(answer)}}}, _state(answer)
+    """Run the tool that is named, by path and method with `api`, else by `function`.
+
+    Return status and body, of which the function form has no status; and the state to be told.
+    """
+    parts = [request.get("parameters")]
+    if api:
+        named = request.get("apiPath"), request.get("httpMethod")
+        tools = (tool for tool in TOOLS.values() if (tool.http_path, tool.http_method) == named)
+        tool = next(tools, None)
+        content = as_map(as_map(request.get("requestBody")).get("content"))
+        parts += [as_map(part).get("properties") for part in content.values()]
+    else:
+        tool = find_tool(request.get("function"), allow_reference=True)
+    answer = call_with_texts(caller, tool, context, *map(_pairs, parts))
+    status, state = _SAID.get(type(answer), (202 if is_unknown(answer) else 200, None))
+    body: Message = {"body": body_text(answer)}
+    result: Message = {"httpStatusCode": status} if api else {}
+    result["responseBody"] = {JSON if api else "TEXT": body}
+    return result, {} if state is None else {"responseState": state}
+
+
+def _pairs(part: object) -> Iterator[tuple[object, object]]:
+    for entry in map(as_map, as_list(part)):
+        yield entry.get("name"), entry.get("value")
 
 
 def _context(event: Json) -> CallContext:
@@ -259,7 +216,7 @@ def _reasoning(thought: Json) -> Iterator[Message]:
 def _tool_result(pieces: object) -> list[object]:
     """Return the content of a tool that ran at the service; neighbouring texts are one text."""
     content: list[object] = []
-    for piece in pieces if isinstance(pieces, list) else ():
+    for piece in as_list(pieces):
         last = as_map(content[-1]) if content else {}
         if "text" in last and "text" in as_map(piece):
             content[-1] = _joined(last, piece)
@@ -289,7 +246,7 @@ def _index(part: Json) -> int:
 # it. Any other reason cut the answer off or found it malformed.
 _RUNS: Final = frozenset({None, "tool_use", "end_turn", "stop_sequence"})
 _HALF: Final = Invalid(
-    ("The tool use came broken off, malformed or with a name twice. Ask for it again.",)
+    "The tool use came broken off, malformed or with a name twice. Ask for it again."
 )
 
 
@@ -301,12 +258,11 @@ def answer_message(
     Nothing runs on an answer that was cut off, blocked or malformed. None when there is nothing to
     answer. Uses that ran on a server (`server_tool_use`) were answered there.
     """
-    runs = stop_reason in _RUNS
-    content = message.get("content")
+    uses = (as_map(as_map(block).get("toolUse")) for block in as_list(message.get("content")))
     results = [
-        _answer_use(use, caller, context) if runs else _use_result(use, _HALF)
-        for block in (content if isinstance(content, list) else ())
-        if (use := _use_of(block)) is not None
+        _answer_use(use, caller, context, runs=stop_reason in _RUNS)
+        for use in uses
+        if use and use.get("type") != "server_tool_use"
     ]
     return {"role": "user", "content": results} if results else None
 
@@ -315,24 +271,16 @@ def answer_returned_control(
     return_control: Json, caller: Caller, context: CallContext
 ) -> list[Message]:
     """Run the invocations of an agent that returns control; one result each, in order."""
-    inputs = return_control.get("invocationInputs")
-    return [
-        _returned(as_map(entry), caller, context)
-        for entry in (inputs if isinstance(inputs, list) else ())
-    ]
+    inputs = as_list(return_control.get("invocationInputs"))
+    return [_returned(as_map(entry), caller, context) for entry in inputs]
 
 
-def _answer_use(use: Json, caller: Caller, context: CallContext) -> Message:
-    arguments = use.get("input")
-    name = use.get("name")
-    if not isinstance(arguments, Mapping) or not isinstance(name, str):
-        return _use_result(use, _HALF)
-    if isinstance(arguments, BrokenInput):
-        return _use_result(use, _HALF)
-    return _use_result(use, caller(name, arguments, context))
-
-
-def _use_result(use: Json, answer: Answer) -> Message:
+def _answer_use(use: Json, caller: Caller, context: CallContext, *, runs: bool) -> Message:
+    arguments, name = use.get("input"), use.get("name")
+    whole = isinstance(arguments, Mapping) and not isinstance(arguments, BrokenInput)
+    answer: Answer = _HALF
+    if runs and whole and isinstance(name, str):
+        answer = caller(name, as_map(arguments), context)
     return {
         "toolResult": {
             "toolUseId": use.get("toolUseId"),
@@ -344,16 +292,7 @@ def _use_result(use: Json, answer: Answer) -> Message:
 
 def _returned(entry: Json, caller: Caller, context: CallContext) -> Message:
     api = as_map(entry.get("apiInvocationInput"))
-    if api:
-        echo = {name: api[name] for name in _API if name in api}
-        result, state = _api_result(api, caller, context)
-        return {"apiResult": echo | result | state}
-    function = as_map(entry.get("functionInvocationInput"))
-    echo = {name: function[name] for name in _FUNCTION if name in function}
-    result, state = _function_result(function, caller, context)
-    return {"functionResult": echo | result | state}
-
-
-def _use_of(block: object) -> Json | None:
-    use = as_map(as_map(block).get("toolUse"))
-    return use if use and use.get("type") != "server_tool_use" else None
+    request = api or as_map(entry.get("functionInvocationInput"))
+    result, state = _run(request, caller, context, api=bool(api))
+    echo = {name: request[name] for name in (_API if api else _FUNCTION) if name in request}
+    return {"apiResult" if api else "functionResult": echo | result | state}
