@@ -14,13 +14,7 @@ from typing import Any
 
 from kb_mcp.agent import wording
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import (
-    Answer,
-    Caller,
-    Unavailable,
-    caller_of,
-)
-from kb_mcp.agent.client.line import CallContext
+from kb_mcp.agent.calls import Caller, Unavailable, caller_of
 from kb_mcp.agent.doors.bedrock import answer_action_group, is_action_group_event
 from kb_mcp.agent.doors.gateway import answer_gateway, gateway_names
 from kb_mcp.environment import SettingsError
@@ -51,30 +45,22 @@ def handler(
 
 def _caller(settings: Settings | None) -> Caller:
     try:
-        return caller_of(_connected() if settings is None else connect_billing(settings))
+        with _lock:
+            return caller_of(_connect() if settings is None else connect_billing(settings))
     except Exception as error:  # noqa: BLE001 - a door must answer; nothing was sent yet
         # SettingsError names the variable and never its value; of others, only the kind is safe.
         shown = str(error) if isinstance(error, SettingsError) else type(error).__name__
         logger.error("The tools are not connected: %s", shown)  # noqa: TRY400 - no frames, no keys
-        return _out_of_order
-
-
-def _connected() -> Billing:
-    """Return the one connection of an execution environment, made at its first event."""
-    with _lock:
-        return _connect()
-
-
-@cache
-def _connect() -> Billing:
-    with uncollected():
-        import httpx  # noqa: F401 - with what a charge needs, which is loaded late everywhere else
-
-        return connect_billing()
+        return lambda _name, _raw, _context: Unavailable(wording.UNAVAILABLE)
 
 
 _lock = threading.Lock()
 
 
-def _out_of_order(_name: str, _raw: Mapping[str, object] | None, _context: CallContext) -> Answer:
-    return Unavailable(wording.UNAVAILABLE)
+@cache
+def _connect() -> Billing:
+    """Return the one connection of an execution environment, made at its first event."""
+    with uncollected():
+        import httpx  # noqa: F401 - with what a charge needs, which is loaded late everywhere else
+
+        return connect_billing()

@@ -42,18 +42,6 @@ from kb_mcp.agent.status import nothing_shown
 logger = logging.getLogger(__name__)
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
-_HINTS: Final[Mapping[str, str]] = {
-    "customer_id": "send a Stripe customer id as a string, for example cus_Abc123",
-    "amount_cents": "send a whole number above zero in the currency's minor unit, like 2900, "
-    "without quotes, decimals or exponent",
-    "billing_period": "send a period as a string, for example 2026-06",
-    "currency": "send a three-letter ISO code as a string, for example usd, or leave it out",
-    "description": "send a string of at most 350 characters, or leave it out",
-    "reference": "send a string of at most 100 characters, or leave it out",
-    "charge_id": "send a charge id as a string, for example ch_Abc123",
-    "reason": "send duplicate, fraudulent or requested_by_customer, or leave it out",
-}
-_OUR_ERRORS = "value_error"
 # Bedrock hands every value over as text, and a model writes an empty one as its language does.
 _ABSENT: Final = frozenset({"", "none", "null"})
 
@@ -130,7 +118,7 @@ def read_arguments(tool: Tool, raw: Mapping[str, object] | None) -> Arguments | 
     try:
         return tool.arguments.model_validate(given)
     except ValidationError as error:
-        return Invalid(" ".join(_problems(error)))
+        return Invalid(" ".join(_problems(tool, error)))
 
 
 def read_texts(tool: Tool, *parts: Iterable[tuple[object, object]]) -> dict[str, object] | Invalid:
@@ -172,26 +160,29 @@ def _rename(tool: Tool, raw: Mapping[str, object]) -> dict[str, object] | Invali
 
 
 def _from_text(tool: Tool, name: str, value: object) -> object:
-    field = tool.arguments.model_fields.get(tool.aliases.get(name, name))
-    is_integer = field is not None and int in {field.annotation, *get_args(field.annotation)}
-    if is_integer and isinstance(value, str) and _INTEGER.fullmatch(value):
-        return int(value)
-    return value
+    plain = isinstance(value, str) and _INTEGER.fullmatch(value)
+    return int(plain[0]) if plain and _takes_integer(tool, tool.aliases.get(name, name)) else value
 
 
-def _problems(error: ValidationError) -> Iterable[str]:
+def _takes_integer(tool: Tool, name: str) -> bool:
+    field = tool.arguments.model_fields.get(name)
+    return field is not None and int in {field.annotation, *get_args(field.annotation)}
+
+
+def _problems(tool: Tool, error: ValidationError) -> Iterable[str]:
     for detail in error.errors(include_url=False, include_input=False):
         cause = detail.get("ctx", {}).get("error")
         name = str(detail["loc"][0]) if detail["loc"] else ""
-        if detail["type"] == _OUR_ERRORS and isinstance(cause, ValueError):
+        if detail["type"] == "value_error" and isinstance(cause, ValueError):
             # Messages of our own checks: they say what to send, never what came.
             yield f"{name}: {cause}" if name else str(cause)
-        elif detail["type"] == "missing":
-            yield f"{name} is missing: {_HINTS[name]}."
         elif detail["type"] == "string_unicode":
             yield f"{name} holds half of a surrogate pair, which is no text. Send it without."
         else:
-            yield f"{name} is not valid: {_HINTS.get(name, 'see its description')}."
+            wrong = "is missing" if detail["type"] == "missing" else "is not valid"
+            form = "an integer without quotes" if _takes_integer(tool, name) else "a string"
+            meaning = tool.arguments.model_fields[name].description
+            yield f"{name} {wrong}. Send it as {form}. {meaning}"
 
 
 def call_tool(
