@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import platformdirs
@@ -66,10 +66,8 @@ class SecretForm:
     def _member(self, text: str, member: str | None) -> tuple[str, str]:
         """Return a member of a JSON object, and what is wrong where it has not the form."""
         try:
-            pairs = json.loads(text, object_pairs_hook=_Pairs)
+            pairs = json.loads(text, object_pairs_hook=list)
         except (ValueError, RecursionError):
-            pairs = None
-        if not isinstance(pairs, _Pairs):
             return "", "is JSON that cannot be read"
         named = {name: _unquoted(value) for name, value in pairs if isinstance(value, str)}
         if len({name for name, _ in pairs}) != len(pairs):
@@ -89,10 +87,6 @@ def _unquoted(text: str) -> str:
     if len(plain) >= 2 and plain[0] == plain[-1] and plain[0] in "\"'":
         return plain[1:-1].strip()
     return plain
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """The members of a JSON object, repeated names included."""
 
 
 def _shown(name: str) -> str:

@@ -15,8 +15,12 @@ from typing import Any
 from kb_mcp.agent import wording
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import Caller, Unavailable, caller_of
-from kb_mcp.agent.doors.bedrock import answer_action_group, is_action_group_event
-from kb_mcp.agent.doors.gateway import answer_gateway, gateway_names
+from kb_mcp.agent.doors.bedrock import (
+    answer_action_group,
+    answer_gateway,
+    gateway_names,
+    is_action_group_event,
+)
 from kb_mcp.environment import SettingsError
 from kb_mcp.serving.process_setup import uncollected
 from kb_mcp.settings import Settings

@@ -1,4 +1,4 @@
-"""The doors for Bedrock: events of action groups, returned control, and messages of Converse.
+"""The doors for Bedrock: action groups, returned control, Converse, and AgentCore Gateway.
 
 Floor: wing A, a door. Pure framing. Every value of an action group is text; a body's arguments come
 in requestBody.content, not in parameters; either part may be absent or null. Messages are
@@ -7,7 +7,8 @@ block that the service refuses, ends the conversation after the charge was made.
 always has content, and of a stream such a block is left out and every other one is kept.
 Source: docs.aws.amazon.com/bedrock/latest/userguide/agents-lambda.html, and of the API reference
 API_runtime_Converse.html, API_runtime_ContentBlock.html, API_runtime_ContentBlockDelta.html; the
-service refuses blank text and an input that is no object.
+service refuses blank text and an input that is no object. A Gateway target's event is the bare
+arguments: docs.aws.amazon.com/bedrock-agentcore/latest/devguide/gateway-add-target-lambda.html.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Final
 
 from kb_mcp.agent.calls import (
     Answer,
+    Body,
     Caller,
     Invalid,
     NotOffered,
@@ -131,10 +133,8 @@ def read_stream(events: Iterable[Json]) -> tuple[Message, str]:
     deltas: dict[int, object] = {}
     stop_reason = ENDED
     for event in events:
-        start, delta = (
-            as_map(event.get("contentBlockStart")),
-            as_map(event.get("contentBlockDelta")),
-        )
+        start = as_map(event.get("contentBlockStart"))
+        delta = as_map(event.get("contentBlockDelta"))
         if start:
             starts[_index(start)] = as_map(start.get("start"))
         if delta:
@@ -296,3 +296,25 @@ def _returned(entry: Json, caller: Caller, context: CallContext) -> Message:
     result, state = _run(request, caller, context, api=bool(api))
     echo = {name: request[name] for name in (_API if api else _FUNCTION) if name in request}
     return {"apiResult" if api else "functionResult": echo | result | state}
+
+
+def gateway_names(context: object) -> Json:
+    """Return what the Gateway says beside the event, from a Lambda `context`."""
+    return as_map(getattr(getattr(context, "client_context", None), "custom", None))
+
+
+def answer_gateway(event: Json, names: Json, caller: Caller) -> Body:
+    """Answer one invocation with the result object itself; its tool is `<target>___<tool>`."""
+    full_name = names.get("bedrockAgentCoreToolName")
+    name = full_name.rpartition("___")[2] if isinstance(full_name, str) else ""
+    # A gateway hands on the request headers that its target allows (allowedRequestHeaders).
+    headers = as_map(names.get("bedrockAgentCorePropagatedHeaders"))
+    gateway = names.get("bedrockAgentCoreGatewayId")
+    context = CallContext(
+        gateway if isinstance(gateway, str) else None,
+        trace=read_trace({str(name).lower(): value for name, value in headers.items()}),
+        subject=read_subject(headers),
+    )
+    # Numbers arrive as JSON or, from some callers, as text.
+    tool = find_tool(name, allow_reference=True)
+    return body_of(call_with_texts(caller, tool, context, event.items()))

@@ -9,7 +9,7 @@ import pytest
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import caller_of
-from kb_mcp.agent.doors.gateway import answer_gateway, gateway_names
+from kb_mcp.agent.doors.bedrock import answer_gateway, gateway_names
 from tests.agent.conftest import TRACE, Says, StubProxy, charge
 
 POST = "POST /stripe/v1/charges"
