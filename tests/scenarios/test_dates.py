@@ -109,7 +109,7 @@ def proxy_before(
 
 def charge_count(stripe: LyingStripe) -> int:
     with stripe._store.transaction() as records:  # noqa: SLF001 - what really happened
-        return len(records.everything("charge"))
+        return len(records.select("charge"))
 
 
 def bill(in_process: InProcessProxy, key: Issued, **form: Any) -> str:
