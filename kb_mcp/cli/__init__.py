@@ -6,8 +6,6 @@ Floor: above wiring. One module a group of commands, imported by the command tha
 
 from __future__ import annotations
 
-import os
-import sys
 from importlib import import_module
 from typing import Any
 
@@ -15,12 +13,11 @@ import click
 from click.shell_completion import CompletionItem
 from typing_extensions import override
 
-from kb_mcp.cli.output import WRONG, Failure, failure_of, other_distribution, say_failure
+from kb_mcp.cli.output import WrongUse, other_distribution, told_in_our_way
 from kb_mcp.serving.process_setup import collect_seldom
 
 __all__ = ["main"]
 
-INTERRUPTED = 130
 # Each module of this package: its commands, and the first sentence of their help.
 _MODULES = {
     "audit": {"audit": "The append-only record of every request and every operator's act."},
@@ -91,43 +88,20 @@ class Commands(click.Group):
         return [*(CompletionItem(name, help=text) for name, text in named), *options]
 
     @override
-    def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command line, and end the process with its exit code."""
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Begin a command line, unless another distribution claims this package."""
         collect_seldom()
         claimed = other_distribution()
         if claimed is not None:
-            say_failure(*claimed)
-            sys.exit(WRONG)
-        try:
-            code = super().main(*args, **(extra | {"standalone_mode": False}))
-        except click.exceptions.NoArgsIsHelpError as error:
-            error.show()
-            code = WRONG
-        except click.UsageError as error:
-            where = error.ctx.command_path if error.ctx else "kb-mcp"
-            say_failure(error.format_message(), f"{where} --help shows what there is.")
-            code = WRONG
-        except click.ClickException as error:
-            error.show()
-            code = error.code if isinstance(error, Failure) else error.exit_code
-        except click.Abort:
-            code = INTERRUPTED
-        except BrokenPipeError:
-            # Whoever read us has had enough; stdout must not complain once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 1
-        sys.exit(code if isinstance(code, int) else 0)
+            raise WrongUse(*claimed)
+        with told_in_our_way():
+            return super().make_context(*args, **extra)
 
     @override
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, translating the errors of the project."""
-        try:
+        """Run the command, telling what goes wrong in our way."""
+        with told_in_our_way():
             return super().invoke(ctx)
-        except Exception as error:
-            failure = failure_of(error)
-            if failure is None:
-                raise
-            raise failure from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,8 +14,8 @@ import click
 from click.core import ParameterSource
 from msgspec.structs import asdict
 
-from kb_mcp.cli.opening import OPERATOR, OpenStore, Reads, in_store, key_argument, key_ids, roles
-from kb_mcp.cli.output import WRONG, Failure, say_failure
+from kb_mcp.cli.opening import OPERATOR, OpenStore, in_store, key_argument, key_ids, roles
+from kb_mcp.cli.output import Failure, WrongUse, read_by, say_failure
 from kb_mcp.instants import day_of, parse_duration, rfc3339
 from kb_mcp.money import CURRENCIES, Money, format_money
 from kb_mcp.operators.actions.keys import (
@@ -104,7 +104,7 @@ async def issue(opened: OpenStore, *, policy: Path | None, **options: Any) -> No
     try:
         _, minted = await issue_key(opened.store.ledger, wanted, random_bytes, OPERATOR)
     except CapRequiredError as error:
-        raise Failure(str(error), _with_caps(error.policy, typed), WRONG) from None
+        raise WrongUse(str(error), _with_caps(error.policy, typed)) from None
     await _show_minted(opened, minted)
 
 
@@ -184,8 +184,8 @@ async def unfreeze(opened: OpenStore, *, key_id: str, reason: str) -> None:
 
 @keys.command()
 @key_argument
-@click.option("--overlap", "overlap_ms", default="24h", show_default=True,
-              type=Reads(parse_duration), help="How long the old key still serves.")  # fmt: skip
+@click.option("--overlap", "overlap_ms", callback=read_by(parse_duration), default="24h",
+              show_default=True, help="How long the old key still serves.")  # fmt: skip
 @in_store()
 async def rotate(opened: OpenStore, *, key_id: str, overlap_ms: int) -> None:
     """Issue the successor of a key: same policy, same caps in use. Its token is shown once.
@@ -201,7 +201,7 @@ def _text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise Failure(f"cannot read {file}: {error}", None, WRONG) from None
+        raise WrongUse(f"cannot read {file}: {error}") from None
 
 
 def _typed(context: click.Context) -> list[str]:

@@ -14,11 +14,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
-from typing_extensions import override
 
 from kb_mcp.cli.output import Failure, Output, json_option
 from kb_mcp.environment import SettingsError
@@ -185,24 +184,6 @@ def demand(outcome: T | NotDone) -> T:
     if isinstance(outcome, NotDone):
         raise Failure(outcome.why, outcome.hint)
     return outcome
-
-
-class Reads(click.ParamType[Any]):
-    """A parameter that `parse` reads, whose ValueErrors say what is wrong with it."""
-
-    name = "text"
-
-    def __init__(self, parse: Callable[[str], Any]) -> None:
-        """Read with `parse`."""
-        self._parse = parse
-
-    @override
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return what `value` says. Raises: BadParameter."""
-        try:
-            return self._parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 OFFERED_MAX = 100

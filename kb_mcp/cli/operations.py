@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import click
 
-from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, Reads, at_stripe, demand, in_store
-from kb_mcp.cli.output import Failure
+from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, at_stripe, demand, in_store
+from kb_mcp.cli.output import Failure, read_by
 from kb_mcp.instants import how_many
 from kb_mcp.operators.actions.keys import clean_reason
 from kb_mcp.operators.actions.operations import (
@@ -50,7 +50,7 @@ def operations() -> None:
 @operations.command("list")
 @click.option("--state", type=click.Choice(STATES), help="Only those in this state.")
 @click.option("--customer", "customer_id", help="Only this customer's.")
-@click.option("--period", "billing_period", type=Reads(lambda text: parse_period(text).label),
+@click.option("--period", "billing_period", callback=read_by(lambda text: parse_period(text).label),
               help="Only this billing period's, like 2026-06.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), help="The newest N; without it, all.")
 @in_store()
@@ -77,7 +77,7 @@ async def show(opened: OpenStore, *, operation_id: str) -> None:
 @_operation
 @click.option("--succeeded", "object_id", metavar="OBJ", help="Its charge or intent at Stripe.")
 @click.option("--void", is_flag=True, help="Nothing happened at Stripe; needs --reason.")
-@click.option("--reason", type=Reads(clean_reason), help="How you know; kept in the audit.")
+@click.option("--reason", callback=read_by(clean_reason), help="How you know; kept in the audit.")
 @at_stripe()
 async def resolve(
     opened: OpenProxy, *, operation_id: str, object_id: str | None, void: bool, reason: str | None
@@ -101,7 +101,7 @@ async def resolve(
 
 @operations.command()
 @_operation
-@click.option("--reason", required=True, type=Reads(_reason),
+@click.option("--reason", required=True, callback=read_by(_reason),
               help="Why it may be billed again; kept in the audit.")  # fmt: skip
 @click.option("--amount", type=click.IntRange(min=1), metavar="N",
               help="For another amount than before, in the currency's minor unit.")  # fmt: skip

@@ -1,4 +1,4 @@
-"""What commands print, and how they end: records, progress, and failures with an exit code.
+"""What all commands share: reading an option, printing, progress, and failures with an exit code.
 
 Floor: at the bottom of the commands. One JSON document, or lines and tables for people; text from
 clients is stripped of everything that a terminal would act on; rich is imported for a terminal
@@ -26,12 +26,6 @@ OURS = "kb-mcp-billing"
 OTHER = "kb-mcp"
 
 
-T = TypeVar("T")
-# Drawing is told of each so many rows: a bar must not slow down what it shows.
-STEP = 256
-Advance = Callable[[int, int | None], None]
-
-
 def other_distribution() -> tuple[str, str] | None:
     """Return what is wrong and what to do, where another distribution claims this package."""
     try:
@@ -46,41 +40,19 @@ def other_distribution() -> tuple[str, str] | None:
 
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
-# By name, so that these tables import none of the modules that raise them.
-_FAILED = (
-    "CommitUnknownError CopyError KeyEndedError LedgerUnavailableError NoSuchGrantError "
-    "NoSuchKeyError NoSuchOperationError NotGrantedError"
-).split()
-_WRONG = (
-    "AddressError BindingError CapRequiredError EgressError KeyRequestError MasterKeyError "
-    "MatchError MoneyError MovedStoreError PolicyError PortTakenError SchemaError SealBrokenError "
-    "StoreError UpstreamKeyError"
-).split()
-_CODES = dict.fromkeys(_FAILED, FAILED) | dict.fromkeys(_WRONG, WRONG)
-_HINTS = {
-    "BindingError": "`kb-mcp settings show` says what the store holds.",
-    "CommitUnknownError": "It may be done. Look before you run it again.",
-    "KeyEndedError": "`kb-mcp keys list` shows every key.",
-    "KeyRequestError": "docs/policies.md has every field.",
-    "LedgerUnavailableError": "Nothing more was done. `kb-mcp doctor` looks at the store.",
-    "MatchError": "`kb-mcp grants add --help` has an example.",
-    "NoSuchGrantError": "`kb-mcp grants list` shows them.",
-    "NoSuchKeyError": "`kb-mcp keys list` shows every key.",
-    "NoSuchOperationError": "`kb-mcp operations list` shows every operation.",
-    "NotGrantedError": "`kb-mcp grants list` and `keys list` show them.",
-    "PortTakenError": "Choose another port by that option; `kb-mcp up --help` has them all.",
-    "StoreError": "Check KEYBRAKE_DATABASE_URL and the permissions of its folder.",
-}
+T = TypeVar("T")
+# Drawing is told of each so many rows: a bar must not slow down what it shows.
+STEP = 256
+Advance = Callable[[int, int | None], None]
 
 
 class Failure(click.ClickException):
     """A command that did not do what it was asked for, in one line, and what to do instead."""
 
-    def __init__(self, message: str, hint: str | None = None, exit_code: int = FAILED) -> None:
+    def __init__(self, message: str, hint: str | None = None) -> None:
         """Say `message`, then `hint`."""
         super().__init__(message)
         self.hint = hint
-        self.code = exit_code
 
     @override
     def show(self, file: Any = None) -> None:
@@ -89,14 +61,64 @@ class Failure(click.ClickException):
         say_failure(self.message, self.hint)
 
 
+class WrongUse(Failure):
+    """A command line, or settings, that cannot be meant."""
+
+    exit_code = WRONG
+
+
+# By name, so that these tables import none of the modules that raise them; each with its hint.
+_FAILURES = {
+    "CommitUnknownError": "It may be done. Look before you run it again.",
+    "CopyError": None,
+    "KeyEndedError": "`kb-mcp keys list` shows every key.",
+    "LedgerUnavailableError": "Nothing more was done. `kb-mcp doctor` looks at the store.",
+    "NoSuchGrantError": "`kb-mcp grants list` shows them.",
+    "NoSuchKeyError": "`kb-mcp keys list` shows every key.",
+    "NoSuchOperationError": "`kb-mcp operations list` shows every operation.",
+    "NotGrantedError": "`kb-mcp grants list` and `keys list` show them.",
+}
+_WRONG_USES = dict.fromkeys(
+    "AddressError CapRequiredError EgressError MasterKeyError MoneyError MovedStoreError "
+    "PolicyError SchemaError SealBrokenError UpstreamKeyError".split()
+) | {
+    "BindingError": "`kb-mcp settings show` says what the store holds.",
+    "KeyRequestError": "docs/policies.md has every field.",
+    "MatchError": "`kb-mcp grants add --help` has an example.",
+    "PortTakenError": "Choose another port by that option; `kb-mcp up --help` has them all.",
+    "StoreError": "Check KEYBRAKE_DATABASE_URL and the permissions of its folder.",
+}
+
+
 def failure_of(error: Exception) -> Failure | None:
     """Return how `error` is told, or None for one that nobody foresaw."""
     if isinstance(error, SettingsError):
-        return Failure(f"{error.variable} {error.problem}", error.hint, WRONG)
+        return WrongUse(f"{error.variable} {error.problem}", error.hint)
+    if isinstance(error, click.UsageError):
+        where = error.ctx.command_path if error.ctx else "kb-mcp"
+        return WrongUse(error.format_message(), f"{where} --help shows what there is.")
     name = type(error).__name__
-    if name not in _CODES or not type(error).__module__.startswith("kb_mcp."):
-        return None
-    return Failure(str(error), _HINTS.get(name), _CODES[name])
+    if type(error).__module__.startswith("kb_mcp."):
+        for kind, hints in ((Failure, _FAILURES), (WrongUse, _WRONG_USES)):
+            if name in hints:
+                return kind(str(error), hints[name])
+    return None
+
+
+@contextmanager
+def told_in_our_way() -> Iterator[None]:
+    """Turn what goes wrong inside into a `Failure`, and an interruption into its exit code."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    except Exception as error:
+        failure = failure_of(error)
+        if failure is None:
+            raise
+        raise failure from None
 
 
 def say_failure(message: str, hint: str | None) -> None:
@@ -116,6 +138,18 @@ CELL_MAX = 200
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
 )
+
+
+def read_by(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Return a callback that reads an option by `parse`, whose ValueErrors say what is wrong."""
+
+    def read(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Any:
+        try:
+            return None if text is None else parse(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return read
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ import re
 import click
 
 from kb_mcp.cli.keys import REVOKE_WAIT_S
-from kb_mcp.cli.opening import OPERATOR, OpenStore, Reads, in_store, key_ids
-from kb_mcp.cli.output import Failure
+from kb_mcp.cli.opening import OPERATOR, OpenStore, in_store, key_ids
+from kb_mcp.cli.output import Failure, read_by
 from kb_mcp.instants import rfc3339
 from kb_mcp.operators.actions.grants import NewGrant, add_grant, remove_grant
 from kb_mcp.operators.actions.operations import NotDecided, Verdict, decide_approval
@@ -41,7 +41,7 @@ def _name(text: str) -> str:
 
 
 @operators.command("add")
-@click.argument("name", type=Reads(_name))
+@click.argument("name", callback=read_by(_name))
 @in_store()
 async def operator_add(opened: OpenStore, *, name: str) -> None:
     """Add an operator. The token is shown once, here.

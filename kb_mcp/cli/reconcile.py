@@ -6,11 +6,12 @@ Floor: the commands. None of them posts to Stripe.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import click
 
-from kb_mcp.cli.opening import OPERATOR, OpenProxy, Reads, at_stripe
-from kb_mcp.cli.output import Advance, Failure, Output, found_something
+from kb_mcp.cli.opening import OPERATOR, OpenProxy, at_stripe
+from kb_mcp.cli.output import Failure, Output, found_something, read_by
 from kb_mcp.instants import how_many, rfc3339
 from kb_mcp.operators.actions.adoption import MARGIN_MS, Adoption, Taken
 from kb_mcp.operators.alerts import RECONCILE_DIFFERENCE
@@ -22,10 +23,11 @@ from kb_mcp.operators.reports.reconcile import (
     needed,
 )
 from kb_mcp.operators.reports.reconcile import reconcile as compare
+from kb_mcp.proxy.audit.heads import Behind
 from kb_mcp.proxy.edge.records import Record, every_operation, operation_record
 from kb_mcp.proxy.ledger.records import KeyId
 from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE
-from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjects
+from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjects, Whole
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.reader import Found, Unread
 from kb_mcp.serving.machine import new_id
@@ -69,20 +71,15 @@ async def reconcile(opened: OpenProxy, *, since: str) -> None:
     Example: kb-mcp reconcile --since 2026-06-01
     """
     since_ms = opened.past_ms(since)
+    found: dict[str, list[Record]] = {name: [] for name in TABLES}
     kinds: tuple[Kind, ...] = ("charge", "refund")
-    outcomes = [await _compare(opened, kind, since_ms) for kind in kinds]
-    with opened.out.progress("Asking for what was not listed") as advance:
-        asked = [await _missing(opened, outcome, advance) for outcome in outcomes]
-    found = {
-        "missing_operations": [
-            item_record(each)
-            for outcome in outcomes
-            for each in outcome.unknown
-            if int(each["created"]) * 1000 >= since_ms
-        ],
-        "missing_charges": [record for missing in asked for record in missing],
-        "differing": [record for outcome in outcomes for record in outcome.differing],
-    }
+    for kind in kinds:
+        outcome = await _compare(opened, kind, since_ms)
+        found["missing_operations"] += [
+            item_record(each) for each in outcome.unknown if each["created"] * 1000 >= since_ms
+        ]
+        found["missing_charges"] += await _missing(opened, outcome)
+        found["differing"] += outcome.differing
     differs = any(found.values())
     if differs:
         # The serving process alerts of this row.
@@ -117,17 +114,18 @@ async def _compare(opened: OpenProxy, kind: Kind, since_ms: int) -> Reconciliati
     return compare(operations, items, since_ms, kind)
 
 
-async def _missing(opened: OpenProxy, outcome: Reconciliation, advance: Advance) -> list[Record]:
+async def _missing(opened: OpenProxy, outcome: Reconciliation) -> list[Record]:
     """Ask Stripe by name for each object that its list did not show."""
     missing = []
-    for done, operation in enumerate(outcome.unlisted):
-        advance(done, len(outcome.unlisted))
-        path = ENDPOINTS[operation.route].path_of(str(operation.object_id))
-        seen = await opened.reads.get(path)
-        if isinstance(seen, Unread):
-            raise Failure(f"{operation.object_id} cannot be read: {seen.why}")
-        if not isinstance(seen, Found):
-            missing.append(operation_record(operation, ()))
+    with opened.out.progress("Asking for what was not listed") as advance:
+        for done, operation in enumerate(outcome.unlisted):
+            advance(done, len(outcome.unlisted))
+            path = ENDPOINTS[operation.route].path_of(str(operation.object_id))
+            seen = await opened.reads.get(path)
+            if isinstance(seen, Unread):
+                raise Failure(f"{operation.object_id} cannot be read: {seen.why}")
+            if not isinstance(seen, Found):
+                missing.append(operation_record(operation, ()))
     return missing
 
 
@@ -145,8 +143,8 @@ def _period_from(text: str) -> str:
 
 @click.command()
 @click.option("--since", required=True, help="A date, time or age: 2026-06-01, 90d.")
-@click.option("--period-from", default="description", show_default=True, type=Reads(_period_from),
-              metavar="description|metadata:NAME|created|none",
+@click.option("--period-from", default="description", show_default=True,
+              callback=read_by(_period_from), metavar="description|metadata:NAME|created|none",
               help="Where a charge says which period it is for. What says none is adopted only "
                    "with `created` (the month of its creation) or `none`.")  # fmt: skip
 @click.option("--apply", is_flag=True, help="Do it; without this, only show what would be done.")
@@ -208,27 +206,17 @@ async def _close_gap(opened: OpenProxy, since_ms: int) -> None:
 
     Raises: Failure.
     """
-    facts = opened.store_admin.facts()
+    facts, behind = opened.store_admin.facts(), opened.store.behind
     opened.store_admin.set_facts(
         {"adopted_since": rfc3339(since_ms), "adopted_at": rfc3339(opened.now())}
     )
-    behind = opened.store.behind
     if not (behind or facts.get(GAP) or facts.get(NEW_STORE)):
         return
     needed = _needed_since(opened)
     if needed is not None and since_ms > needed:
         hint = f"Run `kb-mcp adopt --since {rfc3339(needed)} --apply`, and it may send again."
         raise Failure("the store has lost records, and this does not reach back far enough", hint)
-    await _walk(opened, needed)
-    if behind:
-        await _forget_heads(opened)
-        click.echo("The store may send again. Start the serving processes anew.", err=True)
-    elif facts.get(GAP):
-        click.echo("The store may send again.", err=True)
-
-
-async def _walk(opened: OpenProxy, needed: int | None) -> None:
-    """Walk Stripe's lists: nothing of this store's may be left out. Raises: Failure."""
+    # Nothing of this store's may be left out of what Stripe lists.
     match await opened.proxy.walks.walk.run(LOOK_BACK_AT_START_MS, reach_back_to=needed):
         case LostObjects(objects=objects):
             left = ", ".join(objects[:5])
@@ -238,28 +226,28 @@ async def _walk(opened: OpenProxy, needed: int | None) -> None:
             )
         case BrokenWalk(path=path, why=why):
             raise Failure(f"{path} cannot be read: nothing is sent yet ({why})")
-        case _:
-            return
+        case Whole():
+            pass
+    if behind:
+        await _forget_heads(opened, behind)
+        click.echo("The store may send again. Start the serving processes anew.", err=True)
+    elif facts.get(GAP):
+        click.echo("The store may send again.", err=True)
 
 
-async def _forget_heads(opened: OpenProxy) -> None:
-    """Drop the exported heads that the store does not reach. Raises: Failure."""
-    _demand_settled(opened)
-    lost = ", ".join(f"{behind.head.node}:{behind.head.seq}" for behind in opened.store.behind)
-    await opened.note("gap_closed", lost[:200])
-    opened.store.heads.forget()
+async def _forget_heads(opened: OpenProxy, behind: Sequence[Behind]) -> None:
+    """Drop the exported heads that the store does not reach, once the grace is over.
 
-
-def _demand_settled(opened: OpenProxy) -> None:
-    """Wait out the grace: what was being sent when the store was lost may only now be made.
-
-    Raises: Failure.
+    What was being sent when the store was lost may only now be made. Raises: Failure.
     """
-    last = max((behind.at_ms or 0 for behind in opened.store.behind), default=0)
+    last = max(each.at_ms or 0 for each in behind)
     left_ms = last + opened.store.settings.recovery_grace_ms - opened.now()
     if left_ms > 0:
         hint = f"Run this again in {how_many(left_ms // 1000 + 1, 'second')}."
         raise Failure("what was lost is younger than the recovery grace: nothing is sent yet", hint)
+    lost = ", ".join(f"{each.head.node}:{each.head.seq}" for each in behind)
+    await opened.note("gap_closed", lost[:200])
+    opened.store.heads.forget()
 
 
 def _needed_since(opened: OpenProxy) -> int | None:
@@ -269,9 +257,8 @@ def _needed_since(opened: OpenProxy) -> int | None:
         rows = list(audit(node=behind.head.node, limit=1, newest_first=True))
         if not rows and behind.began_ms is not None:
             # All that this process wrote is gone: it began after the copy was taken.
-            moments.append(behind.began_ms - LOOK_BACK_MS)
+            moments.append(behind.began_ms)
             continue
         # Where nothing tells when it began, the store's first row is the safe bound.
-        rows = rows or list(audit(limit=1))
-        moments += [opened.past_ms(row["time"]) - LOOK_BACK_MS for row in rows]
-    return min(moments, default=None)
+        moments += [opened.past_ms(row["time"]) for row in rows or audit(limit=1)]
+    return min(moments) - LOOK_BACK_MS if moments else None

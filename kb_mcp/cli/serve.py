@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import click
 
-from kb_mcp.cli.output import WRONG, Failure
+from kb_mcp.cli.output import Failure, WrongUse
 
 PORT = click.IntRange(0, 65_535)
 
@@ -58,7 +58,7 @@ def mcp() -> None:
     for name, stream in {"stdin": sys.stdin, "stdout": sys.stdout}.items():
         if stream is None:
             hint = "An MCP client starts this command and talks to it over stdin and stdout."
-            raise Failure(f"{name} is closed", hint, WRONG)
+            raise WrongUse(f"{name} is closed", hint)
     with uncollected():
         from kb_mcp.settings import load_settings
         from kb_mcp.wiring.stdio import end_at_once_on_signals, ready_mcp_stdio
@@ -91,7 +91,7 @@ def sandbox(*, host: str, port: int, state: Path | None) -> None:
         serve(app, host, port, on_bound=lambda url: click.echo(f"Sandbox listening on {url}"))
     except OSError as error:
         hint = "Choose another --port, or 0 for a free one."
-        raise Failure(f"cannot listen on {host}:{port}: {error.strerror}", hint, WRONG) from None
+        raise WrongUse(f"cannot listen on {host}:{port}: {error.strerror}", hint) from None
     finally:
         app.close()
 

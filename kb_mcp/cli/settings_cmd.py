@@ -22,7 +22,7 @@ from kb_mcp.cli.opening import (
     in_store,
     open_ledger,
 )
-from kb_mcp.cli.output import WRONG, Failure, Output
+from kb_mcp.cli.output import Output, WrongUse
 from kb_mcp.environment import SQLITE
 from kb_mcp.instants import how_many, rfc3339
 from kb_mcp.money import MoneyError, parse_caps
@@ -163,10 +163,10 @@ def _fact(name: str, value: str) -> tuple[str, str]:
 def _check_times(facts: Mapping[str, str]) -> None:
     if int(facts["upstream_timeout_ms"]) > UPSTREAM_TIMEOUT_MS_MAX:
         hint = "Set 40 at most: the tools wait 60 seconds for an outcome, Stripe's SDKs 80."
-        raise Failure("upstream_timeout is more than callers wait", hint, WRONG)
+        raise WrongUse("upstream_timeout is more than callers wait", hint)
     if int(facts["upstream_timeout_ms"]) >= int(facts["recovery_grace_ms"]):
         hint = "A void before a send has ended could void a charge under way."
-        raise Failure("recovery_grace must be well above upstream_timeout", hint, WRONG)
+        raise WrongUse("recovery_grace must be well above upstream_timeout", hint)
 
 
 def _record(facts: Mapping[str, str]) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def _copy(settings: Settings, source: str) -> None:
     # A shell's path, relative to where the command is started.
     file = Path(source.removeprefix(SQLITE)).expanduser().absolute()
     if not source.startswith(SQLITE) or not file.is_file():
-        raise Failure(f"there is no ledger at {source}", "Name its file: sqlite:///PATH.", 2)
+        raise WrongUse(f"there is no ledger at {source}", "Name its file: sqlite:///PATH.")
     with Output().progress("Copying") as advance:
         copied = copy_ledger(settings, file, advance)
     click.echo(

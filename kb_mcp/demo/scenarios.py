@@ -67,7 +67,8 @@ class Handler:
     """A handler that runs: as the agent it belongs to, and once more as the supervisor's.
 
     `tag` makes its customers its own; `tries` is how often it sends one charge before it gives
-    up, so how many answers must get lost for the runtime to see none.
+    up, so how many answers must get lost for the runtime to see none. A governed one has an
+    `auditor`, too: a supervisor whose key may only read charges.
     """
 
     label: str
@@ -75,7 +76,12 @@ class Handler:
     agent: Machine
     supervisor: Machine
     tries: int = 1
-    governed: bool = False
+    auditor: Machine | None = None
+
+    @property
+    def governed(self) -> bool:
+        """Say whether kb-mcp stands before it."""
+        return self.auditor is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +165,8 @@ def play_refused_supervisor(
     task = _task("charge", sandbox, handler, "Audit")
     refused = play_supervisor(sandbox, replace(handler, supervisor=auditor), task)
     told = (refused.status, refused.body.get("code"))
-    made = len(sandbox.made(task.noun, task.among))
     as_wanted = told == (403, "vault_key_not_authorized")
-    note = f"supervisor told {told[0]} {told[1]}"
+    made, note = len(sandbox.made(task.noun, task.among)), f"supervisor told {told[0]} {told[1]}"
     return Row(heading, f"{handler.label}, audit key", handler.governed, made, as_wanted, note)
 
 

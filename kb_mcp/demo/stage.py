@@ -8,10 +8,9 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from itertools import product
 from pathlib import Path
 from typing import Final
@@ -30,8 +29,6 @@ from kb_mcp.demo.scenarios import (
     play_refused_supervisor,
 )
 
-# The SDK's own tries of one charge: its module retries twice, its StripeClient does not.
-_MODULE_TRIES: Final = 3
 # Who holds a key -> its role, and the cap that it needs.
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
     "agent": ("billing", "--daily-cap", "1000.00usd"),
@@ -42,74 +39,67 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """What is running: `naive` and `governed` handlers, and a supervisor with an audit key."""
-
-    sandbox: SandboxClient
-    naive: tuple[Handler, ...]
-    governed: Handler
-    auditor: Machine
-
-    def play(self, console: Console) -> list[Row]:
-        """Play every mode for every handler, the naive ones first. Raises: DemoError."""
-        rows = []
-        for number, (noun, (mode, name, play)) in enumerate(product(ACTS, MODES), 1):
-            heading = f"{number} {mode}" if noun == "charge" else f"{number} {noun}, {mode}"
-            say_on(console, f"Playing {heading}.")
-            handlers = (*self.naive, self.governed)
-            rows += [play_mode(heading, name, play, noun, self.sandbox, by) for by in handlers]
-            if number == len(MODES):
-                governed, auditor = self.governed, self.auditor
-                rows.append(play_refused_supervisor(heading, self.sandbox, governed, auditor))
-        return rows
-
-
 def run_stage(console: Console) -> int:
     """Start everything, play, end it all again, and print the table; return the exit code."""
     # SIGTERM unwinds the stack, where it would otherwise leave processes behind.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     say_on(console, "Starting a sandbox, a proxy in front of it, and the agents' handlers.")
     try:
-        with open_stage() as stage:
-            rows = stage.play(console)
+        with ExitStack() as stack:
+            rows = _play(console, *_start(stack))
     except DemoError as error:
         say_on(console, f"The demo could not run: {error}")
         return 1
     return print_verdict(console, rows)
 
 
-@contextmanager
-def open_stage() -> Iterator[Stage]:
-    """Start everything, and end it again. Raises: DemoError."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kb-mcp-demo-")))
+def _play(console: Console, sandbox: SandboxClient, handlers: Sequence[Handler]) -> list[Row]:
+    """Play every mode for every handler, the naive ones first. Raises: DemoError."""
+    rows = []
+    for number, (noun, (mode, name, play)) in enumerate(product(ACTS, MODES), 1):
+        heading = f"{number} {mode}" if noun == "charge" else f"{number} {noun}, {mode}"
+        say_on(console, f"Playing {heading}.")
+        rows += [play_mode(heading, name, play, noun, sandbox, handler) for handler in handlers]
+        if number == len(MODES):
+            rows += [
+                play_refused_supervisor(heading, sandbox, each, each.auditor)
+                for each in handlers
+                if each.auditor is not None
+            ]
+    return rows
 
-        def start(name: str, arguments: list[str], environ: Mapping[str, str]) -> Machine:
-            return stack.enter_context(running(arguments, environ, folder / f"{name}.log"))
 
-        home = {"HOME": str(folder)}
-        alone = start("sandbox", ["kb_mcp", "sandbox", "--port", "0"], home)
-        sandbox = alone.address("Sandbox listening on")
-        settings = home | {
-            "KEYBRAKE_DATABASE_URL": f"sqlite:///{folder}/ledger.db",
-            "KEYBRAKE_STRIPE_KEY": STRIPE_KEY,
-            "KEYBRAKE_STRIPE_API_BASE": sandbox,
-        }
-        up = ["kb_mcp", "up", "--port", "0", "--admin-port", "0"]
-        proxy = start("up", up, settings).address("Agents:")
-        functions = _functions(sandbox, proxy, _issue_keys(settings, folder))
-        at = {
-            name: start(name, ["kb_mcp.demo.lambda_runtime", handler], environ)
-            for name, (handler, environ) in functions.items()
-        }
-        naive = (
-            Handler("sample, no key", "NoKey", at["no-key"], at["no-key-2"], _MODULE_TRIES),
-            Handler("sample, key in params", "InParams", at["in-params"], at["in-params-2"]),
-        )
-        governed = Handler("kb-mcp", "Governed", at["agent"], at["supervisor"], governed=True)
-        client = stack.enter_context(closing(SandboxClient(sandbox)))
-        yield Stage(client, naive, governed, at["auditor"])
+def _start(stack: ExitStack) -> tuple[SandboxClient, tuple[Handler, ...]]:
+    """Start everything, to be ended with `stack`; return a line to the sandbox, and the handlers.
+
+    Raises: DemoError.
+    """
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kb-mcp-demo-")))
+
+    def start(name: str, arguments: list[str], environ: Mapping[str, str]) -> Machine:
+        return stack.enter_context(running(arguments, environ, folder / f"{name}.log"))
+
+    home = {"HOME": str(folder)}
+    alone = start("sandbox", ["kb_mcp", "sandbox", "--port", "0"], home)
+    sandbox = alone.address("Sandbox listening on")
+    settings = home | {
+        "KEYBRAKE_DATABASE_URL": f"sqlite:///{folder}/ledger.db",
+        "KEYBRAKE_STRIPE_KEY": STRIPE_KEY,
+        "KEYBRAKE_STRIPE_API_BASE": sandbox,
+    }
+    up = ["kb_mcp", "up", "--port", "0", "--admin-port", "0"]
+    proxy = start("up", up, settings).address("Agents:")
+    functions = _functions(sandbox, proxy, _issue_keys(settings, folder))
+    at = {
+        name: start(name, ["kb_mcp.demo.lambda_runtime", handler], environ)
+        for name, (handler, environ) in functions.items()
+    }
+    return stack.enter_context(closing(SandboxClient(sandbox))), (
+        # The SDK's own tries of one charge: its module retries twice, its StripeClient does not.
+        Handler("sample, no key", "NoKey", at["no-key"], at["no-key-2"], tries=3),
+        Handler("sample, key in params", "InParams", at["in-params"], at["in-params-2"]),
+        Handler("kb-mcp", "Governed", at["agent"], at["supervisor"], auditor=at["auditor"]),
+    )
 
 
 def _functions(
