@@ -49,6 +49,7 @@ from kb_mcp.operators.requests import (
     Reason,
     Text,
     in_field,
+    invalid,
     operation_filters,
     read_arguments,
     read_choice,
@@ -113,8 +114,9 @@ class Acts:
 
     async def issue(self, _: str, operator: str, /, **said: Any) -> Record:
         """Issue a key by the fields of a `KeyRequest`; this record alone holds its token."""
+        ledger = self.views.ledger
         wanted = read_new_key(said, self.views.mode, self.views.now_ms())
-        _key, minted = await issue_key(self.views.ledger, wanted, self.random_bytes, operator)
+        _key, minted = await issue_key(ledger, wanted, self.random_bytes, operator)
         return await self._minted(minted)
 
     async def revoke(self, key: Record, operator: str, *, reason: Reason | None = None) -> Record:
@@ -151,8 +153,7 @@ class Acts:
         """Let the identities of an issuer whose claims match stand for a vault key."""
         if any("=" in name for name in match):
             # As `CLAIM=VALUE` it would be read as another, shorter claim.
-            message = "A claim whose name holds an equals sign cannot be matched."
-            raise InputError(400, "parameter_invalid", message, "match")
+            raise invalid("match", "A claim whose name holds an equals sign cannot be matched.")
         claims = [f"{name}={value}" for name, value in match.items()]
         wanted = NewGrant(issuer, claims, key_id, clean_reason(label))
         return grant_record(await add_grant(self.views.ledger, wanted, self.random_bytes, operator))
@@ -176,7 +177,7 @@ class Acts:
         object_id, why = clean_reason(succeeded), clean_reason(reason)
         if (object_id is None) != void:
             message = "Give either the object that was made, or void with a reason."
-            raise InputError(400, "parameter_invalid", message, "succeeded")
+            raise invalid("succeeded", message)
         by = By(operator, _reason(reason or "") if void else why)
         return await self._done(await self._at_stripe().resolve(operation, object_id, by))
 
@@ -306,5 +307,5 @@ def _reason(text: str, without: str = "Say why.") -> str:
     """Return a reason that has to be given. Raises: InputError, which says `without`."""
     reason = clean_reason(text)
     if reason is None:
-        raise InputError(400, "parameter_invalid", without, "reason")
+        raise invalid("reason", without)
     return reason

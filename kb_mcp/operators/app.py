@@ -21,7 +21,7 @@ from kb_mcp.operators.api import Acts, admin_routes
 from kb_mcp.operators.dashboard.app import Dashboard
 from kb_mcp.operators.dashboard.pages import Pages
 from kb_mcp.operators.dashboard.render import page
-from kb_mcp.operators.metrics import Metrics, Readings, no_workers
+from kb_mcp.operators.metrics import Metrics, Readings
 from kb_mcp.operators.reports.invariants import Verifying
 from kb_mcp.operators.reports.views import Fullest, Views
 from kb_mcp.operators.requests import ANSWERED, InputError, input_error
@@ -55,7 +55,7 @@ class Bench:
     acts: StripeActs | None = None
     verifying: Verifying | None = None
     meters: Meters | None = None
-    workers: Callable[[], Awaitable[Readings]] = no_workers
+    workers: Callable[[], Awaitable[Readings]] | None = None
     stopping: Callable[[], bool] = lambda: False
 
 

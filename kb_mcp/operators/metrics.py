@@ -67,11 +67,6 @@ Readings = Mapping[str, Measured]
 FIRST = "0"
 
 
-async def no_workers() -> Readings:
-    """Return what the workers of a process measured that has none."""
-    return {}
-
-
 @dataclass(slots=True)
 class Metrics:
     """Counts audit rows since this process began to be scraped; reads the rest from the store.
@@ -82,7 +77,7 @@ class Metrics:
     fullest: Fullest
     access: Access
     meters: Meters | None = None
-    workers: Callable[[], Awaitable[Readings]] = no_workers
+    workers: Callable[[], Awaitable[Readings]] | None = None
     _counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     _last_row: Any = None
 
@@ -129,10 +124,11 @@ class Metrics:
         if log_bytes is not None:
             gauges["wal_bytes"] = ("Size of SQLite's write-ahead log.", [("", log_bytes)])
         own = {} if self.meters is None else {FIRST: self.meters.read()}
+        others = {} if self.workers is None else await self.workers()
         lines = [
             *(family(name, "gauge", *told) for name, told in gauges.items()),
             family("audit_rows_total", "counter", "Audit rows since start.", audited),
-            *(_measured(own | dict(await self.workers())) if own else ()),
+            *(_measured({**own, **others}) if own else ()),
         ]
         return "".join(chain.from_iterable(lines))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from inspect import signature
 from typing import Annotated, Any, ParamSpec, TypeVar
 from urllib.parse import parse_qsl
@@ -54,25 +55,23 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class InputError(Exception):
-    """What an operator asked for cannot be done: a status, a code and one sentence."""
+    """What an operator asked for cannot be done: a status, a code and one sentence.
 
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        param: str | None = None,
-        *,
-        retry_after_s: int | None = None,
-    ) -> None:
-        """Say what was wrong and where; without a field, `message` begins as a sentence does."""
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message if param else message[:1].upper() + message[1:]
-        self.param = param
-        self.retry_after_s = retry_after_s
+    `param` is the field that was wrong; without one, `message` begins as a sentence does.
+    """
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: int | None = None
+
+    def __post_init__(self) -> None:
+        """Begin the message."""
+        if not self.param:
+            self.message = self.message[:1].upper() + self.message[1:]
 
 
 # Status, code, sentence and field of each; `{}` is what the error says itself.
@@ -117,6 +116,11 @@ def input_error(error: Exception) -> InputError:
     return InputError(status, code, text.format(error), param)
 
 
+def invalid(param: str, message: str) -> InputError:
+    """Return what was wrong with the field `param`."""
+    return InputError(400, "parameter_invalid", message, clean_text(param, TEXT_MAX))
+
+
 async def read_bytes(request: Request) -> bytes:
     """Return the body, read no further than its limit. Raises: InputError."""
     body = b""
@@ -158,7 +162,7 @@ def read_arguments(act: Callable[..., Any], said: Mapping[str, Any]) -> dict[str
         return dict(create_model("Body", __config__=config, **fields).model_validate(said))
     except ValidationError as error:
         place = str(error.errors(include_url=False, include_input=False)[0]["loc"][0])
-        raise _invalid(place, "; ".join(policy_errors(error))) from None
+        raise invalid(place, "; ".join(policy_errors(error))) from None
 
 
 async def read_form(request: Request) -> dict[str, str]:
@@ -195,14 +199,14 @@ def operation_filters(query: Mapping[str, str]) -> dict[str, str | None]:
         try:
             found["billing_period"] = parse_period(query["period"]).label
         except PeriodError as error:
-            raise _invalid("period", str(error)) from None
+            raise invalid("period", str(error)) from None
     return found
 
 
 def read_choice(query: Mapping[str, str], name: str, choices: Sequence[str]) -> str | None:
     """Return which of `choices` is asked for, None where none is. Raises: InputError."""
     if name in query and query[name] not in choices:
-        raise _invalid(name, f"The {name} is one of {', '.join(choices)}.")
+        raise invalid(name, f"The {name} is one of {', '.join(choices)}.")
     return query.get(name)
 
 
@@ -210,15 +214,12 @@ def read_limit(query: Mapping[str, str]) -> int:
     """Return how many rows are wanted. Raises: InputError."""
     text = query.get("limit", str(LIMIT_DEFAULT))
     if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= LIMIT_MAX:
-        raise _invalid("limit", f"The limit is a number from 1 to {LIMIT_MAX}.")
+        raise invalid("limit", f"The limit is a number from 1 to {LIMIT_MAX}.")
     return int(text)
 
 
 def read_past(query: Mapping[str, str], name: str, now: int) -> int | None:
-    """Return a time in ms UTC, given as a time, a day or an age, None where none is.
-
-    Raises: InputError.
-    """
+    """Return a time, a day or an age before `now`, if given, in ms UTC. Raises: InputError."""
     return in_field(name, past_ms, query[name], now) if name in query else None
 
 
@@ -227,7 +228,7 @@ def in_field(name: str, read: Callable[P, T], *args: P.args, **more: P.kwargs) -
     try:
         return read(*args, **more)
     except ValueError as error:
-        raise _invalid(name, f"{name}: {error}") from None
+        raise invalid(name, f"{name}: {error}") from None
 
 
 def _once(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -245,7 +246,3 @@ def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) != len(pairs):
         raise ValueError("a name stands twice in one object")
     return fields
-
-
-def _invalid(param: str, message: str) -> InputError:
-    return InputError(400, "parameter_invalid", message, clean_text(param, TEXT_MAX))

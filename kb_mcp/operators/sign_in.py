@@ -36,31 +36,30 @@ _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
+@dataclass(slots=True)
 class Throttle:
     """Bounds failed guesses: at most FAILURES_MAX per peer in FAILURES_WITHIN_MS."""
 
-    def __init__(self, now_ms: Callable[[], int]) -> None:
-        """Begin without failures."""
-        self._now_ms = now_ms
-        self._failures: dict[str, list[int]] = {}
+    now_ms: Callable[[], int]
+    _failures: dict[str, list[int]] = field(default_factory=dict)
 
     def wait_s(self, peer: str) -> int:
         """Return for how many seconds `peer` may not guess; 0 when it may."""
         recent = self._recent(peer)
         if len(recent) < FAILURES_MAX:
             return 0
-        return -(-(recent[0] + FAILURES_WITHIN_MS - self._now_ms()) // 1000)
+        return -(-(recent[0] + FAILURES_WITHIN_MS - self.now_ms()) // 1000)
 
     def fail(self, peer: str) -> None:
         """Count a wrong guess of `peer`."""
-        recent = [*self._recent(peer), self._now_ms()][-FAILURES_MAX:]
+        recent = [*self._recent(peer), self.now_ms()][-FAILURES_MAX:]
         self._failures.pop(peer, None)
         while len(self._failures) >= PEERS_MAX:
             del self._failures[next(iter(self._failures))]
         self._failures[peer] = recent
 
     def _recent(self, peer: str) -> list[int]:
-        since = self._now_ms() - FAILURES_WITHIN_MS
+        since = self.now_ms() - FAILURES_WITHIN_MS
         return [at for at in self._failures.get(peer, []) if at > since]
 
 
@@ -165,21 +164,18 @@ class Session:
     note: Note | None = None
 
 
+@dataclass(slots=True)
 class Sessions:
     """The sessions of this process, by the hash of their id, bounded in number and in time."""
 
-    def __init__(
-        self, access: Access, random_bytes: Callable[[int], bytes], now_ms: Callable[[], int]
-    ) -> None:
-        """Begin without sessions."""
-        self._access = access
-        self._random_bytes = random_bytes
-        self._now_ms = now_ms
-        self._held: dict[str, Session] = {}
+    access: Access
+    random_bytes: Callable[[int], bytes]
+    now_ms: Callable[[], int]
+    _held: dict[str, Session] = field(default_factory=dict, repr=False)
 
     def begin(self, operator: str, token: str) -> str:
         """Begin a session for an operator who proved to be one; return its id for the cookie."""
-        now = self._now_ms()
+        now = self.now_ms()
         self._held = {key: held for key, held in self._held.items() if not _over(held, now)}
         while len(self._held) >= SESSIONS_MAX:
             self.end(min(self._held.values(), key=lambda held: held.seen_at))
@@ -193,13 +189,13 @@ class Sessions:
         session = self._held.get(hash_token(session_id))
         if session is None or not self.holds(session):
             return None
-        session.seen_at = self._now_ms()
+        session.seen_at = self.now_ms()
         return session
 
     def holds(self, session: Session) -> bool:
         """Say whether the session goes on, without marking it as used; one that does not ends."""
-        over = _over(session, self._now_ms())
-        if over or self._access.holder(session.token_hash) != session.operator:
+        over = _over(session, self.now_ms())
+        if over or self.access.holder(session.token_hash) != session.operator:
             self.end(session)
         return self._held.get(session.id_hash) is session
 
@@ -209,7 +205,7 @@ class Sessions:
 
     def fresh(self) -> str:
         """Return an unpredictable text for a cookie or a form."""
-        return self._random_bytes(_ID_BYTES).hex()
+        return self.random_bytes(_ID_BYTES).hex()
 
 
 def same_text(given: str, wanted: str) -> bool:

@@ -81,10 +81,6 @@ def _reason(fields: Fields) -> Said:
     return {"reason": clean_reason(fields.get("reason")) or ""}
 
 
-def _overlap(fields: Fields) -> Said:
-    return {"overlap": fields.get("overlap") or OVERLAP_DEFAULT}
-
-
 def _resolution(fields: Fields) -> Said:
     said = {name: fields.get(name, "").strip() or None for name in ("succeeded", "reason")}
     return {**said, "void": said["succeeded"] is None}
@@ -121,7 +117,9 @@ FORMS = {
     "/keys": Form(_KEY, TOKEN_NOTE, _new_key),
     "/keys/{id}/revoke": Form(_KEY, f"Revoked. Sends {_UNDER_WAY}", _reason),
     "/keys/{id}/unfreeze": Form(_KEY, "Unfrozen.", _reason),
-    "/keys/{id}/rotate": Form(_KEY, TOKEN_NOTE, _overlap),
+    "/keys/{id}/rotate": Form(
+        _KEY, TOKEN_NOTE, lambda fields: {"overlap": fields.get("overlap") or OVERLAP_DEFAULT}
+    ),
     "/grants": Form("/grants", "Granted as {id}.", _new_grant),
     "/grants/{id}/remove": Form("/grants", f"Removed. Sends of its key {_UNDER_WAY}"),
     "/approvals/{id}/approve": Form(_ABOUT, "This bill was approved by you."),

@@ -26,7 +26,6 @@ STATIC = {
     "dashboard.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
-_STATIC_MAX_AGE_S = 300
 
 
 def page(template: str, status: int = 200, **values: Any) -> Response:
@@ -37,7 +36,7 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
 def static(name: str) -> Response:
     """Return a file that pages refer to; `name` is one of STATIC."""
     text = (files(__package__) / "templates" / name).read_text()
-    headers = {"cache-control": f"private, max-age={_STATIC_MAX_AGE_S}"}
+    headers = {"cache-control": "private, max-age=300"}
     return Response(text, media_type=STATIC[name], headers=headers)
 
 

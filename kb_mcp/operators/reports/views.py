@@ -164,6 +164,13 @@ class Views:
         """Return one operation as the ledger holds it, for an act on it."""
         return (await self._operation(operation_id))[0]
 
+    async def _operation(self, operation_id: str) -> tuple[Operation, list[Attempt]]:
+        wanted = operation_id if operation_id.isprintable() else ""
+        found = await self.records.operations(operation_id=wanted, limit=1)
+        if not found:
+            raise NoSuchOperationError(f"there is no operation {operation_id}")
+        return found[0]
+
     async def spent_by_day(self, days: Sequence[str]) -> dict[str, dict[str, int]]:
         """Return what all keys together hold in each of `days`, by currency and day."""
         held: dict[str, dict[str, int]] = {}
@@ -300,13 +307,6 @@ class Views:
             return None if refusal is None else refusal.message.partition(". ")[0], Changes()
 
         return await self.ledger.transact(command.refs, step)
-
-    async def _operation(self, operation_id: str) -> tuple[Operation, list[Attempt]]:
-        wanted = operation_id if operation_id.isprintable() else ""
-        found = await self.records.operations(operation_id=wanted, limit=1)
-        if not found:
-            raise NoSuchOperationError(f"there is no operation {operation_id}")
-        return found[0]
 
     async def _shown(self, found: Iterable[tuple[Operation, list[Attempt]]]) -> list[Record]:
         return await operation_records(self.records, found, self.now_ms())
