@@ -22,11 +22,12 @@ from click.shell_completion import CompletionItem
 from kb_mcp.cli.output import Failure, Output, json_option
 from kb_mcp.environment import SettingsError
 from kb_mcp.instants import past_ms
-from kb_mcp.operators.actions.operations import NotDone, note
+from kb_mcp.operators.actions.operations import NotDone
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.proxy.access.roles import ROLES, describe
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.errors.refusal_codes import Code
+from kb_mcp.proxy.ledger.port import note
 from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.stores.admin import StoreAdmin
 from kb_mcp.proxy.stores.binding import BindingError, Binds

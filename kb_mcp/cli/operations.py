@@ -17,10 +17,10 @@ from kb_mcp.operators.actions.operations import (
     Reopening,
     forget_answers,
     forgettable,
-    note,
     reset_declines,
 )
 from kb_mcp.periods import parse_period
+from kb_mcp.proxy.ledger.port import note
 from kb_mcp.proxy.ledger.records import Operation, State
 from kb_mcp.proxy.stripe.messages import Answered, UpstreamRequest
 from kb_mcp.serving.machine import boottime_ms

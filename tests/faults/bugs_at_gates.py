@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from kb_mcp.operators.actions import resolve, settle
+from kb_mcp.operators.actions import resolve
 from kb_mcp.operators.actions.operations import By
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.records import Changes
@@ -75,7 +75,7 @@ def an_operator_voids_where_the_list_could_not_be_read(_: Simulation) -> Iterato
 
 @bug
 def an_operator_settles_a_bill_with_any_charge(_: Simulation) -> Iterator[None]:
-    with swapped(settle, "why_not_its", _nothing):
+    with swapped(resolve, "why_not_its", _nothing):
         yield
 
 

@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
+
+from msgspec.structs import replace
 
 from kb_mcp.idempotency import CUSTOMER_ID, REFERENCE, body_name, idempotency_key, refund_name
 from kb_mcp.instants import day_of
 from kb_mcp.money import Money
+from kb_mcp.operators.actions.operations import NotDone, lost_attempt
 from kb_mcp.operators.reports.reconcile import Item
 from kb_mcp.periods import Period, PeriodError, parse_period, period_from_description
 from kb_mcp.proxy.ledger.records import (
@@ -49,15 +52,8 @@ UNREADABLE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
-    """A charge that was not adopted, and why."""
-
-    why: str
-
-
-def period_of(charge: Item, period_from: str) -> Period | Left | None:
-    """Return the period that a charge is for, None where it has none; Left where none is read.
+def period_of(charge: Item, period_from: str) -> Period | NotDone | None:
+    """Return the period that a charge is for, None where it has none; NotDone where none is read.
 
     `period_from` is `description`, `metadata:NAME`, `created` (the month of its creation) or
     `none`. Marked charges are ours: their `billing_period` counts whatever `period_from` says, and
@@ -80,7 +76,7 @@ def period_of(charge: Item, period_from: str) -> Period | Left | None:
         return None
     if period_from == "created":
         return parse_period(f"{day_of(int(charge['created']) * 1000):%Y-%m}")
-    return Left(UNREADABLE)
+    return NotDone(UNREADABLE)
 
 
 def suspected_days(created_ms: int) -> tuple[str, str]:
@@ -89,11 +85,8 @@ def suspected_days(created_ms: int) -> tuple[str, str]:
     The month of its creation, and the next one where it was made in that month's last days.
     """
     day = day_of(created_ms)
-    month = parse_period(f"{day:%Y-%m}")
-    last = month.end
-    if (last - day).days < LAST_DAYS:
-        last = parse_period(f"{last + timedelta(days=1):%Y-%m}").end
-    return month.start.isoformat(), last.isoformat()
+    first, last = (parse_period(f"{each:%Y-%m}") for each in (day, day + timedelta(days=LAST_DAYS)))
+    return first.start.isoformat(), last.end.isoformat()
 
 
 def route_of(item: Item) -> Route:
@@ -106,9 +99,8 @@ def route_of(item: Item) -> Route:
 
 def proof_of(item: Item) -> Made | None:
     """Return what `item` proves by its own status; None where that cannot be read."""
-    own = {"charge": "POST /v1/charges", "payment_intent": "POST /v1/payment_intents"}
-    kind = str(item.get("object", "charge"))
-    return prove_object(item, ENDPOINTS[own.get(kind, "POST /v1/refunds")])
+    route = ENDPOINTS.get(f"POST /v1/{item.get('object', 'charge')}s")
+    return None if route is None else prove_object(item, route)
 
 
 def operation_of(
@@ -124,26 +116,28 @@ def operation_of(
     store's own, each with a key of it; `fresh_id` is used where the item bears no operation's id.
     `created` is in seconds at Stripe.
     """
-    metadata, names = marks(item), object_names(item)
-    lineage, attempt_mark = metadata.get("keybrake_key", ""), metadata.get("keybrake_attempt")
+    metadata, object_id = marks(item), object_names(item)[-1]
+    lineage, mark = metadata.get("keybrake_key", ""), metadata.get("keybrake_attempt", "")
+    marked_id, number = metadata.get("keybrake_operation", ""), _ATTEMPT_SUFFIX.search(mark)
     created_ms = int(item["created"]) * 1000
     money = Money(int(item["amount"]), str(item["currency"]))
     fields = _of_refund(item, money) if is_refund(item) else _of_charge(item, money, period)
     operation = Operation(
-        id=_marked_id(metadata.get("keybrake_operation"), fresh_id),
+        id=OperationId(marked_id) if _OPERATION_ID.fullmatch(marked_id) else fresh_id,
         route=route_of(item).endpoint,
         customer=item.get("customer") or None,
         amount=money.amount,
         currency=money.currency,
         period=None if period is None else period.label,
-        upstream_name=_ATTEMPT_SUFFIX.sub("", attempt_mark or fields["name"]),
+        upstream_name=_ATTEMPT_SUFFIX.sub("", mark or fields["name"]),
         state=S.SUCCEEDED,
         reserved_at=created_ms,
         first_arrival_at=created_ms,
-        attempt=_number_of(attempt_mark),
+        # 2 for K-2, 1 for K and K-r1.
+        attempt=max(int(number[1]), 1) if number and len(number[1]) < 10 else 1,
         key_id=lineages.get(lineage, KeyId(NOBODY)),
         lineage_id=LineageId(lineage if lineage in lineages else NOBODY),
-        object_id=names[-1],
+        object_id=object_id,
         stripe_status=str(item.get("status")),
         overshoot=True,
         refunded_at=now if fields["final"] and item.get("refunded") is True else None,
@@ -152,7 +146,15 @@ def operation_of(
         updated_at=now,
         **fields,
     )
-    return operation, _attempt_of(operation, attempt_mark)
+    upstream_key = mark or f"{NOBODY}-{object_id}"
+    made = replace(
+        lost_attempt(operation, operation.attempt, upstream_key, created_ms),
+        open_sends=0,
+        status=200,
+        object_id=object_id,
+        outcome=AttemptOutcome.SUCCEEDED,
+    )
+    return operation, made
 
 
 def is_refund(item: Item) -> bool:
@@ -161,13 +163,18 @@ def is_refund(item: Item) -> bool:
 
 
 def _of_charge(charge: Item, money: Money, period: Period | None) -> dict[str, Any]:
-    metadata, names, made = marks(charge), object_names(charge), proof_of(charge)
+    made, customer, route = proof_of(charge), charge.get("customer") or None, route_of(charge)
     final = made is not None and made.verdict == "done"
-    reference = metadata.get("reference") if metadata.get("keybrake_operation") and period else None
-    customer = charge.get("customer") or None
-    first, last = _days_of(period, customer, int(charge["created"]) * 1000)
+    moved = made.moved if made is not None and final else None
+    ours = marks(charge).get("keybrake_operation") and period
+    reference = marks(charge).get("reference") if ours else None
+    days: tuple[str | None, str | None] = (None, None)
+    if period is not None:
+        days = period.start.isoformat(), period.end.isoformat()
+    elif customer is not None:
+        days = suspected_days(int(charge["created"]) * 1000)
     name, named_by = _name(charge, period, reference)
-    route = route_of(charge)
+    # The request that the tools would send for this bill.
     reading = Reading(
         route=route,
         path=route.template,
@@ -177,18 +184,18 @@ def _of_charge(charge: Item, money: Money, period: Period | None) -> dict[str, A
         period=period,
         reference=reference,
     )
+    by_intent = len(object_names(charge)) > 1
     return {
         "name": name,
         "named_by": named_by,
-        "period_start": first,
-        "period_end": last,
+        "period_start": days[0],
+        "period_end": days[1],
         "reference": reference,
-        # Of the request that the tools would send for this bill.
         "fingerprint": fingerprint(reading),
         "final": final,
-        "held": made.moved if final and made and made.moved is not None else money.amount,
-        "answer_status": None if len(names) > 1 else 200,
-        "answer": None if len(names) > 1 else json.dumps(charge, separators=(",", ":")).encode(),
+        "held": money.amount if moved is None else moved,
+        "answer_status": None if by_intent else 200,
+        "answer": None if by_intent else json.dumps(charge, separators=(",", ":")).encode(),
     }
 
 
@@ -212,56 +219,12 @@ def _of_refund(refund: Item, money: Money) -> dict[str, Any]:
     }
 
 
-def _days_of(
-    period: Period | None, customer: str | None, created_ms: int
-) -> tuple[str, str] | tuple[None, None]:
-    """Return the days that a charge bills, or may bill where it says no period."""
-    if period is not None:
-        return period.start.isoformat(), period.end.isoformat()
-    return (None, None) if customer is None else suspected_days(created_ms)
-
-
-def _marked_id(mark: object, fresh_id: OperationId) -> OperationId:
-    """Return the id of the operation that a mark names; `fresh_id` where it names none."""
-    named = isinstance(mark, str) and _OPERATION_ID.fullmatch(mark)
-    return OperationId(str(mark)) if named else fresh_id
-
-
-def _number_of(attempt_mark: str | None) -> int:
-    """Return which attempt of its operation a mark stands for: 2 for K-2, 1 for K and K-r1."""
-    found = _ATTEMPT_SUFFIX.search(attempt_mark or "")
-    return max(int(found[1]), 1) if found and len(found[1]) < 10 else 1
-
-
 def _name(charge: Item, period: Period | None, reference: str | None) -> tuple[str, NamedBy]:
     customer = charge.get("customer")
     if period is not None and isinstance(customer, str) and CUSTOMER_ID.fullmatch(customer):
         sound = reference if reference and REFERENCE.fullmatch(reference) else None
-        try:
-            key = idempotency_key(
-                customer, charge["amount"], period.label, charge["currency"], sound
-            )
-        except ValueError:
-            # Stripe took an amount that we would not: its period is guarded all the same.
-            pass
-        else:
-            return key, NamedBy.CONTENT
+        bill = (customer, charge["amount"], period.label, charge["currency"], sound)
+        # Stripe took an amount that we would not: its period is guarded all the same.
+        with suppress(ValueError):
+            return idempotency_key(*bill), NamedBy.CONTENT
     return body_name(str(charge["id"]).encode(), NOBODY), NamedBy.EXPLICIT
-
-
-def _attempt_of(operation: Operation, mark: str | None) -> Attempt:
-    return Attempt(
-        operation_id=operation.id,
-        number=operation.attempt,
-        upstream_key=mark or f"{NOBODY}-{operation.object_id}",
-        path=ENDPOINTS[operation.route].template,
-        stripe_version=None,
-        body=b"",
-        first_sent_at=operation.reserved_at,
-        last_sent_at=operation.reserved_at,
-        open_sends=0,
-        status=200,
-        object_id=operation.object_id,
-        outcome=AttemptOutcome.SUCCEEDED,
-        key_id=operation.key_id,
-    )

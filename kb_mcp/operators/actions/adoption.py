@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from msgspec.structs import replace
 
 from kb_mcp.operators.actions.adopt import (
     NOBODY,
-    Left,
     is_refund,
     operation_of,
     period_of,
@@ -30,7 +29,6 @@ from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Attempt,
-    AttemptOutcome,
     AuditDraft,
     Changes,
     KeyId,
@@ -60,8 +58,8 @@ class Taken:
     """One object at Stripe, the operation that it is now or would be, and why it was left."""
 
     item: Item
-    operation: Operation | None
-    left: Left | None
+    operation: Operation | None = None
+    left: NotDone | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,44 +99,46 @@ class Adoption:
                 if ours and holds_money(item, route) and not names & spoken:
                     found.append(item)
                     spoken |= names
-        starts = range(0, len(found), CHUNK)
-        lacking = [each for at in starts for each in await self._lacking(found[at : at + CHUNK])]
+        asked, known = sorted(spoken), set[str]()
+        for at in range(0, len(asked), CHUNK):
+            known |= (await self.records.known(asked[at : at + CHUNK], ())).objects
         # Stripe lists the newest first, and the newest of a bill is to speak for it.
-        lacking.reverse()
+        lacking = [each for each in reversed(found) if not known.intersection(object_names(each))]
         return sorted(lacking, key=lambda each: (is_refund(each), int(each.get("created", 0))))
 
     async def take(self, item: Item) -> Taken:
         """Adopt one object, or say why not. Raises: LedgerUnavailableError."""
         if proof_of(item) is None:
-            return Taken(item, None, Left("its status cannot be read"))
-        period = None if is_refund(item) else period_of(item, self.period_from)
-        plain = None if isinstance(period, Left) else period
-        whole = item
-        if is_refund(item):
+            return Taken(item, left=NotDone("its status cannot be read"))
+        period, whole = None, item
+        if not is_refund(item):
+            period = period_of(item, self.period_from)
+        else:
             charge = await self.reads.get(f"/v1/charges/{item.get('charge')}")
             if not isinstance(charge, Found):
-                return Taken(item, None, Left("its charge cannot be read"))
+                return Taken(item, left=NotDone("its charge cannot be read"))
             whole = {**item, "customer": charge.body.get("customer")}
+        plain = None if isinstance(period, NotDone) else period
         fresh = OperationId(self.new_id("op"))
         found, attempt = operation_of(whole, plain, self.lineages, self.now, fresh)
         young = self.now - found.reserved_at < self.ledger.settings.recovery_grace_ms
         if young and found.lineage_id != NOBODY:
             # Ours, and so new that the process that sent it may be about to conclude it.
-            return Taken(item, found, Left("made within the recovery grace: run this again later"))
+            why = "made within the recovery grace: run this again later"
+            return Taken(item, found, NotDone(why))
         known = await self._of_mark(item, found)
         if known is not None and known.state is not S.SUCCEEDED:
             found, attempt = replace(found, id=known.id), replace(attempt, operation_id=known.id)
-        elif isinstance(period, Left):
+        elif isinstance(period, NotDone):
             return Taken(item, found, period)
         elif known is not None:
             # Charged twice: the other object is that operation's, this one gets its own.
-            found = replace(found, id=OperationId(self.new_id("op")))
-            key = f"{NOBODY}-{found.object_id}"
-            attempt = replace(attempt, operation_id=found.id, upstream_key=key)
+            found, key = replace(found, id=fresh), f"{NOBODY}-{found.object_id}"
+            attempt = replace(attempt, operation_id=fresh, upstream_key=key)
         if not self.applies:
-            return Taken(item, found, None)
+            return Taken(item, found)
         done = await adopt(self.ledger, found, attempt, self.operator)
-        return Taken(item, found, done) if isinstance(done, Left) else Taken(item, done, None)
+        return Taken(item, found, done) if isinstance(done, NotDone) else Taken(item, done)
 
     async def _of_mark(self, item: Item, found: Operation) -> Operation | None:
         """Return the operation here whose mark `item` bears: by its attempt, else by its id."""
@@ -147,15 +147,10 @@ class Adoption:
         operations = await self.records.operations(ids=sorted(ids), limit=1)
         return operations[0][0] if operations else None
 
-    async def _lacking(self, items: Sequence[Item]) -> list[Item]:
-        names = sorted({name for each in items for name in object_names(each)})
-        known = await self.records.known(names, ())
-        return [each for each in items if not known.objects.intersection(object_names(each))]
-
 
 async def adopt(
     ledger: Ledger, found: Operation, attempt: Attempt, operator: str
-) -> Operation | Left:
+) -> Operation | NotDone:
     """Write what an object at Stripe stands for, and what it counts for, in one transaction.
 
     `found` and `attempt` are what the object stands for by itself. Where the operation `found.id`
@@ -163,28 +158,29 @@ async def adopt(
     object's creation. Else another operation of the same name becomes the older generation; an
     unresolved one must not, since it may be this very charge.
     """
+    by = By(operator)
 
-    def step(snapshot: Snapshot) -> tuple[Operation | Left, Changes]:
+    def step(snapshot: Snapshot) -> tuple[Operation | NotDone, Changes]:
         current, newest = snapshot.operations.get(found.id), snapshot.newest(found.name)
         why = _why_not(snapshot, current, newest, found)
         if why is not None:
-            return Left(why), Changes()
-        older: tuple[Operation, ...] = ()
-        by, made = By(operator), attempt
+            return NotDone(why), Changes()
+        written, made = list[Operation](), attempt
         if current is None:
             # K-r2 alone is the third generation: the next one must not be called K-r2 again.
+            suffix = _REOPENED_SUFFIX.search(found.upstream_name)
             behind = 0 if newest is None else newest.generation + 1
-            after = replace(found, generation=max(_generation_of(found), behind))
+            after = replace(found, generation=max(int(suffix[1]) if suffix else 0, behind))
             row = by.row("adopt", after)
             if newest is not None and newest.refunded and newest.successor is None:
-                older = (replace(newest, successor=after.id, updated_at=snapshot.now),)
+                written += [replace(newest, successor=after.id, updated_at=snapshot.now)]
         else:
             made = _attempt_that_made(snapshot, current, attempt)
             after = _succeeded(current, found, made)
             row = by.row("adopt", after, note=f"it was {current.state.value}")
             row = replace(row, attempt=after.attempt)
         changes = Changes(
-            operations=(*older, after),
+            operations=(*written, after),
             attempts=(made,),
             windows=_counted(snapshot, current, after),
             audit=(row,),
@@ -205,15 +201,13 @@ def _why_not(
     snapshot: Snapshot, current: Operation | None, newest: Operation | None, found: Operation
 ) -> str | None:
     owner = snapshot.object_owners.get(str(found.object_id))
+    if owner is not None if current is None else current.state is S.SUCCEEDED:
+        return "the ledger has it meanwhile"
     if current is not None:
-        if current.state is S.SUCCEEDED:
-            return "the ledger has it meanwhile"
         if owner is not None and owner != current.id:
             return f"operation {owner} has it"
         being_sent = "it is being sent or looked up: run this again later"
         return being_sent if snapshot.leased(current) else None
-    if owner is not None:
-        return "the ledger has it meanwhile"
     if newest is not None and found.gives_back is not None and newest.live:
         return f"operation {newest.id} is of the same refund"
     if newest is not None and newest.state in HOLDING:
@@ -234,55 +228,36 @@ def _counted(snapshot: Snapshot, before: Operation | None, after: Operation) -> 
     return tuple({each.key: each for each in (*freed, *counted)}.values())
 
 
-def _generation_of(operation: Operation) -> int:
-    found = _REOPENED_SUFFIX.search(operation.upstream_name)
-    return int(found[1]) if found else 0
-
-
 def _attempt_that_made(snapshot: Snapshot, current: Operation, attempt: Attempt) -> Attempt:
     """Return the attempt that made the object: the one of its mark, or one that was lost."""
-    known = snapshot.attempts_of(current)
-    numbers = {each.number for each in known}
-    same = next((each for each in known if each.upstream_key == attempt.upstream_key), None)
-    if same is not None:
-        return replace(
-            same,
-            outcome=AttemptOutcome.SUCCEEDED,
-            open_sends=0,
-            status=200,
-            object_id=attempt.object_id,
-        )
-    number = attempt.number if attempt.number not in numbers else max(numbers) + 1
-    return replace(attempt, number=number)
+    known = {each.number: each for each in snapshot.attempts_of(current)}
+    for each in known.values():
+        if each.upstream_key == attempt.upstream_key:
+            made = {name: getattr(attempt, name) for name in ("status", "object_id", "outcome")}
+            return replace(each, open_sends=0, **made)
+    return replace(attempt, number=max(known) + 1) if attempt.number in known else attempt
+
+
+# What an operation that is here keeps of its own, and of its bill where the object says the same.
+_KEPT = ("name", "generation", "named_by", "upstream_name", "approval_id", "created_at")
+_BILL = ("period", "period_start", "period_end", "reference", "fingerprint")
+_WHOSE = ("key_id", "lineage_id")
 
 
 def _succeeded(current: Operation, found: Operation, made: Attempt) -> Operation:
     """Return the operation with its object; what it billed is what the object says."""
-    same = (current.amount, current.currency, current.customer) == (
-        found.amount,
-        found.currency,
-        found.customer,
+    same = all(
+        getattr(current, name) == getattr(found, name)
+        for name in ("amount", "currency", "customer")
     )
-    kept = current if same else found
-    mine = found.lineage_id != NOBODY
+    ours = found.lineage_id != NOBODY
+    kept = (*_KEPT, *(_BILL if same else ()), *(() if ours else _WHOSE))
     return replace(
         found,
-        name=current.name,
-        generation=current.generation,
-        named_by=current.named_by,
-        period=kept.period,
-        period_start=kept.period_start,
-        period_end=kept.period_end,
-        reference=kept.reference,
-        fingerprint=kept.fingerprint,
-        upstream_name=current.upstream_name,
+        **{name: getattr(current, name) for name in kept},
         first_arrival_at=max(current.first_arrival_at, found.first_arrival_at),
         attempt=made.number,
         lease_token=current.lease_token + 1,
-        key_id=found.key_id if mine else current.key_id,
-        lineage_id=found.lineage_id if mine else current.lineage_id,
-        approval_id=current.approval_id,
-        created_at=current.created_at,
     )
 
 
@@ -292,7 +267,8 @@ _LINEAGE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 async def confirm_new_store(walk: StoreWalk, operator: str) -> NotDone | None:
     """Take the store for a new one: objects that were made until now are not its own."""
     facts = await walk.records.facts()
-    if facts.get(NEW_STORE) != "1" and not _of_any_store(facts):
+    gap = json.loads(facts.get(GAP) or "{}")
+    if facts.get(NEW_STORE) != "1" and not gap.get("any_store"):
         return NotDone(
             "this store is not new: what it lacks, it has lost",
             "`kb-mcp adopt --since … --apply` takes it in.",
@@ -310,12 +286,6 @@ async def name_foreign(walk: StoreWalk, lineage: str, operator: str) -> NotDone 
         return NotDone(f"{lineage} is a lineage of this store: its charges are its own")
     row = AuditDraft(kind="admin", decision="foreign_lineage", agent_id=operator, note=lineage)
     facts = ((f"{FOREIGN}{lineage}", "1"),)
-    await walk.ledger.transact(
-        lambda _: Refs(), lambda _: (None, Changes(facts=facts, audit=(row,)))
-    )
+    changes = Changes(facts=facts, audit=(row,))
+    await walk.ledger.transact(lambda _: Refs(), lambda _: (None, changes))
     return None
-
-
-def _of_any_store(facts: Mapping[str, str]) -> bool:
-    gap = facts.get(GAP)
-    return bool(gap and json.loads(gap).get("any_store"))

@@ -8,6 +8,7 @@ it is used up, stands in `rules.approvals`; here only its state changes, and onl
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,7 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.duplicates import REFUND_READ_EVERY_MS
 from kb_mcp.proxy.rules.operation_names import tally_of
+from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 
 REASON_MAX = 200
 FORGOTTEN_DECLINE = "The payment was declined. Its details were erased."
@@ -97,19 +99,17 @@ async def reopen(
 
     def step(snapshot: Snapshot) -> tuple[Done | NotDone, Changes]:
         current = snapshot.operations[operation.id]
-        refusal = _not_reopenable(snapshot, current, said, refunded=refunded)
+        refusal = next(_why_not_once_more(snapshot, current, said, refunded=refunded), None)
         if refusal is not None:
             return refusal, Changes()
         again = replace(current, updated_at=snapshot.now)
         if refunded:
             due = snapshot.now + REFUND_READ_EVERY_MS
             again = replace(again, refunded_at=snapshot.now, refund_read_at=due, waived=False)
-        if current.kind == "refund":
-            again = replace(again, reopened=True)
-            row = by.row("reopen", again)
-        elif said.release:
-            row = by.row("release", again)
-            again = replace(again, released=True)
+        if said.release:
+            row, again = by.row("release", again), replace(again, released=True)
+        elif current.kind == "refund":
+            row, again = by.row("reopen", again), replace(again, reopened=True)
         else:
             # Unrefunded, its own period stays charged: one other bill that looks like it may pass.
             row = by.row("reopen" if refunded else "waive", again)
@@ -128,61 +128,48 @@ async def reopen(
     return await ledger.transact(lambda _: refs, step)
 
 
-def _not_reopenable(
+def _why_not_once_more(
     snapshot: Snapshot, current: Operation, said: Reopening, *, refunded: bool
-) -> NotDone | None:
-    newest = snapshot.newest(current.name)
-    if current.kind == "refund":
-        return _refund_not_reopenable(current, newest, said)
-    if current.state is not S.SUCCEEDED or not current.final:
-        why = f"operation {current.id} is {told_state(current)}, not succeeded for good"
-        return NotDone(why, "Only what was charged can be billed once more.")
-    if newest is not None and newest.id != current.id:
-        return NotDone(f"{newest.id} is the newest of this bill", "Reopen that one.")
-    if not refunded and (said.release or said.amount is not None):
-        hint = "Refund it at Stripe first; a refund counts once it has succeeded."
-        return NotDone(f"Stripe shows no full refund of {current.object_id}", hint)
-    wrong = _wrong_amount(said, current)
-    if wrong is not None:
-        return wrong
-    if said.release:
-        return NotDone(f"operation {current.id} is released already") if current.released else None
-    if current.refunded and (taker := snapshot.successor(current)) is not None:
-        billed = taker.object_id or taker.state.value
-        return NotDone(f"{taker.id} ({billed}) was billed in its place", "Look at that one.")
-    open_for = current.permit_amount or current.amount
-    unused = current.successor is None
-    same = (current.reopened and open_for == (said.amount or current.amount)) or (
-        current.waived and not refunded
-    )
-    return NotDone(f"operation {current.id} is open already") if unused and same else None
-
-
-def _refund_not_reopenable(
-    current: Operation, newest: Operation | None, said: Reopening
-) -> NotDone | None:
-    if said != Reopening():
+) -> Iterator[NotDone]:
+    """Yield why `current` cannot be opened, which Stripe shows as `refunded` or not."""
+    kind, newest = current.kind, snapshot.newest(current.name) or current
+    if kind == "refund" and said != Reopening():
         why = f"operation {current.id} is a refund: it has no days to free, and no other amount"
-        return NotDone(why, "Reopen it without either; the next call says how much.")
+        yield NotDone(why, "Reopen it without either; the next call says how much.")
     if current.state is not S.SUCCEEDED or not current.final:
-        why = f"refund {current.id} is {told_state(current)}, not succeeded for good"
-        return NotDone(why, "Only a refund that was made can be made once more.")
-    if newest is None or newest.id != current.id:
-        newer = newest.id if newest else "another operation"
-        return NotDone(f"{newer} is the newest refund of this charge")
-    return NotDone(f"operation {current.id} is open already") if current.reopened else None
+        why = f"{kind} {current.id} is {told_state(current)}, not succeeded for good"
+        yield NotDone(why, f"Only a {kind} that was made can be made once more.")
+    if newest.id != current.id:
+        of = "refund of this charge" if kind == "refund" else "of this bill"
+        yield NotDone(f"{newest.id} is the newest {of}", "Reopen that one.")
+    if kind != "refund":
+        yield from _why_no_other_bill(snapshot, current, said, refunded=refunded)
+    elif current.reopened:
+        yield NotDone(f"operation {current.id} is open already")
 
 
-def _wrong_amount(said: Reopening, operation: Operation) -> NotDone | None:
-    if said.amount is None:
-        return None
-    if said.release:
-        return NotDone("days are freed without an amount", "Give an amount or release, not both.")
-    try:
-        check_amount(said.amount, operation.currency)
-    except MoneyError as error:
-        return NotDone(str(error), "The amount is in the currency's minor unit: 2900 is 29.00 USD.")
-    return None
+def _why_no_other_bill(
+    snapshot: Snapshot, current: Operation, said: Reopening, *, refunded: bool
+) -> Iterator[NotDone]:
+    if not refunded and said != Reopening():
+        hint = "Refund it at Stripe first; a refund counts once it has succeeded."
+        yield NotDone(f"Stripe shows no full refund of {current.object_id}", hint)
+    if said.release and said.amount is not None:
+        yield NotDone("days are freed without an amount", "Give an amount or release, not both.")
+    if said.amount is not None:
+        try:
+            check_amount(said.amount, current.currency)
+        except MoneyError as error:
+            hint = "The amount is in the currency's minor unit: 2900 is 29.00 USD."
+            yield NotDone(str(error), hint)
+    taker, amount = snapshot.successor(current), said.amount or current.amount
+    if current.refunded and taker is not None and not said.release:
+        billed = taker.object_id or taker.state.value
+        yield NotDone(f"{taker.id} ({billed}) was billed in its place", "Look at that one.")
+    same = current.reopened and (current.permit_amount or current.amount) == amount
+    unused = current.successor is None and (same or (current.waived and not refunded))
+    if current.released if said.release else unused:
+        yield NotDone(f"operation {current.id} is {'released' if said.release else 'open'} already")
 
 
 async def reset_declines(ledger: Ledger, operation: Operation, by: By) -> int:
@@ -202,23 +189,17 @@ async def forget_answers(ledger: Ledger, operations: list[Operation], by: By) ->
 
     A decline keeps a bare answer, since its replay must stay an error.
     """
-    erased = [await _forget_one(ledger, operation, by) for operation in operations]
-    return sum(erased)
+    return sum([await _forget(ledger, operation, by) for operation in operations])
 
 
-async def note(ledger: Ledger, row: AuditDraft) -> None:
-    """Commit one audit row: of an operator's act whose rows the ledger does not hold."""
-    await ledger.transact(lambda _: Refs(), lambda _: (None, Changes(audit=(row,))))
-
-
-async def _forget_one(ledger: Ledger, operation: Operation, by: By) -> int:
-    def step(snapshot: Snapshot) -> tuple[int, Changes]:
+async def _forget(ledger: Ledger, operation: Operation, by: By) -> bool:
+    def step(snapshot: Snapshot) -> tuple[bool, Changes]:
         current = snapshot.operations[operation.id]
         bare = _bare_answer(current, snapshot.attempts_of(current))
         if not forgettable(current) or current.answer == bare:
-            return 0, Changes()
+            return False, Changes()
         erased = replace(current, answer=bare, updated_at=snapshot.now)
-        return 1, Changes(operations=(erased,), audit=(by.row("forget", current),))
+        return True, Changes(operations=(erased,), audit=(by.row("forget", current),))
 
     return await ledger.transact(lambda _: _refs(operation), step)
 
@@ -245,9 +226,27 @@ def unresolvable(
         reserved = operation.state is S.RESERVED
         hint = "`kb-mcp recover` finds out, once its send is over." if reserved else None
         return NotDone(f"operation {operation.id} is {told_state(operation)}; {else_why}", hint)
-    if snapshot.leased(operation):
-        return NotDone(f"operation {operation.id} is being sent or read right now", "Try again.")
-    return None
+    return busy(operation) if snapshot.leased(operation) else None
+
+
+def busy(operation: Operation) -> NotDone:
+    """Say that somebody sends or reads `operation` now."""
+    return NotDone(f"operation {operation.id} is being sent or read right now", "Try again.")
+
+
+def lost_attempt(operation: Operation, number: int, upstream_key: str, at: int) -> Attempt:
+    """Return an attempt whose request no store remembers, sent `at` that moment (ms)."""
+    return Attempt(
+        operation_id=operation.id,
+        number=number,
+        upstream_key=upstream_key,
+        path=ENDPOINTS[operation.route].template,
+        stripe_version=None,
+        body=b"",
+        first_sent_at=at,
+        last_sent_at=at,
+        key_id=operation.key_id,
+    )
 
 
 def told_state(operation: Operation) -> str:
@@ -264,6 +263,8 @@ def _refs(operation: Operation) -> Refs:
 
 Verdict = Literal["approved", "denied"]
 _DECISIONS = {"approved": "approve", "denied": "deny"}
+# What the audit has no column of its own for.
+_TOLD_OF_APPROVALS = ("period", "reference", "payment_method", "destination")
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +290,8 @@ async def decide_approval(
             return NotDecided("expired"), Changes()
         decided = replace(approval, state=verdict, decided_by=operator, decided_at=snapshot.now)
         method, _, path = approval.endpoint.partition(" ")
+        asked = {name: getattr(approval, name) for name in _TOLD_OF_APPROVALS}
+        told = (f"{name} {value}" for name, value in asked.items() if value is not None)
         row = AuditDraft(
             kind="admin",
             decision=_DECISIONS[verdict],
@@ -300,20 +303,8 @@ async def decide_approval(
             amount=approval.amount,
             currency=approval.currency,
             customer_id=approval.customer,
-            note=_note(approval),
+            note=", ".join([approval.id, *told]),
         )
         return decided, Changes(approvals=(decided,), audit=(row,))
 
     return await ledger.transact(lambda _: Refs(approvals=frozenset({approval_id})), step)
-
-
-def _note(approval: Approval) -> str:
-    """Return what of `approval` has no column of its own in the audit."""
-    parts = {
-        "period": approval.period,
-        "reference": approval.reference,
-        "payment_method": approval.payment_method,
-        "destination": approval.destination,
-    }
-    told = [f"{name} {value}" for name, value in parts.items() if value is not None]
-    return ", ".join([approval.id, *told])

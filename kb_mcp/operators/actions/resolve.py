@@ -1,7 +1,8 @@
-"""What an operator does to an operation with Stripe's list at hand: resolve it, or reopen it.
+"""What an operator does to an operation with Stripe at hand: settle it, void it, or reopen it.
 
 Floor: operators, above operations, for commands, admin API and dashboard. Stripe is read first:
-what it shows beats anybody's word.
+what it shows beats anybody's word. A person's word is checked, under the locks, against everything
+that the object says: one of another bill, of last month or of another operation settles nothing.
 A void needs two whole looks: a person may be wrong and a list may lag, so that the first look is
 kept in the operation and the second comes a minute later, with whatever command or form is used
 then.
@@ -10,8 +11,9 @@ then.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -22,16 +24,30 @@ from kb_mcp.operators.actions.operations import (
     Done,
     NotDone,
     Reopening,
+    busy,
+    lost_attempt,
     reopen,
     unresolvable,
 )
-from kb_mcp.operators.actions.settle import settle_by_object
-from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import LISTINGS_THAT_FREE, AttemptOutcome, Changes, Operation, Refs
+from kb_mcp.periods import PeriodError, parse_period, period_from_description
+from kb_mcp.proxy.audit.chain import clean_text
+from kb_mcp.proxy.governor import ending_refs
+from kb_mcp.proxy.ledger.port import Ledger, look_up
+from kb_mcp.proxy.ledger.records import (
+    LISTINGS_THAT_FREE,
+    Attempt,
+    AttemptOutcome,
+    AuditDraft,
+    Changes,
+    Operation,
+    Refs,
+)
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.windows import release
+from kb_mcp.proxy.ledger.windows import release, windows_then
 from kb_mcp.proxy.recovery import FOR_AN_OPERATOR, Recovery
+from kb_mcp.proxy.rules.outcomes.conclude import conclude
+from kb_mcp.proxy.rules.outcomes.matching import BEFORE_MS, MAY_HAVE_ARRIVED, marks_of
 from kb_mcp.proxy.rules.outcomes.resolve import (
     LAST_LISTING_MS,
     LEASE_MS,
@@ -42,46 +58,116 @@ from kb_mcp.proxy.rules.outcomes.resolve import (
     unowned_twins,
 )
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
+from kb_mcp.proxy.stripe.evidence import Ending, Made, customer_of, prove_object
+from kb_mcp.proxy.stripe.json_objects import created_ms, object_id
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 from kb_mcp.proxy.stripe.reader import Found, GivenBack, Missing, StripeReads, Unread, read_refund
 
+Item = Mapping[str, Any]
 BETWEEN_LOOKS_MS = 60_000
 # Stripe keeps a 5xx under its key for a day: until then nobody can tell what became of it.
 STORED_ERROR_MS = 25 * 3_600_000
+# What an object says of itself may be anybody's text, and is shown on a terminal.
+WHY_MAX = 400
 _VOIDABLE = frozenset({S.UNKNOWN, S.VOIDED})
-_UNPROVEN = frozenset({AttemptOutcome.OPEN, AttemptOutcome.VOIDED})
-Step = Callable[[Snapshot, Operation, Finding, int], tuple[Done | NotDone, Changes]]
+# What is known to have made nothing is settled by its own mark alone.
+_NEEDS_A_MARK = frozenset({S.FAILED, S.AWAITING_APPROVAL})
+_OBJECT_ID = re.compile(r"[A-Za-z0-9_]{1,128}")
 
 
-def why_not_now(snapshot: Snapshot, operation: Operation) -> NotDone | None:
-    """Return why nobody may look for an operator's void of `operation`, or None."""
-    if operation.state is S.VOIDED and not operation.live:
-        return NotDone(f"operation {operation.id} is voided already")
-    return unresolvable(snapshot, operation, _VOIDABLE, "only unknown ones are resolved by a void")
+@dataclass(frozen=True, slots=True)
+class StripeActs:
+    """Acts over `ledger`; `recovery` looks at one operation in Stripe's list."""
+
+    ledger: Ledger
+    reads: StripeReads
+    recovery: Recovery
+
+    async def resolve(self, operation: Operation, made_id: str | None, by: By) -> Done | NotDone:
+        """Settle an operation with its object, or void it where an operator says it has none."""
+        if made_id is None:
+            return await self._void(operation, by)
+        if not _OBJECT_ID.fullmatch(made_id):
+            return NotDone("that is no id of an object at Stripe")
+        match await self.reads.get(ENDPOINTS[operation.route].path_of(made_id)):
+            case Missing():
+                return NotDone(f"Stripe has no {made_id}", "Check the id, and the mode of the key.")
+            case Unread(why=why):
+                return NotDone(f"{made_id} cannot be read: {why}", "Nothing was changed.")
+            case Found(body=item) if item.get("id") == made_id:
+                limit = await self.recovery.daily_declines(operation.key_id)
+                return await settle_by_object(self.ledger, operation, item, by, limit)
+            case Found():
+                return NotDone("Stripe answered with another object", "Nothing was changed.")
+
+    async def _void(self, operation: Operation, by: By) -> Done | NotDone:
+        """Void an operation on an operator's word, at the second whole look without its object."""
+
+        def why_not(snapshot: Snapshot) -> NotDone | None:
+            current = snapshot.operations[operation.id]
+            if current.state is S.VOIDED and not current.live:
+                return NotDone(f"operation {current.id} is voided already")
+            otherwise = "only unknown ones are resolved by a void"
+            return unresolvable(snapshot, current, _VOIDABLE, otherwise)
+
+        refused = await look_up(self.ledger, Refs(operations=frozenset({operation.id})), why_not)
+        if refused is not None:
+            return refused
+        done = await self.recovery.examine(operation.id, partial(_looked, by), FOR_AN_OPERATOR)
+        return done or busy(operation)
+
+    async def reopen(self, operation: Operation, by: By, said: Reopening) -> Done | NotDone:
+        """Let a refunded bill be billed once more, or waive a suspicion that was wrong.
+
+        What counts of a charge is what Stripe's list of refunds shows now.
+        """
+        made, refunded = operation.object_id, False
+        # What was given back of an invoice's charge opens no invoice: only a suspicion is waived.
+        if made is not None and not operation.pays_invoice and operation.gives_back is None:
+            match await read_refund(self.reads, operation):
+                case Unread(why=why):
+                    hint = "Nothing was changed. The Stripe key must be allowed to read refunds."
+                    return NotDone(f"the refunds of {made} cannot be read: {why}", hint)
+                case Missing():
+                    return NotDone(f"Stripe has no {made}", "Check the key's mode.")
+                case GivenBack(waiting=waiting) if waiting is not None:
+                    hint = "It may still fail. Run this again once it has succeeded."
+                    return NotDone(f"the refund {waiting} of {made} has not succeeded", hint)
+                case GivenBack(whole=refunded):
+                    pass
+        return await reopen(self.ledger, operation, by, said, refunded=refunded)
 
 
-def void_by(by: By) -> Step:
+def _looked(
+    by: By, snapshot: Snapshot, leased: Operation, finding: Finding, daily_declines: int
+) -> tuple[Done | NotDone, Changes]:
     """Return what follows from one reading of Stripe's list for an operator's void."""
-
-    def step(
-        snapshot: Snapshot, leased: Operation, finding: Finding, daily_declines: int
-    ) -> tuple[Done | NotDone, Changes]:
-        operation = snapshot.operations[leased.id]
-        if operation.lease_token != leased.lease_token:
-            why = f"operation {operation.id} was sent or read meanwhile"
-            return NotDone(why, "Try again."), Changes()
-        if not isinstance(finding, Absent):
-            return _not_absent(snapshot, leased, finding, daily_declines)
-        looked_at = finding.begun_at or leased.lease_until - LEASE_MS
-        refusal = _too_early(snapshot, operation, looked_at)
-        if refusal is not None:
-            return refusal, Changes(operations=(_freed(snapshot, operation),))
-        first = operation.void_look_at
-        if first is None or looked_at < first + BETWEEN_LOOKS_MS:
-            return _looked_once(snapshot, operation, finding, looked_at, by)
+    operation = snapshot.operations[leased.id]
+    if operation.lease_token != leased.lease_token:
+        why = f"operation {operation.id} was sent or read meanwhile"
+        return NotDone(why, "Try again."), Changes()
+    if not isinstance(finding, Absent):
+        return _not_absent(snapshot, leased, finding, daily_declines)
+    looked_at = finding.begun_at or leased.lease_until - LEASE_MS
+    freed = replace(operation, lease_owner=None, updated_at=snapshot.now)
+    refusal = _too_early(snapshot, operation, looked_at)
+    if refusal is not None:
+        return refusal, Changes(operations=(freed,))
+    first = operation.void_look_at or looked_at
+    if looked_at >= first + BETWEEN_LOOKS_MS:
         return _void(snapshot, operation, by)
-
-    return step
+    left_s = -(-max(first + BETWEEN_LOOKS_MS - snapshot.now, 1) // 1000)
+    why = f"Stripe's list does not show operation {operation.id}, but a list may lag behind"
+    if twins := unowned_twins(snapshot, operation, finding):
+        why = (
+            f"Stripe's list shows {twins[0]} without a mark, of the same customer, amount and "
+            f"currency: if it is the charge of operation {operation.id}, resolve with "
+            f"--succeeded {twins[0]}"
+        )
+    hint = f"Look a second time: ask for the same in {_spoken(left_s)}, and it is voided."
+    looked = replace(freed, void_look_at=first)
+    row = by.row("resolve_look", looked, note=why)
+    return NotDone(why, hint), Changes(operations=(looked,), audit=(row,))
 
 
 def _not_absent(
@@ -99,36 +185,18 @@ def _not_absent(
     return NotDone("Stripe's list could not be read to its end", hint), changes
 
 
-def _looked_once(
-    snapshot: Snapshot, operation: Operation, finding: Absent, looked_at: int, by: By
-) -> tuple[NotDone, Changes]:
-    first = operation.void_look_at or looked_at
-    looked = replace(_freed(snapshot, operation), void_look_at=first)
-    left_ms = max(first + BETWEEN_LOOKS_MS - snapshot.now, 1)
-    twins = unowned_twins(snapshot, operation, finding)
-    why = f"Stripe's list does not show operation {operation.id}, but a list may lag behind"
-    if twins:
-        why = (
-            f"Stripe's list shows {twins[0]} without a mark, of the same customer, amount and "
-            f"currency: if it is the charge of operation {operation.id}, resolve with "
-            f"--succeeded {twins[0]}"
-        )
-    seconds = -(-left_ms // 1000)
-    hint = f"Look a second time: ask for the same in {_spoken(seconds)}, and it is voided."
-    row = by.row("resolve_look", looked, note=why)
-    return NotDone(why, hint), Changes(operations=(looked,), audit=(row,))
-
-
 def _void(snapshot: Snapshot, operation: Operation, by: By) -> tuple[Done, Changes]:
     """Release what is held and free the guards; a late object still beats the word."""
     voided = replace(
-        _freed(snapshot, operation),
+        operation,
         state=S.VOIDED,
         held=0,
         code="voided_by_operator",
         voided_at=snapshot.now,
         empty_listings=LISTINGS_THAT_FREE,
         next_read_at=snapshot.now + LAST_LISTING_MS,
+        lease_owner=None,
+        updated_at=snapshot.now,
     )
     attempt = snapshot.attempt(operation)
     closed = () if attempt is None else (replace(attempt, outcome=AttemptOutcome.VOIDED),)
@@ -141,28 +209,22 @@ def _void(snapshot: Snapshot, operation: Operation, by: By) -> tuple[Done, Chang
     return Done(voided), changes
 
 
-def _freed(snapshot: Snapshot, operation: Operation) -> Operation:
-    return replace(operation, lease_owner=None, updated_at=snapshot.now)
-
-
 def _too_early(snapshot: Snapshot, operation: Operation, at: int) -> NotDone | None:
     """Return why a look `at` that moment (ms) that showed nothing proves nothing."""
     if snapshot.skewed:
         why = "this host's clock and Stripe's differ, so that nothing can be told to be old enough"
         return NotDone(why, "Set the clock right; `kb-mcp doctor` shows it.")
     attempts = snapshot.attempts_of(operation)
-    sent = max((each.last_sent_at for each in attempts), default=0)
-    left_ms = sent + SEND_WITHIN_MS + snapshot.settings.recovery_grace_ms - at
-    why = f"operation {operation.id} was sent so lately that Stripe may still be at it"
-    if any((each.status or 0) >= 500 for each in attempts if each.outcome in _UNPROVEN):
-        left_ms = sent + STORED_ERROR_MS - at
-        why = (
-            f"Stripe answered operation {operation.id} with an error that it keeps under the key "
-            "for a day"
-        )
-    if left_ms < 0:
-        return None
-    return NotDone(why, f"Try again in {_spoken(left_ms // 1000 + 1)}.")
+    maybe = (each for each in attempts if each.outcome in MAY_HAVE_ARRIVED)
+    if any((each.status or 0) >= 500 for each in maybe):
+        after_ms, name = STORED_ERROR_MS, f"operation {operation.id}"
+        why = f"Stripe answered {name} with an error that it keeps under the key for a day"
+    else:
+        after_ms = SEND_WITHIN_MS + snapshot.settings.recovery_grace_ms
+        why = f"operation {operation.id} was sent so lately that Stripe may still be at it"
+    left_ms = max((each.last_sent_at for each in attempts), default=0) + after_ms - at
+    hint = f"Try again in {_spoken(left_ms // 1000 + 1)}."
+    return None if left_ms < 0 else NotDone(why, hint)
 
 
 def _spoken(seconds: int) -> str:
@@ -170,82 +232,151 @@ def _spoken(seconds: int) -> str:
     return how_many(seconds, "second") if seconds < 3_600 else how_many(hours, "hour")
 
 
-_OBJECT_ID = re.compile(r"[A-Za-z0-9_]{1,128}")
+async def settle_by_object(
+    ledger: Ledger, operation: Operation, item: Item, by: By, daily_declines: int
+) -> Done | NotDone:
+    """Conclude an operation with the object `item`, as Stripe shows it, in one transaction.
+
+    One that counted as failed, voided or waiting turns out to be charged: that is recorded as a
+    charge that turned up late. No object concludes two operations.
+    """
+    made = prove_object(item, ENDPOINTS[operation.route])
+    if made is None:
+        return NotDone(f"{item.get('id')} is not operation {operation.id}: another kind of object")
+    if made.verdict == "failed":
+        why = f"{made.object_id} is {made.stripe_status}: it took no money"
+        return NotDone(why, "Void the operation instead, if it is unknown.")
+
+    def step(snapshot: Snapshot) -> tuple[Done | NotDone, Changes]:
+        current, states = snapshot.operations[operation.id], _VOIDABLE | _NEEDS_A_MARK
+        otherwise = "its outcome is known or not asked yet"
+        refusal = unresolvable(snapshot, current, states, otherwise)
+        if refusal is not None:
+            return refusal, Changes()
+        different = why_not_its(snapshot, current, item)
+        if different is not None:
+            why = f"{made.object_id} is not operation {current.id}: {different}"
+            return NotDone(clean_text(why, WHY_MAX)), Changes()
+        return _settle(snapshot, current, item, made, by, daily_declines)
+
+    def refs(now: int) -> Refs:
+        named = ending_refs(operation, made, now)
+        made_in = windows_then(operation, _made_at(item)).all()
+        objects, windows = named.objects | names_of(item), named.windows | frozenset(made_in)
+        return replace(named, objects=objects, windows=windows)
+
+    return await ledger.transact(refs, step)
 
 
-@dataclass(frozen=True, slots=True)
-class StripeActs:
-    """Acts over `ledger`; `recovery` looks at one operation in Stripe's list."""
+def _settle(
+    snapshot: Snapshot, current: Operation, item: Item, made: Made, by: By, daily_declines: int
+) -> tuple[Done, Changes]:
+    attempt = _attempt_of(snapshot, current, item)
+    if (current.id, attempt.number) not in snapshot.attempts:
+        # A store that lost records knows nothing of this send: it counts when it was made.
+        current = replace(current, attempt=attempt.number, reserved_at=_made_at(item))
+        snapshot.apply(Changes(operations=(current,), attempts=(attempt,)))
+    ending = Ending(
+        operation_id=current.id,
+        attempt=attempt.number,
+        token=current.lease_token,
+        proof=made,
+        daily_declines=daily_declines,
+        request=AuditDraft(kind="admin", agent_id=by.operator),
+    )
+    after, changes = conclude(snapshot, ending)
+    rows = (*changes.audit, by.row("resolve_succeeded", after))
+    return Done(after), replace(changes, audit=rows)
 
-    ledger: Ledger
-    reads: StripeReads
-    recovery: Recovery
 
-    async def resolve(self, operation: Operation, object_id: str | None, by: By) -> Done | NotDone:
-        """Settle an operation with its object, or void it where an operator says it has none."""
-        if object_id is None:
-            return await self._void(operation, by)
-        return await self._succeed(operation, object_id, by)
+def _attempt_of(snapshot: Snapshot, operation: Operation, item: Item) -> Attempt:
+    """Return the attempt that made `item`: by its mark, else the current one, else a new one."""
+    attempts, mark = snapshot.attempts_of(operation), marked_key(operation, item)
+    marked = next((each for each in attempts if each.upstream_key == mark), None)
+    if marked is not None or (mark is None and attempts):
+        return marked or attempts[-1]
+    key = mark or operation.upstream_name
+    return lost_attempt(operation, operation.attempt + 1, key, _made_at(item))
 
-    async def _succeed(self, operation: Operation, object_id: str, by: By) -> Done | NotDone:
-        route = ENDPOINTS[operation.route]
-        item = await self._read(route.path_of(object_id), object_id)
-        if isinstance(item, NotDone):
-            return item
-        limit = await self.recovery.daily_declines(operation.key_id)
-        return await settle_by_object(self.ledger, operation, item, by, limit)
 
-    async def _void(self, operation: Operation, by: By) -> Done | NotDone:
-        """Void an operation on an operator's word, at the second whole look without its object."""
-        refs = Refs(operations=frozenset({operation.id}))
+def _made_at(item: Item) -> int:
+    return created_ms(item.get("created")) or 0
 
-        def refusal(snapshot: Snapshot) -> tuple[NotDone | None, Changes]:
-            return why_not_now(snapshot, snapshot.operations[operation.id]), Changes()
 
-        refused = await self.ledger.transact(lambda _: refs, refusal)
-        if refused is not None:
-            return refused
-        done = await self.recovery.examine(operation.id, void_by(by), FOR_AN_OPERATOR)
-        if done is None:
-            why = f"operation {operation.id} is being sent or read right now"
-            return NotDone(why, "Try again.")
-        return done
+def names_of(item: Item) -> frozenset[str]:
+    """Return the ids under which another operation may own `item`: its own, and its intent's."""
+    intent = None if item.get("object") == "refund" else item.get("payment_intent")
+    return frozenset(filter(None, map(object_id, (item.get("id"), intent))))
 
-    async def reopen(self, operation: Operation, by: By, said: Reopening) -> Done | NotDone:
-        """Let a refunded bill be billed once more, or waive a suspicion that was wrong.
 
-        What counts of a charge is what Stripe's list of refunds shows now.
-        """
-        refunded = False
-        # What was given back of an invoice's charge opens no invoice: only a suspicion is waived.
-        if (
-            operation.object_id is not None
-            and not operation.pays_invoice
-            and operation.gives_back is None
-        ):
-            seen = await read_refund(self.reads, operation)
-            match seen:
-                case Unread():
-                    why = f"the refunds of {operation.object_id} cannot be read: {seen.why}"
-                    hint = "Nothing was changed. The Stripe key must be allowed to read refunds."
-                    return NotDone(why, hint)
-                case Missing():
-                    return NotDone(f"Stripe has no {operation.object_id}", "Check the key's mode.")
-                case GivenBack(waiting=waiting) if waiting is not None:
-                    why = f"the refund {waiting} of {operation.object_id} has not succeeded"
-                    return NotDone(why, "It may still fail. Run this again once it has succeeded.")
-                case GivenBack():
-                    refunded = seen.whole
-        return await reopen(self.ledger, operation, by, said, refunded=refunded)
+def marked_key(operation: Operation, item: Item) -> str | None:
+    """Return the upstream key in the mark of `item`, if `operation` may have sent it."""
+    mark, ours = marks_of(item).get("keybrake_attempt"), re.escape(operation.upstream_name)
+    return mark if isinstance(mark, str) and re.fullmatch(rf"{ours}(-\d*)?", mark) else None
 
-    async def _read(self, path: str, object_id: str) -> Mapping[str, Any] | NotDone:
-        if not _OBJECT_ID.fullmatch(object_id):
-            return NotDone("that is no id of an object at Stripe")
-        seen = await self.reads.get(path)
-        if isinstance(seen, Found):
-            if seen.body.get("id") != object_id:
-                return NotDone("Stripe answered with another object", "Nothing was changed.")
-            return seen.body
-        if isinstance(seen, Unread):
-            return NotDone(f"{object_id} cannot be read: {seen.why}", "Nothing was changed.")
-        return NotDone(f"Stripe has no {object_id}", "Check the id, and the mode of the key.")
+
+def why_not_its(snapshot: Snapshot, operation: Operation, item: Item) -> str | None:
+    """Return why `item` cannot be the object of `operation`, or None where it can."""
+    reasons = _other_invoice if operation.pays_invoice else _other_object
+    return next(reasons(snapshot, operation, item), None)
+
+
+def _other_invoice(_: Snapshot, operation: Operation, item: Item) -> Iterator[str]:
+    """Yield why `item` is not the invoice that `operation` paid; it bears no mark of anybody."""
+    if item.get("id") != operation.object_id:
+        yield f"the invoice of this operation is {operation.object_id}"
+    if item.get("status") != "paid":
+        yield f"it is {item.get('status')}, not paid"
+
+
+def _other_object(snapshot: Snapshot, operation: Operation, item: Item) -> Iterator[str]:
+    attempts, marks = snapshot.attempts_of(operation), marks_of(item)
+    owners = {snapshot.object_owners.get(name) for name in names_of(item)}
+    owner, mark = marks.get("keybrake_operation"), marks.get("keybrake_attempt")
+    for other in sorted(owners - {None, operation.id}, key=str):
+        yield f"it already concluded operation {other}"
+    if owner and owner != operation.id:
+        yield f"it belongs to operation {owner}"
+    known = any(each.upstream_key == mark for each in attempts)
+    if mark and not known and marked_key(operation, item) is None:
+        yield "it belongs to another operation: its mark keybrake_attempt says so"
+    if not (owner or mark) and operation.state in _NEEDS_A_MARK:
+        yield f"it bears no mark of this operation, which is {operation.state.value}"
+    yield from _other_values(snapshot, operation, item)
+    created = created_ms(item.get("created"))
+    sent = min((each.first_sent_at for each in attempts), default=operation.first_arrival_at)
+    if created is None or created < sent - BEFORE_MS:
+        yield "it was created before the operation was first sent"
+    if operation.gives_back is None:
+        yield from _other_bill(operation, item)
+
+
+def _other_values(snapshot: Snapshot, operation: Operation, item: Item) -> Iterator[str]:
+    live = snapshot.settings.mode == "live"
+    whose: tuple[str, object, object] = ("customer", customer_of(item), operation.customer)
+    if operation.gives_back is not None:
+        # A refund does not say whose it is, nor in which mode: its charge does.
+        whose = ("charge", item.get("charge"), operation.gives_back)
+    for name, found, wanted in (
+        ("amount", item.get("amount"), operation.amount),
+        ("currency", item.get("currency"), operation.currency),
+        whose,
+        ("livemode", item.get("livemode", live), live),
+    ):
+        # Refunds, payouts and top-ups say no customer.
+        if found != wanted and (name != "customer" or "customer" in item):
+            yield f"its {name} is {found}, the operation's is {wanted}"
+
+
+def _other_bill(operation: Operation, item: Item) -> Iterator[str]:
+    marks, described = marks_of(item), str(item.get("description") or "")
+    reference, said = marks.get("reference"), marks.get("billing_period")
+    if reference and reference != operation.reference:
+        yield f"its reference is {reference}, the operation's is {operation.reference}"
+    try:
+        period = parse_period(str(said)) if said else period_from_description(described)
+    except PeriodError:
+        yield f"its billing period {said!r} cannot be read"
+    else:
+        if period is not None and period.label != operation.period:
+            yield f"its billing period is {period.label}, the operation's is {operation.period}"

@@ -21,7 +21,6 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from kb_mcp.instants import how_many
-from kb_mcp.operators.actions.operations import note as commit_row
 from kb_mcp.operators.api import Acts
 from kb_mcp.operators.dashboard.forms import FORMS, REFUSED, SHOWN_AGAIN, wrong_form
 from kb_mcp.operators.dashboard.pages import Pages
@@ -31,6 +30,7 @@ from kb_mcp.operators.sign_in import Access, Note, Session, Sessions, Throttle, 
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from kb_mcp.proxy.ledger.port import note as commit_row
 from kb_mcp.proxy.ledger.records import AuditDraft
 
 SESSION_COOKIE = "keybrake_session"

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kb_mcp.operators.actions.adopt import NOBODY, Left, operation_of, period_of
+from kb_mcp.operators.actions.adopt import NOBODY, operation_of, period_of
 from kb_mcp.operators.actions.adoption import adopt
+from kb_mcp.operators.actions.operations import NotDone
 from kb_mcp.proxy.ledger.records import Changes, KeyId, NamedBy, OperationId, Refs
 from tests.in_process_proxy import InProcessProxy
 
@@ -47,7 +48,7 @@ def test_a_charge_says_its_period_where_it_was_told_to(
     metadata: dict[str, str], period_from: str, label: str | None
 ) -> None:
     period = period_of(CHARGE | {"metadata": metadata}, period_from)
-    if isinstance(period, Left):
+    if isinstance(period, NotDone):
         assert label == "unreadable"
     else:
         assert (None if period is None else period.label) == label
@@ -56,7 +57,7 @@ def test_a_charge_says_its_period_where_it_was_told_to(
 def test_a_charge_of_ours_gets_its_operation_its_name_and_its_key_back() -> None:
     charge = CHARGE | {"metadata": MARKS | {"billing_period": "2026-06"}}
     period = period_of(charge, "none")
-    assert not isinstance(period, Left)
+    assert not isinstance(period, NotDone)
     found, attempt = operation_of(
         charge, period, {"lineage1": KeyId("key1")}, 7, OperationId("op_x")
     )
@@ -94,7 +95,7 @@ def test_an_operation_that_is_being_sent_or_looked_up_is_left(tmp_path: Path) ->
         )
         found, attempt = operation_of(CHARGE, None, {}, operation.updated_at, operation.id)
         left = in_process.run(adopt(ledger, found, attempt, "ann"))
-        assert left == Left("it is being sent or looked up: run this again later")
+        assert left == NotDone("it is being sent or looked up: run this again later")
         assert in_process.operations() == [leased]
 
 
@@ -108,5 +109,5 @@ def test_an_object_that_another_operation_has_is_left(tmp_path: Path) -> None:
         found, attempt = operation_of(CHARGE | {"id": made}, None, {}, 7, unknown.id)
         ledger = in_process.proxy.store.ledger
         left = in_process.run(adopt(ledger, found, attempt, "ann"))
-        assert left == Left(f"operation {owner.id} has it")
+        assert left == NotDone(f"operation {owner.id} has it")
         assert in_process.operations() == [unknown, owner]

@@ -16,11 +16,11 @@ from typing_extensions import override
 
 from kb_mcp.environment import SettingsError
 from kb_mcp.operators import alerts as rules
-from kb_mcp.operators.actions.operations import note
 from kb_mcp.operators.alert_file import AlertFileError, load_alert_file
 from kb_mcp.operators.alerts import QUEUE_MAX, RECONCILE_DIFFERENCE, TRIES_MAX, Alerts
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
+from kb_mcp.proxy.ledger.port import note
 from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.rules.outcomes.gaps import GAP_FOUND, WALK_FAILED
 from kb_mcp.wiring.alerts import alerts_path, build_alerts, is_public
