@@ -149,16 +149,15 @@ async def revoke(opened: OpenStore, *, key_id: str, reason: str | None) -> None:
     Example: kb-mcp keys revoke abc123def456 --reason "laptop lost"
     """
     ledger, records = opened.store.ledger, opened.store.records
-    done = await revoke_key(
+    counts = await revoke_key(
         ledger, records, KeyId(key_id), clean_reason(reason), OPERATOR, REVOKE_WAIT_S
     )
-    record = _with_state(opened, await opened.views.key(key_id))
-    record |= {"under_way": done.under_way, "still_under_way": done.still_under_way}
-    said = f"Revoked {key_id}. Sends under way when it took effect: {done.under_way}."
+    record = _with_state(opened, await opened.views.key(key_id)) | counts
+    said = f"Revoked {key_id}. Sends under way when it took effect: {counts['under_way']}."
     opened.out.done(record, said)
-    if done.still_under_way:
+    if left := counts["still_under_way"]:
         say_failure(
-            f"{done.still_under_way} of them have not ended after {REVOKE_WAIT_S} s",
+            f"{left} of them have not ended after {REVOKE_WAIT_S} s",
             "The key sends nothing new; `kb-mcp operations list --state reserved` shows them.",
         )
 

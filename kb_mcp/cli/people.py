@@ -142,13 +142,13 @@ async def grant_remove(opened: OpenStore, *, grant_id: str) -> None:
     Example: kb-mcp grants remove ID
     """
     store = opened.store
-    removed = await remove_grant(store.ledger, store.records, grant_id, OPERATOR, REVOKE_WAIT_S)
-    left = removed.still_under_way
-    counts = {"under_way": removed.under_way, "still_under_way": left}
-    said = f"Removed {grant_id}. Sends of its key under way then: {removed.under_way}."
-    if left:
+    grant, counts = await remove_grant(
+        store.ledger, store.records, grant_id, OPERATOR, REVOKE_WAIT_S
+    )
+    said = f"Removed {grant_id}. Sends of its key under way then: {counts['under_way']}."
+    if left := counts["still_under_way"]:
         said += f"\n{left} did not end yet; recovery finds out about them."
-    opened.out.done({**grant_record(removed.grant), **counts}, said)
+    opened.out.done({**grant_record(grant), **counts}, said)
 
 
 APPROVAL_COLUMNS = ("id", "state", "endpoint", "customer_id", "billing_period", "reference",

@@ -17,9 +17,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kb_mcp.instants import day_of, parse_duration, rfc3339
-from kb_mcp.operators.actions.grants import NewGrant, Removed, add_grant, remove_grant
+from kb_mcp.operators.actions.grants import NewGrant, add_grant, remove_grant
 from kb_mcp.operators.actions.keys import (
-    Revoked,
     clean_reason,
     issue_key,
     read_new_key,
@@ -122,8 +121,8 @@ class Acts:
     async def revoke(self, key: Record, operator: str, *, reason: Reason | None = None) -> Record:
         """Revoke a key, and say how many of its sends were under way."""
         ledger, records, why = self.views.ledger, self.views.records, clean_reason(reason)
-        revoked = await revoke_key(ledger, records, key["id"], why, operator, REVOKE_WAIT_S)
-        return await self.views.key(key["id"]) | _sends(revoked)
+        counts = await revoke_key(ledger, records, key["id"], why, operator, REVOKE_WAIT_S)
+        return await self.views.key(key["id"]) | counts
 
     async def unfreeze(self, key: Record, operator: str, *, reason: Reason) -> Record:
         """Unfreeze a key that is frozen: what is not keeps its count of declines."""
@@ -161,8 +160,8 @@ class Acts:
     async def remove_grant(self, grant_id: str, operator: str) -> Record:
         """Remove a grant, and say how many sends of its key were under way."""
         ledger, records = self.views.ledger, self.views.records
-        removed = await remove_grant(ledger, records, grant_id, operator, REVOKE_WAIT_S)
-        return grant_record(removed.grant) | _sends(removed)
+        grant, counts = await remove_grant(ledger, records, grant_id, operator, REVOKE_WAIT_S)
+        return grant_record(grant) | counts
 
     async def resolve(
         self,
@@ -297,10 +296,6 @@ def admin_routes(acts: Acts, access: Access) -> list[Route]:
         ),
         *(Route(PREFIX + path, partial(done, path), methods=["POST"]) for path in acts.table()),
     ]
-
-
-def _sends(ended: Revoked | Removed) -> Record:
-    return {"under_way": ended.under_way, "still_under_way": ended.still_under_way}
 
 
 def _reason(text: str, without: str = "Say why.") -> str:

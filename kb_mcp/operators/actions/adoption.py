@@ -24,12 +24,11 @@ from kb_mcp.operators.actions.adopt import (
     period_of,
     proof_of,
 )
-from kb_mcp.operators.actions.operations import By, NotDone
+from kb_mcp.operators.actions.operations import By, NotDone, admin_row
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Attempt,
-    AuditDraft,
     Changes,
     KeyId,
     Operation,
@@ -273,8 +272,7 @@ async def confirm_new_store(walk: StoreWalk, operator: str) -> NotDone | None:
             "this store is not new: what it lacks, it has lost",
             "`kb-mcp adopt --since … --apply` takes it in.",
         )
-    row = AuditDraft(kind="admin", decision="confirm_new_store", agent_id=operator)
-    await walk.confirm_new((row,))
+    await walk.confirm_new((admin_row(operator, "confirm_new_store"),))
     return None
 
 
@@ -284,8 +282,7 @@ async def name_foreign(walk: StoreWalk, lineage: str, operator: str) -> NotDone 
         return NotDone(f"{lineage!r} is no lineage", "It stands in metadata[keybrake_key].")
     if await walk.records.known_lineages([lineage]):
         return NotDone(f"{lineage} is a lineage of this store: its charges are its own")
-    row = AuditDraft(kind="admin", decision="foreign_lineage", agent_id=operator, note=lineage)
-    facts = ((f"{FOREIGN}{lineage}", "1"),)
-    changes = Changes(facts=facts, audit=(row,))
+    row, fact = admin_row(operator, "foreign_lineage", lineage), (f"{FOREIGN}{lineage}", "1")
+    changes = Changes(facts=(fact,), audit=(row,))
     await walk.ledger.transact(lambda _: Refs(), lambda _: (None, changes))
     return None

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from kb_mcp.environment import is_address
-from kb_mcp.operators.actions.keys import await_sends
+from kb_mcp.operators.actions.keys import REASON_MAX, TEXT_MAX, Counts, await_sends, clean_reason
+from kb_mcp.operators.actions.operations import admin_row
 from kb_mcp.operators.reports.views import NoSuchKeyError
 from kb_mcp.proxy.access.authenticate import newest_key
 from kb_mcp.proxy.access.grants import (
@@ -23,14 +24,12 @@ from kb_mcp.proxy.access.grants import (
     write_claims,
 )
 from kb_mcp.proxy.access.tokens import refuse_dead_key
-from kb_mcp.proxy.audit.chain import clean_text
-from kb_mcp.proxy.errors.refusals import Code
+from kb_mcp.proxy.errors.refusals import Code, refuse
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Grant, KeyId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.reads import StoreReads
 
-LABEL_MAX = 128
 ID_BYTES = 10
 
 
@@ -52,15 +51,6 @@ class NewGrant:
     label: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """A removal, and the sends of the key that were under way when it committed."""
-
-    grant: Grant
-    under_way: int
-    still_under_way: int
-
-
 async def find_problems(
     ledger: Ledger, grants: Iterable[Grant], issuers: Sequence[str], now: int
 ) -> list[str]:
@@ -69,13 +59,12 @@ async def find_problems(
     for grant in grants:
         undo = f"`kb-mcp grants remove {grant.id}`"
         key = await newest_key(ledger, grant)
-        refusal = None if key is None else refuse_dead_key(key, now)
-        if key is None or refusal is not None:
-            expired = refusal is not None and refusal.code is not Code.VAULT_KEY_REVOKED
+        dead = refuse(Code.VAULT_KEY_REVOKED) if key is None else refuse_dead_key(key, now)
+        if dead is not None:
+            how = "revoked" if dead.code is Code.VAULT_KEY_REVOKED else "expired"
             problems.append(
-                f"{grant.id} stands for the vault key {grant.key_id}, which is "
-                f"{'expired' if expired else 'revoked'}: {undo}, and `kb-mcp grants add` with a "
-                "key that serves"
+                f"{grant.id} stands for the vault key {grant.key_id}, which is {how}: {undo}, and "
+                "`kb-mcp grants add` with a key that serves"
             )
         if grant.issuer not in issuers:
             problems.append(
@@ -108,12 +97,8 @@ async def add_grant(
             raise NotGrantedError(f"vault key {key.id} was revoked or has expired")
         if key.rotated_to is not None:
             raise NotGrantedError(f"vault key {key.id} was rotated: name {key.rotated_to}")
-        standing = [
-            grant
-            for grant in snapshot.grants.values()
-            if grant.issuer == wanted.issuer and grant.removed_at is None
-        ]
-        other = overlapping(standing, claims)
+        held = (each for each in snapshot.grants.values() if each.removed_at is None)
+        other = overlapping((each for each in held if each.issuer == wanted.issuer), claims)
         if other is not None:
             raise NotGrantedError(f"grant {other.id} matches some of the same identities")
         grant = Grant(
@@ -121,18 +106,18 @@ async def add_grant(
             issuer=wanted.issuer,
             claims=write_claims(claims),
             key_id=key.id,
-            label=None if wanted.label is None else clean_text(wanted.label, LABEL_MAX),
+            label=clean_reason(wanted.label, TEXT_MAX),
             created_at=snapshot.now,
         )
-        return grant, Changes(grants=(grant,), audit=(_row("grant_add", grant, operator),))
+        return grant, Changes(grants=(grant,), audit=(_row(operator, "grant_add", grant),))
 
     return await ledger.transact(lambda _: refs, step)
 
 
 async def remove_grant(
     ledger: Ledger, records: StoreReads, grant_id: str, operator: str, wait_s: int
-) -> Removed:
-    """Remove a grant now, and wait at most `wait_s` for sends of its key under way to end.
+) -> tuple[Grant, Counts]:
+    """Remove a grant now; return it, and what became of the sends of its key within `wait_s`.
 
     Raises: NoSuchGrantError.
     """
@@ -145,20 +130,15 @@ async def remove_grant(
         grant = snapshot.grants[grant_id]
         if grant.removed_at is None:
             grant = replace(grant, removed_at=snapshot.now)
-        return grant, Changes(grants=(grant,), audit=(_row("grant_remove", grant, operator),))
+        return grant, Changes(grants=(grant,), audit=(_row(operator, "grant_remove", grant),))
 
     grant = await ledger.transact(lambda _: refs, step)
     found = await ledger.find_key(grant.key_id)
     lineage = "" if found is None else found[0].lineage_id
-    return Removed(grant, *await await_sends(records, lineage, wait_s))
+    return grant, await await_sends(records, lineage, wait_s)
 
 
-def _row(decision: str, grant: Grant, operator: str) -> AuditDraft:
+def _row(operator: str, decision: str, grant: Grant) -> AuditDraft:
     claims = " ".join(f"{name}={value}" for name, value in claims_of(grant.claims).items())
-    return AuditDraft(
-        kind="admin",
-        decision=decision,
-        key_id=grant.key_id,
-        agent_id=operator,
-        note=f"{grant.id} {grant.issuer} {claims}"[:500],
-    )
+    note = f"{grant.id} {grant.issuer} {claims}"[:REASON_MAX]
+    return admin_row(operator, decision, note, key_id=grant.key_id)

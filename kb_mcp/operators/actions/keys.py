@@ -10,20 +10,22 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Final
 
 from msgspec.structs import replace
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kb_mcp.instants import epoch_ms, future_ms
 from kb_mcp.money import parse_caps
+from kb_mcp.operators.actions.operations import admin_row
 from kb_mcp.operators.reports.views import NoSuchKeyError
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.policy import Policy, is_uncapped
 from kb_mcp.proxy.access.policy_files import (
     PolicyError,
-    Syntax,
     dump_policy,
     load_policy,
     parse_policy,
@@ -46,6 +48,7 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_at
 from kb_mcp.proxy.stores.reads import StoreReads
 
+Counts = dict[str, int]
 POLL_S = 0.05
 TEXT_MAX = 128
 REASON_MAX = 500
@@ -87,27 +90,31 @@ class KeyRequestError(ValueError):
         self.param = param
 
 
-def _caps(value: object) -> object:
-    return parse_caps(value) if isinstance(value, str) else value
+def clean_reason(text: str | None, limit: int = REASON_MAX) -> str | None:
+    """Bound a text and take out what does not print; an empty one is none."""
+    return (clean_text(text, limit).strip() or None) if text else None
 
 
-def _count(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    if not (value.isascii() and value.isdigit() and len(value) <= 7):
+def _or_text(read: Callable[[str], object]) -> BeforeValidator:
+    """Return what takes a value as it is, or reads the text that stands for it."""
+    return BeforeValidator(lambda value: read(value) if isinstance(value, str) else value)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 7):
         raise ValueError("give a whole number, like 100")
-    return int(value)
+    return int(text)
 
 
-def _names(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return list(dict.fromkeys(part.strip() for part in value.split(",")))
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(map(str.strip, text.split(","))))
 
 
-_Caps = Annotated[dict[str, Any], BeforeValidator(_caps)]
-_Count = Annotated[int, BeforeValidator(_count)]
-_Text = Annotated[str, Field(max_length=TEXT_MAX)]
+_Caps = Annotated[dict[str, Any], _or_text(parse_caps)]
+_Count = Annotated[int, _or_text(_count)]
+_Text = Annotated[
+    str | None, Field(max_length=TEXT_MAX), AfterValidator(partial(clean_reason, limit=TEXT_MAX))
+]
 
 
 class KeyRequest(BaseModel):
@@ -121,8 +128,8 @@ class KeyRequest(BaseModel):
 
     role: str | None = None
     policy: dict[str, Any] | str | None = None
-    label: _Text | None = None
-    agent: _Text | None = None
+    label: _Text = None
+    agent: _Text = None
     expires_at: str | None = None
     caps: dict[str, _Caps] | None = None
     refund_caps: dict[str, _Caps] | None = None
@@ -133,7 +140,7 @@ class KeyRequest(BaseModel):
     refund_approval_above: _Caps | None = None
     uncapped: bool = False
     overlaps: str | None = None
-    period_kinds: Annotated[list[str], BeforeValidator(_names)] | None = None
+    period_kinds: Annotated[list[str], _or_text(_names)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,15 +158,6 @@ class NewKey:
     uncapped: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Revoked:
-    """A revocation, and the sends that were under way when it committed."""
-
-    key: VaultKey
-    under_way: int
-    still_under_way: int
-
-
 def read_new_key(fields: Mapping[str, Any], mode: Mode, now: int) -> NewKey:
     """Return the key that `fields`, those of a `KeyRequest`, describe; `now` in ms UTC.
 
@@ -167,13 +165,12 @@ def read_new_key(fields: Mapping[str, Any], mode: Mode, now: int) -> NewKey:
     """
     try:
         asked = KeyRequest.model_validate(fields)
+        policy = _narrowed(asked)
     except ValidationError as error:
         place = error.errors(include_url=False, include_input=False)[0]["loc"]
         named = place[:2] if place[0] in {"caps", "refund_caps"} else place[:1]
         param = clean_text(".".join(map(str, named)), TEXT_MAX)
         raise KeyRequestError(policy_errors(error), param) from None
-    try:
-        policy = _narrowed(asked)
     except PolicyError as error:
         raise KeyRequestError(error.errors, "policy") from None
     if policy.expires_at is not None and epoch_ms(policy.expires_at) <= now:
@@ -182,19 +179,8 @@ def read_new_key(fields: Mapping[str, Any], mode: Mode, now: int) -> NewKey:
         expires_at = None if asked.expires_at is None else future_ms(asked.expires_at, now)
     except ValueError as error:
         raise KeyRequestError([f"expires_at: {error}"], "expires_at") from None
-    return NewKey(
-        policy=policy,
-        mode=mode,
-        label=clean_reason(asked.label, TEXT_MAX),
-        agent=clean_reason(asked.agent, TEXT_MAX),
-        expires_at=expires_at,
-        uncapped=asked.uncapped,
-    )
-
-
-def clean_reason(text: str | None, limit: int = REASON_MAX) -> str | None:
-    """Bound a text and take out what does not print; an empty one is none."""
-    return (clean_text(text, limit).strip() or None) if text else None
+    same = asked.model_dump(include={"label", "agent", "uncapped"})
+    return NewKey(policy=policy, mode=mode, expires_at=expires_at, **same)
 
 
 async def issue_key(
@@ -204,14 +190,25 @@ async def issue_key(
 
     Raises: CapRequiredError.
     """
-    uncapped = is_uncapped(wanted.policy)
+    uncapped, policy = is_uncapped(wanted.policy), wanted.policy
     if uncapped and not wanted.uncapped:
-        raise CapRequiredError(wanted.policy)
+        raise CapRequiredError(policy)
     minted = mint(wanted.mode, random_bytes)
 
     def step(snapshot: Snapshot) -> tuple[VaultKey, Changes]:
-        key = _new_key(wanted, minted, LineageId(minted.id), snapshot.now)
-        row = _row("issue", key, operator, note="uncapped" if uncapped else None)
+        key = VaultKey(
+            id=minted.id,
+            lineage_id=LineageId(minted.id),
+            token_hash=minted.token_hash,
+            mode=wanted.mode,
+            role=policy.role,
+            label=wanted.label,
+            agent=wanted.agent,
+            policy=dump_policy(policy),
+            created_at=snapshot.now,
+            expires_at=_earliest(wanted.expires_at, _policy_ends(policy)),
+        )
+        row = _row(operator, "issue", key, "uncapped" if uncapped else None)
         return key, Changes(keys=(key,), lineages=(Lineage(key.lineage_id),), audit=(row,))
 
     return await ledger.transact(lambda _: Refs(), step), minted
@@ -226,23 +223,24 @@ async def rotate_key(
 ) -> tuple[VaultKey, Minted]:
     """Mint the successor of `key_id`: same policy and lineage, so caps and freezes go on.
 
-    The old key expires after `overlap_ms`, the new one no later than its policy. Raises:
-    NoSuchKeyError, KeyEndedError.
+    It lives as long as the old key, within the policy; the old one expires after `overlap_ms`.
+    Raises: NoSuchKeyError, KeyEndedError.
     """
 
     def step(snapshot: Snapshot) -> tuple[tuple[VaultKey, Minted], Changes]:
-        old = _key(snapshot, key_id)
-        _check_rotatable(old, snapshot.now)
+        old, now = _key(snapshot, key_id), snapshot.now
+        policy_ends = _policy_ends(policy_of(old.policy))
+        _check_rotatable(old, policy_ends, now)
         minted = mint("live" if old.mode == "live" else "test", random_bytes)
+        lasts = None if old.expires_at is None else now + old.expires_at - old.created_at
         successor = replace(
-            old, id=minted.id, token_hash=minted.token_hash, created_at=snapshot.now,
-            expires_at=_successor_ends(old, snapshot.now),
+            old, id=minted.id, token_hash=minted.token_hash, created_at=now,
+            expires_at=_earliest(lasts, policy_ends),
             revoked_at=None, revoke_reason=None, last_used_at=None, rotated_to=None,
         )  # fmt: skip
-        ends = snapshot.now + overlap_ms
-        expires_at = ends if old.expires_at is None else min(ends, old.expires_at)
-        retired = replace(old, expires_at=expires_at, rotated_to=minted.id)
-        rows = (_row("rotate", old, operator, note=f"to {minted.id}"),)
+        ends = _earliest(now + overlap_ms, old.expires_at)
+        retired = replace(old, expires_at=ends, rotated_to=minted.id)
+        rows = (_row(operator, "rotate", old, f"to {minted.id}"),)
         return (successor, minted), Changes(keys=(retired, successor), audit=rows)
 
     return await ledger.transact(lambda _: _refs(key_id), step)
@@ -255,20 +253,21 @@ async def revoke_key(
     reason: str | None,
     operator: str,
     wait_s: int,
-) -> Revoked:
-    """Revoke a key now, and wait at most `wait_s` for its sends under way to end.
+) -> Counts:
+    """Revoke a key now; return how many of its sends were under way, and still are.
 
-    Raises: NoSuchKeyError.
+    It waits at most `wait_s` for them to end. Raises: NoSuchKeyError.
     """
 
-    def step(snapshot: Snapshot) -> tuple[VaultKey, Changes]:
+    def step(snapshot: Snapshot) -> tuple[LineageId, Changes]:
         key = _key(snapshot, key_id)
         if key.revoked_at is None:
             key = replace(key, revoked_at=snapshot.now, revoke_reason=reason)
-        return key, Changes(keys=(key,), audit=(_row("revoke", key, operator, note=reason),))
+        changes = Changes(keys=(key,), audit=(_row(operator, "revoke", key, reason),))
+        return key.lineage_id, changes
 
-    key = await ledger.transact(lambda _: _refs(key_id), step)
-    return Revoked(key, *await await_sends(records, key.lineage_id, wait_s))
+    lineage_id = await ledger.transact(lambda _: _refs(key_id), step)
+    return await await_sends(records, lineage_id, wait_s)
 
 
 async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str) -> Lineage:
@@ -282,10 +281,9 @@ async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str
     lineage_id = known[0].lineage_id
 
     def step(snapshot: Snapshot) -> tuple[Lineage, Changes]:
-        key = _key(snapshot, key_id)
+        row = _row(operator, "unfreeze", _key(snapshot, key_id), reason)
         unfrozen = replace(snapshot.lineage(lineage_id), frozen_at=None, frozen_reason=None)
         today = snapshot.window(windows_at(snapshot.now, lineage_id, None, "").counts)
-        row = _row("unfreeze", key, operator, note=reason)
         anew = (replace(today, declines=0),) if today.declines else ()
         return unfrozen, Changes(lineages=(unfrozen,), windows=anew, audit=(row,))
 
@@ -296,7 +294,7 @@ async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str
     return await ledger.transact(refs, step)
 
 
-async def await_sends(records: StoreReads, lineage_id: str, wait_s: int) -> tuple[int, int]:
+async def await_sends(records: StoreReads, lineage_id: str, wait_s: int) -> Counts:
     """Wait at most `wait_s` for a lineage's sends to end; return how many there were, and are."""
 
     async def under_way() -> int:
@@ -304,14 +302,12 @@ async def await_sends(records: StoreReads, lineage_id: str, wait_s: int) -> tupl
         return sum(operation.lease_owner is not None for operation, _ in found)
 
     first = left = await under_way()
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(wait_s):
             while left:
                 await asyncio.sleep(POLL_S)
                 left = await under_way()
-    except TimeoutError:
-        pass
-    return first, left
+    return {"under_way": first, "still_under_way": left}
 
 
 def _key(snapshot: Snapshot, key_id: KeyId) -> VaultKey:
@@ -325,44 +321,41 @@ def _refs(key_id: KeyId) -> Refs:
     return Refs(keys=frozenset({key_id}))
 
 
-def _check_rotatable(key: VaultKey, now: int) -> None:
-    name, ends = f"vault key {key.id}", _policy_ends(policy_of(key.policy))
+def _check_rotatable(key: VaultKey, policy_ends: int | None, now: int) -> None:
     if key.revoked_at is not None:
-        raise KeyEndedError("key_revoked", f"{name} was revoked: issue a new one")
-    if key.rotated_to is not None:
-        message = f"{name} was rotated to {key.rotated_to}: rotate that one"
-        raise KeyEndedError("key_rotated", message)
-    if ends is not None and ends <= now:
-        message = f"{name} has a policy that ended: issue a new one under another policy"
-        raise KeyEndedError("key_ended", message)
-
-
-def _successor_ends(old: VaultKey, now: int) -> int | None:
-    """Return when a successor made `now` expires: it lives as long as `old`, within the policy."""
-    lasts = None if old.expires_at is None else now + old.expires_at - old.created_at
-    ends = (lasts, _policy_ends(policy_of(old.policy)))
-    return min((each for each in ends if each is not None), default=None)
+        code, why = "key_revoked", "was revoked: issue a new one"
+    elif key.rotated_to is not None:
+        code, why = "key_rotated", f"was rotated to {key.rotated_to}: rotate that one"
+    elif policy_ends is not None and policy_ends <= now:
+        code, why = "key_ended", "has a policy that ended: issue a new one under another policy"
+    else:
+        return
+    raise KeyEndedError(code, f"vault key {key.id} {why}")
 
 
 def _policy_ends(policy: Policy) -> int | None:
     return None if policy.expires_at is None else epoch_ms(policy.expires_at)
 
 
+def _earliest(*ends: int | None) -> int | None:
+    return min((each for each in ends if each is not None), default=None)
+
+
 def _narrowed(asked: KeyRequest) -> Policy:
     """Return the policy that is asked for. Raises: KeyRequestError, PolicyError."""
-    if (asked.role is None) == (asked.policy is None):
-        raise KeyRequestError(["give either a built-in role or a policy"], "role")
-    if isinstance(asked.policy, str):
-        # A TOML document never begins with a brace, a JSON object always does.
-        syntax: Syntax = "json" if asked.policy.lstrip().startswith("{") else "toml"
-        base = parse_policy(asked.policy, syntax)
-    elif asked.policy is not None:
-        base = load_policy(asked.policy)
-    else:
-        try:
-            base = built_in(asked.role or "")
-        except KeyError as error:
-            raise KeyRequestError([f"role: {error.args[0]}"], "role") from None
+    match asked.role, asked.policy:
+        case None, str(text):
+            # A TOML document never begins with a brace, a JSON object always does.
+            base = parse_policy(text, "json" if text.lstrip().startswith("{") else "toml")
+        case None, dict(record):
+            base = load_policy(record)
+        case str(role), None:
+            try:
+                base = built_in(role)
+            except KeyError as error:
+                raise KeyRequestError([f"role: {error.args[0]}"], "role") from None
+        case _:
+            raise KeyRequestError(["give either a built-in role or a policy"], "role")
     data = json.loads(dump_policy(base))
     for name in ("caps", "refund_caps"):
         data[name] = data.get(name, {}) | (getattr(asked, name) or {})
@@ -370,24 +363,5 @@ def _narrowed(asked: KeyRequest) -> Policy:
     return load_policy(data | given)
 
 
-def _new_key(wanted: NewKey, minted: Minted, lineage: LineageId, now: int) -> VaultKey:
-    ends = (wanted.expires_at, _policy_ends(wanted.policy))
-    expiries = [each for each in ends if each is not None]
-    return VaultKey(
-        id=minted.id,
-        lineage_id=lineage,
-        token_hash=minted.token_hash,
-        mode=wanted.mode,
-        role=wanted.policy.role,
-        label=wanted.label,
-        agent=wanted.agent,
-        policy=dump_policy(wanted.policy),
-        created_at=now,
-        expires_at=min(expiries, default=None),
-    )
-
-
-def _row(decision: str, key: VaultKey, operator: str, note: str | None = None) -> AuditDraft:
-    return AuditDraft(
-        kind="admin", decision=decision, key_id=key.id, role=key.role, agent_id=operator, note=note
-    )
+def _row(operator: str, decision: str, key: VaultKey, note: str | None) -> AuditDraft:
+    return admin_row(operator, decision, note, key_id=key.id, role=key.role)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec.structs import replace
 
@@ -54,6 +54,11 @@ class NotDone:
     hint: str | None = None
 
 
+def admin_row(operator: str, decision: str, note: str | None = None, **columns: Any) -> AuditDraft:
+    """Return the audit row of what `operator` did; `columns` say to what."""
+    return AuditDraft(kind="admin", agent_id=operator, decision=decision, note=note, **columns)
+
+
 @dataclass(frozen=True, slots=True)
 class By:
     """Who does it and why."""
@@ -64,16 +69,15 @@ class By:
     def row(self, decision: str, operation: Operation, note: str | None = None) -> AuditDraft:
         """Return the audit row of this act on `operation`."""
         text = note or self.reason
-        return AuditDraft(
-            kind="admin",
-            decision=decision,
-            agent_id=self.operator,
+        return admin_row(
+            self.operator,
+            decision,
+            None if text is None else clean_text(text, REASON_MAX),
             operation_id=operation.id,
             amount=operation.amount,
             currency=operation.currency,
             customer_id=operation.customer,
             object_id=operation.object_id,
-            note=None if text is None else clean_text(text, REASON_MAX),
         )
 
 
@@ -262,7 +266,6 @@ def _refs(operation: Operation) -> Refs:
 
 
 Verdict = Literal["approved", "denied"]
-_DECISIONS = {"approved": "approve", "denied": "deny"}
 # What the audit has no column of its own for.
 _TOLD_OF_APPROVALS = ("period", "reference", "payment_method", "destination")
 
@@ -292,10 +295,10 @@ async def decide_approval(
         method, _, path = approval.endpoint.partition(" ")
         asked = {name: getattr(approval, name) for name in _TOLD_OF_APPROVALS}
         told = (f"{name} {value}" for name, value in asked.items() if value is not None)
-        row = AuditDraft(
-            kind="admin",
-            decision=_DECISIONS[verdict],
-            agent_id=operator,
+        row = admin_row(
+            operator,
+            "approve" if verdict == "approved" else "deny",
+            ", ".join([approval.id, *told]),
             key_id=approval.key_id,
             method=method,
             path=path,
@@ -303,7 +306,6 @@ async def decide_approval(
             amount=approval.amount,
             currency=approval.currency,
             customer_id=approval.customer,
-            note=", ".join([approval.id, *told]),
         )
         return decided, Changes(approvals=(decided,), audit=(row,))
 
