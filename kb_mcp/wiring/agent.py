@@ -84,7 +84,6 @@ def connect_billing(settings: Settings | None = None) -> Billing:
     settings = load_settings() if settings is None else settings
     if settings.proxy_url is not None:
         return _billing(settings, network_line(settings, settings.proxy_url))
-
     from kb_mcp.in_process import start_loop
 
     opened = _embedded(settings)

@@ -32,10 +32,10 @@ from kb_mcp.proxy.stripe.reader import StripeReads, TimeReader
 from kb_mcp.serving.machine import boottime_ms, new_id
 from kb_mcp.serving.tracing import Span, TracedUpstream, chosen_span
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.account import Account
 from kb_mcp.wiring.stores import open_store
 from kb_mcp.wiring.stores.store import Turned
 from kb_mcp.wiring.upstream import (
+    Account,
     UpstreamWithKeyFile,
     build_issuers,
     build_upstream,
@@ -74,7 +74,7 @@ class Proxy:
         self.upstream = TracedUpstream(plain, self.span)
         self.store = store = open_store(settings, self._turned, binds)
         self.reads = reads = StripeReads(self.upstream, store.clock, boottime_ms)
-        self.account = Account(store, reads, upstream_key(settings), settings.account_label)
+        self.account = Account(store, reads, settings)
         if isinstance(plain, UpstreamWithKeyFile):
             plain.prove = self.account.prove
         self.time = TimeReader(reads)

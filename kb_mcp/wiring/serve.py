@@ -90,19 +90,6 @@ def admin_token(settings: Settings) -> str | None:
     return named.get("KEYBRAKE_ADMIN_TOKEN")
 
 
-def client_configuration(settings: Settings, proxy_url: str) -> str:
-    """Return an MCP client's configuration; it names token files, never a token."""
-    env = {
-        "KEYBRAKE_PROXY_URL": proxy_url,
-        "KEYBRAKE_VAULT_KEY_BILLING_FILE": str(token_file(settings, "billing")),
-        "KEYBRAKE_VAULT_KEY_AUDIT_FILE": str(token_file(settings, "audit")),
-    }
-    if settings.allow_http:
-        env["KEYBRAKE_ALLOW_HTTP"] = "1"
-    entry = {"command": sys.executable, "args": ["-m", "kb_mcp", "mcp"], "env": env}
-    return json.dumps({"mcpServers": {"kb-mcp": entry}}, indent=2)
-
-
 DRAIN_S = 40
 STARTED_POLL_S = 0.005
 BACKLOG = 1_024
@@ -243,10 +230,7 @@ async def _run(
         client = client_url(sockets["agents"], settings)
         written = await first_run(settings, proxy.store, client or urls["agents"])
         beyond = on_every_address(sockets["agents"])
-        for line in (
-            *_places(proxy, urls, written=written),
-            *_client(settings, client, beyond=beyond),
-        ):
+        for line in _announcement(proxy, urls, client, beyond=beyond, written=written):
             say(line)
     await stop.wait()
     if urls is not None:
@@ -283,8 +267,14 @@ def _operators_app(proxy: Proxy, workers: Workers) -> Any:
     )
 
 
-def _places(proxy: Proxy, urls: Mapping[str, str], *, written: bool) -> Iterator[str]:
-    """Yield where everything is; `written` says that this process wrote the settings file."""
+def _announcement(
+    proxy: Proxy, urls: Mapping[str, str], client: str | None, *, beyond: bool, written: bool
+) -> Iterator[str]:
+    """Yield where everything is, and the configuration of MCP clients, which holds no token.
+
+    `client` is where they reach us, `beyond` says that other machines do; `written` that this
+    process wrote the settings file.
+    """
     settings = proxy.settings
     yield f"Agents: {urls['agents']}  (Stripe at /v1 and /stripe/v1, MCP at /mcp)"
     if "operators" in urls:
@@ -299,13 +289,17 @@ def _places(proxy: Proxy, urls: Mapping[str, str], *, written: bool) -> Iterator
         yield "The ledger is behind its exported heads: nothing is sent until it is reconciled."
     new = " (first run: just written)" if written else ""
     yield f"Keys and settings: {settings_file(settings)}{new}"
-
-
-def _client(settings: Settings, client: str | None, *, beyond: bool) -> Iterator[str]:
-    """Yield how MCP clients reach us; `beyond` says that other machines may."""
     if client is None:
         yield "MCP client configuration: none until KEYBRAKE_ALLOWED_HOSTS names clients' host."
         return
     if beyond:
         yield "Other machines use a host in KEYBRAKE_ALLOWED_HOSTS, over https (docs/settings.md)."
-    yield f"MCP client configuration:\n{client_configuration(settings, client)}"
+    env = {
+        "KEYBRAKE_PROXY_URL": client,
+        "KEYBRAKE_VAULT_KEY_BILLING_FILE": str(token_file(settings, "billing")),
+        "KEYBRAKE_VAULT_KEY_AUDIT_FILE": str(token_file(settings, "audit")),
+        **({"KEYBRAKE_ALLOW_HTTP": "1"} if settings.allow_http else {}),
+    }
+    entry = {"command": sys.executable, "args": ["-m", "kb_mcp", "mcp"], "env": env}
+    shown_entry = json.dumps({"mcpServers": {"kb-mcp": entry}}, indent=2)
+    yield f"MCP client configuration:\n{shown_entry}"

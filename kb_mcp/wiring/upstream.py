@@ -1,5 +1,7 @@
 """Building the ways out: to Stripe (its client, or the sandbox), and to identity providers.
 
+Every key that is used at Stripe must reach the account that the store is for.
+
 Floor: wiring. In sandbox mode kb-mcp follows the sandbox's clock. The file of the Stripe key is
 read again once Stripe says 401, so that a rotated key needs no restart: a 401 proves that Stripe
 did not begin, and the same request may go out again under the same idempotency key.
@@ -10,12 +12,13 @@ of the environment but the certificates that it trusts.
 from __future__ import annotations
 
 import asyncio
+import hmac
+import json
 import logging
 import sqlite3
 import ssl
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -23,17 +26,24 @@ from typing_extensions import override
 
 from kb_mcp.environment import SettingsError
 from kb_mcp.proxy.access.issuers import DOCUMENT_BYTES_MAX, FETCH_WITHIN_S, FetchError, Issuers
+from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
+from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.proxy.stripe.client import EgressError, InProcessUpstream, StripeUpstream
+from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamAnswer, UpstreamRequest
+from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads
 from kb_mcp.serving.machine import boottime_ms, host_ms, random_name
 from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings, check_upstream
 from kb_mcp.wiring.stores import store_path
-from kb_mcp.wiring.stores.store import StoreError, Turned
+from kb_mcp.wiring.stores.store import Store, StoreError, Turned
 
 _CLOCK_WITHIN_MS = 2_000
 # A key that Stripe refuses is asked for on every request: its file is not read for each of them.
 REREAD_EVERY_MS = 2_000
+KEY_FACT = "upstream_key:"
+# How many of the newest objects are asked for, where one cannot be read.
+OBJECTS_TRIED = 5
 _log = logging.getLogger("kb_mcp.wiring")
 
 
@@ -72,8 +82,8 @@ def _over_network(settings: Settings) -> Upstream:
 class UpstreamWithKeyFile(Upstream):
     """A way to Stripe whose key may change in its file.
 
-    `prove` is set once the store is open: it raises unless a key, used by a way to Stripe, reaches
-    the account that the store is for.
+    `prove` is set once the store is open: it raises unless a way to Stripe, with the key of those
+    settings, reaches the account that the store is for.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -83,7 +93,7 @@ class UpstreamWithKeyFile(Upstream):
         self._former: list[Upstream] = []
         self._lock = asyncio.Lock()
         self._read_at = -REREAD_EVERY_MS
-        self.prove: Callable[[Upstream, str], Awaitable[None]] | None = None
+        self.prove: Callable[[Upstream, Settings], Awaitable[None]] | None = None
 
     @override
     async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
@@ -120,7 +130,7 @@ class UpstreamWithKeyFile(Upstream):
             _log.error("the Stripe key's file holds nothing that can be used: %s", error)
             return
         try:
-            await self.prove(candidate, upstream_key(newer))
+            await self.prove(candidate, newer)
         except Exception as error:  # noqa: BLE001 whatever it is, the request itself must still end
             why = "nothing shows that it is of the account that this store is for: it is not used"
             _log.error("the Stripe key's file holds another key, and %s (%s)", why, error)
@@ -150,16 +160,12 @@ def build_sandbox(settings: Settings) -> Any:
     """
     from kb_mcp.sandbox.app import create_sandbox
 
-    file = sandbox_file(settings)
+    store = store_path(settings)
+    file = store.with_name(f"{store.name}.sandbox")
     try:
         return create_sandbox(file, clock=host_ms, new_id=random_name)
     except sqlite3.Error as error:
         raise StoreError(f"cannot use the sandbox's file {file}: {error}") from error
-
-
-def sandbox_file(settings: Settings) -> Path:
-    """Return the file of the sandbox that belongs to the store."""
-    return store_path(settings).with_name(f"{store_path(settings).name}.sandbox")
 
 
 def upstream_key(settings: Settings) -> str:
@@ -167,48 +173,128 @@ def upstream_key(settings: Settings) -> str:
     return SANDBOX_KEY if settings.stripe_key is None else settings.stripe_key.reveal()
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Binds `store` to the account of the key in `settings`, which `reads` use.
+
+    Where the key may read its account, the account's id binds. Where it may not, the store keeps a
+    keyed hash of each key that it was used with; another key is taken once it can read an object
+    that this store made.
+    """
+
+    store: Store
+    reads: StripeReads
+    settings: Settings
+
+    async def bind(self) -> None:
+        """Check that the key belongs to the store's account, and remember it.
+
+        Nothing needs to be proven of a key or an account that is known, or is the first of all.
+        Raises: BindingError, LedgerUnavailableError.
+        """
+        account_id, facts = await self._account_id(), await self.store.records.facts()
+        bound = facts.get("account_id")
+        # Two ids that differ are refused when the account is bound.
+        known = facts.get(self._fact) or (bound is not None and account_id is not None)
+        first = bound is None and not any(name.startswith(KEY_FACT) for name in facts)
+        if not (known or first or await self._read_own(account_id)):
+            raise BindingError(
+                "KEYBRAKE_STRIPE_KEY is another key than this store was used with, and nothing "
+                "shows that it is of the same Stripe account: if it is, run `kb-mcp settings "
+                "confirm-account`"
+            )
+        if account_id is not None:
+            self.store.bind_account(account_id, self.settings.account_label)
+        await self._remember(facts, None)
+
+    async def prove(self, upstream: Upstream, newer: Settings) -> None:
+        """Check the same of the key in `newer`, which `upstream` uses. Raises: as `bind`."""
+        reads = replace(self.reads, upstream=upstream)
+        await replace(self, reads=reads, settings=newer).bind()
+
+    async def confirm(self, operator: str) -> None:
+        """Take the key on an operator's word, where no object of the store can be read by it.
+
+        Raises: BindingError, where Stripe says that this is another account.
+        """
+        account_id, facts = await self._account_id(), await self.store.records.facts()
+        if account_id is not None and facts.get("account_id", account_id) != account_id:
+            self.store.bind_account(account_id, self.settings.account_label)
+        await self._read_own(account_id)
+        await self._remember(facts, operator)
+
+    async def _read_own(self, account_id: str | None) -> bool:
+        """Say whether the key reads an object that this store made. Raises: BindingError."""
+        newest = await self.store.records.operations(state="succeeded", limit=OBJECTS_TRIED)
+        for operation, _ in newest:
+            template = ENDPOINTS[operation.route].template if operation.route in ENDPOINTS else "*"
+            if operation.object_id is None or "*" in template:
+                continue
+            seen = await self.reads.get(f"{template}/{operation.object_id}")
+            if isinstance(seen, Found):
+                return True
+            if isinstance(seen, Missing):
+                whose = "another Stripe account" if account_id is None else f"account {account_id}"
+                raise BindingError(
+                    f"KEYBRAKE_STRIPE_KEY belongs to {whose}: Stripe does not know "
+                    f"{operation.object_id} there, which this store made. Use another "
+                    "KEYBRAKE_DATABASE_URL, one store an account"
+                )
+        return False
+
+    async def _account_id(self) -> str | None:
+        seen = await self.reads.get("/v1/account")
+        found = seen.body.get("id") if isinstance(seen, Found) else None
+        return found if isinstance(found, str) and found.startswith("acct_") else None
+
+    async def _remember(self, facts: Mapping[str, str], operator: str | None) -> None:
+        if facts.get(self._fact):
+            return
+        row = AuditDraft(
+            kind="admin",
+            decision="confirm_account" if operator else "upstream_key_taken",
+            agent_id=operator,
+            note=json.dumps({"key": self._fact.removeprefix(KEY_FACT)[:8]}),
+        )
+        changes = Changes(facts=((self._fact, "1"),), audit=(row,))
+        await self.store.ledger.transact(lambda _: Refs(), lambda _: (None, changes))
+
+    @property
+    def _fact(self) -> str:
+        """The name of the fact that stands for the key; it gives the key away to nobody."""
+        named = f"upstream-key:{upstream_key(self.settings)}".encode()
+        digest = hmac.new(self.store.chain_key, named, "sha256")
+        return f"{KEY_FACT}{digest.hexdigest()[:32]}"
+
+
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 
 def build_issuers(settings: Settings) -> Issuers | None:
     """Return the issuers of `settings`; None where vault keys alone are accepted."""
-    if not settings.oauth_issuers or settings.oauth_resource is None:
+    issuers, resource = settings.oauth_issuers, settings.oauth_resource
+    if not issuers or resource is None:
         return None
-    return Issuers(
-        settings.oauth_issuers,
-        settings.oauth_resource,
-        fetch_document,
-        settings.may_reach,
-        boottime_ms,
-    )
+    return Issuers(issuers, resource, fetch_document, settings.may_reach, boottime_ms)
 
 
 async def fetch_document(url: str) -> bytes:
     """Get the document at `url`. Raises: FetchError."""
+    body, context = bytearray(), ssl.create_default_context() if url.startswith("https:") else False
     # A client for each document: keys are fetched once in minutes.
+    client = httpx.AsyncClient(
+        verify=context, trust_env=False, follow_redirects=False, timeout=FETCH_WITHIN_S
+    )
     try:
-        async with (
-            httpx.AsyncClient(
-                verify=ssl.create_default_context() if url.startswith("https:") else False,
-                trust_env=False,
-                follow_redirects=False,
-                timeout=FETCH_WITHIN_S,
-            ) as client,
-            client.stream("GET", url, headers=_HEADERS) as response,
-        ):
-            return await _read(response)
+        async with client, client.stream("GET", url, headers=_HEADERS) as response:
+            if response.status_code != httpx.codes.OK:
+                raise FetchError(f"status {response.status_code} at {response.url}")
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise FetchError(f"a compressed answer at {response.url}")
+            async for part in response.aiter_raw():
+                body += part
+                if len(body) > DOCUMENT_BYTES_MAX:
+                    raise FetchError(f"more than {DOCUMENT_BYTES_MAX} bytes at {response.url}")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise FetchError(f"{type(error).__name__} at {url}") from error
-
-
-async def _read(response: httpx.Response) -> bytes:
-    if response.status_code != httpx.codes.OK:
-        raise FetchError(f"status {response.status_code} at {response.url}")
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise FetchError(f"a compressed answer at {response.url}")
-    body = bytearray()
-    async for part in response.aiter_raw():
-        body += part
-        if len(body) > DOCUMENT_BYTES_MAX:
-            raise FetchError(f"more than {DOCUMENT_BYTES_MAX} bytes at {response.url}")
     return bytes(body)
