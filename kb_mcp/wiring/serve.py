@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -227,10 +227,7 @@ async def _run(
         await asyncio.sleep(STARTED_POLL_S)
     if urls is not None:
         urls |= {name: local_url(sock) for name, sock in sockets.items()}
-        client = client_url(sockets["agents"], settings)
-        written = await first_run(settings, proxy.store, client or urls["agents"])
-        beyond = on_every_address(sockets["agents"])
-        for line in _announcement(proxy, urls, client, beyond=beyond, written=written):
+        async for line in _announcement(proxy, urls, sockets["agents"]):
             say(line)
     await stop.wait()
     if urls is not None:
@@ -267,15 +264,15 @@ def _operators_app(proxy: Proxy, workers: Workers) -> Any:
     )
 
 
-def _announcement(
-    proxy: Proxy, urls: Mapping[str, str], client: str | None, *, beyond: bool, written: bool
-) -> Iterator[str]:
-    """Yield where everything is, and the configuration of MCP clients, which holds no token.
+async def _announcement(
+    proxy: Proxy, urls: Mapping[str, str], agents: socket.socket
+) -> AsyncIterator[str]:
+    """Issue the first keys if need be, and yield where everything is.
 
-    `client` is where they reach us, `beyond` says that other machines do; `written` that this
-    process wrote the settings file.
+    The configuration of MCP clients names the files of tokens, and holds none.
     """
-    settings = proxy.settings
+    settings, client = proxy.settings, client_url(agents, proxy.settings)
+    written = await first_run(settings, proxy.store, client or urls["agents"])
     yield f"Agents: {urls['agents']}  (Stripe at /v1 and /stripe/v1, MCP at /mcp)"
     if "operators" in urls:
         yield f"Operators: {urls['operators']}"
@@ -292,7 +289,7 @@ def _announcement(
     if client is None:
         yield "MCP client configuration: none until KEYBRAKE_ALLOWED_HOSTS names clients' host."
         return
-    if beyond:
+    if on_every_address(agents):
         yield "Other machines use a host in KEYBRAKE_ALLOWED_HOSTS, over https (docs/settings.md)."
     env = {
         "KEYBRAKE_PROXY_URL": client,

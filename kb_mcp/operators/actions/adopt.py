@@ -146,14 +146,11 @@ def operation_of(
         updated_at=now,
         **fields,
     )
-    upstream_key = mark or f"{NOBODY}-{object_id}"
-    made = replace(
-        lost_attempt(operation, operation.attempt, upstream_key, created_ms),
-        open_sends=0,
-        status=200,
-        object_id=object_id,
-        outcome=AttemptOutcome.SUCCEEDED,
+    attempt = lost_attempt(
+        operation, operation.attempt, mark or f"{NOBODY}-{object_id}", created_ms
     )
+    ended = AttemptOutcome.SUCCEEDED
+    made = replace(attempt, open_sends=0, status=200, object_id=object_id, outcome=ended)
     return operation, made
 
 

@@ -81,7 +81,6 @@ def hook(server: Any, more: str = "allow_private = true") -> str:
 
 
 def is_signed(server: Any) -> bool:
-    """Say whether the one body that came is signed with SECRET."""
     ((headers, body),) = server.taken
     signature = dict(part.split("=", 1) for part in headers["Keybrake-Signature"].split(","))
     wanted = hmac.new(SECRET.encode(), f"{signature['t']}.".encode() + body, "sha256")
