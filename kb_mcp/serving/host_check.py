@@ -7,13 +7,14 @@ names always pass; anything else must be named in KEYBRAKE_ALLOWED_HOSTS, on a l
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 import socket
-from collections.abc import Awaitable, Callable, Container, MutableMapping
-from typing import Any
+from collections.abc import Callable, Container
 from urllib.parse import urlsplit
 
+from starlette.responses import JSONResponse
+
+from kb_mcp.in_process import AsgiApp, Message, Receive, Send
 from kb_mcp.serving.machine import new_id
 from kb_mcp.settings import Settings
 
@@ -54,9 +55,6 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-Scope = MutableMapping[str, Any]
-App = Callable[[Scope, Any, Any], Awaitable[None]]
-
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 # A registered name or an address, and perhaps a port: no user, no second port, no white space.
 _HOST_PORT = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
@@ -72,7 +70,7 @@ class HostGuard:
     """Answers 421 to an unknown Host and 403 to an unknown Origin; hands on what is left."""
 
     def __init__(
-        self, app: App, allowed: tuple[str, ...], note: Callable[[str], None] | None = None
+        self, app: AsgiApp, allowed: tuple[str, ...], note: Callable[[str], None] | None = None
     ) -> None:
         """Guard `app`; `allowed` are hosts with or without port, lower-case.
 
@@ -82,36 +80,26 @@ class HostGuard:
         self._note = note
         self._allowed = frozenset(allowed)
 
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Check one connection."""
-        if scope["type"] != "http":
+        wrong = self._wrong(scope["headers"]) if scope["type"] == "http" else None
+        if wrong is None:
             await self._app(scope, receive, send)
             return
-        hosts = [value for name, value in scope["headers"] if name == b"host"]
-        origins = [value for name, value in scope["headers"] if name == b"origin"]
-        if len(hosts) != 1 or not known_host(hosts[0].decode("latin-1"), self._allowed):
-            await self._refuse(send, *_HOST)
-        elif len(origins) > 1 or not all(
-            known_host(_host_of(origin), self._allowed) for origin in origins
-        ):
-            await self._refuse(send, *_ORIGIN)
-        else:
-            await self._app(scope, receive, send)
-
-    async def _refuse(self, send: Any, status: int, code: str, message: str) -> None:
+        status, code, message = wrong
         if self._note is not None:
             self._note(code)
         error = {"type": "invalid_request_error", "code": code, "message": message}
-        body = json.dumps({"error": error}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"request-id", new_id("req").encode()),
-            (b"stripe-should-retry", b"false"),
-            (b"cache-control", b"no-store"),
-        ]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        headers = {"stripe-should-retry": "false", "cache-control": "no-store"}
+        headers["request-id"] = new_id("req")
+        await JSONResponse({"error": error}, status, headers)(scope, receive, send)
+
+    def _wrong(self, headers: list[tuple[bytes, bytes]]) -> tuple[int, str, str] | None:
+        hosts, origins = ([v for n, v in headers if n == name] for name in (b"host", b"origin"))
+        if len(hosts) != 1 or not known_host(hosts[0].decode("latin-1"), self._allowed):
+            return _HOST
+        known = all(known_host(_host_of(origin), self._allowed) for origin in origins)
+        return None if known and len(origins) <= 1 else _ORIGIN
 
 
 def known_host(host: str, allowed: Container[str]) -> bool:

@@ -116,30 +116,29 @@ def room(wanted: int) -> int:
     except ImportError:  # not on Windows, which has no such limit
         return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < FILES_WANTED:
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    if soft < FILES_WANTED:
         more = FILES_WANTED if hard == resource.RLIM_INFINITY else min(FILES_WANTED, hard)
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, more), hard))
-            soft = max(soft, more)
-    return wanted if soft == resource.RLIM_INFINITY else max(min(wanted, soft - FILES_KEPT), 16)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
+    return max(min(wanted, soft - FILES_KEPT), 16)
 
 
 def head_fault(url: bytes, headers: list[tuple[bytes, bytes]], version: str) -> Refusal | None:
     """Return why a request head is not taken, or None: what a strict parser leaves open."""
-    named: dict[bytes, list[bytes]] = {}
-    for name, value in headers:
-        named.setdefault(name, []).append(value)
     if not _TARGET.fullmatch(url):
         # Absolute form would bring a second Host; a fragment would be cut off unseen.
         return refuse(Code.PATH_INVALID, reason="the request target must begin with a slash")
-    encodings = named.get(b"transfer-encoding", [])
+    encodings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
     if version not in {"1.0", "1.1"}:
         reason = "it is neither HTTP/1.1 nor HTTP/1.0"
     elif encodings and version == "1.0":
         reason = "HTTP/1.0 has no transfer encodings"
-    elif encodings and (len(encodings) > 1 or encodings[0].lower() != b"chunked"):
+    elif encodings not in ([], [b"chunked"]):
         reason = "the only transfer encoding taken is chunked"
-    elif b"upgrade" in named:
+    elif any(name == b"upgrade" for name, _ in headers):
         reason = "it asks for another protocol"
     else:
         return None

@@ -8,15 +8,16 @@ variables are OpenTelemetry's own to read. Without one nothing is imported.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from kb_mcp.environment import SettingsError
+from kb_mcp.in_process import AsgiApp, Message, Receive, Send
 from kb_mcp.proxy.stripe.messages import Upstream, UpstreamAnswer, UpstreamRequest
 from kb_mcp.settings import Settings
 from kb_mcp.traces import PARENT, STATE, read_trace
@@ -79,13 +80,16 @@ def _exported() -> Span:
 _current: ContextVar[Mapping[str, str]] = ContextVar("keybrake_trace")
 # Begins a span of that name under a trace, and yields the trace of what happens inside it.
 Span = Callable[[str, Mapping[str, str]], AbstractContextManager[Mapping[str, str]]]
-App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
 
 def trace_of(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
     """Return the trace context in raw headers, or nothing where it is absent or not well formed."""
-    parent = _only(headers, PARENT)
-    trace = parent and read_trace({PARENT: parent, STATE: _only(headers, STATE)})
+    only = {}
+    for wanted in (PARENT, STATE):
+        values = [value for name, value in headers if name == wanted.encode()]
+        if len(values) == 1:
+            only[wanted] = values[0].decode("latin-1")
+    trace = read_trace(only)
     return trace.headers() if trace else {}
 
 
@@ -97,12 +101,11 @@ def no_span(_name: str, trace: Mapping[str, str]) -> AbstractContextManager[Mapp
 class Traced:
     """An application whose requests carry their trace to whatever they cause."""
 
-    def __init__(self, app: App, span: Span = no_span) -> None:
+    def __init__(self, app: AsgiApp, span: Span = no_span) -> None:
         """Serve `app`."""
-        self._app = app
-        self._span = span
+        self._app, self._span = app, span
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -119,8 +122,7 @@ class TracedUpstream:
 
     def __init__(self, upstream: Upstream, span: Span = no_span) -> None:
         """Send by `upstream`."""
-        self._upstream = upstream
-        self._span = span
+        self._upstream, self._span = upstream, span
 
     async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
         """Send once."""
@@ -133,8 +135,3 @@ class TracedUpstream:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._upstream.aclose()
-
-
-def _only(headers: list[tuple[bytes, bytes]], wanted: str) -> str | None:
-    values = [value for name, value in headers if name == wanted.encode()]
-    return values[0].decode("latin-1") if len(values) == 1 else None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -68,16 +67,17 @@ class Workers:
 @contextlib.asynccontextmanager
 async def workers_on(sock: socket.socket, count: int, log_format: str) -> AsyncIterator[Workers]:
     """Keep `count` workers running on `sock`; at the end, drain and await them."""
-    stopping, workers = asyncio.Event(), Workers()
+    workers = Workers()
     keepers = [
-        asyncio.create_task(_keep(workers, number, sock, stopping, log_format))
+        asyncio.create_task(_keep(workers, number, sock, log_format))
         for number in range(1, count + 1)
     ]
     try:
         yield workers
     finally:
-        stopping.set()
-        await asyncio.gather(*keepers)
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.wait(keepers)
 
 
 async def answer_first(meters: Meters) -> None:
@@ -91,10 +91,9 @@ async def answer_first(meters: Meters) -> None:
     writer.close()
 
 
-async def _keep(
-    workers: Workers, number: int, sock: socket.socket, stopping: asyncio.Event, log_format: str
-) -> None:
-    while not stopping.is_set():
+async def _keep(workers: Workers, number: int, sock: socket.socket, log_format: str) -> None:
+    """Start a worker, and another whenever it has died; cancelled, end the last and await it."""
+    while True:
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -105,16 +104,14 @@ async def _keep(
                 stdin=theirs.fileno(),
             )
         line = workers.lines[number] = _Line(*await asyncio.open_unix_connection(sock=ours))
-        ended = asyncio.create_task(process.wait())
-        asked = asyncio.create_task(stopping.wait())
-        await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
-        if stopping.is_set() and not ended.done():
-            process.send_signal(signal.SIGTERM)
-        asked.cancel()
-        await ended
-        del workers.lines[number]
-        line.writer.close()
-        if not stopping.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RESTART_AFTER_S):
-                    await stopping.wait()
+        try:
+            await process.wait()
+        except asyncio.CancelledError:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+            raise
+        finally:
+            del workers.lines[number]
+            line.writer.close()
+        await asyncio.sleep(RESTART_AFTER_S)

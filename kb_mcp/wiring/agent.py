@@ -23,7 +23,7 @@ from kb_mcp.agent.client.network import NetworkLine, Trust, TrustError
 from kb_mcp.settings import Secret, Settings, SettingsError, load_settings, read_token
 
 if TYPE_CHECKING:
-    from kb_mcp.serving.host_check import App
+    from kb_mcp.in_process import AsgiApp
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def trust_of(settings: Settings) -> Trust:
 
 
 @asynccontextmanager
-async def _embedded(settings: Settings) -> AsyncIterator[App]:
+async def _embedded(settings: Settings) -> AsyncIterator[AsgiApp]:
     """Run a proxy on this event loop until the block ends."""
     if settings.on_lambda and not settings.embedded:
         raise SettingsError(

@@ -18,11 +18,12 @@ from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import tools_granted
 from kb_mcp.agent.client.in_process import InProcessLine
 from kb_mcp.agent.doors.mcp.bearer import Bearer, Known, Refused, Resource, describe
+from kb_mcp.in_process import AsgiApp
 from kb_mcp.proxy.access.grants import check_scopes
 from kb_mcp.proxy.edge.app import ADMITTED
 from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
-from kb_mcp.serving.host_check import App, HostGuard
+from kb_mcp.serving.host_check import HostGuard
 from kb_mcp.serving.machine import new_id
 from kb_mcp.serving.tracing import Traced
 from kb_mcp.settings import Settings, load_settings
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from kb_mcp.agent.doors.mcp.http import HttpDoor
 
 
-def mcp_door(proxy: Proxy, app: App) -> HttpDoor:
+def mcp_door(proxy: Proxy, app: AsgiApp) -> HttpDoor:
     """Return the MCP door in front of `app`, which is `proxy` behind its traces."""
     # `mcp` takes a second to import: only those who serve pay.
     from kb_mcp.agent.doors.mcp.http import HttpDoor
@@ -139,7 +140,7 @@ class Agents:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def create_app(settings: Settings | None = None) -> App:
+def create_app(settings: Settings | None = None) -> AsgiApp:
     """Return the ASGI application of the agents' listener, for a server of your own.
 
     Raises: SettingsError, StoreError, BindingError, SchemaError, EgressError.
