@@ -210,7 +210,7 @@ async def _clock(opened: OpenProxy) -> Finding:
     if opened.store_admin.facts().get(CONFIRMED, "").isdigit():
         apart_s = abs(clock.skew_ms) // 1000
         return True, f"the host's, as an operator confirmed; Stripe's is {apart_s} s apart"
-    if clock.follows:
+    if clock.followed():
         return True, "the sandbox's"
     if not clock.heard:
         return True, "the host's alone: Stripe has told no time"

@@ -140,7 +140,7 @@ async def confirm_clock(opened: OpenStore) -> None:
 
     Example: kb-mcp settings confirm-clock
     """
-    host_ms = opened.store.clock.host_time
+    host_ms = opened.store.clock.host_ms()
     stored = StoredTime.of_facts(opened.store_admin.facts())
     before, now = rfc3339(stored.mark), rfc3339(host_ms)
     await opened.note("clock_confirmed", f"clock: {before} -> {now}")

@@ -105,7 +105,7 @@ def the_high_water_mark_is_not_kept(_: Simulation) -> Iterator[None]:
     right = part(SqliteLedger, "_snapshot")
 
     def wrong(self: Any, facts: Any) -> Any:
-        snapshot, now = right(self, facts), self._clock.host_time
+        snapshot, now = right(self, facts), self._clock.host_ms()
         return dataclasses.replace(
             snapshot, now=now, latest=now, skewed=False, turning=False, unheard=False
         )

@@ -182,7 +182,7 @@ async def confirm_clock(simulation: Simulation, process: Process) -> object:
         simulation.true_time.excused = True
     admin = SqliteAdmin(simulation.path)
     word = process.clock.word_of_operator(StoredTime.of_facts(admin.facts()))
-    admin.confirm_clock(word, process.clock.host_time)
+    admin.confirm_clock(word, process.clock.host_ms())
     admin.close()
     simulation.mirror.high_water = 0  # an operator may set time back
     for stored, _ in await process.records.operations():

@@ -66,11 +66,18 @@ class Doubt(Struct, frozen=True):
         """The fact, as the store keeps it."""
         return f"{self.start} {self.end}"
 
-    def joined(self, other: Doubt | None) -> Doubt:
-        """Return the span that holds both."""
-        if other is None:
-            return self
-        return Doubt(min(self.start, other.start), max(self.end, other.end))
+    @classmethod
+    def before(cls, mark: int, ahead_ms: int, known: Doubt | None) -> Doubt:
+        """Return the span before `mark` that may be up to `ahead_ms` too late, and what is `known`.
+
+        `ahead_ms` comes from the boot clock: the distance to `mark` shrinks as time passes.
+        """
+        start = mark - ahead_ms
+        return (
+            cls(start, mark)
+            if known is None
+            else cls(min(start, known.start), max(mark, known.end))
+        )
 
     def ahead_ms(self, at_ms: int) -> int:
         """Return by how much `at_ms`, as it was written, may be later than it really was."""
@@ -142,10 +149,10 @@ class StoreClock:
         boot_id: str = "",
     ) -> None:
         """Start without knowledge of Stripe's time."""
-        self._host_ms = host_ms
+        self.host_ms = host_ms
         self._plain_ms = plain_ms or host_ms
         self._steady_ms = steady_ms or host_ms
-        self._followed = followed
+        self.followed = followed
         self._boot_id = boot_id
         self._newest: DateHeard | None = None
         self._first: DateHeard | None = None  # of the answers that agree with the newest
@@ -174,8 +181,7 @@ class StoreClock:
         new = DateHeard(told_ms, heard_at - waited_ms, heard_at)
         last, first = self._newest, self._first
         if last is not None and last.date_ms == new.date_ms:
-            if new.asked_at - last.heard_at >= STANDS_STILL_MS:
-                self._stands_still = True
+            self._stands_still |= new.asked_at - last.heard_at >= STANDS_STILL_MS
             # Of answers with the same second the first one says the most.
             return
         self._stands_still = False
@@ -211,18 +217,19 @@ class StoreClock:
         facts = {}
         if told.doubt is not None and told.doubt != self._doubt_stored:
             facts[DOUBT] = told.doubt.text
-        if raised:
-            facts[MARK] = str(told.now)
-        if raised and self._boot_id and not told.dispute:
+        if not raised:
+            return facts
+        facts[MARK] = str(told.now)
+        if self._boot_id and not told.dispute:
             facts[BOOT] = f"{self._boot_id} {self._steady_ms()} {told.now}"
-        if raised and told.agreed and self._host_rules:
+        if told.agreed and self._host_rules:
             # The dispute is over, and so is the operator's word about it.
             facts[CONFIRMED] = f"until {told.now}"
         return facts
 
     def word_of_operator(self, stored: StoredTime) -> dict[str, str]:
         """Return the facts that make this host's time the store's: an operator said so."""
-        host_ms = self._host_ms()
+        host_ms = self.host_ms()
         facts = {MARK: str(host_ms), BOOT: "", CONFIRMED: str(host_ms)}
         if self._boot_id:
             # The word is about the clock as it is: one that is set later is not what was meant.
@@ -230,7 +237,7 @@ class StoreClock:
         carried = self._carried_over(stored)
         since = stored.mark if carried is None else max(stored.mark, self._steady_ms() + carried)
         if since > host_ms + AGREE_MS:
-            facts[DOUBT] = _dated_ahead(stored.mark, since - host_ms).joined(stored.doubt).text
+            facts[DOUBT] = Doubt.before(stored.mark, since - host_ms, stored.doubt).text
         return facts
 
     def may_be_ahead_ms(self, at_ms: int) -> int:
@@ -248,11 +255,6 @@ class StoreClock:
         return told.now, told.latest
 
     @property
-    def host_time(self) -> int:
-        """What this host's clock says, right or wrong."""
-        return self._host_ms()
-
-    @property
     def dispute(self) -> str:
         """Why the time is not certain, or nothing."""
         return self._tell().dispute
@@ -263,19 +265,14 @@ class StoreClock:
         return self._stripe_ms(self._steady_ms()) is not None
 
     @property
-    def follows(self) -> bool:
-        """Say whether the sandbox's clock is the truth."""
-        return self._followed()
-
-    @property
     def unsure(self) -> bool:
         """Say whether Stripe should be asked for the time before anything is decided by it."""
-        return not self._followed() and (not self._answered or bool(self.dispute))
+        return not self.followed() and (not self._answered or bool(self.dispute))
 
     @property
     def skew_ms(self) -> int:
         """How far this host is ahead of Stripe, by the newest `Date`; 0 where there is none."""
-        return self._skew_ms(self._steady_ms(), self._host_ms())
+        return self._skew_ms(self._steady_ms(), self.host_ms())
 
     def _skew_ms(self, steady: int, host: int) -> int:
         last = self._newest
@@ -285,8 +282,8 @@ class StoreClock:
         return min(host - stripe_ms, self._plain_ms() - stripe_ms, key=abs)
 
     def _tell(self) -> Told:
-        steady, host, mark = self._steady_ms(), self._host_ms(), self._mark
-        if self._followed():
+        steady, host, mark = self._steady_ms(), self.host_ms(), self._mark
+        if self.followed():
             now = max(host, mark)
             return Told(now, now)
         stripe = self._stripe_ms(steady)
@@ -301,13 +298,16 @@ class StoreClock:
         if not dispute and certain < mark - AGREE_MS and not on_purpose:
             behind_s = (mark - certain) // 1000
             dispute = f"the latest time that the store has seen is {behind_s} s ahead"
-            doubt = _dated_ahead(mark, ahead_ms).joined(doubt)
+            doubt = Doubt.before(mark, ahead_ms, doubt)
         if dispute:
-            now, latest, turning = self._disputed(steady, host, stripe)
-            return Told(now, latest, dispute, turning, doubt=doubt)
+            # What goes on is the last certain time; the latest that is told may be another day's.
+            now = self._since_certain(steady)
+            said = [now, host, *([] if stripe is None else [stripe])]
+            turning = self._carried is None or any(day_of(each) != day_of(mark) for each in said)
+            return Told(now, max(said), dispute, turning, doubt=doubt)
         if self._carried is not None and ahead_ms > AGREE_MS and not on_purpose:
             # It was set right again: less time has passed than the boot clock says.
-            doubt = _dated_ahead(mark, ahead_ms).joined(doubt)
+            doubt = Doubt.before(mark, ahead_ms, doubt)
         now = max(certain, mark)
         return Told(
             now, now, agreed=agreed, alone=certain == host and not agreed, doubt=doubt,
@@ -316,8 +316,8 @@ class StoreClock:
 
     def stripe_ms(self) -> int:
         """Return Stripe's time as far as it is known, else this host's as it is."""
-        if self._followed():
-            return self._host_ms()
+        if self.followed():
+            return self.host_ms()
         last = self._newest
         return self._plain_ms() if last is None else self._steady_ms() + last.ahead_ms
 
@@ -328,13 +328,6 @@ class StoreClock:
             return None
         return int(parts[2]) - int(parts[1])
 
-    def _disputed(self, steady: int, host: int, stripe: int | None) -> tuple[int, int, bool]:
-        """Return the time that goes on, the latest that is told, and whether it turns a day."""
-        mark, now = self._mark, self._since_certain(steady)
-        said = [now, host, *([] if stripe is None else [stripe])]
-        turning = self._carried is None or any(day_of(each) != day_of(mark) for each in said)
-        return now, max(said), turning
-
     def _since_certain(self, steady: int) -> int:
         """Return the last certain time and what has passed since, by the boot clock.
 
@@ -342,7 +335,7 @@ class StoreClock:
         """
         if self._carried is not None:
             return max(steady + self._carried, self._mark)
-        return self._mark + steady - self._began_at if self._mark else self._host_ms()
+        return self._mark + steady - self._began_at if self._mark else self.host_ms()
 
     def _stripe_ms(self, steady: int) -> int | None:
         """Return Stripe's time, where a `Date` that moves came within the last ten minutes."""
@@ -381,14 +374,6 @@ class StoreClock:
     def _host_rules(self) -> bool:
         """Say whether an operator said that the host's clock is right."""
         return self._confirmed.isdigit()
-
-
-def _dated_ahead(mark: int, ahead_ms: int) -> Doubt:
-    """Return the span of times before `mark` that may be up to `ahead_ms` too late.
-
-    `ahead_ms` comes from the boot clock: the distance to `mark` shrinks as time passes.
-    """
-    return Doubt(mark - ahead_ms, mark)
 
 
 @lru_cache(maxsize=16)

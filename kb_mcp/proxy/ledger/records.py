@@ -45,16 +45,15 @@ class Operation(Struct, frozen=True, kw_only=True):
 
     `held` is what it counts for in its windows: the amount while reserved, unknown or succeeded
     (more while a raise is under way, less where only a part was captured), else zero. `reserved_at`
-    fixes those windows, for good; a raise on a later day moves all of it there. `gives_back` is the
-    charge that a refund gives back; its windows are those of refunds; `paid_before` what was paid
-    of an invoice when it was read. `lease_token` fences: only the newest may conclude with a no.
-    `void_look_at` is when the first whole look at Stripe's list began that did not show its object.
+    fixes those windows; a raise on a later day moves all of it there. `gives_back` is the charge of
+    a refund, which has windows of its own; `paid_before` what was paid of an invoice when it was
+    read. `lease_token` fences: only the newest may conclude with a no. `void_look_at` is when the
+    first whole look at Stripe's list began that did not show its object.
 
-    What an operator allowed: `reopened` lets a refunded bill be billed once more, for
-    `permit_amount`, or a refund be made once more; `waived` lets one other bill pass that looks
-    like this one; `successor` is the operation that took either. `released` frees the days of a
-    refunded bill for other periods. `refunded_at` says since when it is known as given back in
-    full, and `refund_read_at` when that is looked at next: a refund can fail later.
+    An operator's permits: `reopened` lets a refunded bill be billed once more, for `permit_amount`,
+    or a refund be made once more; `waived` lets one bill pass that looks like this one; `successor`
+    took either; `released` frees the days of a refunded bill for other periods. `refunded_at` says
+    since when it is known as given back in full, `refund_read_at` when that is looked at next.
     """
 
     id: OperationId
@@ -131,14 +130,9 @@ class Operation(Struct, frozen=True, kw_only=True):
         """Say whether `attempt` goes on with this operation's object, rather than makes it."""
         return not fnmatchcase(attempt.path, self.route.split(" ")[1])
 
-    def ended(self, now: int, **changes: Any) -> Operation:
-        """Return it with `changes`, without a lease, and not to be read again unless they say."""
-        unleased = {"lease_owner": None, "next_read_at": None, "updated_at": now}
-        return replace(self, **(unleased | changes))
-
-    def failed(self, now: int, **changes: Any) -> Operation:
-        """Return it with `changes` as one that came to nothing, and holds nothing."""
-        return self.ended(now, state=State.FAILED, final=True, held=0, **changes)
+    def ended(self, now: int, *, next_read_at: int | None = None, **changes: Any) -> Operation:
+        """Return it with `changes`, as of `now` (ms), and without a lease."""
+        return replace(self, lease_owner=None, next_read_at=next_read_at, updated_at=now, **changes)
 
 
 def kind_of(route: str, *, refund: bool) -> str:
@@ -167,10 +161,8 @@ class AttemptOutcome(StrEnum):
 class Attempt(Struct, frozen=True, kw_only=True):
     """One upstream (Stripe) idempotency key of an operation, with the request it stands for.
 
-    Most make the operation's object; a step (`Operation.continued_by`) goes on with it.
-
-    `body` is sent byte for byte every time. `open_sends` counts the sends whose own outcome is
-    not known: while one is open, a no to a later one proves nothing.
+    Most make the operation's object; a step (`Operation.continued_by`) goes on with it. `body` is
+    sent byte for byte every time. `open_sends` counts the sends whose own outcome is not known.
     """
 
     operation_id: OperationId
@@ -259,8 +251,8 @@ class Lineage(Struct, frozen=True):
 class Approval(Struct, frozen=True, kw_only=True):
     """An operator's leave for one request, by one key lineage; used once.
 
-    It holds the request as the operator sees it. `amount` is in minor units: what a bill comes to,
-    also where a step raises it; `gives_back` the charge given back, or the invoice that is paid.
+    `amount` is in minor units: what a bill comes to, also where a step raises it; `gives_back` the
+    charge given back, or the invoice that is paid.
     """
 
     id: str
@@ -292,8 +284,7 @@ class Approval(Struct, frozen=True, kw_only=True):
 class Grant(Struct, frozen=True, kw_only=True):
     """An identity of a provider that stands for a vault key.
 
-    `claims` is JSON: each claim that the identity must have, with its value, or a prefix of it
-    where it ends in `*`.
+    `claims` is JSON: the claims that the identity must have; a value ending in `*` is a prefix.
     """
 
     id: str
@@ -354,9 +345,8 @@ class Changes(Struct, frozen=True, kw_only=True):
 class Refs(Struct, frozen=True, kw_only=True):
     """The rows a step depends on: made if absent, locked in one global order, then loaded.
 
-    `periods` name two rows each, (customer, reference) and (customer, period, reference); `bills`
-    are (customer, amount, currency, oldest arrival that still matters). `charges` are those of
-    which all refunds are loaded. `issuers` stand for all of their grants that are not removed.
+    `periods` name two rows each, (customer, reference) and (customer, period, reference); `charges`
+    stand for all of their refunds, `issuers` for all of their grants that are not removed.
     """
 
     keys: frozenset[KeyId] = frozenset()
@@ -377,10 +367,7 @@ class Refs(Struct, frozen=True, kw_only=True):
 
 
 class BilledPeriod(Struct, frozen=True):
-    """The guard of bills of one customer and reference ("" for none) that share days.
-
-    `start` and `end` are the days of the period called `label`, both within it.
-    """
+    """The guard of bills that share days, first and last both in; `reference` may be ""."""
 
     customer: str
     reference: str
@@ -397,8 +384,8 @@ class BilledPeriod(Struct, frozen=True):
     def labels(self) -> tuple[str, str]:
         """Return the first label, and the one after the last, of periods that may share a day.
 
-        A label begins with the year in which its period starts, or for a week the year after; a
-        period is no longer than a year and a day.
+        A label begins with the year of its first day, or a week's with the next; a period is no
+        longer than a year and a day.
         """
         return str(int(self.start[:4]) - 1), str(int(self.end[:4]) + 2)
 

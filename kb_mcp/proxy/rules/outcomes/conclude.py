@@ -29,6 +29,7 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import count, release
 from kb_mcp.proxy.rules.caps import count_decline, freeze
 from kb_mcp.proxy.rules.outcomes.follow_ups import (
+    FAILED,
     READ_AGAIN_MS,
     No,
     closed_by_no,
@@ -238,8 +239,9 @@ def _declined(
     settled = operation.state is State.SUCCEEDED and operation.final
     if (settled and not refund) or operation.attempt != attempt.number:
         return Changes(attempts=(closed,))
-    failed = operation.failed(
+    failed = operation.ended(
         snapshot.now,
+        **FAILED,
         object_id=operation.object_id if invoice else proof.object_id,
         stripe_status="failed",
         code=proof.code,

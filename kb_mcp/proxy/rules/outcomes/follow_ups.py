@@ -8,7 +8,7 @@ only where no other step may still land. An object that is done is concluded as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 from msgspec.structs import replace
 
@@ -28,6 +28,7 @@ from kb_mcp.proxy.stripe.evidence import (
 
 READ_AGAIN_MS = 60_000
 No = Rejected | NeverBegan
+FAILED: Final[dict[str, Any]] = {"state": State.FAILED, "final": True, "held": 0}
 _HOLD_NOTHING = frozenset({State.FAILED, State.AWAITING_APPROVAL})
 
 
@@ -128,7 +129,7 @@ class _EndedStep:
 
     def _over(self, *, declined: bool, **changes: Any) -> Changes:
         """Return the operation as failed, and the attempt that made the object as over."""
-        failed = self.operation.failed(self.snapshot.now, **changes)
+        failed = self.operation.ended(self.snapshot.now, **FAILED, **changes)
         changed, made = self._with(failed, declined=declined), self.snapshot.maker(self.operation)
         closed = () if made is None else (replace(made, outcome=AttemptOutcome.DECLINED),)
         return replace(changed, attempts=(*changed.attempts, *closed))
@@ -185,7 +186,7 @@ class _EndedStep:
             return self._leave()
         if (operation.answer_status or 0) >= 400 and not self._may_land:
             # It had failed, and was reserved for this step alone.
-            return self._with(operation.failed(now))
+            return self._with(operation.ended(now, **FAILED))
         held = self._still_held(operation.amount)
         return self._with(operation.ended(now, held=held, next_read_at=now + READ_AGAIN_MS))
 
