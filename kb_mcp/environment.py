@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -221,22 +222,6 @@ def read_variable(
     return value.strip()
 
 
-def read_secret(
-    environ: Mapping[str, str], variable: str, read: Reader, *, references: bool = False
-) -> Secret | None:
-    """Return the secret that `variable` holds, or the file that `variable` with `_FILE` names.
-
-    `read` is used again when the file is. Raises: SettingsError.
-    """
-    value = read_variable(environ, variable, references=references)
-    file = read_variable(environ, f"{variable}_FILE")
-    if value is not None and file is not None:
-        raise SettingsError(variable, f"is set beside {variable}_FILE", "Set one of them.")
-    if file is not None:
-        return Secret("", variable, Path(file), read).reread()
-    return None if value is None else Secret(read(value, variable), variable)
-
-
 # Readers: each takes the text of a variable and its name. Raises: SettingsError.
 
 
@@ -255,13 +240,13 @@ def plain_name(text: str, variable: str) -> str:
     return text
 
 
-def milliseconds(text: str, variable: str, example: str = "", *, signed: bool = False) -> int:
+def milliseconds(text: str, variable: str, *, signed: bool = False) -> int:
     """Return a number of seconds as milliseconds; above zero unless `signed`."""
     if not _SECONDS.fullmatch(text):
-        raise SettingsError(variable, "is not a number of seconds", "Set e.g. 25.")
+        raise SettingsError(variable, "is not a number of seconds", "Set e.g. 15 or 25.")
     found = int(Decimal(text) * 1000)
     if found <= 0 and not signed:
-        raise SettingsError(variable, "is not above zero", f"Set e.g. {example}.")
+        raise SettingsError(variable, "is not above zero", "Set e.g. 15 or 25.")
     return found
 
 
@@ -281,6 +266,9 @@ def address(text: str, variable: str, *, path: bool = True) -> str:
         hint = "Set scheme, host and port alone, for example http://127.0.0.1:8787."
         raise SettingsError(variable, "is not an http(s) address", hint)
     return text.rstrip("/")
+
+
+origin = partial(address, path=False)
 
 
 def check_replaced(value: str, variable: str) -> None:

@@ -15,25 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
-from kb_mcp.environment import (
-    SQLITE,
-    Secret,
-    SecretForm,
-    SettingsError,
-    address,
-    addresses,
-    check_absolute,
-    check_replaced,
-    data_folder,
-    expand_home,
-    flag,
-    is_private_line,
-    milliseconds,
-    plain_name,
-    plain_text,
-    read_secret,
-    read_variable,
-)
+from kb_mcp import environment
+from kb_mcp.environment import SQLITE, Secret, SecretForm, SettingsError
 from kb_mcp.money import Money, MoneyError, parse_caps
 
 __all__ = ["Secret", "Settings", "SettingsError", "load_settings"]
@@ -85,13 +68,13 @@ def _master_key(text: str, variable: str) -> str:
 
 def _database_url(text: str, variable: str, *, environ: Mapping[str, str]) -> str:
     if not text.startswith(SQLITE):
-        check_replaced(text, variable)
+        environment.check_replaced(text, variable)
         return text
-    return SQLITE + expand_home(text.removeprefix(SQLITE), variable, environ)
+    return SQLITE + environment.expand_home(text.removeprefix(SQLITE), variable, environ)
 
 
 def _ca_file(text: str, variable: str, *, environ: Mapping[str, str]) -> Path:
-    path = Path(expand_home(text, variable, environ))
+    path = Path(environment.expand_home(text, variable, environ))
     try:
         with path.open("rb"):
             return path
@@ -139,16 +122,22 @@ class Variable:
     def load(self, variable: str, environ: Mapping[str, str]) -> Any:
         """Return what `variable` says; None where it is not set. Raises: SettingsError."""
         read = partial(self.read, environ=environ) if self.home else self.read
-        if self.secret:
-            return read_secret(environ, variable, read, references=self.home)
-        text = read_variable(environ, variable, references=self.home)
-        return None if text is None else read(text, variable)
+        text = environment.read_variable(environ, variable, references=self.home)
+        filed = f"{variable}_FILE"
+        file = environment.read_variable(environ, filed) if self.secret else None
+        if file is not None:
+            if text is not None:
+                raise SettingsError(variable, f"is set beside {filed}", "Set one of them.")
+            return Secret("", variable, Path(file), read).reread()
+        value = None if text is None else read(text, variable)
+        return Secret(value, variable) if self.secret and value is not None else value
 
 
-Name = Annotated[str | None, Variable(plain_name)]
-Flag = Annotated[bool, Variable(flag)]
-Address = Annotated[str | None, Variable(address)]
+Name = Annotated[str | None, Variable(environment.plain_name)]
+Flag = Annotated[bool, Variable(environment.flag)]
+Address = Annotated[str | None, Variable(environment.address)]
 VaultKey = Annotated[Secret | None, Variable(_vault_key, secret=True)]
+Seconds = Annotated[int, Variable(environment.milliseconds)]
 Ceiling = Annotated[tuple[Money, ...], Variable(_caps)]
 
 
@@ -164,7 +153,7 @@ class Settings:
         repr=False
     )
     stripe_key: Annotated[Secret | None, Variable(_STRIPE_KEY.read, secret=True)] = None
-    stripe_api_base: Annotated[str | None, Variable(partial(address, path=False))] = None
+    stripe_api_base: Annotated[str | None, Variable(environment.origin)] = None
     account: Name = None
     allow_unrestricted_key: Flag = False
     allow_http: Flag = False
@@ -177,21 +166,21 @@ class Settings:
     vault_key_billing: VaultKey = None
     vault_key_audit: VaultKey = None
     vault_key_refunds: VaultKey = None
-    oauth_issuers: Annotated[tuple[str, ...], Variable(addresses)] = ()
-    oauth_audience: Annotated[str | None, Variable(plain_text)] = None
+    oauth_issuers: Annotated[tuple[str, ...], Variable(environment.addresses)] = ()
+    oauth_audience: Annotated[str | None, Variable(environment.plain_text)] = None
     charge_api: Annotated[ChargeApi, Variable(_charge_api)] = "charges"
     allow_reference: Flag = False
-    admin_token: Annotated[Secret | None, Variable(plain_text, secret=True)] = None
+    admin_token: Annotated[Secret | None, Variable(environment.plain_text, secret=True)] = None
     master_key: Annotated[Secret | None, Variable(_master_key, secret=True)] = None
     allowed_hosts: Annotated[tuple[str, ...], Variable(_hosts)] = ()
     public_url: Address = None
     account_daily_cap: Ceiling = ()
     account_daily_refund_cap: Ceiling = ()
-    upstream_timeout_ms: Annotated[int, Variable(partial(milliseconds, example="25"))] = 25_000
-    recovery_interval_ms: Annotated[int, Variable(partial(milliseconds, example="15"))] = 15_000
-    recovery_grace_ms: Annotated[int, Variable(partial(milliseconds, example="600"))] = 600_000
+    upstream_timeout_ms: Seconds = 25_000
+    recovery_interval_ms: Seconds = 15_000
+    recovery_grace_ms: Seconds = 600_000
     node_id: Name = None
-    clock_offset_ms: Annotated[int, Variable(partial(milliseconds, signed=True))] = 0
+    clock_offset_ms: Annotated[int, Variable(partial(environment.milliseconds, signed=True))] = 0
     on_lambda: bool = False
     export_traces: bool = False
 
@@ -233,7 +222,7 @@ class Settings:
 
     def may_reach(self, address: str) -> bool:
         """Say whether an address is https, or on this machine, or plain http is allowed."""
-        return self.allow_http or is_private_line(address)
+        return self.allow_http or environment.is_private_line(address)
 
     @property
     def account_label(self) -> str:
@@ -255,7 +244,7 @@ class Settings:
         if self.postgres_url is not None:
             return None
         if self.database_url is None:
-            return data_folder() / FILE_NAME
+            return environment.data_folder() / FILE_NAME
         return Path(self.database_url.removeprefix(SQLITE))
 
 
@@ -367,7 +356,7 @@ def _check_store(settings: Settings) -> None:
         if url.removeprefix(SQLITE) in {"", ":memory:"}:
             hint = "Name a file: a ledger in memory forgets what it charged."
             raise SettingsError("KEYBRAKE_DATABASE_URL", "names no file", hint)
-        check_absolute(url, "KEYBRAKE_DATABASE_URL")
+        environment.check_absolute(url, "KEYBRAKE_DATABASE_URL")
     real = settings.postgres_url is not None or settings.upstream_mode == "live"
     if settings.clock_offset_ms and real:
         hint = "Leave it out: it is for SQLite with the sandbox or a test-mode key."

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Final, TypeVar, assert_never
 
 from kb_mcp.agent.catalogue import (
@@ -61,14 +60,14 @@ logger = logging.getLogger(__name__)
 
 # docs.stripe.com/payments/save-and-reuse, "Charge the saved payment method later": nobody is there
 # to be redirected or to confirm, so either is an error at once.
-OFF_SESSION: Final = MappingProxyType(
-    {"off_session": True, "confirm": True, "error_on_requires_action": True}
-)
+OFF_SESSION: Final[Mapping[str, bool]] = {
+    "off_session": True,
+    "confirm": True,
+    "error_on_requires_action": True,
+}
 LOOKED_UP: Final = "Keybrake-Looked-Up"
 _STALE: Final = frozenset({"vault_key_expired", "vault_key_revoked", "vault_key_unknown"})
-_RESOURCES: Final[Mapping[str, str]] = MappingProxyType(
-    {"ch": "charges", "py": "charges", "pi": "payment_intents"}
-)
+_RESOURCES: Final[Mapping[str, str]] = {"ch": "charges", "py": "charges", "pi": "payment_intents"}
 
 
 class HeldKey:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
@@ -86,16 +85,14 @@ CustomerId = Annotated[str, StringConstraints(pattern=r"^cus_[A-Za-z0-9]{1,64}$"
 ChargeId = Annotated[str, StringConstraints(pattern=r"^(ch|py|pi)_[A-Za-z0-9_]{1,200}$")]
 PeriodLabel = Annotated[str, AfterValidator(_period)]
 
-_PERIOD_EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "year": "a year (2026)",
-        "quarter": "a quarter (2026-Q2)",
-        "month": "a month (2026-06)",
-        "week": "an ISO week (2026-W23)",
-        "day": "a day (2026-06-15)",
-        "range": "a range of days (2026-06-15/2026-07-14)",
-    }
-)
+_PERIOD_EXAMPLES: Final[Mapping[str, str]] = {
+    "year": "a year (2026)",
+    "quarter": "a quarter (2026-Q2)",
+    "month": "a month (2026-06)",
+    "week": "an ISO week (2026-W23)",
+    "day": "a day (2026-06-15)",
+    "range": "a range of days (2026-06-15/2026-07-14)",
+}
 _PERIOD = (
     "The period this bill is for: 2026-06 (month), 2026-Q2, 2026, 2026-W23, 2026-06-15 or "
     "2026-06-15/2026-07-14. Take it from the user or the contract; never invent one."
@@ -318,16 +315,18 @@ _REFUND = Tool(
     read_only=False,
     said_by_absence=frozenset({"amount_cents"}),
 )
-TOOLS: Final[Mapping[ToolName, Tool]] = MappingProxyType(
-    {tool.name: tool for tool in (_CHARGE, _CHARGE_STATUS, _REFUND)}
-)
+TOOLS: Final[Mapping[ToolName, Tool]] = {
+    tool.name: tool for tool in (_CHARGE, _CHARGE_STATUS, _REFUND)
+}
 _REFERENCE_OFF: Final = replace(_CHARGE, hidden=frozenset({"reference"}))
-READS: Final[Mapping[ChargeApi, str]] = MappingProxyType(
-    {"charges": "GET /v1/charges/*", "payment_intents": "GET /v1/payment_intents/*"}
-)
-WRITES: Final[Mapping[ChargeApi, str]] = MappingProxyType(
-    {"charges": "POST /v1/charges", "payment_intents": "POST /v1/payment_intents"}
-)
+READS: Final[Mapping[ChargeApi, str]] = {
+    "charges": "GET /v1/charges/*",
+    "payment_intents": "GET /v1/payment_intents/*",
+}
+WRITES: Final[Mapping[ChargeApi, str]] = {
+    "charges": "POST /v1/charges",
+    "payment_intents": "POST /v1/payment_intents",
+}
 
 
 def find_tool(name: object, *, allow_reference: bool) -> Tool | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Final, Literal, assert_never
 
 from kb_mcp.agent.catalogue import JSON, Tool
@@ -195,15 +194,13 @@ def mcp_tools(tools: Sequence[Tool]) -> Json:
 
 
 ExportName = Literal["openapi", "functions", "gateway", "converse", "mcp"]
-FILE_NAMES: Final[Mapping[ExportName, str]] = MappingProxyType(
-    {
-        "openapi": "bedrock-openapi.json",
-        "functions": "bedrock-functions.json",
-        "gateway": "agentcore-gateway.json",
-        "converse": "converse-toolconfig.json",
-        "mcp": "mcp-tools.json",
-    }
-)
+FILE_NAMES: Final[Mapping[ExportName, str]] = {
+    "openapi": "bedrock-openapi.json",
+    "functions": "bedrock-functions.json",
+    "gateway": "agentcore-gateway.json",
+    "converse": "converse-toolconfig.json",
+    "mcp": "mcp-tools.json",
+}
 
 
 def render(name: ExportName, tools: Sequence[Tool], *, confirmation: bool = True) -> str:

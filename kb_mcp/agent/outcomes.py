@@ -18,19 +18,17 @@ from kb_mcp.agent.results import ChargeResult, RefundResult, Status
 from kb_mcp.money import Money, format_money
 
 NO_FIELDS: Final[Mapping[str, object]] = MappingProxyType({})
-STATUSES: Final[Mapping[str, Status]] = MappingProxyType(
-    {
-        "succeeded": "succeeded",
-        "pending": "pending",
-        "failed": "failed",
-        "processing": "pending",
-        "requires_capture": "pending",
-        "requires_action": "pending",
-        "requires_confirmation": "pending",
-        "requires_payment_method": "pending",
-        "canceled": "failed",
-    }
-)
+STATUSES: Final[Mapping[str, Status]] = {
+    "succeeded": "succeeded",
+    "pending": "pending",
+    "failed": "failed",
+    "processing": "pending",
+    "requires_capture": "pending",
+    "requires_action": "pending",
+    "requires_confirmation": "pending",
+    "requires_payment_method": "pending",
+    "canceled": "failed",
+}
 LAPSED: Final = "authorization_lapsed"
 _UNKNOWN: Final = "outcome_unknown"
 _NOT_SENT = frozenset(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 from kb_mcp.instants import how_many
@@ -41,58 +40,55 @@ _PAID = "Nothing more to charge. Tell the user."
 _ASK_LATER = "Do not charge again. Ask charge_status later whether it succeeded."
 _ASK_SOON = "Do not charge again. Ask charge_status again in a few minutes."
 _NOT_PAID = "No money moved. Tell the user; charge only if the user asks for it."
-LOOKED_UP: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
-    {
-        "succeeded": ("{money} was charged.", _PAID),
-        "receipt": ("{money} was charged.", f"{_PAID[:-1]}; the receipt is at receipt_url."),
-        "pending": ("A charge of {money} was accepted and is not final yet.", _ASK_LATER),
-        "authorized": ("{money} was authorised, and is not charged yet.", _ASK_LATER),
-        "lapsed": (
-            "{money} was authorised, and the authorisation expired. No money moved.",
-            _NOT_PAID,
-        ),
-        "failed": ("A charge of {money} failed. No money moved.", _NOT_PAID),
-        "voided": ("A charge of {money} was asked for and never happened.", _NOT_PAID),
-        "unknown": ("A charge of {money} was sent, and its outcome is not known yet.", _ASK_SOON),
-        "reserved": ("A charge of {money} is under way, and may have been sent.", _ASK_SOON),
-        "broken": (
-            "The look-up failed. This says nothing about whether a charge exists.",
-            _ASK_SOON,
-        ),
-        "awaiting_approval": (
-            "A charge of {money} waits for an operator's approval.",
-            "Do not charge again. An operator has to approve it first.",
-        ),
-        "approved": (
-            "A charge of {money} was approved by an operator, and is not made yet.",
-            "Make the same call of charge once more, with nothing changed.",
-        ),
-        "denied": (
-            "A charge of {money} was denied by an operator. Nothing was charged.",
-            "Do not charge. Tell the user that an operator denied it.",
-        ),
-        "expired": (
-            "A charge of {money} waited for an approval that expired. Nothing was charged.",
-            "Tell the user. Charge only if the user asks for it: it then waits for an operator "
-            "again.",
-        ),
-        "not_found": (
-            "There is no such charge in the records.",
-            "Say that nothing was found. Charge only if the user asks for a charge.",
-        ),
-        "another_bill": (
-            "There is a charge with this charge_id, but it is of another customer or period than "
-            "was asked for with it. This says nothing about whether that customer's period was "
-            "charged.",
-            "Do not charge because of it. Ask again with charge_id alone, or with customer_id and "
-            "billing_period.",
-        ),
-        "refused": (
-            "{said} This says nothing about whether a charge exists.",
-            "Tell the user that this cannot be looked up here. Do not charge because of it.",
-        ),
-    }
-)
+LOOKED_UP: Final[Mapping[str, tuple[str, str]]] = {
+    "succeeded": ("{money} was charged.", _PAID),
+    "receipt": ("{money} was charged.", f"{_PAID[:-1]}; the receipt is at receipt_url."),
+    "pending": ("A charge of {money} was accepted and is not final yet.", _ASK_LATER),
+    "authorized": ("{money} was authorised, and is not charged yet.", _ASK_LATER),
+    "lapsed": (
+        "{money} was authorised, and the authorisation expired. No money moved.",
+        _NOT_PAID,
+    ),
+    "failed": ("A charge of {money} failed. No money moved.", _NOT_PAID),
+    "voided": ("A charge of {money} was asked for and never happened.", _NOT_PAID),
+    "unknown": ("A charge of {money} was sent, and its outcome is not known yet.", _ASK_SOON),
+    "reserved": ("A charge of {money} is under way, and may have been sent.", _ASK_SOON),
+    "broken": (
+        "The look-up failed. This says nothing about whether a charge exists.",
+        _ASK_SOON,
+    ),
+    "awaiting_approval": (
+        "A charge of {money} waits for an operator's approval.",
+        "Do not charge again. An operator has to approve it first.",
+    ),
+    "approved": (
+        "A charge of {money} was approved by an operator, and is not made yet.",
+        "Make the same call of charge once more, with nothing changed.",
+    ),
+    "denied": (
+        "A charge of {money} was denied by an operator. Nothing was charged.",
+        "Do not charge. Tell the user that an operator denied it.",
+    ),
+    "expired": (
+        "A charge of {money} waited for an approval that expired. Nothing was charged.",
+        "Tell the user. Charge only if the user asks for it: it then waits for an operator again.",
+    ),
+    "not_found": (
+        "There is no such charge in the records.",
+        "Say that nothing was found. Charge only if the user asks for a charge.",
+    ),
+    "another_bill": (
+        "There is a charge with this charge_id, but it is of another customer or period than "
+        "was asked for with it. This says nothing about whether that customer's period was "
+        "charged.",
+        "Do not charge because of it. Ask again with charge_id alone, or with customer_id and "
+        "billing_period.",
+    ),
+    "refused": (
+        "{said} This says nothing about whether a charge exists.",
+        "Tell the user that this cannot be looked up here. Do not charge because of it.",
+    ),
+}
 """What a look-up says by what it found: the message, and the next step."""
 
 
