@@ -39,12 +39,19 @@ def idempotency_key(
         raise ValueError("The customer must be a Stripe customer id, for example cus_Abc123.")
     currency = currency.lower()
     check_amount(amount_cents, currency)
-    if reference and not REFERENCE.fullmatch(reference):
-        raise ValueError("A reference must be 1 to 100 printable ASCII characters.")
+    if reference:
+        check_reference(reference)
     seed = f"{customer_id}:{amount_cents}:{parse_period(billing_period).label}"
     if currency != "usd" or reference:
         seed += f":{currency}:{reference or ''}"
     return hashlib.sha256(seed.encode()).hexdigest()[:NAME_LENGTH]
+
+
+def check_reference(reference: str) -> str:
+    """Return `reference`. Raises: ValueError, when it is none."""
+    if not REFERENCE.fullmatch(reference):
+        raise ValueError("A reference must be 1 to 100 printable ASCII characters.")
+    return reference
 
 
 def refund_name(charge_id: str, reference: str | None = None) -> str:

@@ -24,27 +24,17 @@ from pydantic import (
 )
 
 from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result
-from kb_mcp.idempotency import REFERENCE, idempotency_key
+from kb_mcp.idempotency import check_reference, idempotency_key
 from kb_mcp.money import check_amount
 from kb_mcp.periods import parse_period
 
+# What changes how the text around it is shown or read: controls, line separators, bidi embeddings,
+# overrides and isolates. Halves of surrogate pairs are no text at all. Everything else is writing,
+# in scripts and symbols newer than this Python too.
+# Source: unicode.org/reports/tr9 (bidirectional formatting characters).
 _FORBIDDEN: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-
-
-def name_forbidden(text: str) -> str | None:
-    """Name the first character of `text` that may not stand in it, or return None.
-
-    Refused are those that change how the text around them is shown or read: controls, line
-    separators, bidi embeddings, overrides and isolates. Halves of surrogate pairs are no text at
-    all. Everything else is writing, in scripts and symbols newer than this Python too.
-    Source: unicode.org/reports/tr9 (bidirectional formatting characters).
-    """
-    found = _FORBIDDEN.search(text)
-    if found is None:
-        return None
-    return f"U+{ord(found[0]):04X} ({unicodedata.name(found[0], 'a control character')})"
 
 
 def without_forbidden(text: str) -> str:
@@ -64,26 +54,18 @@ class ToolName(StrEnum):
     REFUND = "refund"
 
 
-def _period(text: str) -> str:
-    return parse_period(text).label
-
-
-def _reference(text: str) -> str:
-    if not REFERENCE.fullmatch(text):
-        raise ValueError("A reference must be 1 to 100 printable ASCII characters.")
-    return text
-
-
 def _wording(text: str) -> str:
-    forbidden = name_forbidden(text)
-    if forbidden is not None:
-        raise ValueError(f"A description cannot hold {forbidden}. Send it without.")
+    if found := _FORBIDDEN.search(text):
+        name = unicodedata.name(found[0], "a control character")
+        raise ValueError(
+            f"A description cannot hold U+{ord(found[0]):04X} ({name}). Send it without."
+        )
     return text
 
 
 CustomerId = Annotated[str, StringConstraints(pattern=r"^cus_[A-Za-z0-9]{1,64}$")]
 ChargeId = Annotated[str, StringConstraints(pattern=r"^(ch|py|pi)_[A-Za-z0-9_]{1,200}$")]
-PeriodLabel = Annotated[str, AfterValidator(_period)]
+PeriodLabel = Annotated[str, AfterValidator(lambda text: parse_period(text).label)]
 
 _PERIOD_EXAMPLES: Final[Mapping[str, str]] = {
     "year": "a year (2026)",
@@ -140,7 +122,7 @@ class ChargeArguments(_Arguments):
             "user asked for one; it is then Subscription and the period."
         ),
     )
-    reference: Annotated[str, AfterValidator(_reference)] | None = Field(
+    reference: Annotated[str, AfterValidator(check_reference)] | None = Field(
         default=None,
         description=(
             "Names a second bill that the user wants on purpose in the same period, for example "
@@ -239,6 +221,7 @@ class Tool:
     arguments: type[Arguments]
     result: type[Result]
     vault_key: Literal["billing", "audit", "refunds"]
+    asks: str  # the endpoint behind it; `{charges}` is the API that charges
     http_method: Literal["POST", "GET"]
     http_path: str
     read_only: bool
@@ -250,6 +233,10 @@ class Tool:
     # Old names that are accepted for one version after a rename. Keys are made of values alone,
     # so a renamed argument names the same bill.
     aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def endpoint(self, charge_api: ChargeApi) -> str:
+        """Return the entry that a vault key needs in its allowlist to serve this."""
+        return self.asks.format(charges=charge_api)
 
     def argument_names(self) -> tuple[str, ...]:
         """Return the arguments on offer, in order."""
@@ -272,6 +259,7 @@ _CHARGE = Tool(
     arguments=ChargeArguments,
     result=ChargeResult,
     vault_key="billing",
+    asks="POST /v1/{charges}",
     http_method="POST",
     http_path="/charge",
     read_only=False,
@@ -289,6 +277,7 @@ _CHARGE_STATUS = Tool(
     arguments=ChargeStatusArguments,
     result=ChargeStatusResult,
     vault_key="audit",
+    asks="GET /v1/{charges}/*",
     http_method="GET",
     http_path="/charge-status",
     read_only=True,
@@ -310,6 +299,7 @@ _REFUND = Tool(
     arguments=RefundArguments,
     result=RefundResult,
     vault_key="refunds",
+    asks="POST /v1/refunds",
     http_method="POST",
     http_path="/refund",
     read_only=False,
@@ -319,14 +309,6 @@ TOOLS: Final[Mapping[ToolName, Tool]] = {
     tool.name: tool for tool in (_CHARGE, _CHARGE_STATUS, _REFUND)
 }
 _REFERENCE_OFF: Final = replace(_CHARGE, hidden=frozenset({"reference"}))
-READS: Final[Mapping[ChargeApi, str]] = {
-    "charges": "GET /v1/charges/*",
-    "payment_intents": "GET /v1/payment_intents/*",
-}
-WRITES: Final[Mapping[ChargeApi, str]] = {
-    "charges": "POST /v1/charges",
-    "payment_intents": "POST /v1/payment_intents",
-}
 
 
 def find_tool(name: object, *, allow_reference: bool) -> Tool | None:
@@ -361,9 +343,4 @@ def _narrowed(tool: Tool, period_kinds: tuple[str, ...]) -> Tool:
 @lru_cache(maxsize=1024)
 def tools_granted(allow: frozenset[str], charge_api: ChargeApi) -> frozenset[ToolName]:
     """Return the tools that a vault key with the allowlist `allow` can serve."""
-    needed = {
-        ToolName.CHARGE: WRITES[charge_api],
-        ToolName.CHARGE_STATUS: READS[charge_api],
-        ToolName.REFUND: "POST /v1/refunds",
-    }
-    return frozenset(name for name, endpoint in needed.items() if endpoint in allow)
+    return frozenset(name for name, tool in TOOLS.items() if tool.endpoint(charge_api) in allow)

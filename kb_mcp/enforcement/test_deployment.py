@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.catalogue import READS, WRITES, ChargeArguments, ToolName
+from kb_mcp.agent.catalogue import TOOLS, ChargeArguments, ToolName
 from kb_mcp.agent.client.line import ANSWER_TIMEOUT_S, CallContext
 from kb_mcp.agent.client.network import (
     CONNECT_TIMEOUT_S,
