@@ -16,7 +16,7 @@ from typing_extensions import override
 from kb_mcp.cli.output import WrongUse, other_distribution, told_in_our_way
 from kb_mcp.serving.process_setup import collect_seldom
 
-__all__ = ["main"]
+__all__ = ["group", "main"]
 
 # Each module of this package: its commands, and the first sentence of their help.
 _MODULES = {
@@ -102,6 +102,11 @@ class Commands(click.Group):
         """Run the command, telling what goes wrong in our way."""
         with told_in_our_way():
             return super().invoke(ctx)
+
+
+def group(name: str, example: str) -> click.Group:
+    """Return the group `name`, whose help ends with an example: `kb-mcp`, `name` and `example`."""
+    return click.Group(name, help=f"{_HELP[name]}\n\nExample: kb-mcp {name} {example}")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from kb_mcp.cli import group
 from kb_mcp.cli.opening import OpenStore, codes, in_store, key_ids
 from kb_mcp.cli.output import (
     STEP,
@@ -26,29 +27,15 @@ from kb_mcp.cli.output import (
     say_failure,
 )
 from kb_mcp.instants import how_many, rfc3339
+from kb_mcp.proxy.audit import verification
 from kb_mcp.proxy.audit.chain import Head
-from kb_mcp.proxy.audit.verification import (
-    AuditReader,
-    Verification,
-    audit_record,
-    export_lines,
-    segment_end,
-    verify_audit,
-)
 
 COLUMNS = ("time", "kind", "decision", "code", "key_id", "agent_id", "subject", "method", "path",
            "customer_id", "amount", "currency", "operation_id", "object_id", "note")  # fmt: skip
 TAIL_FIRST = 10
 TAIL_EVERY_S = 1
 FORMS = ("jsonl", "csv", "ecs")
-
-
-@click.group()
-def audit() -> None:
-    """The append-only record of every request and every operator's act.
-
-    Example: kb-mcp audit list --code spend_cap_exceeded --since 24h
-    """
+audit = group("audit", "list --code spend_cap_exceeded --since 24h")
 
 
 @audit.command("list")
@@ -62,7 +49,7 @@ def audit() -> None:
 @click.option("--since", help="A date, time or age: 2026-06-01, 36h.")
 @click.option("--until", help="A date, time or age, not included.")
 @click.option("--limit", type=click.IntRange(min=1), help="The newest N; without it, all.")
-@in_store()
+@in_store("audit list --customer cus_Abc123 --limit 50")
 async def list_(
     opened: OpenStore,
     /,
@@ -72,25 +59,19 @@ async def list_(
     limit: int | None,
     **filters: str | None,
 ) -> None:
-    """List audit rows, in the order in which they were written.
-
-    Example: kb-mcp audit list --customer cus_Abc123 --limit 50
-    """
+    """List audit rows, in the order in which they were written."""
     wanted = filters | _between(opened, since, until)
     newest = limit is not None
     rows = opened.store.records.audit(limit=limit, newest_first=newest, **wanted)
-    found = [audit_record(row) for row in rows]
+    found = [verification.audit_record(row) for row in rows]
     opened.out.list(found[::-1] if newest else found, COLUMNS, "No audit rows.")
 
 
 @audit.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@in_store(json=False)
+@in_store("audit tail", json=False)
 async def tail(opened: OpenStore) -> None:
-    """Follow the audit until interrupted.
-
-    Example: kb-mcp audit tail
-    """
+    """Follow the audit until interrupted."""
     records, last = opened.store.records, 0
     rows: Iterator[dict[str, Any]] = reversed(
         list(records.audit(limit=TAIL_FIRST, newest_first=True))
@@ -99,7 +80,11 @@ async def tail(opened: OpenStore) -> None:
         for row in rows:
             last = row["row"]
             shown = (cell(row[name]) for name in COLUMNS if row[name] is not None)
-            line = next(export_lines([row], "jsonl")) if opened.out.as_json else "  ".join(shown)
+            line = (
+                next(verification.export_lines([row], "jsonl"))
+                if opened.out.as_json
+                else "  ".join(shown)
+            )
             click.echo(line)
         await asyncio.sleep(TAIL_EVERY_S)
         rows = records.audit(after_row=last)
@@ -109,30 +94,25 @@ async def tail(opened: OpenStore) -> None:
 @click.option("--format", "form", type=click.Choice(FORMS), required=True,
               help="JSON lines, CSV, or JSON lines in Elastic Common Schema.")  # fmt: skip
 @click.option("--since", help="A date, time or age: 2026-06-01, 36h.")
-@in_store(json=False)
+@in_store("audit export --format csv --since 2026-06-01 > june.csv", json=False)
 async def export_(opened: OpenStore, *, form: str, since: str | None) -> None:
-    """Write the audit to stdout, for a spreadsheet or a SIEM.
-
-    Example: kb-mcp audit export --format csv --since 2026-06-01 > june.csv
-    """
+    """Write the audit to stdout, for a spreadsheet or a SIEM."""
     records = opened.store.records
     total = records.audit_size() if since is None else None
     # A bar between the lines of a terminal would spoil both.
     with Output(as_json=sys.stdout.isatty()).progress("Exporting") as advance:
         rows = counted(records.audit(**_between(opened, since, None)), advance, total)
-        for line in export_lines(rows, form):
+        for line in verification.export_lines(rows, form):
             click.echo(line)
 
 
 @audit.command()
-@in_store()
+@in_store("audit verify")
 async def verify(opened: OpenStore) -> None:
     """Walk every chain, the registry of nodes and the exported heads.
 
     Exit code 1 when anything was changed, removed or lost; the first broken row is named. That the
     last rows of a chain were cut off shows by its exported head alone: heads lie beside the store.
-
-    Example: kb-mcp audit verify
     """
     outcome = verified(opened)[0]
     rows, chains, heads = outcome.rows, len(outcome.ends), outcome.heads
@@ -154,13 +134,11 @@ async def verify(opened: OpenStore) -> None:
 @click.option("--before", required=True, help="Rows before this date, time or age.")
 @click.option("--to", "file", required=True, type=click.Path(dir_okay=False, path_type=Path),
               help="A new file, JSON lines.")  # fmt: skip
-@in_store()
+@in_store("audit archive --before 90d --to audit-2026-q2.jsonl")
 async def archive(opened: OpenStore, *, before: str, file: Path) -> None:
     """Move verified old rows out of the store into a file.
 
     The last row of each process stays, so that a lost tail still shows.
-
-    Example: kb-mcp audit archive --before 90d --to audit-2026-q2.jsonl
     """
     outcome, heads = verified(opened)
     if outcome.breaks:
@@ -169,7 +147,7 @@ async def archive(opened: OpenStore, *, before: str, file: Path) -> None:
     moment = rfc3339(opened.past_ms(before))
     chain = opened.store.records.chain
     found = {
-        node: segment_end(chain(node), moment, heads.get(node), end)
+        node: verification.segment_end(chain(node), moment, heads.get(node), end)
         for node, end in outcome.ends.items()
     }
     ends = {node: end for node, end in found.items() if end is not None}
@@ -191,7 +169,7 @@ def _between(opened: OpenStore, since: str | None, until: str | None) -> dict[st
 class _CountedAudit:
     """A reader of the audit that tells how many rows of all its chains were walked."""
 
-    def __init__(self, reader: AuditReader, advance: Advance, total: int) -> None:
+    def __init__(self, reader: verification.AuditReader, advance: Advance, total: int) -> None:
         """Read as `reader` does; `total` is how many rows there are."""
         self.nodes, self.writers = reader.nodes, reader.writers
         self._read, self._advance, self._total, self._done = reader.chain, advance, total, 0
@@ -205,14 +183,16 @@ class _CountedAudit:
             yield row
 
 
-def verified(opened: OpenStore) -> tuple[Verification, Mapping[str, Head]]:
+def verified(opened: OpenStore) -> tuple[verification.Verification, Mapping[str, Head]]:
     """Verify the whole audit; return the outcome and the exported heads it was held against."""
     # The heads first: the chains only grow meanwhile.
     store = opened.store
     heads = store.exported_heads()
     with opened.out.progress("Verifying") as advance:
         reader = _CountedAudit(store.records, advance, store.records.audit_size())
-        outcome = verify_audit(reader, store.chain_key, heads, opened.store_admin.archived())
+        outcome = verification.verify_audit(
+            reader, store.chain_key, heads, opened.store_admin.archived()
+        )
     return outcome, heads
 
 
@@ -225,7 +205,7 @@ def _write_segments(
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             rows = counted(_segments(opened, ends), advance, None)
-            for line in export_lines(rows, "jsonl"):
+            for line in verification.export_lines(rows, "jsonl"):
                 stream.write(f"{line}\n")
                 count += 1
             stream.flush()

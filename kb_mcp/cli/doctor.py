@@ -14,7 +14,7 @@ import click
 
 from kb_mcp.cli.audit import verified
 from kb_mcp.cli.opening import OpenProxy, open_proxy
-from kb_mcp.cli.output import Output, failure_of, found_something, json_option
+from kb_mcp.cli.output import Output, example, failure_of, found_something, json_option
 from kb_mcp.instants import day_of
 from kb_mcp.operators import alerts
 from kb_mcp.operators.actions.grants import find_problems
@@ -39,12 +39,11 @@ Check = tuple[str, bool, str]  # its name, and what was found
 
 @click.command()
 @json_option
+@example("doctor --json")
 def doctor(*, as_json: bool) -> None:
     """Check settings, store, invariants, clock, upstream key, vault keys, grants and issuers.
 
     Exit code 1 when a check found something.
-
-    Example: kb-mcp doctor --json
     """
     checks = asyncio.run(_examine())
     ok = all(holds for _, holds, _ in checks)

@@ -12,7 +12,7 @@ import click
 
 from kb_mcp.agent.catalogue import ToolName, select_tools
 from kb_mcp.agent.export import FILE_NAMES, render
-from kb_mcp.cli.output import Failure, found_something, read_by, say_failure
+from kb_mcp.cli.output import Failure, example, found_something, read_by, say_failure
 from kb_mcp.settings import load_settings
 
 
@@ -33,13 +33,11 @@ def _tools(text: str) -> frozenset[ToolName]:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               help="Write files into this folder, or compare with them.")  # fmt: skip
 @click.option("--check", is_flag=True, help="Compare with the files in --out; write nothing.")
+@example("export all --out schemas --check")
 def export(
     *, target: str, tools: frozenset[ToolName], confirmation: str, out: Path | None, check: bool
 ) -> None:
-    """Export the tools' schemas, to stdout or into a folder.
-
-    Example: kb-mcp export all --out schemas --check
-    """
+    """Export the tools' schemas, to stdout or into a folder."""
     if check and out is None:
         raise click.UsageError("--check compares with files: give --out DIR")
     if out is None and target == "all":

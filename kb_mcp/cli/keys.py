@@ -14,19 +14,12 @@ import click
 from click.core import ParameterSource
 from msgspec.structs import asdict
 
+from kb_mcp.cli import group
 from kb_mcp.cli.opening import OPERATOR, OpenStore, in_store, key_argument, key_ids, roles
 from kb_mcp.cli.output import Failure, WrongUse, read_by, say_failure
 from kb_mcp.instants import day_of, parse_duration, rfc3339
 from kb_mcp.money import CURRENCIES, Money, format_money
-from kb_mcp.operators.actions.keys import (
-    CapRequiredError,
-    clean_reason,
-    issue_key,
-    read_new_key,
-    revoke_key,
-    rotate_key,
-    unfreeze_key,
-)
+from kb_mcp.operators.actions import keys as acts
 from kb_mcp.operators.reports.views import key_status
 from kb_mcp.proxy.access.policy import Policy, missing_caps
 from kb_mcp.proxy.access.policy_files import load_policy
@@ -42,14 +35,7 @@ POLICY_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 COLUMNS = ("id", "role", "mode", "label", "agent", "expires_at", "state", "last_used_at")
 # What may be given once for each currency.
 _amount = partial(click.option, metavar="AMOUNT", multiple=True)
-
-
-@click.group()
-def keys() -> None:
-    """Vault keys: what an agent holds instead of a Stripe key.
-
-    Example: kb-mcp keys issue --role billing --daily-cap 10000.00usd
-    """
+keys = group("keys", "issue --role billing --daily-cap 10000.00usd")
 
 
 @keys.command()
@@ -81,14 +67,12 @@ def keys() -> None:
               help="Whether a bill may share days with one of another period.")  # fmt: skip
 @click.option("--period-kinds", metavar="KIND,…",
               help="The only kinds of period it may bill, like month,quarter.")  # fmt: skip
-@in_store()
+@in_store("keys issue --role billing --daily-cap 10000.00usd --expires end-of-month")
 async def issue(opened: OpenStore, *, policy: Path | None, **options: Any) -> None:
     """Issue a vault key. Its token is shown once, here.
 
     The tool `refund` makes one refund of a charge, of all or a part; `operations reopen` of that
     refund allows one more. `max_refunds_per_charge` of a policy is for other programs.
-
-    Example: kb-mcp keys issue --role billing --daily-cap 10000.00usd --expires end-of-month
     """
     typed = _typed(click.get_current_context())
     fields: dict[str, Any] = {"caps": {}, "refund_caps": {}}
@@ -100,22 +84,20 @@ async def issue(opened: OpenStore, *, policy: Path | None, **options: Any) -> No
         elif given is not None:
             caps = fields["refund_caps" if "refund" in name else "caps"]
             caps[name.removeprefix("refund_").removesuffix("_cap")] = given
-    wanted = read_new_key(fields, opened.views.mode, opened.now())
+    wanted = acts.read_new_key(fields, opened.views.mode, opened.now())
     try:
-        _, minted = await issue_key(opened.store.ledger, wanted, random_bytes, OPERATOR)
-    except CapRequiredError as error:
+        _, minted = await acts.issue_key(opened.store.ledger, wanted, random_bytes, OPERATOR)
+    except acts.CapRequiredError as error:
         raise WrongUse(str(error), _with_caps(error.policy, typed)) from None
     await _show_minted(opened, minted)
 
 
 @keys.command("list")
-@in_store()
+@in_store("keys list --json")
 async def list_(opened: OpenStore) -> None:
     """List every key, oldest first.
 
     `last_used_at` is when it last asked to move money; reads are in the audit alone.
-
-    Example: kb-mcp keys list --json
     """
     found = [_with_state(opened, key) for key in await opened.views.keys()]
     empty = "No keys yet: kb-mcp keys issue --role billing --daily-cap 1000.00usd"
@@ -124,12 +106,9 @@ async def list_(opened: OpenStore) -> None:
 
 @keys.command()
 @key_argument
-@in_store()
+@in_store("keys show abc123def456")
 async def show(opened: OpenStore, *, key_id: str) -> None:
-    """Show one key and, in plain words, what it may do.
-
-    Example: kb-mcp keys show abc123def456
-    """
+    """Show one key and, in plain words, what it may do."""
     record = _with_state(opened, await opened.views.key(key_id))
     if opened.out.as_json:
         opened.out.json(record)
@@ -142,15 +121,12 @@ async def show(opened: OpenStore, *, key_id: str) -> None:
 @keys.command()
 @key_argument
 @click.option("--reason", help="Why; kept with the key and in the audit.")
-@in_store()
+@in_store('keys revoke abc123def456 --reason "laptop lost"')
 async def revoke(opened: OpenStore, *, key_id: str, reason: str | None) -> None:
-    """Revoke a key now. Waits for sends already under way and says how many there were.
-
-    Example: kb-mcp keys revoke abc123def456 --reason "laptop lost"
-    """
+    """Revoke a key now. Waits for sends already under way and says how many there were."""
     ledger, records = opened.store.ledger, opened.store.records
-    counts = await revoke_key(
-        ledger, records, KeyId(key_id), clean_reason(reason), OPERATOR, REVOKE_WAIT_S
+    counts = await acts.revoke_key(
+        ledger, records, KeyId(key_id), acts.clean_reason(reason), OPERATOR, REVOKE_WAIT_S
     )
     record = _with_state(opened, await opened.views.key(key_id)) | counts
     said = f"Revoked {key_id}. Sends under way when it took effect: {counts['under_way']}."
@@ -165,18 +141,15 @@ async def revoke(opened: OpenStore, *, key_id: str, reason: str | None) -> None:
 @keys.command()
 @key_argument
 @click.option("--reason", required=True, help="Why it may serve again; kept in the audit.")
-@in_store()
+@in_store('keys unfreeze abc123def456 --reason "cards were expired, checked"')
 async def unfreeze(opened: OpenStore, *, key_id: str, reason: str) -> None:
-    """Unfreeze a key that froze after too many declines or a late charge.
-
-    Example: kb-mcp keys unfreeze abc123def456 --reason "cards were expired, checked"
-    """
+    """Unfreeze a key that froze after too many declines or a late charge."""
     if (await opened.views.key(key_id))["frozen_at"] is None:
         raise Failure(f"key {key_id} is not frozen")
-    why = clean_reason(reason)
+    why = acts.clean_reason(reason)
     if why is None:
         raise click.BadParameter("Say why the key is unfrozen.", param_hint="--reason")
-    await unfreeze_key(opened.store.ledger, KeyId(key_id), why, OPERATOR)
+    await acts.unfreeze_key(opened.store.ledger, KeyId(key_id), why, OPERATOR)
     record = _with_state(opened, await opened.views.key(key_id))
     opened.out.done(record, f"Key {key_id} and its line of successors may charge again.")
 
@@ -185,14 +158,11 @@ async def unfreeze(opened: OpenStore, *, key_id: str, reason: str) -> None:
 @key_argument
 @click.option("--overlap", "overlap_ms", callback=read_by(parse_duration), default="24h",
               show_default=True, help="How long the old key still serves.")  # fmt: skip
-@in_store()
+@in_store("keys rotate abc123def456 --overlap 1h")
 async def rotate(opened: OpenStore, *, key_id: str, overlap_ms: int) -> None:
-    """Issue the successor of a key: same policy, same caps in use. Its token is shown once.
-
-    Example: kb-mcp keys rotate abc123def456 --overlap 1h
-    """
+    """Issue the successor of a key: same policy, same caps in use. Its token is shown once."""
     ledger, old = opened.store.ledger, KeyId(key_id)
-    _, minted = await rotate_key(ledger, old, overlap_ms, random_bytes, OPERATOR)
+    _, minted = await acts.rotate_key(ledger, old, overlap_ms, random_bytes, OPERATOR)
     await _show_minted(opened, minted, replaces=key_id)
 
 
@@ -258,12 +228,9 @@ SPEND_COLUMNS = ("key_id", "scope", "window", "window_start", *AMOUNTS)
 @click.command()
 @click.option("--key", "key_id", shell_complete=key_ids, help="Only this key's.")
 @click.option("--day", help="Another UTC day than today, like 2026-06-15.")
-@in_store()
+@in_store("spend --day 2026-06-15")
 async def spend(opened: OpenStore, *, key_id: str | None, day: str | None) -> None:
-    """Show cap, spend and what is left, per key and window; in JSON in minor units.
-
-    Example: kb-mcp spend --day 2026-06-15
-    """
+    """Show cap, spend and what is left, per key and window; in JSON in minor units."""
     views = opened.views
     date = day_of(opened.now() if day is None else opened.past_ms(day))
     if key_id is None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from kb_mcp.cli.output import Failure, Output, json_option
+from kb_mcp.cli.output import Failure, Output, example, json_option
 from kb_mcp.environment import SettingsError
 from kb_mcp.instants import past_ms
 from kb_mcp.operators.actions.operations import NotDone
@@ -158,17 +158,20 @@ Work = Callable[..., Awaitable[None]]
 Opening = Callable[[Settings, Output], AbstractAsyncContextManager[Opened]]
 
 
-def in_store(*, lenient: bool = False, json: bool = True) -> Callable[[Work], Callable[..., None]]:
-    """Run a command on what `open_ledger` opens; `json` adds the option `--json`."""
-    return partial(_on, partial(open_ledger, lenient=lenient), json)
+def in_store(
+    line: str, *, lenient: bool = False, json: bool = True
+) -> Callable[[Work], Callable[..., None]]:
+    """Run a command on what `open_ledger` opens; `line` is its example, `json` adds `--json`."""
+    return partial(_on, partial(open_ledger, lenient=lenient), line, json)
 
 
-def at_stripe(*, json: bool = True) -> Callable[[Work], Callable[..., None]]:
+def at_stripe(line: str, *, json: bool = True) -> Callable[[Work], Callable[..., None]]:
     """Run a command on what `open_proxy` opens, as `in_store` does."""
-    return partial(_on, open_proxy, json)
+    return partial(_on, open_proxy, line, json)
 
 
-def _on(opening: Opening[Opened], json: bool, work: Work) -> Callable[..., None]:  # noqa: FBT001 bound by name above
+def _on(opening: Opening[Opened], line: str, json: bool, work: Work) -> Callable[..., None]:  # noqa: FBT001 bound by name above
+    @example(line)
     @wraps(work)
     def run(*args: object, as_json: bool = False, **options: object) -> None:
         async def opened() -> None:

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import click
 
+from kb_mcp.cli import group
 from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, at_stripe, demand, in_store
 from kb_mcp.cli.output import Failure, read_by
 from kb_mcp.instants import how_many
+from kb_mcp.operators.actions import operations as acts
 from kb_mcp.operators.actions.keys import clean_reason
-from kb_mcp.operators.actions.operations import (
-    By,
-    Reopening,
-    forget_answers,
-    forgettable,
-    reset_declines,
-)
+from kb_mcp.operators.actions.operations import By, Reopening
 from kb_mcp.periods import parse_period
 from kb_mcp.proxy.ledger.port import note
 from kb_mcp.proxy.ledger.records import Operation, State
@@ -39,12 +35,7 @@ def _reason(text: str) -> str:
     return reason
 
 
-@click.group()
-def operations() -> None:
-    """Charges, refunds and other billing acts in the ledger.
-
-    Example: kb-mcp operations list --state unknown
-    """
+operations = group("operations", "list --state unknown")
 
 
 @operations.command("list")
@@ -53,23 +44,17 @@ def operations() -> None:
 @click.option("--period", "billing_period", callback=read_by(lambda text: parse_period(text).label),
               help="Only this billing period's, like 2026-06.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), help="The newest N; without it, all.")
-@in_store()
+@in_store("operations list --customer cus_Abc123 --limit 20")
 async def list_(opened: OpenStore, *, limit: int | None, **filters: str | None) -> None:
-    """List operations, newest first.
-
-    Example: kb-mcp operations list --customer cus_Abc123 --limit 20
-    """
+    """List operations, newest first."""
     opened.out.list(await opened.views.operations(limit, **filters), COLUMNS, "No operations.")
 
 
 @operations.command()
 @_operation
-@in_store()
+@in_store("operations show op_0123456789abcdef01234567")
 async def show(opened: OpenStore, *, operation_id: str) -> None:
-    """Show one operation with its attempts.
-
-    Example: kb-mcp operations show op_0123456789abcdef01234567
-    """
+    """Show one operation with its attempts."""
     opened.out.record(await opened.views.operation(operation_id))
 
 
@@ -78,7 +63,7 @@ async def show(opened: OpenStore, *, operation_id: str) -> None:
 @click.option("--succeeded", "object_id", metavar="OBJ", help="Its charge or intent at Stripe.")
 @click.option("--void", is_flag=True, help="Nothing happened at Stripe; needs --reason.")
 @click.option("--reason", callback=read_by(clean_reason), help="How you know; kept in the audit.")
-@at_stripe()
+@at_stripe("operations resolve op_0123456789abcdef01234567 --succeeded ch_3Pabc")
 async def resolve(
     opened: OpenProxy, *, operation_id: str, object_id: str | None, void: bool, reason: str | None
 ) -> None:
@@ -87,8 +72,6 @@ async def resolve(
     OBJ is read and compared: with --succeeded, an operation that counts as failed, voided or
     waiting is settled too. --void needs two whole looks at Stripe's list, a minute apart: call it
     again when it says so.
-
-    Example: kb-mcp operations resolve op_0123456789abcdef01234567 --succeeded ch_3Pabc
     """
     if (object_id is None) == (not void):
         raise click.UsageError("give either --succeeded OBJ or --void --reason R")
@@ -106,7 +89,7 @@ async def resolve(
 @click.option("--amount", type=click.IntRange(min=1), metavar="N",
               help="For another amount than before, in the currency's minor unit.")  # fmt: skip
 @click.option("--release", is_flag=True, help="Free its days for other periods instead.")
-@at_stripe()
+@at_stripe('operations reopen op_0123456789abcdef01234567 --reason "wrong card"')
 async def reopen(
     opened: OpenProxy, *, operation_id: str, reason: str, amount: int | None, release: bool
 ) -> None:
@@ -118,8 +101,6 @@ async def reopen(
 
     Where Stripe shows no full refund, the bill stays charged; one other bill that was taken for
     it may pass. Of a refund, it lets one more be made of the same charge.
-
-    Example: kb-mcp operations reopen op_0123456789abcdef01234567 --reason "wrong card"
     """
     if release and amount is not None:
         raise click.UsageError("give either --amount or --release")
@@ -145,26 +126,20 @@ def _reopened(operation: Operation, *, release: bool) -> str:
 
 @operations.command()
 @_operation
-@in_store()
+@in_store("operations reset op_0123456789abcdef01234567")
 async def reset(opened: OpenStore, *, operation_id: str) -> None:
-    """Set the count of declines of this bill to zero, so that it may be tried again.
-
-    Example: kb-mcp operations reset op_0123456789abcdef01234567
-    """
+    """Set the count of declines of this bill to zero, so that it may be tried again."""
     operation = await opened.views.raw_operation(operation_id)
-    declines = await reset_declines(opened.store.ledger, operation, By(OPERATOR))
+    declines = await acts.reset_declines(opened.store.ledger, operation, By(OPERATOR))
     click.echo(f"Forgot {how_many(declines, 'decline')} of this bill.", err=True)
     opened.out.record(await opened.views.operation(operation_id))
 
 
 @operations.command()
 @_operation
-@at_stripe()
+@at_stripe("operations cancel op_0123456789abcdef01234567")
 async def cancel(opened: OpenProxy, *, operation_id: str) -> None:
-    """Cancel an abandoned PaymentIntent at Stripe, and release what it holds.
-
-    Example: kb-mcp operations cancel op_0123456789abcdef01234567
-    """
+    """Cancel an abandoned PaymentIntent at Stripe, and release what it holds."""
     operation = await opened.views.raw_operation(operation_id)
     if operation.route != INTENTS:
         hint = "Refund it at Stripe, then `kb-mcp operations reopen`."
@@ -196,15 +171,12 @@ async def _cancel_intent(opened: OpenProxy, operation: Operation) -> None:
 
 @operations.command()
 @click.option("--customer", required=True, help="Whose answers to erase.")
-@in_store()
+@in_store("operations forget --customer cus_Abc123")
 async def forget(opened: OpenStore, *, customer: str) -> None:
-    """Erase the stored answers of a customer's final operations. Replays then read from Stripe.
-
-    Example: kb-mcp operations forget --customer cus_Abc123
-    """
+    """Erase the stored answers of a customer's final operations. Replays then read from Stripe."""
     found = await opened.store.records.operations(customer_id=customer)
-    erasable = [operation for operation, _ in found if forgettable(operation)]
-    erased = await forget_answers(opened.store.ledger, erasable, By(OPERATOR))
+    erasable = [operation for operation, _ in found if acts.forgettable(operation)]
+    erased = await acts.forget_answers(opened.store.ledger, erasable, By(OPERATOR))
     done = {"customer_id": customer, "erased": erased, "operations": len(found)}
     answers, of = how_many(erased, "stored answer"), how_many(len(found), "operation")
     opened.out.done(done, f"Erased {answers} of {of}.")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
+from inspect import cleandoc
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -41,6 +42,7 @@ def other_distribution() -> tuple[str, str] | None:
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., object])
 # Drawing is told of each so many rows: a bar must not slow down what it shows.
 STEP = 256
 Advance = Callable[[int, int | None], None]
@@ -138,6 +140,16 @@ CELL_MAX = 200
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
 )
+
+
+def example(line: str) -> Callable[[Command], Command]:
+    """Return a decorator that ends the help of a command with an example: `kb-mcp`, and `line`."""
+
+    def ended(command: Command) -> Command:
+        command.__doc__ = f"{cleandoc(command.__doc__ or '')}\n\nExample: kb-mcp {line}"
+        return command
+
+    return ended
 
 
 def read_by(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:

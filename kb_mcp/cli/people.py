@@ -9,6 +9,7 @@ import re
 
 import click
 
+from kb_mcp.cli import group
 from kb_mcp.cli.keys import REVOKE_WAIT_S
 from kb_mcp.cli.opening import OPERATOR, OpenStore, in_store, key_ids
 from kb_mcp.cli.output import Failure, read_by
@@ -24,14 +25,7 @@ TOKEN_BYTES = 24
 # "admin" is the holder of KEYBRAKE_ADMIN_TOKEN, and "cli" is this command line in the audit.
 TAKEN = frozenset({"admin", "cli", "first-run"})
 _NAME = re.compile(r"[a-z][a-z0-9._-]{0,31}")
-
-
-@click.group()
-def operators() -> None:
-    """People who may use the dashboard and the admin API; the audit names them.
-
-    Example: kb-mcp operators add maria
-    """
+operators = group("operators", "add maria")
 
 
 def _name(text: str) -> str:
@@ -42,12 +36,9 @@ def _name(text: str) -> str:
 
 @operators.command("add")
 @click.argument("name", callback=read_by(_name))
-@in_store()
+@in_store("operators add maria")
 async def operator_add(opened: OpenStore, *, name: str) -> None:
-    """Add an operator. The token is shown once, here.
-
-    Example: kb-mcp operators add maria
-    """
+    """Add an operator. The token is shown once, here."""
     taken = Failure(f"there is an operator {name} already", "Remove it first.")
     if name in opened.store_admin.operator_hashes():
         raise taken
@@ -60,12 +51,9 @@ async def operator_add(opened: OpenStore, *, name: str) -> None:
 
 
 @operators.command("list")
-@in_store()
+@in_store("operators list")
 async def operator_list(opened: OpenStore) -> None:
-    """List the operators.
-
-    Example: kb-mcp operators list
-    """
+    """List the operators."""
     found = [
         {"name": each.name, "created_at": rfc3339(each.created_at)}
         for each in opened.store_admin.operators()
@@ -76,12 +64,9 @@ async def operator_list(opened: OpenStore) -> None:
 
 @operators.command("remove")
 @click.argument("name")
-@in_store(json=False)
+@in_store("operators remove maria", json=False)
 async def operator_remove(opened: OpenStore, *, name: str) -> None:
-    """Remove an operator; the token stops working at once.
-
-    Example: kb-mcp operators remove maria
-    """
+    """Remove an operator; the token stops working at once."""
     if name not in opened.store_admin.operator_hashes():
         raise Failure(f"there is no operator {name}", "`kb-mcp operators list` shows them.")
     await opened.note("operator_remove", name)
@@ -90,14 +75,7 @@ async def operator_remove(opened: OpenStore, *, name: str) -> None:
 
 
 GRANT_COLUMNS = ("id", "issuer", "match", "key_id", "label", "created_at")
-
-
-@click.group()
-def grants() -> None:
-    """Which identities of a provider may use which vault key.
-
-    Example: kb-mcp grants list
-    """
+grants = group("grants", "list")
 
 
 @grants.command("add")
@@ -107,14 +85,11 @@ def grants() -> None:
 @click.option("--key", "key_id", required=True, shell_complete=key_ids,
               help="The vault key that these identities stand for.")  # fmt: skip
 @click.option("--label", help="A note for people.")
-@in_store()
+@in_store("grants add --issuer https://idp.example --match sub=agent-7 --key ID")
 async def grant_add(
     opened: OpenStore, *, issuer: str, matches: tuple[str, ...], key_id: str, label: str | None
 ) -> None:
-    """Let identities of a provider use a vault key, with its policy and its caps.
-
-    Example: kb-mcp grants add --issuer https://idp.example --match sub=agent-7 --key ID
-    """
+    """Let identities of a provider use a vault key, with its policy and its caps."""
     wanted = NewGrant(issuer, matches, key_id, label)
     grant = await add_grant(opened.store.ledger, wanted, random_bytes, OPERATOR)
     if opened.settings.oauth_issuers and issuer not in opened.settings.oauth_issuers:
@@ -123,24 +98,18 @@ async def grant_add(
 
 
 @grants.command("list")
-@in_store()
+@in_store("grants list --json")
 async def grant_list(opened: OpenStore) -> None:
-    """List the grants.
-
-    Example: kb-mcp grants list --json
-    """
+    """List the grants."""
     empty = "No grants: vault keys alone are accepted."
     opened.out.list(await opened.views.grants(), GRANT_COLUMNS, empty)
 
 
 @grants.command("remove")
 @click.argument("grant_id", metavar="ID")
-@in_store()
+@in_store("grants remove ID")
 async def grant_remove(opened: OpenStore, *, grant_id: str) -> None:
-    """Remove a grant now: no host reserves anything by it after this.
-
-    Example: kb-mcp grants remove ID
-    """
+    """Remove a grant now: no host reserves anything by it after this."""
     store = opened.store
     grant, counts = await remove_grant(
         store.ledger, store.records, grant_id, OPERATOR, REVOKE_WAIT_S
@@ -155,37 +124,24 @@ APPROVAL_COLUMNS = ("id", "state", "endpoint", "customer_id", "billing_period", 
                     "charge_id", "invoice_id", "amount", "currency", "payment_method", "key_id",
                     "expires_at", "blocked_by")  # fmt: skip
 _approval = click.argument("approval_id", metavar="ID")
-
-
-@click.group()
-def approvals() -> None:
-    """Charges and refunds that wait for an operator.
-
-    Example: kb-mcp approvals list
-    """
+approvals = group("approvals", "list")
 
 
 @approvals.command("list")
 @click.option("--state", type=click.Choice(["pending", "approved", "denied", "used", "expired"]),
               help="Only those in this state.")  # fmt: skip
-@in_store()
+@in_store("approvals list --state pending")
 async def approval_list(opened: OpenStore, *, state: str | None) -> None:
-    """List approvals, newest first.
-
-    Example: kb-mcp approvals list --state pending
-    """
+    """List approvals, newest first."""
     found = await opened.views.approvals(state=state)
     opened.out.list(found, APPROVAL_COLUMNS, "Nothing waits for approval.")
 
 
 @approvals.command()
 @_approval
-@in_store()
+@in_store("approvals approve apr_0123456789abcdef01234567")
 async def approve(opened: OpenStore, *, approval_id: str) -> None:
-    """Approve one charge or refund, once: the agent's next identical call goes through.
-
-    Example: kb-mcp approvals approve apr_0123456789abcdef01234567
-    """
+    """Approve one charge or refund, once: the agent's next identical call goes through."""
     record = await _decide(opened, approval_id, "approved")
     if not opened.out.as_json:
         then = f"goes through if its caps allow it, until {record['expires_at']}"
@@ -196,12 +152,9 @@ async def approve(opened: OpenStore, *, approval_id: str) -> None:
 
 @approvals.command()
 @_approval
-@in_store()
+@in_store("approvals deny apr_0123456789abcdef01234567")
 async def deny(opened: OpenStore, *, approval_id: str) -> None:
-    """Deny one charge or refund.
-
-    Example: kb-mcp approvals deny apr_0123456789abcdef01234567
-    """
+    """Deny one charge or refund."""
     await _decide(opened, approval_id, "denied")
 
 

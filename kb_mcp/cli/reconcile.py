@@ -45,13 +45,11 @@ TABLES = {
 
 
 @click.command()
-@at_stripe()
+@at_stripe("recover")
 async def recover(opened: OpenProxy) -> None:
     """Make one recovery pass now: find out what became of unknown operations.
 
     The grace time still applies.
-
-    Example: kb-mcp recover
     """
     with opened.out.progress("Looking up") as advance:
         done = await opened.proxy.recovery.run(advance)
@@ -64,12 +62,9 @@ async def recover(opened: OpenProxy) -> None:
 
 @click.command()
 @click.option("--since", required=True, help="A date, time or age: 2026-06-01, 30d.")
-@at_stripe()
+@at_stripe("reconcile --since 2026-06-01")
 async def reconcile(opened: OpenProxy, *, since: str) -> None:
-    """Compare the ledger with Stripe's lists of charges and refunds. Exit code 1 if any differ.
-
-    Example: kb-mcp reconcile --since 2026-06-01
-    """
+    """Compare the ledger with Stripe's lists of charges and refunds. Exit code 1 if any differ."""
     since_ms = opened.past_ms(since)
     found: dict[str, list[Record]] = {name: [] for name in TABLES}
     kinds: tuple[Kind, ...] = ("charge", "refund")
@@ -148,12 +143,9 @@ def _period_from(text: str) -> str:
               help="Where a charge says which period it is for. What says none is adopted only "
                    "with `created` (the month of its creation) or `none`.")  # fmt: skip
 @click.option("--apply", is_flag=True, help="Do it; without this, only show what would be done.")
-@at_stripe()
+@at_stripe("adopt --since 2026-01-01 --period-from metadata:period --apply")
 async def adopt(opened: OpenProxy, *, since: str, period_from: str, apply: bool) -> None:
-    """Record charges that Stripe already has, so that they are not billed again.
-
-    Example: kb-mcp adopt --since 2026-01-01 --period-from metadata:period --apply
-    """
+    """Record charges that Stripe already has, so that they are not billed again."""
     since_ms = opened.past_ms(since)
     keys = await opened.store.records.keys()
     lineages: dict[str, KeyId] = {key.lineage_id: key.id for key, _ in keys}
@@ -212,12 +204,12 @@ async def _close_gap(opened: OpenProxy, since_ms: int) -> None:
     )
     if not (behind or facts.get(GAP) or facts.get(NEW_STORE)):
         return
-    needed = _needed_since(opened)
-    if needed is not None and since_ms > needed:
-        hint = f"Run `kb-mcp adopt --since {rfc3339(needed)} --apply`, and it may send again."
+    lost_ms = _lost_since(opened)
+    if lost_ms is not None and since_ms > lost_ms:
+        hint = f"Run `kb-mcp adopt --since {rfc3339(lost_ms)} --apply`, and it may send again."
         raise Failure("the store has lost records, and this does not reach back far enough", hint)
     # Nothing of this store's may be left out of what Stripe lists.
-    match await opened.proxy.walks.walk.run(LOOK_BACK_AT_START_MS, reach_back_to=needed):
+    match await opened.proxy.walks.walk.run(LOOK_BACK_AT_START_MS, reach_back_to=lost_ms):
         case LostObjects(objects=objects):
             left = ", ".join(objects[:5])
             raise Failure(
@@ -250,7 +242,7 @@ async def _forget_heads(opened: OpenProxy, behind: Sequence[Behind]) -> None:
     opened.store.heads.forget()
 
 
-def _needed_since(opened: OpenProxy) -> int | None:
+def _lost_since(opened: OpenProxy) -> int | None:
     """Return from when on charges may be missing by the exported heads (ms UTC), if they tell."""
     audit, moments = opened.store.records.audit, []
     for behind in opened.store.behind:

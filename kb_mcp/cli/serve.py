@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import click
 
-from kb_mcp.cli.output import Failure, WrongUse
+from kb_mcp.cli.output import Failure, WrongUse, example
 
 PORT = click.IntRange(0, 65_535)
 
@@ -30,11 +30,9 @@ PORT = click.IntRange(0, 65_535)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
               show_default=True, help="How logs are written to stderr.")  # fmt: skip
 @click.option("--worker-socket", type=int, hidden=True)
+@example("up --port 8787")
 def up(*, log_format: Literal["text", "json"], worker_socket: int | None, **addresses: Any) -> None:
-    """Serve the proxy and MCP to agents, and the admin API to operators.
-
-    Example: kb-mcp up --port 8787
-    """
+    """Serve the proxy and MCP to agents, and the admin API to operators."""
     from kb_mcp.serving.process_setup import configure_logs
     from kb_mcp.settings import load_settings
     from kb_mcp.wiring.serve import Addresses, run, serve_up, serve_worker
@@ -73,11 +71,9 @@ def mcp() -> None:
 @click.option("--port", type=PORT, default=8788, show_default=True, help="0 takes a free one.")
 @click.option("--state", type=click.Path(dir_okay=False, path_type=Path),
               help="Keep its objects in this file; without it, in memory.")  # fmt: skip
+@example("sandbox --port 8788 --state sandbox.db")
 def sandbox(*, host: str, port: int, state: Path | None) -> None:
-    """Run the sandbox alone: a stand-in for Stripe.
-
-    Example: kb-mcp sandbox --port 8788 --state sandbox.db
-    """
+    """Run the sandbox alone: a stand-in for Stripe."""
     import sqlite3
 
     from kb_mcp.sandbox.app import create_sandbox, serve
@@ -97,13 +93,11 @@ def sandbox(*, host: str, port: int, state: Path | None) -> None:
 
 
 @click.command()
+@example("demo")
 def demo() -> None:
-    """Replay three ways in which agents charge twice, without kb-mcp and with it.
-
-    Example: kb-mcp demo
-    """
+    """Replay three ways in which agents charge twice, without kb-mcp and with it."""
     from rich.console import Console
 
-    from kb_mcp.demo import run_demo
+    from kb_mcp.demo.stage import run_demo
 
     raise click.exceptions.Exit(run_demo(Console()))

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from kb_mcp.cli import group
 from kb_mcp.cli.opening import (
     OPERATOR,
     OpenProxy,
@@ -22,7 +23,7 @@ from kb_mcp.cli.opening import (
     in_store,
     open_ledger,
 )
-from kb_mcp.cli.output import Output, WrongUse
+from kb_mcp.cli.output import Output, WrongUse, example
 from kb_mcp.environment import SQLITE
 from kb_mcp.instants import how_many, rfc3339
 from kb_mcp.money import MoneyError, parse_caps
@@ -40,35 +41,22 @@ _TAKEN_UP = {
     "upstream_timeout": "Processes that are serving take it up when they start again.",
     "recovery_grace": "A longer one holds from now on, a shorter one where a process starts again.",
 }
-
-
-@click.group()
-def settings() -> None:
-    """Settings in the store, the same for all processes: ceilings, timeout, grace time.
-
-    Example: kb-mcp settings set account_daily_cap 50000.00usd
-    """
+settings = group("settings", "set account_daily_cap 50000.00usd")
 
 
 @settings.command()
-@in_store(lenient=True)
+@in_store("settings show --json", lenient=True)
 async def show(opened: OpenStore) -> None:
-    """Show what the store holds.
-
-    Example: kb-mcp settings show --json
-    """
+    """Show what the store holds."""
     opened.out.record(_record(_held(opened)))
 
 
 @settings.command("set")
 @click.argument("name", type=click.Choice(tuple(_TAKEN_UP)))
 @click.argument("value")
-@in_store(lenient=True)
+@in_store("settings set account_daily_cap 50000.00usd,40000.00eur", lenient=True)
 async def set_(opened: OpenStore, *, name: str, value: str) -> None:
-    """Set one setting; VALUE is a cap (or several, or none), or a number of seconds.
-
-    Example: kb-mcp settings set account_daily_cap 50000.00usd,40000.00eur
-    """
+    """Set one setting; VALUE is a cap (or several, or none), or a number of seconds."""
     fact, text = _fact(name, value)
     before = _held(opened)
     _check_times(before | {fact: text})
@@ -86,14 +74,12 @@ def _held(opened: OpenStore) -> dict[str, str]:
 
 
 @settings.command("confirm-account")
-@at_stripe(json=False)
+@at_stripe("settings confirm-account", json=False)
 async def confirm_account(opened: OpenProxy) -> None:
     """Confirm that the Stripe key of this process belongs to the account of this store.
 
     It is asked for where the key may read neither its account nor an object that the store made.
     Where Stripe says that it is another account, this is refused.
-
-    Example: kb-mcp settings confirm-account
     """
     if opened.settings.upstream_mode != "sandbox":
         await opened.proxy.account.confirm(OPERATOR)
@@ -101,14 +87,12 @@ async def confirm_account(opened: OpenProxy) -> None:
 
 
 @settings.command("confirm-new-store")
-@at_stripe(json=False)
+@at_stripe("settings confirm-new-store", json=False)
 async def confirm_new_store(opened: OpenProxy) -> None:
     """Confirm that this store is new; recent charges at Stripe belong to another store.
 
     A new store sends nothing while Stripe has recent charges that kb-mcp made: it may stand in for
     a store that was lost.
-
-    Example: kb-mcp settings confirm-new-store
     """
     demand(await confirm(opened.proxy.walks.walk, OPERATOR))
     click.echo("The store is a new one: it sends from now on.")
@@ -116,13 +100,11 @@ async def confirm_new_store(opened: OpenProxy) -> None:
 
 @settings.command("foreign-lineage")
 @click.argument("lineage")
-@at_stripe(json=False)
+@at_stripe("settings foreign-lineage b7zlpvt5pt7w", json=False)
 async def foreign_lineage(opened: OpenProxy, *, lineage: str) -> None:
     """Confirm that charges marked with LINEAGE (by a version before 0.2) are another store's.
 
     LINEAGE stands in their metadata[keybrake_key] at Stripe.
-
-    Example: kb-mcp settings foreign-lineage b7zlpvt5pt7w
     """
     walk = opened.proxy.walks.walk
     demand(await name_foreign(walk, lineage, OPERATOR))
@@ -132,13 +114,11 @@ async def foreign_lineage(opened: OpenProxy, *, lineage: str) -> None:
 
 
 @settings.command("confirm-clock")
-@in_store(lenient=True)
+@in_store("settings confirm-clock", lenient=True)
 async def confirm_clock(opened: OpenStore) -> None:
     """Confirm that this host's clock is right, when it differs from Stripe's or the store's.
 
     `kb-mcp doctor` says what is disputed. The word holds until the clocks agree again.
-
-    Example: kb-mcp settings confirm-clock
     """
     host_ms = opened.store.clock.host_ms()
     stored = StoredTime.of_facts(opened.store_admin.facts())
@@ -185,11 +165,9 @@ def _record(facts: Mapping[str, str]) -> dict[str, Any]:
               help="Copy this embedded ledger into the new, empty PostgreSQL store.")  # fmt: skip
 @click.option("--grant-to", metavar="ROLE",
               help="PostgreSQL: give this role what a serving process needs.")  # fmt: skip
+@example("migrate --grant-to keybrake_proxy")
 def migrate(*, source: str | None, grant_to: str | None) -> None:
-    """Bring the store to the newest schema.
-
-    Example: kb-mcp migrate --grant-to keybrake_proxy
-    """
+    """Bring the store to the newest schema."""
     settings = load_settings()
     if settings.database_path is not None:
         if source or grant_to:

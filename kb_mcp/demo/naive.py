@@ -29,39 +29,32 @@ def without_key(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Charge and refund as most samples do: no idempotency key at all."""
     params = _arguments(event)
     if event["apiPath"] == "/refund":
-        amount = int(params["amount_cents"])
-        return _answer(event, stripe.Refund.create(charge=params["charge_id"], amount=amount))
-    charge = stripe.Charge.create(
-        amount=int(params["amount_cents"]),
-        currency="usd",
-        customer=params["customer_id"],
-        description=f"Subscription {params['billing_period']}",
-    )
-    return _answer(event, charge)
+        return _answer(event, stripe.Refund.create(**_refund(params)))
+    return _answer(event, stripe.Charge.create(**_charge(params)))
 
 
 def with_key_in_params(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Charge and refund with a good key in the wrong place: the SDK sends one of its own."""
     params = _arguments(event)
     named = ":".join(params.values())
-    key = {"idempotency_key": hashlib.sha256(named.encode()).hexdigest()[:32]}
+    key = {"metadata": {"idempotency_key": hashlib.sha256(named.encode()).hexdigest()[:32]}}
     client = stripe.StripeClient(STRIPE_KEY, base_addresses={"api": STRIPE_ADDRESS})
-    amount = int(params["amount_cents"])
     if event["apiPath"] == "/refund":
-        refund = client.v1.refunds.create(
-            params={"amount": amount, "charge": params["charge_id"], "metadata": key}
-        )
-        return _answer(event, refund)
-    charge = client.v1.charges.create(
-        params={
-            "amount": amount,
-            "currency": "usd",
-            "customer": params["customer_id"],
-            "description": f"Subscription {params['billing_period']}",
-            "metadata": key,
-        }
-    )
-    return _answer(event, charge)
+        return _answer(event, client.v1.refunds.create(params=_refund(params) | key))
+    return _answer(event, client.v1.charges.create(params=_charge(params) | key))
+
+
+def _charge(params: dict[str, str]) -> Any:
+    return {
+        "amount": int(params["amount_cents"]),
+        "currency": "usd",
+        "customer": params["customer_id"],
+        "description": f"Subscription {params['billing_period']}",
+    }
+
+
+def _refund(params: dict[str, str]) -> Any:
+    return {"charge": params["charge_id"], "amount": int(params["amount_cents"])}
 
 
 def _arguments(event: dict[str, Any]) -> dict[str, str]:

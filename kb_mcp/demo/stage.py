@@ -39,8 +39,11 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-def run_stage(console: Console) -> int:
-    """Start everything, play, end it all again, and print the table; return the exit code."""
+def run_demo(console: Console) -> int:
+    """Replay the failure modes and print a table.
+
+    Returns the exit code: 0 when every governed row charged what was wanted and no naive row did.
+    """
     # SIGTERM unwinds the stack, where it would otherwise leave processes behind.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     say_on(console, "Starting a sandbox, a proxy in front of it, and the agents' handlers.")
