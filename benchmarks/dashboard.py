@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kb_mcp.instants import rfc3339
 from kb_mcp.operators.app import create_admin
+from kb_mcp.operators.reports.invariants import Verifying
+from kb_mcp.proxy.meters import Meters
 from kb_mcp.serving.machine import host_ms
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.stores import open_store
@@ -117,9 +120,12 @@ def fill_postgres(url: str) -> None:
 
 async def measure(store: Store) -> None:
     """Print a line for each page. Stops if one is too slow."""
+    now_ms = partial(store.clock.now, 0)
+    unused: Any = None  # no page that is measured acts at Stripe, verifies or is scraped
     app = create_admin(
-        ledger=store.ledger, records=store.records, token=lambda: TOKEN,
-        now_ms=lambda: store.clock.now(0),
+        ledger=store.ledger, records=store.records, token=lambda: TOKEN, now_ms=now_ms,
+        public_url=None, operators=dict, stripe=unused, verifying=Verifying(unused, now_ms),
+        meters=Meters(), workers=unused, stopping=lambda: False,
     )  # fmt: skip
     transport = httpx.ASGITransport(app=app)
     slow = []

@@ -77,13 +77,12 @@ class Acts:
     """What operators do: an act takes what its path is about, who says it, and what is said.
 
     What its body may say are its keyword arguments. `random_bytes(n)` yields n unpredictable bytes
-    for new keys; without `stripe` nothing is done that has to be compared with Stripe.
-    Raises: InputError, what `input_error` knows.
+    for new keys. Raises: InputError, what `input_error` knows.
     """
 
     views: Views
     random_bytes: Callable[[int], bytes]
-    stripe: StripeActs | None = None
+    stripe: StripeActs
 
     def table(self) -> dict[str, Act]:
         """Return the acts by path."""
@@ -178,7 +177,7 @@ class Acts:
             message = "Give either the object that was made, or void with a reason."
             raise invalid("succeeded", message)
         by = By(operator, _reason(reason or "") if void else why)
-        return await self._done(await self._at_stripe().resolve(operation, object_id, by))
+        return await self._done(await self.stripe.resolve(operation, object_id, by))
 
     async def reopen(
         self,
@@ -195,7 +194,7 @@ class Acts:
         refunded: it stays charged, and only a suspicion is waived.
         """
         by, wanted = By(operator, _reason(reason)), Reopening(amount, release)
-        outcome = await self._at_stripe().reopen(operation, by, wanted)
+        outcome = await self.stripe.reopen(operation, by, wanted)
         waived = isinstance(outcome, Done) and outcome.operation.waived and not release
         return await self._done(outcome) | {"waived": waived}
 
@@ -218,12 +217,6 @@ class Acts:
         by = f" by {decided.decided_by}" if decided.decided_by else ""
         message = f"This approval is not pending any more: it is {decided.why}{by}."
         raise InputError(409, "approval_not_pending", message)
-
-    def _at_stripe(self) -> StripeActs:
-        if self.stripe is None:
-            message = "This listener has no way to Stripe. Use the command line."
-            raise InputError(503, "stripe_unavailable", message)
-        return self.stripe
 
     async def _done(self, outcome: Done | NotDone) -> Record:
         if isinstance(outcome, NotDone):

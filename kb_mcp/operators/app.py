@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -45,50 +44,39 @@ _HEADERS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """What a serving process lends its operators: the way to Stripe, and what it has measured.
-
-    `stopping` says that the process ends, so that no stream holds it up.
-    """
-
-    acts: StripeActs | None = None
-    verifying: Verifying | None = None
-    meters: Meters | None = None
-    workers: Callable[[], Awaitable[Readings]] | None = None
-    stopping: Callable[[], bool] = lambda: False
-
-
 def create_admin(  # noqa: PLR0913 an application is built from many parts
     *,
     ledger: Ledger,
     records: StoreReads,
     token: Callable[[], str | None],
     now_ms: Callable[[], int],
+    public_url: str | None,
+    operators: Callable[[], Mapping[str, str]],
+    stripe: StripeActs,
+    verifying: Verifying,
+    meters: Meters,
+    workers: Callable[[], Awaitable[Readings]],
+    stopping: Callable[[], bool],
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
-    public_url: str | None = None,
-    operators: Callable[[], Mapping[str, str]] = dict,
-    bench: Bench | None = None,
 ) -> ASGIApp:
     """Return the operators' application.
 
     `token` yields the first operator's token, `operators` SHA-256 hashes of further tokens by
-    name; `now_ms` is the store's clock; `public_url` is KEYBRAKE_PUBLIC_URL.
-    Raises: LedgerUnavailableError.
+    name; `now_ms` is the store's clock; `public_url` is KEYBRAKE_PUBLIC_URL. The serving process
+    lends the way to Stripe and what it has measured; `stopping` says that it ends, so that no
+    stream holds it up. Raises: LedgerUnavailableError.
     """
-    given = bench or Bench()
     access = Access(token, operators, Throttle(now_ms), public_url)
     views = Views(ledger=ledger, records=records, now_ms=now_ms)
-    acts = Acts(views, random_bytes, given.acts)
-    metrics = Metrics(Fullest(views), access, given.meters, given.workers)
-    metrics.begin()
+    acts = Acts(views, random_bytes, stripe)
+    metrics = Metrics(Fullest(views), access, meters, workers)
     dashboard = Dashboard(
         access=access,
         sessions=Sessions(access, random_bytes, now_ms),
         noted=Throttle(now_ms),
-        pages=Pages(Fullest(views), given.verifying),
+        pages=Pages(Fullest(views), verifying),
         acts=acts,
-        stopping=given.stopping,
+        stopping=stopping,
     )
     routes = [
         *admin_routes(acts, access),

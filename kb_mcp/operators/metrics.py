@@ -76,10 +76,14 @@ class Metrics:
 
     fullest: Fullest
     access: Access
-    meters: Meters | None = None
-    workers: Callable[[], Awaitable[Readings]] | None = None
+    meters: Meters
+    workers: Callable[[], Awaitable[Readings]]
     _counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    _last_row: Any = None
+    _last_row: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Count audit rows from here on. Raises: LedgerUnavailableError."""
+        self._last_row = self.fullest.views.records.newest_row()
 
     async def serve(self, request: Request) -> Response:
         """Answer a scrape from this machine, or one with an operator's token.
@@ -89,10 +93,6 @@ class Metrics:
         if not self.access.local(request):
             self.access.bearer(request)
         return Response(await self._text(), headers={"content-type": CONTENT_TYPE})
-
-    def begin(self) -> None:
-        """Count audit rows from here on. Raises: LedgerUnavailableError."""
-        self._last_row = self.fullest.views.records.newest_row()
 
     async def _text(self) -> str:
         audited, spend = await self._audited(), await self._spend()
@@ -123,19 +123,16 @@ class Metrics:
         }
         if log_bytes is not None:
             gauges["wal_bytes"] = ("Size of SQLite's write-ahead log.", [("", log_bytes)])
-        own = {} if self.meters is None else {FIRST: self.meters.read()}
-        others = {} if self.workers is None else await self.workers()
+        readings = {FIRST: self.meters.read(), **await self.workers()}
         lines = [
             *(family(name, "gauge", *told) for name, told in gauges.items()),
             family("audit_rows_total", "counter", "Audit rows since start.", audited),
-            *(_measured({**own, **others}) if own else ()),
+            *_measured(readings),
         ]
         return "".join(chain.from_iterable(lines))
 
     async def _audited(self) -> list[Sample]:
         """Count the audit rows written since the last scrape, and return all that were counted."""
-        if self._last_row is None:
-            self.begin()
         found = await self.fullest.views.records.audit_counts(self._last_row, ROWS_MAX)
         self._counts.update(found.counts)
         self._last_row = found.last_row

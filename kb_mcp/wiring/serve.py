@@ -242,7 +242,7 @@ async def _run(
 
 def _operators_app(proxy: Proxy, workers: Workers) -> Any:
     from kb_mcp.operators.actions.resolve import StripeActs
-    from kb_mcp.operators.app import Bench, create_admin
+    from kb_mcp.operators.app import create_admin
     from kb_mcp.operators.reports.invariants import Verifying
 
     settings, store = proxy.settings, proxy.store
@@ -254,13 +254,11 @@ def _operators_app(proxy: Proxy, workers: Workers) -> Any:
         now_ms=now_ms,
         public_url=settings.public_url,
         operators=store.open_store_admin().operator_hashes,
-        bench=Bench(
-            acts=StripeActs(store.ledger, proxy.reads, proxy.recovery),
-            verifying=Verifying(verifier(settings, store), now_ms),
-            meters=proxy.meters,
-            workers=workers.readings,
-            stopping=lambda: proxy.app.draining,
-        ),
+        stripe=StripeActs(store.ledger, proxy.reads, proxy.recovery),
+        verifying=Verifying(verifier(settings, store), now_ms),
+        meters=proxy.meters,
+        workers=workers.readings,
+        stopping=lambda: proxy.app.draining,
     )
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import httpx
 
 from kb_mcp.operators.actions.resolve import StripeActs
-from kb_mcp.operators.app import Bench, create_admin
+from kb_mcp.operators.app import create_admin
 from kb_mcp.operators.reports.invariants import Verifying
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import hash_token
+from kb_mcp.proxy.meters import Measured
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.serving.machine import boottime_ms, random_bytes
 from kb_mcp.wiring.stores import verifier
@@ -23,6 +24,11 @@ from tests.in_process_proxy import InProcessProxy, Issued
 TOKEN = "operator-token-for-tests-0123456789"
 OTHER_TOKEN = "operator-token-of-mira-0123456789"
 _CSRF = re.compile(r'name="csrf" value="([0-9a-f]+)"')
+
+
+async def no_workers() -> dict[str, Measured]:
+    """Return what the workers of a process measured that has none."""
+    return {}
 
 
 class OperatorsApp:
@@ -45,12 +51,11 @@ class OperatorsApp:
             random_bytes=random_bytes,
             public_url=public_url,
             operators=lambda: self.named,
-            bench=Bench(
-                acts=StripeActs(proxy.store.ledger, reads, proxy.recovery),
-                verifying=Verifying(verifier(in_process.settings, proxy.store), self.now_ms),
-                meters=proxy.meters,
-                stopping=lambda: self.stopping,
-            ),
+            stripe=StripeActs(proxy.store.ledger, reads, proxy.recovery),
+            verifying=Verifying(verifier(in_process.settings, proxy.store), self.now_ms),
+            meters=proxy.meters,
+            workers=no_workers,
+            stopping=lambda: self.stopping,
         )
         self.browser = self.visitor()
 

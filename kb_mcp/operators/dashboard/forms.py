@@ -11,12 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kb_mcp.operators.actions.grants import NotGrantedError
-from kb_mcp.operators.actions.keys import (
-    NARROWING,
-    CapRequiredError,
-    KeyRequestError,
-    clean_reason,
-)
+from kb_mcp.operators.actions.keys import NARROWING, CapRequiredError, KeyRequestError, clean_reason
 from kb_mcp.operators.api import Said
 from kb_mcp.operators.reports.views import NoSuchKeyError
 from kb_mcp.operators.requests import OVERLAP_DEFAULT, input_error

@@ -72,7 +72,7 @@ class Pages:
     """
 
     fullest: Fullest
-    verifying: Verifying | None = None
+    verifying: Verifying
 
     @property
     def views(self) -> Views:
@@ -127,26 +127,26 @@ class Pages:
         """Show what was not moved, what needs a person, spend against caps, and the audit."""
         views, records = self.views, self.views.records
         rows = views.audit(TAIL_MAX)
-        shown = await bars_of_today(self.fullest)
+        bars, uncapped, whole = await self._bars()
         figures = await stopped_figures(records, day_of(views.now_ms()))
         needs: Values = {
             "gap": (await records.facts()).get(GAP),
-            "breaks": self.verifying and self.verifying.last and self.verifying.last.breaks,
+            "breaks": self.verifying.last and self.verifying.last.breaks,
             "unknown": await views.operations(NEEDS_MAX, state=State.UNKNOWN.value),
             "approvals": await views.approvals(NEEDS_MAX, "pending"),
             "frozen": await views.key_page(NEEDS_MAX, status="frozen"),
-            "uncapped": shown.uncapped,
+            "uncapped": uncapped,
             "alerts": self._raised(NEWS_MS)[:ALERTS_SHOWN],
         }
-        named = [*rows, *shown.bars, *needs["unknown"], *needs["approvals"]]
-        ids = (*shown.uncapped, *(each.key_id for each in figures.by_key))
+        named = [*rows, *bars, *needs["unknown"], *needs["approvals"]]
+        ids = (*uncapped, *(each.key_id for each in figures.by_key))
         return {
             "figures": figures,
             "needs": needs,
             "nothing": not any(needs.values()),
-            "bars": shown.bars,
+            "bars": bars,
             "labels": await self._labels(named, ids),
-            "keys_in_all": None if shown.whole else sum((await views.key_counts()).values()),
+            "keys_in_all": None if whole else sum((await views.key_counts()).values()),
             "more_frozen": len(needs["frozen"]) == NEEDS_MAX,
             "tail": rows,
             "plots": await self._plots(figures),
@@ -253,11 +253,30 @@ class Pages:
         labels = await self._labels(rows)
         return {"query": query, "rows": rows, "labels": labels, "verifying": self.verifying}
 
+    async def _bars(self) -> tuple[list[Record], list[KeyId], bool]:
+        """Return the bars of the account, and of the keys that serve or hold something.
+
+        Where there are no more than BARS_MAX they stand by their keys' age, else by how full they
+        are. Then come those of these keys that serve, and may move money without a cap over time,
+        and whether these bars are all that there are.
+        """
+        rows, spend = await self.fullest.today(BARS_MAX, CHOSEN_FOR_MS)
+        keys = [key for key, _ in await self.views.records.keys_by_id(self.fullest.keys)]
+        for key in keys:
+            each, found = spend[key.id]
+            rows += [row for row in found if each.serves or row.settled or row.reserved]
+        whole = len(keys) < BARS_MAX and len(rows) <= BARS_MAX
+        if len(rows) > BARS_MAX:
+            rows = sorted(rows, key=_used, reverse=True)[:BARS_MAX]
+        serving = {key.id: policy_of(key.policy) for key in keys if spend[key.id][0].serves}
+        bars = [bar(row) | {"stoppable": row.key_id in serving} for row in rows]
+        return bars, [key_id for key_id, policy in serving.items() if is_uncapped(policy)], whole
+
     def _raised(self, within_ms: int) -> list[Record]:
         found = raised(self.views, rfc3339(self.views.now_ms() - within_ms), KEYS_MAX)
         return sorted(found, key=lambda row: str(row["time"]), reverse=True)[:KEYS_MAX]
 
-    async def _plots(self, figures: Figures) -> list[Plot]:
+    async def _plots(self, figures: Figures) -> list[Record]:
         today = day_of(self.views.now_ms())
         days = [(today - timedelta(days=back)).isoformat() for back in range(DAYS - 1, -1, -1)]
         spend = [
@@ -274,50 +293,15 @@ def _keys_path(query: Query) -> str:
     return f"/keys?{urlencode(query)}" if query else "/keys"
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """Bars, and whether these are all that there are.
-
-    `uncapped` are those of these keys that serve, and may move money without a cap over time.
-    """
-
-    bars: list[Record]
-    whole: bool
-    uncapped: Sequence[KeyId]
-
-
-async def bars_of_today(fullest: Fullest) -> Shown:
-    """Return the bars of the account, and of the keys that serve or hold something.
-
-    Where there are no more than BARS_MAX they stand by their keys' age, else by how full they are.
-    Raises: LedgerUnavailableError.
-    """
-    rows, spend = await fullest.today(BARS_MAX, CHOSEN_FOR_MS)
-    keys = [key for key, _ in await fullest.views.records.keys_by_id(fullest.keys)]
-    for key in keys:
-        each, found = spend[key.id]
-        rows += [row for row in found if each.serves or row.settled or row.reserved]
-    whole = len(keys) < BARS_MAX and len(rows) <= BARS_MAX
-    if len(rows) > BARS_MAX:
-        rows = sorted(rows, key=_used, reverse=True)[:BARS_MAX]
-    serving = {key.id: key for key in keys if spend[key.id][0].serves}
-    uncapped = [key.id for key in serving.values() if is_uncapped(policy_of(key.policy))]
-    bars = [bar(row) | {"stoppable": row.key_id in serving} for row in rows]
-    return Shown(bars, whole, uncapped)
-
-
 def bar(row: Spend) -> Record:
     """Return a row of spend with the widths of its bar, out of BAR_WIDTH."""
-    cap, settled, reserved = row.cap, 0, 0
+    cap, settled, reserved, percent = row.cap, 0, 0, None
     if cap:
         settled = min(row.settled * BAR_WIDTH // cap, BAR_WIDTH)
         reserved = min(row.reserved * BAR_WIDTH // cap, BAR_WIDTH - settled)
-    percent = (row.settled + row.reserved) * 100 // cap if cap else None
-    return asdict(row) | {
-        "settled_width": settled,
-        "reserved_width": reserved,
-        "percent": percent,
-    }
+        percent = (row.settled + row.reserved) * 100 // cap
+    widths = {"settled_width": settled, "reserved_width": reserved, "percent": percent}
+    return asdict(row) | widths
 
 
 def _used(row: Spend) -> tuple[bool, int, int]:
@@ -325,35 +309,17 @@ def _used(row: Spend) -> tuple[bool, int, int]:
     return row.scope.startswith("account"), spent * 1000 // row.cap if row.cap else 0, spent
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One bar of a plot: its place, its height, and what it stands for."""
+def plot(title: str, points: Sequence[tuple[str, int]], currency: str | None = None) -> Record:
+    """Return a chart of HEIGHT: `points` are a label and a value each, none of them negative.
 
-    x: int
-    y: int
-    height: int
-    label: str
-    value: int
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """A chart `width` by HEIGHT; `currency` is None where things are counted."""
-
-    title: str
-    currency: str | None
-    bars: Sequence[Column]
-    width: int
-    total: int
-    most: int
-
-
-def plot(title: str, points: Sequence[tuple[str, int]], currency: str | None = None) -> Plot:
-    """Return the chart of `points`, each a label and a value that is not negative."""
+    `currency` is None where things are counted.
+    """
     values = [value for _, value in points]
     most, bars = max(values, default=0), []
     for place, (label, value) in enumerate(points):
         # What is there shows, however small beside the rest.
         height = max(value * HEIGHT // most, 2) if value else 0
-        bars.append(Column(place * STEP + 3, HEIGHT - height, height, label, value))
-    return Plot(title, currency, bars, len(points) * STEP, sum(values), most)
+        at = {"x": place * STEP + 3, "y": HEIGHT - height, "height": height}
+        bars.append({**at, "label": label, "value": value})
+    sums = {"total": sum(values), "most": most, "width": len(points) * STEP}
+    return {"title": title, "currency": currency, "bars": bars, **sums}

@@ -103,12 +103,7 @@ def _event(operation: Record, row: Record) -> tuple[str, str]:
 
 
 def _call(
-    operation: Record,
-    rows: Sequence[Record],
-    labels: Mapping[str, str],
-    *,
-    again: bool,
-    made: bool,
+    operation: Record, rows: Sequence[Record], labels: Mapping[str, str], *, again: bool, made: bool
 ) -> tuple[str, str]:
     row, times = rows[0], f"{len(rows)} times " if len(rows) > 1 else ""
     asked = f"{'Asked again' if again else 'Asked for'} {times}by {_who(rows, labels)}"

@@ -141,11 +141,7 @@ class Views:
         return (await self._shown([await self._operation(operation_id)]))[0]
 
     async def operations_by(
-        self,
-        agent: str | None,
-        session: str | None,
-        limit: int,
-        filters: Mapping[str, str | None],
+        self, agent: str | None, session: str | None, limit: int, filters: Mapping[str, str | None]
     ) -> list[Record]:
         """Return operations that an agent or a session asked for, the latest asked first.
 
