@@ -74,7 +74,7 @@ def create_admin(  # noqa: PLR0913 an application is built from many parts
         access=access,
         sessions=Sessions(access, random_bytes, now_ms),
         noted=Throttle(now_ms),
-        pages=Pages(Fullest(views), verifying),
+        pages=Pages(views, Fullest(views), verifying),
         acts=acts,
         stopping=stopping,
     )

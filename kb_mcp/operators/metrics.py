@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from starlette.requests import Request
@@ -25,7 +24,9 @@ from kb_mcp.proxy.meters import Histogram, Measured, Meters
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Labels as they stand between the braces, and the value.
-Sample = tuple[str, int]
+Sample = tuple[str, int | Histogram]
+# Name, kind (counter, gauge or histogram), what it says, and its samples.
+Family = tuple[str, str, str, Iterable[Sample]]
 
 
 def labels(**given: str) -> str:
@@ -33,21 +34,18 @@ def labels(**given: str) -> str:
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in given.items())
 
 
-def family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> Iterator[str]:
-    """Yield the lines of a family of one `kind`; those of a histogram are not its samples."""
-    yield f"# HELP keybrake_{name} {text}\n# TYPE keybrake_{name} {kind}\n"
-    for inside, value in samples:
-        yield f"keybrake_{name}{{{inside}}} {value}\n"
-
-
-def histograms(name: str, text: str, series: Iterable[tuple[str, Histogram]]) -> Iterator[str]:
-    """Yield the lines of a family of histograms, each with labels of its own."""
-    yield from family(name, "histogram", text, ())
-    for inside, histogram in series:
-        for bound, count in histogram.cumulative():
-            yield f'keybrake_{name}_bucket{{{inside},le="{bound}"}} {count}\n'
-        yield f"keybrake_{name}_sum{{{inside}}} {histogram.total}\n"
-        yield f"keybrake_{name}_count{{{inside}}} {histogram.count}\n"
+def write(families: Iterable[Family]) -> Iterator[str]:
+    """Yield the lines of all families."""
+    for name, kind, text, samples in families:
+        yield f"# HELP keybrake_{name} {text}\n# TYPE keybrake_{name} {kind}\n"
+        for inside, value in samples:
+            if isinstance(value, int):
+                yield f"keybrake_{name}{{{inside}}} {value}\n"
+                continue
+            for bound, count in value.cumulative():
+                yield f'keybrake_{name}_bucket{{{inside},le="{bound}"}} {count}\n'
+            yield f"keybrake_{name}_sum{{{inside}}} {value.total}\n"
+            yield f"keybrake_{name}_count{{{inside}}} {value.count}\n"
 
 
 def _escaped(value: str) -> str:
@@ -98,8 +96,8 @@ class Metrics:
         audited, spend = await self._audited(), await self._spend()
         views, records = self.fullest.views, self.fullest.views.records
         held, keys = await records.open_operations(), await records.key_counts(views.now_ms())
-        without_series = sum(each.count for each in keys if not each.rotated) - KEYS_MAX
-        log_bytes = records.log_bytes()
+        left_out = sum(each.count for each in keys if not each.rotated) - KEYS_MAX
+        log_bytes, mode = records.log_bytes(), views.ledger.settings.mode
         states = [(labels(state=each), held.get(each, 0)) for each in OPEN_STATES]
         statuses = [(labels(status=each), count) for each, count in by_status(keys).items()]
         parts = [
@@ -109,27 +107,21 @@ class Metrics:
         ]
         caps = [(inside, row.cap) for inside, row in spend if row.cap is not None]
         left = [(inside, row.left) for inside, row in spend if row.left is not None]
-        gauges = {
-            "info": (
-                "What this store is bound to.",
-                [(labels(mode=views.ledger.settings.mode), 1)],
-            ),
-            "operations": ("Operations without an end.", states),
-            "vault_keys": ("Vault keys by what they may do.", statuses),
-            "vault_keys_left_out": ("Keys without series.", [("", max(without_series, 0))]),
-            "spend_minor_units": ("Held in the running window.", parts),
-            "cap_minor_units": ("What the window may hold.", caps),
-            "cap_left_minor_units": ("What is left of it.", left),
-        }
-        if log_bytes is not None:
-            gauges["wal_bytes"] = ("Size of SQLite's write-ahead log.", [("", log_bytes)])
-        readings = {FIRST: self.meters.read(), **await self.workers()}
-        lines = [
-            *(family(name, "gauge", *told) for name, told in gauges.items()),
-            family("audit_rows_total", "counter", "Audit rows since start.", audited),
-            *_measured(readings),
+        families: list[Family] = [
+            ("info", "gauge", "What this store is bound to.", [(labels(mode=mode), 1)]),
+            ("operations", "gauge", "Operations without an end.", states),
+            ("vault_keys", "gauge", "Vault keys by what they may do.", statuses),
+            ("vault_keys_left_out", "gauge", "Keys without series.", [("", max(left_out, 0))]),
+            ("spend_minor_units", "gauge", "Held in the running window.", parts),
+            ("cap_minor_units", "gauge", "What the window may hold.", caps),
+            ("cap_left_minor_units", "gauge", "What is left of it.", left),
+            ("audit_rows_total", "counter", "Audit rows since start.", audited),
         ]
-        return "".join(chain.from_iterable(lines))
+        if log_bytes is not None:
+            text = "Size of SQLite's write-ahead log."
+            families.append(("wal_bytes", "gauge", text, [("", log_bytes)]))
+        readings = {FIRST: self.meters.read(), **await self.workers()}
+        return "".join(write([*families, *_measured(readings)]))
 
     async def _audited(self) -> list[Sample]:
         """Count the audit rows written since the last scrape, and return all that were counted."""
@@ -156,28 +148,30 @@ class Metrics:
         ]
 
 
-_GAUGES = (
-    ("requests_in_flight", "in_flight", "Requests of agents under way."),
-    ("ledger_waiting", "waiting", "Transactions that wait for their commit."),
-    ("ledger_queue", "queued", "Those that no batch has taken yet."),
-)
-_HISTOGRAMS = (
-    ("ledger_duration_ms", "ledger", "Milliseconds of a ledger transaction, until it is durable."),
-    ("ledger_batch_size", "batches", "Transactions that were committed together."),
-)
-
-
-def _measured(readings: Readings) -> Iterator[Iterator[str]]:
-    """Yield the families of what processes measure themselves, with a label for each process."""
+def _measured(readings: Readings) -> list[Family]:
+    """Return the families of what processes measure themselves, with a label for each process."""
     each = [(labels(worker=worker), reading) for worker, reading in readings.items()]
-    yield family("processes", "gauge", "Processes that answered this scrape.", [("", len(each))])
-    for name, attribute, text in _GAUGES:
-        yield family(name, "gauge", text, [(at, getattr(of, attribute)) for at, of in each])
-    for name, attribute, text in _HISTOGRAMS:
-        yield histograms(name, text, [(at, getattr(of, attribute)) for at, of in each])
     sends = [
         (f"{inside},{labels(ending=ending)}", sent)
         for inside, at in each
         for ending, sent in at.sends.items()
     ]
-    yield histograms("send_duration_ms", "Milliseconds of a send to Stripe, by its end.", sends)
+
+    def of(name: str) -> list[Sample]:
+        return [(inside, getattr(at, name)) for inside, at in each]
+
+    took = "Milliseconds of a ledger transaction, until it is durable."
+    return [
+        ("processes", "gauge", "Processes that answered this scrape.", [("", len(each))]),
+        ("requests_in_flight", "gauge", "Requests of agents under way.", of("in_flight")),
+        ("ledger_waiting", "gauge", "Transactions that wait for their commit.", of("waiting")),
+        ("ledger_queue", "gauge", "Those that no batch has taken yet.", of("queued")),
+        ("ledger_duration_ms", "histogram", took, of("ledger")),
+        (
+            "ledger_batch_size",
+            "histogram",
+            "Transactions that were committed together.",
+            of("batches"),
+        ),
+        ("send_duration_ms", "histogram", "Milliseconds of a send to Stripe, by its end.", sends),
+    ]

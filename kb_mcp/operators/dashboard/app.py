@@ -66,10 +66,10 @@ class Dashboard:
     def routes(self) -> list[Route]:
         """Return the dashboard's routes."""
         reached: dict[str, Endpoint] = {
-            **{f"/static/{name}": partial(_static, name) for name in STATIC},
+            **{f"/static/{name}": partial(static, name) for name in STATIC},
             "/login": self.login_form,
             "/audit/stream": self.stream,
-            **{path: self._behind(partial(self._show, path)) for path in self.pages.table()},
+            **{path: self._behind(partial(self.pages.page, path)) for path in self.pages.table()},
         }
         sent: dict[str, Endpoint] = {
             "/login": self.login,
@@ -154,10 +154,6 @@ class Dashboard:
 
         return endpoint
 
-    async def _show(self, path: str, request: Request, session: Session) -> Response:
-        note, session.note = session.note, None
-        return await self.pages.page(path, request, session, note)
-
     async def _act(self, path: str, request: Request, session: Session) -> Response:
         form, fields = FORMS[path], await _read_form(request, session.csrf)
         named = request.path_params.get("id", "")
@@ -166,8 +162,7 @@ class Dashboard:
         except REFUSED as error:
             if path not in SHOWN_AGAIN:
                 raise
-            wrong = wrong_form(error, fields)
-            return await self.pages.page(path, request, session, wrong=wrong)
+            return await self.pages.page(path, request, session, wrong_form(error, fields))
         session.note = form.note(record)
         return RedirectResponse(form.path.format_map(record), 303)
 
@@ -223,10 +218,6 @@ def event(row: Record, labels: Mapping[str, str]) -> str:
     if row["amount"] is not None:
         shown["amount"] = written(row["amount"], row["currency"])
     return json.dumps(shown, separators=(",", ":"))
-
-
-async def _static(name: str, _request: Request) -> Response:
-    return static(name)
 
 
 async def _read_form(request: Request, csrf: str) -> Mapping[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kb_mcp.operators.actions.grants import NotGrantedError
 from kb_mcp.operators.actions.keys import NARROWING, CapRequiredError, KeyRequestError, clean_reason
@@ -27,6 +26,7 @@ _UNDER_WAY = "under way when it was: {under_way}; still under way: {still_under_
 
 # What is wrong with a form that is shown again.
 REFUSED = (KeyRequestError, CapRequiredError, MatchError, NoSuchKeyError, NotGrantedError)
+_TEXTS = ("role", "policy", "label", "agent", "expires_at", *NARROWING)
 SHOWN_AGAIN = frozenset({"/keys", "/grants"})
 
 
@@ -83,20 +83,17 @@ def _resolution(fields: Fields) -> Said:
 
 def _new_key(fields: Fields) -> Said:
     """Return what one of the two forms says: a built-in role and what narrows it, or a policy."""
-    given = {name: text.strip() for name, text in fields.items() if text.strip()}
-    by_policy = "policy" in fields
-    if by_policy and "policy" not in given:
+    # A policy stays as it is: its errors name its lines.
+    texts = {name: text if name == "policy" else text.strip() for name, text in fields.items()}
+    given = {name: text for name, text in texts.items() if text.strip()}
+    if "policy" in fields and "policy" not in given:
         raise KeyRequestError(["Paste a policy, or choose its file."], "policy")
-    texts = ("label", "agent", "expires_at", *(() if by_policy else ("role", *NARROWING)))
-    said: dict[str, Any] = {name: given[name] for name in texts if name in given}
-    said["uncapped"] = "uncapped" in fields
-    if by_policy:
-        return {**said, "policy": fields["policy"]}
     refunds = {name: given.get(f"refund_{name}") for name in RefundCapRules.model_fields}
     return {
-        **said,
+        **{name: given[name] for name in _TEXTS if name in given},
         "caps": {name: given[name] for name in CAP_KINDS if name in given},
         "refund_caps": {name: text for name, text in refunds.items() if text is not None},
+        "uncapped": "uncapped" in fields,
     }
 
 

@@ -33,7 +33,7 @@ from kb_mcp.operators.requests import (
     read_limit,
     read_query,
 )
-from kb_mcp.operators.sign_in import Note, Session
+from kb_mcp.operators.sign_in import Session
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.policy import is_uncapped
 from kb_mcp.proxy.access.policy_files import load_policy
@@ -71,13 +71,9 @@ class Pages:
     A page takes what its query may say, or the `id` in its path.
     """
 
+    views: Views
     fullest: Fullest
     verifying: Verifying
-
-    @property
-    def views(self) -> Views:
-        """What is looked at."""
-        return self.fullest.views
 
     def table(self) -> dict[str, tuple[str, Show, Sequence[str] | None]]:
         """Return the pages by path: template, values, and what a query may say (None: anything)."""
@@ -96,18 +92,14 @@ class Pages:
         }
 
     async def page(
-        self,
-        path: str,
-        request: Request,
-        session: Session,
-        note: Note | None = None,
-        wrong: Wrong | None = None,
+        self, path: str, request: Request, session: Session, wrong: Wrong | None = None
     ) -> Response:
-        """Return the page at `path`, with a note, or the form that was not taken.
+        """Return the page at `path`, with the session's note, or the form that was not taken.
 
         Raises: InputError, LedgerUnavailableError.
         """
         template, show, names = self.table()[path]
+        note, session.note = session.note, None
         query = request.path_params if names is None else read_query(request, names)
         values = {"section": path.split("/")[1] or "overview", **await show(query)}
         return page(

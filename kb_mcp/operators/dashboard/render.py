@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup, escape
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from kb_mcp.instants import how_many
@@ -33,7 +34,7 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
     return HTMLResponse(_environment().get_template(template).render(**values), status)
 
 
-def static(name: str) -> Response:
+async def static(name: str, _request: Request) -> Response:
     """Return a file that pages refer to; `name` is one of STATIC."""
     text = (files(__package__) / "templates" / name).read_text()
     headers = {"cache-control": "private, max-age=300"}
@@ -53,9 +54,10 @@ def written(amount: int, currency: str | None) -> str:
     return f"{int(whole):,}{dot}{rest} {code}".rstrip()
 
 
-def relative(at: datetime, now_ms: int) -> str:
-    """Say how long before or after `now_ms` (UTC) something is, as people say it."""
-    seconds = now_ms // 1000 - int(at.timestamp())
+@pass_context
+def ago(context: Context, text: str) -> str:
+    """Say how long before or after the page's `now_ms` (UTC) a time is, as people say it."""
+    seconds = context["now_ms"] // 1000 - int(datetime.fromisoformat(text).timestamp())
     for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
         if abs(seconds) >= size:
             count = how_many(abs(seconds) // size, unit)
@@ -80,7 +82,7 @@ def _environment() -> Environment:
         "money": lambda amount, currency: None if amount is None else written(amount, currency),
         "moment": lambda text: None if text is None else f"{text[:10]} {text[11:19]} UTC",
         "sums": sums,
-        "ago": _ago,
+        "ago": ago,
     }
     return environment
 
@@ -97,8 +99,3 @@ def _shown(value: object) -> object:
 def _typed(text: str) -> Markup:
     # What an operator typed into a long field goes back into it whole, but for what cannot be seen.
     return escape("".join(each for each in text if each.isprintable() or each in "\n\t"))
-
-
-@pass_context
-def _ago(context: Context, text: str) -> str:
-    return relative(datetime.fromisoformat(text), context["now_ms"])

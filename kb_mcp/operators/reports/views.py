@@ -161,8 +161,7 @@ class Views:
         return (await self._operation(operation_id))[0]
 
     async def _operation(self, operation_id: str) -> tuple[Operation, list[Attempt]]:
-        wanted = operation_id if operation_id.isprintable() else ""
-        found = await self.records.operations(operation_id=wanted, limit=1)
+        found = await self.records.operations(operation_id=operation_id, limit=1)
         if not found:
             raise NoSuchOperationError(f"there is no operation {operation_id}")
         return found[0]
