@@ -108,11 +108,6 @@ def said(status: int, name: str, **values: str) -> Answer:
     return error_answer(status, message, kind=kind, code=_CODES.get(name))
 
 
-def unknown_url(method: str, path: str) -> Rejected:
-    """Refuse a method and path that no endpoint has."""
-    return Rejected(said(404, "unknown_url", method=method, path=path))
-
-
 _DECLINED: Final = "Your card was declined."
 _DECLINES: Final = {
     "authentication_required": f"{_DECLINED} This transaction requires authentication.",

@@ -106,21 +106,14 @@ async def _read(scope: Scope, receive: Receive) -> Request | None:
     )
 
 
-_SHUTDOWN_SECONDS = 5
-_BACKLOG = 1024
-
-
-def serve(
-    app: Sandbox, host: str, port: int, *, on_bound: Callable[[str], None] | None = None
-) -> None:
+def serve(app: Sandbox, host: str, port: int, *, on_bound: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; `on_bound` is told the address. Port 0 takes a free one.
 
     Raises: OSError, when the address can't be bound.
     """
-    listener = _listen(host, port)
-    if on_bound is not None:
-        on_bound(_url(listener))
-    _Server(app, alone=True).run(sockets=[listener])
+    server = _Server(app, host, port, alone=True)
+    on_bound(server.url)
+    server.run(sockets=[server.listener])
 
 
 @contextmanager
@@ -141,11 +134,10 @@ async def running(app: Sandbox, host: str = "127.0.0.1", port: int = 0) -> Async
 
     Raises: OSError, when the address can't be bound.
     """
-    listener = _listen(host, port)
-    server = _Server(app)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
+    server = _Server(app, host, port)
+    task = asyncio.create_task(server.serve(sockets=[server.listener]))
     try:
-        yield _url(listener)
+        yield server.url
     finally:
         server.should_exit = True
         await task
@@ -166,25 +158,29 @@ class _Protocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    """A server that ends all delays when it stops. Where it runs `alone`, it stops on signals."""
+    """A server that ends all delays when it stops. Where it runs `alone`, it stops on signals.
 
-    def __init__(self, app: Sandbox, *, alone: bool = False) -> None:
-        self._sandbox = app
-        self._alone = alone
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=_Protocol,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                date_header=False,
-                server_header=False,
-                backlog=_BACKLOG,
-                timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-            )
+    Raises: OSError, when the address can't be bound.
+    """
+
+    def __init__(self, app: Sandbox, host: str, port: int, *, alone: bool = False) -> None:
+        self._sandbox, self._alone, ipv6 = app, alone, ":" in host
+        family = socket.AF_INET6 if ipv6 else socket.AF_INET
+        self.listener = socket.create_server((host, port), family=family)
+        bound = self.listener.getsockname()[:2]
+        self.url = ("http://[{}]:{}" if ipv6 else "http://{}:{}").format(*bound)
+        config = uvicorn.Config(
+            app,
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            date_header=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
         )
+        super().__init__(config)
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -196,15 +192,3 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         with super().capture_signals() if self._alone else nullcontext():
             yield
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    listener.setblocking(False)  # noqa: FBT003  positional only
-    return listener
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Final
 
-from kb_mcp.sandbox.answers import Answer, Rejected, declined, invalid, mask, said, unknown_url
+from kb_mcp.sandbox.answers import Answer, Rejected, declined, invalid, mask, said
 from kb_mcp.sandbox.listing import expanded
 from kb_mcp.sandbox.params import Call, Params, check, decode
 from kb_mcp.sandbox.resources import ENDPOINTS
@@ -216,7 +216,7 @@ def _find_endpoint(request: Request) -> tuple[str, tuple[str, ...]]:
         found = pattern.fullmatch(f"{request.method} {request.path}")
         if found is not None:
             return name, found.groups()
-    raise unknown_url(request.method, request.path)
+    raise Rejected(said(404, "unknown_url", method=request.method, path=request.path))
 
 
 def _execute(endpoint: str, call: Call, kind: str) -> Answer:

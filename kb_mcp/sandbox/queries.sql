@@ -16,7 +16,7 @@ DELETE FROM keys WHERE created_ms <= ?;
 -- name: put_fault
 INSERT INTO faults (match, kind, times, delay_ms) VALUES (?, ?, ?, ?);
 -- name: all_faults
-SELECT seq, match, kind, times, delay_ms FROM faults ORDER BY seq;
+SELECT seq, kind, match, times, delay_ms / 1000.0 FROM faults ORDER BY seq;
 -- name: spend_fault
 UPDATE faults SET times = times - 1 WHERE seq = ? AND times > 1;
 -- name: end_fault

@@ -6,14 +6,13 @@ Floor: sandbox, ground. These paths are no part of Stripe and need no key.
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Callable
 from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 
-from kb_mcp.sandbox.answers import Answer, Json, error_answer, mask, said, unknown_url
+from kb_mcp.sandbox.answers import Answer, Json, error_answer, mask, said
 from kb_mcp.sandbox.resources import charges
 from kb_mcp.sandbox.store import Records
 
@@ -42,26 +41,19 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def delay_ms(self) -> int:
         """How long a delay lasts."""
-        return int(self.seconds * 1000)
-
-    def applies(self, method: str, path: str) -> bool:
-        """Tell whether a request is meant."""
-        pattern = re.escape(self.match).replace(r"\*", ".*")
-        return re.fullmatch(pattern, f"{method} {path}") is not None
+        return round(self.seconds * 1000)
 
 
 def take_fault(records: Records, method: str, path: str, *, replay: bool) -> Fault | None:
     """Take the first fault that is meant for this request, once off its count."""
     for row in records.run("all_faults"):
-        fault = _fault(row)
-        if fault.applies(method, path) and not (replay and fault.kind in EXECUTION_KINDS):
+        fault = Fault(*row[1:])
+        pattern = re.escape(fault.match).replace(r"\*", ".*")
+        meant = re.fullmatch(pattern, f"{method} {path}") is not None
+        if meant and not (replay and fault.kind in EXECUTION_KINDS):
             records.run("spend_fault" if fault.times > 1 else "end_fault", row["seq"])
             return fault
     return None
-
-
-def _fault(row: sqlite3.Row) -> Fault:
-    return Fault(row["kind"], row["match"], row["times"], row["delay_ms"] / 1000)
 
 
 _REFUSALS: Final = {
@@ -111,7 +103,9 @@ def steer(records: Records, method: str, path: str, body: bytes) -> Answer:
     except msgspec.DecodeError as error:
         example = f" Send {_EXAMPLES[asked]}" if asked in _EXAMPLES else ""
         return error_answer(400, f"{error}.{example}")
-    return unknown_url(method, path).answer if shown is None else Answer(200, shown)
+    if shown is None:
+        return said(404, "unknown_url", method=method, path=path)
+    return Answer(200, shown)
 
 
 def _steered(records: Records, asked: str, given: object) -> Json | None:
@@ -162,7 +156,7 @@ def _clock(records: Records) -> Json:
 
 
 def _faults(records: Records) -> list[Json]:
-    return [msgspec.to_builtins(_fault(row)) for row in records.run("all_faults")]
+    return [msgspec.to_builtins(Fault(*row[1:])) for row in records.run("all_faults")]
 
 
 def _state(records: Records) -> Json:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from kb_mcp.sandbox import Sandbox, create_sandbox
+from kb_mcp.sandbox.app import Sandbox, create_sandbox
 
 KEY = "rk_test_sandbox"
 START_MS = 1_790_000_000_000

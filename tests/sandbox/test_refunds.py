@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.sandbox import ConnectionDropped
+from kb_mcp.sandbox.steering import ConnectionDropped
 from tests.sandbox.driver import Driver
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from kb_mcp.sandbox import ConnectionDropped
+from kb_mcp.sandbox.steering import ConnectionDropped
 from tests.sandbox.driver import CHARGE, START_MS, Driver
 
 
