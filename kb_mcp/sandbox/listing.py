@@ -40,6 +40,16 @@ def retrieves(kind: str) -> Endpoint:
     return lambda call: call.named(kind)
 
 
+def updates(kind: str, wording: str = "") -> Endpoint:
+    """Return the endpoint that sets the metadata and `wording` of an object that the path names."""
+
+    def update(call: Call) -> Json:
+        held = call.named(kind)
+        return call.save(held | call.sent(wording) | {"metadata": call.metadata(held)})
+
+    return update
+
+
 def lists(kind: str, *filters: str) -> Endpoint:
     """Return the endpoint that lists objects of a kind; `filters` are the parameters that select.
 

@@ -177,7 +177,8 @@ class Call:
 
     def text(self, name: str, default: str | None = None) -> str | None:
         """Return a text parameter; empty means unset."""
-        return text(self.params, name) or default
+        value = self.params.get(name)
+        return value if isinstance(value, str) and value else default
 
     def texts(self, names: str) -> Json:
         """Return the text parameters that `names` lists, with None for those that are not set."""
@@ -261,12 +262,6 @@ class Call:
         """Return the object that the path names. Raises: Rejected with 404 if there is none."""
         param = {"payment_intent": "intent", "payment_method": kind}.get(kind, "id")
         return self.require(kind, self.ids[0], param, 404)
-
-
-def text(params: Params, name: str) -> str | None:
-    """Return a text parameter that `check` let pass; empty means unset."""
-    value = params.get(name)
-    return value if isinstance(value, str) and value else None
 
 
 def show(amount: int, currency: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from kb_mcp.sandbox.answers import ACCOUNT_ID, Answer, Json
-from kb_mcp.sandbox.listing import Endpoint, lists, retrieves, searches
+from kb_mcp.sandbox.listing import Endpoint, lists, retrieves, searches, updates
 from kb_mcp.sandbox.resources import charges, customers, intents
 
 _ACCOUNT: Final[Json] = {
@@ -33,7 +33,7 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
     "GET /v1/charges": lists("charge", "customer", "payment_intent", "transfer_group"),
     "GET /v1/charges/search": searches("charge"),
     "GET /v1/charges/{charge}": retrieves("charge"),
-    "POST /v1/charges/{charge}": charges.update_charge,
+    "POST /v1/charges/{charge}": updates("charge", charges.WORDING),
     "POST /v1/charges/{charge}/capture": charges.capture_charge,
     "POST /v1/payment_intents": intents.create_intent,
     "GET /v1/payment_intents": lists("payment_intent", "customer"),
@@ -58,7 +58,7 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
     "POST /v1/refunds": charges.create_refund,
     "GET /v1/refunds": lists("refund", "charge", "payment_intent"),
     "GET /v1/refunds/{refund}": retrieves("refund"),
-    "POST /v1/refunds/{refund}": charges.update_refund,
+    "POST /v1/refunds/{refund}": updates("refund"),
     "POST /v1/refunds/{refund}/cancel": charges.cancel_refund,
     "GET /v1/disputes": lists("dispute", "charge", "payment_intent"),
     "GET /v1/disputes/{dispute}": retrieves("dispute"),

@@ -21,7 +21,7 @@ from kb_mcp.sandbox.answers import (
 )
 from kb_mcp.sandbox.listing import expanded
 from kb_mcp.sandbox.params import Call, show
-from kb_mcp.sandbox.resources.customers import billing_details, card_of, require_customer
+from kb_mcp.sandbox.resources.customers import BILLING_DETAILS, card_of, require_customer
 from kb_mcp.sandbox.store import Records
 
 WORDING: Final = (
@@ -52,12 +52,6 @@ def create_charge(call: Call) -> Json | Answer:
     charge = new_charge(call, money, origin, refused, captured=captured)
     shown = expanded(call, charge)
     return shown if refused is None else declined(charge["id"], reason=refused)
-
-
-def update_charge(call: Call) -> Json:
-    """POST /v1/charges/{charge}: wording and metadata, which move no money."""
-    charge = call.named("charge")
-    return call.save(charge | call.sent(WORDING) | {"metadata": call.metadata(charge)})
 
 
 def capture_charge(call: Call) -> Json:
@@ -129,7 +123,7 @@ def new_charge(
             "amount_captured": money.amount if took else 0,
             "amount_refunded": 0,
             "balance_transaction": f"txn_{call.new_id()}" if took else None,
-            "billing_details": billing_details(),
+            "billing_details": BILLING_DETAILS,
             "calculated_statement_descriptor": "KB-MCP SANDBOX",
             "captured": took,
             "created": call.now,
@@ -160,19 +154,19 @@ _NOT_PLAYED: Final = (
 
 
 def _outcome(refused: str | None) -> Json:
-    approved = {
+    ending = {
         "network_status": "approved_by_network",
         "seller_message": "Payment complete.",
         "type": "authorized",
     }
-    declines = {
-        "network_status": "declined_by_network",
-        "seller_message": "The bank did not return any further details with this decline.",
-        "type": "issuer_declined",
-    }
+    if refused is not None:
+        ending = {
+            "network_status": "declined_by_network",
+            "seller_message": "The bank did not return any further details with this decline.",
+            "type": "issuer_declined",
+        }
     codes = dict.fromkeys(("advice_code", "network_advice_code", "network_decline_code"))
-    risk = {"risk_level": "normal", "risk_score": 20}
-    return codes | risk | {"reason": refused} | (declines if refused else approved)
+    return codes | ending | {"reason": refused, "risk_level": "normal", "risk_score": 20}
 
 
 def _card_details(call: Call, payment_method: str, amount: int, *, captured: bool) -> Json:
@@ -202,13 +196,33 @@ def create_refund(call: Call) -> Json:
     charge = _refunded_charge(call)
     amount = _refunded_amount(call, charge)
     _count(call.records, charge, amount)
-    return call.save(_new_refund(call, charge, amount))
-
-
-def update_refund(call: Call) -> Json:
-    """POST /v1/refunds/{refund}: its metadata."""
-    refund = call.named("refund")
-    return call.save(refund | {"metadata": call.metadata(refund)})
+    named = f"{charge['customer']} {charge['payment_method']}"
+    details = {
+        "reference_status": "pending",
+        "reference_type": "acquirer_reference_number",
+        "type": "refund",
+    }
+    refund = {
+        "id": f"re_{call.new_id()}",
+        "object": "refund",
+        "amount": amount,
+        "balance_transaction": f"txn_{call.new_id()}",
+        "charge": charge["id"],
+        "created": call.now,
+        "currency": charge["currency"],
+        "destination_details": {"card": details, "type": "card"},
+        "metadata": call.metadata(),
+        "payment_intent": charge["payment_intent"],
+        "reason": call.text("reason"),
+        "status": "pending" if "PendingRefund" in named else "succeeded",
+        **dict.fromkeys(("receipt_number", "source_transfer_reversal", "transfer_reversal")),
+    }
+    if "RefundAction" in named:
+        emailed = {"email_sent_at": call.now, "email_sent_to": "customer@example.com"}
+        steps = {"email_sent": emailed, "expires_at": call.now + _ACTION_LASTS_SECONDS}
+        action = {"display_details": steps, "type": "display_details"}
+        refund |= {"next_action": action, "status": "requires_action"}
+    return call.save(refund)
 
 
 def cancel_refund(call: Call) -> Json:
@@ -273,41 +287,6 @@ def _refunded_amount(call: Call, charge: Json) -> int:
     sentence = f"{named} has not been captured, so it cannot be refunded in part."
     refuse_if(amount < left and not charge["captured"], sentence, param="amount")
     return amount
-
-
-def _new_refund(call: Call, charge: Json, amount: int) -> Json:
-    named = f"{charge['customer']} {charge['payment_method']}"
-    status = "pending" if "PendingRefund" in named else "succeeded"
-    refund = {
-        "id": f"re_{call.new_id()}",
-        "object": "refund",
-        "amount": amount,
-        "balance_transaction": f"txn_{call.new_id()}",
-        "charge": charge["id"],
-        "created": call.now,
-        "currency": charge["currency"],
-        "destination_details": {
-            "card": {
-                "reference_status": "pending",
-                "reference_type": "acquirer_reference_number",
-                "type": "refund",
-            },
-            "type": "card",
-        },
-        "metadata": call.metadata(),
-        "payment_intent": charge["payment_intent"],
-        "reason": call.text("reason"),
-        "status": status,
-        **dict.fromkeys(("receipt_number", "source_transfer_reversal", "transfer_reversal")),
-    }
-    if "RefundAction" in named:
-        details = {
-            "email_sent": {"email_sent_at": call.now, "email_sent_to": "customer@example.com"},
-            "expires_at": call.now + _ACTION_LASTS_SECONDS,
-        }
-        action = {"display_details": details, "type": "display_details"}
-        refund |= {"next_action": action, "status": "requires_action"}
-    return refund
 
 
 # Of an inquiry nothing has been taken yet, and what was won is back.

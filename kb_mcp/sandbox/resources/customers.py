@@ -24,13 +24,18 @@ from kb_mcp.sandbox.answers import (
     refuse_if,
 )
 from kb_mcp.sandbox.listing import page
-from kb_mcp.sandbox.params import Call, text
+from kb_mcp.sandbox.params import Call
 from kb_mcp.sandbox.store import Records
 
 Asks = Literal["never", "always", "unless_set_up"]
+_UNKNOWN = dict.fromkeys(("city", "country", "line1", "line2", "postal_code", "state"))
+BILLING_DETAILS: Final = {
+    "address": _UNKNOWN,
+    **dict.fromkeys(("email", "name", "phone", "tax_id")),
+}
+"""Billing details of which nothing is known."""
 _CHECKS: Final = {
-    "address_line1_check": None,
-    "address_postal_code_check": None,
+    **dict.fromkeys(("address_line1_check", "address_postal_code_check")),
     "cvc_check": "pass",
 }
 
@@ -120,12 +125,6 @@ def card_of(records: Records, payment_method: str) -> BankCard:
 _PAYMENT_METHOD: Final = re.compile(r"pm_[A-Za-z0-9_]{1,200}")
 
 
-def billing_details() -> Json:
-    """Return billing details of which nothing is known."""
-    address = dict.fromkeys(("city", "country", "line1", "line2", "postal_code", "state"))
-    return {"address": address, **dict.fromkeys(("email", "name", "phone", "tax_id"))}
-
-
 def require_payment_method(call: Call, payment_method: str, customer: str | None) -> Json:
     """Return the payment method, which must not belong to another customer.
 
@@ -190,7 +189,7 @@ def _new_payment_method(call: Call, payment_method: str) -> Json:
             "id": payment_method,
             "object": "payment_method",
             "allow_redisplay": "unspecified",
-            "billing_details": billing_details(),
+            "billing_details": BILLING_DETAILS,
             "card": shown
             | {
                 "display_brand": shown["brand"],
@@ -260,34 +259,30 @@ def require_customer(
     may_be = _CUSTOMER.fullmatch(customer_id) and "Missing" not in customer_id
     if not may_be or _is_deleted(call, customer_id):
         raise missing_object("customer", customer_id, param, status)
-    return _new_customer(replace(call, params={}), customer_id)
+    return create_customer(replace(call, params={}), customer_id)
 
 
 def _is_deleted(call: Call, customer_id: str) -> bool:
     return call.records.find("deleted_customer", f"{customer_id}#deleted") is not None
 
 
-def create_customer(call: Call) -> Json:
-    """POST /v1/customers."""
-    return _new_customer(call, f"cus_{call.new_id()}")
-
-
 def get_customer(call: Call) -> Json | Answer:
     """GET /v1/customers/{customer}; of a deleted one, that it is."""
     [customer] = call.ids
-    return _gone(customer) if _is_deleted(call, customer) else _named_customer(call)
+    gone = _is_deleted(call, customer)
+    return _gone(customer) if gone else require_customer(call, customer, "id", 404)
 
 
 def update_customer(call: Call) -> Json:
     """POST /v1/customers/{customer}."""
-    customer, params = _named_customer(call), call.params
+    customer, params = require_customer(call, call.ids[0], "id", 404), call.params
     customer |= call.sent("description email name phone")
     customer |= {name: params[name] or None for name in ("address", "shipping") if name in params}
     customer["balance"] = call.integer("balance", customer["balance"])
     customer["metadata"] = call.metadata(customer)
     settings = params.get("invoice_settings") or {}
     if "default_payment_method" in settings:
-        named = text(settings, "default_payment_method")
+        named = replace(call, params=settings).text("default_payment_method")
         found = call.records.find("payment_method", named or "")
         if named is not None and (found is None or found["customer"] != customer["id"]):
             raise _not_the_customers(named, "invoice_settings[default_payment_method]")
@@ -297,7 +292,7 @@ def update_customer(call: Call) -> Json:
 
 def delete_customer(call: Call) -> Answer:
     """DELETE /v1/customers/{customer}: for good, and its cards with it."""
-    customer = _named_customer(call)["id"]
+    customer = require_customer(call, call.ids[0], "id", 404)["id"]
     for card in call.records.select("payment_method", {"customer": customer}):
         _detach(call, card)
     call.records.run("remove_object", customer, "customer")
@@ -305,15 +300,16 @@ def delete_customer(call: Call) -> Answer:
     return _gone(customer)
 
 
-def _named_customer(call: Call) -> Json:
-    return require_customer(call, call.ids[0], "id", 404)
-
-
 def _gone(customer_id: str) -> Answer:
     return Answer(200, {"id": customer_id, "object": "customer", "deleted": True})
 
 
-def _new_customer(call: Call, customer_id: str) -> Json:
+def create_customer(call: Call, customer_id: str | None = None) -> Json:
+    """POST /v1/customers; with an id, one that comes into being when first named."""
+    customer_id = customer_id or f"cus_{call.new_id()}"
+    settings = replace(call, params=call.params.get("invoice_settings") or {})
+    card = settings.text("default_payment_method") or call.text("payment_method")
+    card = _well_formed(card or f"pm_{customer_id.removeprefix('cus_')}")
     return call.save(
         {
             "id": customer_id,
@@ -323,10 +319,8 @@ def _new_customer(call: Call, customer_id: str) -> Json:
             "delinquent": False,
             "invoice_prefix": call.new_id()[:8].upper(),
             "invoice_settings": {
-                "custom_fields": None,
-                "default_payment_method": _first_card(call, customer_id),
-                "footer": None,
-                "rendering_options": None,
+                **dict.fromkeys(("custom_fields", "footer", "rendering_options")),
+                "default_payment_method": _attach(call, card, customer_id)["id"],
             },
             "livemode": False,
             "metadata": call.metadata(),
@@ -337,11 +331,3 @@ def _new_customer(call: Call, customer_id: str) -> Json:
             **dict.fromkeys("address currency default_source discount shipping test_clock".split()),
         }
     )
-
-
-def _first_card(call: Call, customer_id: str) -> str:
-    """Attach the card that a new customer was given, or make one, and return its id."""
-    given = call.params.get("invoice_settings") or {}
-    named = text(given, "default_payment_method") or call.text("payment_method")
-    card = _well_formed(named or f"pm_{customer_id.removeprefix('cus_')}")
-    return str(_attach(call, card, customer_id)["id"])
