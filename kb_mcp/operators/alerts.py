@@ -28,7 +28,7 @@ from kb_mcp.proxy.ledger.counts import Delivery
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
-from kb_mcp.proxy.rules.outcomes.gaps import GAP_FOUND, WALK_FAILED
+from kb_mcp.proxy.rules.outcomes.matching import GAP_FOUND, WALK_FAILED
 
 AUDIT_KIND = "alert"
 WAL_LARGE_BYTES = 128 * 2**20  # twice of what the writer empties by itself

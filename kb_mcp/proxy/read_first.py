@@ -25,13 +25,14 @@ from kb_mcp.proxy.ledger.records import HOLDING, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.command import Command, Payable, Prepared, Refundable
 from kb_mcp.proxy.rules.follow_ups import step_fingerprint
-from kb_mcp.proxy.rules.invoices import (
+from kb_mcp.proxy.rules.prepared import (
     amount_changed,
     changed_facts,
     goes_on_with,
     invoice_fingerprint,
+    refund_fingerprint,
+    states_of,
 )
-from kb_mcp.proxy.rules.refunds import refund_fingerprint, states_of
 from kb_mcp.proxy.stripe.endpoints import CHARGED_BY, INVOICES
 from kb_mcp.proxy.stripe.evidence import Made, customer_of, payment_of
 from kb_mcp.proxy.stripe.interpret import Reading

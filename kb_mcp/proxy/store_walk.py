@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE, KnownObjects, Snapshot
-from kb_mcp.proxy.rules.outcomes.gaps import (
+from kb_mcp.proxy.rules.outcomes.matching import (
     GAP_FOUND,
     WALKED,
     Item,

@@ -18,7 +18,7 @@ from kb_mcp.proxy.governor import SendGate
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, note
 from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.ledger.snapshot import GAP
-from kb_mcp.proxy.rules.outcomes.gaps import WALK_FAILED
+from kb_mcp.proxy.rules.outcomes.matching import WALK_FAILED
 from kb_mcp.proxy.store_walk import (
     HOUR_MS,
     LOOK_BACK_AT_START_MS,

@@ -193,10 +193,12 @@ def recovery_matches_the_operation_not_the_attempt(_: Simulation) -> Iterator[No
 
 @bug
 def an_unknown_outcome_gets_a_new_upstream_key(_: Simulation) -> Iterator[None]:
-    def wrong(snapshot: Snapshot, command: Any, operation: Operation, _attempt: Attempt) -> Any:
-        return part(reserve, "_send_new")(snapshot, command, operation)
+    right = part(decide, "send")
 
-    with swapped(decide, "send_again", wrong):
+    def wrong(snapshot: Snapshot, command: Any, operation: Operation, _keep: Attempt) -> Any:
+        return right(snapshot, command, operation, None)
+
+    with swapped(decide, "send", wrong):
         yield
 
 
@@ -208,7 +210,7 @@ def an_old_key_is_sent_again_after_stripe_forgot_it(_: Simulation) -> Iterator[N
 
 @bug
 def a_resend_writes_the_body_anew(_: Simulation) -> Iterator[None]:
-    right = part(decide, "send_again")
+    right = part(decide, "send")
 
     def wrong(snapshot: Snapshot, command: Any, operation: Operation, attempt: Attempt) -> Any:
         return right(
@@ -218,7 +220,7 @@ def a_resend_writes_the_body_anew(_: Simulation) -> Iterator[None]:
             replace(attempt, body=attempt.body + b"&description=again"),
         )
 
-    with swapped(decide, "send_again", wrong):
+    with swapped(decide, "send", wrong):
         yield
 
 

@@ -39,7 +39,7 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE, Snapshot
 from kb_mcp.proxy.ledger.windows import count, release, windows_of
-from kb_mcp.proxy.rules.outcomes.gaps import WALKED, holds_money
+from kb_mcp.proxy.rules.outcomes.matching import WALKED, holds_money
 from kb_mcp.proxy.store_walk import FOREIGN, StoreWalk
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.json_objects import mark_of, marks, object_names

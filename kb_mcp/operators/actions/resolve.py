@@ -47,7 +47,7 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import release, windows_then
 from kb_mcp.proxy.recovery import FOR_AN_OPERATOR, Recovery
 from kb_mcp.proxy.rules.outcomes.conclude import conclude
-from kb_mcp.proxy.rules.outcomes.matching import BEFORE_MS, MAY_HAVE_ARRIVED, marks_of
+from kb_mcp.proxy.rules.outcomes.matching import BEFORE_MS, MAY_HAVE_ARRIVED
 from kb_mcp.proxy.rules.outcomes.resolve import (
     LAST_LISTING_MS,
     LEASE_MS,
@@ -59,7 +59,7 @@ from kb_mcp.proxy.rules.outcomes.resolve import (
 )
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.evidence import Ending, Made, customer_of, prove_object
-from kb_mcp.proxy.stripe.json_objects import created_ms, object_id
+from kb_mcp.proxy.stripe.json_objects import created_ms, mark_of, marks, object_id
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 from kb_mcp.proxy.stripe.reader import Found, GivenBack, Missing, StripeReads, Unread, read_refund
 
@@ -311,7 +311,7 @@ def names_of(item: Item) -> frozenset[str]:
 
 def marked_key(operation: Operation, item: Item) -> str | None:
     """Return the upstream key in the mark of `item`, if `operation` may have sent it."""
-    mark, ours = marks_of(item).get("keybrake_attempt"), re.escape(operation.upstream_name)
+    mark, ours = mark_of(item), re.escape(operation.upstream_name)
     return mark if isinstance(mark, str) and re.fullmatch(rf"{ours}(-\d*)?", mark) else None
 
 
@@ -330,9 +330,9 @@ def _other_invoice(_: Snapshot, operation: Operation, item: Item) -> Iterator[st
 
 
 def _other_object(snapshot: Snapshot, operation: Operation, item: Item) -> Iterator[str]:
-    attempts, marks = snapshot.attempts_of(operation), marks_of(item)
+    attempts, metadata = snapshot.attempts_of(operation), marks(item)
     owners = {snapshot.object_owners.get(name) for name in names_of(item)}
-    owner, mark = marks.get("keybrake_operation"), marks.get("keybrake_attempt")
+    owner, mark = metadata.get("keybrake_operation"), metadata.get("keybrake_attempt")
     for other in sorted(owners - {None, operation.id}, key=str):
         yield f"it already concluded operation {other}"
     if owner and owner != operation.id:
@@ -369,8 +369,8 @@ def _other_values(snapshot: Snapshot, operation: Operation, item: Item) -> Itera
 
 
 def _other_bill(operation: Operation, item: Item) -> Iterator[str]:
-    marks, described = marks_of(item), str(item.get("description") or "")
-    reference, said = marks.get("reference"), marks.get("billing_period")
+    metadata, described = marks(item), str(item.get("description") or "")
+    reference, said = metadata.get("reference"), metadata.get("billing_period")
     if reference and reference != operation.reference:
         yield f"its reference is {reference}, the operation's is {operation.reference}"
     try:

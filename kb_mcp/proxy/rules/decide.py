@@ -64,16 +64,20 @@ from kb_mcp.proxy.rules.command import (
 from kb_mcp.proxy.rules.duplicates import known_as, may_bill_again, suspect, unknown
 from kb_mcp.proxy.rules.follow_ups import decide_follow_up
 from kb_mcp.proxy.rules.gates import check_send
-from kb_mcp.proxy.rules.invoices import decide_again, decide_payment_of_finalized
 from kb_mcp.proxy.rules.outcomes.matching import TWIN
-from kb_mcp.proxy.rules.refunds import already_refunded, with_amount
+from kb_mcp.proxy.rules.prepared import (
+    already_refunded,
+    decide_again,
+    decide_payment_of_finalized,
+    with_amount,
+)
 from kb_mcp.proxy.rules.reserve import (
     age_disputed,
     new_operation,
     recent_decline,
     resendable,
     reserve,
-    send_again,
+    send,
 )
 
 # A body repeated under another SDK-made key within this time is a runtime's retry.
@@ -224,7 +228,7 @@ def _live(
     if isinstance(gate, Refuse):
         # Money is held, and may have moved: that is what this caller must know first.
         return unknown(operation, not_sent_again=gate.refusal.code.value)
-    leased, sent = send_again(snapshot, command, operation, keep)
+    leased, sent = send(snapshot, command, operation, keep)
     return Proceed(leased, sent, replace(gate, operations=(leased,), attempts=(sent,)))
 
 

@@ -46,7 +46,7 @@ from kb_mcp.proxy.rules.duplicates import suspect
 from kb_mcp.proxy.rules.gates import check_cancel, check_key, check_send
 from kb_mcp.proxy.rules.operation_names import asked_by
 from kb_mcp.proxy.rules.outcomes.matching import MAY_HAVE_ARRIVED
-from kb_mcp.proxy.rules.reserve import check, resendable, send_again, send_next
+from kb_mcp.proxy.rules.reserve import check, resendable, send
 from kb_mcp.proxy.stripe.interpret import PERIOD_FIELD, REFERENCE_FIELD, Reading
 
 CANCEL = "/cancel"
@@ -75,18 +75,13 @@ def decide_follow_up(snapshot: Snapshot, command: Command, read: Operation) -> D
     step = snapshot.attempt(operation)
     if step is not None and not operation.continued_by(step):
         step = None
-    same = step is not None and (step.path, step.body) == (reading.path, step_body(command))
+    same = step is not None and (step.path, step.body) == (reading.path, reading.form.encode())
     if snapshot.leased(operation):
         return Join(operation) if same else _refused(Code.IDEMPOTENCY_KEY_IN_USE, operation)
     unread = step is not None and step.outcome is AttemptOutcome.OPEN and step.open_sends > 0
     if unread and not operation.final:
         return Look(operation)
     return _go_on(snapshot, command, operation, step if same else None)
-
-
-def step_body(command: Command) -> bytes:
-    """Return the body of a step: the parsed form, rebuilt; the object carries the marks."""
-    return command.reading.form.encode()
 
 
 def _go_on(
@@ -216,11 +211,7 @@ def _proceed(
     keep: Attempt | None,
     beside: Changes = _NOTHING,
 ) -> Proceed:
-    if keep is not None:
-        leased, step = send_again(snapshot, command, after, keep)
-    else:
-        key = f"{after.upstream_name}-s{after.attempt + 1}"
-        leased, step = send_next(snapshot, command, after, key, step_body(command))
+    leased, step = send(snapshot, command, after, keep)
     if not after.final:
         # Whoever sends may die: recovery then reads the object once the lease has ended.
         leased = replace(leased, next_read_at=leased.lease_until)

@@ -12,12 +12,11 @@ from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, clock_disputed, re
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import count
-from kb_mcp.proxy.rules.caps import check_caps
 from kb_mcp.proxy.rules.command import Command, Decision, Look, Proceed, ReadAgain, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import find_conflict, take_permits
-from kb_mcp.proxy.rules.gates import check_approval, check_key
+from kb_mcp.proxy.rules.gates import check_approval, check_caps, check_key
 from kb_mcp.proxy.rules.operation_names import attempt_key, later_name, request_body
-from kb_mcp.proxy.rules.refunds import already_refunded, other_refund, refund_conflict
+from kb_mcp.proxy.rules.prepared import already_refunded, other_refund, refund_conflict
 
 # Stripe may forget a v1 key after 24 hours; we stop an hour before.
 RESEND_WITHIN_MS = 23 * 3_600_000
@@ -47,10 +46,7 @@ def reserve(
         empty_listings=0,
         next_read_at=None,
     )
-    if keep is not None:
-        leased, attempt = send_again(snapshot, command, reserved, keep)
-    else:
-        leased, attempt = _send_new(snapshot, command, reserved)
+    leased, attempt = send(snapshot, command, reserved, keep)
     rows = replace(
         checked,
         operations=(*checked.operations, leased),
@@ -154,32 +150,45 @@ def new_operation(snapshot: Snapshot, command: Command, older: Operation | None)
     )
 
 
-def _send_new(
-    snapshot: Snapshot, command: Command, operation: Operation
+def send(
+    snapshot: Snapshot, command: Command, operation: Operation, keep: Attempt | None
 ) -> tuple[Operation, Attempt]:
-    number = operation.attempt + 1
-    key = attempt_key(operation, number)
-    store_id = snapshot.settings.store_id
-    body = request_body(command.reading, operation.id, key, command.lineage_id, store_id)
-    return send_next(snapshot, command, operation, key, body)
+    """Lease `operation` for a send of `keep`, under its own key, or of a new attempt.
 
-
-def send_next(
-    snapshot: Snapshot, command: Command, operation: Operation, key: str, body: bytes
-) -> tuple[Operation, Attempt]:
-    """Send the request of `command` with `body`, under a `key` of its own."""
+    A stored request is sent byte for byte; a new one is the parsed form, rebuilt.
+    """
+    now = snapshot.now
+    leased = replace(
+        operation,
+        lease_owner=command.owner,
+        lease_token=operation.lease_token + 1,
+        lease_until=now + command.lease_ms,
+        void_look_at=None,
+        updated_at=now,
+    )
+    if keep is not None:
+        sends = {"sends": keep.sends + 1, "open_sends": keep.open_sends + 1}
+        return leased, replace(keep, last_sent_at=now, outcome=AttemptOutcome.OPEN, **sends)
+    number, reading = operation.attempt + 1, command.reading
+    if command.continues is None:
+        key = attempt_key(operation, number)
+        store_id = snapshot.settings.store_id
+        body = request_body(reading, operation.id, key, command.lineage_id, store_id)
+    else:
+        # The object carries the marks.
+        key, body = f"{operation.upstream_name}-s{number}", reading.form.encode()
     attempt = Attempt(
         operation_id=operation.id,
-        number=operation.attempt + 1,
+        number=number,
         upstream_key=key,
-        path=command.reading.path,
+        path=reading.path,
         stripe_version=command.stripe_version,
         body=body,
-        first_sent_at=snapshot.now,
-        last_sent_at=snapshot.now,
+        first_sent_at=now,
+        last_sent_at=now,
         key_id=command.key_id,
     )
-    return _lease(snapshot, command, replace(operation, attempt=attempt.number)), attempt
+    return replace(leased, attempt=number), attempt
 
 
 def resendable(snapshot: Snapshot, attempt: Attempt | None) -> Attempt | None:
@@ -193,28 +202,3 @@ def age_disputed(snapshot: Snapshot, attempt: Attempt) -> bool:
     """Say whether nobody can tell how old the key of `attempt` is: the clocks disagree."""
     doubt = snapshot.doubt
     return snapshot.skewed or bool(doubt and doubt.ahead_ms(attempt.first_sent_at))
-
-
-def send_again(
-    snapshot: Snapshot, command: Command, operation: Operation, attempt: Attempt
-) -> tuple[Operation, Attempt]:
-    """Send the stored request of `attempt` once more, under its own key."""
-    again = replace(
-        attempt,
-        last_sent_at=snapshot.now,
-        sends=attempt.sends + 1,
-        open_sends=attempt.open_sends + 1,
-        outcome=AttemptOutcome.OPEN,
-    )
-    return _lease(snapshot, command, operation), again
-
-
-def _lease(snapshot: Snapshot, command: Command, operation: Operation) -> Operation:
-    return replace(
-        operation,
-        lease_owner=command.owner,
-        lease_token=operation.lease_token + 1,
-        lease_until=snapshot.now + command.lease_ms,
-        void_look_at=None,
-        updated_at=snapshot.now,
-    )

@@ -22,7 +22,7 @@ from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.port import note
 from kb_mcp.proxy.ledger.records import AuditDraft
-from kb_mcp.proxy.rules.outcomes.gaps import GAP_FOUND, WALK_FAILED
+from kb_mcp.proxy.rules.outcomes.matching import GAP_FOUND, WALK_FAILED
 from kb_mcp.wiring.alerts import alerts_path, build_alerts, is_public
 from tests.in_process_proxy import InProcessProxy
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from kb_mcp.proxy.access.policy import CapRules
 from kb_mcp.proxy.ledger.records import Window
 from kb_mcp.proxy.ledger.windows import windows_at
-from kb_mcp.proxy.rules.caps import check_caps
+from kb_mcp.proxy.rules.gates import check_caps
 from tests.proxy.rules.one_key import BILLING, LINEAGE, LOST, OneKey, declined, made, told
 
 DAY = "2026-11-24"

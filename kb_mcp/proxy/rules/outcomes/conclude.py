@@ -27,7 +27,7 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import count, release
-from kb_mcp.proxy.rules.caps import count_decline, freeze
+from kb_mcp.proxy.rules.gates import count_decline, freeze
 from kb_mcp.proxy.rules.outcomes.follow_ups import (
     FAILED,
     READ_AGAIN_MS,

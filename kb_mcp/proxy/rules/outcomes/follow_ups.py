@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import move
-from kb_mcp.proxy.rules.caps import count_decline
+from kb_mcp.proxy.rules.gates import count_decline
 from kb_mcp.proxy.stripe.evidence import (
     CANCELED,
     Declined,

@@ -1,25 +1,36 @@
-"""Matching: whether an object at Stripe is an operation's, and in what it differs from it.
+"""Matching: whether an object at Stripe is an operation's, in what it differs, and what is missing.
 
 Floor: above the records and evidence, below resolve and conclude. Pure. Marks in the metadata name
 the attempt that made an object; they can be edited at Stripe, so that an object without them may be
-ours as well.
+ours as well. A store that lost commits still has its id, which every object that it made carries:
+one that moved or holds money must be the object of its attempt here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
-from kb_mcp.proxy.ledger.records import HOLDING, Attempt, AttemptOutcome, Operation
-from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.ledger.records import (
+    HOLDING,
+    Attempt,
+    AttemptOutcome,
+    Operation,
+    OperationId,
+    State,
+)
+from kb_mcp.proxy.ledger.snapshot import KnownObjects, Snapshot
 from kb_mcp.proxy.rules.operation_names import asked_by, columns_of
-from kb_mcp.proxy.stripe.evidence import Made, customer_of
+from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
+from kb_mcp.proxy.stripe.evidence import Made, customer_of, prove_object
 from kb_mcp.proxy.stripe.interpret import fingerprint
-from kb_mcp.proxy.stripe.json_objects import created_ms, object_id
+from kb_mcp.proxy.stripe.json_objects import created_ms, mark_of, marks, object_id, object_names
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 
+Item = Mapping[str, Any]
 TWIN = "unmarked_charge"  # an object without a mark stands there that may be the one
 # Stripe's clock and ours may be a minute apart, and `created` has whole seconds.
 BEFORE_MS = 90_000
@@ -28,17 +39,15 @@ NO_MONEY = frozenset({"failed", "canceled"})
 MAY_HAVE_ARRIVED = frozenset({AttemptOutcome.OPEN, AttemptOutcome.VOIDED})
 
 
-def match_attempt(
-    item: Mapping[str, Any], operation: Operation, attempts: list[Attempt]
-) -> int | None:
+def match_attempt(item: Item, operation: Operation, attempts: list[Attempt]) -> int | None:
     """Return the number of the attempt that made the listed object `item`, or None.
 
     The attempt's mark alone is not enough: the operation's must stand beside it, or amount,
     currency and customer must be the operation's. With both marks it is ours whatever it says.
     """
-    marks = marks_of(item)
-    mark = marks.get("keybrake_attempt")
-    ours = marks.get("keybrake_operation") == operation.id
+    metadata = marks(item)
+    mark = metadata.get("keybrake_attempt")
+    ours = metadata.get("keybrake_operation") == operation.id
     # An operation whose request did not tell its amount has the mark alone.
     if mark is None or not (ours or operation.amount == 0 or is_like(item, operation)):
         return None
@@ -54,15 +63,14 @@ def match_attempt(
 
 
 def twin_names(
-    item: Mapping[str, Any], operation: Operation, attempts: list[Attempt], grace_ms: int
+    item: Item, operation: Operation, attempts: list[Attempt], grace_ms: int
 ) -> tuple[str, ...]:
     """Return the names of a listed object without a whole mark that may be the operation's.
 
     It is of the same customer, amount and currency, and made between the first send that may have
     arrived and the last one's deadline and grace. Empty where it is not.
     """
-    marks = marks_of(item)
-    mark, owner = marks.get("keybrake_attempt"), marks.get("keybrake_operation")
+    mark, owner = map(marks(item).get, ("keybrake_attempt", "keybrake_operation"))
     known = any(each.upstream_key == mark for each in attempts)
     if known or (mark and owner and owner != operation.id) or not is_like(item, operation):
         return ()
@@ -83,13 +91,7 @@ def may_have_made(attempts: list[Attempt], at_ms: int, grace_ms: int) -> bool:
     return begins <= at_ms <= ends
 
 
-def marks_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the metadata of an object, empty where it has none."""
-    metadata = item.get("metadata")
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def is_like(item: Mapping[str, Any], operation: Operation) -> bool:
+def is_like(item: Item, operation: Operation) -> bool:
     """Say whether an object has the operation's amount, currency and customer.
 
     A refund does not say whose it is: its charge does.
@@ -171,3 +173,76 @@ def as_asked(operation: Operation, attempt: Attempt, proof: Made) -> Operation:
         reference=asked.reference,
         fingerprint=fingerprint(asked),
     )
+
+
+# The lists to walk, each with the endpoint that makes its objects.
+WALKED: tuple[tuple[str, Route], ...] = (
+    ("/v1/charges", ENDPOINTS["POST /v1/charges"]),
+    ("/v1/payment_intents", ENDPOINTS["POST /v1/payment_intents"]),
+    ("/v1/refunds", ENDPOINTS["POST /v1/refunds"]),
+)
+# Codes of the audit rows that are alerted of.
+GAP_FOUND = "ledger_gap"
+WALK_FAILED = "walk_unread"
+
+
+class Whose(Struct, frozen=True, kw_only=True):
+    """Which marks count as this store's.
+
+    `lineages` are the store's own, `foreign` those that an operator named as somebody else's.
+    `any_store` is for a new store: every mark counts, whichever store made it.
+    """
+
+    store_id: str
+    lineages: frozenset[str] = frozenset()
+    foreign: frozenset[str] = frozenset()
+    any_store: bool = False
+
+
+def is_ours(item: Item, whose: Whose) -> bool:
+    """Say whether `item` bears the mark of this store.
+
+    Objects of a version before stores had ids bear a lineage alone: an unknown one counts as ours
+    until it is named foreign.
+    """
+    metadata = marks(item)
+    store, lineage = metadata.get("keybrake_store"), metadata.get("keybrake_key", "")
+    if "keybrake_operation" not in metadata and store is None:
+        return False
+    if whose.any_store and lineage not in whose.foreign:
+        return True
+    if store is not None:
+        return store == whose.store_id
+    return lineage in whose.lineages or lineage not in whose.foreign
+
+
+def holds_money(item: Item, route: Route) -> bool:
+    """Say whether `item` moved money or may still; what failed or was cancelled proves nothing.
+
+    What cannot be read counts as money.
+    """
+    made = prove_object(item, route)
+    return made is None or made.verdict != "failed"
+
+
+def lost_among(items: Iterable[Item], known: KnownObjects) -> tuple[list[str], set[OperationId]]:
+    """Return which of `items`, all ours, are unknown here, and operations to look at once more.
+
+    An attempt whose outcome is open is recovery's, and so is one that was voided a short while
+    ago: recovery looks for its object again, and here it is.
+    """
+    lost: list[str] = []
+    late: set[OperationId] = set()
+    for item in items:
+        if known.objects.intersection(object_names(item)):
+            continue
+        trace = known.attempts.get(mark_of(item) or "")
+        if trace is None:
+            lost.append(str(item.get("id")))
+        elif trace.state in HOLDING and trace.outcome == AttemptOutcome.OPEN:
+            continue
+        elif trace.state == State.VOIDED and trace.next_read_at is not None:
+            late.add(trace.operation_id)
+        else:
+            lost.append(str(item.get("id")))
+    return lost, late

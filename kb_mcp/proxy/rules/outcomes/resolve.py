@@ -107,16 +107,18 @@ def resolve(
         )
         after, changes = conclude(snapshot, ending)
         if not changes.operations:
-            freed = replace(after, lease_owner=None, next_read_at=snapshot.now + HOUR_MS)
-            return freed, replace(changes, operations=(freed,))
+            after = replace(after, lease_owner=None, next_read_at=snapshot.now + HOUR_MS)
+            changes = replace(changes, operations=(after,))
         return after, changes
+    twin = False
     if isinstance(finding, Absent):
         read_at = read_at if finding.begun_at is None else finding.begun_at
-        if unowned_twins(snapshot, operation, finding):
-            return _look_again(snapshot, operation, TWIN)
-        if _proves_absence(snapshot, operation, read_at):
-            return _absent(snapshot, operation, read_at)
-    return _look_again(snapshot, operation)
+        twin = bool(unowned_twins(snapshot, operation, finding))
+        if not twin and _proves_absence(snapshot, operation, read_at):
+            changes = _absent(snapshot, operation, read_at)
+            return changes.operations[0], changes
+    changes = _look_again(snapshot, operation, TWIN if twin else None)
+    return changes.operations[0], changes
 
 
 def unowned_twins(snapshot: Snapshot, operation: Operation, absent: Absent) -> list[str]:
@@ -144,9 +146,15 @@ def _proves_absence(snapshot: Snapshot, operation: Operation, read_at: int) -> b
     return read_at > last_sent + snapshot.settings.recovery_grace_ms
 
 
-def _absent(snapshot: Snapshot, operation: Operation, read_at: int) -> tuple[Operation, Changes]:
+def _absent(snapshot: Snapshot, operation: Operation, read_at: int) -> Changes:
     if operation.state is State.VOIDED:
-        return _listed_empty(snapshot, operation, read_at)
+        first, listings = operation.empty_listings == 1, operation.empty_listings + 1
+        voided_at = operation.voided_at or snapshot.now
+        if read_at < voided_at + (SECOND_LISTING_MS if first else LAST_LISTING_MS):
+            return _look_again(snapshot, operation)
+        again = None if listings >= LISTINGS_THAT_FREE else voided_at + LAST_LISTING_MS
+        listed = operation.ended(snapshot.now, empty_listings=listings, next_read_at=again)
+        return Changes(operations=(listed,))
     voided = operation.ended(
         snapshot.now,
         state=State.VOIDED,
@@ -167,7 +175,7 @@ def _absent(snapshot: Snapshot, operation: Operation, read_at: int) -> tuple[Ope
         currency=operation.currency,
         customer_id=operation.customer,
     )
-    return voided, Changes(
+    return Changes(
         operations=(voided,),
         attempts=(replace(attempt, outcome=AttemptOutcome.VOIDED),),
         windows=release(snapshot, operation),
@@ -175,21 +183,7 @@ def _absent(snapshot: Snapshot, operation: Operation, read_at: int) -> tuple[Ope
     )
 
 
-def _listed_empty(
-    snapshot: Snapshot, operation: Operation, read_at: int
-) -> tuple[Operation, Changes]:
-    voided_at = operation.voided_at or snapshot.now
-    first, count = operation.empty_listings == 1, operation.empty_listings + 1
-    if read_at < voided_at + (SECOND_LISTING_MS if first else LAST_LISTING_MS):
-        return _look_again(snapshot, operation)
-    again = None if count >= LISTINGS_THAT_FREE else voided_at + LAST_LISTING_MS
-    listed = operation.ended(snapshot.now, empty_listings=count, next_read_at=again)
-    return listed, Changes(operations=(listed,))
-
-
-def _look_again(
-    snapshot: Snapshot, operation: Operation, why: str | None = None
-) -> tuple[Operation, Changes]:
+def _look_again(snapshot: Snapshot, operation: Operation, why: str | None = None) -> Changes:
     """Leave the operation as it is, to be read again; `why` it is unknown still, if there is one.
 
     That others used its key outweighs everything else that is known of it.
@@ -204,4 +198,4 @@ def _look_again(
         code = why or code
     again = max(operation.next_read_at or 0, again)
     waiting = operation.ended(snapshot.now, state=state, code=code, next_read_at=again)
-    return waiting, Changes(operations=(waiting,))
+    return Changes(operations=(waiting,))
