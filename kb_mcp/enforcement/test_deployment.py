@@ -176,7 +176,7 @@ def test_the_tools_send_that_key_in_the_header(deployment: Deployment) -> None:
 
 def test_the_audit_key_cannot_charge(deployment: Deployment) -> None:
     """An amount of zero: where the key may charge after all, it is told so, and nothing moves."""
-    method, _, path = WRITES[deployment.settings.charge_api].partition(" ")
+    method, _, path = TOOLS[ToolName.CHARGE].endpoint(deployment.settings.charge_api).partition(" ")
     answer = deployment.ask(
         deployment.audit, method, path, amount="0", currency="usd", customer=NOBODY
     )
@@ -188,7 +188,8 @@ def test_the_audit_key_cannot_charge(deployment: Deployment) -> None:
 
 def test_the_billing_key_cannot_read_charges(deployment: Deployment) -> None:
     """Whoever steals it learns nothing about customers."""
-    listing = READS[deployment.settings.charge_api].partition(" ")[2].removesuffix("/*")
+    entry = TOOLS[ToolName.CHARGE_STATUS].endpoint(deployment.settings.charge_api)
+    listing = entry.partition(" ")[2].removesuffix("/*")
     for path in (f"{listing}/{NOTHING}", listing):
         answer = deployment.ask(deployment.billing, "GET", path)
         assert (answer.status_code, code_of(answer)) == (403, "vault_key_not_authorized"), (
