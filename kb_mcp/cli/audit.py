@@ -187,7 +187,7 @@ def verified(opened: OpenStore) -> tuple[verification.Verification, Mapping[str,
     """Verify the whole audit; return the outcome and the exported heads it was held against."""
     # The heads first: the chains only grow meanwhile.
     store = opened.store
-    heads = store.exported_heads()
+    heads = store.heads.exported()
     with opened.out.progress("Verifying") as advance:
         reader = _CountedAudit(store.records, advance, store.records.audit_size())
         outcome = verification.verify_audit(

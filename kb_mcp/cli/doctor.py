@@ -79,7 +79,9 @@ async def _examine() -> list[Check]:
 async def _store(opened: OpenProxy) -> Finding:
     records = opened.store.records
     reachable, log_bytes = await records.ping(), records.log_bytes()
-    detail = f"{shown_place(opened.settings)} reachable, schema {opened.store_admin.schema()}"
+    detail = (
+        f"{shown_place(opened.settings)} reachable, schema {opened.store_admin.database.schema()}"
+    )
     if log_bytes is None:
         return reachable, detail
     detail += f", write-ahead log {log_bytes // 2**20} MiB"

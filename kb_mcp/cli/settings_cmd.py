@@ -185,7 +185,7 @@ def migrate(*, source: str | None, grant_to: str | None) -> None:
 
 async def _schema(settings: Settings) -> int:
     async with open_ledger(settings, Output(), lenient=True) as opened:
-        return opened.store_admin.schema()
+        return opened.store_admin.database.schema()
 
 
 def _copy(settings: Settings, source: str) -> None:

@@ -55,7 +55,7 @@ def build_alerts(settings: Settings, store: Store) -> Alerts | None:
     read = _read(file)
     if read is None:
         return None
-    verify, now_ms = verifier(settings, store), partial(store.clock.now, 0)
+    verify, now_ms = verifier(store), partial(store.clock.now, 0)
     return Alerts(
         views=Views(ledger=store.ledger, records=store.records, now_ms=now_ms),
         senders=[

@@ -56,7 +56,7 @@ def token_file(settings: Settings, role: str) -> Path:
 async def first_run(settings: Settings, store: Store, proxy_url: str) -> bool:
     """Issue the first keys unless the settings file is there; say whether this process wrote it."""
     file = settings_file(settings)
-    if file.exists() or not store.claim_first_run():
+    if file.exists() or not store.records.database.claim_first_run(store.node):
         return False
     mode: Mode = "live" if settings.upstream_mode == "live" else "test"
     ends = store.clock.now(0) + FIRST_KEYS_LAST_MS
@@ -255,7 +255,7 @@ def _operators_app(proxy: Proxy, workers: Workers) -> Any:
         public_url=settings.public_url,
         operators=store.open_store_admin().operator_hashes,
         stripe=StripeActs(store.ledger, proxy.reads, proxy.recovery),
-        verifying=Verifying(verifier(settings, store), now_ms),
+        verifying=Verifying(verifier(store), now_ms),
         meters=proxy.meters,
         workers=workers.readings,
         stopping=lambda: proxy.app.draining,

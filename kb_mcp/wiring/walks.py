@@ -31,8 +31,7 @@ from kb_mcp.proxy.store_walk import (
 )
 
 if TYPE_CHECKING:  # the driver of PostgreSQL may not be installed
-    from kb_mcp.proxy.stores.postgres.fence import Server
-    from kb_mcp.wiring.stores.postgres import ServerWatch
+    from kb_mcp.proxy.stores.postgres.fence import FencedLine, Server
 
 # How long a start waits for its first walk; it goes on in the background, and nothing is sent.
 START_WAITS_S = 20
@@ -71,7 +70,7 @@ class Walks:
     walk: StoreWalk
     gate: SendGate
     boottime_ms: Callable[[], int]
-    watch: ServerWatch | None
+    watch: FencedLine | None
     settle_ms: int
     _walked_at: int = field(default=0, init=False)
     _failures: int = field(default=0, init=False)

@@ -20,7 +20,8 @@ from kb_mcp.proxy.ledger.clock import StoredTime
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, LineageId, Operation, Refs, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.stores.sqlite.reads import SqliteAdmin
+from kb_mcp.proxy.stores.admin import StoreAdmin
+from kb_mcp.proxy.stores.sqlite.database import SqliteDatabase
 from tests.faults.process import Process
 from tests.faults.simulation import CEILINGS, DAY_MS, REFUND_CEILINGS, Key, Simulation
 
@@ -180,7 +181,7 @@ async def confirm_clock(simulation: Simulation, process: Process) -> object:
     """Say that the host's clock is right; when it is not, nobody can know better from then on."""
     if abs(simulation.offset_ms) > 60_000:
         simulation.true_time.excused = True
-    admin = SqliteAdmin(simulation.path)
+    admin = StoreAdmin(SqliteDatabase(simulation.path))
     word = process.clock.word_of_operator(StoredTime.of_facts(admin.facts()))
     admin.confirm_clock(word, process.clock.host_ms())
     admin.close()
@@ -209,7 +210,7 @@ def _acts(process: Process) -> StripeActs:
 
 
 def _set_facts(simulation: Simulation, facts: dict[str, str]) -> None:
-    admin = SqliteAdmin(simulation.path)
+    admin = StoreAdmin(SqliteDatabase(simulation.path))
     admin.set_facts(facts)
     admin.close()
 

@@ -23,8 +23,9 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.snapshot import StoreSettings
 from kb_mcp.proxy.read_first import ChargeReads, InvoiceReads
 from kb_mcp.proxy.recovery import Pass, Recovery
+from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stores.sealing import Sealer
-from kb_mcp.proxy.stores.sqlite.reads import SqliteReads
+from kb_mcp.proxy.stores.sqlite.database import SqliteDatabase
 from kb_mcp.proxy.stripe.messages import (
     SEND_WITHIN_MS,
     Answered,
@@ -78,7 +79,7 @@ class Process:
     tasks: set[asyncio.Task[Any]] = field(default_factory=lambda: InOrder())  # noqa: PLW0108 defined below
     clock: StoreClock = field(init=False)
     ledger: SimulatedLedger = field(init=False)
-    records: SqliteReads = field(init=False)
+    records: StoreReads = field(init=False)
     pipeline: RequestPipeline = field(init=False)
     recovery: Recovery = field(init=False)
     watch: RefundWatch = field(init=False)
@@ -103,7 +104,8 @@ class Process:
             chance=place.chance,
             plan=place.plan,
         )
-        self.records = SqliteReads(place.path, Sealer(SEAL_KEY, place.chance.randbytes).unseal)
+        sealer = Sealer(SEAL_KEY, place.chance.randbytes)
+        self.records = StoreReads(SqliteDatabase(place.path), sealer.unseal)
         self.recovery = Recovery(
             ledger=self.ledger,
             records=self.records,

@@ -25,7 +25,7 @@ from kb_mcp.proxy.stores import loading
 from kb_mcp.proxy.stores.binding import Binds, bind
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.rows import upsert
-from kb_mcp.proxy.stores.sqlite.reads import migrate
+from kb_mcp.proxy.stores.sqlite.database import migrate
 from kb_mcp.proxy.stripe.messages import UpstreamRequest
 from tests.faults.checks import Mirror, ViolationError
 from tests.faults.dates import Dates, TrueTime

@@ -52,7 +52,7 @@ class OperatorsApp:
             public_url=public_url,
             operators=lambda: self.named,
             stripe=StripeActs(proxy.store.ledger, reads, proxy.recovery),
-            verifying=Verifying(verifier(in_process.settings, proxy.store), self.now_ms),
+            verifying=Verifying(verifier(proxy.store), self.now_ms),
             meters=proxy.meters,
             workers=no_workers,
             stopping=lambda: self.stopping,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.proxy.stores.sqlite.reads import migrate
+from kb_mcp.proxy.stores.sqlite.database import migrate
 from kb_mcp.wiring.stores import open_store
 from tests.cli.machine import Machine
 from tests.postgres import OWNER, PROXY, Database, database, server

@@ -19,6 +19,7 @@ from kb_mcp.proxy.ledger.lease_owners import gone_owners
 EXPORT_EVERY_MS = 200
 _RETIRED = "retired.json"
 _LOCK = "retiring"
+_SERVER = "server"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,10 @@ class Heads:
             if hash_at(known.head.node, known.head.seq) != known.head.hash
         ]
 
+    def exported(self) -> dict[str, Head]:
+        """Return the newest head of each process that was exported beside the store."""
+        return {each.head.node: each.head for each in self._known()}
+
     def retire(self) -> None:
         """Fold the files of processes that are gone into one, so that they do not pile up.
 
@@ -98,9 +103,17 @@ class Heads:
         for file in over:
             file.unlink(missing_ok=True)
 
+    def server(self) -> dict[str, Any]:
+        """Return which server this host saw last, where hosts share a store; empty for none."""
+        return _read(self.folder / _SERVER)
+
+    def remember(self, server: dict[str, Any]) -> None:
+        """Remember `server`, for all processes of this host."""
+        self._write(_SERVER, server)
+
     def forget(self) -> None:
-        """Drop every exported head: an operator has reconciled the store and begins anew."""
-        for file in self._files():
+        """Drop all that was exported: an operator has reconciled the store and begins anew."""
+        for file in (*self._files(), self.folder / _SERVER):
             file.unlink(missing_ok=True)
 
     def _times(self) -> dict[str, int | None]:

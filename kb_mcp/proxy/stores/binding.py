@@ -7,9 +7,9 @@ what keeps another first process out of it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from enum import StrEnum
-from typing import Any, assert_never
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -21,12 +21,16 @@ Connection = Any
 Queries = Mapping[str, str]
 
 
-class Binds(StrEnum):
-    """What opening a store writes into a new one."""
+_LIVE = ("ceilings", "refund_ceilings", "recovery_grace_ms")  # read in every transaction
+LIMITS = ("ceilings", "refund_ceilings", "upstream_timeout_ms", "recovery_grace_ms")
 
-    NOTHING = "nothing"  # a command that only keeps keys and settings
-    ACCOUNT = "account"  # a command that reads Stripe
-    LIMITS = "limits"  # a serving process: the ceiling and the times, too
+
+class Binds(Enum):
+    """What opening a store writes into a new one: these of its settings."""
+
+    NOTHING = ()  # a command that only keeps keys and settings
+    ACCOUNT = ("account", "mode")  # a command that reads Stripe
+    LIMITS = ("account", "mode", *LIMITS)  # a serving process: the ceilings and the times, too
 
 
 class SchemaError(Exception):
@@ -37,24 +41,21 @@ class BindingError(Exception):
     """The store belongs to another account, mode or configuration; the message names both."""
 
 
+def newer_schema(number: int, newest: int) -> SchemaError:
+    """Return what to say of a store whose schema is newer than any this version knows."""
+    return SchemaError(
+        f"the store has schema {number}, this kb-mcp knows {newest}: "
+        "upgrade kb-mcp, or restore the store that belongs to it"
+    )
+
+
 def facts_of(settings: StoreSettings, binds: Binds) -> dict[str, str]:
     """Return the facts that bind a new store to `settings`."""
-    account = {"account": settings.account, "mode": settings.mode}
-    limits = {
-        "ceilings": json.dumps(dict(settings.ceilings)),
-        "refund_ceilings": json.dumps(dict(settings.refund_ceilings)),
-        "upstream_timeout_ms": str(settings.upstream_timeout_ms),
-        "recovery_grace_ms": str(settings.recovery_grace_ms),
+    told = {name: getattr(settings, name) for name in binds.value}
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, default=dict)
+        for name, value in told.items()
     }
-    match binds:
-        case Binds.NOTHING:
-            return {}
-        case Binds.ACCOUNT:
-            return account
-        case Binds.LIMITS:
-            return account | limits
-        case _:
-            assert_never(binds)
 
 
 class LiveSettings:
@@ -67,19 +68,15 @@ class LiveSettings:
     def __init__(self, bound: StoreSettings) -> None:
         """Begin with what the store was bound to when it was opened."""
         self.now = self._bound = bound
-        self._read: tuple[str | None, ...] = ()
+        self._read: Mapping[str, str | None] = {}
 
     def read(self, facts: Mapping[str, str | None]) -> StoreSettings:
         """Return the settings that `facts` tell, and keep them in `now`."""
-        told = tuple(map(facts.get, ("ceilings", "refund_ceilings", "recovery_grace_ms")))
+        told = {name: facts.get(name) for name in _LIVE}
         if told != self._read:
-            bound, (ceilings, refunds, grace) = self._bound, told
-            self.now = replace(
-                bound,
-                ceilings=bound.ceilings if ceilings is None else json.loads(ceilings),
-                refund_ceilings=bound.refund_ceilings if refunds is None else json.loads(refunds),
-                recovery_grace_ms=max(bound.recovery_grace_ms, int(grace or 0)),
-            )
+            values = {name: json.loads(text) for name, text in told.items() if text is not None}
+            grace_ms = max(self._bound.recovery_grace_ms, values.pop("recovery_grace_ms", 0))
+            self.now = replace(self._bound, recovery_grace_ms=grace_ms, **values)
             self._read = told
         return self.now
 
@@ -97,11 +94,8 @@ def bound_by(
         wanted,
         account=told["account"],
         mode=told["mode"],
-        ceilings=json.loads(told["ceilings"]),
-        refund_ceilings=json.loads(told["refund_ceilings"]),
-        upstream_timeout_ms=int(told["upstream_timeout_ms"]),
-        recovery_grace_ms=int(told["recovery_grace_ms"]),
         store_id=facts.get("store_id", wanted.store_id),
+        **{name: json.loads(told[name]) for name in LIMITS},
     )
     if (bound.account, bound.mode) != (wanted.account, wanted.mode):
         raise BindingError(
@@ -164,7 +158,11 @@ def bind_account(connection: Connection, queries: Queries, account_id: str) -> N
 
 def read_facts(connection: Connection, queries: Queries) -> dict[str, str]:
     """Return every fact of the store."""
-    rows = connection.execute(queries["facts"]).fetchall()
+    return facts_in(connection.execute(queries["facts"]).fetchall())
+
+
+def facts_in(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the facts in rows of their table."""
     return {row["name"]: row["value"] for row in rows}
 
 

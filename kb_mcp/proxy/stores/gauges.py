@@ -6,7 +6,6 @@ Floor: inside the stores. The named queries give the same columns in every store
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 from kb_mcp.proxy.access.policy import CapRules, RefundCapRules
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
 from kb_mcp.proxy.ledger.snapshot import KnownAttempt, KnownObjects
+from kb_mcp.proxy.stores.binding import facts_in
+from kb_mcp.proxy.stores.database import Database
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage, plain
 
 Held = dict[str, tuple[int, int]]
@@ -85,20 +86,24 @@ class AuditCounts:
     last_row: Any
 
 
-class Gauges(ABC):
+class Gauges:
     """Reads of a store that return as much as is shown. Raises: LedgerUnavailableError."""
 
-    @abstractmethod
-    async def _ask(self, name: str, **values: Any) -> Sequence[Row]:
-        """Return the rows of the named query."""
+    def __init__(self, database: Database) -> None:
+        """Read the store by `database`, which is closed with this."""
+        self.database = database
 
-    @abstractmethod
-    def _place(self, row: Any) -> Mapping[str, Any]:
-        """Return the place in the audit that `row` stands for, by column; 0 is before the first."""
+    def log_bytes(self) -> int | None:
+        """Return the size of the store's write-ahead log; None where it is a server's own."""
+        return self.database.log_bytes()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.database.close()
 
     async def facts(self) -> dict[str, str]:
         """Return every fact of the store."""
-        return {row["name"]: row["value"] for row in await self._ask("facts")}
+        return facts_in(await self._ask("facts"))
 
     async def known(self, objects: Sequence[str], upstream_keys: Sequence[str]) -> KnownObjects:
         """Return what the ledger knows of objects at Stripe and of the attempts they name."""
@@ -120,7 +125,7 @@ class Gauges(ABC):
 
         `refunds` asks for the ceiling of what is given back.
         """
-        told = {row["name"]: row["value"] for row in await self._ask("ceilings")}
+        told = facts_in(await self._ask("ceilings"))
         wanted = "refund_ceilings" if refunds else "ceilings"
         return json.loads(told[wanted]) if wanted in told else {}
 
@@ -212,21 +217,26 @@ class Gauges(ABC):
         rows = await self._ask("stopped_most", window=window, start=start, most=most)
         return [StoppedCalls(**dict(row)) for row in rows]
 
-    @abstractmethod
     def newest_row(self) -> Any:
         """Return the place of the row that was written last, as the filter `after_row` takes it."""
+        rows = self.database.ask("newest_row")
+        return (rows[0]["row"] if rows else None) or 0
 
     async def audit_counts(self, after_row: Any, most: int) -> AuditCounts:
         """Count at most `most` audit rows after that one, and say which was the last."""
         counts: dict[tuple[str, str, str], int] = {}
         last = after_row
-        for row in await self._ask("audit_counts", **self._place(after_row), most=most):
+        for row in await self._ask("audit_counts", **self.database.place(after_row), most=most):
             if row["row"] is not None:
                 last = row["row"]
             else:
                 parts = (row["kind"], row["decision"] or "", row["code"] or "")
                 counts[parts] = row["count"]
         return AuditCounts(counts, last)
+
+    async def _ask(self, name: str, **values: Any) -> Sequence[Row]:
+        """Return the rows of the named query."""
+        return await self.database.read(self.database.queries[name], values)
 
 
 @lru_cache(maxsize=1024)

@@ -6,11 +6,8 @@ nobody up.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final
-
-from typing_extensions import override
+from typing import Any, Final
 
 from kb_mcp.proxy.ledger.records import (
     Approval,
@@ -23,8 +20,9 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
     Window,
 )
+from kb_mcp.proxy.stores.database import Database
 from kb_mcp.proxy.stores.gauges import Gauges
-from kb_mcp.proxy.stores.queries import dialect, load_queries
+from kb_mcp.proxy.stores.queries import dialect
 from kb_mcp.proxy.stores.rows import (
     COLUMNS,
     Row,
@@ -35,6 +33,7 @@ from kb_mcp.proxy.stores.rows import (
     operation_of,
     window_of,
 )
+from kb_mcp.proxy.stores.sealing import stays_sealed
 
 Columns = dict[str, Any]
 PAGE_ROWS: Final = 500
@@ -83,44 +82,16 @@ _AUDIT_FILTERS = {
 
 
 class StoreReads(Gauges):
-    """Every read of a store. Raises: LedgerUnavailableError.
+    """Every read of a store. Raises: LedgerUnavailableError."""
 
-    A store says in what order its audit was written (`order`), in what order the newest come first
-    (`newest`), and what a place in it is called (`row`); `tie` is what tells operations of one age
-    apart, and `join` how its planner is told to begin with what is wanted.
-    """
-
-    engine: ClassVar[str]
-    order: ClassVar[tuple[str, ...]]
-    newest: ClassVar[tuple[str, ...]]
-    row: ClassVar[str]
-    tie: ClassVar[str]
-    join: ClassVar[str]
-
-    def __init__(self, unseal: Seal) -> None:
-        """Open answers and bodies by `unseal`."""
-        self._queries = load_queries(self.engine)
+    def __init__(self, database: Database, unseal: Seal = stays_sealed) -> None:
+        """Read by `database`, which is closed with this; open answers and bodies by `unseal`."""
+        super().__init__(database)
         self._unseal = unseal
-
-    @abstractmethod
-    def _rows(self, statement: str, values: Mapping[str, Any]) -> Sequence[Row]:
-        """Return the rows of a statement; lists in `values` are the store's to translate."""
-
-    async def _read(self, statement: str, values: Mapping[str, Any]) -> Sequence[Row]:
-        """Do as `_rows` does, without holding up an event loop."""
-        return self._rows(statement, values)
-
-    @abstractmethod
-    def log_bytes(self) -> int | None:
-        """Return the size of the store's write-ahead log; None where it is a server's own."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close the connections."""
 
     async def ping(self) -> bool:
         """Say whether the store answers."""
-        return bool(await self._read("SELECT 1 AS one", {}))
+        return bool(await self.database.read("SELECT 1 AS one", {}))
 
     async def operations(
         self, *, limit: int | None = None, ids: Sequence[str] | None = None, **filters: str
@@ -134,8 +105,9 @@ class StoreReads(Gauges):
         fixed = [*_state_clauses(state), *(["gives_back IS NOT NULL"] if kind == "refund" else [])]
         given = filters | {"ids": None if ids is None else list(ids)}
         where, values = _where(_OPERATION_FILTERS, given, fixed)
-        statement = f"""SELECT * FROM operations {where.format(tie=self.tie, join=self.join)}
-            ORDER BY created_at DESC, {self.tie} DESC LIMIT :most"""  # noqa: S608 our own names
+        tie = self.database.tie
+        statement = f"""SELECT * FROM operations {where.format(tie=tie, join=self.database.join)}
+            ORDER BY created_at DESC, {tie} DESC LIMIT :most"""  # noqa: S608 our own names
         rows = await self._select(statement, values | {"most": _ALL if limit is None else limit})
         found = [operation_of(row, self._unseal) for row in rows]
         attempts: dict[str, list[Attempt]] = {operation.id: [] for operation in found}
@@ -190,7 +162,7 @@ class StoreReads(Gauges):
         The filter `after_row` goes on after the row that a row before it is called by (`row`); 0
         stands for the first.
         """
-        fixed, bounds = list[str](), dict[str, Any]()
+        fixed, bounds, database = list[str](), dict[str, Any](), self.database
 
         def bound(name: str, sign: str, columns: Sequence[str], place: Mapping[str, Any]) -> str:
             bounds.update({f"{name}_{column}": value for column, value in place.items()})
@@ -198,23 +170,27 @@ class StoreReads(Gauges):
             return f"({', '.join(columns)}) {sign} ({of_place})"
 
         if (after := filters.pop("after_row", None)) is not None:
-            fixed.append(bound("after", ">", self.order, self._place(after)))
+            fixed.append(bound("after", ">", database.order, database.place(after)))
         if limit is None and not newest_first:
             # What is written meanwhile is the next reader's, or a busy store had no end.
-            fixed.append(bound("end", "<=", self.order, self._place(self.newest_row())))
+            end = database.place(self.newest_row())
+            fixed.append(bound("end", "<=", database.order, end))
         # By time where the newest come first, so that the indexes of the filters serve the order.
-        order, sign, way = (self.newest, "<", "DESC") if newest_first else (self.order, ">", "ASC")
+        order, sign, way = database.order, ">", "ASC"
+        if newest_first:
+            order, sign, way = database.newest, "<", "DESC"
         sorting = ", ".join(f"{column} {way}" for column in order)
 
         def page(last: Columns | None, wanted: int) -> Sequence[Row]:
             clauses = [*fixed]
             if last is not None:
-                place = {"time": last["time"], **self._place(last["row"])}
+                place = {"time": last["time"], **database.place(last["row"])}
                 clauses.append(bound("last", sign, order, place))
             where, values = _where(_AUDIT_FILTERS, filters, clauses)
-            statement = f"""SELECT {self.row} AS row, * FROM audit {where}
+            statement = f"""SELECT {database.row} AS row, * FROM audit {where}
                 ORDER BY {sorting} LIMIT :most"""  # noqa: S608 our own names
-            return self._rows(dialect(self.engine, statement), bounds | values | {"most": wanted})
+            given = bounds | values | {"most": wanted}
+            return database.rows(dialect(database.engine, statement), given)
 
         return _in_pages(page, limit)
 
@@ -223,41 +199,29 @@ class StoreReads(Gauges):
 
         def page(last: Columns | None, wanted: int) -> Sequence[Row]:
             after = 0 if last is None else last["seq"]
-            return self._ask_now("audit_chain", node=node, after=after, most=wanted)
+            return self.database.ask("audit_chain", node=node, after=after, most=wanted)
 
         return _in_pages(page)
 
     def nodes(self) -> list[Columns]:
         """Return the registry of nodes, in its own order."""
-        return [dict(row) for row in self._ask_now("nodes")]
+        return [dict(row) for row in self.database.ask("nodes")]
 
     def writers(self) -> list[str]:
         """Return every node that has audit rows."""
-        return [row["node"] for row in self._ask_now("writers")]
+        return [row["node"] for row in self.database.ask("writers")]
 
     def audit_size(self) -> int:
         """Return how many rows the audit has."""
-        return int(self._ask_now("audit_size")[0]["size"])
+        return int(self.database.ask("audit_size")[0]["size"])
 
     def hash_at(self, node: str, seq: int) -> str | None:
         """Return the hash of row `seq` of `node`, if it is there."""
-        rows = self._ask_now("audit_hash", node=node, seq=seq)
+        rows = self.database.ask("audit_hash", node=node, seq=seq)
         return rows[0]["hash"] if rows else None
 
-    @override
-    def newest_row(self) -> Any:
-        rows = self._ask_now("newest_row")
-        return (rows[0]["row"] if rows else None) or 0
-
-    @override
-    async def _ask(self, name: str, **values: Any) -> Sequence[Row]:
-        return await self._read(self._queries[name], values)
-
-    def _ask_now(self, name: str, **values: Any) -> Sequence[Row]:
-        return self._rows(self._queries[name], values)
-
     async def _select(self, statement: str, values: Mapping[str, Any]) -> Sequence[Row]:
-        return await self._read(dialect(self.engine, statement), values)
+        return await self.database.read(dialect(self.database.engine, statement), values)
 
 
 def _where(

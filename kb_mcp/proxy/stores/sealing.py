@@ -8,17 +8,14 @@ process with another one could seal and chain nothing that the others can read.
 from __future__ import annotations
 
 import hmac
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kb_mcp.proxy.audit.chain import GENESIS, derive_key, node_hash, read_row, row_hash
-from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 
 NONCE_BYTES = 12
 CHECK = "master_key_check"
@@ -51,6 +48,11 @@ class Sealer:
         except (InvalidTag, ValueError) as error:
             message = f"the row {label} was not sealed under this KEYBRAKE_MASTER_KEY"
             raise SealBrokenError(message) from error
+
+
+def stays_sealed(_sealed: bytes, label: str) -> bytes:
+    """Open nothing, where a store is read without a master key. Raises: SealBrokenError."""
+    raise SealBrokenError(f"the row {label} is read without a master key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,27 +95,6 @@ def witnesses_of(connection: Any) -> Witnesses:
         nodes=[dict(row) for row in connection.execute(_NODES).fetchall()],
         first_rows=[dict(row) for row in connection.execute(_FIRST_ROWS).fetchall()],
     )
-
-
-def witnesses_in(path: Path) -> Witnesses:
-    """Return the witnesses in the SQLite store at `path`, which need not be there; read only.
-
-    Raises: LedgerUnavailableError.
-    """
-    if not path.exists():
-        return Witnesses()
-    try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
-    except sqlite3.Error as error:
-        raise LedgerUnavailableError(str(error)) from error
-    connection.row_factory = sqlite3.Row
-    try:
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE name = 'facts'")
-        return witnesses_of(connection) if tables.fetchone() else Witnesses()
-    except sqlite3.Error as error:
-        raise LedgerUnavailableError(str(error)) from error
-    finally:
-        connection.close()
 
 
 def _is_ours(chain_key: bytes, previous: str, node: Mapping[str, Any]) -> bool:

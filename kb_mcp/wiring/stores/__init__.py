@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
-from kb_mcp.proxy.audit.verification import Verification, verify_audit
+from kb_mcp.proxy.audit.verification import Verification
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import VaultKey
 from kb_mcp.proxy.stores.binding import Binds
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stores.sealing import Sealer
-from kb_mcp.proxy.stores.sqlite.reads import SqliteReads
-from kb_mcp.serving.machine import random_bytes
+from kb_mcp.proxy.stores.sqlite.database import SqliteDatabase
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.stores.store import Store, StoreError, Turned, open_sqlite
+from kb_mcp.wiring.stores.store import Store, StoreError, Turned, Wanted, open_sqlite, verify_store
 
 
 def open_store(
@@ -32,13 +30,12 @@ def open_store(
     this: a serving process writes all of it. With `Binds.NOTHING` no Stripe key is needed, whatever
     the store's mode. Raises: StoreError.
     """
-    turned = turned or Turned()
-    path = store_path(settings)
+    wanted = Wanted(settings, store_path(settings), turned or Turned(), binds)
     if settings.database_path is None:
         from kb_mcp.wiring.stores.postgres import open_postgres
 
-        return open_postgres(settings, path, turned, binds=binds)
-    return open_sqlite(settings, path, turned, binds)
+        return open_postgres(wanted)
+    return open_sqlite(wanted)
 
 
 def store_path(settings: Settings) -> Path:
@@ -66,22 +63,14 @@ def _postgres_path(settings: Settings) -> Path:
     return local_path(settings)
 
 
-def verifier(settings: Settings, store: Store) -> Callable[[], Verification]:
+def verifier(store: Store) -> Callable[[], Verification]:
     """Return what walks every chain of `store`, for a thread. Raises: LedgerUnavailableError."""
 
     def verify() -> Verification:
         # The heads first: the chains only grow meanwhile.
-        heads = store.exported_heads()
-        with ExitStack() as stack:
-            store_admin = store.open_store_admin()
-            stack.callback(store_admin.close)
-            reader: StoreReads = store.records
-            if settings.database_path is not None:
-                # Nothing is unsealed here, so that any key will do.
-                own = SqliteReads(store.path, Sealer(bytes(32), random_bytes).unseal)
-                stack.callback(own.close)
-                reader = own
-            return verify_audit(reader, store.chain_key, heads, store_admin.archived())
+        heads = store.heads.exported()
+        with closing(store.reopen()) as database:
+            return verify_store(database, store.chain_key, heads)
 
     return verify
 
@@ -92,8 +81,7 @@ def keys_in(settings: Settings) -> list[VaultKey]:
     if path is None or not path.is_file():
         return []
     try:
-        # Nothing is unsealed here, so that any key will do.
-        with closing(SqliteReads(path, Sealer(bytes(32), random_bytes).unseal)) as records:
-            return [key for key, _ in asyncio.run(records.keys())]
+        with closing(SqliteDatabase(path)) as database:
+            return [key for key, _ in asyncio.run(StoreReads(database).keys())]
     except LedgerUnavailableError:
         return []

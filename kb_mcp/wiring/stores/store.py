@@ -10,6 +10,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -18,31 +19,33 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.audit.chain import Head, Journal, derive_key
 from kb_mcp.proxy.audit.heads import Behind, Heads
+from kb_mcp.proxy.audit.verification import Verification, verify_audit
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.snapshot import MOVED_TO, StoreSettings
 from kb_mcp.proxy.stores.admin import StoreAdmin
 from kb_mcp.proxy.stores.binding import (
+    LIMITS,
     BindingError,
     Binds,
-    Connection,
     bind,
     bind_account,
+    facts_in,
     facts_of,
     read_facts,
 )
+from kb_mcp.proxy.stores.database import Database
 from kb_mcp.proxy.stores.group_commit import LedgerParts, StoreLedger
-from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stores.sealing import CHECK, Sealer, Witnesses, check_value, witnesses_in
-from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
-from kb_mcp.proxy.stores.sqlite.reads import SqliteAdmin, SqliteReads, exclusive, migrate
+from kb_mcp.proxy.stores.sealing import CHECK, Sealer, Witnesses, check_value
+from kb_mcp.proxy.stores.sqlite.database import SqliteDatabase, migrate, witnesses_in
+from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger
 from kb_mcp.serving.machine import boot_id, boottime_ms, host_ms, process_name, random_bytes
 from kb_mcp.settings import MASTER_KEY_CHARACTERS_NEW, Settings, SettingsError
 
 if TYPE_CHECKING:  # the driver of PostgreSQL may not be installed
-    from kb_mcp.wiring.stores.postgres import ServerWatch
+    from kb_mcp.proxy.stores.postgres.fence import FencedLine
 
 MASTER_KEY_BYTES = 32
 STORE_ID_BYTES = 12
@@ -68,6 +71,16 @@ class Turned:
     followed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which store to open, and what a new one is bound to; host files are named after `path`."""
+
+    settings: Settings
+    path: Path
+    turned: Turned
+    binds: Binds
+
+
 @dataclass(slots=True, kw_only=True)
 class Store:
     """An open store. `behind` lists exported heads that it does not reach."""
@@ -82,11 +95,9 @@ class Store:
     owner: str
     node: str
     behind: list[Behind]
-    bind_id: Callable[[str], None]
-    open_store_admin: Callable[[], StoreAdmin]
+    reopen: Callable[[], Database]
     base_ms: Callable[[], int]  # the clock that the store's time is told by
-    claim_first_run: Callable[[], bool]  # whether this process is the one that issues first keys
-    watch: ServerWatch | None = None
+    watch: FencedLine | None = None  # of the server that answers, where hosts share the store
 
     def bind_account(self, account_id: str, label: str) -> None:
         """Bind the store to the account of the upstream key. Raises: BindingError."""
@@ -95,11 +106,13 @@ class Store:
                 f"KEYBRAKE_ACCOUNT is {label}, but the key in KEYBRAKE_STRIPE_KEY belongs to "
                 f"{account_id}"
             )
-        self.bind_id(account_id)
+        database = self.records.database
+        with database.binding() as connection:
+            bind_account(connection, database.queries, account_id)
 
-    def exported_heads(self) -> dict[str, Head]:
-        """Return the newest head of each process that was exported beside the store."""
-        return {each.head.node: each.head for each in self.heads.check(lambda _node, _seq: None)}
+    def open_store_admin(self) -> StoreAdmin:
+        """Open the store once more, for what no decision touches."""
+        return StoreAdmin(self.reopen())
 
     @property
     def defaults(self) -> dict[str, str]:
@@ -112,80 +125,117 @@ class Store:
         self.records.close()
 
 
-def open_sqlite(settings: Settings, path: Path, turned: Turned, binds: Binds) -> Store:
-    """Open the SQLite store at `path`. Raises: StoreError."""
-    master = proven_master_key(settings, path)
-    chain_key = derive_key(master, "audit")
-    sealer = Sealer(derive_key(master, "answers"), random_bytes)
-    node = process_name(settings.node_id)
-    owner = this_process(node)
-    clock = _clock(settings, turned)
-    try:
-        connection = connect(path)
-        migrate(connection)
-        _check_not_moved(read_facts(connection, load_queries("sqlite")))
-        with exclusive(connection):
-            bound = bind_store(connection, "sqlite", settings, master, binds)
-        connection.close()
-        records = SqliteReads(path, sealer.unseal)
-        heads = Heads(heads_folder(path), node, owner, boottime_ms, lambda: clock.now(0))
-        behind = heads.check(records.hash_at)
-        if not behind:
-            heads.retire()
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A store that is bound and held against its exported heads; `store` ends with its ledger."""
+
+    path: Path
+    parts: LedgerParts
+    records: StoreReads
+    behind: list[Behind]
+    base_ms: Callable[[], int]
+
+    @classmethod
+    def of(
+        cls,
+        wanted: Wanted,
+        master: bytes,
+        database: Database,
+        base_ms: Callable[[], int],
+        offset_ms: int = 0,
+    ) -> Opening:
+        """Bind the migrated store behind `database`, and look whether it reaches its heads.
+
+        Its time is that of `base_ms`, moved on purpose by `offset_ms`. Raises: BindingError,
+        SettingsError, LedgerUnavailableError.
+        """
+        turned, node = wanted.turned, process_name(wanted.settings.node_id)
+        clock = StoreClock(
+            lambda: base_ms() + offset_ms + turned.offset_ms,
+            lambda: base_ms() + turned.offset_ms,
+            boottime_ms,
+            followed=lambda: turned.followed,
+            boot_id=boot_id(),
+        )
+        owner, folder = this_process(node), heads_folder(wanted.path)
+        sealer = Sealer(derive_key(master, "answers"), random_bytes)
         parts = LedgerParts(
-            settings=bound,
+            settings=bind_store(database, wanted.settings, master, wanted.binds),
             clock=clock,
             sealer=sealer,
-            journal=Journal(node, chain_key),
-            heads=heads,
+            journal=Journal(node, derive_key(master, "audit")),
+            heads=Heads(folder, node, owner, boottime_ms, lambda: clock.now(0)),
             owner=owner,
         )
-        ledger = SqliteLedger(path, parts)
+        records = StoreReads(database, sealer.unseal)
+        behind = parts.heads.check(records.hash_at)
+        if not behind:
+            parts.heads.retire()
+        return cls(wanted.path, parts, records, behind, base_ms)
+
+    def store(
+        self,
+        ledger: StoreLedger,
+        reopen: Callable[[], Database],
+        watch: FencedLine | None = None,
+    ) -> Store:
+        """Return the open store, with the ledger that was built on `parts`."""
+        parts = self.parts
+        return Store(
+            path=self.path,
+            ledger=ledger,
+            records=self.records,
+            clock=parts.clock,
+            heads=parts.heads,
+            settings=parts.settings,
+            chain_key=parts.journal.chain_key,
+            owner=parts.owner,
+            node=parts.journal.node,
+            behind=self.behind,
+            reopen=reopen,
+            base_ms=self.base_ms,
+            watch=watch,
+        )
+
+
+def open_sqlite(wanted: Wanted) -> Store:
+    """Open the SQLite store at the path. Raises: StoreError."""
+    settings, path = wanted.settings, wanted.path
+    master = proven_master_key(settings, path)
+    try:
+        database = SqliteDatabase(path)
+        migrate(database.connection)
+        if place := facts_in(database.ask("facts")).get(MOVED_TO):
+            raise MovedStoreError(
+                f"this store was moved to {place}, which serves in its place: set "
+                "KEYBRAKE_DATABASE_URL to that one"
+            )
+        opening = Opening.of(wanted, master, database, host_ms, settings.clock_offset_ms)
+        return opening.store(SqliteLedger(path, opening.parts), partial(SqliteDatabase, path))
     except (sqlite3.Error, OSError, LedgerUnavailableError) as error:
         raise StoreError(f"cannot use the store {path}: {error}") from error
-    return Store(
-        path=path,
-        ledger=ledger,
-        records=records,
-        clock=clock,
-        heads=heads,
-        settings=bound,
-        chain_key=chain_key,
-        owner=owner,
-        node=node,
-        behind=behind,
-        bind_id=lambda account_id: _bind_id(path, account_id),
-        open_store_admin=lambda: SqliteAdmin(path),
-        base_ms=host_ms,
-        claim_first_run=lambda: True,
-    )
 
 
-def _clock(settings: Settings, turned: Turned) -> StoreClock:
-    return StoreClock(
-        lambda: host_ms() + settings.clock_offset_ms + turned.offset_ms,
-        lambda: host_ms() + turned.offset_ms,
-        boottime_ms,
-        followed=lambda: turned.followed,
-        boot_id=boot_id(),
-    )
+def verify_store(database: Database, chain_key: bytes, heads: Mapping[str, Head]) -> Verification:
+    """Walk every chain of the store behind `database`. Raises: LedgerUnavailableError."""
+    return verify_audit(StoreReads(database), chain_key, heads, StoreAdmin(database).archived())
 
 
 def bind_store(
-    connection: Connection, engine: str, settings: Settings, master: bytes, binds: Binds
+    database: Database, settings: Settings, master: bytes, binds: Binds
 ) -> StoreSettings:
-    """Return what the store is bound to, in the open transaction, and bind it as far as it is not.
+    """Return what the store is bound to, and bind it as far as it is not.
 
-    Raises: BindingError, SettingsError.
+    Raises: BindingError, SettingsError, LedgerUnavailableError.
     """
-    queries = load_queries(engine)
-    facts = read_facts(connection, queries)
-    check_key_of_new_store(settings, facts)
-    wanted = (
-        keyless_settings(settings, facts) if binds is Binds.NOTHING else wanted_settings(settings)
-    )
-    marks = {CHECK: check_value(master)}
-    return bind(connection, queries, wanted, explicit_settings(settings), binds, marks)
+    queries, marks = database.queries, {CHECK: check_value(master)}
+    with database.binding() as connection:
+        facts = read_facts(connection, queries)
+        check_key_of_new_store(settings, facts)
+        wanted = wanted_settings(settings)
+        if binds is Binds.NOTHING:
+            wanted = keyless_settings(settings, wanted, facts)
+        return bind(connection, queries, wanted, explicit_settings(settings), binds, marks)
 
 
 def shown_place(settings: Settings) -> str:
@@ -200,12 +250,6 @@ def shown_place(settings: Settings) -> str:
 def heads_folder(path: Path) -> Path:
     """Return where the audit heads of the store at `path` are exported to, outside the store."""
     return path.with_name(f"{path.name}.heads")
-
-
-def _check_not_moved(facts: Mapping[str, str]) -> None:
-    if place := facts.get(MOVED_TO):
-        why = f"this store was moved to {place}, which serves in its place: set "
-        raise MovedStoreError(f"{why}KEYBRAKE_DATABASE_URL to that one")
 
 
 def proven_master_key(settings: Settings, path: Path) -> bytes:
@@ -302,12 +346,13 @@ def wanted_settings(settings: Settings) -> StoreSettings:
     )
 
 
-def keyless_settings(settings: Settings, facts: Mapping[str, str]) -> StoreSettings:
+def keyless_settings(
+    settings: Settings, wanted: StoreSettings, facts: Mapping[str, str]
+) -> StoreSettings:
     """Return what a process without a Stripe key wants of a store with `facts`: what it has.
 
     Raises: SettingsError.
     """
-    wanted = wanted_settings(settings)
     if settings.stripe_key is not None or "mode" not in facts:
         return wanted
     if settings.clock_offset_ms and facts["mode"] == "live":
@@ -319,18 +364,5 @@ def keyless_settings(settings: Settings, facts: Mapping[str, str]) -> StoreSetti
 def explicit_settings(settings: Settings) -> Mapping[str, object]:
     """Return what was set on purpose: a default gives way to what the store says."""
     wanted, default = wanted_settings(settings), StoreSettings(account="", mode="")
-    names = ("ceilings", "refund_ceilings", "upstream_timeout_ms", "recovery_grace_ms")
-    return {
-        name: getattr(wanted, name)
-        for name in names
-        if getattr(wanted, name) != getattr(default, name)
-    }
-
-
-def _bind_id(path: Path, account_id: str) -> None:
-    connection = connect(path)
-    try:
-        with exclusive(connection):
-            bind_account(connection, load_queries("sqlite"), account_id)
-    finally:
-        connection.close()
+    pairs = ((name, getattr(wanted, name)) for name in LIMITS)
+    return {name: value for name, value in pairs if value != getattr(default, name)}

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from kb_mcp.proxy.ledger.records import Approval, Changes, Lineage, OperationId, Refs, State
-from kb_mcp.proxy.stores.postgres import reads as postgres_schema
+from kb_mcp.proxy.stores.postgres import schema as postgres_schema
 from kb_mcp.proxy.stores.postgres.connection import connector
 from kb_mcp.proxy.stores.queries import load_migrations
-from kb_mcp.proxy.stores.sqlite import reads as sqlite_schema
+from kb_mcp.proxy.stores.sqlite import database as sqlite_schema
 from kb_mcp.proxy.stores.sqlite.ledger import connect
 from tests.postgres import PROXY, Database
 from tests.proxy.stores.conftest import Open, Run

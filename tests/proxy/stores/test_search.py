@@ -11,9 +11,9 @@ import pytest
 
 from kb_mcp.proxy.ledger.records import Window
 from kb_mcp.proxy.stores.binding import SchemaError
-from kb_mcp.proxy.stores.postgres import reads as postgres_schema
+from kb_mcp.proxy.stores.postgres import schema as postgres_schema
 from kb_mcp.proxy.stores.postgres.connection import connector
-from kb_mcp.proxy.stores.postgres.reads import check_schema, migrate
+from kb_mcp.proxy.stores.postgres.schema import check_schema, migrate
 from kb_mcp.proxy.stores.queries import load_grants, load_migrations, load_queries
 from kb_mcp.wiring.stores import verifier
 from tests.in_process_proxy import InProcessProxy
@@ -37,7 +37,7 @@ def check_serves(in_process: InProcessProxy) -> None:
     assert len(in_process.audit(agent="owl")) == 4
     assert len(in_process.operations(state="succeeded")) == 2
     assert in_process.operations(state="failed") == in_process.operations(state="unheard-of") == []
-    outcome = verifier(in_process.settings, in_process.proxy.store)()
+    outcome = verifier(in_process.proxy.store)()
     assert (outcome.breaks, len(in_process.charges())) == ((), 2)
 
 
@@ -157,7 +157,7 @@ OPERATIONS = ("customer_id", "billing_period", "charge_id", "operation_id")
 def test_no_search_walks_a_whole_table(tmp_path: Path, name: str) -> None:
     with InProcessProxy(tmp_path) as in_process:
         records: Any = in_process.proxy.store.records
-        connection: sqlite3.Connection = records._connection  # noqa: SLF001 what the reads really ask
+        connection: sqlite3.Connection = records.database.connection  # what the reads really ask
         said: list[str] = []
         connection.set_trace_callback(said.append)
         if name in AUDIT:

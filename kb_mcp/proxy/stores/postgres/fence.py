@@ -9,30 +9,19 @@ another's. So each host remembers which server it saw last.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psycopg
-from typing_extensions import override
 
-from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
-from kb_mcp.proxy.stores.postgres.connection import (
-    Connect,
-    Connection,
-    StoreTime,
-    Watchdog,
-    hang_up,
-    told,
-)
+from kb_mcp.proxy.stores.group_commit import LedgerParts
+from kb_mcp.proxy.stores.postgres.connection import Connection, Reach, hang_up, told
+from kb_mcp.proxy.stores.postgres.schema import register_node
 from kb_mcp.proxy.stores.queries import load_queries
 
 # After a failed attempt to connect, callers are refused at once for this long.
 BACK_OFF_MS = 500
-_SEEN = "server"
 
 
 class LostCommitsError(LedgerUnavailableError):
@@ -62,38 +51,38 @@ class Pending:
 class FencedLine:
     """Opens the writer's connection when needed, and settles what an earlier one left open."""
 
-    def __init__(
-        self,
-        *,
-        connect: Connect,
-        watchdog: Watchdog,
-        time: StoreTime,
-        node: str,
-        rewind: Callable[[tuple[int, str]], None],
-        register: Callable[[Connection], None],
-        boottime_ms: Callable[[], int],
-    ) -> None:
-        """Begin at token 0; `rewind` takes the journal back when a commit did not happen.
+    def __init__(self, reach: Reach, parts: LedgerParts, server: Server) -> None:
+        """Begin at token 0, with the `server` that answers now; any will do until `begin`.
 
-        `register` makes this process's row before its first transaction: who only reads has none.
-        Any server will do until `expect` names one.
+        This process's row is made before its first transaction: who only reads has none. The
+        journal is taken back when a commit did not happen.
         """
-        self._connect = connect
+        self._reach = reach
+        self._journal = parts.journal
+        self._clock = parts.clock
+        self._heads = parts.heads
+        self._found = server
         self._queries = load_queries("postgres")
-        self._watchdog = watchdog
-        self._time = time
-        self._node = node
         self._server: Server | None = None
-        self._rewind = rewind
-        self._register = register
         self._registered = False
-        self._boottime_ms = boottime_ms
         self._connection: Connection | None = None
         self._refused_until = 0
         self.token = 0
         self.pending: Pending | None = None
         self.moved: Server | None = None
         self.warnings: list[str] = []
+
+    def begin(self) -> None:
+        """Serve from the server that this host saw last, or the first it sees, until `accept`."""
+        seen = self._heads.server()
+        if not seen:
+            self._heads.remember(asdict(self._found))
+        self._expect(Server(**seen) if seen else self._found)
+
+    def accept(self, server: Server) -> None:
+        """Serve from `server`, the one that answers now: every charge of ours is found in it."""
+        self._heads.remember(asdict(server))
+        self._expect(server)
 
     def open(self) -> Connection:
         """Return a connection on which nothing is open or unsettled.
@@ -115,15 +104,15 @@ class FencedLine:
         """
         if self._connection is not None:
             return self._connection
-        if self._boottime_ms() < self._refused_until:
+        if self._reach.boottime_ms() < self._refused_until:
             raise LedgerUnavailableError("the store could not be reached a moment ago")
         try:
-            connection = self._connect()
+            connection = self._reach.connect()
         except psycopg.Error as error:
-            self._refused_until = self._boottime_ms() + BACK_OFF_MS
+            self._refused_until = self._reach.boottime_ms() + BACK_OFF_MS
             raise LedgerUnavailableError(told(error)) from error
         try:
-            with self._watchdog.over(connection):
+            with self._reach.over(connection):
                 self._settle(connection)
         except BaseException as error:
             hang_up(connection)
@@ -140,8 +129,7 @@ class FencedLine:
             hang_up(self._connection)
             self._connection = None
 
-    def expect(self, server: Server) -> None:
-        """Serve from `server` alone, or from the one that the store moved to once it is checked."""
+    def _expect(self, server: Server) -> None:
         self._server = server
         self.moved = None
         self.drop()
@@ -152,15 +140,16 @@ class FencedLine:
 
     def _settle(self, connection: Connection) -> None:
         if not self._registered:
-            self._register(connection)
+            node, chain_key = self._journal.node, self._journal.chain_key
+            register_node(connection, node, chain_key, self._clock.now(0))
             self._registered = True
         connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-        row = connection.execute(self._queries["fence"], {"node": self._node}).fetchone()
+        row = connection.execute(self._queries["fence"], {"node": self._journal.node}).fetchone()
         clock = connection.execute(self._queries["clock"]).fetchone() or {}
         connection.execute("ROLLBACK")
         token = None if row is None else int(row["token"])
         if self.pending is not None and token == self.pending.token - 1:
-            self._rewind(self.pending.before)
+            self._journal.rewind(self.pending.before)
             self.token = self.pending.token - 1
         elif token != (self.token if self.pending is None else self.pending.token):
             raise LostCommitsError(
@@ -170,46 +159,12 @@ class FencedLine:
         else:
             self.token = token
         self.pending = None
-        self._time.set(int(clock["now_ms"]))
-        server = server_of(connection, self._queries)
+        self._reach.set_time(int(clock["now_ms"]))
+        server = server_of(connection)
         self.moved = None if self._server in {None, server} else server
 
 
-def server_of(connection: Connection, queries: Mapping[str, str]) -> Server:
+def server_of(connection: Connection) -> Server:
     """Return which server answers on `connection`. Raises: psycopg.Error."""
-    row: dict[str, Any] = connection.execute(queries["server"]).fetchone() or {}
+    row: dict[str, Any] = connection.execute(load_queries("postgres")["server"]).fetchone() or {}
     return Server(str(row["system_identifier"]), str(row["timeline"]))
-
-
-class PostgresHeads(Heads):
-    """`Heads`, and the server beside them, in a file that all processes of this host share."""
-
-    def __init__(
-        self,
-        folder: Path,
-        node: str,
-        owner: str,
-        monotonic_ms: Callable[[], int],
-        now_ms: Callable[[], int],
-    ) -> None:
-        """Export as `node` to `folder`; see `Heads`."""
-        super().__init__(folder, node, owner, monotonic_ms, now_ms)
-        self._seen = folder / _SEEN
-
-    def seen(self) -> Server | None:
-        """Return the server that this host saw last, if any."""
-        try:
-            record = json.loads(self._seen.read_text())
-            return Server(str(record["system_identifier"]), str(record["timeline"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def remember(self, server: Server) -> None:
-        """Remember `server`; every charge of ours was found in it, or it is the first."""
-        record = {"system_identifier": server.system_identifier, "timeline": server.timeline}
-        self._write(_SEEN, record)
-
-    @override
-    def forget(self) -> None:
-        super().forget()
-        self._seen.unlink(missing_ok=True)

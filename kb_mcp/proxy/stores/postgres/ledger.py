@@ -31,15 +31,9 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.binding import write_facts
 from kb_mcp.proxy.stores.group_commit import Item, LedgerParts, StoreLedger, refs_of, run_step
-from kb_mcp.proxy.stores.postgres.connection import (
-    CommittedReader,
-    Connection,
-    StoreTime,
-    Watchdog,
-    is_certain,
-    told,
-)
-from kb_mcp.proxy.stores.postgres.fence import FencedLine, LostCommitsError, Pending
+from kb_mcp.proxy.stores.postgres.connection import Connection, Reach, is_certain, told
+from kb_mcp.proxy.stores.postgres.database import CommittedReader, PostgresDatabase
+from kb_mcp.proxy.stores.postgres.fence import FencedLine, LostCommitsError, Pending, Server
 from kb_mcp.proxy.stores.postgres.load import (
     SINCE_MARGIN_MS,
     Lock,
@@ -48,7 +42,7 @@ from kb_mcp.proxy.stores.postgres.load import (
     locks_named,
     save,
 )
-from kb_mcp.proxy.stores.rows import KEYED
+from kb_mcp.proxy.stores.rows import KEYED, key_with_lineage
 from kb_mcp.proxy.stores.sealing import SealBrokenError
 
 TURNS_MAX = 12
@@ -73,27 +67,20 @@ class _Turn:
     refs: list[Refs | None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
-    """How the ledger reaches its store; `jitter(n)` is chance below n."""
-
-    line: FencedLine
-    keys: CommittedReader[KeyId, tuple[VaultKey, Lineage]]
-    grants: CommittedReader[str, list[Grant]]
-    watchdog: Watchdog
-    time: StoreTime
-    jitter: Callable[[int], int]
-    boottime_ms: Callable[[], int]
-
-
 class PostgresLedger(StoreLedger):
     """The ledger in one PostgreSQL database."""
 
-    def __init__(self, reach: Reach, parts: LedgerParts) -> None:
-        """Serve the store that `reach` reaches."""
+    def __init__(
+        self, reach: Reach, parts: LedgerParts, server: Server, jitter: Callable[[int], int]
+    ) -> None:
+        """Serve the store that `reach` reaches on `server`; `jitter(n)` is chance below n."""
         super().__init__("postgres", parts)
         self._reach = reach
-        self._line = reach.line
+        self._jitter = jitter
+        self.line = FencedLine(reach, parts, server)
+        self._committed = database = PostgresDatabase(reach)
+        self._keys = CommittedReader(database, "keys_with_lineages", "id", key_with_lineage)
+        self._grants = CommittedReader(database, "issuers", "issuer", lambda row: Grant(**row))
         self._loader = PostgresLoader(
             self._queries, parts.sealer.unseal, parts.owner, parts.journal.node
         )
@@ -103,11 +90,11 @@ class PostgresLedger(StoreLedger):
 
     @override
     async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
-        return await self._reach.keys.find(key_id)
+        return next(iter(await self._keys.find(key_id)), None)
 
     @override
     async def find_grants(self, issuer: str) -> list[Grant]:
-        return await self._reach.grants.find(issuer) or []
+        return await self._grants.find(issuer)
 
     @override
     async def close(self) -> None:
@@ -117,10 +104,11 @@ class PostgresLedger(StoreLedger):
         await self._batches.close()
         self._stopped.set()
         self._export(force=True)
-        self._line.drop()
-        await self._reach.keys.close()
-        await self._reach.grants.close()
-        self._reach.watchdog.close()
+        self.line.drop()
+        await self._keys.close()
+        await self._grants.close()
+        self._committed.close()
+        self._reach.close()
 
     @override
     def _rest(self) -> None:
@@ -128,7 +116,7 @@ class PostgresLedger(StoreLedger):
 
     def _export(self, *, force: bool) -> None:
         """Export the last head that is known to be committed."""
-        pending = self._line.pending
+        pending = self.line.pending
         self._heads.export(self._journal.head if pending is None else pending.before, force=force)
 
     @override
@@ -139,7 +127,7 @@ class PostgresLedger(StoreLedger):
             if self._reach.boottime_ms() > give_up_at:
                 break
             if turn > 1:
-                self._stopped.wait((1 + self._reach.jitter(PAUSE_MAX_MS)) / 1000)
+                self._stopped.wait((1 + self._jitter(PAUSE_MAX_MS)) / 1000)
             missing = self._attempt(batch, extra, turn)
             if missing is None:
                 return
@@ -181,9 +169,9 @@ class PostgresLedger(StoreLedger):
 
         Raises: _AgainError, LedgerUnavailableError, and what makes a batch go one by one.
         """
-        connection = self._line.open()
+        connection = self.line.open()
         try:
-            with self._reach.watchdog.over(connection):
+            with self._reach.over(connection):
                 snapshot, missing = self._decide(connection, batch, extra)
                 if missing or not (snapshot.dirty.audit or _changed(snapshot)):
                     connection.execute("ROLLBACK")
@@ -204,13 +192,13 @@ class PostgresLedger(StoreLedger):
         """Lock, load, and run every step; return the locks that turned out to be missing."""
         turn = self._prepare(batch, extra)
         refs = [each for each in turn.refs if each is not None]
-        loaded = self._loader.lock_and_load(connection, sorted(turn.locks), refs, turn.now)
-        self._reach.time.set(loaded.now_ms)
-        snapshot = self._snapshot(loaded.facts)
+        facts, rows = self._loader.lock_and_load(connection, sorted(turn.locks), refs, turn.now)
+        self._reach.set_time(int(facts.pop("now_ms")))
+        snapshot = self._snapshot(facts)
         if abs(snapshot.now - turn.now) > SINCE_MARGIN_MS:
             # The store's clock was set: the refs of the time that we took it for may lack rows.
             raise _AgainError
-        self._loader.fill(connection, snapshot, loaded, refs)
+        self._loader.fill(connection, snapshot, rows, refs)
         before = dict(snapshot.operations)
         for item, its in zip(batch, turn.refs, strict=True):
             if its is not None:
@@ -228,10 +216,10 @@ class PostgresLedger(StoreLedger):
         return _Turn(now, named | extra, refs)
 
     def _commit(self, connection: Connection, snapshot: Snapshot) -> None:
-        head, token = self._journal.head, self._line.token + 1
-        self._line.warnings.clear()
+        head, token = self._journal.head, self.line.token + 1
+        self.line.warnings.clear()
         try:
-            with self._reach.watchdog.over(connection):
+            with self._reach.over(connection):
                 self._send(connection, snapshot, token)
         except psycopg.Error as error:
             if is_certain(error, connection):
@@ -241,16 +229,16 @@ class PostgresLedger(StoreLedger):
             self._find_out(Pending(token, head), error)
         except BaseException:
             # Something of ours broke on the way: the next connection finds out how it ended.
-            self._line.pending = Pending(token, head)
-            self._line.drop()
+            self.line.pending = Pending(token, head)
+            self.line.drop()
             raise
-        if self._line.warnings:
-            warning = self._line.warnings[0]
+        if self.line.warnings:
+            warning = self.line.warnings[0]
             # Committed here, perhaps not on the replica: a failover may still lose it.
-            self._line.pending = Pending(token, head)
-            self._line.drop()
+            self.line.pending = Pending(token, head)
+            self.line.drop()
             raise CommitUnknownError(f"the store committed with a warning: {warning}")
-        self._line.token = token
+        self.line.token = token
 
     def _send(self, connection: Connection, snapshot: Snapshot, token: int) -> None:
         rows = [self._journal.values(draft, snapshot.now) for draft in snapshot.dirty.audit]
@@ -273,25 +261,25 @@ class PostgresLedger(StoreLedger):
 
         Raises: _AgainError if it did not, CommitUnknownError if that cannot be told.
         """
-        self._line.pending = pending
-        self._line.drop()
+        self.line.pending = pending
+        self.line.drop()
         try:
-            self._line.settle()
+            self.line.settle()
         except LedgerUnavailableError as unreachable:
             message = f"the store broke while committing ({told(error)}); {unreachable}"
             raise CommitUnknownError(message) from error
-        if self._line.token != pending.token:
+        if self.line.token != pending.token:
             raise _AgainError
 
     def _undo(self, connection: Connection, error: Exception | None = None) -> None:
         try:
-            with self._reach.watchdog.over(connection):
+            with self._reach.over(connection):
                 connection.execute("ROLLBACK")
         except psycopg.Error:
-            self._line.drop()
+            self.line.drop()
         if isinstance(error, errors.ReadOnlySqlTransaction):
             # This server was demoted: another one is the primary now.
-            self._line.drop()
+            self.line.drop()
 
     def _remember(self, snapshot: Snapshot) -> None:
         for operation in snapshot.operations.values():

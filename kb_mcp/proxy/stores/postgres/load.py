@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from types import NoneType
@@ -58,7 +58,7 @@ _ARRAYS = {
         *("starts", "ends"),
     ),
 }
-Row = dict[str, Any]
+Rows = Mapping[str, list[dict[str, Any]]]  # of each query, by its name
 _TYPES = {int: "bigint", bool: "boolean", bytes: "bytea"}  # everything else is text
 _WITHOUT_RECORD = dict.fromkeys(("position", "created_at", "calls", "amount"), "bigint")
 
@@ -180,18 +180,6 @@ def _tally(key: str) -> Lock:
     return lock(Guard.PERIOD, key) if name == key else lock(Guard.OPERATION, name)
 
 
-@dataclass(slots=True)
-class Loaded:
-    """What one round trip brought: the server's time (ms) and rows.
-
-    `facts` are those that every decision depends on, None where the store has none.
-    """
-
-    now_ms: int
-    facts: Mapping[str, str | None]
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
 class PostgresLoader:
     """Locks and loads with named queries; `owner` is the lease name of this process."""
@@ -203,10 +191,11 @@ class PostgresLoader:
 
     def lock_and_load(
         self, connection: Connection, locks: Sequence[Lock], batch: Sequence[Refs], now: int
-    ) -> Loaded:
+    ) -> tuple[dict[str, Any], Rows]:
         """Begin a transaction, take `locks` (sorted), and load what the refs of `batch` name.
 
-        `now` (ms) is about when: the store's own time is in the answer. Raises: psycopg.Error.
+        `now` (ms) is about when. Returns the facts that every decision depends on, None where the
+        store has none, the store's own time among them (`now_ms`), and rows. Raises: psycopg.Error.
         """
         guards = {"kinds": [each[0] for each in locks], "values": [each[1] for each in locks]}
         with connection.pipeline():
@@ -218,18 +207,16 @@ class PostgresLoader:
             clock = connection.execute(self.queries["clock"])
             wanted = self._wanted(batch, now)
             cursors = {name: self._ask(connection, name, wanted[name]) for name in wanted}
-        facts = clock.fetchone() or {}
-        rows = {name: cursor.fetchall() for name, cursor in cursors.items()}
-        return Loaded(int(facts.pop("now_ms")), facts, rows)
+        return clock.fetchone() or {}, {name: each.fetchall() for name, each in cursors.items()}
 
     def fill(
-        self, connection: Connection, snapshot: Snapshot, loaded: Loaded, batch: Sequence[Refs]
+        self, connection: Connection, snapshot: Snapshot, rows: Rows, batch: Sequence[Refs]
     ) -> None:
-        """Put what was loaded into `snapshot`, and fetch what only shows now that it is there.
+        """Put the `rows` that were loaded into `snapshot`; fetch what only shows by them.
 
         Raises: psycopg.Error, SealBrokenError.
         """
-        self._add(snapshot, loaded.rows)
+        self._add(snapshot, rows)
         missing = shown_by(snapshot, together(batch))
         if missing:
             with connection.pipeline():
@@ -263,7 +250,7 @@ class PostgresLoader:
             text = f"{self.queries['wanted']}{text}"
         return connection.execute(text, values)
 
-    def _add(self, snapshot: Snapshot, rows: Mapping[str, list[Row]]) -> None:
+    def _add(self, snapshot: Snapshot, rows: Rows) -> None:
         for name in rows:
             add_rows(snapshot, name, rows[name], self.unseal, self.owner)
 
