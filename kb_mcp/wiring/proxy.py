@@ -138,7 +138,7 @@ class Proxy:
     async def follow(self) -> None:
         """Ask the sandbox for its clock, or Stripe for the time where that is not certain."""
         if self.settings.upstream_mode == "sandbox":
-            await follow_sandbox(self._turned, self.upstream, self.store.base_ms)
+            await follow_sandbox(self._turned, self.upstream, self.store.engine.base_ms)
         await self.time.settle()
 
     async def _recover(self) -> None:

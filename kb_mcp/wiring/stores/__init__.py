@@ -69,7 +69,7 @@ def verifier(store: Store) -> Callable[[], Verification]:
     def verify() -> Verification:
         # The heads first: the chains only grow meanwhile.
         heads = store.heads.exported()
-        with closing(store.reopen()) as database:
+        with closing(store.engine.reopen()) as database:
             return verify_store(database, store.chain_key, heads)
 
     return verify

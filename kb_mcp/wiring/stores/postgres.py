@@ -17,15 +17,23 @@ from psycopg.conninfo import conninfo_to_dict
 
 from kb_mcp.environment import data_folder
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from kb_mcp.proxy.stores.group_commit import LedgerParts
 from kb_mcp.proxy.stores.postgres.connection import Reach, connector, told
 from kb_mcp.proxy.stores.postgres.database import PostgresDatabase
-from kb_mcp.proxy.stores.postgres.fence import server_of
+from kb_mcp.proxy.stores.postgres.fence import FencedLine, server_of
 from kb_mcp.proxy.stores.postgres.ledger import PostgresLedger
 from kb_mcp.proxy.stores.postgres.schema import check_schema, migrate
 from kb_mcp.proxy.stores.sealing import witnesses_of
 from kb_mcp.serving.machine import boottime_ms
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.stores.store import Opening, Store, StoreError, Wanted, check_master_key
+from kb_mcp.wiring.stores.store import (
+    Engine,
+    Store,
+    StoreError,
+    Wanted,
+    build_store,
+    check_master_key,
+)
 
 
 def local_path(settings: Settings) -> Path:
@@ -44,6 +52,11 @@ def open_postgres(wanted: Wanted) -> Store:
     master = configured_master_key(wanted.settings)
     reach = Reach(connector(wanted.settings.postgres_url or ""), boottime_ms)
     database = PostgresDatabase(reach)
+
+    def ledger(parts: LedgerParts) -> tuple[PostgresLedger, FencedLine]:
+        built = PostgresLedger(reach, parts, server, secrets.randbelow)
+        return built, built.line
+
     try:
         with _using(), ExitStack() as undone:
             undone.callback(reach.close)
@@ -54,10 +67,10 @@ def open_postgres(wanted: Wanted) -> Store:
                 server = server_of(connection)
                 clock = connection.execute(database.queries["clock"]).fetchone() or {}
                 reach.set_time(int(clock["now_ms"]))
-            opening = Opening.of(wanted, master, database, reach.now_ms)
-            ledger = PostgresLedger(reach, opening.parts, server, secrets.randbelow)
+            engine = Engine(database, reach.now_ms, 0, partial(PostgresDatabase, reach))
+            store = build_store(wanted, master, engine, ledger)
             undone.pop_all()
-            return opening.store(ledger, partial(PostgresDatabase, reach), ledger.line)
+            return store
     except OSError as error:
         raise StoreError(f"cannot use the folder {wanted.path.parent}: {error}") from error
 

@@ -81,6 +81,19 @@ class Wanted:
     binds: Binds
 
 
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A migrated store as its driver reaches it, and how to reach it once more.
+
+    Its time is told by `base_ms`, moved on purpose by `offset_ms`.
+    """
+
+    database: Database
+    base_ms: Callable[[], int]
+    offset_ms: int
+    reopen: Callable[[], Database]
+
+
 @dataclass(slots=True, kw_only=True)
 class Store:
     """An open store. `behind` lists exported heads that it does not reach."""
@@ -95,8 +108,7 @@ class Store:
     owner: str
     node: str
     behind: list[Behind]
-    reopen: Callable[[], Database]
-    base_ms: Callable[[], int]  # the clock that the store's time is told by
+    engine: Engine
     watch: FencedLine | None = None  # of the server that answers, where hosts share the store
 
     def bind_account(self, account_id: str, label: str) -> None:
@@ -112,7 +124,7 @@ class Store:
 
     def open_store_admin(self) -> StoreAdmin:
         """Open the store once more, for what no decision touches."""
-        return StoreAdmin(self.reopen())
+        return StoreAdmin(self.engine.reopen())
 
     @property
     def defaults(self) -> dict[str, str]:
@@ -123,79 +135,6 @@ class Store:
         """Finish what waits, and close."""
         await self.ledger.close()
         self.records.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """A store that is bound and held against its exported heads; `store` ends with its ledger."""
-
-    path: Path
-    parts: LedgerParts
-    records: StoreReads
-    behind: list[Behind]
-    base_ms: Callable[[], int]
-
-    @classmethod
-    def of(
-        cls,
-        wanted: Wanted,
-        master: bytes,
-        database: Database,
-        base_ms: Callable[[], int],
-        offset_ms: int = 0,
-    ) -> Opening:
-        """Bind the migrated store behind `database`, and look whether it reaches its heads.
-
-        Its time is that of `base_ms`, moved on purpose by `offset_ms`. Raises: BindingError,
-        SettingsError, LedgerUnavailableError.
-        """
-        turned, node = wanted.turned, process_name(wanted.settings.node_id)
-        clock = StoreClock(
-            lambda: base_ms() + offset_ms + turned.offset_ms,
-            lambda: base_ms() + turned.offset_ms,
-            boottime_ms,
-            followed=lambda: turned.followed,
-            boot_id=boot_id(),
-        )
-        owner, folder = this_process(node), heads_folder(wanted.path)
-        sealer = Sealer(derive_key(master, "answers"), random_bytes)
-        parts = LedgerParts(
-            settings=bind_store(database, wanted.settings, master, wanted.binds),
-            clock=clock,
-            sealer=sealer,
-            journal=Journal(node, derive_key(master, "audit")),
-            heads=Heads(folder, node, owner, boottime_ms, lambda: clock.now(0)),
-            owner=owner,
-        )
-        records = StoreReads(database, sealer.unseal)
-        behind = parts.heads.check(records.hash_at)
-        if not behind:
-            parts.heads.retire()
-        return cls(wanted.path, parts, records, behind, base_ms)
-
-    def store(
-        self,
-        ledger: StoreLedger,
-        reopen: Callable[[], Database],
-        watch: FencedLine | None = None,
-    ) -> Store:
-        """Return the open store, with the ledger that was built on `parts`."""
-        parts = self.parts
-        return Store(
-            path=self.path,
-            ledger=ledger,
-            records=self.records,
-            clock=parts.clock,
-            heads=parts.heads,
-            settings=parts.settings,
-            chain_key=parts.journal.chain_key,
-            owner=parts.owner,
-            node=parts.journal.node,
-            behind=self.behind,
-            reopen=reopen,
-            base_ms=self.base_ms,
-            watch=watch,
-        )
 
 
 def open_sqlite(wanted: Wanted) -> Store:
@@ -210,10 +149,64 @@ def open_sqlite(wanted: Wanted) -> Store:
                 f"this store was moved to {place}, which serves in its place: set "
                 "KEYBRAKE_DATABASE_URL to that one"
             )
-        opening = Opening.of(wanted, master, database, host_ms, settings.clock_offset_ms)
-        return opening.store(SqliteLedger(path, opening.parts), partial(SqliteDatabase, path))
+        # Whoever moves this host's clock on purpose moves the store's.
+        engine = Engine(database, host_ms, settings.clock_offset_ms, partial(SqliteDatabase, path))
+        return build_store(wanted, master, engine, lambda parts: (SqliteLedger(path, parts), None))
     except (sqlite3.Error, OSError, LedgerUnavailableError) as error:
         raise StoreError(f"cannot use the store {path}: {error}") from error
+
+
+def build_store(
+    wanted: Wanted,
+    master: bytes,
+    engine: Engine,
+    build: Callable[[LedgerParts], tuple[StoreLedger, FencedLine | None]],
+) -> Store:
+    """Bind the migrated store of `engine`, hold it against its heads, and `build` its ledger.
+
+    Raises: BindingError, SettingsError, LedgerUnavailableError.
+    """
+    turned, base_ms = wanted.turned, engine.base_ms
+    clock = StoreClock(
+        lambda: base_ms() + engine.offset_ms + turned.offset_ms,
+        lambda: base_ms() + turned.offset_ms,
+        boottime_ms,
+        followed=lambda: turned.followed,
+        boot_id=boot_id(),
+    )
+    node, chain_key = process_name(wanted.settings.node_id), derive_key(master, "audit")
+    owner = this_process(node)
+    sealer = Sealer(derive_key(master, "answers"), random_bytes)
+    bound = bind_store(engine.database, wanted.settings, master, wanted.binds)
+    records = StoreReads(engine.database, sealer.unseal)
+    heads = Heads(heads_folder(wanted.path), node, owner, boottime_ms, lambda: clock.now(0))
+    behind = heads.check(records.hash_at)
+    if not behind:
+        heads.retire()
+    ledger, watch = build(
+        LedgerParts(
+            settings=bound,
+            clock=clock,
+            sealer=sealer,
+            journal=Journal(node, chain_key),
+            heads=heads,
+            owner=owner,
+        )
+    )
+    return Store(
+        path=wanted.path,
+        ledger=ledger,
+        records=records,
+        clock=clock,
+        heads=heads,
+        settings=bound,
+        chain_key=chain_key,
+        owner=owner,
+        node=node,
+        behind=behind,
+        engine=engine,
+        watch=watch,
+    )
 
 
 def verify_store(database: Database, chain_key: bytes, heads: Mapping[str, Head]) -> Verification:
@@ -226,16 +219,19 @@ def bind_store(
 ) -> StoreSettings:
     """Return what the store is bound to, and bind it as far as it is not.
 
+    A default gives way to what the store says; what was set on purpose must agree with it.
     Raises: BindingError, SettingsError, LedgerUnavailableError.
     """
+    wanted, default = wanted_settings(settings), StoreSettings(account="", mode="")
+    pairs = ((name, getattr(wanted, name)) for name in LIMITS)
+    explicit = {name: value for name, value in pairs if value != getattr(default, name)}
     queries, marks = database.queries, {CHECK: check_value(master)}
     with database.binding() as connection:
         facts = read_facts(connection, queries)
         check_key_of_new_store(settings, facts)
-        wanted = wanted_settings(settings)
         if binds is Binds.NOTHING:
             wanted = keyless_settings(settings, wanted, facts)
-        return bind(connection, queries, wanted, explicit_settings(settings), binds, marks)
+        return bind(connection, queries, wanted, explicit, binds, marks)
 
 
 def shown_place(settings: Settings) -> str:
@@ -359,10 +355,3 @@ def keyless_settings(
         hint = "Leave it out: this store is a live account's."
         raise SettingsError("KEYBRAKE_CLOCK_OFFSET", "would turn a real clock", hint)
     return replace(wanted, mode=facts["mode"], account=settings.account or facts["account"])
-
-
-def explicit_settings(settings: Settings) -> Mapping[str, object]:
-    """Return what was set on purpose: a default gives way to what the store says."""
-    wanted, default = wanted_settings(settings), StoreSettings(account="", mode="")
-    pairs = ((name, getattr(wanted, name)) for name in LIMITS)
-    return {name: value for name, value in pairs if value != getattr(default, name)}

@@ -9,8 +9,7 @@ commit that turns out not to have happened, or when a step changed a row that wa
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from threading import Event
 
 import psycopg
@@ -25,7 +24,6 @@ from kb_mcp.proxy.ledger.records import (
     Lineage,
     LineageId,
     OperationId,
-    Refs,
     VaultKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
@@ -55,16 +53,12 @@ _ONE_BY_ONE = (psycopg.IntegrityError, psycopg.DataError, SealBrokenError)
 
 
 class _AgainError(Exception):
-    """The transaction did not commit, and running its closure again is right."""
+    """The transaction did not commit, and running its closure again is right, with `locks` too."""
 
-
-@dataclass(slots=True)
-class _Turn:
-    """One run of a batch: the locks it holds, and the refs they were taken for at `now`."""
-
-    now: int
-    locks: set[Lock]
-    refs: list[Refs | None]
+    def __init__(self, locks: Iterable[Lock] = ()) -> None:
+        """Name the locks that were lacking."""
+        super().__init__()
+        self.locks = frozenset(locks)
 
 
 class PostgresLedger(StoreLedger):
@@ -121,61 +115,47 @@ class PostgresLedger(StoreLedger):
 
     @override
     def _flush(self, batch: list[Item]) -> None:
-        extra: set[Lock] = set()
+        extra: frozenset[Lock] = frozenset()
         give_up_at = self._reach.boottime_ms() + GIVE_UP_MS
         for turn in range(TURNS_MAX):
             if self._reach.boottime_ms() > give_up_at:
                 break
             if turn > 1:
                 self._stopped.wait((1 + self._jitter(PAUSE_MAX_MS)) / 1000)
-            missing = self._attempt(batch, extra, turn)
-            if missing is None:
-                return
-            extra |= missing
-        _fail(batch, LedgerUnavailableError("the store did not answer in time"))
-
-    def _attempt(self, batch: list[Item], extra: set[Lock], turn: int) -> set[Lock] | None:
-        """Run the batch; return None once its items have their outcomes.
-
-        Else nothing happened, and it is to run again, with these locks too.
-        """
-        try:
-            missing = self._run(batch, extra)
-        except _AgainError:
-            return set()
-        except LedgerUnavailableError as error:
-            if isinstance(error, LostCommitsError):
+            try:
+                self._run(batch, extra)
+            except _AgainError as again:
+                extra |= again.locks
+                continue
+            except LedgerUnavailableError as error:
                 # So that the next process on this host knows what must be there.
-                self._export(force=True)
-            _fail(batch, error)
-            return None
-        except _ONE_BY_ONE as error:
-            if len(batch) > 1:
-                for item in batch:
-                    self._flush([item])
-                return None
-            if isinstance(error, errors.UniqueViolation) and turn == 0:
-                # Another process may have written the same row; now the step will see it.
-                return set()
-            _fail(batch, _outcome(error))
-            return None
-        if missing:
-            return missing
-        self._export(force=False)
-        return None
+                self._export(force=isinstance(error, LostCommitsError))
+                return _fail(batch, error)
+            except _ONE_BY_ONE as error:
+                if len(batch) > 1:
+                    for item in batch:
+                        self._flush([item])
+                    return None
+                if isinstance(error, errors.UniqueViolation) and turn == 0:
+                    # Another process may have written the same row; now the step will see it.
+                    continue
+                return _fail(batch, _outcome(error))
+            return self._export(force=False)
+        return _fail(batch, LedgerUnavailableError("the store did not answer in time"))
 
-    def _run(self, batch: list[Item], extra: set[Lock]) -> set[Lock]:
-        """Run the batch once; return the locks it lacked, in which case nothing happened.
+    def _run(self, batch: list[Item], extra: frozenset[Lock]) -> None:
+        """Run the batch once, with the locks that were lacking before.
 
-        Raises: _AgainError, LedgerUnavailableError, and what makes a batch go one by one.
+        Raises: _AgainError, LedgerUnavailableError, and what makes a batch go one by one; then
+        nothing happened.
         """
         connection = self.line.open()
         try:
             with self._reach.over(connection):
-                snapshot, missing = self._decide(connection, batch, extra)
-                if missing or not (snapshot.dirty.audit or _changed(snapshot)):
+                snapshot = self._decide(connection, batch, extra)
+                if not (snapshot.dirty.audit or _changed(snapshot)):
                     connection.execute("ROLLBACK")
-                    return missing
+                    return
         except psycopg.Error as error:
             # The commit was not sent: nothing happened.
             self._undo(connection, error)
@@ -184,36 +164,33 @@ class PostgresLedger(StoreLedger):
             self._undo(connection)
             raise
         self._commit(connection, snapshot)
-        return missing
 
     def _decide(
-        self, connection: Connection, batch: list[Item], extra: set[Lock]
-    ) -> tuple[Snapshot, set[Lock]]:
-        """Lock, load, and run every step; return the locks that turned out to be missing."""
-        turn = self._prepare(batch, extra)
-        refs = [each for each in turn.refs if each is not None]
-        facts, rows = self._loader.lock_and_load(connection, sorted(turn.locks), refs, turn.now)
+        self, connection: Connection, batch: list[Item], extra: frozenset[Lock]
+    ) -> Snapshot:
+        """Lock, load, and run every step. Raises: _AgainError where a lock was missing."""
+        now = self._clock.now()
+        asked = refs_of(batch, now)
+        refs = [each for each in asked if each is not None]
+        locks = locks_named(refs, self._known.get) | extra
+        facts, rows = self._loader.lock_and_load(connection, sorted(locks), refs, now)
         self._reach.set_time(int(facts.pop("now_ms")))
         snapshot = self._snapshot(facts)
-        if abs(snapshot.now - turn.now) > SINCE_MARGIN_MS:
+        if abs(snapshot.now - now) > SINCE_MARGIN_MS:
             # The store's clock was set: the refs of the time that we took it for may lack rows.
             raise _AgainError
         self._loader.fill(connection, snapshot, rows, refs)
         before = dict(snapshot.operations)
-        for item, its in zip(batch, turn.refs, strict=True):
-            if its is not None:
-                run_step(snapshot, item)
+        runs = [item for item, its in zip(batch, asked, strict=True) if its is not None]
+        for item in runs:
+            run_step(snapshot, item)
         # A day may have begun between the estimate and the locks: then other rows were needed.
-        needed = locks_named(_refs_at(batch, turn, snapshot.now), self._known.get)
+        needed = locks_named([item.what[0](snapshot.now) for item in runs], self._known.get)
         needed |= locks_changed(snapshot, before)
         self._remember(snapshot)
-        return snapshot, needed - turn.locks
-
-    def _prepare(self, batch: list[Item], extra: set[Lock]) -> _Turn:
-        now = self._clock.now()
-        refs = refs_of(batch, now)
-        named = locks_named([each for each in refs if each is not None], self._known.get)
-        return _Turn(now, named | extra, refs)
+        if needed - locks:
+            raise _AgainError(needed - locks)
+        return snapshot
 
     def _commit(self, connection: Connection, snapshot: Snapshot) -> None:
         head, token = self._journal.head, self.line.token + 1
@@ -287,11 +264,6 @@ class PostgresLedger(StoreLedger):
             self._known.move_to_end(operation.id)
         while len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
-
-
-def _refs_at(batch: list[Item], turn: _Turn, now: int) -> list[Refs]:
-    pairs = zip(batch, turn.refs, strict=True)
-    return [item.what[0](now) for item, refs in pairs if refs is not None]
 
 
 def _changed(snapshot: Snapshot) -> bool:

@@ -10,17 +10,17 @@ prepared once and serves any number.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
-from types import NoneType
+from functools import cache, partial
 from typing import Any, get_args, get_type_hints
 
+from msgspec import Struct
 from msgspec.structs import astuple
 
 from kb_mcp.proxy.audit.chain import AuditRow
-from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId, Refs, WindowKey
+from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId, Refs, Window, WindowKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.stores.loading import (
@@ -60,7 +60,12 @@ _ARRAYS = {
 }
 Rows = Mapping[str, list[dict[str, Any]]]  # of each query, by its name
 _TYPES = {int: "bigint", bool: "boolean", bytes: "bytea"}  # everything else is text
-_WITHOUT_RECORD = dict.fromkeys(("position", "created_at", "calls", "amount"), "bigint")
+_COUNTS = dict.fromkeys(("position", "created_at", "calls", "amount"), "bigint")  # in any table
+_RECORDS: Mapping[str, tuple[type[Struct], ...]] = {
+    **{table: (record,) for table, (record, _) in KEYED.items()},
+    "windows": (Window, WindowKey),
+    "audit": (AuditRow,),
+}
 
 
 class Guard(IntEnum):
@@ -88,25 +93,9 @@ def locks_named(refs: Iterable[Refs], known: Known) -> set[Lock]:
     """Return the locks that steps with `refs` are known to need before they run."""
     wanted: set[Lock] = set()
     for each in refs:
-        wanted.update(map(_window, each.windows))
-        wanted.update(lock(Guard.LINEAGE, lineage) for lineage in each.lineages)
-        for period in each.periods:
-            # Two periods that share days have rows of their own: their one row comes before both.
-            wanted.add(lock(Guard.REFERENCE, period.customer, period.reference))
-            wanted.add(lock(Guard.PERIOD, period.row))
-        wanted.update(
-            lock(Guard.BILL, bill.customer, bill.amount, bill.currency) for bill in each.bills
-        )
-        wanted.update(map(_charge, each.charges))
-        wanted.update(map(_tally, each.tallies))
-        wanted.update(map(_delivery, each.deliveries))
-        wanted.update(lock(Guard.OPERATION, name) for name in each.names)
-        wanted.update(map(_caller_key, each.caller_keys))
-        wanted.update(lock(Guard.ISSUER, issuer) for issuer in each.issuers)
-        for operation_id in each.operations:
-            found = known(operation_id)
-            if found is not None:
-                wanted |= {lock(Guard.OPERATION, found[0]), lock(Guard.LINEAGE, found[1])}
+        wanted.update(guard(what) for kind, guard in _GUARDS for what in getattr(each, kind))
+        for name, lineage in filter(None, map(known, each.operations)):
+            wanted |= {lock(Guard.OPERATION, name), lock(Guard.LINEAGE, lineage)}
     return wanted
 
 
@@ -116,13 +105,10 @@ def locks_changed(snapshot: Snapshot, before: Mapping[OperationId, Operation]) -
     `before` holds the operations as they were loaded. Whoever lacks one of these begins anew.
     """
     dirty = snapshot.dirty
-    wanted = set(map(_window, dirty.windows)) | set(map(_tally, dirty.tallies))
-    wanted |= set(map(_caller_key, dirty.caller_keys)) | set(map(_delivery, dirty.deliveries))
-    lineages = set(dirty.lineages)
-    lineages |= {snapshot.keys[key_id].lineage_id for key_id in dirty.keys}
+    wanted = {guard(row) for kind, guard in _GUARDS for row in getattr(dirty, kind, ())}
+    keys = dirty.keys | {snapshot.grants[grant].key_id for grant in dirty.grants}
+    lineages = {snapshot.keys[key_id].lineage_id for key_id in keys}
     lineages |= {snapshot.approvals[approval].lineage_id for approval in dirty.approvals}
-    granted = {snapshot.grants[grant].key_id for grant in dirty.grants}
-    lineages |= {snapshot.keys[key_id].lineage_id for key_id in granted}
     touched = dirty.operations.keys() | {operation_id for operation_id, _ in dirty.attempts}
     for operation_id in touched:
         operation = snapshot.operations[operation_id]
@@ -130,22 +116,22 @@ def locks_changed(snapshot: Snapshot, before: Mapping[OperationId, Operation]) -
         wanted.add(lock(Guard.OPERATION, operation.name))
         earlier = before.get(operation_id)
         if operation.live and (earlier is None or not earlier.live):
-            wanted.update(_occupied(operation))
+            wanted |= _occupied(operation)
     return wanted | {lock(Guard.LINEAGE, lineage) for lineage in lineages}
 
 
-def _occupied(operation: Operation) -> Iterator[Lock]:
-    """Yield the guards that a live operation occupies."""
+def _occupied(operation: Operation) -> set[Lock]:
+    """Return the guards that a live operation occupies."""
+    customer, period, reference = operation.customer, operation.period, operation.reference or ""
     if operation.gives_back is not None:
-        yield _charge(operation.gives_back)
-        return
-    if operation.customer is None:
-        return
-    yield lock(Guard.BILL, operation.customer, operation.amount, operation.currency)
-    if operation.period is not None:
-        reference = operation.reference or ""
-        yield lock(Guard.REFERENCE, operation.customer, reference)
-        yield lock(Guard.PERIOD, f"{operation.customer}|{operation.period}|{reference}")
+        return {_charge(operation.gives_back)}
+    if customer is None:
+        return set()
+    bill = {lock(Guard.BILL, customer, operation.amount, operation.currency)}
+    if period is None:
+        return bill
+    row = f"{customer}|{period}|{reference}"
+    return bill | {lock(Guard.REFERENCE, customer, reference), lock(Guard.PERIOD, row)}
 
 
 def _charge(charge: str) -> Lock:
@@ -165,19 +151,27 @@ def _window(key: WindowKey) -> Lock:
             return lock(Guard.LINEAGE, key.scope_id)
 
 
-def _caller_key(key: str) -> Lock:
-    # A key names an operation, as its name does.
-    return lock(Guard.OPERATION, "caller_key", key)
-
-
-def _delivery(key: str) -> Lock:
-    return lock(Guard.PERIOD, "alert", key)
-
-
 def _tally(key: str) -> Lock:
     # A tally counts for a period, or else for one name (operation_names.tally_key).
     name = key.removeprefix("name|")
     return lock(Guard.PERIOD, key) if name == key else lock(Guard.OPERATION, name)
+
+
+# What refs name, some of which steps write -> the guard that stands for it.
+_GUARDS: Sequence[tuple[str, Callable[[Any], Lock]]] = (
+    ("windows", _window),
+    ("lineages", partial(lock, Guard.LINEAGE)),
+    # Two periods that share days have rows of their own: their one row comes before both.
+    ("periods", lambda period: lock(Guard.REFERENCE, period.customer, period.reference)),
+    ("periods", lambda period: lock(Guard.PERIOD, period.row)),
+    ("bills", lambda bill: lock(Guard.BILL, bill.customer, bill.amount, bill.currency)),
+    ("charges", _charge),
+    ("tallies", _tally),
+    ("deliveries", partial(lock, Guard.PERIOD, "alert")),
+    ("names", partial(lock, Guard.OPERATION)),
+    ("caller_keys", partial(lock, Guard.OPERATION, "caller_key")),  # each names an operation, too
+    ("issuers", partial(lock, Guard.ISSUER)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,18 +262,13 @@ def _columns(name: str, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
 @cache
 def types_of(table: str) -> Mapping[str, str]:
     """Return the types of the columns of `table` that are not text."""
-    records: list[Any] = [KEYED[table][0]] if table in KEYED else []
-    if table == "windows":
-        records.append(WindowKey)
-    if table == "audit":
-        records.append(AuditRow)
-    hints = {name: hint for record in records for name, hint in get_type_hints(record).items()}
-    found = {} if records else _WITHOUT_RECORD
-    for name, hint in hints.items():
-        for kind in set(get_args(hint) or (hint,)) - {NoneType}:
-            if kind in _TYPES and (table, name) != ("audit", "time"):  # RFC 3339 there
-                found[name] = _TYPES[kind]
-    return found
+    return _COUNTS | {
+        name: _TYPES[kind]
+        for record in _RECORDS.get(table, ())
+        for name, hint in get_type_hints(record).items()
+        for kind in get_args(hint) or (hint,)
+        if kind in _TYPES and name != "time"  # which is RFC 3339 in the audit
+    }
 
 
 def insert(table: str) -> str:
