@@ -22,7 +22,7 @@ import psycopg
 import pytest
 
 from kb_mcp.proxy.stores.postgres.connection import connector
-from kb_mcp.proxy.stores.postgres.schema import migrate
+from kb_mcp.proxy.stores.postgres.database import migrate
 
 OWNER, PROXY, PASSWORD = "keybrake_owner", "keybrake_proxy", "for-tests-only"
 MASTER_KEY = "only-for-tests-0123456789-0123456789"

@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped] # PyYAML ships no types
 from cfnlint.api import ManualArgs, lint
 
 from kb_mcp.proxy.stores.postgres.connection import connector
-from kb_mcp.proxy.stores.postgres.schema import check_schema, migrate
+from kb_mcp.proxy.stores.postgres.database import check_schema, migrate
 from tests.postgres import binary, postgres, unprivileged
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

@@ -21,7 +21,7 @@ from kb_mcp.proxy.access.tokens import mint
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey
 from kb_mcp.proxy.ledger.snapshot import StoreSettings
-from kb_mcp.proxy.stores import loading
+from kb_mcp.proxy.stores import rows
 from kb_mcp.proxy.stores.binding import Binds, bind
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.rows import upsert
@@ -221,12 +221,12 @@ def new_world(seed: int) -> Iterator[Simulation]:
         stripe.log = simulation.log
         loop.set_exception_handler(simulation.complain)
         live = _Liveness(simulation)
-        kept = getattr(loading, LIVENESS)
-        setattr(loading, LIVENESS, live.gone_owners)
+        kept = getattr(rows, LIVENESS)
+        setattr(rows, LIVENESS, live.gone_owners)
         try:
             yield simulation
         finally:
-            setattr(loading, LIVENESS, kept)
+            setattr(rows, LIVENESS, kept)
             for process in list(simulation.processes):
                 simulation.end(process, "the end")
             _drain(loop)

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from kb_mcp.proxy.stores.binding import SchemaError
-from kb_mcp.proxy.stores.postgres import schema as postgres_schema
+from kb_mcp.proxy.stores.postgres import database as postgres_schema
 from kb_mcp.proxy.stores.postgres.connection import connector
 from tests.postgres import OWNER, PROXY, Database
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.proxy.ledger.records import Approval, Changes, Lineage, OperationId, Refs, State
-from kb_mcp.proxy.stores.postgres import schema as postgres_schema
+from kb_mcp.proxy.stores.postgres import database as postgres_schema
 from kb_mcp.proxy.stores.postgres.connection import connector
 from kb_mcp.proxy.stores.queries import load_migrations
 from kb_mcp.proxy.stores.sqlite import database as sqlite_schema

@@ -17,7 +17,7 @@ import psycopg
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.stores.group_commit import LedgerParts
 from kb_mcp.proxy.stores.postgres.connection import Connection, Reach, hang_up, told
-from kb_mcp.proxy.stores.postgres.schema import register_node
+from kb_mcp.proxy.stores.postgres.database import register_node
 from kb_mcp.proxy.stores.queries import load_queries
 
 # After a failed attempt to connect, callers are refused at once for this long.

@@ -22,23 +22,21 @@ from msgspec.structs import astuple
 from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId, Refs, WindowKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import REFUNDS
-from kb_mcp.proxy.stores.loading import (
-    add_rows,
-    lists_wanted,
-    operations_wanted,
-    shown_by,
-    together,
-)
 from kb_mcp.proxy.stores.postgres.connection import Connection
 from kb_mcp.proxy.stores.rows import (
     COLUMNS,
     COUNT_UP,
     TABLES,
     Seal,
+    add_rows,
     changed,
+    lists_wanted,
     names,
     on_conflict,
+    operations_wanted,
+    shown_by,
     stopped_values,
+    together,
     values_of,
 )
 

@@ -23,22 +23,20 @@ from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.binding import add_node, write_facts
 from kb_mcp.proxy.stores.group_commit import Item, LedgerParts, StoreLedger, refs_of, run_step
-from kb_mcp.proxy.stores.loading import (
-    add_rows,
-    lists_wanted,
-    operations_wanted,
-    shown_by,
-    together,
-)
 from kb_mcp.proxy.stores.rows import (
     COLUMNS,
     COUNT_UP,
     KEYED,
+    add_rows,
     changed,
     differing,
     insert,
     key_with_lineage,
+    lists_wanted,
+    operations_wanted,
+    shown_by,
     stopped_values,
+    together,
     update,
     upsert,
     values_of,
