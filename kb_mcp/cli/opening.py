@@ -29,8 +29,8 @@ from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.errors.refusal_codes import Code
 from kb_mcp.proxy.ledger.port import note
 from kb_mcp.proxy.ledger.records import AuditDraft
-from kb_mcp.proxy.stores.admin import StoreAdmin
 from kb_mcp.proxy.stores.binding import BindingError, Binds
+from kb_mcp.proxy.stores.database import StoreAdmin
 from kb_mcp.settings import Settings, load_settings
 from kb_mcp.wiring.stores import keys_in, open_store
 from kb_mcp.wiring.stores.store import Store

@@ -18,7 +18,7 @@ from kb_mcp.operators.actions.grants import NewGrant, add_grant, remove_grant
 from kb_mcp.operators.actions.operations import NotDecided, Verdict, decide_approval
 from kb_mcp.proxy.access.tokens import hash_token
 from kb_mcp.proxy.edge.records import Record, grant_record
-from kb_mcp.proxy.stores.admin import Operator
+from kb_mcp.proxy.stores.database import Operator
 from kb_mcp.serving.machine import random_bytes
 
 TOKEN_BYTES = 24

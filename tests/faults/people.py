@@ -20,7 +20,7 @@ from kb_mcp.proxy.ledger.clock import StoredTime
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, LineageId, Operation, Refs, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.stores.admin import StoreAdmin
+from kb_mcp.proxy.stores.database import StoreAdmin
 from kb_mcp.proxy.stores.sqlite.database import SqliteDatabase
 from tests.faults.process import Process
 from tests.faults.simulation import CEILINGS, DAY_MS, REFUND_CEILINGS, Key, Simulation

@@ -6,10 +6,10 @@ Floor: inside the stores. The named queries give the same columns in every store
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from kb_mcp.proxy.access.policy import CapRules, RefundCapRules
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
@@ -18,6 +18,7 @@ from kb_mcp.proxy.stores.binding import facts_in
 from kb_mcp.proxy.stores.database import Database
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage, plain
 
+T = TypeVar("T")
 Held = dict[str, tuple[int, int]]
 """Reserved and settled in minor units, by currency."""
 
@@ -51,8 +52,7 @@ class BilledDays(NamedTuple):
     key_id: KeyId
 
 
-@dataclass(frozen=True, slots=True)
-class KeySpend:
+class KeySpend(NamedTuple):
     """What caps a key, what its lineage holds in the running windows, and whether it serves."""
 
     key_id: KeyId
@@ -78,8 +78,7 @@ class StoppedCalls(NamedTuple):
     agent_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class AuditCounts:
+class AuditCounts(NamedTuple):
     """Rows by kind, decision and code, and the place of the last that was counted."""
 
     counts: Mapping[tuple[str, str, str], int]
@@ -107,18 +106,13 @@ class Gauges:
 
     async def known(self, objects: Sequence[str], upstream_keys: Sequence[str]) -> KnownObjects:
         """Return what the ledger knows of objects at Stripe and of the attempts they name."""
-        found = await self._ask("known_objects", ids=list(objects))
-        attempts = {
-            row["upstream_key"]: KnownAttempt(
-                row["operation_id"], row["outcome"], row["state"], row["next_read_at"]
-            )
-            for row in await self._ask("known_attempts", ids=list(upstream_keys))
-        }
-        return KnownObjects(frozenset(row["id"] for row in found), attempts)
+        rows = map(plain, await self._ask("known_attempts", ids=list(upstream_keys)))
+        attempts = {upstream_key: KnownAttempt(*known) for upstream_key, *known in rows}
+        return KnownObjects(await self._ids("known_objects", objects), attempts)
 
     async def known_lineages(self, ids: Sequence[str]) -> frozenset[str]:
         """Return which of `ids` are lineages of this store."""
-        return frozenset(row["id"] for row in await self._ask("known_lineages", ids=list(ids)))
+        return await self._ids("known_lineages", ids)
 
     async def ceilings(self, *, refunds: bool = False) -> Mapping[str, int]:
         """Return the account's daily ceiling of each currency, in minor units, as it is now.
@@ -135,12 +129,11 @@ class Gauges:
 
     async def billed_days(self) -> list[BilledDays]:
         """Return the periods of all live bills, those of one customer and reference together."""
-        return [BilledDays(*plain(row)) for row in await self._ask("billed_days")]
+        return await self._records(BilledDays, "billed_days")
 
     async def key_counts(self, now: int) -> list[KeyCounts]:
         """Return how many keys there are at `now` (ms), by what they may do."""
-        rows = await self._ask("key_counts", now=now)
-        return [KeyCounts(row["status"], bool(row["rotated"]), row["count"]) for row in rows]
+        return await self._records(KeyCounts, "key_counts", now=now)
 
     async def fullest_keys(self, day: str, month: str, now: int, most: int) -> list[KeyId]:
         """Return the keys that stand for their lineages, those nearest to a cap first.
@@ -180,22 +173,21 @@ class Gauges:
         found: dict[KeyId, KeySpend] = {}
         for row in await self._ask("spend_of_keys", ids=list(ids), day=day, month=month):
             ended = row["revoked_at"] is not None or (row["expires_at"] or now + 1) <= now
-            caps, refunds = _caps(row["caps"] or "{}"), _refund_caps(row["refund_caps"] or "{}")
-            spend = KeySpend(KeyId(row["id"]), caps, refunds, not ended, [])
-            spend = found.setdefault(spend.key_id, spend)
+            rules = _caps(row["caps"]), _refund_caps(row["refund_caps"])
+            spend = found.setdefault(row["id"], KeySpend(row["id"], *rules, not ended, []))
             if row["currency"] is not None:
-                lineage = LineageId(row["lineage_id"])
-                key = WindowKey(row["scope"], lineage, row["window"], row["start"], row["currency"])
+                place = (row["scope"], row["lineage_id"], row["window"], row["start"])
+                key = WindowKey(*place, row["currency"])
                 spend.windows.append(Window(key, reserved=row["reserved"], settled=row["settled"]))
         return list(found.values())
 
     async def caps_of_keys(self) -> list[KeyCaps]:
         """Return what caps every key, oldest key first."""
         return [
-            KeyCaps(
-                key_id, lineage_id, _caps(caps or "{}"), _refund_caps(of or "{}"), bool(rotated)
+            KeyCaps(key_id, lineage_id, _caps(caps), _refund_caps(refunds), bool(rotated))
+            for key_id, lineage_id, caps, refunds, rotated in map(
+                plain, await self._ask("caps_of_keys")
             )
-            for key_id, lineage_id, caps, of, rotated in map(plain, await self._ask("caps_of_keys"))
         ]
 
     async def held_of_keys(
@@ -210,12 +202,12 @@ class Gauges:
 
     async def stopped_on(self, days: Sequence[str]) -> list[StoppedCalls]:
         """Return what was stopped on each of these days, of all keys."""
-        return [StoppedCalls(**dict(row)) for row in await self._ask("stopped_on", ids=list(days))]
+        return await self._records(StoppedCalls, "stopped_on", ids=list(days))
 
     async def stopped_most(self, window: str, start: str, most: int) -> list[StoppedCalls]:
         """Return at most `most` counts of one day or month, by key and agent, most calls first."""
-        rows = await self._ask("stopped_most", window=window, start=start, most=most)
-        return [StoppedCalls(**dict(row)) for row in rows]
+        wanted = {"window": window, "start": start, "most": most}
+        return await self._records(StoppedCalls, "stopped_most", **wanted)
 
     def newest_row(self) -> Any:
         """Return the place of the row that was written last, as the filter `after_row` takes it."""
@@ -224,26 +216,33 @@ class Gauges:
 
     async def audit_counts(self, after_row: Any, most: int) -> AuditCounts:
         """Count at most `most` audit rows after that one, and say which was the last."""
-        counts: dict[tuple[str, str, str], int] = {}
-        last = after_row
-        for row in await self._ask("audit_counts", **self.database.place(after_row), most=most):
-            if row["row"] is not None:
-                last = row["row"]
-            else:
-                parts = (row["kind"], row["decision"] or "", row["code"] or "")
-                counts[parts] = row["count"]
+        rows = await self._ask("audit_counts", **self.database.place(after_row), most=most)
+        counts = {
+            (row["kind"], row["decision"] or "", row["code"] or ""): row["count"]
+            for row in rows
+            if row["row"] is None
+        }
+        last = next((row["row"] for row in rows if row["row"] is not None), after_row)
         return AuditCounts(counts, last)
 
     async def _ask(self, name: str, **values: Any) -> Sequence[Row]:
         """Return the rows of the named query."""
         return await self.database.read(self.database.queries[name], values)
 
+    async def _records(self, make: Callable[..., T], name: str, **values: Any) -> list[T]:
+        """Return a record of each row of the named query."""
+        return [make(**dict(row)) for row in await self._ask(name, **values)]
+
+    async def _ids(self, name: str, ids: Sequence[str]) -> frozenset[str]:
+        """Return which of `ids` the named query knows."""
+        return frozenset(row["id"] for row in await self._ask(name, ids=list(ids)))
+
 
 @lru_cache(maxsize=1024)
-def _caps(text: str) -> CapRules:
-    return CapRules.model_validate_json(text)
+def _caps(text: str | None) -> CapRules:
+    return CapRules.model_validate_json(text or "{}")
 
 
 @lru_cache(maxsize=1024)
-def _refund_caps(text: str) -> RefundCapRules:
-    return RefundCapRules.model_validate_json(text)
+def _refund_caps(text: str | None) -> RefundCapRules:
+    return RefundCapRules.model_validate_json(text or "{}")

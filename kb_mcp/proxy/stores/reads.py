@@ -67,17 +67,10 @@ _WINDOW_FILTERS = {
     "starts": "start = ANY(:starts::text[])",
 }
 _AUDIT_FILTERS = {
-    "key": "key_id = :key",
-    "customer": "customer_id = :customer",
-    "code": "code = :code",
-    "kind": "kind = :kind",
-    "operation": "operation_id = :operation",
-    "agent": "agent_id = :agent",
-    "session": "session_id = :session",
-    "subject": "subject = :subject",
+    **{name: f"{name} = :{name}" for name in ("code", "kind", "subject", "node")},
+    **{name: f"{name}_id = :{name}" for name in "key customer operation agent session".split()},
     "since": 'time COLLATE "C" >= :since',
     "until": 'time COLLATE "C" < :until',
-    "node": "node = :node",
 }
 
 
@@ -144,15 +137,15 @@ class StoreReads(Gauges):
 
     async def approvals(self) -> list[Approval]:
         """Return every approval, newest first."""
-        return [Approval(**dict(row)) for row in await self._ask("every_approval")]
+        return await self._records(Approval, "every_approval")
 
     async def approvals_of(self, ids: Sequence[OperationId]) -> list[Approval]:
         """Return the approvals that were asked for by these operations."""
-        return [Approval(**dict(row)) for row in await self._ask("approvals_of", ids=list(ids))]
+        return await self._records(Approval, "approvals_of", ids=list(ids))
 
     async def grants(self) -> list[Grant]:
         """Return every grant, oldest first, those that were removed too."""
-        return [Grant(**dict(row)) for row in await self._ask("every_grant")]
+        return await self._records(Grant, "every_grant")
 
     def audit(
         self, *, limit: int | None = None, newest_first: bool = False, **filters: Any
@@ -169,12 +162,12 @@ class StoreReads(Gauges):
             of_place = ", ".join(f":{name}_{column.split()[0]}" for column in columns)
             return f"({', '.join(columns)}) {sign} ({of_place})"
 
+        place = database.place
         if (after := filters.pop("after_row", None)) is not None:
-            fixed.append(bound("after", ">", database.order, database.place(after)))
+            fixed.append(bound("after", ">", database.order, place(after)))
         if limit is None and not newest_first:
             # What is written meanwhile is the next reader's, or a busy store had no end.
-            end = database.place(self.newest_row())
-            fixed.append(bound("end", "<=", database.order, end))
+            fixed.append(bound("end", "<=", database.order, place(self.newest_row())))
         # By time where the newest come first, so that the indexes of the filters serve the order.
         order, sign, way = database.order, ">", "ASC"
         if newest_first:
@@ -182,10 +175,8 @@ class StoreReads(Gauges):
         sorting = ", ".join(f"{column} {way}" for column in order)
 
         def page(last: Columns | None, wanted: int) -> Sequence[Row]:
-            clauses = [*fixed]
-            if last is not None:
-                place = {"time": last["time"], **database.place(last["row"])}
-                clauses.append(bound("last", sign, order, place))
+            at = {} if last is None else {"time": last["time"], **place(last["row"])}
+            clauses = [*fixed, *([bound("last", sign, order, at)] if at else [])]
             where, values = _where(_AUDIT_FILTERS, filters, clauses)
             statement = f"""SELECT {database.row} AS row, * FROM audit {where}
                 ORDER BY {sorting} LIMIT :most"""  # noqa: S608 our own names

@@ -44,23 +44,18 @@ def store_path(settings: Settings) -> Path:
     Its folder is made. Raises: StoreError.
     """
     path = settings.database_path
-    if path is None:
-        path = _postgres_path(settings)
     try:
+        if path is None:
+            from kb_mcp.wiring.stores.postgres import local_path
+
+            path = local_path(settings)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except ImportError as error:
+        message = "PostgreSQL needs its driver: pip install 'kb-mcp-billing[postgres]'"
+        raise StoreError(message) from error
     except OSError as error:
         raise StoreError(f"cannot make the folder of {path}: {error.strerror}") from error
     return path
-
-
-def _postgres_path(settings: Settings) -> Path:
-    try:
-        from kb_mcp.wiring.stores.postgres import local_path
-    except ImportError as error:
-        raise StoreError(
-            "PostgreSQL needs its driver: pip install 'kb-mcp-billing[postgres]'"
-        ) from error
-    return local_path(settings)
 
 
 def verifier(store: Store) -> Callable[[], Verification]:

@@ -24,7 +24,6 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.snapshot import MOVED_TO, StoreSettings
-from kb_mcp.proxy.stores.admin import StoreAdmin
 from kb_mcp.proxy.stores.binding import (
     LIMITS,
     BindingError,
@@ -35,7 +34,7 @@ from kb_mcp.proxy.stores.binding import (
     facts_of,
     read_facts,
 )
-from kb_mcp.proxy.stores.database import Database
+from kb_mcp.proxy.stores.database import Database, StoreAdmin
 from kb_mcp.proxy.stores.group_commit import LedgerParts, StoreLedger
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stores.sealing import CHECK, Sealer, Witnesses, check_value
@@ -251,19 +250,26 @@ def heads_folder(path: Path) -> Path:
 def proven_master_key(settings: Settings, path: Path) -> bytes:
     """Return the master key that the SQLite store at `path` was written under, or begins with.
 
-    It is looked at before anything is written. Raises: StoreError, MasterKeyError.
+    It is the configured one, or the one in the file beside the store: of several first processes
+    one makes that file, and all read it back. It is looked at before anything is written.
+    Raises: StoreError, MasterKeyError.
     """
+    file = path.with_name(f"{path.name}.master-key")
     try:
         held = witnesses_in(path)
+        if settings.master_key is None and not file.exists():
+            if held.any:
+                raise MasterKeyError(
+                    f"the master key of the store {path} is gone: put its copy back at {file}, or "
+                    "set KEYBRAKE_MASTER_KEY to it (docs/runbooks.md: The master key is lost)"
+                )
+            write_once(file, secrets.token_hex(MASTER_KEY_BYTES))
+        key = settings.master_key
+        master = (file.read_text().strip() if key is None else key.reveal()).encode()
     except LedgerUnavailableError as error:
         raise StoreError(f"cannot use the store {path}: {error}") from error
-    file = path.with_name(f"{path.name}.master-key")
-    if held.any and settings.master_key is None and not file.exists():
-        raise MasterKeyError(
-            f"the master key of the store {path} is gone: put its copy back at {file}, or set "
-            "KEYBRAKE_MASTER_KEY to it (docs/runbooks.md: The master key is lost)"
-        )
-    master = master_key(settings, path)
+    except OSError as error:
+        raise StoreError(f"cannot use the master key {file}: {error.strerror}") from error
     check_master_key(held, master)
     return master
 
@@ -275,23 +281,6 @@ def check_master_key(held: Witnesses, master: bytes) -> None:
             "the store was written under another master key: nothing was changed in it. Set "
             "KEYBRAKE_MASTER_KEY (or the file beside the store) to the one it was made with"
         )
-
-
-def master_key(settings: Settings, path: Path) -> bytes:
-    """Return the master key: the configured one, or the one generated beside the store.
-
-    Of several first processes one creates the file (O_EXCL), and all read it back.
-    Raises: StoreError.
-    """
-    if settings.master_key is not None:
-        return settings.master_key.reveal().encode()
-    file = path.with_name(f"{path.name}.master-key")
-    try:
-        if not file.exists():
-            write_once(file, secrets.token_hex(MASTER_KEY_BYTES))
-        return file.read_text().strip().encode()
-    except OSError as error:
-        raise StoreError(f"cannot use the master key {file}: {error.strerror}") from error
 
 
 def check_key_of_new_store(settings: Settings, facts: Mapping[str, str]) -> None:

@@ -139,7 +139,7 @@ class PostgresLedger(StoreLedger):
                 if isinstance(error, errors.UniqueViolation) and turn == 0:
                     # Another process may have written the same row; now the step will see it.
                     continue
-                return _fail(batch, _outcome(error))
+                return _fail(batch, error)
             return self._export(force=False)
         return _fail(batch, LedgerUnavailableError("the store did not answer in time"))
 
@@ -281,10 +281,8 @@ def _retried(error: psycopg.Error, connection: Connection) -> Exception:
     return LedgerUnavailableError(told(error))
 
 
-def _outcome(error: Exception) -> Exception:
-    return LedgerUnavailableError(told(error)) if isinstance(error, psycopg.Error) else error
-
-
 def _fail(batch: list[Item], error: Exception) -> None:
+    if isinstance(error, psycopg.Error):
+        error = LedgerUnavailableError(told(error))
     for item in batch:
         item.result, item.error = None, error
