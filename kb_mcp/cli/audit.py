@@ -27,8 +27,15 @@ from kb_mcp.cli.output import (
     say_failure,
 )
 from kb_mcp.instants import how_many, rfc3339
-from kb_mcp.proxy.audit import verification
-from kb_mcp.proxy.audit.chain import Head
+from kb_mcp.proxy.audit.chain import (
+    AuditReader,
+    Head,
+    Verification,
+    audit_record,
+    export_lines,
+    segment_end,
+    verify_audit,
+)
 
 COLUMNS = ("time", "kind", "decision", "code", "key_id", "agent_id", "subject", "method", "path",
            "customer_id", "amount", "currency", "operation_id", "object_id", "note")  # fmt: skip
@@ -63,7 +70,7 @@ async def list_(
     wanted = filters | _between(opened, since, until)
     newest = limit is not None
     rows = opened.store.records.audit(limit=limit, newest_first=newest, **wanted)
-    found = [verification.audit_record(row) for row in rows]
+    found = [audit_record(row) for row in rows]
     opened.out.list(found[::-1] if newest else found, COLUMNS, "No audit rows.")
 
 
@@ -80,11 +87,7 @@ async def tail(opened: OpenStore) -> None:
         for row in rows:
             last = row["row"]
             shown = (cell(row[name]) for name in COLUMNS if row[name] is not None)
-            line = (
-                next(verification.export_lines([row], "jsonl"))
-                if opened.out.as_json
-                else "  ".join(shown)
-            )
+            line = next(export_lines([row], "jsonl")) if opened.out.as_json else "  ".join(shown)
             click.echo(line)
         await asyncio.sleep(TAIL_EVERY_S)
         rows = records.audit(after_row=last)
@@ -102,7 +105,7 @@ async def export_(opened: OpenStore, *, form: str, since: str | None) -> None:
     # A bar between the lines of a terminal would spoil both.
     with Output(as_json=sys.stdout.isatty()).progress("Exporting") as advance:
         rows = counted(records.audit(**_between(opened, since, None)), advance, total)
-        for line in verification.export_lines(rows, form):
+        for line in export_lines(rows, form):
             click.echo(line)
 
 
@@ -147,7 +150,7 @@ async def archive(opened: OpenStore, *, before: str, file: Path) -> None:
     moment = rfc3339(opened.past_ms(before))
     chain = opened.store.records.chain
     found = {
-        node: verification.segment_end(chain(node), moment, heads.get(node), end)
+        node: segment_end(chain(node), moment, heads.get(node), end)
         for node, end in outcome.ends.items()
     }
     ends = {node: end for node, end in found.items() if end is not None}
@@ -169,7 +172,7 @@ def _between(opened: OpenStore, since: str | None, until: str | None) -> dict[st
 class _CountedAudit:
     """A reader of the audit that tells how many rows of all its chains were walked."""
 
-    def __init__(self, reader: verification.AuditReader, advance: Advance, total: int) -> None:
+    def __init__(self, reader: AuditReader, advance: Advance, total: int) -> None:
         """Read as `reader` does; `total` is how many rows there are."""
         self.nodes, self.writers = reader.nodes, reader.writers
         self._read, self._advance, self._total, self._done = reader.chain, advance, total, 0
@@ -183,16 +186,14 @@ class _CountedAudit:
             yield row
 
 
-def verified(opened: OpenStore) -> tuple[verification.Verification, Mapping[str, Head]]:
+def verified(opened: OpenStore) -> tuple[Verification, Mapping[str, Head]]:
     """Verify the whole audit; return the outcome and the exported heads it was held against."""
     # The heads first: the chains only grow meanwhile.
     store = opened.store
     heads = store.heads.exported()
     with opened.out.progress("Verifying") as advance:
         reader = _CountedAudit(store.records, advance, store.records.audit_size())
-        outcome = verification.verify_audit(
-            reader, store.chain_key, heads, opened.store_admin.archived()
-        )
+        outcome = verify_audit(reader, store.chain_key, heads, opened.store_admin.archived())
     return outcome, heads
 
 
@@ -205,7 +206,7 @@ def _write_segments(
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             rows = counted(_segments(opened, ends), advance, None)
-            for line in verification.export_lines(rows, "jsonl"):
+            for line in export_lines(rows, "jsonl"):
                 stream.write(f"{line}\n")
                 count += 1
             stream.flush()

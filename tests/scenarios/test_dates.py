@@ -71,8 +71,8 @@ class Hands:
         self._stripe = stripe
         self.host_off_ms = 0
         self.clock = in_process.proxy.store.clock
-        now = self.clock._host_ms  # noqa: SLF001 - what the machine would say
-        self.clock._host_ms = self.clock._plain_ms = (  # noqa: SLF001 - and what it says here
+        now = self.clock.host_ms  # noqa: SLF001 - what the machine would say
+        self.clock.host_ms = self.clock._plain_ms = (  # noqa: SLF001 - and what it says here
             lambda: now() + self._stripe.passed_ms + self.host_off_ms
         )
         self.clock._steady_ms = lambda: boottime_ms() + self._stripe.passed_ms  # noqa: SLF001 - as above

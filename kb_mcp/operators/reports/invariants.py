@@ -16,7 +16,7 @@ from itertools import groupby
 from kb_mcp.instants import rfc3339
 from kb_mcp.periods import Period, overlap, parse_period
 from kb_mcp.proxy.access.policy import Policy
-from kb_mcp.proxy.audit.verification import Verification
+from kb_mcp.proxy.audit.chain import Verification
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
     Attempt,

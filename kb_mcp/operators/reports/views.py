@@ -14,7 +14,7 @@ from itertools import islice
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.tokens import Mode
-from kb_mcp.proxy.audit.verification import audit_record
+from kb_mcp.proxy.audit.chain import audit_record
 from kb_mcp.proxy.edge.records import (
     Record,
     Spend,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from kb_mcp.proxy.audit.verification import Verification
+from kb_mcp.proxy.audit.chain import Verification
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import VaultKey
 from kb_mcp.proxy.stores.binding import Binds

@@ -17,9 +17,8 @@ from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
-from kb_mcp.proxy.audit.chain import Head, Journal, derive_key
+from kb_mcp.proxy.audit.chain import Head, Journal, Verification, derive_key, verify_audit
 from kb_mcp.proxy.audit.heads import Behind, Heads
-from kb_mcp.proxy.audit.verification import Verification, verify_audit
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError

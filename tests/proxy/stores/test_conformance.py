@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from kb_mcp.proxy.audit.verification import verify_audit
+from kb_mcp.proxy.audit.chain import verify_audit
 from kb_mcp.proxy.ledger.counts import Delivery
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import (
