@@ -27,32 +27,27 @@ from kb_mcp.proxy.errors.refusals import (
 from kb_mcp.proxy.ledger.port import Ledger, note
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, AuditDraft, Operation, State
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.evidence import (
-    Declined,
-    Made,
-    NeverBegan,
-    Nothing,
-    Proof,
-    Rejected,
-    prove_object,
-)
+from kb_mcp.proxy.stripe.evidence import Declined, Made, NeverBegan, Nothing, Proof, Rejected
 from kb_mcp.proxy.stripe.interpret import Reading
-from kb_mcp.proxy.stripe.json_objects import object_id, parse_object
+from kb_mcp.proxy.stripe.json_objects import object_id
 from kb_mcp.proxy.stripe.messages import Answered, NotSent, Reply, UpstreamAnswer, refused
 from kb_mcp.proxy.stripe.reader import WAITED_FOR_MS, StripeReads
 
-# Why nothing left us, to the refusal that says so; anything else is an unreachable Stripe.
+# Why nothing left us, where a code says so; anything else is an unreachable Stripe.
 _NEVER_SENT = {
-    "vault_key_revoked": Code.VAULT_KEY_REVOKED,
-    "vault_key_frozen": Code.VAULT_KEY_FROZEN,
-    "identity_not_granted": Code.IDENTITY_NOT_GRANTED,
-    "ledger_unavailable": Code.LEDGER_UNAVAILABLE,
-    "amount_changed": Code.AMOUNT_CHANGED,
-    "upstream_rejected_key": Code.UPSTREAM_REJECTED_KEY,
+    code.value: code
+    for code in (
+        Code.VAULT_KEY_REVOKED,
+        Code.VAULT_KEY_FROZEN,
+        Code.IDENTITY_NOT_GRANTED,
+        Code.LEDGER_UNAVAILABLE,
+        Code.AMOUNT_CHANGED,
+        Code.UPSTREAM_REJECTED_KEY,
+    )
 }
 _WORDS = {
-    Code.VAULT_KEY_FROZEN: {"reason": "an operator must look"},
-    Code.AMOUNT_CHANGED: {"reason": "it is not what was reserved any more"},
+    Code.VAULT_KEY_FROZEN: "an operator must look",
+    Code.AMOUNT_CHANGED: "it is not what was reserved any more",
 }
 FAILED_BEFORE = "The payment failed before. Its details were erased."
 _SETTLED_NO = frozenset({AttemptOutcome.REJECTED, AttemptOutcome.NOT_SENT})
@@ -81,14 +76,12 @@ class Answers:
                 return _passed(operation, attempt, proof.body, answer)
             case Declined():
                 return _passed(operation, attempt, proof.body, answer)
-            case Rejected() if decided and proof.ours:
+            case Rejected(ours=True) if decided:
                 return _refused(Code.UPSTREAM_REJECTED_KEY, operation)
-            case Rejected() if decided:
-                return _passed(operation, attempt, proof.body, answer)
             case NeverBegan(status=None) if decided:
                 code = _NEVER_SENT.get(proof.code, Code.UPSTREAM_UNREACHABLE)
                 return _refused(code, operation, answer)
-            case NeverBegan() if decided:
+            case Rejected() | NeverBegan() if decided:
                 return _passed(operation, attempt, proof.body, answer)
             case Made() | Rejected() | NeverBegan() | Nothing():
                 return _refused(Code.OUTCOME_UNKNOWN, operation)
@@ -102,21 +95,12 @@ class Answers:
         """
         if operation.answer is not None and operation.answer_status is not None:
             return _stored(operation)
-        reply = await self._read(operation)
-        return _again(reply or as_recorded(operation, livemode=self.livemode), operation)
-
-    async def _read(self, operation: Operation) -> Reply | None:
-        """Return the object as Stripe shows it, or None where it cannot be read."""
-        if operation.object_id is None:
-            return None
-        route = ENDPOINTS[operation.route]
-        answer = await self.stripe.fetch(route.path_of(operation.object_id), WAITED_FOR_MS)
-        if not isinstance(answer, Answered) or answer.status != 200:
-            return None
-        made = prove_object(parse_object(answer.body) or {}, route)
-        if made is None or made.object_id != operation.object_id:
-            return None
-        return Reply(answer.status, strip_client_secret(answer.body))
+        made = None
+        if operation.object_id is not None:
+            route = ENDPOINTS[operation.route]
+            made = await self.stripe.made(route, operation.object_id, WAITED_FOR_MS)
+        shown = None if made is None else Reply(made.status, strip_client_secret(made.body))
+        return _again(shown or as_recorded(operation, livemode=self.livemode), operation)
 
 
 def as_recorded(operation: Operation, *, livemode: bool) -> Reply:
@@ -158,23 +142,23 @@ def _again(reply: Reply, operation: Operation) -> Reply:
 
 
 def _passed(operation: Operation, attempt: Attempt, body: bytes, answer: UpstreamAnswer) -> Reply:
-    headers: dict[str, str] = {}
-    status = 502
+    reply = Reply(502, strip_client_secret(body))
     if isinstance(answer, Answered):
-        status = answer.status
-        passed = ("request-id", "idempotent-replayed", "stripe-should-retry", "stripe-version")
-        headers = {name: answer.headers[name] for name in passed if name in answer.headers}
-    reply = Reply(status, strip_client_secret(body), headers)
+        kept = ("request-id", "idempotent-replayed", "stripe-should-retry", "stripe-version")
+        reply = Reply(answer.status, reply.body, _kept(answer, *kept))
     return reply.with_headers(Keybrake_Operation=operation.id, Keybrake_Attempt=str(attempt.number))
+
+
+def _kept(answer: Answered, *names: str) -> dict[str, str]:
+    return {name: answer.headers[name] for name in names if name in answer.headers}
 
 
 def _refused(code: Code, operation: Operation, answer: UpstreamAnswer | None = None) -> Reply:
     facts: dict[str, Fact] = {"operation": operation.id, "state": operation.state.value}
     facts |= answer.facts if isinstance(answer, NotSent) else {}
-    refusal: Refusal = refuse(code, facts=facts, **_WORDS.get(code, {}))
-    return refused(
-        refusal, Keybrake_Operation=operation.id, Keybrake_Attempt=str(operation.attempt)
-    )
+    refusal = refuse(code, facts=facts, reason=_WORDS.get(code))
+    named = {"Keybrake_Operation": operation.id, "Keybrake_Attempt": str(operation.attempt)}
+    return refused(refusal, **named)
 
 
 def _read_since(operation: Operation, made: Made) -> bool:
@@ -202,13 +186,14 @@ class Reads:
         query = reading.form.encode().decode()
         path = f"{reading.path}?{query}" if query else reading.path
         answer = await self.stripe.fetch(path, WAITED_FOR_MS, version)
+        answered = answer.status if isinstance(answer, Answered) else None
         shown = await self._shown(admitted, answer)
         row = replace(
             base,
             kind="read",
             code=shown.code.value if isinstance(shown, Refusal) else None,
-            decision="forward" if isinstance(answer, Answered) else "failed",
-            stripe_status=answer.status if isinstance(answer, Answered) else None,
+            decision="failed" if answered is None else "forward",
+            stripe_status=answered,
             object_id=reading.object_id,
             customer_id=reading.customer,
             duration_ms=self.stripe.boottime_ms() - started,
@@ -226,11 +211,7 @@ class Reads:
         if not isinstance(answer, Answered):
             # A read that got no answer changed nothing: it may simply be asked again.
             return refuse(Code.UPSTREAM_UNREACHABLE)
-        headers = {
-            name: answer.headers[name]
-            for name in ("request-id", "stripe-version")
-            if name in answer.headers
-        }
+        headers = _kept(answer, "request-id", "stripe-version")
         if answer.status in {401, 403}:
             return refuse(Code.UPSTREAM_REJECTED_KEY)
         if answer.status >= 400:

@@ -169,11 +169,8 @@ class Recovery:
             return Unreadable()
 
     async def _read_object(self, route: Route, operation: Operation) -> Finding:
-        parsed = await self.stripe.body(route.path_of(str(operation.object_id)))
-        made = None if parsed is None else prove_object(parsed, route)
-        if made is None or made.object_id != operation.object_id:
-            return Unreadable()
-        return Present(operation.attempt, made)
+        made = await self.stripe.made(route, str(operation.object_id))
+        return Unreadable() if made is None else Present(operation.attempt, made)
 
     async def _read_standing(
         self, route: Route, operation: Operation, attempts: list[Attempt], budget: Budget
@@ -215,8 +212,7 @@ class Recovery:
         intent = made.facts.get("paid_by")
         intent = intent or await payment_with(self.stripe, made.object_id, "open")
         route = ENDPOINTS["POST /v1/payment_intents"]
-        seen = None if intent is None else await self.stripe.body(route.path_of(str(intent)))
-        proof = None if seen is None else prove_object(seen, route)
+        proof = await self.stripe.made(route, str(intent)) if intent else None
         if proof is None or proof.verdict != "failed":
             return made
         return replace(made, verdict="failed", stripe_status="payment_failed")

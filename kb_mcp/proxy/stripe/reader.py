@@ -15,6 +15,8 @@ from urllib.parse import urlencode
 
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.records import Operation
+from kb_mcp.proxy.stripe.endpoints import Route
+from kb_mcp.proxy.stripe.evidence import Made, prove_object
 from kb_mcp.proxy.stripe.json_objects import parse_object
 from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamAnswer, UpstreamRequest
 
@@ -99,6 +101,19 @@ class StripeReads:
         """Return the object at `path`, or None where it cannot be read, for whatever reason."""
         found = await self.get(path, within_ms)
         return found.body if isinstance(found, Found) else None
+
+    async def made(
+        self, route: Route, object_id: str, within_ms: int = READ_WITHIN_MS
+    ) -> Made | None:
+        """Return what the object that `route` made proves as Stripe shows it now.
+
+        None where it cannot be read, for whatever reason.
+        """
+        answer = await self.fetch(route.path_of(object_id), within_ms)
+        if not isinstance(answer, Answered) or answer.status != 200:
+            return None
+        made = prove_object(parse_object(answer.body) or {}, route, answer.body)
+        return made if made is not None and made.object_id == object_id else None
 
     async def walk(
         self,
