@@ -54,8 +54,7 @@ async def recover(opened: OpenProxy) -> None:
     with opened.out.progress("Looking up") as advance:
         done = await opened.proxy.recovery.run(advance)
     records = [
-        {"operation_id": operation_id, "state": state.value}
-        for operation_id, state in done.states.items()
+        {"operation_id": operation_id, "state": state.value} for operation_id, state in done.items()
     ]
     opened.out.list(records, ("operation_id", "state"), "Nothing was due.")
 

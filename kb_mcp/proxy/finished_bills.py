@@ -55,8 +55,8 @@ class RefundWatch:
         seen = await read_refund(self.reads, operation)
         if not isinstance(seen, GivenBack):
             return
-        ids = {operation_id, operation.successor} - {None}
-        refs = Refs(operations=frozenset(OperationId(each) for each in ids if each))
+        ids = [OperationId(each) for each in (operation_id, operation.successor) if each]
+        refs = Refs(operations=frozenset(ids))
 
         def step(snapshot: Snapshot) -> tuple[None, Changes]:
             current = snapshot.operations[operation_id]

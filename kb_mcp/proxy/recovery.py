@@ -72,13 +72,6 @@ Reached = Callable[[Snapshot, Operation, Finding, int], tuple[T, Changes]]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """What one pass did: operation ids and the state each was left in."""
-
-    states: Mapping[OperationId, S]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
     """Reads; one per process. `owner` is the lease name of this process.
@@ -93,33 +86,35 @@ class Recovery:
     owner: str
     walks: dict[OperationId, Walk] = field(default_factory=dict)
 
-    async def run(self, seen: Callable[[int, int], None] = lambda _done, _total: None) -> Pass:
-        """Make one pass over what is due; `seen` hears (done, total).
+    async def run(
+        self, seen: Callable[[int, int], None] = lambda _done, _total: None
+    ) -> dict[OperationId, S]:
+        """Make one pass over what is due, and return the states it was left in.
 
-        Raises: LedgerUnavailableError.
+        `seen` hears (done, total). Raises: LedgerUnavailableError.
         """
-        states: dict[OperationId, S] = {}
         due = await self.records.due(self.stripe.clock.now(), BATCH)
         for settled in self.walks.keys() - set(due):
             del self.walks[settled]
+        states: dict[OperationId, S] = {}
         for done, operation_id in enumerate(due):
             seen(done, len(due))
-            await self._resolve_beside_others(operation_id, AT_FIRST, states)
+            states |= await self._resolve_beside_others(operation_id, AT_FIRST)
         for operation_id in [each for each in due if each in self.walks]:
-            await self._resolve_beside_others(operation_id, IN_A_PASS, states)
-        return Pass(states)
+            states |= await self._resolve_beside_others(operation_id, IN_A_PASS)
+        return states
 
     async def _resolve_beside_others(
-        self, operation_id: OperationId, budget: Budget, states: dict[OperationId, S]
-    ) -> None:
+        self, operation_id: OperationId, budget: Budget
+    ) -> dict[OperationId, S]:
         try:
             after = await self.examine(operation_id, resolve, budget)
-            if after is not None:
-                states[operation_id] = after.state
         except LedgerUnavailableError:
             raise
         except Exception:  # noqa: BLE001 one operation must not keep the others from theirs
             _log.exception("operation %s cannot be resolved", operation_id)
+            return {}
+        return {} if after is None else {operation_id: after.state}
 
     async def resolve_one(self, operation_id: OperationId) -> Operation | None:
         """Lease, read and resolve one operation; None where somebody else is at it."""
@@ -224,7 +219,8 @@ class Recovery:
         if route.listing is None:
             return Unreadable()
         walk = self.walks.pop(operation.id, None)
-        if walk is None or _sends(walk.attempts) != _sends(attempts):
+        sends = [each.sends for each in attempts]
+        if walk is None or [each.sends for each in walk.attempts] != sends:
             walk = Walk(
                 route=route,
                 operation=operation,
@@ -252,9 +248,7 @@ class Recovery:
     async def daily_declines(self, key_id: KeyId) -> int:
         """Return after how many declines in a day a key freezes."""
         found = await self.ledger.find_key(key_id)
-        return (
-            DAILY_DECLINES_DEFAULT if found is None else policy_of(found[0].policy).daily_declines
-        )
+        return policy_of(found[0].policy).daily_declines if found else DAILY_DECLINES_DEFAULT
 
 
 @dataclass(slots=True, kw_only=True)
@@ -297,7 +291,3 @@ class Walk:
             # It is ours, and does not say what became of it: that is no absence.
             return Unreadable() if made is None else Present(number, made)
         return None
-
-
-def _sends(attempts: list[Attempt]) -> tuple[int, ...]:
-    return tuple(each.sends for each in attempts)

@@ -231,7 +231,7 @@ async def _recover(simulation: Simulation, process: Process) -> None:
     task = process.spawn(process.recover())
     await asyncio.wait({task})
     if not task.cancelled() and task.exception() is None:
-        states = {name[-6:]: str(state) for name, state in task.result().states.items()}
+        states = {name[-6:]: str(state) for name, state in task.result().items()}
         simulation.log(f"{process.owner} recovered {states or 'nothing'}")
     elif not task.cancelled() and not isinstance(task.exception(), LedgerUnavailableError):
         simulation.fail(f"recovery broke: {task.exception()!r}")

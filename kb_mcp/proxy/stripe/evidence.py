@@ -96,7 +96,14 @@ def prove(answer: UpstreamAnswer, route: Route) -> Proof:
         return NeverBegan(answer.reason)
     if isinstance(answer, Lost):
         return Nothing(answer.reason)
-    return _prove_answered(answer, route)
+    parsed = parse_object(answer.body) or {}
+    if 200 <= answer.status < 300:
+        made = prove_object(parsed, route, answer.body)
+        if made is not None:
+            return replace(made, status=answer.status)
+    elif isinstance(error := parsed.get("error"), dict):
+        return _prove_error(answer, error)
+    return Nothing("unreadable", answer.status)
 
 
 def prove_object(
@@ -115,7 +122,9 @@ def prove_object(
     if verdict is None or facts is None or not _are_sound(route.lifecycle, body):
         return None
     if route.standing is not None:
-        paid = {"paid_by": payment_of(body), "paid_at": _paid_at(body)}
+        times = body.get("status_transitions")
+        paid_at = created_ms(times.get("paid_at")) if isinstance(times, dict) else None
+        paid = {"paid_by": payment_of(body), "paid_at": paid_at}
         facts |= {name: value for name, value in paid.items() if value is not None}
     if verdict == "failed" and status in route.lifecycle.done:
         status = CANCELED
@@ -133,8 +142,7 @@ def prove_object(
 
 def customer_of(body: Mapping[str, Any]) -> str | None:
     """Return the customer of an object, be it an id or the customer itself."""
-    customer = body.get("customer")
-    return object_id(customer.get("id") if isinstance(customer, dict) else customer)
+    return _id_of(body.get("customer"))
 
 
 def payment_of(invoice: Mapping[str, Any], status: str = "paid") -> str | None:
@@ -143,30 +151,25 @@ def payment_of(invoice: Mapping[str, Any], status: str = "paid") -> str | None:
     Stripe's versions before 2025-03-31 name them in the invoice, later ones in its payments, of
     which the newest of that `status` counts.
     """
-    named = [invoice, *_payments(invoice.get("payments"), status)]
-    for each in named:
-        for name in ("charge", "payment_intent"):
-            value = each.get(name)
-            found = object_id(value.get("id") if isinstance(value, dict) else value)
-            if found is not None:
-                return found
-    return None
-
-
-def _paid_at(invoice: Mapping[str, Any]) -> int | None:
-    times = invoice.get("status_transitions")
-    return created_ms(times.get("paid_at")) if isinstance(times, dict) else None
-
-
-def _payments(payments: object, status: str) -> list[Mapping[str, Any]]:
-    """Return by what the payments of that `status` were made, in the order of their list."""
+    payments = invoice.get("payments")
     listed = payments.get("data") if isinstance(payments, dict) else None
     made = (
         each.get("payment")
         for each in (listed if isinstance(listed, list) else [])
         if isinstance(each, dict) and each.get("status") == status
     )
-    return [each for each in made if isinstance(each, dict)]
+    values = (
+        each.get(name)
+        for each in (invoice, *made)
+        if isinstance(each, Mapping)
+        for name in ("charge", "payment_intent")
+    )
+    return next(filter(None, map(_id_of, values)), None)
+
+
+def _id_of(value: object) -> str | None:
+    """Return the id of an object that stands as its id, or as itself."""
+    return object_id(value.get("id") if isinstance(value, dict) else value)
 
 
 def _facts_of(body: Mapping[str, Any]) -> dict[str, object] | None:
@@ -214,39 +217,20 @@ def _verdict(lifecycle: Lifecycle, body: Mapping[str, Any]) -> str | None:
     return "failed" if body.get("refunded") is True else "pending"
 
 
-def _prove_answered(answer: Answered, route: Route) -> Proof:
-    parsed = parse_object(answer.body)
-    if parsed is None:
-        return Nothing("unreadable", answer.status)
-    if 200 <= answer.status < 300:
-        made = prove_object(parsed, route, answer.body)
-        if made is None:
-            return Nothing("unreadable", answer.status)
-        return replace(made, status=answer.status)
-    return _prove_error(answer, parsed)
-
-
-def _prove_error(answer: Answered, parsed: Mapping[str, Any]) -> Proof:
-    error = parsed.get("error")
-    if not isinstance(error, dict):
-        return Nothing("unreadable", answer.status)
+def _prove_error(answer: Answered, error: Mapping[str, Any]) -> Proof:
     code, kind = word(error.get("code")), word(error.get("type"))
     if kind == "idempotency_error" or code == "idempotency_key_in_use":
         return Nothing("the key is in use outside the ledger", answer.status, foreign=True)
     if answer.status == 402:
-        return Declined(_object_of(error), 402, answer.body, code or "card_declined")
+        intent = error.get("payment_intent")
+        left = _id_of(intent) if isinstance(intent, dict) else object_id(error.get("charge"))
+        return Declined(left, 402, answer.body, code or "card_declined")
     if answer.status == 429 or code == "lock_timeout":
         return NeverBegan(code or "rate_limited", answer.status, answer.body)
     if answer.status in _REJECTIONS:
         ours = answer.status in {401, 403}
         return Rejected(answer.status, answer.body, code or kind or "rejected", ours)
     return Nothing(f"status {answer.status}", answer.status)
-
-
-def _object_of(error: Mapping[str, Any]) -> str | None:
-    """Return the id of the intent or the charge that a decline left behind."""
-    intent = error.get("payment_intent")
-    return object_id(intent.get("id") if isinstance(intent, dict) else error.get("charge"))
 
 
 class Ending(Struct, frozen=True, kw_only=True):
