@@ -21,8 +21,7 @@ from kb_mcp.instants import day_of, parse_duration, rfc3339
 from kb_mcp.money import CURRENCIES, Money, format_money
 from kb_mcp.operators.actions import keys as acts
 from kb_mcp.operators.reports.views import key_status
-from kb_mcp.proxy.access.policy import Policy, missing_caps
-from kb_mcp.proxy.access.policy_files import load_policy
+from kb_mcp.proxy.access.policy import Policy, load_policy, missing_caps
 from kb_mcp.proxy.access.roles import ROLES, describe
 from kb_mcp.proxy.access.tokens import Minted
 from kb_mcp.proxy.edge.records import Record, Spend

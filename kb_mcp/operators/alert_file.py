@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kb_mcp.operators.alerts import Kind
-from kb_mcp.proxy.access.policy_files import policy_errors
+from kb_mcp.proxy.access.policy import policy_errors
 
 Format = Literal["json", "slack", "teams"]
 TARGETS_MAX = 16

@@ -30,7 +30,7 @@ from kb_mcp.operators.actions.keys import (
 from kb_mcp.operators.reports.views import NoSuchKeyError, NoSuchOperationError
 from kb_mcp.periods import PeriodError, parse_period
 from kb_mcp.proxy.access.grants import MatchError
-from kb_mcp.proxy.access.policy_files import policy_errors
+from kb_mcp.proxy.access.policy import policy_errors
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import State

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.operators.alert_file import load_alert_file
-from kb_mcp.proxy.access.policy_files import load_policy
+from kb_mcp.proxy.access.policy import load_policy
 from kb_mcp.settings import _KNOWN as KNOWN
 from tests.cli.machine import CUSTOMER, Machine
 

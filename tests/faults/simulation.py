@@ -15,8 +15,7 @@ from typing import Any
 
 from msgspec.structs import astuple
 
-from kb_mcp.proxy.access.policy import Policy
-from kb_mcp.proxy.access.policy_files import dump_policy
+from kb_mcp.proxy.access.policy import Policy, dump_policy
 from kb_mcp.proxy.access.tokens import mint
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey

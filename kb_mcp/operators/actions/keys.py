@@ -23,10 +23,11 @@ from kb_mcp.money import parse_caps
 from kb_mcp.operators.actions.operations import admin_row
 from kb_mcp.operators.reports.views import NoSuchKeyError
 from kb_mcp.proxy.access.authenticate import policy_of
-from kb_mcp.proxy.access.policy import Policy, is_uncapped
-from kb_mcp.proxy.access.policy_files import (
+from kb_mcp.proxy.access.policy import (
+    Policy,
     PolicyError,
     dump_policy,
+    is_uncapped,
     load_policy,
     parse_policy,
     policy_errors,

@@ -35,8 +35,7 @@ from kb_mcp.operators.requests import (
 )
 from kb_mcp.operators.sign_in import Session
 from kb_mcp.proxy.access.authenticate import policy_of
-from kb_mcp.proxy.access.policy import is_uncapped
-from kb_mcp.proxy.access.policy_files import load_policy
+from kb_mcp.proxy.access.policy import is_uncapped, load_policy
 from kb_mcp.proxy.access.roles import ROLES, describe
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.records import Record, Spend

@@ -15,8 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from kb_mcp.proxy.access.grants import find_matching, narrowing
-from kb_mcp.proxy.access.issuers import Identity, Issuers
-from kb_mcp.proxy.access.jwts import looks_like_jwt
+from kb_mcp.proxy.access.issuers import Identity, Issuers, looks_like_jwt
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.tokens import matches, parse_token, refuse_dead_key
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse

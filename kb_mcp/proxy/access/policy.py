@@ -1,15 +1,19 @@
-"""Policies: what a vault key may do, as a record that is checked in every field.
+"""Policies: what a vault key may do, as a record that is checked in every field, and its files.
 
 Floor: wing B, above endpoints. Pure. Durations arrive as text ("15m") and are milliseconds here;
-caps are minor units by lower-case currency.
+caps are minor units by lower-case currency. Files are TOML or JSON; their errors are in words that
+an operator can act on.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, time
 from functools import partial
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +24,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     StringConstraints,
+    ValidationError,
     model_validator,
 )
 
@@ -30,6 +35,8 @@ from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Moves
 
 MAX_DURATION_MS: Final = 31 * DAY_MS
 DEFAULT_RATE: Final = 600
+ERRORS_MAX: Final = 20
+Syntax = Literal["toml", "json"]
 
 _RATE = re.compile(r"([1-9][0-9]{0,5})(?:/min)?")
 _PARAMETER = re.compile(r"[a-z][a-z0-9_]*(?:\[(?:\*|[A-Za-z0-9_ -]*)\]){0,4}")
@@ -66,18 +73,19 @@ def _parse_rate(value: object) -> object:
     return int(match[1]) if match else value
 
 
-def _check_caps(caps: Mapping[str, int]) -> Mapping[str, int]:
-    for currency, amount in caps.items():
-        check_cap(amount, currency)
-    return caps
+def _each(check: Callable[[int, str], object]) -> AfterValidator:
+    def check_all(amounts: Mapping[str, int]) -> Mapping[str, int]:
+        for currency, amount in amounts.items():
+            check(amount, currency)
+        return amounts
+
+    return AfterValidator(check_all)
 
 
-def _check_thresholds(thresholds: Mapping[str, int]) -> Mapping[str, int]:
-    for currency, amount in thresholds.items():
-        check_currency(currency)
-        if amount < 0:
-            raise ValueError("an amount must not be negative")
-    return thresholds
+def _check_threshold(amount: int, currency: str) -> None:
+    check_currency(currency)
+    if amount < 0:
+        raise ValueError("an amount must not be negative")
 
 
 def _check_once(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -104,7 +112,9 @@ def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Caps = Annotated[Mapping[str, int], AfterValidator(_check_caps)]
+Caps = Annotated[Mapping[str, int], _each(check_cap)]
+Thresholds = Annotated[Mapping[str, int], _each(_check_threshold)]
+Customer = Annotated[str, StringConstraints(pattern=r"^cus_[A-Za-z0-9]{1,64}$")]
 Endpoint = Annotated[str, AfterValidator(_check_endpoint)]
 Parameter = Annotated[str, _matching(_PARAMETER, "a parameter, like metadata[order] or expand[]")]
 HeaderName = Annotated[str, _matching(_HEADER, "a header's name in lower case")]
@@ -125,8 +135,7 @@ class _Record(BaseModel):
 class _Caps(_Record):
     @model_validator(mode="after")
     def _same_currencies(self) -> Self:
-        given = [table for table in self.tables() if table]
-        if any(set(table) != set(given[0]) for table in given):
+        if len({frozenset(table) for table in self.tables() if table}) > 1:
             raise ValueError("every cap that is given must name the same currencies")
         return self
 
@@ -180,8 +189,8 @@ class HeaderRules(_Record):
 class CustomerRules(_Record):
     """Customers a key may touch: any that one of the rules fits. Without rules, all."""
 
-    ids: tuple[Annotated[str, StringConstraints(pattern=r"^cus_[A-Za-z0-9]{1,64}$")], ...] = ()
-    prefix: Annotated[str, StringConstraints(pattern=r"^cus_[A-Za-z0-9]{1,64}$")] | None = None
+    ids: tuple[Customer, ...] = ()
+    prefix: Customer | None = None
     metadata: Mapping[str, str] = Field(default_factory=dict)
 
     @property
@@ -238,12 +247,8 @@ class Policy(_Record):
     decline_retry_after_ms: Duration = Field(default=15 * 60_000, alias="decline_retry_after")
     max_attempts: Count = 4
     max_unresolved: Count = 20
-    approval_above: Annotated[Mapping[str, int], AfterValidator(_check_thresholds)] = Field(
-        default_factory=dict
-    )
-    refund_approval_above: Annotated[Mapping[str, int], AfterValidator(_check_thresholds)] = Field(
-        default_factory=dict
-    )
+    approval_above: Thresholds = Field(default_factory=dict)
+    refund_approval_above: Thresholds = Field(default_factory=dict)
     refunds_of: Literal["ledger", "any"] = "ledger"
     max_refunds_per_charge: Count = 1
     expires_at: AwareDatetime | None = None
@@ -271,13 +276,12 @@ def missing_caps(policy: Policy) -> tuple[str, ...]:
 
     What is charged and what is given back are bounded apart.
     """
-    missing = []
     # The first of each four is the cap of a single act, which bounds no sum.
-    if charges(policy) and not any(policy.caps.tables()[1:]):
-        missing.append("--daily-cap")
-    if REFUND in policy.allow and not any(policy.refund_caps.tables()[1:]):
-        missing.append("--refund-daily-cap")
-    return tuple(missing)
+    moved = (
+        ("--daily-cap", charges(policy), policy.caps),
+        ("--refund-daily-cap", REFUND in policy.allow, policy.refund_caps),
+    )
+    return tuple(option for option, moves, caps in moved if moves and not any(caps.tables()[1:]))
 
 
 def charges(policy: Policy) -> bool:
@@ -286,3 +290,99 @@ def charges(policy: Policy) -> bool:
         ENDPOINTS[endpoint].moves is not Moves.READS
         for endpoint in frozenset(policy.allow) - _HARMLESS - {REFUND}
     )
+
+
+class PolicyError(ValueError):
+    """A policy that cannot be used; `errors` has one line for each reason."""
+
+    def __init__(self, errors: Sequence[str]) -> None:
+        """Take one line for each reason."""
+        super().__init__("; ".join(errors))
+        self.errors = tuple(errors)
+
+
+def parse_policy(text: str, syntax: Syntax) -> Policy:
+    """Read a policy file. Raises: PolicyError, each error with its line where it has one."""
+    try:
+        data = tomllib.loads(text) if syntax == "toml" else _parse_json(text)
+    except ValueError as error:
+        raise PolicyError([f"not {syntax.upper()}: {error}"]) from None
+    except RecursionError:
+        raise PolicyError(["policy: it is nested too deeply"]) from None
+    return load_policy(data, text)
+
+
+def load_policy(data: object, text: str = "") -> Policy:
+    """Check parsed data, as of a file or of the store. Raises: PolicyError."""
+    try:
+        # By way of JSON, so that strictness means JSON's own types, from TOML too.
+        plain = json.dumps(data, default=_plain)
+    except (ValueError, RecursionError):
+        # TOML may hold numbers of any length in hexadecimal, and nests as deeply as it likes.
+        raise PolicyError(["policy: a number is too long, or it is nested too deeply"]) from None
+    try:
+        return Policy.model_validate_json(plain)
+    except ValidationError as error:
+        raise PolicyError(policy_errors(error, text)) from None
+
+
+def dump_policy(policy: Policy) -> str:
+    """Write a policy as the JSON that `parse_policy` reads."""
+    return policy.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def policy_errors(error: ValidationError, text: str = "") -> list[str]:
+    """Name the field and the reason of each error, and the line of `text` that it stands in."""
+    found = []
+    details = error.errors(include_url=False, include_input=False, include_context=False)
+    if len(details) > ERRORS_MAX:
+        # Comparing each with each, and looking each up in the text, must not keep a server busy.
+        found.append(f"policy: {len(details)} errors; the first {ERRORS_MAX} are")
+        details = details[:ERRORS_MAX]
+    for detail in details:
+        deeper = (other["loc"][: len(detail["loc"])] == detail["loc"] for other in details)
+        if sum(deeper) > 1 and detail["type"] == "too_short":
+            continue  # the list is short only because its entries are wrong
+        place = [str(part) for part in detail["loc"] if part != "[key]"]
+        reason = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            reason = "there is no such field"
+        line = _line_of(place, text)
+        found.append(f"{'.'.join(place) or 'policy'}: {reason}{f' (line {line})' if line else ''}")
+    return found
+
+
+def _line_of(place: Sequence[str], text: str) -> int | None:
+    # The last part of the place that the file spells out, searched after the parts before it.
+    names = [part for part in place if not part.isdigit()]
+    start, line = 0, None
+    for name in names:
+        match = re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])").search(text, start)
+        if match is None:
+            break
+        start, line = match.end(), text.count("\n", 0, match.start()) + 1
+    return line
+
+
+def _parse_json(text: str) -> object:
+    return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+
+
+def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return fields
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _plain(value: object) -> str:
+    # TOML has times of its own; anything else that is not JSON is a mistake of the caller's.
+    if isinstance(value, (datetime, date, time)):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no place in a policy")

@@ -18,7 +18,7 @@ from kb_mcp.proxy.access.authorize import (
     may_touch,
     needs_customer,
 )
-from kb_mcp.proxy.access.policy_files import load_policy
+from kb_mcp.proxy.access.policy import load_policy
 from kb_mcp.proxy.access.roles import ROLES, built_in
 from kb_mcp.proxy.errors.refusals import Code, Refusal
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, ROUTES, Route, find_route

@@ -9,8 +9,7 @@ import pytest
 
 from kb_mcp.periods import KINDS, parse_period
 from kb_mcp.proxy.access.authorize import check_period
-from kb_mcp.proxy.access.policy import Policy
-from kb_mcp.proxy.access.policy_files import load_policy
+from kb_mcp.proxy.access.policy import Policy, load_policy
 from kb_mcp.proxy.errors.refusals import Code
 
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kb_mcp.instants import format_duration, parse_duration
-from kb_mcp.proxy.access.policy import MAX_DURATION_MS, Policy
-from kb_mcp.proxy.access.policy_files import (
+from kb_mcp.proxy.access.policy import (
+    MAX_DURATION_MS,
+    Policy,
     PolicyError,
     Syntax,
     dump_policy,
