@@ -27,9 +27,16 @@ from kb_mcp.proxy.errors.refusals import (
 from kb_mcp.proxy.ledger.port import Ledger, note
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, AuditDraft, Operation, State
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.evidence import Declined, Made, NeverBegan, Nothing, Proof, Rejected
+from kb_mcp.proxy.stripe.evidence import (
+    Declined,
+    Made,
+    NeverBegan,
+    Nothing,
+    Proof,
+    Rejected,
+    object_id,
+)
 from kb_mcp.proxy.stripe.interpret import Reading
-from kb_mcp.proxy.stripe.json_objects import object_id
 from kb_mcp.proxy.stripe.messages import Answered, NotSent, Reply, UpstreamAnswer, refused
 from kb_mcp.proxy.stripe.reader import WAITED_FOR_MS, StripeReads
 

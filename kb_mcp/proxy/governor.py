@@ -44,8 +44,7 @@ from kb_mcp.proxy.rules.follow_ups import CANCEL
 from kb_mcp.proxy.rules.operation_names import tally_of
 from kb_mcp.proxy.rules.outcomes.conclude import conclude
 from kb_mcp.proxy.stripe.endpoints import Route
-from kb_mcp.proxy.stripe.evidence import CANCELED, Ending, Made, Nothing, Proof, prove
-from kb_mcp.proxy.stripe.json_objects import parse_object
+from kb_mcp.proxy.stripe.evidence import CANCELED, Ending, Made, Nothing, Proof, parse_object, prove
 from kb_mcp.proxy.stripe.messages import (
     SEND_WITHIN_MS,
     Answered,

@@ -34,9 +34,16 @@ from kb_mcp.proxy.rules.prepared import (
     states_of,
 )
 from kb_mcp.proxy.stripe.endpoints import CHARGED_BY, INVOICES
-from kb_mcp.proxy.stripe.evidence import Made, customer_of, payment_of
+from kb_mcp.proxy.stripe.evidence import (
+    Made,
+    currency,
+    customer_of,
+    mark_of,
+    payment_of,
+    whole,
+    word,
+)
 from kb_mcp.proxy.stripe.interpret import Reading
-from kb_mcp.proxy.stripe.json_objects import currency, mark_of, whole, word
 from kb_mcp.proxy.stripe.messages import NotSent, Reply
 from kb_mcp.proxy.stripe.reader import PAGE, Found, Missing, StripeReads, Unread
 

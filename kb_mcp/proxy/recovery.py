@@ -5,23 +5,30 @@ unknown, walks Stripe's own list, and lets `resolve` say what follows. A walk th
 budget goes on in the next pass, so that one operation with a long list never keeps the others from
 being read. What it remembers is in this process alone: after a restart it begins anew, which costs
 reads and nothing else.
+
+Finished bills are looked after here, too. A reopened bill stays open only while its refund holds,
+which can fail days after it succeeded: then the charge is paid again, whatever was not sent yet in
+its place must not be sent, and people are told. Stored answers are dropped after 90 days; a replay
+then reads the object from Stripe. Only answers of operations that succeeded for good are dropped:
+a decline has no object whose reading would say the same.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from msgspec.structs import replace
 
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.governor import Waiters, ending_refs
-from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError
+from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, look_up
 from kb_mcp.proxy.ledger.records import (
     Attempt,
     AttemptOutcome,
+    AuditDraft,
     Changes,
     KeyId,
     Operation,
@@ -31,6 +38,8 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.read_first import payment_with, with_payment
+from kb_mcp.proxy.rules.duplicates import REFUND_READ_EVERY_MS
+from kb_mcp.proxy.rules.outcomes.conclude import REFUND_FAILED
 from kb_mcp.proxy.rules.outcomes.matching import match_attempt, may_have_made, twin_names
 from kb_mcp.proxy.rules.outcomes.resolve import (
     LEASE_MS,
@@ -44,11 +53,14 @@ from kb_mcp.proxy.rules.outcomes.resolve import (
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Listing, Route
 from kb_mcp.proxy.stripe.evidence import Made, Nothing, prove_object
-from kb_mcp.proxy.stripe.reader import Listed, Pages, StripeReads
+from kb_mcp.proxy.stripe.reader import GivenBack, Listed, Pages, StripeReads, read_refund
 
 LOOK_BACK_MS = 25 * 3_600_000
 BATCH = 100
 DAILY_DECLINES_DEFAULT = 20
+WATCHED_MS = 30 * 86_400_000
+RETAIN_MS = 90 * 86_400_000
+RETAIN_BATCH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,16 @@ T = TypeVar("T")
 Reached = Callable[[Snapshot, Operation, Finding, int], tuple[T, Changes]]
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Walk:
+    """One walk of a list, begun at `begun_at` (store's time, ms), when `sends` had been made."""
+
+    sends: list[int]
+    pages: Pages
+    begun_at: int
+    twins: list[tuple[str, ...]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,11 +204,11 @@ class Recovery:
         if not isinstance(seen, Present):
             return seen
         made, last = seen.proof, attempts[-1]
-        paid_at, grace_ms = made.facts.get("paid_at"), self.ledger.settings.recovery_grace_ms
+        paid_at = made.facts.get("paid_at")
         if (
             operation.state is not S.SUCCEEDED
             and isinstance(paid_at, int)
-            and not may_have_made(attempts, paid_at, grace_ms)
+            and not may_have_made(attempts, paid_at, self._grace_ms)
         ):
             # Somebody else paid it, before or long after: the send has done nothing so far.
             return await self._walk(route, operation, attempts, budget)
@@ -218,22 +240,33 @@ class Recovery:
         """Walk the list, from where the last pass left off; an incomplete walk says nothing."""
         if route.listing is None:
             return Unreadable()
-        walk = self.walks.pop(operation.id, None)
-        sends = [each.sends for each in attempts]
-        if walk is None or [each.sends for each in walk.attempts] != sends:
-            walk = Walk(
-                route=route,
-                operation=operation,
-                attempts=attempts,
-                pages=self._list(route.listing, operation, attempts),
-                begun_at=operation.lease_until - LEASE_MS,
-                grace_ms=self.ledger.settings.recovery_grace_ms,
-            )
-        finding = await walk.go_on(budget)
-        if finding is None:
-            self.walks[operation.id] = walk
-            return Unreadable()
-        return finding
+        walk, sends = self.walks.pop(operation.id, None), [each.sends for each in attempts]
+        if walk is None or walk.sends != sends:
+            pages = self._list(route.listing, operation, attempts)
+            walk = Walk(sends, pages, operation.lease_until - LEASE_MS)
+        stop_at = self.stripe.boottime_ms() + budget.within_ms
+        for _ in range(budget.pages):
+            page = await walk.pages.next()
+            if not isinstance(page, Listed):
+                return Unreadable()
+            for item in page.items:
+                number = match_attempt(item, operation, attempts)
+                if number is not None:
+                    made = prove_object(item, route)
+                    # It is ours, and does not say what became of it: that is no absence.
+                    return Unreadable() if made is None else Present(number, made)
+                twin = twin_names(item, operation, attempts, self._grace_ms)
+                walk.twins += [twin] if twin else []
+            if not page.more:
+                return Absent(walk.begun_at, tuple(walk.twins))
+            if self.stripe.boottime_ms() >= stop_at:
+                break
+        self.walks[operation.id] = walk
+        return Unreadable()
+
+    @property
+    def _grace_ms(self) -> int:
+        return self.ledger.settings.recovery_grace_ms
 
     def _list(self, listing: Listing, operation: Operation, attempts: list[Attempt]) -> Pages:
         """Return the list that would hold the object of `operation`, from before its first send."""
@@ -251,43 +284,103 @@ class Recovery:
         return policy_of(found[0].policy).daily_declines if found else DAILY_DECLINES_DEFAULT
 
 
-@dataclass(slots=True, kw_only=True)
-class Walk:
-    """One walk of the list of `route`, begun at `begun_at` (store's time, ms)."""
+@dataclass(frozen=True, slots=True)
+class RefundWatch:
+    """Reads the refunds of reopened bills: hourly, and before such a bill is sent once more."""
 
-    route: Route
-    operation: Operation
-    attempts: list[Attempt]
-    pages: Pages
-    begun_at: int
-    grace_ms: int
-    twins: list[tuple[str, ...]] = field(default_factory=list)
+    ledger: Ledger
+    records: StoreReads
+    reads: StripeReads
 
-    async def go_on(self, budget: Budget) -> Finding | None:
-        """Read on; None where `budget` is used up and there is more to read."""
-        boottime_ms = self.pages.reads.boottime_ms
-        stop_at = boottime_ms() + budget.within_ms
-        for _ in range(budget.pages):
-            page = await self.pages.next()
-            if not isinstance(page, Listed):
-                return Unreadable()
-            found = self._look(page.items)
-            if found is not None:
-                return found
-            if not page.more:
-                return Absent(self.begun_at, tuple(self.twins))
-            if boottime_ms() >= stop_at:
-                return None
-        return None
+    async def run(self, now: int) -> None:
+        """Read the refunds that are due at `now` (ms). Raises: LedgerUnavailableError."""
+        for operation_id in await self.records.refunds_to_watch(now, BATCH):
+            await self.look(operation_id)
 
-    def _look(self, items: list[Mapping[str, Any]]) -> Finding | None:
-        for item in items:
-            number = match_attempt(item, self.operation, self.attempts)
-            if number is None:
-                names = twin_names(item, self.operation, self.attempts, self.grace_ms)
-                self.twins += [names] if names else []
-                continue
-            made = prove_object(item, self.route)
-            # It is ours, and does not say what became of it: that is no absence.
-            return Unreadable() if made is None else Present(number, made)
-        return None
+    async def look(self, operation_id: OperationId) -> None:
+        """Read one refund and note what follows; what cannot be read changes nothing.
+
+        Raises: LedgerUnavailableError.
+        """
+        refs = Refs(operations=frozenset({operation_id}))
+        operation = await look_up(
+            self.ledger, refs, lambda snapshot: snapshot.operations.get(operation_id)
+        )
+        if operation is None or not operation.refunded:
+            return
+        seen = await read_refund(self.reads, operation)
+        if not isinstance(seen, GivenBack):
+            return
+        ids = [OperationId(each) for each in (operation_id, operation.successor) if each]
+        refs = Refs(operations=frozenset(ids))
+
+        def step(snapshot: Snapshot) -> tuple[None, Changes]:
+            current = snapshot.operations[operation_id]
+            if current.refunded_at != operation.refunded_at:
+                return None, Changes()
+            return None, (_holds if seen.whole else _failed)(snapshot, current)
+
+        await self.ledger.transact(lambda _: refs, step)
+
+
+def _holds(snapshot: Snapshot, operation: Operation) -> Changes:
+    unused = operation.reopened and operation.successor is None
+    over = not unused and snapshot.now >= (operation.refunded_at or 0) + WATCHED_MS
+    due = None if over else snapshot.now + REFUND_READ_EVERY_MS
+    return Changes(operations=(replace(operation, refund_read_at=due),))
+
+
+def _failed(snapshot: Snapshot, operation: Operation) -> Changes:
+    """Close what was opened: the charge is paid again."""
+    successor = snapshot.successor(operation)
+    note = "The refund failed: the charge stands as paid. "
+    if successor is None:
+        note += "A new bill was not sent in its place and will not be."
+    else:
+        billed = successor.object_id or successor.state.value
+        note += f"Its new bill {successor.id} ({billed}) was sent: the customer is billed twice."
+    paid = replace(
+        operation,
+        reopened=False,
+        released=False,
+        permit_amount=None,
+        refunded_at=None,
+        refund_read_at=None,
+        updated_at=snapshot.now,
+    )
+    row = AuditDraft(
+        kind="recovery",
+        decision=REFUND_FAILED,
+        code=REFUND_FAILED,
+        operation_id=operation.id,
+        amount=operation.amount,
+        currency=operation.currency,
+        customer_id=operation.customer,
+        object_id=operation.object_id,
+        note=note,
+    )
+    return Changes(operations=(paid,), audit=(row,))
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Drops old answers, a batch a turn."""
+
+    ledger: Ledger
+    records: StoreReads
+
+    async def run(self, now: int) -> int:
+        """Drop a batch of answers that are older than RETAIN_MS at `now`; return how many."""
+        old = frozenset(await self.records.answered_before(now - RETAIN_MS, RETAIN_BATCH))
+        if not old:
+            return 0
+
+        def step(snapshot: Snapshot) -> tuple[int, Changes]:
+            dropped = tuple(
+                replace(operation, answer=None)
+                for operation in snapshot.operations.values()
+                if operation.id in old and operation.state is S.SUCCEEDED and operation.final
+            )
+            return len(dropped), Changes(operations=dropped)
+
+        return await self.ledger.transact(lambda _: Refs(operations=old), step)

@@ -18,12 +18,11 @@ from kb_mcp.proxy.edge.app import AdmissionQueue, ProxyApp
 from kb_mcp.proxy.edge.key_api import KeyApi, Readiness
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
 from kb_mcp.proxy.errors.refusals import Refusal
-from kb_mcp.proxy.finished_bills import RefundWatch, Retention
 from kb_mcp.proxy.governor import AbandonedIntents, Governor, SendGate, Waiters
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
 from kb_mcp.proxy.read_first import ChargeReads, InvoiceReads
-from kb_mcp.proxy.recovery import Recovery
+from kb_mcp.proxy.recovery import Recovery, RefundWatch, Retention
 from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.store_walk import Pace, StoreWalk
 from kb_mcp.proxy.stores.binding import Binds

@@ -30,7 +30,7 @@ from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Refs
 from kb_mcp.proxy.stores.binding import BindingError
 from kb_mcp.proxy.stripe.client import EgressError, InProcessUpstream, StripeUpstream
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.json_objects import parse_object
+from kb_mcp.proxy.stripe.evidence import parse_object
 from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamAnswer, UpstreamRequest
 from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads
 from kb_mcp.serving.machine import boottime_ms, host_ms, random_name

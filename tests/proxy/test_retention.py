@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kb_mcp.proxy.finished_bills import RETAIN_MS
+from kb_mcp.proxy.recovery import RETAIN_MS
 from tests.in_process_proxy import InProcessProxy
 
 DAYS_S = RETAIN_MS // 1000

@@ -35,10 +35,9 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.prepared import refund_fingerprint
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
-from kb_mcp.proxy.stripe.evidence import Made, prove_object
+from kb_mcp.proxy.stripe.evidence import Made, marks, object_names, prove_object
 from kb_mcp.proxy.stripe.forms import Form
 from kb_mcp.proxy.stripe.interpret import Reading, fingerprint
-from kb_mcp.proxy.stripe.json_objects import marks, object_names
 
 # Whose charges they count as that no key of ours made.
 NOBODY = "adopted"

@@ -42,7 +42,7 @@ from kb_mcp.proxy.ledger.windows import count, release, windows_of
 from kb_mcp.proxy.rules.outcomes.matching import WALKED, holds_money
 from kb_mcp.proxy.store_walk import FOREIGN, StoreWalk
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stripe.json_objects import mark_of, marks, object_names
+from kb_mcp.proxy.stripe.evidence import mark_of, marks, object_names
 from kb_mcp.proxy.stripe.reader import Found, StripeReads, Unread
 
 Item = Mapping[str, Any]

@@ -17,7 +17,7 @@ from kb_mcp.proxy.ledger.records import Attempt, Operation
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.outcomes.matching import NO_MONEY
 from kb_mcp.proxy.stripe.endpoints import CHARGED_BY
-from kb_mcp.proxy.stripe.json_objects import marks, object_names
+from kb_mcp.proxy.stripe.evidence import marks, object_names
 
 Item = Mapping[str, Any]  # a charge, or a refund, as Stripe lists it
 Kind = Literal["charge", "refund"]

@@ -19,9 +19,9 @@ from kb_mcp.periods import Period, within_window
 from kb_mcp.proxy.access.policy import VERSION, CustomerRules, Day, ParameterRule, Policy
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, refuse
 from kb_mcp.proxy.stripe.endpoints import Moves, Route, object_ids
+from kb_mcp.proxy.stripe.evidence import parse_object
 from kb_mcp.proxy.stripe.forms import Form
 from kb_mcp.proxy.stripe.interpret import KEY_FIELD, REFERENCE_FIELD
-from kb_mcp.proxy.stripe.json_objects import parse_object
 
 # A store is bound to one account, and a method is what the request line says.
 REFUSED_HEADERS: Final = frozenset(

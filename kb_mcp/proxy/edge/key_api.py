@@ -29,8 +29,7 @@ from kb_mcp.proxy.ledger.records import HOLDING, Operation, OperationId
 from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.rules.operation_names import attempt_key
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stripe.evidence import customer_of
-from kb_mcp.proxy.stripe.json_objects import mark_of
+from kb_mcp.proxy.stripe.evidence import customer_of, mark_of
 from kb_mcp.proxy.stripe.messages import Answered, Reply, Request, refused
 from kb_mcp.proxy.stripe.reader import StripeReads
 

@@ -16,8 +16,7 @@ from urllib.parse import urlencode
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.records import Operation
 from kb_mcp.proxy.stripe.endpoints import Route
-from kb_mcp.proxy.stripe.evidence import Made, prove_object
-from kb_mcp.proxy.stripe.json_objects import parse_object
+from kb_mcp.proxy.stripe.evidence import Made, parse_object, prove_object
 from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamAnswer, UpstreamRequest
 
 READ_WITHIN_MS = 10_000
