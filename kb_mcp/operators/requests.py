@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from inspect import signature
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -134,21 +135,16 @@ async def read_bytes(request: Request) -> bytes:
 async def read_object(request: Request) -> dict[str, Any]:
     """Return the JSON object of a body; an absent body is an empty one. Raises: InputError."""
     body = await read_bytes(request)
-    try:
+    with suppress(ValueError, RecursionError):
         data = json.loads(body or b"{}", object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError):
-        message = "The body must be a JSON object in which no name stands twice."
-        raise InputError(400, "body_invalid", message) from None
-    if not isinstance(data, dict):
-        raise InputError(400, "body_invalid", "The body must be a JSON object.")
-    return data
+        if isinstance(data, dict):
+            return data
+    message = "The body must be a JSON object in which no name stands twice."
+    raise InputError(400, "body_invalid", message)
 
 
 def read_arguments(act: Callable[..., Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `said` as the keyword arguments that `act` takes, of their very types.
-
-    Raises: InputError.
-    """
+    """Return `said` as the keyword arguments of `act`, of their very types. Raises: InputError."""
     taken = signature(act, eval_str=True).parameters.values()
     if any(each.kind is each.VAR_KEYWORD for each in taken):
         return dict(said)

@@ -206,10 +206,7 @@ class Dashboard:
 
 
 def event(row: Record, labels: Mapping[str, str]) -> str:
-    """Return what a browser shows of a row, as ASCII JSON on one line; texts are cleaned.
-
-    `labels` are what people call the keys, by id.
-    """
+    """Return a row as ASCII JSON on one line, texts cleaned; `labels` are what keys are called."""
     told = {name: row[name] for name in _SHOWN.split()} | {"key": labels.get(row["key_id"])}
     shown = {
         name: None if value is None else clean_text(str(value), _TEXT_MAX)

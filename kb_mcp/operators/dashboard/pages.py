@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -65,10 +66,7 @@ Show = Callable[[Query], Awaitable[Values]]
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """What pages show, as the values of their templates.
-
-    A page takes what its query may say, or the `id` in its path.
-    """
+    """What pages show, as the values of their templates, for a query or the `id` in a path."""
 
     views: Views
     fullest: Fullest
@@ -77,12 +75,13 @@ class Pages:
     def table(self) -> dict[str, tuple[str, Show, Sequence[str] | None]]:
         """Return the pages by path: template, values, and what a query may say (None: anything)."""
         searched = (*OPERATION_FILTERS, "agent", "session", "limit")
+        refunds = ("customer", "charge", "state", "limit")
         return {
             "/": ("overview", self.overview, None),
             "/approvals": ("approvals", self.approvals, None),
             "/operations": ("operations", self.operations, searched),
             "/operations/{id}": ("operation", self.operation, None),
-            "/refunds": ("operations", self.refunds, ("customer", "charge", "state", "limit")),
+            "/refunds": ("operations", partial(self.operations, kind="refund"), refunds),
             "/keys": ("keys", self.keys, ("q", "status", "after")),
             "/keys/{id}": ("key", self.key, None),
             "/grants": ("grants", self.grants, ()),
@@ -165,10 +164,7 @@ class Pages:
         return {"found": found, "labels": await self._labels(found)}
 
     async def keys(self, given: Query) -> Values:
-        """Show a page of keys, newest first, and the forms for a new one.
-
-        They are searched by what they are called and by status.
-        """
+        """Show keys, newest first, searched by name and status, and the forms for a new one."""
         cleaned = {name: clean_text(value, TEXT_MAX).strip() for name, value in given.items()}
         query = {name: value for name, value in cleaned.items() if value}
         wanted = {"text" if name == "q" else name: value for name, value in query.items()}
@@ -197,21 +193,11 @@ class Pages:
             "rows": self.views.audit(TAIL_MAX, key=key_id),
         }
 
-    async def operations(self, query: Query) -> Values:
-        """Show operations, searched by customer, period, charge and state."""
-        filters, most = operation_filters(query), read_limit(query)
-        if not query.keys() & {"agent", "session"}:
-            return await self._listed(query, await self.views.operations(most, **filters))
-        asked = (query.get("agent"), query.get("session"))
-        return await self._listed(query, await self.views.operations_by(*asked, most, filters))
-
-    async def refunds(self, query: Query) -> Values:
-        """Show refunds, searched by customer, charge and state."""
-        filters, most = operation_filters(query), read_limit(query)
-        found = await self.views.operations(most, kind="refund", **filters)
-        return await self._listed(query, found)
-
-    async def _listed(self, query: Query, found: list[Record]) -> Values:
+    async def operations(self, query: Query, kind: str | None = None) -> Values:
+        """Show operations, of one kind or all, searched by whom they are for and who asked."""
+        filters = operation_filters(query) | {"agent": query.get("agent"), "kind": kind}
+        limit, session = read_limit(query), query.get("session")
+        found = await self.views.operations(limit, session=session, **filters)
         labels = await self._labels(found)
         return {"query": query, "found": found, "states": [*State], "labels": labels}
 
@@ -301,10 +287,7 @@ def _used(row: Spend) -> tuple[bool, int, int]:
 
 
 def plot(title: str, points: Sequence[tuple[str, int]], currency: str | None = None) -> Record:
-    """Return a chart of HEIGHT: `points` are a label and a value each, none of them negative.
-
-    `currency` is None where things are counted.
-    """
+    """Return a chart of labels and values that are not negative; without `currency`, of counts."""
     values = [value for _, value in points]
     most, bars = max(values, default=0), []
     for place, (label, value) in enumerate(points):

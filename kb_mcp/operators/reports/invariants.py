@@ -34,10 +34,7 @@ from kb_mcp.proxy.stores.gauges import BilledDays
 
 @dataclass(slots=True)
 class Verifying:
-    """Verifies on demand and remembers the last outcome, and when (RFC 3339) that walk ended.
-
-    `verify` blocks while it walks.
-    """
+    """Verifies on demand, on a thread; keeps the last outcome, and when (RFC 3339) it ended."""
 
     verify: Callable[[], Verification]
     now_ms: Callable[[], int]
@@ -79,10 +76,7 @@ def count_overlaps(bills: Iterable[BilledDays], allowed: Container[KeyId]) -> in
 
 @dataclass(slots=True)
 class Examination:
-    """Looks at operations one by one, and at the windows last; it keeps sums and what is wrong.
-
-    Each violated invariant is one sentence.
-    """
+    """Looks at operations one by one, then at windows; each violated invariant is one sentence."""
 
     violations: list[str] = field(default_factory=list)
     _reserved: Counter[WindowKey] = field(default_factory=Counter)

@@ -38,10 +38,7 @@ class Reconciliation:
 def reconcile(
     operations: Sequence[Operation], items: Iterable[Item], since_ms: int, kind: Kind = "charge"
 ) -> Reconciliation:
-    """Compare the operations of the ledger with what Stripe lists since then of one kind.
-
-    What failed moved no money and needs no operation.
-    """
+    """Compare operations with Stripe's list of one kind since then; what failed needs none."""
     by_object = {each.object_id: each for each in operations if each.object_id is not None}
     by_id: dict[str, Operation] = {each.id: each for each in operations}
     unknown: list[Item] = []
@@ -70,10 +67,7 @@ def reconcile(
 def needed(
     items: Sequence[Item], since_ms: int, kind: Kind = "charge"
 ) -> Callable[[Operation], bool]:
-    """Return what says whether `reconcile` could say anything else without an operation.
-
-    A ledger may be much longer than a period.
-    """
+    """Return what says whether an operation of a long ledger matters to `reconcile`."""
     names = {name for item in items for name in object_names(item)}
     marked = {marks(item).get("keybrake_operation", "") for item in items}
 

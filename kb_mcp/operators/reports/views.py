@@ -6,7 +6,7 @@ Floor: operators, below the admin API and the dashboard, above records.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import islice
@@ -132,29 +132,32 @@ class Views:
         found = await self.records.keys_by_id(wanted) if wanted else ()
         return {key.id: key.label or key.agent or key.id for key, _ in found}
 
-    async def operations(self, limit: int | None, **filters: str | None) -> list[Record]:
-        """Return matching operations, newest first."""
-        return await self._shown(await self.records.operations(limit=limit, **_given(filters)))
+    async def operations(
+        self,
+        limit: int | None,
+        *,
+        agent: str | None = None,
+        session: str | None = None,
+        **filters: str | None,
+    ) -> list[Record]:
+        """Return matching operations, newest first.
+
+        Those that an agent or a session asked for are found by way of its newest AGENT_ROWS_MAX
+        audit rows, the latest asked first.
+        """
+        given = {name: value for name, value in filters.items() if value}
+        if not agent and not session:
+            return await self._shown(await self.records.operations(limit=limit, **given))
+        customer = filters.get("customer_id")
+        rows = self.audit(AGENT_ROWS_MAX, agent=agent, session=session, customer=customer)
+        ids = list(dict.fromkeys(row["operation_id"] for row in rows if row["operation_id"]))
+        matching = await self.records.operations(limit=None, ids=ids, **given)
+        found = {each[0].id: each for each in matching}
+        return await self._shown([found[each] for each in ids if each in found][:limit])
 
     async def operation(self, operation_id: str) -> Record:
         """Return one operation."""
         return (await self._shown([await self._operation(operation_id)]))[0]
-
-    async def operations_by(
-        self, agent: str | None, session: str | None, limit: int, filters: Mapping[str, str | None]
-    ) -> list[Record]:
-        """Return operations that an agent or a session asked for, the latest asked first.
-
-        They are found by way of the newest AGENT_ROWS_MAX audit rows of that agent or session.
-        """
-        customer = filters.get("customer_id")
-        rows = self.audit(AGENT_ROWS_MAX, agent=agent, session=session, customer=customer)
-        ids = list(dict.fromkeys(row["operation_id"] for row in rows if row["operation_id"]))
-        found = {
-            each[0].id: each
-            for each in await self.records.operations(limit=None, ids=ids, **_given(filters))
-        }
-        return await self._shown([found[each] for each in ids if each in found][:limit])
 
     async def raw_operation(self, operation_id: str) -> Operation:
         """Return one operation as the ledger holds it, for an act on it."""
@@ -222,10 +225,7 @@ class Views:
         }
 
     async def account_spend(self, day: date, of: str = "") -> list[Spend]:
-        """Return what all keys together hold on `day`, by currency, against the ceiling.
-
-        `of` is REFUNDS for what is given back.
-        """
+        """Return what all keys hold on `day` against the ceiling; given back with `of` REFUNDS."""
         scope, start = f"account{of}", day.isoformat()
         ceilings = await self.records.ceilings(refunds=bool(of))
         windows = await self.records.windows(scope=scope, starts=(start,))
@@ -359,7 +359,3 @@ def _key(key: VaultKey, lineage: Lineage) -> Record:
 def _starts(day: date) -> tuple[str, str]:
     """Return the first days of the windows of `day`, and of its month."""
     return day.isoformat(), day.replace(day=1).isoformat()
-
-
-def _given(filters: Mapping[str, str | None]) -> dict[str, str]:
-    return {name: value for name, value in filters.items() if value}
