@@ -6,18 +6,26 @@ Floor: the shared ground, free to both wings. Pure: today arrives as an argument
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import lru_cache
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
-GRAMMAR: Final = (
-    "A period is a year (2026), quarter (2026-Q2), month (2026-06), ISO week (2026-W23), "
-    "day (2026-06-15) or a range of days within a year's length (2026-06-15/2026-07-14)."
-)
 MAX_DAYS: Final = 366
 PeriodKind = Literal["year", "quarter", "month", "week", "day", "range"]
-KINDS: Final[tuple[PeriodKind, ...]] = get_args(PeriodKind)
+EXAMPLES: Final[Mapping[PeriodKind, str]] = {
+    "year": "a year (2026)",
+    "quarter": "a quarter (2026-Q2)",
+    "month": "a month (2026-06)",
+    "week": "an ISO week (2026-W23)",
+    "day": "a day (2026-06-15)",
+    "range": "a range of days (2026-06-15/2026-07-14)",
+}
+KINDS: Final = tuple(EXAMPLES)
+GRAMMAR: Final = (
+    f"A period is {', '.join(EXAMPLES.values())}; a range is at most {MAX_DAYS} days long."
+)
 MONTHS: Final = (
     "January February March April May June July August September October November December"
 ).split()
@@ -91,14 +99,17 @@ def _may_share_a_day(period: Period) -> bool:
     return period.kind == "range" and (period.end - period.start).days + 1 >= _WEEK_DAYS
 
 
-def period_from_description(text: str) -> Period | None:
-    """Return the period of a description that reads exactly `Subscription {period}`."""
-    if not text.startswith(_DESCRIPTION):
-        return None
+def find_period(text: str | None) -> Period | None:
+    """Read a period; None where there is no text, or none that is a period."""
     try:
-        return parse_period(text.removeprefix(_DESCRIPTION))
+        return None if text is None else parse_period(text)
     except PeriodError:
         return None
+
+
+def period_from_description(text: str) -> Period | None:
+    """Return the period of a description that reads exactly `Subscription {period}`."""
+    return find_period(text.removeprefix(_DESCRIPTION)) if text.startswith(_DESCRIPTION) else None
 
 
 def within_window(period: Period, today: date, back: int, ahead: int) -> bool:

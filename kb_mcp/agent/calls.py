@@ -69,8 +69,7 @@ class NotOffered:
 class RateLimited:
     """Nothing was done; wait."""
 
-    message: str
-    retry_after_s: int | None = None
+    retry_after_s: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +224,7 @@ def _failed(name: str, arguments: Arguments, error: Exception) -> Answer:
         case ToolNotGrantedError():
             return NotOffered()
         case RateLimitedError():
-            return RateLimited(str(error), error.retry_after_s)
+            return RateLimited(error.retry_after_s)
         case ProxyUnavailableError():
             return Unavailable(str(error))
         case _:
@@ -262,7 +261,7 @@ def body_of(answer: Answer) -> Body:
         case NotOffered():
             told = "unknown_tool", wording.NOT_OFFERED, wording.USE_ANOTHER
         case RateLimited():
-            told = "rate_limited", answer.message, wording.wait(answer.retry_after_s)
+            told = "rate_limited", wording.RATE_LIMITED, wording.wait(answer.retry_after_s)
         case Unavailable():
             told = "unavailable", answer.message, wording.LATER
         case _:

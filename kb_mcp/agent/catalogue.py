@@ -26,7 +26,7 @@ from pydantic import (
 from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result
 from kb_mcp.idempotency import check_reference, idempotency_key
 from kb_mcp.money import check_amount
-from kb_mcp.periods import parse_period
+from kb_mcp.periods import EXAMPLES, parse_period
 
 # What changes how the text around it is shown or read: controls, line separators, bidi embeddings,
 # overrides and isolates. Halves of surrogate pairs are no text at all. Everything else is writing,
@@ -67,14 +67,6 @@ CustomerId = Annotated[str, StringConstraints(pattern=r"^cus_[A-Za-z0-9]{1,64}$"
 ChargeId = Annotated[str, StringConstraints(pattern=r"^(ch|py|pi)_[A-Za-z0-9_]{1,200}$")]
 PeriodLabel = Annotated[str, AfterValidator(lambda text: parse_period(text).label)]
 
-_PERIOD_EXAMPLES: Final[Mapping[str, str]] = {
-    "year": "a year (2026)",
-    "quarter": "a quarter (2026-Q2)",
-    "month": "a month (2026-06)",
-    "week": "an ISO week (2026-W23)",
-    "day": "a day (2026-06-15)",
-    "range": "a range of days (2026-06-15/2026-07-14)",
-}
 _PERIOD = (
     "The period this bill is for: 2026-06 (month), 2026-Q2, 2026, 2026-W23, 2026-06-15 or "
     "2026-06-15/2026-07-14. Take it from the user or the contract; never invent one."
@@ -330,7 +322,7 @@ def select_tools(
 
 
 def _narrowed(tool: Tool, period_kinds: tuple[str, ...]) -> Tool:
-    allowed = [text for kind, text in _PERIOD_EXAMPLES.items() if kind in period_kinds]
+    allowed = [text for kind, text in EXAMPLES.items() if kind in period_kinds]
     if tool.name is not ToolName.CHARGE or not allowed:
         return tool
     text = (

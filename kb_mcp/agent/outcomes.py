@@ -57,9 +57,9 @@ class ToolNotGrantedError(Exception):
 class RateLimitedError(Exception):
     """Too many requests, and nothing was done; wait `retry_after_s` seconds where it is known."""
 
-    def __init__(self, message: str, retry_after_s: int | None) -> None:
+    def __init__(self, retry_after_s: int | None) -> None:
         """Say it in words, with the wait in seconds."""
-        super().__init__(message)
+        super().__init__(wording.RATE_LIMITED)
         self.retry_after_s = retry_after_s
 
 
@@ -218,7 +218,7 @@ def raise_if_nothing_sent(reply: Reply) -> None:
     if reply.status == 429:
         wait = reply.headers.get("retry-after", "")
         seconds = int(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else None
-        raise RateLimitedError(wording.RATE_LIMITED, seconds)
+        raise RateLimitedError(seconds)
     if says_nothing_sent(reply):
         raise ProxyUnavailableError(reply.text("message") or wording.UNAVAILABLE)
 

@@ -23,7 +23,7 @@ from kb_mcp.agent.outcomes import (
     status_of,
 )
 from kb_mcp.agent.results import ChargeStatusResult, ShownRefund
-from kb_mcp.periods import PeriodError, parse_period
+from kb_mcp.periods import find_period
 
 # What matters most about a bill, first: a charge that exists outweighs earlier attempts.
 _TELLING: Final = ("succeeded", "unknown", "reserved", "awaiting_approval", "failed", "voided")
@@ -140,19 +140,12 @@ def not_readable(reply: Reply) -> ChargeStatusResult:
 
 def contradicts(found: ChargeStatusResult, asked: ChargeStatusArguments) -> bool:
     """Say whether a charge is of another customer or period than was asked for beside its id."""
+    period = find_period(found.billing_period)
     customers = found.customer_id, asked.customer_id
-    periods = _label(found.billing_period), asked.billing_period
+    periods = period and period.label, asked.billing_period
     return found.found and any(
         None not in (known, wanted) and known != wanted for known, wanted in (customers, periods)
     )
-
-
-def _label(period: str | None) -> str | None:
-    """Return the canonical form of a charge's own period; of one that cannot be read, None."""
-    try:
-        return None if period is None else parse_period(period).label
-    except PeriodError:
-        return None
 
 
 def _when(seconds: int | None) -> str | None:

@@ -22,7 +22,7 @@ from kb_mcp.instants import day_of
 from kb_mcp.money import Money
 from kb_mcp.operators.actions.operations import NotDone, lost_attempt
 from kb_mcp.operators.reports.reconcile import Item
-from kb_mcp.periods import Period, PeriodError, parse_period, period_from_description
+from kb_mcp.periods import Period, find_period, parse_period, period_from_description
 from kb_mcp.proxy.ledger.records import (
     Attempt,
     AttemptOutcome,
@@ -64,11 +64,9 @@ def period_of(charge: Item, period_from: str) -> Period | NotDone | None:
     texts = [metadata.get("billing_period")] if ours else []
     if period_from.startswith("metadata:"):
         texts.append(metadata.get(period_from.removeprefix("metadata:")))
-    for text in texts:
-        try:
-            return parse_period(text or "")
-        except PeriodError:
-            continue
+    found = next(filter(None, map(find_period, texts)), None)
+    if found is not None:
+        return found
     if described is not None and (ours or period_from == "description"):
         return described
     if period_from == "none" or (ours and "billing_period" not in metadata):
