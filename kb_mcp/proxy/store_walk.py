@@ -28,7 +28,7 @@ from kb_mcp.proxy.rules.outcomes.matching import (
     lost_among,
 )
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stripe.json_objects import mark_of, marks, object_names
+from kb_mcp.proxy.stripe.evidence import mark_of, marks, object_names
 from kb_mcp.proxy.stripe.reader import Missing, Pages, StripeReads, Unread
 
 HOUR_MS = 3_600_000

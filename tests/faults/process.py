@@ -17,12 +17,12 @@ from typing_extensions import override
 from kb_mcp.proxy.access.authorize import Rates
 from kb_mcp.proxy.answers import Answers, Reads
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
-from kb_mcp.proxy.finished_bills import RefundWatch
 from kb_mcp.proxy.governor import AbandonedIntents, Governor, Waiters
 from kb_mcp.proxy.ledger.clock import StoreClock
+from kb_mcp.proxy.ledger.records import OperationId, State
 from kb_mcp.proxy.ledger.snapshot import StoreSettings
 from kb_mcp.proxy.read_first import ChargeReads, InvoiceReads
-from kb_mcp.proxy.recovery import Pass, Recovery
+from kb_mcp.proxy.recovery import Recovery, RefundWatch
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.database import SqliteDatabase
@@ -166,7 +166,7 @@ class Process:
         task.add_done_callback(self.tasks.discard)
         return task
 
-    async def recover(self) -> Pass:
+    async def recover(self) -> dict[OperationId, State]:
         """Find out what nobody recorded, and whether refunds of reopened bills still hold."""
         found = await self.recovery.run()
         await self.watch.run(self.clock.now())

@@ -71,7 +71,7 @@ class Hands:
         self._stripe = stripe
         self.host_off_ms = 0
         self.clock = in_process.proxy.store.clock
-        now = self.clock.host_ms  # noqa: SLF001 - what the machine would say
+        now = self.clock.host_ms
         self.clock.host_ms = self.clock._plain_ms = (  # noqa: SLF001 - and what it says here
             lambda: now() + self._stripe.passed_ms + self.host_off_ms
         )

@@ -58,8 +58,16 @@ from kb_mcp.proxy.rules.outcomes.resolve import (
     unowned_twins,
 )
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.evidence import Ending, Made, customer_of, prove_object
-from kb_mcp.proxy.stripe.json_objects import created_ms, mark_of, marks, object_id
+from kb_mcp.proxy.stripe.evidence import (
+    Ending,
+    Made,
+    created_ms,
+    customer_of,
+    mark_of,
+    marks,
+    object_id,
+    prove_object,
+)
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 from kb_mcp.proxy.stripe.reader import Found, GivenBack, Missing, StripeReads, Unread, read_refund
 

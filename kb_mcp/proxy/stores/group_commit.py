@@ -12,6 +12,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from typing_extensions import override
@@ -19,6 +20,7 @@ from typing_extensions import override
 from kb_mcp.proxy.audit.chain import Journal
 from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.ledger.clock import MARK_EVERY_MS, StoreClock, StoredTime, Told
+from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
@@ -161,7 +163,7 @@ class StoreLedger(Ledger):
         self._sealer = parts.sealer
         self._journal = parts.journal
         self._heads = parts.heads
-        self._owner = parts.owner
+        self._gone = partial(gone_owners, mine=parts.owner)
         self._queries = load_queries(engine)
         self._marked = 0  # the store's high-water mark, as this transaction read it
         self._told = Told(0, 0)  # the time, as this transaction was told it

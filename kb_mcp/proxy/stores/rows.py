@@ -17,7 +17,6 @@ from msgspec.structs import astuple
 from kb_mcp.instants import day_of
 from kb_mcp.proxy.audit.chain import AUDIT_COLUMNS
 from kb_mcp.proxy.ledger.counts import Delivery, Stopped
-from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.records import (
     Approval,
     Attempt,
@@ -40,6 +39,8 @@ from kb_mcp.proxy.ledger.windows import windows_of
 
 Row = Any  # a driver's own row: maps column names to values
 Seal = Callable[[bytes, str], bytes]
+GoneOwners = Callable[[Iterable[str]], frozenset[str]]
+"""Says which owners of leases are known to be gone."""
 
 # table -> (record, primary key), in the order in which rows refer to each other
 KEYED: Mapping[str, tuple[type[Struct], tuple[str, ...]]] = {
@@ -253,8 +254,10 @@ def shown_by(snapshot: Snapshot, refs: Refs) -> dict[str, list[Any]]:
     return {name: ids for name, ids in wanted.items() if ids}
 
 
-def add_rows(snapshot: Snapshot, name: str, rows: Iterable[Row], unseal: Seal, owner: str) -> None:
-    """Put the rows of the query called `name` into `snapshot`; `owner` leases for this process.
+def add_rows(
+    snapshot: Snapshot, name: str, rows: Iterable[Row], unseal: Seal, gone: GoneOwners
+) -> None:
+    """Put the rows of the query called `name` into `snapshot`; `gone` says who leases no more.
 
     Raises: SealBrokenError.
     """
@@ -264,7 +267,7 @@ def add_rows(snapshot: Snapshot, name: str, rows: Iterable[Row], unseal: Seal, o
                 operation = operation_of(row, unseal)
                 snapshot.operations[operation.id] = operation
                 if operation.lease_owner is not None:
-                    snapshot.gone_owners |= gone_owners((operation.lease_owner,), owner)
+                    snapshot.gone_owners |= gone((operation.lease_owner,))
             case "attempts" | "attempts_of":
                 attempt = attempt_of(row, unseal)
                 snapshot.attempts[attempt.operation_id, attempt.number] = attempt

@@ -164,14 +164,7 @@ def build_store(
 
     Raises: BindingError, SettingsError, LedgerUnavailableError.
     """
-    turned, base_ms = wanted.turned, engine.base_ms
-    clock = StoreClock(
-        lambda: base_ms() + engine.offset_ms + turned.offset_ms,
-        lambda: base_ms() + turned.offset_ms,
-        boottime_ms,
-        followed=lambda: turned.followed,
-        boot_id=boot_id(),
-    )
+    clock = _clock(wanted.turned, engine)
     node, chain_key = process_name(wanted.settings.node_id), derive_key(master, "audit")
     owner = this_process(node)
     sealer = Sealer(derive_key(master, "answers"), random_bytes)
@@ -204,6 +197,16 @@ def build_store(
         behind=behind,
         engine=engine,
         watch=watch,
+    )
+
+
+def _clock(turned: Turned, engine: Engine) -> StoreClock:
+    return StoreClock(
+        lambda: engine.base_ms() + engine.offset_ms + turned.offset_ms,
+        lambda: engine.base_ms() + turned.offset_ms,
+        boottime_ms,
+        followed=lambda: turned.followed,
+        boot_id=boot_id(),
     )
 
 

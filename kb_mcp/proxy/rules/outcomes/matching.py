@@ -25,9 +25,17 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.snapshot import KnownObjects, Snapshot
 from kb_mcp.proxy.rules.operation_names import asked_by, columns_of
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
-from kb_mcp.proxy.stripe.evidence import Made, customer_of, prove_object
+from kb_mcp.proxy.stripe.evidence import (
+    Made,
+    created_ms,
+    customer_of,
+    mark_of,
+    marks,
+    object_id,
+    object_names,
+    prove_object,
+)
 from kb_mcp.proxy.stripe.interpret import fingerprint
-from kb_mcp.proxy.stripe.json_objects import created_ms, mark_of, marks, object_id, object_names
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 
 Item = Mapping[str, Any]

@@ -76,7 +76,7 @@ class PostgresLedger(StoreLedger):
         self._keys = CommittedReader(database, "keys_with_lineages", "id", key_with_lineage)
         self._grants = CommittedReader(database, "issuers", "issuer", lambda row: Grant(**row))
         self._loader = PostgresLoader(
-            self._queries, parts.sealer.unseal, parts.owner, parts.journal.node
+            self._queries, parts.sealer.unseal, self._gone, parts.journal.node
         )
         self._known: OrderedDict[OperationId, tuple[str, LineageId]] = OrderedDict()
         self._stopped = Event()

@@ -27,6 +27,7 @@ from kb_mcp.proxy.stores.rows import (
     COLUMNS,
     COUNT_UP,
     TABLES,
+    GoneOwners,
     Seal,
     add_rows,
     changed,
@@ -166,11 +167,11 @@ _GUARDS: Sequence[tuple[str, Callable[[Any], Lock]]] = (
 
 @dataclass(frozen=True, slots=True)
 class PostgresLoader:
-    """Locks and loads with named queries; `owner` is the lease name of this process."""
+    """Locks and loads with named queries; `gone` says which owners lease no more."""
 
     queries: Mapping[str, str]
     unseal: Seal
-    owner: str
+    gone: GoneOwners
     node: str
 
     def lock_and_load(
@@ -236,7 +237,7 @@ class PostgresLoader:
 
     def _add(self, snapshot: Snapshot, rows: Rows) -> None:
         for name in rows:
-            add_rows(snapshot, name, rows[name], self.unseal, self.owner)
+            add_rows(snapshot, name, rows[name], self.unseal, self.gone)
 
 
 def _arguments(name: str, ids: list[Any], now: int) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class SqliteLedger(StoreLedger):
         return self._writer.execute(self._queries[name], as_json(values)).fetchall()
 
     def _add(self, snapshot: Snapshot, name: str, **values: Any) -> None:
-        add_rows(snapshot, name, self._rows(name, **values), self._sealer.unseal, self._owner)
+        add_rows(snapshot, name, self._rows(name, **values), self._sealer.unseal, self._gone)
 
     def _save(self, snapshot: Snapshot) -> None:
         """Write what `snapshot` changed, inside the transaction that loaded it.
