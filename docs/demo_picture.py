@@ -18,7 +18,7 @@ from rich.terminal_theme import TerminalTheme
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kb_mcp.demo.stage import run_demo
+from kb_mcp.demo.scenarios import run_demo
 
 FOLDER = Path(__file__).parent / "pictures"
 # A page of the repository fetches nothing: the reader's own monospace font is used.

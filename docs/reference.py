@@ -169,7 +169,7 @@ def commands() -> str:
         "for failed, or a check found something; 2: wrong usage or settings.\n",
     ]
     for path, command in _walk("kb-mcp", main):
-        context = click.Context(command, info_name=path)
+        context = click.Context(command, info_name=path, show_default=True)
         lines += [f"## `{path}`\n", *_help(command), ""]
         options = [each.get_help_record(context) for each in command.params]
         shown = [record for record in options if record]

@@ -109,7 +109,9 @@ def group(name: str, example: str) -> click.Group:
     return click.Group(name, help=f"{_HELP[name]}\n\nExample: kb-mcp {name} {example}")
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(package_name="kb-mcp-billing", message="%(package)s %(version)s")
 def main() -> None:
     """Charge through Stripe exactly once, within caps, from AI agents.

@@ -37,8 +37,10 @@ from kb_mcp.proxy.audit.chain import (
     verify_audit,
 )
 
-COLUMNS = ("time", "kind", "decision", "code", "key_id", "agent_id", "subject", "method", "path",
-           "customer_id", "amount", "currency", "operation_id", "object_id", "note")  # fmt: skip
+COLUMNS = (
+    "time kind decision code key_id agent_id subject method path customer_id amount currency "
+    "operation_id object_id note"
+)
 TAIL_FIRST = 10
 TAIL_EVERY_S = 1
 FORMS = ("jsonl", "csv", "ecs")

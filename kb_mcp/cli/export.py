@@ -26,9 +26,9 @@ def _tools(text: str) -> frozenset[ToolName]:
 
 @click.command()
 @click.argument("target", type=click.Choice((*FILE_NAMES, "all")), default="all")
-@click.option("--tools", default="charge,charge_status,refund", show_default=True,
+@click.option("--tools", default="charge,charge_status,refund",
               callback=read_by(_tools), help="Which tools, separated by commas.")  # fmt: skip
-@click.option("--confirmation", type=click.Choice(["on", "off"]), default="on", show_default=True,
+@click.option("--confirmation", type=click.Choice(["on", "off"]), default="on",
               help="Whether Bedrock asks its user before a charge or a refund.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               help="Write files into this folder, or compare with them.")  # fmt: skip

@@ -31,7 +31,7 @@ from kb_mcp.serving.machine import random_bytes
 # A revocation waits this long for sends under way; a send ends within the upstream timeout.
 REVOKE_WAIT_S = 30
 POLICY_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-COLUMNS = ("id", "role", "mode", "label", "agent", "expires_at", "state", "last_used_at")
+COLUMNS = "id role mode label agent expires_at state last_used_at"
 # What may be given once for each currency.
 _amount = partial(click.option, metavar="AMOUNT", multiple=True)
 keys = group("keys", "issue --role billing --daily-cap 10000.00usd")
@@ -156,7 +156,7 @@ async def unfreeze(opened: OpenStore, *, key_id: str, reason: str) -> None:
 @keys.command()
 @key_argument
 @click.option("--overlap", "overlap_ms", callback=read_by(parse_duration), default="24h",
-              show_default=True, help="How long the old key still serves.")  # fmt: skip
+              help="How long the old key still serves.")  # fmt: skip
 @in_store("keys rotate abc123def456 --overlap 1h")
 async def rotate(opened: OpenStore, *, key_id: str, overlap_ms: int) -> None:
     """Issue the successor of a key: same policy, same caps in use. Its token is shown once."""
@@ -221,7 +221,7 @@ async def _show_minted(opened: OpenStore, minted: Minted, replaces: str | None =
 
 
 AMOUNTS = ("cap", "settled", "reserved", "left")
-SPEND_COLUMNS = ("key_id", "scope", "window", "window_start", *AMOUNTS)
+SPEND_COLUMNS = f"key_id scope window window_start {' '.join(AMOUNTS)}"
 
 
 @click.command()

@@ -153,34 +153,32 @@ async def open_proxy(
             sandbox.close()
 
 
-Opened = TypeVar("Opened", bound=OpenStore)
 Work = Callable[..., Awaitable[None]]
-Opening = Callable[[Settings, Output], AbstractAsyncContextManager[Opened]]
+Opening = Callable[[Settings, Output], AbstractAsyncContextManager[OpenStore]]
+leniently: Opening = partial(open_ledger, lenient=True)
 
 
 def in_store(
-    line: str, *, lenient: bool = False, json: bool = True
+    line: str, opening: Opening = open_ledger, *, json: bool = True
 ) -> Callable[[Work], Callable[..., None]]:
-    """Run a command on what `open_ledger` opens; `line` is its example, `json` adds `--json`."""
-    return partial(_on, partial(open_ledger, lenient=lenient), line, json)
+    """Run a command on what `opening` opens; `line` is its example, `json` adds `--json`."""
+
+    def decorate(work: Work) -> Callable[..., None]:
+        @example(line)
+        @wraps(work)
+        def run(*args: object, as_json: bool = False, **options: object) -> None:
+            async def opened() -> None:
+                async with opening(load_settings(), Output(as_json)) as found:
+                    await work(found, *args, **options)
+
+            asyncio.run(opened())
+
+        return json_option(run) if json else run
+
+    return decorate
 
 
-def at_stripe(line: str, *, json: bool = True) -> Callable[[Work], Callable[..., None]]:
-    """Run a command on what `open_proxy` opens, as `in_store` does."""
-    return partial(_on, open_proxy, line, json)
-
-
-def _on(opening: Opening[Opened], line: str, json: bool, work: Work) -> Callable[..., None]:  # noqa: FBT001 bound by name above
-    @example(line)
-    @wraps(work)
-    def run(*args: object, as_json: bool = False, **options: object) -> None:
-        async def opened() -> None:
-            async with opening(load_settings(), Output(as_json)) as found:
-                await work(found, *args, **options)
-
-        asyncio.run(opened())
-
-    return json_option(run) if json else run
+at_stripe = partial(in_store, opening=open_proxy)
 
 
 def demand(outcome: T | NotDone) -> T:

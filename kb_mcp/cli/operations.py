@@ -22,8 +22,7 @@ from kb_mcp.proxy.stripe.messages import Answered, UpstreamRequest
 from kb_mcp.serving.machine import boottime_ms
 
 STATES = ("reserved", "unknown", "awaiting_approval", "succeeded", "failed", "voided")
-COLUMNS = ("id", "kind", "state", "customer_id", "billing_period", "amount", "currency",
-           "charge_id", "code", "created_at")  # fmt: skip
+COLUMNS = "id kind state customer_id billing_period amount currency charge_id code created_at"
 INTENTS = "POST /v1/payment_intents"
 _operation = click.argument("operation_id", metavar="ID")
 
@@ -147,15 +146,7 @@ async def cancel(opened: OpenProxy, *, operation_id: str) -> None:
     if operation.state is not State.SUCCEEDED or operation.final or not operation.object_id:
         why = f"operation {operation.id} is {operation.state.value}: nothing to cancel"
         raise Failure(why, "Only intents that are not final yet can be cancelled.")
-    await _cancel_intent(opened, operation)
-    after = await opened.proxy.recovery.resolve_one(operation.id)
-    if after is None or after.state is State.SUCCEEDED:
-        raise Failure(f"{operation.object_id} was not cancelled; it may have gone through")
-    opened.out.record(await opened.views.operation(operation_id))
-
-
-async def _cancel_intent(opened: OpenProxy, operation: Operation) -> None:
-    """Post the cancellation: it can release money, never move it. Its audit row comes first."""
+    # It can release money, never move it. Its audit row comes first.
     await note(opened.store.ledger, By(OPERATOR).row("cancel", operation))
     request = UpstreamRequest(
         method="POST",
@@ -167,6 +158,10 @@ async def _cancel_intent(opened: OpenProxy, operation: Operation) -> None:
     answer = await opened.proxy.upstream.send(request, deadline_ms=boottime_ms() + 10_000)
     if not isinstance(answer, Answered) or answer.status >= 500:
         raise Failure("Stripe did not answer the cancellation", "Run the command again.")
+    after = await opened.proxy.recovery.resolve_one(operation.id)
+    if after is None or after.state is State.SUCCEEDED:
+        raise Failure(f"{operation.object_id} was not cancelled; it may have gone through")
+    opened.out.record(await opened.views.operation(operation_id))
 
 
 @operations.command()

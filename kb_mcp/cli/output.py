@@ -184,15 +184,16 @@ class Output:
         else:
             click.echo(said)
 
-    def list(self, records: Sequence[Any], columns: Sequence[str], empty: str) -> None:
+    def list(self, records: Sequence[Any], columns: str, empty: str) -> None:
         """Print records: an array of objects, or a table of `columns`; `empty` where none are."""
         if self.as_json:
             self.json(list(records))
         elif not records:
             click.echo(empty)
         else:
-            rows = [[cell(record.get(name)) for name in columns] for record in records]
-            _print_table([name.replace("_", " ") for name in columns], rows)
+            names = columns.split()
+            rows = [[cell(record.get(name)) for name in names] for record in records]
+            _print_table([name.replace("_", " ") for name in names], rows)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Print one record: an object, or a line for each field that has a value."""

@@ -59,7 +59,7 @@ async def operator_list(opened: OpenStore) -> None:
         for each in opened.store_admin.operators()
     ]
     empty = "None but the holder of KEYBRAKE_ADMIN_TOKEN."
-    opened.out.list(found, ("name", "created_at"), empty)
+    opened.out.list(found, "name created_at", empty)
 
 
 @operators.command("remove")
@@ -74,7 +74,7 @@ async def operator_remove(opened: OpenStore, *, name: str) -> None:
     click.echo(f"Removed {name}.")
 
 
-GRANT_COLUMNS = ("id", "issuer", "match", "key_id", "label", "created_at")
+GRANT_COLUMNS = "id issuer match key_id label created_at"
 grants = group("grants", "list")
 
 
@@ -120,9 +120,10 @@ async def grant_remove(opened: OpenStore, *, grant_id: str) -> None:
     opened.out.done({**grant_record(grant), **counts}, said)
 
 
-APPROVAL_COLUMNS = ("id", "state", "endpoint", "customer_id", "billing_period", "reference",
-                    "charge_id", "invoice_id", "amount", "currency", "payment_method", "key_id",
-                    "expires_at", "blocked_by")  # fmt: skip
+APPROVAL_COLUMNS = (
+    "id state endpoint customer_id billing_period reference charge_id invoice_id amount currency "
+    "payment_method key_id expires_at blocked_by"
+)
 _approval = click.argument("approval_id", metavar="ID")
 approvals = group("approvals", "list")
 

@@ -32,15 +32,16 @@ from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.reader import Found, Unread
 from kb_mcp.serving.machine import new_id
 
-CHARGE_COLUMNS = ("kind", "charge_id", "status", "amount", "currency", "customer_id", "description",
-                  "created_at", "marked")  # fmt: skip
-OPERATION_COLUMNS = ("id", "state", "amount", "currency", "customer_id", "billing_period",
-                     "charge_id", "created_at")  # fmt: skip
-DIFFERENCE_COLUMNS = ("operation_id", "charge_id", "field", "ledger", "stripe")
 TABLES = {
-    "missing_operations": ("Charges that the ledger lacks:", CHARGE_COLUMNS),
-    "missing_charges": ("Operations whose charge Stripe lacks:", OPERATION_COLUMNS),
-    "differing": ("Differences:", DIFFERENCE_COLUMNS),
+    "missing_operations": (
+        "Charges that the ledger lacks:",
+        "kind charge_id status amount currency customer_id description created_at marked",
+    ),
+    "missing_charges": (
+        "Operations whose charge Stripe lacks:",
+        "id state amount currency customer_id billing_period charge_id created_at",
+    ),
+    "differing": ("Differences:", "operation_id charge_id field ledger stripe"),
 }
 
 
@@ -56,7 +57,7 @@ async def recover(opened: OpenProxy) -> None:
     records = [
         {"operation_id": operation_id, "state": state.value} for operation_id, state in done.items()
     ]
-    opened.out.list(records, ("operation_id", "state"), "Nothing was due.")
+    opened.out.list(records, "operation_id state", "Nothing was due.")
 
 
 @click.command()
@@ -124,8 +125,7 @@ async def _missing(opened: OpenProxy, outcome: Reconciliation) -> list[Record]:
 
 
 LOOK_BACK_MS = 25 * 3_600_000
-COLUMNS = ("charge_id", "adopted", "operation_id", "customer_id", "billing_period", "amount",
-           "currency", "created_at", "why")  # fmt: skip
+COLUMNS = "charge_id adopted operation_id customer_id billing_period amount currency created_at why"
 _PERIOD_FROM = re.compile(r"description|created|none|metadata:[A-Za-z0-9_ -]{1,40}")
 
 
@@ -137,7 +137,7 @@ def _period_from(text: str) -> str:
 
 @click.command()
 @click.option("--since", required=True, help="A date, time or age: 2026-06-01, 90d.")
-@click.option("--period-from", default="description", show_default=True,
+@click.option("--period-from", default="description",
               callback=read_by(_period_from), metavar="description|metadata:NAME|created|none",
               help="Where a charge says which period it is for. What says none is adopted only "
                    "with `created` (the month of its creation) or `none`.")  # fmt: skip

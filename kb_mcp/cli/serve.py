@@ -17,18 +17,16 @@ PORT = click.IntRange(0, 65_535)
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where agents reach it.")
-@click.option("--port", type=PORT, default=8787, show_default=True, help="0 takes a free one.")
-@click.option("--admin-host", default="127.0.0.1", show_default=True,
-              help="Where operators reach it.")  # fmt: skip
-@click.option("--admin-port", type=PORT, default=8786, show_default=True,
-              help="0 turns the operators' listener off.")  # fmt: skip
-@click.option("--sandbox-port", type=PORT, default=8788, show_default=True,
+@click.option("--host", default="127.0.0.1", help="Where agents reach it.")
+@click.option("--port", type=PORT, default=8787, help="0 takes a free one.")
+@click.option("--admin-host", default="127.0.0.1", help="Where operators reach it.")
+@click.option("--admin-port", type=PORT, default=8786, help="0 turns the operators' listener off.")
+@click.option("--sandbox-port", type=PORT, default=8788,
               help="Where the sandbox listens while there is no Stripe key.")  # fmt: skip
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
+@click.option("--workers", type=click.IntRange(min=1), default=1,
               help="Processes on the agents' address.")  # fmt: skip
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
-              show_default=True, help="How logs are written to stderr.")  # fmt: skip
+              help="How logs are written to stderr.")  # fmt: skip
 @click.option("--worker-socket", type=int, hidden=True)
 @example("up --port 8787")
 def up(*, log_format: Literal["text", "json"], worker_socket: int | None, **addresses: Any) -> None:
@@ -67,8 +65,8 @@ def mcp() -> None:
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens.")
-@click.option("--port", type=PORT, default=8788, show_default=True, help="0 takes a free one.")
+@click.option("--host", default="127.0.0.1", help="Where it listens.")
+@click.option("--port", type=PORT, default=8788, help="0 takes a free one.")
 @click.option("--state", type=click.Path(dir_okay=False, path_type=Path),
               help="Keep its objects in this file; without it, in memory.")  # fmt: skip
 @example("sandbox --port 8788 --state sandbox.db")
@@ -98,6 +96,6 @@ def demo() -> None:
     """Replay three ways in which agents charge twice, without kb-mcp and with it."""
     from rich.console import Console
 
-    from kb_mcp.demo.stage import run_demo
+    from kb_mcp.demo.scenarios import run_demo
 
     raise click.exceptions.Exit(run_demo(Console()))

@@ -21,7 +21,7 @@ from kb_mcp.cli.opening import (
     at_stripe,
     demand,
     in_store,
-    open_ledger,
+    leniently,
 )
 from kb_mcp.cli.output import Output, WrongUse, example
 from kb_mcp.environment import SQLITE
@@ -45,7 +45,7 @@ settings = group("settings", "set account_daily_cap 50000.00usd")
 
 
 @settings.command()
-@in_store("settings show --json", lenient=True)
+@in_store("settings show --json", leniently)
 async def show(opened: OpenStore) -> None:
     """Show what the store holds."""
     opened.out.record(_record(_held(opened)))
@@ -54,7 +54,7 @@ async def show(opened: OpenStore) -> None:
 @settings.command("set")
 @click.argument("name", type=click.Choice(tuple(_TAKEN_UP)))
 @click.argument("value")
-@in_store("settings set account_daily_cap 50000.00usd,40000.00eur", lenient=True)
+@in_store("settings set account_daily_cap 50000.00usd,40000.00eur", leniently)
 async def set_(opened: OpenStore, *, name: str, value: str) -> None:
     """Set one setting; VALUE is a cap (or several, or none), or a number of seconds."""
     fact, text = _fact(name, value)
@@ -114,7 +114,7 @@ async def foreign_lineage(opened: OpenProxy, *, lineage: str) -> None:
 
 
 @settings.command("confirm-clock")
-@in_store("settings confirm-clock", lenient=True)
+@in_store("settings confirm-clock", leniently)
 async def confirm_clock(opened: OpenStore) -> None:
     """Confirm that this host's clock is right, when it differs from Stripe's or the store's.
 
@@ -184,7 +184,7 @@ def migrate(*, source: str | None, grant_to: str | None) -> None:
 
 
 async def _schema(settings: Settings) -> int:
-    async with open_ledger(settings, Output(), lenient=True) as opened:
+    async with leniently(settings, Output()) as opened:
         return opened.store_admin.database.schema()
 
 

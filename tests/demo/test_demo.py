@@ -13,8 +13,7 @@ import pytest
 from rich.console import Console
 
 from kb_mcp.demo.machines import DemoError, running
-from kb_mcp.demo.scenarios import Row
-from kb_mcp.demo.stage import print_verdict
+from kb_mcp.demo.scenarios import Row, print_verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 
