@@ -17,46 +17,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kb_mcp.instants import day_of, parse_duration, rfc3339
-from kb_mcp.operators.actions.grants import NewGrant, add_grant, remove_grant
-from kb_mcp.operators.actions.keys import (
-    clean_reason,
-    issue_key,
-    read_new_key,
-    revoke_key,
-    rotate_key,
-    unfreeze_key,
-)
-from kb_mcp.operators.actions.operations import (
-    By,
-    Done,
-    NotDecided,
-    NotDone,
-    Reopening,
-    Verdict,
-    decide_approval,
-    reset_declines,
-)
+from kb_mcp.operators import requests
+from kb_mcp.operators.actions import grants, keys, operations
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.operators.reports.views import Views
-from kb_mcp.operators.requests import (
-    APPROVAL_STATES,
-    AUDIT_FILTERS,
-    OPERATION_FILTERS,
-    OVERLAP_DEFAULT,
-    Amount,
-    InputError,
-    Reason,
-    Text,
-    in_field,
-    invalid,
-    operation_filters,
-    read_arguments,
-    read_choice,
-    read_limit,
-    read_object,
-    read_past,
-    read_query,
-)
+from kb_mcp.operators.requests import OVERLAP_DEFAULT, Amount, InputError, Reason, Text, invalid
 from kb_mcp.operators.sign_in import Access
 from kb_mcp.proxy.access.tokens import Minted
 from kb_mcp.proxy.edge.records import Record, Spend, grant_record
@@ -108,19 +73,19 @@ class Acts:
             about = await self.views.key(named)
         elif path.startswith("/operations/"):
             about = await self.views.raw_operation(named)
-        return await act(about, operator, **read_arguments(act, said))
+        return await act(about, operator, **requests.read_arguments(act, said))
 
     async def issue(self, _: str, operator: str, /, **said: Any) -> Record:
         """Issue a key by the fields of a `KeyRequest`; this record alone holds its token."""
         ledger = self.views.ledger
-        wanted = read_new_key(said, self.views.mode, self.views.now_ms())
-        _key, minted = await issue_key(ledger, wanted, self.random_bytes, operator)
+        wanted = keys.read_new_key(said, self.views.mode, self.views.now_ms())
+        _key, minted = await keys.issue_key(ledger, wanted, self.random_bytes, operator)
         return await self._minted(minted)
 
     async def revoke(self, key: Record, operator: str, *, reason: Reason | None = None) -> Record:
         """Revoke a key, and say how many of its sends were under way."""
-        ledger, records, why = self.views.ledger, self.views.records, clean_reason(reason)
-        counts = await revoke_key(ledger, records, key["id"], why, operator, REVOKE_WAIT_S)
+        ledger, records, why = self.views.ledger, self.views.records, keys.clean_reason(reason)
+        counts = await keys.revoke_key(ledger, records, key["id"], why, operator, REVOKE_WAIT_S)
         return await self.views.key(key["id"]) | counts
 
     async def unfreeze(self, key: Record, operator: str, *, reason: Reason) -> Record:
@@ -128,14 +93,14 @@ class Acts:
         why = _reason(reason, "Say why the key is unfrozen.")
         if key["frozen_at"] is None:
             raise InputError(409, "key_not_frozen", f"Vault key {key['id']} is not frozen.")
-        await unfreeze_key(self.views.ledger, key["id"], why, operator)
+        await keys.unfreeze_key(self.views.ledger, key["id"], why, operator)
         return await self.views.key(key["id"])
 
     async def rotate(self, key: Record, operator: str, *, overlap: str = OVERLAP_DEFAULT) -> Record:
         """Mint a successor; this record alone holds its token."""
-        overlap_ms = in_field("overlap", parse_duration, overlap)
+        overlap_ms = requests.in_field("overlap", parse_duration, overlap)
         ledger, chance = self.views.ledger, self.random_bytes
-        _, minted = await rotate_key(ledger, key["id"], overlap_ms, chance, operator)
+        _, minted = await keys.rotate_key(ledger, key["id"], overlap_ms, chance, operator)
         return await self._minted(minted)
 
     async def grant(
@@ -153,13 +118,15 @@ class Acts:
             # As `CLAIM=VALUE` it would be read as another, shorter claim.
             raise invalid("match", "A claim whose name holds an equals sign cannot be matched.")
         claims = [f"{name}={value}" for name, value in match.items()]
-        wanted = NewGrant(issuer, claims, key_id, clean_reason(label))
-        return grant_record(await add_grant(self.views.ledger, wanted, self.random_bytes, operator))
+        wanted = grants.NewGrant(issuer, claims, key_id, keys.clean_reason(label))
+        ledger, chance = self.views.ledger, self.random_bytes
+        return grant_record(await grants.add_grant(ledger, wanted, chance, operator))
 
     async def remove_grant(self, grant_id: str, operator: str) -> Record:
         """Remove a grant, and say how many sends of its key were under way."""
         ledger, records = self.views.ledger, self.views.records
-        grant, counts = await remove_grant(ledger, records, grant_id, operator, REVOKE_WAIT_S)
+        by = (operator, REVOKE_WAIT_S)
+        grant, counts = await grants.remove_grant(ledger, records, grant_id, *by)
         return grant_record(grant) | counts
 
     async def resolve(
@@ -172,11 +139,11 @@ class Acts:
         reason: Reason | None = None,
     ) -> Record:
         """Say what became of an unknown operation: the object it made, or that it made none."""
-        object_id, why = clean_reason(succeeded), clean_reason(reason)
+        object_id, why = keys.clean_reason(succeeded), keys.clean_reason(reason)
         if (object_id is None) != void:
             message = "Give either the object that was made, or void with a reason."
             raise invalid("succeeded", message)
-        by = By(operator, _reason(reason or "") if void else why)
+        by = operations.By(operator, _reason(reason or "") if void else why)
         return await self._done(await self.stripe.resolve(operation, object_id, by))
 
     async def reopen(
@@ -193,24 +160,25 @@ class Acts:
         `amount` (minor units) is for another amount than before. `waived` says that it is not
         refunded: it stays charged, and only a suspicion is waived.
         """
-        by, wanted = By(operator, _reason(reason)), Reopening(amount, release)
+        by, wanted = operations.By(operator, _reason(reason)), operations.Reopening(amount, release)
         outcome = await self.stripe.reopen(operation, by, wanted)
-        waived = isinstance(outcome, Done) and outcome.operation.waived and not release
+        waived = isinstance(outcome, operations.Done) and outcome.operation.waived and not release
         return await self._done(outcome) | {"waived": waived}
 
     async def reset(self, operation: Operation, operator: str) -> Record:
         """Start the count of declines of a bill anew."""
-        declines = await reset_declines(self.views.ledger, operation, By(operator))
+        by = operations.By(operator)
+        declines = await operations.reset_declines(self.views.ledger, operation, by)
         return {"id": operation.id, "declines_forgotten": declines}
 
     async def _minted(self, minted: Minted) -> Record:
         return await self.views.key(minted.id) | {"token": minted.token}
 
-    async def _decide(self, verdict: Verdict, approval_id: str, operator: str) -> Record:
+    async def _decide(self, verdict: operations.Verdict, approval_id: str, operator: str) -> Record:
         # An id that does not print is nobody's, and PostgreSQL does not take a NUL.
         wanted = approval_id if approval_id.isprintable() else ""
-        decided = await decide_approval(self.views.ledger, wanted, verdict, operator)
-        if not isinstance(decided, NotDecided):
+        decided = await operations.decide_approval(self.views.ledger, wanted, verdict, operator)
+        if not isinstance(decided, operations.NotDecided):
             return (await self.views.approvals(1, approval_id=approval_id))[0]
         if decided.why == "missing":
             raise InputError(404, "approval_unknown", "There is no approval with this id.")
@@ -218,8 +186,8 @@ class Acts:
         message = f"This approval is not pending any more: it is {decided.why}{by}."
         raise InputError(409, "approval_not_pending", message)
 
-    async def _done(self, outcome: Done | NotDone) -> Record:
-        if isinstance(outcome, NotDone):
+    async def _done(self, outcome: operations.Done | operations.NotDone) -> Record:
+        if isinstance(outcome, operations.NotDone):
             message = ". ".join(filter(None, [outcome.why, outcome.hint]))
             raise InputError(409, "operation_state", message)
         return await self.views.operation(outcome.operation.id)
@@ -227,31 +195,34 @@ class Acts:
 
 async def _spend(views: Views, query: Query) -> Rows:
     now = views.now_ms()
-    day = day_of(read_past(query, "day", now) or now)
+    day = day_of(requests.read_past(query, "day", now) or now)
     return await (views.spend_of(day, query["key"]) if "key" in query else views.spend(day))
 
 
 async def _audit(views: Views, query: Query) -> Rows:
-    filters = {name: query.get(name) for name in AUDIT_FILTERS}
+    filters = {name: query.get(name) for name in requests.AUDIT_FILTERS}
     for name in ("since", "until"):
-        at = read_past(query, name, views.now_ms())
+        at = requests.read_past(query, name, views.now_ms())
         filters[name] = rfc3339(at) if at else None
-    return views.audit(read_limit(query), **filters)
+    return views.audit(requests.read_limit(query), **filters)
 
 
 # What is read: the filters of each list, and the list.
 _LISTS: dict[str, tuple[Collection[str], Callable[[Views, Query], Awaitable[Rows]]]] = {
     "/keys": ((), lambda views, _: views.keys()),
     "/operations": (
-        (*OPERATION_FILTERS, "limit"),
-        lambda views, query: views.operations(read_limit(query), **operation_filters(query)),
+        (*requests.OPERATION_FILTERS, "limit"),
+        lambda views, query: views.operations(
+            requests.read_limit(query), **requests.operation_filters(query)
+        ),
     ),
     "/spend": (("key", "day"), _spend),
-    "/audit": ((*AUDIT_FILTERS, "since", "until", "limit"), _audit),
+    "/audit": ((*requests.AUDIT_FILTERS, "since", "until", "limit"), _audit),
     "/approvals": (
         ("state", "limit"),
         lambda views, query: views.approvals(
-            read_limit(query), read_choice(query, "state", APPROVAL_STATES)
+            requests.read_limit(query),
+            requests.read_choice(query, "state", requests.APPROVAL_STATES),
         ),
     ),
     "/grants": ((), lambda views, _: views.grants()),
@@ -265,7 +236,7 @@ def admin_routes(acts: Acts, access: Access) -> list[Route]:
     async def listed(path: str, request: Request) -> Response:
         access.bearer(request)
         names, found = _LISTS[path]
-        data = await found(views, read_query(request, names))
+        data = await found(views, requests.read_query(request, names))
         # A list may be of ten thousand keys: msgspec takes a tenth of the time for it.
         body = msgspec.json.encode({"object": "list", "data": data})
         return Response(body, media_type="application/json")
@@ -276,7 +247,7 @@ def admin_routes(acts: Acts, access: Access) -> list[Route]:
 
     async def done(path: str, request: Request) -> Response:
         operator = access.bearer(request)
-        said = await read_object(request)
+        said = await requests.read_object(request)
         record = await acts.do(path, request.path_params.get("id", ""), said, operator)
         return JSONResponse(record, 201 if path in _MAKING else 200)
 
@@ -293,7 +264,7 @@ def admin_routes(acts: Acts, access: Access) -> list[Route]:
 
 def _reason(text: str, without: str = "Say why.") -> str:
     """Return a reason that has to be given. Raises: InputError, which says `without`."""
-    reason = clean_reason(text)
+    reason = keys.clean_reason(text)
     if reason is None:
         raise invalid("reason", without)
     return reason

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kb_mcp.instants import day_of, rfc3339
+from kb_mcp.operators import requests
 from kb_mcp.operators.actions.keys import TEXT_MAX
 from kb_mcp.operators.alerts import raised
 from kb_mcp.operators.dashboard.forms import Wrong
@@ -27,13 +28,6 @@ from kb_mcp.operators.dashboard.story import tell
 from kb_mcp.operators.reports.invariants import Verifying
 from kb_mcp.operators.reports.stopped import Figures, stopped_figures
 from kb_mcp.operators.reports.views import Fullest, Views, key_status
-from kb_mcp.operators.requests import (
-    AUDIT_FILTERS,
-    OPERATION_FILTERS,
-    operation_filters,
-    read_limit,
-    read_query,
-)
 from kb_mcp.operators.sign_in import Session
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.policy import is_uncapped, load_policy
@@ -74,7 +68,7 @@ class Pages:
 
     def table(self) -> dict[str, tuple[str, Show, Sequence[str] | None]]:
         """Return the pages by path: template, values, and what a query may say (None: anything)."""
-        searched = (*OPERATION_FILTERS, "agent", "session", "limit")
+        searched = (*requests.OPERATION_FILTERS, "agent", "session", "limit")
         refunds = ("customer", "charge", "state", "limit")
         return {
             "/": ("overview", self.overview, None),
@@ -86,7 +80,7 @@ class Pages:
             "/keys/{id}": ("key", self.key, None),
             "/grants": ("grants", self.grants, ()),
             "/alerts": ("alerts", self.alerts, ()),
-            "/audit": ("audit", self.audit, (*AUDIT_FILTERS, "limit")),
+            "/audit": ("audit", self.audit, (*requests.AUDIT_FILTERS, "limit")),
         }
 
     async def page(
@@ -98,7 +92,7 @@ class Pages:
         """
         template, show, names = self.table()[path]
         note, session.note = session.note, None
-        query = request.path_params if names is None else read_query(request, names)
+        query = request.path_params if names is None else requests.read_query(request, names)
         values = {"section": path.split("/")[1] or "overview", **await show(query)}
         return page(
             f"{template}.html",
@@ -195,8 +189,8 @@ class Pages:
 
     async def operations(self, query: Query, kind: str | None = None) -> Values:
         """Show operations, of one kind or all, searched by whom they are for and who asked."""
-        filters = operation_filters(query) | {"agent": query.get("agent"), "kind": kind}
-        limit, session = read_limit(query), query.get("session")
+        filters = requests.operation_filters(query) | {"agent": query.get("agent"), "kind": kind}
+        limit, session = requests.read_limit(query), query.get("session")
         found = await self.views.operations(limit, session=session, **filters)
         labels = await self._labels(found)
         return {"query": query, "found": found, "states": [*State], "labels": labels}
@@ -225,8 +219,8 @@ class Pages:
 
     async def audit(self, query: Query) -> Values:
         """Show the audit, newest first."""
-        filters = {name: query.get(name) for name in AUDIT_FILTERS}
-        rows = self.views.audit(read_limit(query), **filters)
+        filters = {name: query.get(name) for name in requests.AUDIT_FILTERS}
+        rows = self.views.audit(requests.read_limit(query), **filters)
         labels = await self._labels(rows)
         return {"query": query, "rows": rows, "labels": labels, "verifying": self.verifying}
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import date
 from itertools import islice
 
+from msgspec.structs import asdict
+
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.proxy.access.authenticate import policy_of
 from kb_mcp.proxy.access.tokens import Mode
@@ -59,31 +61,20 @@ class NoSuchOperationError(Exception):
     """There is no operation with this id."""
 
 
+# What a record calls some fields of an approval.
+_CALLED = {"lineage_id": "lineage", "customer": "customer_id", "period": "billing_period"}
+
+
 def approval_record(approval: Approval, now: int) -> Record:
     """Return an approval with the request it is about; past its end it is `expired`."""
+    record = {_CALLED.get(name, name): value for name, value in asdict(approval).items()}
+    given_back = record.pop("gives_back")
     invoice = approval.endpoint.startswith("POST /v1/invoices/")
-    return {
-        "id": approval.id,
-        "state": approval.state_at(now),
-        "operation_id": approval.operation_id,
-        "key_id": approval.key_id,
-        "lineage": approval.lineage_id,
-        "endpoint": approval.endpoint,
-        "amount": approval.amount,
-        "currency": approval.currency,
-        "customer_id": approval.customer,
-        "charge_id": None if invoice else approval.gives_back,
-        "invoice_id": approval.gives_back if invoice else None,
-        "billing_period": approval.period,
-        "reference": approval.reference,
-        "payment_method": approval.payment_method,
-        "destination": approval.destination,
-        "fingerprint": approval.fingerprint,
-        "created_at": rfc3339(approval.created_at),
-        "expires_at": rfc3339(approval.expires_at),
-        "decided_by": approval.decided_by,
-        "decided_at": None if approval.decided_at is None else rfc3339(approval.decided_at),
-    }
+    about = {"charge_id": None, "invoice_id": None}
+    about["invoice_id" if invoice else "charge_id"] = given_back
+    times = {name: record[name] for name in ("created_at", "expires_at", "decided_at")}
+    told = {name: None if at is None else rfc3339(at) for name, at in times.items()}
+    return record | about | told | {"state": approval.state_at(now)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
