@@ -85,15 +85,14 @@ class Dashboard:
 
     async def login_form(self, request: Request) -> Response:
         """Show the form that asks for an operator's token."""
-        self._check_transport(request)
+        self._check(request)
         self.access.check_configured()
         ended = "ended" in read_query(request, ("ended",))
         return self._login_page(request, "Your session is over. Log in again." if ended else None)
 
     async def login(self, request: Request) -> Response:
         """Begin a session for whoever presents an operator's token."""
-        self._check_transport(request)
-        _check_site(request)
+        self._check(request)
         self.access.check_configured()
         fields = await _read_form(request, request.cookies.get(LOGIN_COOKIE, ""))
         token = fields.get("token", "").strip()
@@ -112,7 +111,7 @@ class Dashboard:
 
     async def stream(self, request: Request) -> Response:
         """Follow the audit from here on; without a session the stream ends before it begins."""
-        self._check_transport(request)
+        self._check(request)
         session = self._session(request)
         if session is None:
             return Response(status_code=204)  # tells a browser's EventSource not to come back
@@ -146,10 +145,8 @@ class Dashboard:
 
     def _behind(self, answer: Callable[[Request, Session], Awaitable[Response]]) -> Endpoint:
         async def endpoint(request: Request) -> Response:
-            self._check_transport(request)
+            self._check(request)
             session = self._session(request)
-            if request.method == "POST":
-                _check_site(request)
             return _to_login(request) if session is None else await answer(request, session)
 
         return endpoint
@@ -185,9 +182,13 @@ class Dashboard:
     def _session(self, request: Request) -> Session | None:
         return self.sessions.find(request.cookies.get(SESSION_COOKIE, ""))
 
-    def _check_transport(self, request: Request) -> None:
+    def _check(self, request: Request) -> None:
         if not self.access.https and not self.access.host_is_loopback(request):
             raise InputError(403, "https_required", PLAIN_HTTP)
+        # Browsers say where a form comes from; another port of this machine is another site's page.
+        site = request.headers.get("sec-fetch-site", "same-origin")
+        if request.method == "POST" and site not in {"same-origin", "none"}:
+            raise InputError(403, "origin_not_allowed", _CROSS_SITE)
 
     def _login_page(self, request: Request, said: str | None, status: int = 200) -> Response:
         csrf = self.sessions.fresh()
@@ -223,12 +224,6 @@ async def _read_form(request: Request, csrf: str) -> Mapping[str, str]:
     if not same_text(fields.get("csrf", ""), csrf):
         raise InputError(403, "form_stale", _STALE)
     return fields
-
-
-def _check_site(request: Request) -> None:
-    # Browsers say where a form comes from; another port of this machine is another site's page.
-    if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-        raise InputError(403, "origin_not_allowed", _CROSS_SITE)
 
 
 def _to_login(request: Request) -> Response:
