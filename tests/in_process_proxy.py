@@ -18,7 +18,7 @@ from kb_mcp.operators.actions.operations import By, forget_answers
 from kb_mcp.proxy.access.policy import CapRules, Policy
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.sandbox.app import create_sandbox
-from kb_mcp.serving.host_check import HostGuard
+from kb_mcp.serving.host_check import guard_hosts
 from kb_mcp.serving.machine import host_ms, random_bytes, random_name
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.app import Agents
@@ -210,7 +210,7 @@ class InProcessProxy:
 
         self.proxy = self.run(build())
         self.agents = Agents(self.proxy)
-        app = HostGuard(self.agents, self.settings.allowed_hosts)
+        app = guard_hosts(self.agents, self.settings.allowed_hosts)
         self.client = httpx.Client(
             transport=AsgiTransport(app, self.loop), base_url="http://127.0.0.1", timeout=60
         )

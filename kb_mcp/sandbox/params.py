@@ -248,8 +248,7 @@ class Call:
 
     def save(self, body: Json) -> Json:
         """Write an object, and return it."""
-        self.records.save(body)
-        return body
+        return self.records.save(body)
 
     def require(self, kind: str, object_id: str, param: str, status: int = 400) -> Json:
         """Return the object that `param` names. Raises: Rejected with `status` if there is none."""

@@ -122,9 +122,10 @@ class Records:
         """Return one of the sandbox's few numbers."""
         return int(self.run("get_number", name)[0][0])
 
-    def save(self, body: Json) -> None:
-        """Write a Stripe object, new or changed."""
+    def save(self, body: Json) -> Json:
+        """Write a Stripe object, new or changed, and return it."""
         self.run("put_object", body["object"], body["id"], json.dumps(body))
+        return body
 
     def find(self, kind: str, object_id: str) -> Json | None:
         """Return the object of that kind and id, or None."""

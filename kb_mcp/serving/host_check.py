@@ -66,40 +66,39 @@ _HOST = (
 _ORIGIN = (403, "origin_not_allowed", "This Origin is not allowed.")
 
 
-class HostGuard:
-    """Answers 421 to an unknown Host and 403 to an unknown Origin; hands on what is left."""
+def guard_hosts(
+    app: AsgiApp, allowed: tuple[str, ...], note: Callable[[str], None] | None = None
+) -> AsgiApp:
+    """Return `app` behind a check: 421 to an unknown Host and 403 to an unknown Origin.
 
-    def __init__(
-        self, app: AsgiApp, allowed: tuple[str, ...], note: Callable[[str], None] | None = None
-    ) -> None:
-        """Guard `app`; `allowed` are hosts with or without port, lower-case.
+    `allowed` are hosts with or without port, lower-case. `note` counts the code of what is refused:
+    nobody knows yet whose request it is.
+    """
 
-        `note` counts the code of what is refused: nobody knows yet whose request it is.
-        """
-        self._app = app
-        self._note = note
-        self._allowed = frozenset(allowed)
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Check one connection."""
-        wrong = self._wrong(scope["headers"]) if scope["type"] == "http" else None
+    async def guarded(scope: Message, receive: Receive, send: Send) -> None:
+        wrong = _wrong(scope["headers"], allowed) if scope["type"] == "http" else None
         if wrong is None:
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
             return
         status, code, message = wrong
-        if self._note is not None:
-            self._note(code)
+        if note is not None:
+            note(code)
         error = {"type": "invalid_request_error", "code": code, "message": message}
         headers = {"stripe-should-retry": "false", "cache-control": "no-store"}
         headers["request-id"] = new_id("req")
         await JSONResponse({"error": error}, status, headers)(scope, receive, send)
 
-    def _wrong(self, headers: list[tuple[bytes, bytes]]) -> tuple[int, str, str] | None:
-        hosts, origins = ([v for n, v in headers if n == name] for name in (b"host", b"origin"))
-        if len(hosts) != 1 or not known_host(hosts[0].decode("latin-1"), self._allowed):
-            return _HOST
-        known = all(known_host(_host_of(origin), self._allowed) for origin in origins)
-        return None if known and len(origins) <= 1 else _ORIGIN
+    return guarded
+
+
+def _wrong(
+    headers: list[tuple[bytes, bytes]], allowed: tuple[str, ...]
+) -> tuple[int, str, str] | None:
+    hosts, origins = ([v for n, v in headers if n == name] for name in (b"host", b"origin"))
+    if len(hosts) != 1 or not known_host(hosts[0].decode("latin-1"), allowed):
+        return _HOST
+    known = all(known_host(_host_of(origin), allowed) for origin in origins)
+    return None if known and len(origins) <= 1 else _ORIGIN
 
 
 def known_host(host: str, allowed: Container[str]) -> bool:

@@ -12,10 +12,11 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Literal
 
 from typing_extensions import override
+
+from kb_mcp.instants import rfc3339
 
 # The writer's thread computes while the event loop asks for the lock some ten times a request:
 # at CPython's own 5 ms a turn, a busy process would answer nobody for seconds.
@@ -68,9 +69,8 @@ class JsonLines(logging.Formatter):
         # Late: a door that serves MCP over stdio imports nothing of the proxy.
         from kb_mcp.proxy.errors.refusals import mask_secrets
 
-        moment = datetime.fromtimestamp(record.created, UTC)
         document = {
-            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "time": rfc3339(int(record.created * 1000)),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": mask_secrets(record.getMessage())[:TEXT_MAX],

@@ -98,29 +98,26 @@ def no_span(_name: str, trace: Mapping[str, str]) -> AbstractContextManager[Mapp
     return nullcontext(trace)
 
 
-class Traced:
-    """An application whose requests carry their trace to whatever they cause."""
+def traced(app: AsgiApp, span: Span) -> AsgiApp:
+    """Return `app`, whose requests carry their trace to whatever they cause."""
 
-    def __init__(self, app: AsgiApp, span: Span = no_span) -> None:
-        """Serve `app`."""
-        self._app, self._span = app, span
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+    async def serve(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
             return
         # Clients choose their paths: a span's name holds none of it.
-        with self._span(f"agent {scope['method']}", trace_of(scope["headers"])) as trace:
+        with span(f"agent {scope['method']}", trace_of(scope["headers"])) as trace:
             # Tasks begun for this request copy it; the next request sets its own.
             _current.set(trace)
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
+
+    return serve
 
 
 class TracedUpstream:
     """A way to Stripe that hands on the trace of the request it serves."""
 
-    def __init__(self, upstream: Upstream, span: Span = no_span) -> None:
+    def __init__(self, upstream: Upstream, span: Span) -> None:
         """Send by `upstream`."""
         self._upstream, self._span = upstream, span
 

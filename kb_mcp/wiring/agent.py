@@ -163,7 +163,7 @@ async def _embedded(settings: Settings) -> AsyncIterator[AsgiApp]:
             "KEYBRAKE_PROXY_URL", "is not set, on Lambda", "Set it, or KEYBRAKE_EMBEDDED=1."
         )
     try:
-        from kb_mcp.serving.tracing import Traced
+        from kb_mcp.serving.tracing import traced
         from kb_mcp.wiring.proxy import Proxy
     except ModuleNotFoundError as missing:
         # The deployment zip for Lambda carries wing A alone (locks/lambda.txt).
@@ -180,7 +180,7 @@ async def _embedded(settings: Settings) -> AsyncIterator[AsgiApp]:
     proxy = Proxy(settings)
     await proxy.start()
     try:
-        yield Traced(proxy.app, proxy.span)
+        yield traced(proxy.app, proxy.span)
     finally:
         await proxy.stop()
 

@@ -23,9 +23,9 @@ from kb_mcp.proxy.access.grants import check_scopes
 from kb_mcp.proxy.edge.app import ADMITTED
 from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
-from kb_mcp.serving.host_check import HostGuard
+from kb_mcp.serving.host_check import guard_hosts
 from kb_mcp.serving.machine import new_id
-from kb_mcp.serving.tracing import Traced
+from kb_mcp.serving.tracing import traced
 from kb_mcp.settings import Settings, load_settings
 from kb_mcp.wiring.proxy import Proxy
 
@@ -88,7 +88,7 @@ class Agents:
     def __init__(self, proxy: Proxy) -> None:
         """Serve `proxy`."""
         self._proxy = proxy
-        self._traced = Traced(proxy.app, proxy.span)
+        self._traced = traced(proxy.app, proxy.span)
         self._resource = oauth_resource(proxy.settings)
         self._door: HttpDoor | None = None
         self._opened, self._closing = asyncio.Event(), asyncio.Event()
@@ -146,4 +146,4 @@ def create_app(settings: Settings | None = None) -> AsgiApp:
     Raises: SettingsError, StoreError, BindingError, SchemaError, EgressError.
     """
     loaded = settings or load_settings()
-    return HostGuard(Agents(Proxy(loaded)), loaded.allowed_hosts)
+    return guard_hosts(Agents(Proxy(loaded)), loaded.allowed_hosts)

@@ -24,7 +24,7 @@ from kb_mcp.operators.actions.keys import NewKey, issue_key
 from kb_mcp.proxy.access.policy import CapRules
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import Mode
-from kb_mcp.serving.host_check import HostGuard, client_url, local_url, on_every_address
+from kb_mcp.serving.host_check import client_url, guard_hosts, local_url, on_every_address
 from kb_mcp.serving.listener import accepting, listen, unbounded
 from kb_mcp.serving.machine import new_id, random_bytes
 from kb_mcp.serving.process_setup import LogFormat, ready_to_serve
@@ -205,7 +205,7 @@ async def _run(
         guarded["operators"] = _operators_app(proxy, workers or Workers())
     servers = {
         name: listen(
-            HostGuard(app, settings.allowed_hosts, count),
+            guard_hosts(app, settings.allowed_hosts, count),
             note=count,
             new_id=new_id,
             free=serving.free if name == "agents" else unbounded,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.serving.host_check import HostGuard
+from kb_mcp.serving.host_check import guard_hosts
 from kb_mcp.serving.listener import listen
 from kb_mcp.serving.machine import new_id
 from kb_mcp.wiring.serve import bind
@@ -69,7 +69,7 @@ def serving(in_process: InProcessProxy) -> Iterator[StoreAdmin]:
     """Serve the operators of a house on a port of its own."""
     operators_app = OperatorsApp(in_process)
     sock = bind("127.0.0.1", 0)
-    guard = HostGuard(operators_app.app, in_process.settings.allowed_hosts)
+    guard = guard_hosts(operators_app.app, in_process.settings.allowed_hosts)
     server = listen(guard, note=lambda _: None, new_id=new_id)
     running = asyncio.run_coroutine_threadsafe(server.serve(sockets=[sock]), in_process.loop)
     yield StoreAdmin(in_process, operators_app, f"http://127.0.0.1:{sock.getsockname()[1]}")

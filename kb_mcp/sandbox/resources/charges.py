@@ -244,8 +244,7 @@ def end_refund(records: Records, refund: Json, status: str) -> Json:
         }
     counted = (before in _GIVEN_BACK) - (status in _GIVEN_BACK)
     _count(records, records.find("charge", refund["charge"]) or {}, refund["amount"] * counted)
-    records.save(refund)
-    return refund
+    return records.save(refund)
 
 
 def _count(records: Records, charge: Json, amount: int) -> None:
@@ -311,10 +310,9 @@ def dispute_charge(records: Records, charge: Json, status: str) -> Json:
         "payment_intent": charge["payment_intent"],
         "reason": "general",
     }
-    dispute |= {"is_charge_refundable": status in _REFUNDABLE, "status": status}
     records.save(charge | {"disputed": True})
-    records.save(dispute)
-    return dispute
+    moved = {"is_charge_refundable": status in _REFUNDABLE, "status": status}
+    return records.save(dispute | moved)
 
 
 def _dispute_of(records: Records, charge: Json) -> Json | None:

@@ -38,13 +38,12 @@ _CANCELABLE: Final = (*_CONFIRMABLE, "requires_capture", "processing")
 
 def create_intent(call: Call) -> Json | Answer:
     """POST /v1/payment_intents."""
-    money = call.money()
-    customer, payment_method = call.text("customer"), call.text("payment_method")
+    money, customer = call.money(), call.text("customer")
     if customer is not None:
         require_customer(call, customer)
-    if payment_method is not None:
-        require_payment_method(call, payment_method, customer)
-    intent = _new_intent(call, money, customer, payment_method)
+    intent = _new_intent(call, money, customer)
+    _set_payment_method(call, intent)
+    intent["metadata"] = call.metadata()
     return _confirm(call, intent) if call.flag("confirm") else call.save(intent)
 
 
@@ -185,8 +184,8 @@ def _set_payment_method(call: Call, intent: Json) -> None:
 # Empty in a new intent.
 _EMPTY_AT_FIRST: Final = (
     f"{WORDING} application application_fee_amount canceled_at cancellation_reason "
-    "last_payment_error latest_charge next_action payment_method_configuration_details processing "
-    "review shipping transfer_data"
+    "last_payment_error latest_charge next_action payment_method "
+    "payment_method_configuration_details processing review shipping transfer_data"
 ).split()
 _CARD_OPTIONS: Final = {
     "installments": None,
@@ -196,10 +195,11 @@ _CARD_OPTIONS: Final = {
 }
 
 
-def _new_intent(call: Call, money: Money, customer: str | None, payment_method: str | None) -> Json:
+def _new_intent(call: Call, money: Money, customer: str | None) -> Json:
     params, intent_id = call.params, f"pi_{call.new_id()}"
     kinds = params.get("payment_method_types") or {"0": "card"}
     excluded = params.get("excluded_payment_method_types") or {}
+    automatic = {"enabled": True} if "automatic_payment_methods" in params else None
     return (
         dict.fromkeys(_EMPTY_AT_FIRST)
         | {
@@ -209,9 +209,7 @@ def _new_intent(call: Call, money: Money, customer: str | None, payment_method: 
             "amount_capturable": 0,
             "amount_details": {"tip": {}},
             "amount_received": 0,
-            "automatic_payment_methods": {"enabled": True}
-            if "automatic_payment_methods" in params
-            else None,
+            "automatic_payment_methods": automatic,
             "capture_method": call.text("capture_method", "automatic_async"),
             "client_secret": f"{intent_id}_secret_{call.new_id()}",
             "confirmation_method": call.text("confirmation_method", "automatic"),
@@ -221,11 +219,10 @@ def _new_intent(call: Call, money: Money, customer: str | None, payment_method: 
             "excluded_payment_method_types": list(excluded.values()) or None,
             "livemode": False,
             "managed_payments": {"enabled": False},
-            "metadata": call.metadata(),
-            "payment_method": payment_method,
+            "metadata": {},
             "payment_method_options": {"card": _CARD_OPTIONS},
             "payment_method_types": list(kinds.values()),
-            "status": _CONFIRMABLE[0 if payment_method is None else 1],
+            "status": "requires_payment_method",
         }
         | call.texts("customer_account setup_future_usage")
         | call.sent(WORDING)
@@ -350,29 +347,26 @@ def _collect(call: Call, invoice: Json) -> Json | Answer:
     money = Money(invoice["amount_remaining"], invoice["currency"])
     tried = call.records.select("invoice_payment", {"invoice": invoice["id"]}, 1)
     if tried:
-        intent = call.require("payment_intent", tried[0]["payment"]["payment_intent"], "invoice")
+        [payment] = tried
+        intent = call.require("payment_intent", payment["payment"]["payment_intent"], "invoice")
     else:
-        intent = _new_intent(away, money, invoice["customer"], None)
+        intent = _new_intent(away, money, invoice["customer"])
+        payment = {
+            "id": f"inpay_{call.new_id()}",
+            "object": "invoice_payment",
+            "amount_requested": money.amount,
+            "created": call.now,
+            "currency": money.currency,
+            "invoice": invoice["id"],
+            "is_default": True,
+            "livemode": False,
+            "payment": {"payment_intent": intent["id"], "type": "payment_intent"},
+        }
     answer = _confirm(away, intent | {"payment_method": card})
-    payment = tried[0] if tried else _new_payment(call, invoice, intent["id"])
     paid = not isinstance(answer, Answer)
     amount = money.amount if paid else None
     call.save(payment | {"amount_paid": amount, "status": "paid" if paid else "open"})
     return answer
-
-
-def _new_payment(call: Call, invoice: Json, intent: str) -> Json:
-    return {
-        "id": f"inpay_{call.new_id()}",
-        "object": "invoice_payment",
-        "amount_requested": invoice["amount_remaining"],
-        "created": call.now,
-        "currency": invoice["currency"],
-        "invoice": invoice["id"],
-        "is_default": True,
-        "livemode": False,
-        "payment": {"payment_intent": intent, "type": "payment_intent"},
-    }
 
 
 def _demand(invoice: Json, act: str) -> Json:
