@@ -83,8 +83,7 @@ class Sandbox:
         self._waiting.add(waiter)
         try:
             with suppress(TimeoutError):  # the delay is over
-                async with asyncio.timeout(outcome.delay_ms / 1000):
-                    await waiter[1].wait()
+                await asyncio.wait_for(waiter[1].wait(), outcome.delay_ms / 1000)
         finally:
             self._waiting.discard(waiter)
             if outcome.frees is not None:

@@ -24,7 +24,7 @@ from kb_mcp.sandbox.answers import Answer, Rejected, declined, invalid, mask, sa
 from kb_mcp.sandbox.listing import expanded
 from kb_mcp.sandbox.params import Call, Params, check, decode
 from kb_mcp.sandbox.resources import ENDPOINTS
-from kb_mcp.sandbox.steering import PREFIX, refusal, steer, take_fault
+from kb_mcp.sandbox.steering import PREFIX, refuse_as, steer, take_fault
 from kb_mcp.sandbox.store import Records, Store
 
 _PATTERNS: Final = tuple(
@@ -133,9 +133,7 @@ class _Exchange:
         kind = "" if fault is None else fault.kind
         if kind == "drop_before":
             return None
-        refused = refusal(kind, token, key)
-        if refused is not None:
-            raise Rejected(refused)
+        refuse_as(kind, token, key)
         delay_ms = fault.delay_ms if fault and kind == "delay" else 0
         if stored is not None:
             status, text, original = stored["status"], stored["body"], stored["request_id"]

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from kb_mcp.sandbox.answers import Answer, Json, error_answer, mask, said
+from kb_mcp.sandbox.answers import Answer, Json, Rejected, error_answer, mask, refuse_if, said
 from kb_mcp.sandbox.resources import charges
 from kb_mcp.sandbox.store import Records
 
@@ -64,16 +64,14 @@ _REFUSALS: Final = {
 }
 
 
-def refusal(kind: str, token: str, key: str | None) -> Answer | None:
-    """Return the answer of a fault that refuses before anything begins, or None.
+def refuse_as(kind: str, token: str, key: str | None) -> None:
+    """Do what a fault says that refuses before anything begins; no other kind does anything.
 
-    `token` is the API key the request came with, `key` its idempotency key.
+    `token` is the API key the request came with, `key` its idempotency key. Raises: Rejected.
     """
-    if kind == "400":
-        return error_answer(400, "Invalid request.", code="parameter_invalid", param="amount")
-    if kind not in _REFUSALS:
-        return None
-    return said(int(kind), _REFUSALS[kind], token=mask(token), key=key or "")
+    refuse_if(kind == "400", "Invalid request.", "parameter_invalid", "amount")
+    if kind in _REFUSALS:
+        raise Rejected(said(int(kind), _REFUSALS[kind], token=mask(token), key=key or ""))
 
 
 PREFIX: Final = "/_sandbox/"

@@ -65,14 +65,9 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[Records]:
         """Open the one transaction of a request; an exception undoes it."""
-        with self._lock:
+        with self._lock, self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield Records(self._connection, self._clock())
-            except BaseException:
-                self._connection.rollback()
-                raise
-            self._connection.commit()
+            yield Records(self._connection, self._clock())
 
     def close(self) -> None:
         """Close the file; closing twice is fine."""

@@ -11,14 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from kb_mcp.money import Money
-from kb_mcp.sandbox.answers import (
-    Answer,
-    Json,
-    declined,
-    failure,
-    missing_object,
-    refuse_if,
-)
+from kb_mcp.sandbox.answers import Answer, Json, declined, failure, missing_object, refuse_if
 from kb_mcp.sandbox.listing import expanded
 from kb_mcp.sandbox.params import Call, show
 from kb_mcp.sandbox.resources.customers import BILLING_DETAILS, card_of, require_customer
