@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -25,48 +25,30 @@ def gone_owners(owners: Iterable[str], mine: str) -> frozenset[str]:
 
 
 def _is_gone(owner: str) -> bool:
-    parts = owner.split("|")
-    if len(parts) != 6:
+    parts, (machine, boot, namespace) = owner.split("|"), _host()
+    if len(parts) != 6 or (parts[0], parts[2]) != (machine, namespace):
         return False
-    host = _host()
-    if (parts[0], parts[2]) != (host[0], host[2]):
-        return False
-    if parts[1] != host[1]:
+    if parts[1] != boot:
         return True
-    if not parts[3].isdigit() or not parts[4]:
-        return False
-    return _started(int(parts[3])) != parts[4]
+    return parts[3].isdigit() and bool(parts[4]) and _started(int(parts[3])) != parts[4]
 
 
 def _host() -> tuple[str, str, str]:
-    return (
-        f"{socket.gethostname()}/{_read(Path('/etc/machine-id'))}",
-        _read(_PROC / "sys/kernel/random/boot_id"),
-        _pid_namespace(),
-    )
-
-
-def _pid_namespace() -> str:
-    try:
-        return str((_PROC / "self/ns/pid").readlink())
-    except OSError:
-        return ""
+    machine = f"{socket.gethostname()}/{_read(Path('/etc/machine-id'))}"
+    boot = _read(_PROC / "sys/kernel/random/boot_id")
+    return machine, boot, _read(_PROC / "self/ns/pid", Path.readlink)
 
 
 def _started(pid: int) -> str | None:
     """Return the start time of `pid` in clock ticks, which tells a reused pid apart."""
-    try:
-        stat = (_PROC / str(pid) / "stat").read_text()
-    except OSError:
-        return None
     # The command may hold spaces and brackets: fields begin after the last ")"; 22 is starttime.
-    fields = stat.rpartition(")")[2].split()
+    fields = _read(_PROC / str(pid) / "stat").rpartition(")")[2].split()
     # A zombie has ended; only its parent has not looked yet.
-    return None if fields[0] == "Z" else fields[19]
+    return None if not fields or fields[0] == "Z" else fields[19]
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, read: Callable[[Path], object] = Path.read_text) -> str:
     try:
-        return path.read_text().strip()
+        return str(read(path)).strip()
     except OSError:
         return ""

@@ -32,7 +32,7 @@ from kb_mcp.proxy.ledger.records import (
     kind_of,
 )
 from kb_mcp.proxy.ledger.windows import OperationWindows, windows_at, windows_of
-from kb_mcp.proxy.rules.operation_names import columns_of, tally_key, tally_of
+from kb_mcp.proxy.rules.operation_names import columns_of, tally_key
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.forms import Form
 from kb_mcp.proxy.stripe.interpret import Reading
@@ -109,8 +109,6 @@ class Command(Struct, frozen=True, kw_only=True):
     @property
     def tally(self) -> str:
         """Return the key under which declines of this bill are counted."""
-        if self.continues is not None:
-            return tally_of(self.continues)
         return tally_key(self.reading, self.name)
 
     def asks(self) -> dict[str, Any]:

@@ -39,7 +39,6 @@ from kb_mcp.proxy.access.tokens import refuse_dead_key
 from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.ledger.records import (
     HOLDING,
-    Attempt,
     AttemptOutcome,
     CallerKey,
     KeyId,
@@ -121,19 +120,12 @@ def key_refusal(snapshot: Snapshot, key_id: KeyId) -> Refusal | None:
     return refuse_dead_key(key, snapshot.now)
 
 
-def grant_refusal(snapshot: Snapshot, grant_id: str | None) -> Refusal | None:
-    """Return why the grant `grant_id` no longer lets its identity act, or None."""
-    if grant_id is None:
-        return None
-    grant = snapshot.grants.get(grant_id)
-    gone = grant is None or grant.removed_at is not None
-    return refuse(Code.IDENTITY_NOT_GRANTED) if gone else None
-
-
 def _decide(snapshot: Snapshot, command: Command) -> Decision:
-    dead = key_refusal(snapshot, command.key_id) or grant_refusal(snapshot, command.grant_id)
-    if dead is not None:
+    if (dead := key_refusal(snapshot, command.key_id)) is not None:
         return Refuse(dead)
+    grant = snapshot.grants.get(command.grant_id or "")
+    if command.grant_id is not None and (grant is None or grant.removed_at is not None):
+        return Refuse(refuse(Code.IDENTITY_NOT_GRANTED))
     if command.continues is not None:
         over = decide_payment_of_finalized(snapshot, command)
         return over or decide_follow_up(snapshot, command, command.continues)
@@ -157,10 +149,9 @@ def _again(snapshot: Snapshot, command: Command, operation: Operation) -> Decisi
         return invoice
     if operation.state is State.SUCCEEDED:
         return _settled(snapshot, command, operation, same=same)
-    attempt = snapshot.attempt(operation)
     if operation.live:
-        return _live(snapshot, command, operation, attempt, same=same)
-    keep = None
+        return _live(snapshot, command, operation, same=same)
+    attempt, keep = snapshot.attempt(operation), None
     match operation.state:
         case State.VOIDED:
             due = operation.next_read_at is not None and snapshot.now >= operation.next_read_at
@@ -205,21 +196,14 @@ def _differs(operation: Operation) -> Refuse:
     return suspect(Code.IDEMPOTENCY_KEY_REUSED, operation)
 
 
-def _live(
-    snapshot: Snapshot,
-    command: Command,
-    operation: Operation,
-    attempt: Attempt | None,
-    *,
-    same: bool,
-) -> Decision:
+def _live(snapshot: Snapshot, command: Command, operation: Operation, *, same: bool) -> Decision:
     """Decide where money is held, or was until a void that is not certain yet."""
     if not same:
         return _differs(operation)
     holding = operation.state in HOLDING
     if holding and snapshot.leased(operation):
         return Join(operation)
-    keep = resendable(snapshot, attempt)
+    keep = resendable(snapshot, snapshot.attempt(operation))
     if keep is None:
         return unknown(operation)
     if not holding:

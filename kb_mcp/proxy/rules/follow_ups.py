@@ -56,7 +56,6 @@ _CONFIRMABLE = frozenset({"requires_confirmation", "requires_payment_method"})
 FIXED: Final = frozenset({"currency", "customer", "metadata", PERIOD_FIELD, REFERENCE_FIELD})
 # Between the fingerprint of a bill and what a step raises it to, in an approval.
 RAISED_TO: Final = ":"
-_NOTHING: Final = Changes()
 INCREMENT: Final = "POST /v1/payment_intents/*/increment_authorization"
 
 
@@ -111,7 +110,7 @@ def _go_on(
                 refused = check_key(snapshot, command)
             if refused is not None:
                 return Refuse(refused, operation)
-            return _proceed(snapshot, command, operation, operation, keep)
+            return _proceed(snapshot, command, operation, keep, Changes())
         case _:
             assert_never(operation.state)
 
@@ -122,7 +121,7 @@ def _go_on_held(
     """Send a step that needs no more than is held, if its sender may send that."""
     gate = check_send(snapshot, command, operation, keep)
     if isinstance(gate, Changes):
-        return _proceed(snapshot, command, operation, operation, keep, gate)
+        return _proceed(snapshot, command, operation, keep, gate)
     if keep is None:
         return gate
     facts: dict[str, Fact] = {"operation": operation.id, "not_sent_again": gate.refusal.code.value}
@@ -151,7 +150,7 @@ def _raise(
     if not isinstance(checked, Changes):
         return checked
     raised = replace(operation, held=command.money.amount, reserved_at=snapshot.now)
-    return _proceed(snapshot, command, operation, raised, keep, checked)
+    return _proceed(snapshot, command, raised, keep, checked)
 
 
 def _hold_anew(snapshot: Snapshot, command: Command, operation: Operation) -> Decision:
@@ -173,7 +172,7 @@ def _hold_anew(snapshot: Snapshot, command: Command, operation: Operation) -> De
     )
     counts = snapshot.window(windows_of(held).counts)
     sent = (replace(counts, sends=counts.sends + 1),)
-    return _proceed(snapshot, command, operation, held, None, replace(checked, windows=sent))
+    return _proceed(snapshot, command, held, None, replace(checked, windows=sent))
 
 
 def _is_for(snapshot: Snapshot, operation: Operation) -> bool:
@@ -204,12 +203,7 @@ def _refused(code: Code, operation: Operation) -> Refuse:
 
 
 def _proceed(
-    snapshot: Snapshot,
-    command: Command,
-    before: Operation,
-    after: Operation,
-    keep: Attempt | None,
-    beside: Changes = _NOTHING,
+    snapshot: Snapshot, command: Command, after: Operation, keep: Attempt | None, beside: Changes
 ) -> Proceed:
     leased, step = send(snapshot, command, after, keep)
     if not after.final:
@@ -219,7 +213,7 @@ def _proceed(
         beside,
         operations=(leased, *beside.operations),
         attempts=(step,),
-        windows=(*move(snapshot, before, leased), *beside.windows),
+        windows=(*move(snapshot, snapshot.operations[after.id], leased), *beside.windows),
     )
     return Proceed(leased, step, rows)
 

@@ -253,7 +253,7 @@ def check_amount_caps(snapshot: Snapshot, command: Command) -> Refusal | None:
             return currency_refused(money.currency, limits)
     most = tables[0].get(money.currency)
     if most is not None and money.amount > most:
-        return _exceeded(bounds, money, most, most)
+        return _exceeded(bounds, money, most, most, None, f"per {bounds.act}")
     return None
 
 
@@ -303,15 +303,9 @@ def _limits(
 
 
 def _exceeded(
-    bounds: _Bounds,
-    money: Money,
-    limit: int,
-    left: int,
-    window: WindowKey | None = None,
-    kind: str | None = None,
+    bounds: _Bounds, money: Money, limit: int, left: int, window: WindowKey | None, kind: str
 ) -> Refusal:
-    """Refuse by the cap `kind`, or by the one of a single charge or refund."""
-    kind = kind or f"per {bounds.act}"
+    """Refuse by the cap `kind`; that of a single charge or refund has no `window`."""
     facts: dict[str, Fact] = {
         "cap": limit,
         "cap_kind": kind,

@@ -21,7 +21,7 @@ from kb_mcp.idempotency import (
 from kb_mcp.periods import Period
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
-from kb_mcp.proxy.ledger.records import Attempt, LineageId, NamedBy, Operation, OperationId
+from kb_mcp.proxy.ledger.records import Attempt, NamedBy, Operation
 from kb_mcp.proxy.stripe.endpoints import METERED
 from kb_mcp.proxy.stripe.forms import FORM_TYPE, parse_form
 from kb_mcp.proxy.stripe.interpret import Reading, read_request
@@ -103,25 +103,6 @@ def older_caller_keys(reading: Reading) -> tuple[str, ...]:
     return tuple(
         f"{hashlib.sha256(key.encode()).hexdigest()[:16]}|{scope}" for key in reading.made_up_keys
     )
-
-
-def request_body(
-    reading: Reading, operation: OperationId, upstream_key: str, lineage: LineageId, store_id: str
-) -> bytes:
-    """Return the body to send: the parsed form, rebuilt, with the marks that find it again.
-
-    What pays an object that stands at Stripe takes no marks: the object itself is asked.
-    """
-    if reading.route.standing is not None:
-        return reading.form.encode()
-    marks = {
-        "metadata[keybrake_operation]": operation,
-        "metadata[keybrake_attempt]": upstream_key,
-        "metadata[keybrake_key]": lineage,
-    }
-    if store_id:
-        marks["metadata[keybrake_store]"] = store_id
-    return reading.form.with_(marks).encode()
 
 
 def asked_by(attempt: Attempt) -> Reading | None:

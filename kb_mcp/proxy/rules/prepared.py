@@ -44,6 +44,10 @@ from kb_mcp.proxy.rules.command import (
 from kb_mcp.proxy.rules.duplicates import shown_as
 from kb_mcp.proxy.stripe.interpret import Reading
 
+FINALIZE: Final = "POST /v1/invoices/*/finalize"
+PAY: Final = "POST /v1/invoices/*/pay"
+# It says who is there, and changes nothing of what is paid.
+_WORDING: Final = "off_session"
 _TAKES_NEW_AMOUNT = frozenset({State.FAILED, State.AWAITING_APPROVAL})
 
 
@@ -54,8 +58,7 @@ def states_of(refunds: Iterable[Operation]) -> frozenset[tuple[OperationId, str]
 
 def refund_fingerprint(charge: str, money: Money, reference: str | None) -> str:
     """Hash what a refund gives back; its reason and its metadata are wording."""
-    parts = ("refund", charge, money.amount, money.currency, reference)
-    return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()
+    return _digest("refund", charge, money.amount, money.currency, reference)
 
 
 def with_amount(snapshot: Snapshot, command: Command, operation: Operation | None) -> Command:
@@ -162,17 +165,14 @@ def _shown(snapshot: Snapshot, view: Refundable, refund: Operation) -> bool:
     return attempt is not None and attempt.upstream_key in view.listed
 
 
-FINALIZE: Final = "POST /v1/invoices/*/finalize"
-PAY: Final = "POST /v1/invoices/*/pay"
-# It says who is there, and changes nothing of what is paid.
-_WORDING: Final = "off_session"
-
-
 def invoice_fingerprint(reading: Reading, view: Payable) -> str:
     """Hash what is done to an invoice and what was read of it."""
     form = sorted(reading.form.without(_WORDING).items())
     read = (view.invoice, view.left, view.currency, view.customer)
-    parts = ("invoice", reading.route.endpoint, *read, form)
+    return _digest("invoice", reading.route.endpoint, *read, form)
+
+
+def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -194,13 +194,12 @@ def decide_again(
         return Join(operation)
     if operation.state in HOLDING and another_act:
         return Look(operation)
-    if operation.state in HOLDING or (operation.state is State.VOIDED and operation.live):
+    made = operation.state is State.SUCCEEDED
+    if operation.live and not made:
         return Refuse(amount_changed(operation, view), operation)
     if goes_on_with(operation, command.reading):
         return ReadAgain()
-    return (
-        Replay(operation) if operation.state is State.SUCCEEDED and not operation.refunded else None
-    )
+    return Replay(operation) if made and not operation.refunded else None
 
 
 def decide_payment_of_finalized(snapshot: Snapshot, command: Command) -> Decision | None:

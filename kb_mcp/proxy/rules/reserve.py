@@ -15,7 +15,7 @@ from kb_mcp.proxy.ledger.windows import count
 from kb_mcp.proxy.rules.command import Command, Decision, Look, Proceed, ReadAgain, Refuse, Replay
 from kb_mcp.proxy.rules.duplicates import find_conflict, take_permits
 from kb_mcp.proxy.rules.gates import check_approval, check_caps, check_key
-from kb_mcp.proxy.rules.operation_names import attempt_key, later_name, request_body
+from kb_mcp.proxy.rules.operation_names import attempt_key, later_name
 from kb_mcp.proxy.rules.prepared import already_refunded, other_refund, refund_conflict
 
 # Stripe may forget a v1 key after 24 hours; we stop an hour before.
@@ -169,21 +169,22 @@ def send(
     if keep is not None:
         sends = {"sends": keep.sends + 1, "open_sends": keep.open_sends + 1}
         return leased, replace(keep, last_sent_at=now, outcome=AttemptOutcome.OPEN, **sends)
-    number, reading = operation.attempt + 1, command.reading
-    if command.continues is None:
-        key = attempt_key(operation, number)
-        store_id = snapshot.settings.store_id
-        body = request_body(reading, operation.id, key, command.lineage_id, store_id)
-    else:
-        # The object carries the marks.
-        key, body = f"{operation.upstream_name}-s{number}", reading.form.encode()
+    number, reading, body = operation.attempt + 1, command.reading, command.reading.form
+    key = attempt_key(operation, number)
+    if command.continues is not None:
+        key = f"{operation.upstream_name}-s{number}"
+    elif reading.route.standing is None:
+        # The marks that find it again; an object that stands at Stripe is asked itself.
+        marks = {"operation": operation.id, "attempt": key, "key": command.lineage_id}
+        marks |= {"store": store_id} if (store_id := snapshot.settings.store_id) else {}
+        body = body.with_({f"metadata[keybrake_{name}]": mark for name, mark in marks.items()})
     attempt = Attempt(
         operation_id=operation.id,
         number=number,
         upstream_key=key,
         path=reading.path,
         stripe_version=command.stripe_version,
-        body=body,
+        body=body.encode(),
         first_sent_at=now,
         last_sent_at=now,
         key_id=command.key_id,
