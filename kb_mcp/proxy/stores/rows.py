@@ -153,13 +153,11 @@ def values_of(
     """Return the values of `columns` (all of them unless given) of `table` for `record`."""
     if table == "windows":
         return (*astuple(record.key), *astuple(record)[1:])
-    values = [getattr(record, name) for name in columns or COLUMNS[table]]
+    values = {name: getattr(record, name) for name in columns or COLUMNS[table]}
     hidden, label = _SEALED.get(table, ("", ""))
-    if hidden in (columns or COLUMNS[table]):
-        at = (columns or COLUMNS[table]).index(hidden)
-        if values[at] is not None:
-            values[at] = seal(values[at], getattr(record, label))
-    return tuple(values)
+    if values.get(hidden) is not None:
+        values[hidden] = seal(values[hidden], getattr(record, label))
+    return tuple(values.values())
 
 
 def plain(row: Row) -> tuple[Any, ...]:

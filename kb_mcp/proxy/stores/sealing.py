@@ -70,16 +70,16 @@ class Witnesses:
 
     def speak_for(self, master: bytes) -> bool:
         """Say whether nothing here was written under another key than `master`."""
-        held = self.facts.get(CHECK)
-        if held:
+        if held := self.facts.get(CHECK):
             return hmac.compare_digest(held, check_value(master))
         # A store of an earlier version: one link of a chain that verifies is enough.
-        chain_key = derive_key(master, "audit")
-        before = ("", *(str(node["hash"]) for node in self.nodes))
-        pairs = zip(before, self.nodes, strict=False)  # one longer: nothing follows the last
-        links = [_is_ours(chain_key, previous, node) for previous, node in pairs]
-        rows = [_begins_chain(chain_key, row) for row in self.first_rows]
-        return not self.any or any((*links, *rows))
+        chain_key, previous, links = derive_key(master, "audit"), "", list[bool]()
+        for node in self.nodes:
+            ours = node_hash(chain_key, previous, str(node["node"]), str(node["started_at"]))
+            previous = str(node["hash"])
+            links.append(hmac.compare_digest(ours, previous))
+        links += [_begins_chain(chain_key, row) for row in self.first_rows]
+        return not self.any or any(links)
 
 
 def check_value(master: bytes) -> str:
@@ -89,17 +89,11 @@ def check_value(master: bytes) -> str:
 
 def witnesses_of(connection: Any) -> Witnesses:
     """Return the witnesses that a store's `connection` reads. Raises: the driver's errors."""
-    facts = connection.execute("SELECT name, value FROM facts").fetchall()
-    return Witnesses(
-        facts={row["name"]: row["value"] for row in facts},
-        nodes=[dict(row) for row in connection.execute(_NODES).fetchall()],
-        first_rows=[dict(row) for row in connection.execute(_FIRST_ROWS).fetchall()],
+    facts, nodes, rows = (
+        [dict(row) for row in connection.execute(query).fetchall()]
+        for query in ("SELECT name, value FROM facts", _NODES, _FIRST_ROWS)
     )
-
-
-def _is_ours(chain_key: bytes, previous: str, node: Mapping[str, Any]) -> bool:
-    wanted = node_hash(chain_key, previous, str(node["node"]), str(node["started_at"]))
-    return hmac.compare_digest(wanted, str(node["hash"]))
+    return Witnesses({row["name"]: row["value"] for row in facts}, nodes, rows)
 
 
 def _begins_chain(chain_key: bytes, columns: Mapping[str, Any]) -> bool:

@@ -63,7 +63,7 @@ def copy_ledger(settings: Settings, path: Path, advance: Advance) -> Copied:
     is copied it serves no more. `advance` hears (done, total). Raises: StoreError, BindingError,
     CopyError, with nothing changed in the new store, and the old one as it was.
     """
-    _check_key(settings, path)
+    # What is sealed and chained under another master key than the new store's is of no use there.
     master = proven_master_key(settings, path)
     try:
         with closing(SqliteDatabase(path)) as source:
@@ -153,16 +153,6 @@ def _is_there(settings: Settings, store_id: str) -> bool:
             return read_facts(target, load_queries("postgres")).get("store_id") == store_id
     except psycopg.Error:
         return True
-
-
-def _check_key(settings: Settings, path: Path) -> None:
-    """Compare the master keys: what is sealed and chained under another one is of no use."""
-    file = path.with_name(f"{path.name}.master-key")
-    mine = None if settings.master_key is None else settings.master_key.reveal()
-    if file.exists() and file.read_text().strip() != mine:
-        raise StoreError(
-            f"the ledger is sealed under the key in {file}: set KEYBRAKE_MASTER_KEY_FILE to it"
-        )
 
 
 def _check_chains(source: SqliteDatabase, path: Path, master: bytes) -> None:

@@ -165,25 +165,18 @@ def build_store(
     Raises: BindingError, SettingsError, LedgerUnavailableError.
     """
     clock = _clock(wanted.turned, engine)
-    node, chain_key = process_name(wanted.settings.node_id), derive_key(master, "audit")
-    owner = this_process(node)
+    node = process_name(wanted.settings.node_id)
+    owner, journal = this_process(node), Journal(node, derive_key(master, "audit"))
     sealer = Sealer(derive_key(master, "answers"), random_bytes)
     bound = bind_store(engine.database, wanted.settings, master, wanted.binds)
     records = StoreReads(engine.database, sealer.unseal)
     heads = Heads(heads_folder(wanted.path), node, owner, boottime_ms, lambda: clock.now(0))
-    behind = heads.check(records.hash_at)
-    if not behind:
+    if not (behind := heads.check(records.hash_at)):
         heads.retire()
-    ledger, watch = build(
-        LedgerParts(
-            settings=bound,
-            clock=clock,
-            sealer=sealer,
-            journal=Journal(node, chain_key),
-            heads=heads,
-            owner=owner,
-        )
+    parts = LedgerParts(
+        settings=bound, clock=clock, sealer=sealer, journal=journal, heads=heads, owner=owner
     )
+    ledger, watch = build(parts)
     return Store(
         path=wanted.path,
         ledger=ledger,
@@ -191,7 +184,7 @@ def build_store(
         clock=clock,
         heads=heads,
         settings=bound,
-        chain_key=chain_key,
+        chain_key=journal.chain_key,
         owner=owner,
         node=node,
         behind=behind,

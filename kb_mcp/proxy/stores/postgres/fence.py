@@ -123,8 +123,9 @@ class FencedLine:
         self._connection = connection
         return connection
 
-    def drop(self) -> None:
-        """Close the connection: the next one will find out how it left things."""
+    def drop(self, pending: Pending | None = None) -> None:
+        """Close the connection: the next one will find out how it left things, `pending` too."""
+        self.pending = pending or self.pending
         if self._connection is not None:
             hang_up(self._connection)
             self._connection = None

@@ -75,9 +75,8 @@ class PostgresLedger(StoreLedger):
         self._committed = database = PostgresDatabase(reach)
         self._keys = CommittedReader(database, "keys_with_lineages", "id", key_with_lineage)
         self._grants = CommittedReader(database, "issuers", "issuer", lambda row: Grant(**row))
-        self._loader = PostgresLoader(
-            self._queries, parts.sealer.unseal, self._gone, parts.journal.node
-        )
+        unseal, node = parts.sealer.unseal, parts.journal.node
+        self._loader = PostgresLoader(self._queries, unseal, self._gone, node)
         self._known: OrderedDict[OperationId, tuple[str, LineageId]] = OrderedDict()
         self._stopped = Event()
         self._batches = self._begin()
@@ -206,14 +205,12 @@ class PostgresLedger(StoreLedger):
             self._find_out(Pending(token, head), error)
         except BaseException:
             # Something of ours broke on the way: the next connection finds out how it ended.
-            self.line.pending = Pending(token, head)
-            self.line.drop()
+            self.line.drop(Pending(token, head))
             raise
         if self.line.warnings:
             warning = self.line.warnings[0]
             # Committed here, perhaps not on the replica: a failover may still lose it.
-            self.line.pending = Pending(token, head)
-            self.line.drop()
+            self.line.drop(Pending(token, head))
             raise CommitUnknownError(f"the store committed with a warning: {warning}")
         self.line.token = token
 
@@ -238,8 +235,7 @@ class PostgresLedger(StoreLedger):
 
         Raises: _AgainError if it did not, CommitUnknownError if that cannot be told.
         """
-        self.line.pending = pending
-        self.line.drop()
+        self.line.drop(pending)
         try:
             self.line.settle()
         except LedgerUnavailableError as unreachable:
