@@ -60,7 +60,7 @@ def measure(here: Town, url: str, number: int) -> tuple[float, float]:
         caller.start()
     parsed = parse_token(token)
     assert parsed is not None
-    asked, committed = asyncio.run(revoke(here, parsed.id))
+    asked, committed = asyncio.run(revoke(here, parsed[0]))
     for caller in callers:
         caller.join()
     return (committed - asked) * 1000, (min(refused_at) - asked) * 1000

@@ -55,10 +55,10 @@ async def admit(
             return identity
         return await _stand_in(ledger, identity, now_ms)
     parsed = parse_token(token)
-    if parsed is None or (parsed.mode == "live") != (ledger.settings.mode == "live"):
-        # Test keys reach a test-mode store only, live keys a live one.
+    # Test keys reach a test-mode store only, live keys a live one.
+    if parsed is None or (parsed[1] == "live") != (ledger.settings.mode == "live"):
         return refuse(Code.VAULT_KEY_UNKNOWN)
-    found = await ledger.find_key(parsed.id)
+    found = await ledger.find_key(parsed[0])
     if found is None or not matches(token, found[0].token_hash):
         return refuse(Code.VAULT_KEY_UNKNOWN)
     refusal = refuse_dead_key(found[0], now_ms())

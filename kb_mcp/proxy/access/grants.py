@@ -83,29 +83,22 @@ def overlapping(grants: Iterable[Grant], claims: Claims) -> Grant | None:
 
 
 def _has(claim: object, wanted: str) -> bool:
+    """Say whether a claim is `wanted`, as it is written in JSON.
+
+    Objects, null and fractions match nothing.
+    """
     if isinstance(claim, list):
         return any(_has(each, wanted) for each in claim if not isinstance(each, list))
-    text = _text(claim)
-    if text is None:
-        return False
+    text = str(claim).lower() if isinstance(claim, bool) else str(claim)
+    return isinstance(claim, str | int) and _fits(text, wanted)
+
+
+def _fits(text: str, wanted: str) -> bool:
     return text.startswith(wanted[:-1]) if wanted.endswith("*") else text == wanted
 
 
-def _text(claim: object) -> str | None:
-    """Return a claim as it is written in JSON; objects, null and fractions match nothing."""
-    if isinstance(claim, bool):
-        return "true" if claim else "false"
-    return str(claim) if isinstance(claim, str | int) else None
-
-
 def _overlap(one: str, other: str) -> bool:
-    if one.endswith("*") and other.endswith("*"):
-        return one.startswith(other[:-1]) or other.startswith(one[:-1])
-    if one.endswith("*"):
-        return other.startswith(one[:-1])
-    if other.endswith("*"):
-        return one.startswith(other[:-1])
-    return one == other
+    return _fits(one.removesuffix("*"), other) or _fits(other.removesuffix("*"), one)
 
 
 def narrowing(scopes: frozenset[str]) -> frozenset[str] | None:

@@ -39,23 +39,19 @@ def _role(name: str, *allow: str, rate: int = DEFAULT_RATE) -> Policy:
     return Policy(role=name, allow=allow, parameters=rules, rate=rate)
 
 
-ROLES: Final[Mapping[str, Policy]] = MappingProxyType(
-    {
-        policy.role: policy
-        for policy in (
-            _role("billing", CHARGE),
-            _role("audit", READ_CHARGE, rate=AUDIT_RATE),
-            _role("billing-with-status", CHARGE, READ_CHARGE),
-            _role("refunds", REFUND),
-            _role("billing-with-refunds", CHARGE, READ_CHARGE, REFUND),
-            _role("billing-payment-intents", INTENT, *FIND_CARD),
-            _role("audit-payment-intents", READ_INTENT, rate=AUDIT_RATE),
-            _role("billing-payment-intents-with-status", INTENT, READ_INTENT, *FIND_CARD),
-            _role("refunds-payment-intents", REFUND),
-            _role("billing-payment-intents-with-refunds", INTENT, READ_INTENT, *FIND_CARD, REFUND),
-        )
-    }
+_BUILT_IN = (
+    _role("billing", CHARGE),
+    _role("audit", READ_CHARGE, rate=AUDIT_RATE),
+    _role("billing-with-status", CHARGE, READ_CHARGE),
+    _role("refunds", REFUND),
+    _role("billing-with-refunds", CHARGE, READ_CHARGE, REFUND),
+    _role("billing-payment-intents", INTENT, *FIND_CARD),
+    _role("audit-payment-intents", READ_INTENT, rate=AUDIT_RATE),
+    _role("billing-payment-intents-with-status", INTENT, READ_INTENT, *FIND_CARD),
+    _role("refunds-payment-intents", REFUND),
+    _role("billing-payment-intents-with-refunds", INTENT, READ_INTENT, *FIND_CARD, REFUND),
 )
+ROLES: Final[Mapping[str, Policy]] = MappingProxyType({each.role: each for each in _BUILT_IN})
 
 
 def built_in(role: str) -> Policy:

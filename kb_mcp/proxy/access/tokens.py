@@ -45,15 +45,6 @@ class Minted:
     token_hash: str
 
 
-@dataclass(frozen=True, slots=True)
-class VaultToken:
-    """A well-formed token as a client sent it; whether it is known, the store decides."""
-
-    id: KeyId
-    mode: Mode
-    token_hash: str
-
-
 def mint(mode: Mode, random_bytes: Callable[[int], bytes]) -> Minted:
     """Make a new vault key of `mode`; `random_bytes(n)` yields n unpredictable bytes."""
     key_id = _base32(random_bytes(_ID_BYTES))[:ID_LENGTH]
@@ -62,13 +53,12 @@ def mint(mode: Mode, random_bytes: Callable[[int], bytes]) -> Minted:
     return Minted(KeyId(key_id), token, hash_token(token))
 
 
-def parse_token(text: str) -> VaultToken | None:
-    """Read a token, or return None where form or checksum are wrong."""
+def parse_token(text: str) -> tuple[KeyId, Mode] | None:
+    """Read which key of which mode a token is; None where form or checksum are wrong."""
     match = _TOKEN.fullmatch(text)
     if match is None or _checksum(text[:-CHECKSUM_LENGTH]) != text[-CHECKSUM_LENGTH:]:
         return None
-    mode: Mode = "live" if match[1] == "live" else "test"
-    return VaultToken(KeyId(match[2]), mode, hash_token(text))
+    return KeyId(match[2]), "live" if match[1] == "live" else "test"
 
 
 def hash_token(token: str) -> str:

@@ -85,17 +85,13 @@ def refuse(
     here, so callers may hand over what a client sent.
     Raises: KeyError when the sentence of `code` needs a field that neither holds.
     """
-    values: dict[str, object] = {**(facts or {}), **fields}
-    if param is not None:
-        param = quoted(param)
-        values["param"] = param
-    sentence, _ = WORDING[code]
-    if param is None and "{param}" in sentence:
-        values["param"] = "A parameter"
+    param = None if param is None else quoted(param)
+    values: dict[str, object] = {"param": param or "A parameter", **(facts or {}), **fields}
     values["reason"] = values.get("reason") or "it was not granted"
     values.setdefault("charge", values.get("charge_id") or "its outcome is not known yet")
     shown = {name: _shown(name, value, values) for name, value in values.items()}
-    return Refusal(code, sentence.format_map(shown), param, MappingProxyType(dict(facts or {})))
+    sentence = WORDING[code][0].format_map(shown)
+    return Refusal(code, sentence, param, MappingProxyType(dict(facts or {})))
 
 
 def invalid(param: str, reason: object) -> Refusal:
@@ -110,14 +106,13 @@ def clock_disputed() -> Refusal:
 
 def error_body(refusal: Refusal) -> bytes:
     """Write `refusal` in Stripe's error shape, as ASCII JSON."""
-    error: dict[str, object] = {
+    error = {
         "type": refusal.code.type,
         "code": refusal.code.value,
         "message": refusal.message,
+        **({} if refusal.param is None else {"param": refusal.param}),
+        "keybrake": dict(refusal.facts),
     }
-    if refusal.param is not None:
-        error["param"] = refusal.param
-    error["keybrake"] = dict(refusal.facts)
     return json.dumps({"error": error}, separators=(",", ":")).encode("ascii")
 
 

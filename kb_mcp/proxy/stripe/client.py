@@ -24,6 +24,7 @@ from pyreqwest.response import Response
 from typing_extensions import override
 
 from kb_mcp.in_process import AsgiApp, Exchange
+from kb_mcp.proxy.stripe.forms import FORM_TYPE
 from kb_mcp.proxy.stripe.messages import (
     Answered,
     Lost,
@@ -39,7 +40,6 @@ POOL_TIMEOUT_MS: Final = 5_000
 POOL_IDLE_MS: Final = 30_000
 CONNECTIONS_MAX: Final = 256
 ANSWER_MAX_BYTES: Final = 4 * 1024 * 1024
-FORM_TYPE: Final = "application/x-www-form-urlencoded"
 
 PASSED_ON: Final = (
     "request-id idempotent-replayed original-request stripe-should-retry stripe-version "
@@ -212,15 +212,14 @@ def open_client(timeout_ms: int) -> Client:
 
 
 def _headers_of(request: UpstreamRequest, api_key: str) -> dict[str, str]:
-    headers = {name: value for name, value in request.trace.items() if name in _TRACE_HEADERS}
-    headers["authorization"] = f"Bearer {api_key}"
-    if request.body is not None:
-        headers["content-type"] = FORM_TYPE
-    if request.stripe_version is not None:
-        headers["stripe-version"] = request.stripe_version
-    if request.idempotency_key is not None:
-        headers["idempotency-key"] = request.idempotency_key
-    return headers
+    headers = {
+        **{name: value for name, value in request.trace.items() if name in _TRACE_HEADERS},
+        "authorization": f"Bearer {api_key}",
+        "content-type": None if request.body is None else FORM_TYPE,
+        "stripe-version": request.stripe_version,
+        "idempotency-key": request.idempotency_key,
+    }
+    return {name: value for name, value in headers.items() if value is not None}
 
 
 async def _read(response: Response) -> Answered | Lost:

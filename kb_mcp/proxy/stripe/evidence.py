@@ -186,11 +186,11 @@ def _facts_of(body: Mapping[str, Any]) -> dict[str, object] | None:
     }
     if any(body.get(name) is not None and value is None for name, value in read.items()):
         return None
-    said = {name: value for name, value in read.items() if value is not None}
-    if isinstance(body.get("charge"), str):
-        said["charge"] = body["charge"]
+    charge = body.get("charge")
+    read |= {"charge": charge if isinstance(charge, str) else None}
     # That it has no customer is said, too.
-    return said | ({"customer": None} if "customer" in body and not read["customer"] else {})
+    said = {"customer"} & body.keys()
+    return {name: value for name, value in read.items() if value is not None or name in said}
 
 
 def _are_sound(lifecycle: Lifecycle, body: Mapping[str, Any]) -> bool:

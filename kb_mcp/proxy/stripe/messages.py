@@ -16,17 +16,8 @@ from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, error_body
 JSON = "application/json"
 # Two readers would each take another of two values; a second Authorization is no key at all.
 SINGLE = frozenset(
-    {
-        "content-length",
-        "content-type",
-        "host",
-        "idempotency-key",
-        "keybrake-agent",
-        "keybrake-session",
-        "keybrake-subject",
-        "stripe-version",
-        "transfer-encoding",
-    }
+    "content-length content-type host idempotency-key keybrake-agent keybrake-session "
+    "keybrake-subject stripe-version transfer-encoding".split()
 )
 SEND_WITHIN_MS: Final = 5_000
 """How long after it was reserved a request may still leave."""
@@ -44,10 +35,7 @@ class Request(Struct, frozen=True, kw_only=True):
 
     def header(self, name: str) -> str | None:
         """Return the first value of the header `name` (lower-case), or None."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
+        return next((value for key, value in self.headers if key == name), None)
 
     def repeated(self) -> str | None:
         """Return the first header that came twice and means one thing, or None."""
@@ -74,16 +62,15 @@ class Reply(Struct, frozen=True):
 
 def refused(refusal: Refusal, **headers: str | None) -> Reply:
     """Write `refusal` in Stripe's error shape."""
-    retry = {"Stripe-Should-Retry": refusal.code.should_retry}
-    reply = Reply(refusal.status, error_body(refusal), retry)
     retry_after = refusal.facts.get("retry_after")
-    if retry_after is not None:
-        reply = reply.with_headers(Retry_After=str(retry_after))
-    if refusal.status == 401:
-        # RFC 6750, 3.1: what is wrong is said of a token that was shown, not of none.
-        error = "" if refusal.code is Code.VAULT_KEY_MISSING else ', error="invalid_token"'
-        reply = reply.with_headers(WWW_Authenticate=f'Bearer realm="kb-mcp"{error}')
-    return reply.with_headers(**headers)
+    # RFC 6750, 3.1: what is wrong is said of a token that was shown, not of none.
+    error = "" if refusal.code is Code.VAULT_KEY_MISSING else ', error="invalid_token"'
+    return Reply(refusal.status, error_body(refusal)).with_headers(
+        Stripe_Should_Retry=refusal.code.should_retry,
+        Retry_After=None if retry_after is None else str(retry_after),
+        WWW_Authenticate=f'Bearer realm="kb-mcp"{error}' if refusal.status == 401 else None,
+        **headers,
+    )
 
 
 class UpstreamRequest(Struct, frozen=True):

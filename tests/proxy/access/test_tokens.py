@@ -34,10 +34,8 @@ MODES: list[Mode] = ["test", "live"]
 @pytest.mark.parametrize("mode", MODES)
 def test_a_minted_token_is_read_back(mode: Mode) -> None:
     minted = mint(mode, counting())
-    token = parse_token(minted.token)
     assert minted.token.startswith(f"vk_{mode}_{minted.id}_")
-    assert token is not None
-    assert (token.id, token.mode, token.token_hash) == (minted.id, mode, minted.token_hash)
+    assert parse_token(minted.token) == (minted.id, mode)
     assert len(minted.id) == ID_LENGTH
 
 
