@@ -269,11 +269,6 @@ def body_of(answer: Answer) -> Body:
     return dict(zip(("status", "message", "next_step"), told, strict=True))
 
 
-def is_unknown(answer: Answer) -> bool:
-    """Say whether a charge may be under way, so that the caller must not charge again."""
-    return isinstance(answer, Answered) and answer.result.status == "unknown"
-
-
 def is_error(answer: Answer) -> bool:
     """Say whether the tool did not run at all; refusals and declines are answers."""
     return not isinstance(answer, Answered)

@@ -65,6 +65,7 @@ def _wording(text: str) -> str:
 
 CustomerId = Annotated[str, StringConstraints(pattern=r"^cus_[A-Za-z0-9]{1,64}$")]
 ChargeId = Annotated[str, StringConstraints(pattern=r"^(ch|py|pi)_[A-Za-z0-9_]{1,200}$")]
+Wording = Annotated[str, StringConstraints(max_length=350), AfterValidator(_wording)]
 PeriodLabel = Annotated[str, AfterValidator(lambda text: parse_period(text).label)]
 
 _PERIOD = (
@@ -105,9 +106,7 @@ class ChargeArguments(_Arguments):
         default="usd",
         description="Three-letter ISO currency code, for example usd or eur. usd if left out.",
     )
-    description: (
-        Annotated[str, StringConstraints(max_length=350), AfterValidator(_wording)] | None
-    ) = Field(
+    description: Wording | None = Field(
         default=None,
         description=(
             "Text for the customer's receipt, at most 350 characters. Leave it out unless the "

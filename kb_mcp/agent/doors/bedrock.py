@@ -19,6 +19,7 @@ from typing import Final
 
 from kb_mcp.agent.calls import (
     Answer,
+    Answered,
     Body,
     Caller,
     Invalid,
@@ -28,7 +29,6 @@ from kb_mcp.agent.calls import (
     body_of,
     call_with_texts,
     is_error,
-    is_unknown,
 )
 from kb_mcp.agent.catalogue import JSON, TOOLS, find_tool
 from kb_mcp.agent.client.line import CallContext, read_subject
@@ -95,7 +95,9 @@ def _run(
     else:
         tool = find_tool(request.get("function"), allow_reference=True)
     answer = call_with_texts(caller, tool, context, *map(_pairs, parts))
-    status, state = _SAID.get(type(answer), (202 if is_unknown(answer) else 200, None))
+    # A charge may be under way, so that the caller must not charge again.
+    unknown = isinstance(answer, Answered) and answer.result.status == "unknown"
+    status, state = _SAID.get(type(answer), (202 if unknown else 200, None))
     body: Message = {"body": body_text(answer)}
     result: Message = {"httpStatusCode": status} if api else {}
     result["responseBody"] = {JSON if api else "TEXT": body}
