@@ -72,9 +72,7 @@ def check_amount(amount: int, currency: str) -> None:
     Raises: MoneyError.
     """
     check_currency(currency)
-    if type(amount) is not int:
-        raise MoneyError("The amount must be an integer in the currency's minor unit.")
-    if amount <= 0:
+    if type(amount) is not int or amount <= 0:
         raise MoneyError("The amount must be a positive integer in the currency's minor unit.")
     if amount > MAX_AMOUNT:
         raise MoneyError(f"The amount must not exceed {MAX_AMOUNT} minor units.")
