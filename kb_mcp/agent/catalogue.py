@@ -68,11 +68,6 @@ ChargeId = Annotated[str, StringConstraints(pattern=r"^(ch|py|pi)_[A-Za-z0-9_]{1
 Wording = Annotated[str, StringConstraints(max_length=350), AfterValidator(_wording)]
 PeriodLabel = Annotated[str, AfterValidator(lambda text: parse_period(text).label)]
 
-_PERIOD = (
-    "The period this bill is for: 2026-06 (month), 2026-Q2, 2026, 2026-W23, 2026-06-15 or "
-    "2026-06-15/2026-07-14. Take it from the user or the contract; never invent one."
-)
-
 
 class _Arguments(BaseModel):
     # An argument that is not understood could be the one that mattered, so none is dropped, and
@@ -101,7 +96,12 @@ class ChargeArguments(_Arguments):
             "500 is 500 JPY. Above zero. Never a decimal."
         ),
     )
-    billing_period: PeriodLabel = Field(description=_PERIOD)
+    billing_period: PeriodLabel = Field(
+        description=(
+            "The period this bill is for: 2026-06 (month), 2026-Q2, 2026, 2026-W23, 2026-06-15 or "
+            "2026-06-15/2026-07-14. Take it from the user or the contract; never invent one."
+        )
+    )
     currency: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{3}$", to_lower=True)] = Field(
         default="usd",
         description="Three-letter ISO currency code, for example usd or eur. usd if left out.",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import NoReturn
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -30,10 +29,7 @@ def read_json(text: str | bytes) -> object:
     """
     try:
         value: object = json.loads(
-            text,
-            object_pairs_hook=_unrepeated,
-            parse_constant=_no_number,
-            parse_float=_finite,
+            text, object_pairs_hook=_unrepeated, parse_constant=_finite, parse_float=_finite
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -66,12 +62,8 @@ def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return values
 
 
-def _no_number(_: str) -> NoReturn:
-    raise ValueError("NaN and Infinity are no JSON")
-
-
 def _finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise ValueError("a number is too large")
+        raise ValueError("NaN, Infinity and what is too large for a number are no JSON")
     return number
