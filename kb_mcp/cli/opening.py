@@ -132,8 +132,6 @@ async def open_proxy(
     `looks_only` leaves a new store unbound. How long a send may take is never for a command to say,
     which serves nobody. Raises: StoreError, BindingError, EgressError.
     """
-    from kb_mcp.proxy.stripe.reader import StripeReads
-    from kb_mcp.serving.machine import boottime_ms
     from kb_mcp.wiring.proxy import Proxy
     from kb_mcp.wiring.upstream import build_sandbox
 
@@ -141,11 +139,10 @@ async def open_proxy(
     binds = Binds.NOTHING if looks_only else Binds.ACCOUNT
     proxy = Proxy(settings, sandbox, binds=binds)
     store_admin = proxy.store.open_store_admin()
-    reads = StripeReads(proxy.upstream, proxy.store.clock, boottime_ms)
     try:
         # The sandbox's clock may have been turned: the store follows it.
-        await proxy.app.pipeline.follow()
-        yield OpenProxy(settings, out, proxy.store, store_admin, proxy, reads)
+        await proxy.follow()
+        yield OpenProxy(settings, out, proxy.store, store_admin, proxy, proxy.reads)
     finally:
         await proxy.stop(0)
         store_admin.close()

@@ -105,8 +105,8 @@ async def reopen(
         raise click.UsageError("give either --amount or --release")
     operation = await opened.views.raw_operation(operation_id)
     by, wanted = By(OPERATOR, reason), Reopening(amount, release)
-    done = demand(await opened.acts.reopen(operation, by, wanted))
-    click.echo(_reopened(done.operation, release=release), err=True)
+    after = demand(await opened.acts.reopen(operation, by, wanted))
+    click.echo(_reopened(after, release=release), err=True)
     opened.out.record(await opened.views.operation(operation_id))
 
 

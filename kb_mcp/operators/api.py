@@ -162,7 +162,7 @@ class Acts:
         """
         by, wanted = operations.By(operator, _reason(reason)), operations.Reopening(amount, release)
         outcome = await self.stripe.reopen(operation, by, wanted)
-        waived = isinstance(outcome, operations.Done) and outcome.operation.waived and not release
+        waived = isinstance(outcome, Operation) and outcome.waived and not release
         return await self._done(outcome) | {"waived": waived}
 
     async def reset(self, operation: Operation, operator: str) -> Record:
@@ -186,11 +186,11 @@ class Acts:
         message = f"This approval is not pending any more: it is {decided.why}{by}."
         raise InputError(409, "approval_not_pending", message)
 
-    async def _done(self, outcome: operations.Done | operations.NotDone) -> Record:
+    async def _done(self, outcome: Operation | operations.NotDone) -> Record:
         if isinstance(outcome, operations.NotDone):
             message = ". ".join(filter(None, [outcome.why, outcome.hint]))
             raise InputError(409, "operation_state", message)
-        return await self.views.operation(outcome.operation.id)
+        return await self.views.operation(outcome.id)
 
 
 async def _spend(views: Views, query: Query) -> Rows:

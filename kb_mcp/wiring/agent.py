@@ -37,31 +37,19 @@ def fetch_token(address: str, variable: str) -> str:
     variables".
     Raises: SettingsError, which names `variable` and never shows what was fetched.
     """
-    parts = address.split(":")
-    member, stage, version = [*parts[7:], "", "", ""][:3]
-    wanted = {"SecretId": ":".join(parts[:7]), "VersionStage": stage, "VersionId": version}
-    request = {name: value for name, value in wanted.items() if value}
-    answer = _fetch(parts[3] or None, request, variable)
-    text = answer.get("SecretString")
-    if text is None:
-        text = answer.get("SecretBinary", b"").decode(errors="replace")
-    try:
-        return read_token(text, variable, member or None)
-    except SettingsError as error:
-        raise SettingsError(variable, f"names a secret that {error.problem}", error.hint) from None
-
-
-def _fetch(region: str | None, request: Mapping[str, str], variable: str) -> Mapping[str, Any]:
     try:
         import botocore.session
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError:
         hint = "Install kb-mcp-billing[aws]."
         raise SettingsError(variable, "is an ARN, and boto3 is not here", hint) from None
+    parts = address.split(":")
+    member, stage, version = [*parts[7:], "", "", ""][:3]
+    wanted = {"SecretId": ":".join(parts[:7]), "VersionStage": stage, "VersionId": version}
+    session: Any = botocore.session.get_session()
     try:
-        session: Any = botocore.session.get_session()
-        client = session.create_client("secretsmanager", region_name=region)
-        found: dict[str, Any] = client.get_secret_value(**request)
+        client = session.create_client("secretsmanager", region_name=parts[3] or None)
+        found = client.get_secret_value(**{name: text for name, text in wanted.items() if text})
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "an error")
         problem = f"names a secret that Secrets Manager refuses ({code})"
@@ -71,7 +59,13 @@ def _fetch(region: str | None, request: Mapping[str, str], variable: str) -> Map
         problem = f"names a secret that cannot be fetched ({type(error).__name__})"
         hint = "Check region, credentials and network of this process."
         raise SettingsError(variable, problem, hint) from None
-    return found
+    text = found.get("SecretString")
+    if text is None:
+        text = found.get("SecretBinary", b"").decode(errors="replace")
+    try:
+        return read_token(text, variable, member or None)
+    except SettingsError as error:
+        raise SettingsError(variable, f"names a secret that {error.problem}", error.hint) from None
 
 
 def connect_billing(settings: Settings | None = None) -> Billing:

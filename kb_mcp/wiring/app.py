@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kb_mcp.agent.doors.mcp.http import HttpDoor
 
 
-def mcp_door(proxy: Proxy, app: AsgiApp) -> HttpDoor:
+def mcp_door(proxy: Proxy, app: AsgiApp, resource: Resource | None) -> HttpDoor:
     """Return the MCP door in front of `app`, which is `proxy` behind its traces."""
     # `mcp` takes a second to import: only those who serve pay.
     from kb_mcp.agent.doors.mcp.http import HttpDoor
@@ -62,16 +62,8 @@ def mcp_door(proxy: Proxy, app: AsgiApp) -> HttpDoor:
         partial(new_id, "mcp"),
         allowed_hosts=settings.allowed_hosts,
         identify=identify,
-        resource=oauth_resource(settings),
+        resource=resource,
     )
-
-
-def oauth_resource(settings: Settings) -> Resource | None:
-    """Return what this server is to OAuth clients; None where vault keys alone are accepted."""
-    address = settings.oauth_address
-    if not settings.oauth_issuers or address is None:
-        return None
-    return Resource(address, settings.oauth_issuers)
 
 
 Scope = MutableMapping[str, Any]
@@ -89,7 +81,9 @@ class Agents:
         """Serve `proxy`."""
         self._proxy = proxy
         self._traced = traced(proxy.app, proxy.span)
-        self._resource = oauth_resource(proxy.settings)
+        address, issuers = proxy.settings.oauth_address, proxy.settings.oauth_issuers
+        # What this server is to OAuth clients: nothing where vault keys alone are accepted.
+        self._resource = Resource(address, issuers) if address and issuers else None
         self._door: HttpDoor | None = None
         self._opened, self._closing = asyncio.Event(), asyncio.Event()
         self._sessions: asyncio.Task[None] | None = None
@@ -114,7 +108,7 @@ class Agents:
         """
         if self._door is None:
             # What the door asks of the proxy belongs to its caller's trace, too.
-            self._door = mcp_door(self._proxy, self._traced)
+            self._door = mcp_door(self._proxy, self._traced, self._resource)
             self._sessions = asyncio.create_task(self._hold_open(self._door))
         return self._door
 

@@ -11,9 +11,8 @@ import pytest
 from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, LostObjects, Whole
 from kb_mcp.proxy.stripe.reader import Found
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.proxy import Proxy
+from kb_mcp.wiring.proxy import Proxy, UpstreamKeyError
 from kb_mcp.wiring.upstream import build_sandbox
-from kb_mcp.wiring.walks import UpstreamKeyError
 from tests.losses.elsewhere import in_test_mode
 from tests.losses.host import BEHIND, Host
 from tests.proxy.stores.conftest import run

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.operators.actions.operations import By, Done, NotDone, Reopening
+from kb_mcp.operators.actions.operations import By, NotDone, Reopening
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.proxy.access.policy import Policy
+from kb_mcp.proxy.ledger.records import Operation
 from kb_mcp.proxy.stripe.reader import StripeReads
 from kb_mcp.serving.machine import boottime_ms
 from tests.in_process_proxy import InProcessProxy, error_of
@@ -58,10 +59,10 @@ def acts(proxy: InProcessProxy) -> StripeActs:
     return StripeActs(store.ledger, reads, proxy.proxy.recovery)
 
 
-def reopen(proxy: InProcessProxy, charge: str, **said: Any) -> Done | NotDone:
+def reopen(proxy: InProcessProxy, charge: str, **said: Any) -> Operation | NotDone:
     proxy.run(proxy.proxy.app.pipeline.follow())
     (operation,) = proxy.operations(charge_id=charge)
-    outcome: Done | NotDone = proxy.run(
+    outcome: Operation | NotDone = proxy.run(
         acts(proxy).reopen(operation, By("me", "wrong card"), Reopening(**said))
     )
     return outcome
@@ -72,7 +73,7 @@ def refunded_and_reopened(proxy: InProcessProxy, key: Any, /, **bill: Any) -> st
     path = bill.pop("path", "/v1/charges")
     first = proxy.charge(key, path, **bill).json()["id"]
     refund(proxy, first)
-    assert isinstance(reopen(proxy, first), Done)
+    assert isinstance(reopen(proxy, first), Operation)
     return str(first)
 
 
@@ -100,7 +101,7 @@ def test_a_permit_may_be_for_another_amount_and_a_refunded_charge_is_never_told_
         key = proxy.issue()
         first = proxy.charge(key, **JUNE).json()["id"]
         refund(proxy, first)
-        assert isinstance(reopen(proxy, first, amount=4900), Done)
+        assert isinstance(reopen(proxy, first, amount=4900), Operation)
         old = proxy.charge(key, **JUNE)
         assert (old.status_code, error_of(old)) == (400, "period_already_charged")
         assert old.json()["error"]["keybrake"]["refunded"] is True
@@ -112,7 +113,7 @@ def test_a_permit_may_be_for_another_amount_and_a_refunded_charge_is_never_told_
         assert proxy.charge(key, **JUNE, amount=4900).json()["id"] == second
         # And back: the first amount again, after the second was given back, too.
         refund(proxy, second)
-        assert isinstance(reopen(proxy, second, amount=2900), Done)
+        assert isinstance(reopen(proxy, second, amount=2900), Operation)
         third = proxy.charge(key, **JUNE)
         assert third.status_code == 200
         assert third.json()["id"] not in {first, second}
@@ -131,7 +132,7 @@ def test_a_permit_is_used_once(tmp_path: Path) -> None:
         assert "no full refund" in told(reopen(proxy, second, amount=100))
 
 
-def told(outcome: Done | NotDone) -> str:
+def told(outcome: Operation | NotDone) -> str:
     assert isinstance(outcome, NotDone), outcome
     return f"{outcome.why} {outcome.hint}"
 
@@ -165,7 +166,7 @@ def test_only_a_refund_that_succeeded_opens_a_bill(tmp_path: Path, status: str) 
             assert status in told(outcome)
         assert proxy.charge(key, **JUNE).json()["id"] == first
         becomes(proxy, made, "succeeded")
-        assert isinstance(reopen(proxy, first), Done)
+        assert isinstance(reopen(proxy, first), Operation)
         assert proxy.charge(key, **JUNE).json()["id"] != first
 
 
@@ -176,7 +177,7 @@ def test_refunds_in_parts_open_a_bill_once_they_are_the_whole(tmp_path: Path) ->
         refund(proxy, first, amount="900")
         assert "no full refund" in told(reopen(proxy, first, release=True))
         refund(proxy, first, amount="2000")
-        assert isinstance(reopen(proxy, first), Done)
+        assert isinstance(reopen(proxy, first), Operation)
 
 
 def test_a_refund_that_fails_afterwards_freezes_the_bill_that_is_not_sent_yet(
@@ -186,7 +187,7 @@ def test_a_refund_that_fails_afterwards_freezes_the_bill_that_is_not_sent_yet(
         key = proxy.issue()
         first = proxy.charge(key, **JUNE).json()["id"]
         made = refund(proxy, first)
-        assert isinstance(reopen(proxy, first), Done)
+        assert isinstance(reopen(proxy, first), Operation)
         becomes(proxy, made, "failed")
         # It is read again directly before the new bill is sent, whatever the timer does.
         proxy.turn_clock(5 * 60)
@@ -204,7 +205,7 @@ def test_a_refund_that_fails_after_the_new_bill_was_sent_is_told(tmp_path: Path)
         key = proxy.issue()
         first = proxy.charge(key, **JUNE).json()["id"]
         made = refund(proxy, first)
-        assert isinstance(reopen(proxy, first), Done)
+        assert isinstance(reopen(proxy, first), Operation)
         second = proxy.charge(key, **JUNE).json()["id"]
         becomes(proxy, made, "failed")
         proxy.turn_clock(2 * HOUR)
@@ -225,7 +226,7 @@ def test_a_declined_new_bill_is_frozen_once_the_refund_has_failed(tmp_path: Path
             first = proxy.charge(key, **bill).json()["id"]
             made = refund(proxy, first)
             proxy.turn_clock(30 * HOUR)
-            assert isinstance(reopen(proxy, first), Done)
+            assert isinstance(reopen(proxy, first), Operation)
             proxy.fault("402")
             assert proxy.charge(key, **bill).status_code == 402
             becomes(proxy, made, "failed")
@@ -272,7 +273,7 @@ def test_released_days_may_be_billed_by_other_periods(tmp_path: Path) -> None:
         assert "no full refund" in told(reopen(proxy, first, release=True))
         refund(proxy, first)
         assert error_of(proxy.charge(key, period=weeks[0], amount=100)) == "period_already_charged"
-        assert isinstance(reopen(proxy, first, release=True), Done)
+        assert isinstance(reopen(proxy, first, release=True), Operation)
         assert "released already" in told(reopen(proxy, first, release=True))
         for week in weeks:
             assert proxy.charge(key, period=week, amount=100).status_code == 200
@@ -280,7 +281,7 @@ def test_released_days_may_be_billed_by_other_periods(tmp_path: Path) -> None:
         for amount in (2900, 500):
             refused = proxy.charge(key, **JUNE, amount=amount)
             assert error_of(refused) == "period_already_charged"
-        assert isinstance(reopen(proxy, first), Done)
+        assert isinstance(reopen(proxy, first), Operation)
         refused = proxy.charge(key, **JUNE)
         assert refused.json()["error"]["keybrake"]["billing_period"] in map(lately, weeks)
         assert len(proxy.charges()) == 3
@@ -291,7 +292,7 @@ def test_a_refund_that_fails_takes_released_days_back(tmp_path: Path) -> None:
         key = proxy.issue()
         first = proxy.charge(key, **JUNE).json()["id"]
         made = refund(proxy, first)
-        assert isinstance(reopen(proxy, first, release=True), Done)
+        assert isinstance(reopen(proxy, first, release=True), Operation)
         becomes(proxy, made, "failed")
         proxy.turn_clock(2 * HOUR)
         proxy.watch_refunds()
@@ -307,7 +308,7 @@ def test_a_bill_without_a_period_is_bound_likewise(tmp_path: Path, header: str |
         key = proxy.issue()
         first = proxy.charge(key, **bill).json()["id"]
         refund(proxy, first)
-        assert isinstance(reopen(proxy, first), Done)
+        assert isinstance(reopen(proxy, first), Operation)
         if header is not None:
             drifted = proxy.charge(key, **bill, amount=999_900)
             assert error_of(drifted) == "idempotency_key_reused"
@@ -326,7 +327,7 @@ def test_an_intent_is_reopened_by_the_refund_of_its_charge(tmp_path: Path) -> No
         first = proxy.charge(key, INTENTS, **JUNE, **card)
         assert first.json()["status"] == "succeeded"
         made = refund(proxy, first.json()["id"])
-        assert isinstance(reopen(proxy, first.json()["id"]), Done)
+        assert isinstance(reopen(proxy, first.json()["id"]), Operation)
         assert error_of(proxy.charge(key, INTENTS, **JUNE, **card, amount=9900)) == (
             "period_already_charged"
         )
@@ -343,8 +344,8 @@ def test_the_audit_says_what_was_reopened_and_for_how_much(tmp_path: Path) -> No
         key = proxy.issue()
         first = proxy.charge(key, **JUNE).json()["id"]
         refund(proxy, first)
-        assert isinstance(reopen(proxy, first, amount=4900), Done)
-        assert isinstance(reopen(proxy, first, release=True), Done)
+        assert isinstance(reopen(proxy, first, amount=4900), Operation)
+        assert isinstance(reopen(proxy, first, release=True), Operation)
         rows = [row for row in proxy.audit() if row["kind"] == "admin"][-2:]
         assert [(row["decision"], row["amount"]) for row in rows] == [
             ("reopen", 4900), ("release", 2900),

@@ -14,10 +14,10 @@ from kb_mcp.agent.catalogue import ToolName
 from kb_mcp.agent.client.in_process import InProcessLine
 from kb_mcp.agent.client.line import CallContext
 from kb_mcp.operators.actions.keys import revoke_key
-from kb_mcp.operators.actions.operations import By, Done, Reopening, reopen
+from kb_mcp.operators.actions.operations import By, Reopening, reopen
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
-from kb_mcp.proxy.ledger.records import KeyId
+from kb_mcp.proxy.ledger.records import KeyId, Operation
 from tests.in_process_proxy import InProcessProxy, Issued
 from tests.months import lately
 
@@ -86,7 +86,7 @@ def test_the_rest_of_a_charge_is_refunded_once_an_operator_reopened_its_refund(
     (operation,) = (each for each in in_process.operations() if each.kind == "refund")
     ledger = in_process.proxy.store.ledger
     again = reopen(ledger, operation, By("mira", "all of it"), Reopening(), refunded=False)
-    assert isinstance(in_process.run(again), Done)
+    assert isinstance(in_process.run(again), Operation)
     rest = call(billing, "refund", charge_id=charge)
     assert (rest["status"], rest["amount_cents"]) == ("succeeded", 2000)
     billing.close()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kb_mcp.operators.actions.keys import unfreeze_key
-from kb_mcp.operators.actions.operations import By, Done, Reopening, reopen
+from kb_mcp.operators.actions.operations import By, Reopening, reopen
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.proxy.ledger.records import Attempt, KeyId, Operation
 from kb_mcp.proxy.stripe.reader import StripeReads
@@ -140,7 +140,7 @@ def test_a_charge_under_our_key_from_outside_is_left_to_an_operator(
             in_process.turn_clock(61)
             in_process.run(in_process.proxy.app.pipeline.follow())
             done = in_process.run(acts(in_process).resolve(operation, made, by))
-        assert isinstance(done, Done)
+        assert isinstance(done, Operation)
         assert bill(in_process, key) == (200, None)
         assert len(in_process.charges()) == 1
         assert broken_invariants(in_process) == []
@@ -216,7 +216,7 @@ def test_a_refunded_bill_is_billed_once_more_under_a_key_of_its_own(tmp_path: Pa
         operation, _ = newest(in_process)
         ledger, by = in_process.proxy.store.ledger, By("me", "wrong card")
         assert isinstance(
-            in_process.run(reopen(ledger, operation, by, Reopening(), refunded=True)), Done
+            in_process.run(reopen(ledger, operation, by, Reopening(), refunded=True)), Operation
         )
         second = in_process.charge(key, period="2026-11").json()["id"]
         assert second != first
@@ -226,7 +226,7 @@ def test_a_refunded_bill_is_billed_once_more_under_a_key_of_its_own(tmp_path: Pa
         )
         assert newest(in_process)[1][0].upstream_key == f"{operation.upstream_name}-r1"
         assert not isinstance(
-            in_process.run(reopen(ledger, operation, by, Reopening(), refunded=True)), Done
+            in_process.run(reopen(ledger, operation, by, Reopening(), refunded=True)), Operation
         )
         assert len(in_process.charges()) == 2
         assert broken_invariants(in_process) == []

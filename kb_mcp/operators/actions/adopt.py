@@ -88,10 +88,8 @@ def suspected_days(created_ms: int) -> tuple[str, str]:
 
 def route_of(item: Item) -> Route:
     """Return the endpoint that made `item`; the charge of an intent was made through the intent."""
-    if is_refund(item):
-        return ENDPOINTS["POST /v1/refunds"]
-    intent = item.get("object") == "payment_intent" or len(object_names(item)) > 1
-    return ENDPOINTS["POST /v1/payment_intents" if intent else "POST /v1/charges"]
+    kind = "payment_intent" if len(object_names(item)) > 1 else item.get("object", "charge")
+    return ENDPOINTS[f"POST /v1/{kind}s"]
 
 
 def proof_of(item: Item) -> Made | None:

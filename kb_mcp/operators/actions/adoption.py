@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -39,13 +38,12 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE, Snapshot
 from kb_mcp.proxy.ledger.windows import count, release, windows_of
-from kb_mcp.proxy.rules.outcomes.matching import WALKED, holds_money
+from kb_mcp.proxy.rules.outcomes.matching import WALKED, Item, holds_money
 from kb_mcp.proxy.store_walk import FOREIGN, StoreWalk
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.evidence import mark_of, marks, object_names
 from kb_mcp.proxy.stripe.reader import Found, StripeReads, Unread
 
-Item = Mapping[str, Any]
 CHUNK = 100
 _REOPENED_SUFFIX = re.compile(r"-r([0-9]{1,9})$")
 # An object may be listed under an earlier second than its reservation: clocks differ.

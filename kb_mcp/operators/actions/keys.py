@@ -244,7 +244,7 @@ async def rotate_key(
         rows = (_row(operator, "rotate", old, f"to {minted.id}"),)
         return (successor, minted), Changes(keys=(retired, successor), audit=rows)
 
-    return await ledger.transact(lambda _: _refs(key_id), step)
+    return await ledger.transact(lambda _: Refs(keys=frozenset({key_id})), step)
 
 
 async def revoke_key(
@@ -267,7 +267,7 @@ async def revoke_key(
         changes = Changes(keys=(key,), audit=(_row(operator, "revoke", key, reason),))
         return key.lineage_id, changes
 
-    lineage_id = await ledger.transact(lambda _: _refs(key_id), step)
+    lineage_id = await ledger.transact(lambda _: Refs(keys=frozenset({key_id})), step)
     return await await_sends(records, lineage_id, wait_s)
 
 
@@ -290,7 +290,7 @@ async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str
 
     def refs(now: int) -> Refs:
         counts = windows_at(now, lineage_id, None, "").counts
-        return replace(_refs(key_id), windows=frozenset({counts}))
+        return Refs(keys=frozenset({key_id}), windows=frozenset({counts}))
 
     return await ledger.transact(refs, step)
 
@@ -316,10 +316,6 @@ def _key(snapshot: Snapshot, key_id: KeyId) -> VaultKey:
     if key is None:
         raise NoSuchKeyError(key_id)
     return key
-
-
-def _refs(key_id: KeyId) -> Refs:
-    return Refs(keys=frozenset({key_id}))
 
 
 def _check_rotatable(key: VaultKey, policy_ends: int | None, now: int) -> None:

@@ -25,7 +25,6 @@ from kb_mcp.proxy.ledger.records import (
     AuditDraft,
     Changes,
     Operation,
-    OperationId,
     Refs,
     Tally,
 )
@@ -37,13 +36,6 @@ from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 
 REASON_MAX = 200
 FORGOTTEN_DECLINE = "The payment was declined. Its details were erased."
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """It is done; `operation` is as it was left."""
-
-    operation: Operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +86,14 @@ class Reopening:
 
 async def reopen(
     ledger: Ledger, operation: Operation, by: By, said: Reopening, *, refunded: bool
-) -> Done | NotDone:
+) -> Operation | NotDone:
     """Let a refunded bill be billed once more (under K-r1…), or waive one wrong suspicion.
 
     `refunded` says that Stripe shows it as given back in full, by refunds that succeeded. Of a
     refund, one more may be made; together they are never more than the charge.
     """
 
-    def step(snapshot: Snapshot) -> tuple[Done | NotDone, Changes]:
+    def step(snapshot: Snapshot) -> tuple[Operation | NotDone, Changes]:
         current = snapshot.operations[operation.id]
         refusal = next(_why_not_once_more(snapshot, current, said, refunded=refunded), None)
         if refusal is not None:
@@ -125,7 +117,7 @@ async def reopen(
                 permit_amount=said.amount,
                 successor=None,
             )
-        return Done(again), Changes(operations=(again,), audit=(row,))
+        return again, Changes(operations=(again,), audit=(row,))
 
     ids = frozenset({operation.id, *filter(None, [operation.successor])})
     refs = Refs(operations=ids, names=frozenset({operation.name}))
@@ -215,8 +207,8 @@ def forgettable(operation: Operation) -> bool:
 
 
 def _bare_answer(operation: Operation, attempts: list[Attempt]) -> bytes | None:
-    declined = bool(attempts) and attempts[-1].outcome is AttemptOutcome.DECLINED
-    if operation.state is not S.FAILED or not declined:
+    outcomes = [each.outcome for each in attempts[-1:]]
+    if operation.state is not S.FAILED or outcomes != [AttemptOutcome.DECLINED]:
         return None
     error = {"type": "card_error", "code": operation.code, "message": FORGOTTEN_DECLINE}
     return json.dumps({"error": error}).encode()
@@ -259,10 +251,8 @@ def told_state(operation: Operation) -> str:
 
 
 def _refs(operation: Operation) -> Refs:
-    return Refs(
-        operations=frozenset({OperationId(operation.id)}),
-        tallies=frozenset({tally_of(operation)}),
-    )
+    ids, tallies = frozenset({operation.id}), frozenset({tally_of(operation)})
+    return Refs(operations=ids, tallies=tallies)
 
 
 Verdict = Literal["approved", "denied"]

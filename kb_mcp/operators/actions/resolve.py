@@ -21,7 +21,6 @@ from msgspec.structs import replace
 from kb_mcp.instants import how_many
 from kb_mcp.operators.actions.operations import (
     By,
-    Done,
     NotDone,
     Reopening,
     busy,
@@ -91,24 +90,24 @@ class StripeActs:
     reads: StripeReads
     recovery: Recovery
 
-    async def resolve(self, operation: Operation, made_id: str | None, by: By) -> Done | NotDone:
+    async def resolve(self, operation: Operation, made: str | None, by: By) -> Operation | NotDone:
         """Settle an operation with its object, or void it where an operator says it has none."""
-        if made_id is None:
+        if made is None:
             return await self._void(operation, by)
-        if not _OBJECT_ID.fullmatch(made_id):
+        if not _OBJECT_ID.fullmatch(made):
             return NotDone("that is no id of an object at Stripe")
-        match await self.reads.get(ENDPOINTS[operation.route].path_of(made_id)):
+        match await self.reads.get(ENDPOINTS[operation.route].path_of(made)):
             case Missing():
-                return NotDone(f"Stripe has no {made_id}", "Check the id, and the mode of the key.")
+                return NotDone(f"Stripe has no {made}", "Check the id, and the mode of the key.")
             case Unread(why=why):
-                return NotDone(f"{made_id} cannot be read: {why}", "Nothing was changed.")
-            case Found(body=item) if item.get("id") == made_id:
+                return NotDone(f"{made} cannot be read: {why}", "Nothing was changed.")
+            case Found(body=item) if item.get("id") == made:
                 limit = await self.recovery.daily_declines(operation.key_id)
                 return await settle_by_object(self.ledger, operation, item, by, limit)
             case Found():
                 return NotDone("Stripe answered with another object", "Nothing was changed.")
 
-    async def _void(self, operation: Operation, by: By) -> Done | NotDone:
+    async def _void(self, operation: Operation, by: By) -> Operation | NotDone:
         """Void an operation on an operator's word, at the second whole look without its object."""
 
         def why_not(snapshot: Snapshot) -> NotDone | None:
@@ -124,7 +123,7 @@ class StripeActs:
         done = await self.recovery.examine(operation.id, partial(_looked, by), FOR_AN_OPERATOR)
         return done or busy(operation)
 
-    async def reopen(self, operation: Operation, by: By, said: Reopening) -> Done | NotDone:
+    async def reopen(self, operation: Operation, by: By, said: Reopening) -> Operation | NotDone:
         """Let a refunded bill be billed once more, or waive a suspicion that was wrong.
 
         What counts of a charge is what Stripe's list of refunds shows now.
@@ -148,7 +147,7 @@ class StripeActs:
 
 def _looked(
     by: By, snapshot: Snapshot, leased: Operation, finding: Finding, daily_declines: int
-) -> tuple[Done | NotDone, Changes]:
+) -> tuple[Operation | NotDone, Changes]:
     """Return what follows from one reading of Stripe's list for an operator's void."""
     operation = snapshot.operations[leased.id]
     if operation.lease_token != leased.lease_token:
@@ -193,7 +192,7 @@ def _not_absent(
     return NotDone("Stripe's list could not be read to its end", hint), changes
 
 
-def _void(snapshot: Snapshot, operation: Operation, by: By) -> tuple[Done, Changes]:
+def _void(snapshot: Snapshot, operation: Operation, by: By) -> tuple[Operation, Changes]:
     """Release what is held and free the guards; a late object still beats the word."""
     voided = replace(
         operation,
@@ -214,7 +213,7 @@ def _void(snapshot: Snapshot, operation: Operation, by: By) -> tuple[Done, Chang
         windows=release(snapshot, operation) if operation.held else (),
         audit=(by.row("resolve_void", voided),),
     )
-    return Done(voided), changes
+    return voided, changes
 
 
 def _too_early(snapshot: Snapshot, operation: Operation, at: int) -> NotDone | None:
@@ -242,7 +241,7 @@ def _spoken(seconds: int) -> str:
 
 async def settle_by_object(
     ledger: Ledger, operation: Operation, item: Item, by: By, daily_declines: int
-) -> Done | NotDone:
+) -> Operation | NotDone:
     """Conclude an operation with the object `item`, as Stripe shows it, in one transaction.
 
     One that counted as failed, voided or waiting turns out to be charged: that is recorded as a
@@ -255,7 +254,7 @@ async def settle_by_object(
         why = f"{made.object_id} is {made.stripe_status}: it took no money"
         return NotDone(why, "Void the operation instead, if it is unknown.")
 
-    def step(snapshot: Snapshot) -> tuple[Done | NotDone, Changes]:
+    def step(snapshot: Snapshot) -> tuple[Operation | NotDone, Changes]:
         current, states = snapshot.operations[operation.id], _VOIDABLE | _NEEDS_A_MARK
         otherwise = "its outcome is known or not asked yet"
         refusal = unresolvable(snapshot, current, states, otherwise)
@@ -278,7 +277,7 @@ async def settle_by_object(
 
 def _settle(
     snapshot: Snapshot, current: Operation, item: Item, made: Made, by: By, daily_declines: int
-) -> tuple[Done, Changes]:
+) -> tuple[Operation, Changes]:
     attempt = _attempt_of(snapshot, current, item)
     if (current.id, attempt.number) not in snapshot.attempts:
         # A store that lost records knows nothing of this send: it counts when it was made.
@@ -294,7 +293,7 @@ def _settle(
     )
     after, changes = conclude(snapshot, ending)
     rows = (*changes.audit, by.row("resolve_succeeded", after))
-    return Done(after), replace(changes, audit=rows)
+    return after, replace(changes, audit=rows)
 
 
 def _attempt_of(snapshot: Snapshot, operation: Operation, item: Item) -> Attempt:

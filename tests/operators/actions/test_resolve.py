@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kb_mcp.operators.actions.operations import By, Done, NotDone
+from kb_mcp.operators.actions.operations import By, NotDone
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.records import Attempt, Operation
@@ -68,8 +68,8 @@ def told(proxy: MisledProxy, object_id: str | None, reason: str | None = None) -
     outcome = proxy.run(acts(proxy).resolve(operation, object_id, By("mira", reason)))
     if isinstance(outcome, NotDone):
         return f"{outcome.why}. {outcome.hint}"
-    assert isinstance(outcome, Done)
-    return str(outcome.operation.state.value)
+    assert isinstance(outcome, Operation)
+    return str(outcome.state.value)
 
 
 def newest(proxy: MisledProxy) -> tuple[Operation, list[Attempt]]:
