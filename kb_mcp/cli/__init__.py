@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 from typing_extensions import override
 
-from kb_mcp.cli.output import WrongUse, other_distribution, told_in_our_way
+from kb_mcp.cli.output import TYPED, WrongUse, other_distribution, told_in_our_way
 from kb_mcp.serving.process_setup import collect_seldom
 
 __all__ = ["group", "main"]
@@ -88,14 +88,18 @@ class Commands(click.Group):
         return [*(CompletionItem(name, help=text) for name, text in named), *options]
 
     @override
-    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+    def make_context(
+        self, info_name: str | None, args: list[str], *more: Any, **extra: Any
+    ) -> click.Context:
         """Begin a command line, unless another distribution claims this package."""
         collect_seldom()
-        claimed = other_distribution()
+        claimed, typed = other_distribution(), tuple(args)
         if claimed is not None:
             raise WrongUse(*claimed)
         with told_in_our_way():
-            return super().make_context(*args, **extra)
+            context = super().make_context(info_name, args, *more, **extra)
+        context.meta[TYPED] = typed
+        return context
 
     @override
     def invoke(self, ctx: click.Context) -> Any:

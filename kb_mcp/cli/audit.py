@@ -9,6 +9,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +152,11 @@ async def archive(opened: OpenStore, *, before: str, file: Path) -> None:
         raise Failure(why, "`kb-mcp audit verify` says more.")
     moment = rfc3339(opened.past_ms(before))
     chain = opened.store.records.chain
-    found = {
-        node: segment_end(chain(node), moment, heads.get(node), end)
+    ends = {
+        node: last
         for node, end in outcome.ends.items()
+        if (last := segment_end(chain(node), moment, heads.get(node), end)) is not None
     }
-    ends = {node: end for node, end in found.items() if end is not None}
     with opened.out.progress("Archiving") as advance:
         written = _write_segments(opened, ends, file, advance) if ends else 0
     if written:
@@ -205,8 +206,7 @@ def _write_segments(
     """Write the rows up to each end to a new file, and see it on the disk. Raises: Failure."""
     count = 0
     try:
-        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with open(file, "x", encoding="utf-8", opener=partial(os.open, mode=0o600)) as stream:
             rows = counted(_segments(opened, ends), advance, None)
             for line in export_lines(rows, "jsonl"):
                 stream.write(f"{line}\n")

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 from msgspec.structs import asdict
 
 from kb_mcp.cli import group
 from kb_mcp.cli.opening import OPERATOR, OpenStore, in_store, key_argument, key_ids, roles
-from kb_mcp.cli.output import Failure, WrongUse, read_by, say_failure
+from kb_mcp.cli.output import TYPED, Failure, WrongUse, read_by, say_failure
 from kb_mcp.instants import day_of, parse_duration, rfc3339
 from kb_mcp.money import CURRENCIES, Money, format_money
 from kb_mcp.operators.actions import keys as acts
@@ -30,16 +29,20 @@ from kb_mcp.serving.machine import random_bytes
 
 # A revocation waits this long for sends under way; a send ends within the upstream timeout.
 REVOKE_WAIT_S = 30
-POLICY_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 COLUMNS = "id role mode label agent expires_at state last_used_at"
 # What may be given once for each currency.
 _amount = partial(click.option, metavar="AMOUNT", multiple=True)
 keys = group("keys", "issue --role billing --daily-cap 10000.00usd")
 
 
+def _text_of(file: str) -> str:
+    return Path(file).read_text("utf-8")
+
+
 @keys.command()
 @click.option("--role", shell_complete=roles, help=f"A built-in role: {', '.join(ROLES)}.")
-@click.option("--policy", type=POLICY_FILE, help="A policy of your own, TOML or JSON.")
+@click.option("--policy", type=click.Path(exists=True, dir_okay=False), callback=read_by(_text_of),
+              help="A policy of your own, TOML or JSON.")  # fmt: skip
 @click.option("--label", help="A note for people.")
 @click.option("--agent", help="The agent that will hold it: the audit shows it where a caller "
               "does not say who it is.")  # fmt: skip
@@ -67,15 +70,13 @@ keys = group("keys", "issue --role billing --daily-cap 10000.00usd")
 @click.option("--period-kinds", metavar="KIND,…",
               help="The only kinds of period it may bill, like month,quarter.")  # fmt: skip
 @in_store("keys issue --role billing --daily-cap 10000.00usd --expires end-of-month")
-async def issue(opened: OpenStore, *, policy: Path | None, **options: Any) -> None:
+async def issue(opened: OpenStore, **options: Any) -> None:
     """Issue a vault key. Its token is shown once, here.
 
     The tool `refund` makes one refund of a charge, of all or a part; `operations reopen` of that
     refund allows one more. `max_refunds_per_charge` of a policy is for other programs.
     """
-    typed = _typed(click.get_current_context())
     fields: dict[str, Any] = {"caps": {}, "refund_caps": {}}
-    fields["policy"] = None if policy is None else _text_of(policy)
     for name, value in options.items():
         given = ",".join(value) or None if isinstance(value, tuple) else value
         if not name.endswith("_cap"):
@@ -87,7 +88,7 @@ async def issue(opened: OpenStore, *, policy: Path | None, **options: Any) -> No
     try:
         _, minted = await acts.issue_key(opened.store.ledger, wanted, random_bytes, OPERATOR)
     except acts.CapRequiredError as error:
-        raise WrongUse(str(error), _with_caps(error.policy, typed)) from None
+        raise WrongUse(str(error), _with_caps(error.policy)) from None
     await _show_minted(opened, minted)
 
 
@@ -165,30 +166,7 @@ async def rotate(opened: OpenStore, *, key_id: str, overlap_ms: int) -> None:
     await _show_minted(opened, minted, replaces=key_id)
 
 
-def _text_of(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WrongUse(f"cannot read {file}: {error}") from None
-
-
-def _typed(context: click.Context) -> list[str]:
-    """Return the options that were typed, in the order of the help."""
-    words: list[str] = []
-    for option in context.command.params:
-        name = option.name or ""
-        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
-            continue
-        value = context.params[name]
-        if value is True:
-            words.append(option.opts[0])
-            continue
-        for each in value if isinstance(value, tuple) else (value,):
-            words += (option.opts[0], str(each))
-    return words
-
-
-def _with_caps(policy: Policy, typed: list[str]) -> str:
+def _with_caps(policy: Policy) -> str:
     """Return the line that was typed, with the caps over time that `policy` lacks."""
     # All caps on one kind of act name the same currencies, and so must the ones to add.
     charges = (*policy.caps.tables(), policy.approval_above)
@@ -199,7 +177,7 @@ def _with_caps(policy: Policy, typed: list[str]) -> str:
         for option in missing_caps(policy)
         for code in next(filter(None, named[option]), ("usd",))
     ]
-    line = f"kb-mcp keys issue {shlex.join(typed)}"
+    line = f"kb-mcp {shlex.join(click.get_current_context().meta[TYPED])}"
     return f"{line} {' '.join(missing)} (or, to have none: {line} --uncapped)"
 
 

@@ -41,6 +41,7 @@ def other_distribution() -> tuple[str, str] | None:
 
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
+TYPED = "kb_mcp.typed"  # the words of a command line, in the meta of its context
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., object])
 # Drawing is told of each so many rows: a bar must not slow down what it shows.
