@@ -89,7 +89,7 @@ async def tail(opened: OpenStore) -> None:
     while True:
         for row in rows:
             last = row["row"]
-            shown = (cell(row[name]) for name in COLUMNS if row[name] is not None)
+            shown = (cell(row[name]) for name in COLUMNS.split() if row[name] is not None)
             line = next(export_lines([row], "jsonl")) if opened.out.as_json else "  ".join(shown)
             click.echo(line)
         await asyncio.sleep(TAIL_EVERY_S)

@@ -145,6 +145,18 @@ def test_a_siem_gets_elastic_common_schema(machine: Machine) -> None:
     assert machine.run("audit", "export", "--format", "jsonl", "--since", "2100-01-01").stdout == ""
 
 
+def test_tail_shows_people_a_line_of_what_each_row_has(machine: Machine) -> None:
+    machine.run("operators", "add", "maria")
+    command = [sys.executable, "-m", "kb_mcp", "audit", "tail"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=machine.process_env
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().split()[1:] == ["admin", "operator_add", "cli", "maria"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+
+
 def test_tail_shows_what_is_there_and_what_comes(machine: Machine) -> None:
     machine.token()
     command = [sys.executable, "-m", "kb_mcp", "audit", "tail", "--json"]
