@@ -128,13 +128,10 @@ class Examination:
 
 
 def _of_operation(operation: Operation, attempts: Iterable[Attempt]) -> Iterator[str]:
-    succeeded = [
-        each
-        for each in attempts
-        if each.outcome is AttemptOutcome.SUCCEEDED and not operation.continued_by(each)
-    ]
-    if len(succeeded) > 1:
-        yield f"operation {operation.id} has {len(succeeded)} succeeded attempts"
+    made = [each for each in attempts if each.outcome is AttemptOutcome.SUCCEEDED]
+    succeeded = sum(not operation.continued_by(each) for each in made)
+    if succeeded > 1:
+        yield f"operation {operation.id} has {succeeded} succeeded attempts"
     if operation.state is S.SUCCEEDED and operation.object_id is None:
         yield f"operation {operation.id} succeeded without an object at Stripe"
     if not _holds_what_it_should(operation):

@@ -88,24 +88,22 @@ def as_charged(operation: Operation, attempts: Iterable[Attempt]) -> Operation:
 
 def item_record(item: Item) -> Record:
     """Return a charge or a refund that the ledger lacks, as `reconcile` and `adopt` show it."""
-    told = {
-        "status": item.get("status"),
-        "amount": item.get("amount"),
-        "currency": item.get("currency"),
-        "customer_id": item.get("customer"),
-        "marked": "keybrake_operation" in marks(item),
-        "created_at": rfc3339(int(item["created"]) * 1000),
-    }
-    if item.get("object") == "refund":
-        refund = {"kind": "refund", "refund_id": item["id"], "charge_id": item.get("charge")}
-        return {**refund, **told, "description": item.get("reason")}
-    return {
+    refund = item.get("object") == "refund"
+    named = {
         "kind": "charge",
         "charge_id": item["id"],
         "payment_intent": item.get("payment_intent"),
-        **told,
-        "description": item.get("description"),
-        "refunded": bool(item.get("refunded")),
+    }
+    if refund:
+        named = {"kind": "refund", "refund_id": item["id"], "charge_id": item.get("charge")}
+    return {
+        **named,
+        **{name: item.get(name) for name in ("status", "amount", "currency")},
+        "customer_id": item.get("customer"),
+        "marked": "keybrake_operation" in marks(item),
+        "created_at": rfc3339(int(item["created"]) * 1000),
+        "description": item.get("reason" if refund else "description"),
+        **({} if refund else {"refunded": bool(item.get("refunded"))}),
     }
 
 
@@ -115,15 +113,12 @@ def _may_be_unlisted(operation: Operation, since_ms: int, kind: Kind) -> bool:
 
 
 def _differences(operation: Operation, item: Item, kind: Kind) -> Iterator[Record]:
-    pairs = [
-        ("amount", operation.amount, item.get("amount")),
-        ("currency", operation.currency, item.get("currency")),
+    whose = ("customer_id", operation.customer, item.get("customer") or None)
+    if kind == "refund":
         # A refund does not say whose it is: its charge does.
-        ("charge", operation.gives_back, item.get("charge"))
-        if kind == "refund"
-        else ("customer_id", operation.customer, item.get("customer") or None),
-    ]
-    for name, ours, theirs in pairs:
+        whose = ("charge", operation.gives_back, item.get("charge"))
+    money = [(name, getattr(operation, name), item.get(name)) for name in ("amount", "currency")]
+    for name, ours, theirs in (*money, whose):
         if ours != theirs:
             yield _difference(operation, item, name, ours, theirs)
     if _stands(item) != (operation.state is S.SUCCEEDED):
