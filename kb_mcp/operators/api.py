@@ -207,15 +207,17 @@ async def _audit(views: Views, query: Query) -> Rows:
     return views.audit(requests.read_limit(query), **filters)
 
 
-# What is read: the filters of each list, and the list.
-_LISTS: dict[str, tuple[Collection[str], Callable[[Views, Query], Awaitable[Rows]]]] = {
+# What is read: the filters of each list (None: one thing, by its `id`), and how it is found.
+_READ: dict[str, tuple[Collection[str] | None, Callable[[Views, Query], Awaitable[Any]]]] = {
     "/keys": ((), lambda views, _: views.keys()),
+    "/keys/{id}": (None, lambda views, path: views.key(path["id"])),
     "/operations": (
         (*requests.OPERATION_FILTERS, "limit"),
         lambda views, query: views.operations(
             requests.read_limit(query), **requests.operation_filters(query)
         ),
     ),
+    "/operations/{id}": (None, lambda views, path: views.operation(path["id"])),
     "/spend": (("key", "day"), _spend),
     "/audit": ((*requests.AUDIT_FILTERS, "since", "until", "limit"), _audit),
     "/approvals": (
@@ -230,20 +232,17 @@ _LISTS: dict[str, tuple[Collection[str], Callable[[Views, Query], Awaitable[Rows
 
 
 def admin_routes(acts: Acts, access: Access) -> list[Route]:
-    """Return the routes of `/admin/v1`, behind an operator's token: lists, one of a kind, acts."""
-    views = acts.views
+    """Return the routes of `/admin/v1`, behind an operator's token: what is read, and the acts."""
 
-    async def listed(path: str, request: Request) -> Response:
+    async def shown(path: str, request: Request) -> Response:
         access.bearer(request)
-        names, found = _LISTS[path]
-        data = await found(views, requests.read_query(request, names))
+        names, find = _READ[path]
+        if names is None:
+            return JSONResponse(await find(acts.views, request.path_params))
+        data = await find(acts.views, requests.read_query(request, names))
         # A list may be of ten thousand keys: msgspec takes a tenth of the time for it.
         body = msgspec.json.encode({"object": "list", "data": data})
         return Response(body, media_type="application/json")
-
-    async def shown(find: Callable[[str], Awaitable[Record]], request: Request) -> Response:
-        access.bearer(request)
-        return JSONResponse(await find(request.path_params["id"]))
 
     async def done(path: str, request: Request) -> Response:
         operator = access.bearer(request)
@@ -251,13 +250,8 @@ def admin_routes(acts: Acts, access: Access) -> list[Route]:
         record = await acts.do(path, request.path_params.get("id", ""), said, operator)
         return JSONResponse(record, 201 if path in _MAKING else 200)
 
-    ones = {"/keys/{id}": views.key, "/operations/{id}": views.operation}
     return [
-        *(Route(PREFIX + path, partial(listed, path), methods=["GET"]) for path in _LISTS),
-        *(
-            Route(PREFIX + path, partial(shown, find), methods=["GET"])
-            for path, find in ones.items()
-        ),
+        *(Route(PREFIX + path, partial(shown, path), methods=["GET"]) for path in _READ),
         *(Route(PREFIX + path, partial(done, path), methods=["POST"]) for path in acts.table()),
     ]
 

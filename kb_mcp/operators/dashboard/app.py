@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from kb_mcp.instants import how_many
 from kb_mcp.operators.api import Acts
-from kb_mcp.operators.dashboard.forms import FORMS, REFUSED, SHOWN_AGAIN, wrong_form
+from kb_mcp.operators.dashboard.forms import FORMS, REFUSED, wrong_form
 from kb_mcp.operators.dashboard.pages import Pages
 from kb_mcp.operators.dashboard.render import STATIC, page, static, written
 from kb_mcp.operators.requests import InputError, read_form, read_query
@@ -157,7 +157,7 @@ class Dashboard:
         try:
             record = await self.acts.do(path, named, form.said(fields), session.operator)
         except REFUSED as error:
-            if path not in SHOWN_AGAIN:
+            if path not in self.pages.table():  # no page of its own to show it again on
                 raise
             return await self.pages.page(path, request, session, wrong_form(error, fields))
         session.note = form.note(record)

@@ -27,7 +27,6 @@ _UNDER_WAY = "under way when it was: {under_way}; still under way: {still_under_
 # What is wrong with a form that is shown again.
 REFUSED = (KeyRequestError, CapRequiredError, MatchError, NoSuchKeyError, NotGrantedError)
 _TEXTS = ("role", "policy", "label", "agent", "expires_at", *NARROWING)
-SHOWN_AGAIN = frozenset({"/keys", "/grants"})
 
 
 @dataclass(frozen=True, slots=True)
