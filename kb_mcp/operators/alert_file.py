@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from html import escape
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -84,11 +85,9 @@ class AlertFile(_Part):
 def load_alert_file(text: str) -> AlertFile:
     """Read the alerts file. Raises: AlertFileError."""
     try:
-        data: dict[str, Any] = tomllib.loads(text)
+        return AlertFile.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise AlertFileError(f"it is no TOML: {error}") from None
-    try:
-        return AlertFile.model_validate(data)
     except ValidationError as error:
         raise AlertFileError("; ".join(policy_errors(error))) from None
 
@@ -108,7 +107,7 @@ def shape(body: bytes, form: Format) -> bytes:
 def _slack(alert: dict[str, Any]) -> dict[str, Any]:
     link = alert.get("link")
     # Slack reads <, > and & as its own signs; a client's text must not make a link.
-    text = alert["text"].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = escape(alert["text"], quote=False)
     return {"text": text if link is None else f"{text} <{link}|Open>"}
 
 

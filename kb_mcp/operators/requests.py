@@ -29,7 +29,7 @@ from kb_mcp.operators.actions.keys import (
     KeyRequestError,
 )
 from kb_mcp.operators.reports.views import NoSuchKeyError, NoSuchOperationError
-from kb_mcp.periods import PeriodError, parse_period
+from kb_mcp.periods import parse_period
 from kb_mcp.proxy.access.grants import MatchError
 from kb_mcp.proxy.access.policy import policy_errors
 from kb_mcp.proxy.audit.chain import clean_text
@@ -192,10 +192,7 @@ def operation_filters(query: Mapping[str, str]) -> dict[str, str | None]:
     found = {name: query.get(given) for given, name in OPERATION_FILTERS.items()}
     read_choice(query, "state", [state.value for state in State])
     if "period" in query:
-        try:
-            found["billing_period"] = parse_period(query["period"]).label
-        except PeriodError as error:
-            raise invalid("period", str(error)) from None
+        found["billing_period"] = in_field("period", parse_period, query["period"]).label
     return found
 
 

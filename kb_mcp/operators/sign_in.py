@@ -118,9 +118,8 @@ class Access:
 
     def local(self, request: Request) -> bool:
         """Say whether the request was made on this machine, without a proxy in between."""
-        if request.client is None or not self.host_is_loopback(request):
-            return False
-        if any(name in request.headers for name in _FORWARDED):
+        forwarded = any(name in request.headers for name in _FORWARDED)
+        if request.client is None or forwarded or not self.host_is_loopback(request):
             return False
         try:
             return ipaddress.ip_address(request.client.host).is_loopback

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from itertools import islice
+from operator import attrgetter
 from typing import TypeVar
 
 from kb_mcp.proxy.errors.refusals import Code
@@ -34,6 +35,7 @@ _COUNTS_AS = {
     Code.APPROVAL_REQUIRED.value: None,
     **dict.fromkeys(map(str, _DUPLICATES), "duplicate"),
 }
+_WHOSE = attrgetter("key_id", "agent_id")
 
 
 @dataclass(slots=True)
@@ -97,8 +99,8 @@ async def stopped_figures(records: StoreReads, today: date) -> Figures:
         calls[each.start] += each.calls
         if each.start == this_day and each.why not in {"replay", "held"}:
             codes[each.why] += each.calls
-    by_key = _sums(await records.stopped_most("month", month, COUNTS_MAX), _whose)
-    of_today = _sums(await records.stopped_most("day", this_day, COUNTS_MAX), _whose)
+    by_key = _sums(await records.stopped_most("month", month, COUNTS_MAX), _WHOSE)
+    of_today = _sums(await records.stopped_most("day", this_day, COUNTS_MAX), _WHOSE)
     return Figures(
         today=_sums(rows, lambda each: each.start == this_day)[True],
         month=_sums(rows, lambda each: each.start >= month)[True],
@@ -116,7 +118,3 @@ def _sums(rows: Iterable[StoppedCalls], by: Callable[[StoppedCalls], T]) -> defa
     for each in rows:
         sums[by(each)].add(each)
     return sums
-
-
-def _whose(each: StoppedCalls) -> tuple[str, str]:
-    return each.key_id, each.agent_id
