@@ -21,14 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from kb_mcp.environment import SettingsError
-from kb_mcp.operators.alert_file import (
-    AlertFile,
-    AlertFileError,
-    CommandTarget,
-    WebhookTarget,
-    load_alert_file,
-    shape,
-)
+from kb_mcp.operators import alert_file
 from kb_mcp.operators.alerts import Alerts, Sender
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.settings import Settings
@@ -69,7 +62,7 @@ def build_alerts(settings: Settings, store: Store) -> Alerts | None:
     )
 
 
-def _webhook(target: WebhookTarget, folder: Path, now_ms: Callable[[], int]) -> Sender:
+def _webhook(target: alert_file.WebhookTarget, folder: Path, now_ms: Callable[[], int]) -> Sender:
     """Return the sender to `target`; `folder` is where a relative secret file lies.
 
     Raises: SettingsError.
@@ -89,7 +82,7 @@ def _webhook(target: WebhookTarget, folder: Path, now_ms: Callable[[], int]) -> 
     return Sender(name, frozenset(target.on), partial(_post, target, key, now_ms))
 
 
-def _command(target: CommandTarget) -> Sender:
+def _command(target: alert_file.CommandTarget) -> Sender:
     name = f"command {Path(target.run[0]).name} {_digest(*target.run)}"
     return Sender(name, frozenset(target.on), partial(_run, target.run))
 
@@ -99,13 +92,13 @@ def _digest(*texts: str) -> str:
 
 
 async def _post(
-    target: WebhookTarget, secret: bytes | None, now_ms: Callable[[], int], body: bytes
+    target: alert_file.WebhookTarget, secret: bytes | None, now_ms: Callable[[], int], body: bytes
 ) -> str | None:
     """Post once, in the receiver's form, and signed: `t=SECONDS,v1=HEX`.
 
     The signature is HMAC-SHA-256 over `SECONDS.body`. Anything but a 2xx is a failure.
     """
-    url, body = httpx.URL(target.url), shape(body, target.format)
+    url, body = httpx.URL(target.url), alert_file.shape(body, target.format)
     headers = {
         "Host": url.netloc.decode("ascii"),
         "Content-Type": "application/json",
@@ -171,16 +164,16 @@ def is_public(address: str) -> bool:
     return parsed.is_global and not parsed.is_multicast
 
 
-def _read(file: Path) -> AlertFile | None:
+def _read(file: Path) -> alert_file.AlertFile | None:
     try:
         # Who can write this file can run programs as us.
         if file.stat().st_mode & 0o022:
             raise SettingsError(str(file), "may be written by others", "chmod go-w it.")
-        return load_alert_file(file.read_text(encoding="utf-8"))
+        return alert_file.load_alert_file(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(str(file), "cannot be read", f"{error}.") from error
-    except AlertFileError as error:
+    except alert_file.AlertFileError as error:
         hint = "docs/alerts.md shows a whole file."
         raise SettingsError(str(file), f"is not valid: {error}", hint) from None

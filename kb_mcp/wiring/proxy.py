@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from kb_mcp.proxy import store_walk
 from kb_mcp.proxy.access.authorize import Rates
 from kb_mcp.proxy.answers import Answers, Reads
 from kb_mcp.proxy.audit.chain import derive_key
@@ -32,33 +33,15 @@ from kb_mcp.proxy.read_first import ChargeReads, InvoiceReads
 from kb_mcp.proxy.recovery import Recovery, RefundWatch, Retention
 from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.outcomes.matching import WALK_FAILED
-from kb_mcp.proxy.store_walk import (
-    HOUR_MS,
-    LOOK_BACK_AT_START_MS,
-    LOOK_BACK_HOURLY_MS,
-    BrokenWalk,
-    LostObjects,
-    Outcome,
-    Pace,
-    StoreWalk,
-    Whole,
-)
 from kb_mcp.proxy.stores.binding import Binds
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 from kb_mcp.proxy.stripe.reader import StripeReads, TimeReader
 from kb_mcp.serving.machine import boottime_ms, new_id
 from kb_mcp.serving.tracing import Span, TracedUpstream, chosen_span
 from kb_mcp.settings import Settings
+from kb_mcp.wiring import upstream
 from kb_mcp.wiring.stores import open_store
 from kb_mcp.wiring.stores.store import Turned
-from kb_mcp.wiring.upstream import (
-    Account,
-    UpstreamWithKeyFile,
-    build_issuers,
-    build_upstream,
-    follow_sandbox,
-    upstream_key,
-)
 
 if TYPE_CHECKING:  # the driver of PostgreSQL may not be installed
     from kb_mcp.proxy.stores.postgres.fence import FencedLine, Server
@@ -98,12 +81,12 @@ class Proxy:
         """
         self.settings, self.span = settings, span or chosen_span(settings)
         self._turned, self._timers = Turned(), list[asyncio.Task[None]]()
-        plain = build_upstream(settings, sandbox_app)
+        plain = upstream.build_upstream(settings, sandbox_app)
         self.upstream = TracedUpstream(plain, self.span)
         self.store = store = open_store(settings, self._turned, binds)
         self.reads = reads = StripeReads(self.upstream, store.clock, boottime_ms)
-        self.account = Account(store, reads, settings)
-        if isinstance(plain, UpstreamWithKeyFile):
+        self.account = upstream.Account(store, reads, settings)
+        if isinstance(plain, upstream.UpstreamWithKeyFile):
             plain.prove = self.account.prove
         self.time = TimeReader(reads)
         self.meters = Meters(
@@ -166,7 +149,7 @@ class Proxy:
     async def follow(self) -> None:
         """Ask the sandbox for its clock, or Stripe for the time where that is not certain."""
         if self.settings.upstream_mode == "sandbox":
-            await follow_sandbox(self._turned, self.upstream, self.store.engine.base_ms)
+            await upstream.follow_sandbox(self._turned, self.upstream, self.store.engine.base_ms)
         await self.time.settle()
 
     async def _recover(self) -> None:
@@ -178,11 +161,13 @@ class Proxy:
 
     def _walks(self, gate: SendGate) -> Walks:
         store = self.store
-        walk = StoreWalk(
+        walk = store_walk.StoreWalk(
             ledger=store.ledger,
             records=store.records,
             reads=self.reads,
-            pace=Pace(boottime_ms, lambda milliseconds: asyncio.sleep(milliseconds / 1000)),
+            pace=store_walk.Pace(
+                boottime_ms, lambda milliseconds: asyncio.sleep(milliseconds / 1000)
+            ),
             look=self.recovery.resolve_one,
             stripe_ms=store.clock.stripe_ms,
             owner=store.node,
@@ -198,7 +183,7 @@ class Proxy:
 
     def _pipeline(self, gate: SendGate) -> RequestPipeline:
         store, reads, look = self.store, self.reads, self.recovery.resolve_one
-        key, live = upstream_key(self.settings), store.settings.mode == "live"
+        key, live = upstream.upstream_key(self.settings), store.settings.mode == "live"
         charges = ChargeReads(ledger=store.ledger, stripe=reads, look=look, live=live)
         invoices = InvoiceReads(ledger=store.ledger, stripe=reads, look=look, live=live)
 
@@ -238,7 +223,7 @@ class Proxy:
             owner=store.owner,
             lease_ms=self._lease_ms,
             follow=self.follow,
-            issuers=build_issuers(self.settings),
+            issuers=upstream.build_issuers(self.settings),
         )
 
 
@@ -260,7 +245,7 @@ async def _every(interval_ms: int, work: Work) -> None:
 class UpstreamKeyError(Exception):
     """Stripe refuses a list to our key; the message says what the key lacks."""
 
-    def __init__(self, broken: BrokenWalk) -> None:
+    def __init__(self, broken: store_walk.BrokenWalk) -> None:
         """Take the list that could not be read: Stripe's status is 401 or 403."""
         path, permission = broken.path, _PERMISSIONS.get(broken.path, broken.path)
         super().__init__(
@@ -279,7 +264,7 @@ class Walks:
     told.
     """
 
-    walk: StoreWalk
+    walk: store_walk.StoreWalk
     gate: SendGate
     boottime_ms: Callable[[], int]
     watch: FencedLine | None
@@ -311,9 +296,9 @@ class Walks:
         facts = await self.walk.records.facts()
         self.gate.gap = bool(facts.get(GAP))
         if self.gate.unwalked or self.gate.gap:
-            await self._again(LOOK_BACK_AT_START_MS)
-        elif self.boottime_ms() >= self._walked_at + HOUR_MS or self._failures:
-            await self._again(LOOK_BACK_HOURLY_MS)
+            await self._again(store_walk.LOOK_BACK_AT_START_MS)
+        elif self.boottime_ms() >= self._walked_at + store_walk.HOUR_MS or self._failures:
+            await self._again(store_walk.LOOK_BACK_HOURLY_MS)
 
     async def check_moved(self) -> None:
         """Accept the server that the store moved to, once nothing is missing there."""
@@ -330,38 +315,38 @@ class Walks:
             self._moved = moved, now
         if now < self._moved[1] + self.settle_ms:
             return
-        match await self.walk.run(LOOK_BACK_AT_START_MS, writes=False):
-            case BrokenWalk(path=path, why=why):
+        match await self.walk.run(store_walk.LOOK_BACK_AT_START_MS, writes=False):
+            case store_walk.BrokenWalk(path=path, why=why):
                 _log.warning("the store moved, and Stripe's list %s cannot be read: %s", path, why)
-            case LostObjects(objects=lost):
+            case store_walk.LostObjects(objects=lost):
                 shown = ", ".join(lost[:5])
                 _log.error("the store moved and lacks charges that were made (%s): %s", shown, _RUN)
-            case Whole():
+            case store_walk.Whole():
                 self.watch.accept(moved)
                 _log.warning("the store moved to %s and lacks nothing: serving again", moved)
 
     async def _walk_first(self) -> None:
         try:
-            outcome = await self._again(LOOK_BACK_AT_START_MS)
-            if isinstance(outcome, Whole) and self.gate.unwalked:
+            outcome = await self._again(store_walk.LOOK_BACK_AT_START_MS)
+            if isinstance(outcome, store_walk.Whole) and self.gate.unwalked:
                 # It went on with a walk that began before this process did.
-                outcome = await self._again(LOOK_BACK_AT_START_MS)
+                outcome = await self._again(store_walk.LOOK_BACK_AT_START_MS)
         except LedgerUnavailableError as error:
             _log.warning("the walk of Stripe's lists waits for the ledger: %s", error)
             return
-        if isinstance(outcome, BrokenWalk) and outcome.status in {401, 403}:
+        if isinstance(outcome, store_walk.BrokenWalk) and outcome.status in {401, 403}:
             raise UpstreamKeyError(outcome)
 
-    async def _again(self, look_back_ms: int) -> Outcome:
+    async def _again(self, look_back_ms: int) -> store_walk.Outcome:
         outcome = await self.walk.run(look_back_ms, resume=True)
         match outcome:
-            case Whole(owner=owner, absent=absent):
+            case store_walk.Whole(owner=owner, absent=absent):
                 if absent:
                     _log.warning("Stripe has no list %s: taken as empty", ", ".join(absent))
                 self._walked_at, self._failures, self.gate.gap = self.boottime_ms(), 0, False
                 if owner == self.walk.owner:
                     self.gate.unwalked = False
-            case LostObjects(objects=lost, any_store=any_store):
+            case store_walk.LostObjects(objects=lost, any_store=any_store):
                 self._failures, self.gate.unwalked, shown = 0, False, ", ".join(lost[:5])
                 if any_store and self.walk.warns:
                     self._walked_at = self.boottime_ms()
@@ -373,7 +358,7 @@ class Walks:
                         "nothing is sent: Stripe has charges that the store does not know (%s); %s"
                     )
                     _log.error(told, shown, _RUN)
-            case BrokenWalk(path=path, why=why):
+            case store_walk.BrokenWalk(path=path, why=why):
                 self._failures += 1
                 _log.warning("Stripe's list %s could not be read: %s", path, why)
                 if self._failures == ALERT_AFTER:

@@ -16,13 +16,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from kb_mcp.operators.actions.adopt import (
-    NOBODY,
-    is_refund,
-    operation_of,
-    period_of,
-    proof_of,
-)
+from kb_mcp.operators.actions.adopt import NOBODY, is_refund, operation_of, period_of, proof_of
 from kb_mcp.operators.actions.operations import By, NotDone, admin_row
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (

@@ -22,22 +22,14 @@ from kb_mcp.instants import epoch_ms, future_ms
 from kb_mcp.money import parse_caps
 from kb_mcp.operators.actions.operations import admin_row
 from kb_mcp.operators.reports.views import NoSuchKeyError
+from kb_mcp.proxy.access import policy as policies
 from kb_mcp.proxy.access.authenticate import policy_of
-from kb_mcp.proxy.access.policy import (
-    Policy,
-    PolicyError,
-    dump_policy,
-    is_uncapped,
-    load_policy,
-    parse_policy,
-    policy_errors,
-)
+from kb_mcp.proxy.access.policy import Policy, PolicyError
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import Minted, Mode, mint
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
-    AuditDraft,
     Changes,
     KeyId,
     Lineage,
@@ -171,7 +163,7 @@ def read_new_key(fields: Mapping[str, Any], mode: Mode, now: int) -> NewKey:
         place = error.errors(include_url=False, include_input=False)[0]["loc"]
         named = place[:2] if place[0] in {"caps", "refund_caps"} else place[:1]
         param = clean_text(".".join(map(str, named)), TEXT_MAX)
-        raise KeyRequestError(policy_errors(error), param) from None
+        raise KeyRequestError(policies.policy_errors(error), param) from None
     except PolicyError as error:
         raise KeyRequestError(error.errors, "policy") from None
     if policy.expires_at is not None and epoch_ms(policy.expires_at) <= now:
@@ -191,7 +183,7 @@ async def issue_key(
 
     Raises: CapRequiredError.
     """
-    uncapped, policy = is_uncapped(wanted.policy), wanted.policy
+    uncapped, policy = policies.is_uncapped(wanted.policy), wanted.policy
     if uncapped and not wanted.uncapped:
         raise CapRequiredError(policy)
     minted = mint(wanted.mode, random_bytes)
@@ -205,11 +197,12 @@ async def issue_key(
             role=policy.role,
             label=wanted.label,
             agent=wanted.agent,
-            policy=dump_policy(policy),
+            policy=policies.dump_policy(policy),
             created_at=snapshot.now,
             expires_at=_earliest(wanted.expires_at, _policy_ends(policy)),
         )
-        row = _row(operator, "issue", key, "uncapped" if uncapped else None)
+        said = "uncapped" if uncapped else None
+        row = admin_row(operator, "issue", said, key_id=key.id, role=key.role)
         return key, Changes(keys=(key,), lineages=(Lineage(key.lineage_id),), audit=(row,))
 
     return await ledger.transact(lambda _: Refs(), step), minted
@@ -241,8 +234,8 @@ async def rotate_key(
         )  # fmt: skip
         ends = _earliest(now + overlap_ms, old.expires_at)
         retired = replace(old, expires_at=ends, rotated_to=minted.id)
-        rows = (_row(operator, "rotate", old, f"to {minted.id}"),)
-        return (successor, minted), Changes(keys=(retired, successor), audit=rows)
+        row = admin_row(operator, "rotate", f"to {minted.id}", key_id=old.id, role=old.role)
+        return (successor, minted), Changes(keys=(retired, successor), audit=(row,))
 
     return await ledger.transact(lambda _: Refs(keys=frozenset({key_id})), step)
 
@@ -264,8 +257,8 @@ async def revoke_key(
         key = _key(snapshot, key_id)
         if key.revoked_at is None:
             key = replace(key, revoked_at=snapshot.now, revoke_reason=reason)
-        changes = Changes(keys=(key,), audit=(_row(operator, "revoke", key, reason),))
-        return key.lineage_id, changes
+        row = admin_row(operator, "revoke", reason, key_id=key.id, role=key.role)
+        return key.lineage_id, Changes(keys=(key,), audit=(row,))
 
     lineage_id = await ledger.transact(lambda _: Refs(keys=frozenset({key_id})), step)
     return await await_sends(records, lineage_id, wait_s)
@@ -282,7 +275,8 @@ async def unfreeze_key(ledger: Ledger, key_id: KeyId, reason: str, operator: str
     lineage_id = known[0].lineage_id
 
     def step(snapshot: Snapshot) -> tuple[Lineage, Changes]:
-        row = _row(operator, "unfreeze", _key(snapshot, key_id), reason)
+        key = _key(snapshot, key_id)
+        row = admin_row(operator, "unfreeze", reason, key_id=key.id, role=key.role)
         unfrozen = replace(snapshot.lineage(lineage_id), frozen_at=None, frozen_reason=None)
         today = snapshot.window(windows_at(snapshot.now, lineage_id, None, "").counts)
         anew = (replace(today, declines=0),) if today.declines else ()
@@ -343,9 +337,9 @@ def _narrowed(asked: KeyRequest) -> Policy:
     match asked.role, asked.policy:
         case None, str(text):
             # A TOML document never begins with a brace, a JSON object always does.
-            base = parse_policy(text, "json" if text.lstrip().startswith("{") else "toml")
+            base = policies.parse_policy(text, "json" if text.lstrip().startswith("{") else "toml")
         case None, dict(record):
-            base = load_policy(record)
+            base = policies.load_policy(record)
         case str(role), None:
             try:
                 base = built_in(role)
@@ -353,12 +347,8 @@ def _narrowed(asked: KeyRequest) -> Policy:
                 raise KeyRequestError([f"role: {error.args[0]}"], "role") from None
         case _:
             raise KeyRequestError(["give either a built-in role or a policy"], "role")
-    data = json.loads(dump_policy(base))
+    data = json.loads(policies.dump_policy(base))
     for name in ("caps", "refund_caps"):
         data[name] = data.get(name, {}) | (getattr(asked, name) or {})
     given = asked.model_dump(include=set(NARROWING), exclude_none=True)
-    return load_policy(data | given)
-
-
-def _row(operator: str, decision: str, key: VaultKey, note: str | None) -> AuditDraft:
-    return admin_row(operator, decision, note, key_id=key.id, role=key.role)
+    return policies.load_policy(data | given)

@@ -19,15 +19,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from kb_mcp.instants import how_many
-from kb_mcp.operators.actions.operations import (
-    By,
-    NotDone,
-    Reopening,
-    busy,
-    lost_attempt,
-    reopen,
-    unresolvable,
-)
+from kb_mcp.operators.actions import operations
+from kb_mcp.operators.actions.operations import By, NotDone, Reopening
 from kb_mcp.periods import PeriodError, parse_period, period_from_description
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.governor import ending_refs
@@ -45,28 +38,11 @@ from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import release, windows_then
 from kb_mcp.proxy.recovery import FOR_AN_OPERATOR, Recovery
+from kb_mcp.proxy.rules.outcomes import resolve as readings
 from kb_mcp.proxy.rules.outcomes.conclude import conclude
 from kb_mcp.proxy.rules.outcomes.matching import BEFORE_MS, MAY_HAVE_ARRIVED
-from kb_mcp.proxy.rules.outcomes.resolve import (
-    LAST_LISTING_MS,
-    LEASE_MS,
-    Absent,
-    Finding,
-    Present,
-    resolve,
-    unowned_twins,
-)
+from kb_mcp.proxy.stripe import evidence
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.evidence import (
-    Ending,
-    Made,
-    created_ms,
-    customer_of,
-    mark_of,
-    marks,
-    object_id,
-    prove_object,
-)
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 from kb_mcp.proxy.stripe.reader import Found, GivenBack, Missing, StripeReads, Unread, read_refund
 
@@ -115,13 +91,13 @@ class StripeActs:
             if current.state is S.VOIDED and not current.live:
                 return NotDone(f"operation {current.id} is voided already")
             otherwise = "only unknown ones are resolved by a void"
-            return unresolvable(snapshot, current, _VOIDABLE, otherwise)
+            return operations.unresolvable(snapshot, current, _VOIDABLE, otherwise)
 
         refused = await look_up(self.ledger, Refs(operations=frozenset({operation.id})), why_not)
         if refused is not None:
             return refused
         done = await self.recovery.examine(operation.id, partial(_looked, by), FOR_AN_OPERATOR)
-        return done or busy(operation)
+        return done or operations.busy(operation)
 
     async def reopen(self, operation: Operation, by: By, said: Reopening) -> Operation | NotDone:
         """Let a refunded bill be billed once more, or waive a suspicion that was wrong.
@@ -142,20 +118,20 @@ class StripeActs:
                     return NotDone(f"the refund {waiting} of {made} has not succeeded", hint)
                 case GivenBack(whole=refunded):
                     pass
-        return await reopen(self.ledger, operation, by, said, refunded=refunded)
+        return await operations.reopen(self.ledger, operation, by, said, refunded=refunded)
 
 
 def _looked(
-    by: By, snapshot: Snapshot, leased: Operation, finding: Finding, daily_declines: int
+    by: By, snapshot: Snapshot, leased: Operation, finding: readings.Finding, daily_declines: int
 ) -> tuple[Operation | NotDone, Changes]:
     """Return what follows from one reading of Stripe's list for an operator's void."""
     operation = snapshot.operations[leased.id]
     if operation.lease_token != leased.lease_token:
         why = f"operation {operation.id} was sent or read meanwhile"
         return NotDone(why, "Try again."), Changes()
-    if not isinstance(finding, Absent):
+    if not isinstance(finding, readings.Absent):
         return _not_absent(snapshot, leased, finding, daily_declines)
-    looked_at = finding.begun_at or leased.lease_until - LEASE_MS
+    looked_at = finding.begun_at or leased.lease_until - readings.LEASE_MS
     freed = replace(operation, lease_owner=None, updated_at=snapshot.now)
     refusal = _too_early(snapshot, operation, looked_at)
     if refusal is not None:
@@ -165,7 +141,7 @@ def _looked(
         return _void(snapshot, operation, by)
     left_s = -(-max(first + BETWEEN_LOOKS_MS - snapshot.now, 1) // 1000)
     why = f"Stripe's list does not show operation {operation.id}, but a list may lag behind"
-    if twins := unowned_twins(snapshot, operation, finding):
+    if twins := readings.unowned_twins(snapshot, operation, finding):
         why = (
             f"Stripe's list shows {twins[0]} without a mark, of the same customer, amount and "
             f"currency: if it is the charge of operation {operation.id}, resolve with "
@@ -178,11 +154,11 @@ def _looked(
 
 
 def _not_absent(
-    snapshot: Snapshot, leased: Operation, finding: Finding, daily_declines: int
+    snapshot: Snapshot, leased: Operation, finding: readings.Finding, daily_declines: int
 ) -> tuple[NotDone, Changes]:
     """Conclude by what was found, or say that nothing could be."""
-    after, changes = resolve(snapshot, leased, finding, daily_declines)
-    if isinstance(finding, Present):
+    after, changes = readings.resolve(snapshot, leased, finding, daily_declines)
+    if isinstance(finding, readings.Present):
         shown = f"Stripe shows {finding.proof.object_id}, {finding.proof.stripe_status}"
         word = "has succeeded" if after.state is S.SUCCEEDED else f"is {after.state.value}"
         why = f"{shown}: operation {after.id} {word}"
@@ -201,7 +177,7 @@ def _void(snapshot: Snapshot, operation: Operation, by: By) -> tuple[Operation, 
         code="voided_by_operator",
         voided_at=snapshot.now,
         empty_listings=LISTINGS_THAT_FREE,
-        next_read_at=snapshot.now + LAST_LISTING_MS,
+        next_read_at=snapshot.now + readings.LAST_LISTING_MS,
         lease_owner=None,
         updated_at=snapshot.now,
     )
@@ -247,7 +223,7 @@ async def settle_by_object(
     One that counted as failed, voided or waiting turns out to be charged: that is recorded as a
     charge that turned up late. No object concludes two operations.
     """
-    made = prove_object(item, ENDPOINTS[operation.route])
+    made = evidence.prove_object(item, ENDPOINTS[operation.route])
     if made is None:
         return NotDone(f"{item.get('id')} is not operation {operation.id}: another kind of object")
     if made.verdict == "failed":
@@ -257,7 +233,7 @@ async def settle_by_object(
     def step(snapshot: Snapshot) -> tuple[Operation | NotDone, Changes]:
         current, states = snapshot.operations[operation.id], _VOIDABLE | _NEEDS_A_MARK
         otherwise = "its outcome is known or not asked yet"
-        refusal = unresolvable(snapshot, current, states, otherwise)
+        refusal = operations.unresolvable(snapshot, current, states, otherwise)
         if refusal is not None:
             return refusal, Changes()
         different = why_not_its(snapshot, current, item)
@@ -276,14 +252,19 @@ async def settle_by_object(
 
 
 def _settle(
-    snapshot: Snapshot, current: Operation, item: Item, made: Made, by: By, daily_declines: int
+    snapshot: Snapshot,
+    current: Operation,
+    item: Item,
+    made: evidence.Made,
+    by: By,
+    daily_declines: int,
 ) -> tuple[Operation, Changes]:
     attempt = _attempt_of(snapshot, current, item)
     if (current.id, attempt.number) not in snapshot.attempts:
         # A store that lost records knows nothing of this send: it counts when it was made.
         current = replace(current, attempt=attempt.number, reserved_at=_made_at(item))
         snapshot.apply(Changes(operations=(current,), attempts=(attempt,)))
-    ending = Ending(
+    ending = evidence.Ending(
         operation_id=current.id,
         attempt=attempt.number,
         token=current.lease_token,
@@ -303,22 +284,22 @@ def _attempt_of(snapshot: Snapshot, operation: Operation, item: Item) -> Attempt
     if marked is not None or (mark is None and attempts):
         return marked or attempts[-1]
     key = mark or operation.upstream_name
-    return lost_attempt(operation, operation.attempt + 1, key, _made_at(item))
+    return operations.lost_attempt(operation, operation.attempt + 1, key, _made_at(item))
 
 
 def _made_at(item: Item) -> int:
-    return created_ms(item.get("created")) or 0
+    return evidence.created_ms(item.get("created")) or 0
 
 
 def names_of(item: Item) -> frozenset[str]:
     """Return the ids under which another operation may own `item`: its own, and its intent's."""
     intent = None if item.get("object") == "refund" else item.get("payment_intent")
-    return frozenset(filter(None, map(object_id, (item.get("id"), intent))))
+    return frozenset(filter(None, map(evidence.object_id, (item.get("id"), intent))))
 
 
 def marked_key(operation: Operation, item: Item) -> str | None:
     """Return the upstream key in the mark of `item`, if `operation` may have sent it."""
-    mark, ours = mark_of(item), re.escape(operation.upstream_name)
+    mark, ours = evidence.mark_of(item), re.escape(operation.upstream_name)
     return mark if isinstance(mark, str) and re.fullmatch(rf"{ours}(-\d*)?", mark) else None
 
 
@@ -337,7 +318,7 @@ def _other_invoice(_: Snapshot, operation: Operation, item: Item) -> Iterator[st
 
 
 def _other_object(snapshot: Snapshot, operation: Operation, item: Item) -> Iterator[str]:
-    attempts, metadata = snapshot.attempts_of(operation), marks(item)
+    attempts, metadata = snapshot.attempts_of(operation), evidence.marks(item)
     owners = {snapshot.object_owners.get(name) for name in names_of(item)}
     owner, mark = metadata.get("keybrake_operation"), metadata.get("keybrake_attempt")
     for other in sorted(owners - {None, operation.id}, key=str):
@@ -350,7 +331,7 @@ def _other_object(snapshot: Snapshot, operation: Operation, item: Item) -> Itera
     if not (owner or mark) and operation.state in _NEEDS_A_MARK:
         yield f"it bears no mark of this operation, which is {operation.state.value}"
     yield from _other_values(snapshot, operation, item)
-    created = created_ms(item.get("created"))
+    created = evidence.created_ms(item.get("created"))
     sent = min((each.first_sent_at for each in attempts), default=operation.first_arrival_at)
     if created is None or created < sent - BEFORE_MS:
         yield "it was created before the operation was first sent"
@@ -360,7 +341,7 @@ def _other_object(snapshot: Snapshot, operation: Operation, item: Item) -> Itera
 
 def _other_values(snapshot: Snapshot, operation: Operation, item: Item) -> Iterator[str]:
     live = snapshot.settings.mode == "live"
-    whose: tuple[str, object, object] = ("customer", customer_of(item), operation.customer)
+    whose: tuple[str, object, object] = ("customer", evidence.customer_of(item), operation.customer)
     if operation.gives_back is not None:
         # A refund does not say whose it is, nor in which mode: its charge does.
         whose = ("charge", item.get("charge"), operation.gives_back)
@@ -376,7 +357,7 @@ def _other_values(snapshot: Snapshot, operation: Operation, item: Item) -> Itera
 
 
 def _other_bill(operation: Operation, item: Item) -> Iterator[str]:
-    metadata, described = marks(item), str(item.get("description") or "")
+    metadata, described = evidence.marks(item), str(item.get("description") or "")
     reference, said = metadata.get("reference"), metadata.get("billing_period")
     if reference and reference != operation.reference:
         yield f"its reference is {reference}, the operation's is {operation.reference}"
