@@ -20,7 +20,7 @@ from kb_mcp.proxy.access.tokens import mint
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey
 from kb_mcp.proxy.ledger.snapshot import StoreSettings
-from kb_mcp.proxy.stores import rows
+from kb_mcp.proxy.stores import group_commit
 from kb_mcp.proxy.stores.binding import Binds, bind
 from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.rows import upsert
@@ -220,12 +220,12 @@ def new_world(seed: int) -> Iterator[Simulation]:
         stripe.log = simulation.log
         loop.set_exception_handler(simulation.complain)
         live = _Liveness(simulation)
-        kept = getattr(rows, LIVENESS)
-        setattr(rows, LIVENESS, live.gone_owners)
+        kept = getattr(group_commit, LIVENESS)
+        setattr(group_commit, LIVENESS, live.gone_owners)
         try:
             yield simulation
         finally:
-            setattr(rows, LIVENESS, kept)
+            setattr(group_commit, LIVENESS, kept)
             for process in list(simulation.processes):
                 simulation.end(process, "the end")
             _drain(loop)
