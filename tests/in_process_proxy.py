@@ -17,7 +17,7 @@ from kb_mcp.operators.actions.keys import NewKey, issue_key
 from kb_mcp.operators.actions.operations import By, forget_answers
 from kb_mcp.proxy.access.policy import CapRules, Policy
 from kb_mcp.proxy.access.roles import built_in
-from kb_mcp.sandbox.app import create_sandbox
+from kb_mcp.sandbox.app import Sandbox
 from kb_mcp.serving.host_check import guard_hosts
 from kb_mcp.serving.machine import host_ms, random_bytes, random_name
 from kb_mcp.settings import load_settings
@@ -49,7 +49,7 @@ class InProcessProxy:
         self.environ = {"KEYBRAKE_DATABASE_URL": f"sqlite:///{folder}/ledger.db"}
         self.environ |= self.store | environ
         self.settings = load_settings(self.environ)
-        self.sandbox = create_sandbox(folder / "sandbox.db", clock=host_ms, new_id=random_name)
+        self.sandbox = Sandbox(folder / "sandbox.db", clock=host_ms, new_id=random_name)
         self.loop, self._stop_loop = start_loop()
         self.stripe = httpx.Client(
             transport=AsgiTransport(self.sandbox, self.loop), base_url="http://sandbox"

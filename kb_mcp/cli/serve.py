@@ -74,11 +74,11 @@ def sandbox(*, host: str, port: int, state: Path | None) -> None:
     """Run the sandbox alone: a stand-in for Stripe."""
     import sqlite3
 
-    from kb_mcp.sandbox.app import create_sandbox, serve
+    from kb_mcp.sandbox.app import Sandbox, serve
     from kb_mcp.serving.machine import host_ms, random_name
 
     try:
-        app = create_sandbox(state, clock=host_ms, new_id=random_name)
+        app = Sandbox(state, clock=host_ms, new_id=random_name)
     except sqlite3.Error as error:
         raise Failure(f"cannot use {state}: {error}", "Name another file.") from None
     try:

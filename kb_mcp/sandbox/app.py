@@ -29,24 +29,18 @@ DROP_EXTENSION: Final = "kb_mcp.sandbox.drop"
 """The ASGI extension under which a server offers a function that aborts the connection."""
 
 
-def create_sandbox(
-    state: Path | None, *, clock: Callable[[], int], new_id: Callable[[], str]
-) -> Sandbox:
-    """Create a sandbox that keeps its objects in the file `state`, or in memory when None.
+class Sandbox:
+    """The ASGI application. It keeps its objects in the file `state`, or in memory when None.
 
     `clock` gives the host's time in ms UTC, `new_id` the random part of an id.
     Raises: sqlite3.Error, when the file cannot be opened or is no database of ours.
     """
-    return Sandbox(Store(state, clock), new_id)
 
-
-class Sandbox:
-    """The ASGI application."""
-
-    def __init__(self, store: Store, new_id: Callable[[], str]) -> None:
-        """Serve from `store`; see `create_sandbox`."""
-        self._store = store
-        self._new_id = new_id
+    def __init__(
+        self, state: Path | None, *, clock: Callable[[], int], new_id: Callable[[], str]
+    ) -> None:
+        """Open the file."""
+        self._store, self._new_id = Store(state, clock), new_id
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -158,12 +158,12 @@ def build_sandbox(settings: Settings) -> Any:
 
     Raises: StoreError.
     """
-    from kb_mcp.sandbox.app import create_sandbox
+    from kb_mcp.sandbox.app import Sandbox
 
     store = store_path(settings)
     file = store.with_name(f"{store.name}.sandbox")
     try:
-        return create_sandbox(file, clock=host_ms, new_id=random_name)
+        return Sandbox(file, clock=host_ms, new_id=random_name)
     except sqlite3.Error as error:
         raise StoreError(f"cannot use the sandbox's file {file}: {error}") from error
 

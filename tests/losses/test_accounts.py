@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kb_mcp.proxy.stores.binding import BindingError
-from kb_mcp.sandbox.app import create_sandbox, start_in_thread
+from kb_mcp.sandbox.app import Sandbox, start_in_thread
 from kb_mcp.serving.machine import host_ms, random_name
 from tests.losses.elsewhere import in_test_mode
 from tests.losses.host import Host
@@ -29,7 +29,7 @@ def restricted(host: Host) -> Iterator[Host]:
 def other(restricted: Host, tmp_path: Path) -> Iterator[Host]:
     """The same store, with a key of another account, which it cannot read either."""
     file = tmp_path / "another-account.sandbox"
-    sandbox = create_sandbox(file, clock=host_ms, new_id=random_name)
+    sandbox = Sandbox(file, clock=host_ms, new_id=random_name)
     with start_in_thread(sandbox) as url:
         another = {"KEYBRAKE_STRIPE_KEY": "rk_test_Other", "KEYBRAKE_STRIPE_API_BASE": url}
         import httpx

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from kb_mcp.sandbox.app import Sandbox, create_sandbox
+from kb_mcp.sandbox.app import Sandbox
 
 KEY = "rk_test_sandbox"
 START_MS = 1_790_000_000_000
@@ -22,9 +22,7 @@ CHARGE = {"amount": "2900", "currency": "usd", "customer": "cus_Abc123"}
 def new_sandbox(state: Path | None = None, prefix: str = "a") -> Sandbox:
     """Make a sandbox with a still clock and ids in order, which start with `prefix`."""
     numbers = itertools.count(1)
-    return create_sandbox(
-        state, clock=lambda: START_MS, new_id=lambda: f"{prefix}{next(numbers):06d}"
-    )
+    return Sandbox(state, clock=lambda: START_MS, new_id=lambda: f"{prefix}{next(numbers):06d}")
 
 
 class Driver:

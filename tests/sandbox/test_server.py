@@ -130,9 +130,9 @@ def test_a_killed_process_leaves_its_charge_and_no_lock(tmp_path: Path) -> None:
     program = (
         "import sys, itertools\n"
         "from pathlib import Path\n"
-        "from kb_mcp.sandbox.app import create_sandbox, serve\n"
+        "from kb_mcp.sandbox.app import Sandbox, serve\n"
         "numbers = itertools.count()\n"
-        "app = create_sandbox(Path(sys.argv[1]), clock=lambda: 1_790_000_000_000,\n"
+        "app = Sandbox(Path(sys.argv[1]), clock=lambda: 1_790_000_000_000,\n"
         "    new_id=lambda: f'killed{next(numbers)}')\n"
         "serve(app, '127.0.0.1', 0, on_bound=lambda url: print(url, flush=True))\n"
     )
@@ -165,8 +165,8 @@ def test_a_killed_process_leaves_its_charge_and_no_lock(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent as on POSIX")
 def test_serving_ends_with_sigterm(tmp_path: Path) -> None:
     program = (
-        "from kb_mcp.sandbox.app import create_sandbox, serve\n"
-        "app = create_sandbox(None, clock=lambda: 0, new_id=lambda: 'x')\n"
+        "from kb_mcp.sandbox.app import Sandbox, serve\n"
+        "app = Sandbox(None, clock=lambda: 0, new_id=lambda: 'x')\n"
         "serve(app, '127.0.0.1', 0, on_bound=lambda url: print(url, flush=True))\n"
     )
     with subprocess.Popen(

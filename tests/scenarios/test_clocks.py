@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kb_mcp.sandbox.app import create_sandbox, start_in_thread
+from kb_mcp.sandbox.app import Sandbox, start_in_thread
 from kb_mcp.serving.machine import host_ms, random_name
 from tests.in_process_proxy import InProcessProxy, error_of
 from tests.scenarios.acts import broken_invariants, day_windows, follow, turn_to_midnight
@@ -22,7 +22,7 @@ class Elsewhere:
 
     def __init__(self, folder: Path) -> None:
         self.ahead_ms = 0
-        self.sandbox = create_sandbox(
+        self.sandbox = Sandbox(
             folder / "elsewhere.db",
             clock=lambda: host_ms() + self.ahead_ms,
             new_id=random_name,

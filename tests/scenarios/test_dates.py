@@ -22,7 +22,7 @@ from kb_mcp.cli import main
 from kb_mcp.operators.actions.keys import NewKey, issue_key
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.clock import APART_MS, STANDS_STILL_MS
-from kb_mcp.sandbox.app import Sandbox, create_sandbox, start_in_thread
+from kb_mcp.sandbox.app import Sandbox, start_in_thread
 from kb_mcp.serving.machine import boottime_ms, host_ms, random_bytes, random_name
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
 from tests.postgres import database, server  # noqa: F401 fixtures are found by name
@@ -37,8 +37,7 @@ class LyingStripe(Sandbox):
     """The sandbox, with any `Date`, or none, in its answers: `dates` are used up one by one."""
 
     def __init__(self, folder: Path) -> None:
-        inner = create_sandbox(folder / "elsewhere.db", clock=self._now, new_id=random_name)
-        super().__init__(inner._store, random_name)  # noqa: SLF001 - the same sandbox, not another one
+        super().__init__(folder / "elsewhere.db", clock=self._now, new_id=random_name)
         self.off_ms = 0
         self.passed_ms = 0
         self.date: Dated = self.right

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kb_mcp.proxy.stores.binding import BindingError
-from kb_mcp.sandbox.app import create_sandbox, start_in_thread
+from kb_mcp.sandbox.app import Sandbox, start_in_thread
 from kb_mcp.serving.machine import host_ms, random_name
 from tests.cli.machine import Machine
 from tests.in_process_proxy import InProcessProxy
@@ -54,7 +54,7 @@ def test_nor_is_it_served(tmp_path: Path, name: str) -> None:
 
 
 def test_a_key_of_another_stripe_account_is_refused_at_the_start(tmp_path: Path) -> None:
-    sandbox = create_sandbox(tmp_path / "s.db", clock=host_ms, new_id=random_name)
+    sandbox = Sandbox(tmp_path / "s.db", clock=host_ms, new_id=random_name)
     with start_in_thread(sandbox) as url:
         environ = {"KEYBRAKE_STRIPE_KEY": "rk_test_Abc", "KEYBRAKE_STRIPE_API_BASE": url}
         with InProcessProxy(tmp_path, **environ) as in_process:

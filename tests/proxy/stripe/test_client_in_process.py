@@ -10,7 +10,7 @@ import pytest
 from kb_mcp.in_process import AsgiApp
 from kb_mcp.proxy.stripe.client import InProcessUpstream
 from kb_mcp.proxy.stripe.messages import Answered, Lost, UpstreamAnswer, UpstreamRequest
-from kb_mcp.sandbox.app import create_sandbox
+from kb_mcp.sandbox.app import Sandbox
 
 KEY = "rk_test_51Secret"
 TIMEOUT_MS = 10_000
@@ -64,7 +64,7 @@ def test_an_app_in_process_that_never_answers_times_out() -> None:
 def test_the_sandbox_in_process_charges_and_drops() -> None:
     async def scenario() -> None:
         ids = iter(range(1000))
-        sandbox = create_sandbox(None, clock=lambda: 0, new_id=lambda: f"{next(ids):014d}")
+        sandbox = Sandbox(None, clock=lambda: 0, new_id=lambda: f"{next(ids):014d}")
         upstream = InProcessUpstream(sandbox, KEY, TIMEOUT_MS)
         made = await upstream.send(CREATE, deadline_ms=1)
         assert isinstance(made, Answered)
