@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from kb_mcp.sandbox.answers import Answer, Json, Rejected, invalid, missing_param, refuse_if
+from kb_mcp.sandbox.answers import Answer, Json, Rejected, invalid, refuse_if
 from kb_mcp.sandbox.params import Call
 from kb_mcp.sandbox.store import Records
 
@@ -148,10 +148,8 @@ def searches(kind: str) -> Endpoint:
     """Return the endpoint that searches objects of a kind."""
 
     def search(call: Call) -> Json:
-        query = call.text("query")
-        if query is None:
-            raise missing_param("query")
-        fits, limit, start = _query(query), _limit(call), call.integer("page", 0)
+        fits, limit = _query(call.required("query")), _limit(call)
+        start = call.integer("page", 0)
         known = call.now - LAG_SECONDS
         found = [
             each for each in call.records.select(kind) if each["created"] <= known and fits(each)

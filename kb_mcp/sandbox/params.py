@@ -180,6 +180,13 @@ class Call:
         value = self.params.get(name)
         return value if isinstance(value, str) and value else default
 
+    def required(self, name: str) -> str:
+        """Return a text parameter that must be there. Raises: Rejected."""
+        value = self.text(name)
+        if value is None:
+            raise missing_param(name)
+        return value
+
     def texts(self, names: str) -> Json:
         """Return the text parameters that `names` lists, with None for those that are not set."""
         return {name: self.text(name) for name in names.split()}
@@ -225,22 +232,22 @@ class Call:
 
     def money(self) -> Money:
         """Return the amount and currency of a new charge or intent. Raises: Rejected."""
-        for name in ("amount", "currency"):
-            if name not in self.params:
-                raise missing_param(name)
-        currency = str(self.text("currency")).lower()
-        sentence = f"Invalid currency: {currency}. Stripe currently supports these currencies:"
-        unknown = currency not in CURRENCIES
-        refuse_if(unknown, f"{sentence} {', '.join(CURRENCIES)}", param="currency")
+        self.required("amount")
+        currency = self.required("currency").lower()
+        if currency not in CURRENCIES:
+            sentence = f"Invalid currency: {currency}. Stripe currently supports these currencies:"
+            raise invalid(f"{sentence} {', '.join(CURRENCIES)}", param="currency")
         return Money(self.amount(currency), currency)
 
     def amount(self, currency: str) -> int:
         """Return the amount, in minor units and within Stripe's bounds. Raises: Rejected."""
         amount, least = self.positive("amount", 0), AMOUNT_MIN.get(currency, 1)
-        sentence = f"Amount must be at least {show(least, currency)}"
-        refuse_if(amount < least, sentence, "amount_too_small", "amount")
-        sentence = f"Amount must be no more than {show(AMOUNT_MAX, currency)}"
-        refuse_if(amount > AMOUNT_MAX, sentence, "amount_too_large", "amount")
+        if amount < least:
+            sentence = f"Amount must be at least {show(least, currency)}"
+            raise invalid(sentence, "amount_too_small", "amount")
+        if amount > AMOUNT_MAX:
+            sentence = f"Amount must be no more than {show(AMOUNT_MAX, currency)}"
+            raise invalid(sentence, "amount_too_large", "amount")
         step = 100 if currency in WHOLE_UNITS_ONLY else 10 if currency in THREE_DECIMAL else 1
         sentence = f"Invalid amount: amounts in {currency} must be divisible by {step}."
         refuse_if(amount % step, sentence, _NO_INTEGER, "amount")

@@ -209,7 +209,7 @@ def _new_payment_method(call: Call, payment_method: str) -> Json:
 
 def attach_payment_method(call: Call) -> Json:
     """POST /v1/payment_methods/{payment_method}/attach."""
-    customer = require_customer(call, str(call.text("customer")))
+    customer = require_customer(call, call.required("customer"))
     return _attach(call, call.ids[0], customer["id"])
 
 

@@ -18,7 +18,6 @@ from kb_mcp.sandbox.answers import (
     Rejected,
     declined,
     error_answer,
-    missing_param,
     refuse_if,
 )
 from kb_mcp.sandbox.listing import Endpoint
@@ -241,10 +240,7 @@ _INVOICE_ACTS: Final = {
 
 def create_invoice(call: Call) -> Json:
     """POST /v1/invoices: a draft without items."""
-    customer = call.text("customer")
-    if customer is None:
-        raise missing_param("customer")
-    require_customer(call, customer)
+    customer = require_customer(call, call.required("customer"))["id"]
     currency = str(call.text("currency", "usd")).lower()
     refuse_if(currency not in CURRENCIES, f"Invalid currency: {currency}.", param="currency")
     zero = "amount_due amount_overpaid amount_paid amount_remaining attempt_count total"
@@ -271,10 +267,8 @@ def create_invoice(call: Call) -> Json:
 
 def create_item(call: Call) -> Json:
     """POST /v1/invoiceitems: one more line on a draft."""
-    invoice_id = call.text("invoice")
-    if invoice_id is None or "amount" not in call.params:
-        raise missing_param("invoice" if "amount" in call.params else "amount")
-    invoice, amount = call.require("invoice", invoice_id, "invoice"), call.integer("amount", 0)
+    amount, invoice_id = int(call.required("amount")), call.required("invoice")
+    invoice = call.require("invoice", invoice_id, "invoice")
     _demand(invoice, "edited")
     others = invoice["customer"] != call.text("customer")
     refuse_if(others, f"The invoice {invoice_id} is of another customer.", param="customer")
