@@ -273,7 +273,7 @@ def stopped_by(command: Command, decision: Decision) -> tuple[Stopped, ...]:
     A repeated call counts where what it asks for was made; a decline that is told again, and a
     step that is told again, would have moved nothing.
     """
-    endpoint, money = command.reading.route.endpoint, command.money
+    money = command.money
     match decision:
         case Replay(operation=made):
             if made.state is not State.SUCCEEDED or command.continues is not None:
@@ -285,16 +285,9 @@ def stopped_by(command: Command, decision: Decision) -> tuple[Stopped, ...]:
             why = refusal.code.value
         case _:
             return ()
-    return (
-        Stopped(
-            why=why,
-            kind=kind_of(endpoint, refund=command.refund is not None),
-            key_id=command.key_id,
-            agent_id=command.request.agent_id or "",
-            currency=money.currency,
-            amount=money.amount,
-        ),
-    )
+    kind = kind_of(command.reading.route.endpoint, refund=command.refund is not None)
+    agent_id = command.request.agent_id or ""
+    return (Stopped(why, kind, command.key_id, agent_id, money.currency, money.amount),)
 
 
 def why_refused(decision: Decision) -> str | None:

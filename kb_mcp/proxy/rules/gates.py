@@ -74,10 +74,8 @@ def check_send(
     approval = check_approval(snapshot, whole, operation, keep, held=True)
     if isinstance(approval, Refuse):
         return approval
-    if operation.lineage_id == command.lineage_id:
-        over = check_amount_caps(snapshot, whole)
-    else:
-        over = check_caps(snapshot, whole, operation)
+    own = operation.lineage_id == command.lineage_id
+    over = check_amount_caps(snapshot, whole) if own else check_caps(snapshot, whole, operation)
     return approval if over is None else Refuse(over, operation)
 
 
@@ -89,9 +87,8 @@ def check_cancel(snapshot: Snapshot, command: Command, operation: Operation) -> 
     if operation.lineage_id == command.lineage_id:
         return check_hours(command.policy, snapshot.now)
     money = Money(max(operation.amount, operation.held), operation.currency)
-    return check_key(snapshot, command) or check_amount_caps(
-        snapshot, replace(command, money=money)
-    )
+    whole = replace(command, money=money)
+    return check_key(snapshot, command) or check_amount_caps(snapshot, whole)
 
 
 def check_approval(
@@ -193,23 +190,15 @@ def _sent_with(attempt: Attempt) -> str | None:
 
 def _same(held: Approval, wanted: Approval) -> bool:
     """Say whether `held` is about this very request; its fingerprint covers all the rest."""
-    return (
-        held.fingerprint == wanted.fingerprint
-        and held.endpoint == wanted.endpoint
-        and (held.amount, held.currency) == (wanted.amount, wanted.currency)
-        and held.payment_method == wanted.payment_method
-    )
+    named = ("fingerprint", "endpoint", "amount", "currency", "payment_method")
+    return all(getattr(held, name) == getattr(wanted, name) for name in named)
 
 
 def _reserved_under(held: Approval, wanted: Approval) -> bool:
     """Say whether `held` was used up by what the operation holds now."""
-    method = wanted.payment_method
-    return (
-        held.state == "used"
-        and held.currency == wanted.currency
-        and held.amount >= wanted.amount
-        and (method is None or method == held.payment_method)
-    )
+    enough = held.currency == wanted.currency and held.amount >= wanted.amount
+    same_method = wanted.payment_method in {None, held.payment_method}
+    return held.state == "used" and enough and same_method
 
 
 def _required(approval: Approval) -> Refusal:
@@ -327,10 +316,9 @@ def currency_refused(currency: str, limits: Mapping[str, int]) -> Refusal:
     """Refuse a currency for which `limits`, given by currency, have none."""
     if currency == UNTOLD_CURRENCY:
         return refuse(Code.AMOUNT_NOT_METERED)
-    facts: dict[str, Fact] = {"currency": currency, "allowed": tuple(sorted(limits))}
-    return refuse(
-        Code.CURRENCY_NOT_ALLOWED, param="currency", facts=facts, allowed=", ".join(sorted(limits))
-    )
+    allowed, code = tuple(sorted(limits)), Code.CURRENCY_NOT_ALLOWED
+    facts: dict[str, Fact] = {"currency": currency, "allowed": allowed}
+    return refuse(code, param="currency", facts=facts, allowed=", ".join(allowed))
 
 
 def count_decline(snapshot: Snapshot, operation: Operation, daily_declines: int) -> Changes:

@@ -51,8 +51,10 @@ def name_of(policy: Policy, reading: Reading) -> Name | Refusal:
         endpoints = dict.fromkeys((reading.route.endpoint, *METERED))
         older = tuple(caller_name_of_endpoint(each, sent) for each in endpoints)
         return Name(name, NamedBy.CALLER, name, older)
-    derived = _derived(reading)
-    if derived is not None:
+    customer, money, period = reading.customer, reading.money, reading.period
+    if customer is not None and money is not None and period is not None:
+        named = (customer, money.amount, period.label, money.currency, reading.reference)
+        derived = idempotency_key(*named)
         return Name(derived, NamedBy.CONTENT, derived)
     if policy.idempotency == "strict":
         return refuse(Code.IDEMPOTENCY_KEY_REQUIRED)
@@ -125,15 +127,3 @@ def columns_of(period: Period | None) -> dict[str, str | None]:
         return dict.fromkeys(("period", "period_start", "period_end"))
     first, last = period.start.isoformat(), period.end.isoformat()
     return {"period": period.label, "period_start": first, "period_end": last}
-
-
-def _derived(reading: Reading) -> str | None:
-    if reading.customer is None or reading.money is None or reading.period is None:
-        return None
-    return idempotency_key(
-        reading.customer,
-        reading.money.amount,
-        reading.period.label,
-        reading.money.currency,
-        reading.reference,
-    )

@@ -60,14 +60,8 @@ def match_attempt(item: Item, operation: Operation, attempts: list[Attempt]) -> 
     if mark is None or not (ours or operation.amount == 0 or is_like(item, operation)):
         return None
     # A declined attempt is settled: its failed object says nothing about the attempts after it.
-    return next(
-        (
-            each.number
-            for each in attempts
-            if each.upstream_key == mark and each.outcome is not AttemptOutcome.DECLINED
-        ),
-        None,
-    )
+    sent = (each for each in attempts if each.upstream_key == mark)
+    return next((each.number for each in sent if each.outcome is not AttemptOutcome.DECLINED), None)
 
 
 def twin_names(
@@ -82,13 +76,10 @@ def twin_names(
     known = any(each.upstream_key == mark for each in attempts)
     if known or (mark and owner and owner != operation.id) or not is_like(item, operation):
         return ()
-    created = created_ms(item.get("created"))
-    if created is None or item.get("status") in NO_MONEY:
+    created, no_money = created_ms(item.get("created")), item.get("status") in NO_MONEY
+    if created is None or no_money or not may_have_made(attempts, created, grace_ms):
         return ()
-    if not may_have_made(attempts, created, grace_ms):
-        return ()
-    names = (object_id(item.get("id")), object_id(item.get("payment_intent")))
-    return tuple(name for name in names if name is not None)
+    return tuple(filter(None, (object_id(item.get(each)) for each in ("id", "payment_intent"))))
 
 
 def may_have_made(attempts: list[Attempt], at_ms: int, grace_ms: int) -> bool:
@@ -104,15 +95,11 @@ def is_like(item: Item, operation: Operation) -> bool:
 
     A refund does not say whose it is: its charge does.
     """
-    if operation.gives_back is None:
-        same = customer_of(item) == operation.customer
-    else:
-        same = item.get("charge") == operation.gives_back
-    return (
-        same
-        and item.get("amount") == operation.amount
-        and item.get("currency") == operation.currency
+    charge, said = operation.gives_back, (item.get("amount"), item.get("currency"))
+    same = (
+        customer_of(item) == operation.customer if charge is None else item.get("charge") == charge
     )
+    return same and said == (operation.amount, operation.currency)
 
 
 def difference(
@@ -123,30 +110,20 @@ def difference(
     What the object does not say differs in nothing. A follow-up (`step`) may change the amount, up
     to what is held; an operation whose request told no amount (0) is compared by its mode alone.
     """
+    facts, at_most, charge = made.facts, max(operation.amount, operation.held), operation.gives_back
     wanted: dict[str, object] = {"livemode": snapshot.settings.mode == "live"}
-    facts = made.facts
-    if operation.pays_invoice:
-        wanted |= {"currency": operation.currency, "customer": operation.customer}
-        comes_to, reserved = comes_to_of(operation, made), max(operation.amount, operation.held)
-        if comes_to > reserved:
-            facts, wanted["amount"] = {**facts, "amount": comes_to}, reserved
-    elif operation.amount > 0:
+    if operation.pays_invoice or operation.amount > 0:
+        wanted |= {"customer": operation.customer} if charge is None else {"charge": charge}
         wanted["currency"] = operation.currency
-        if operation.gives_back is None:
-            wanted["customer"] = operation.customer
-        else:
-            wanted["charge"] = operation.gives_back
-        at_most = max(operation.amount, operation.held)
-        if not step or (made.total or 0) > at_most:
-            wanted["amount"] = at_most if step else operation.amount
-    return next(
-        (
-            f"its {name} at Stripe is {facts[name]}, not {value}"
-            for name, value in sorted(wanted.items())
-            if name in facts and facts[name] != value
-        ),
-        None,
+    if operation.pays_invoice:
+        if (comes_to := comes_to_of(operation, made)) > at_most:
+            facts, wanted["amount"] = {**facts, "amount": comes_to}, at_most
+    elif operation.amount > 0 and (not step or (made.total or 0) > at_most):
+        wanted["amount"] = at_most if step else operation.amount
+    name = next(
+        (each for each in sorted(wanted) if facts.get(each, wanted[each]) != wanted[each]), None
     )
+    return None if name is None else f"its {name} at Stripe is {facts[name]}, not {wanted[name]}"
 
 
 def comes_to_of(operation: Operation, made: Made) -> int:
@@ -167,10 +144,9 @@ def as_asked(operation: Operation, attempt: Attempt, proof: Made) -> Operation:
     if asked is None or asked.money is None:
         return operation
     money, label = asked.money, None if asked.period is None else asked.period.label
-    if (money.amount, money.currency) != (proof.total, proof.facts.get("currency")) or (
-        (money.amount, money.currency, label)
-        == (operation.amount, operation.currency, operation.period)
-    ):
+    known = (operation.amount, operation.currency, operation.period)
+    made = (proof.total, proof.facts.get("currency"))
+    if (money.amount, money.currency) != made or (money.amount, money.currency, label) == known:
         return operation
     return replace(
         operation,
@@ -245,12 +221,8 @@ def lost_among(items: Iterable[Item], known: KnownObjects) -> tuple[list[str], s
         if known.objects.intersection(object_names(item)):
             continue
         trace = known.attempts.get(mark_of(item) or "")
-        if trace is None:
-            lost.append(str(item.get("id")))
-        elif trace.state in HOLDING and trace.outcome == AttemptOutcome.OPEN:
-            continue
-        elif trace.state == State.VOIDED and trace.next_read_at is not None:
+        if trace and trace.state == State.VOIDED and trace.next_read_at is not None:
             late.add(trace.operation_id)
-        else:
+        elif not (trace and trace.state in HOLDING and trace.outcome == AttemptOutcome.OPEN):
             lost.append(str(item.get("id")))
     return lost, late

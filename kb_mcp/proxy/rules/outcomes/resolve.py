@@ -24,11 +24,10 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import release
-from kb_mcp.proxy.rules.outcomes.conclude import FOREIGN_KEY, conclude
+from kb_mcp.proxy.rules.outcomes.conclude import FOREIGN_KEY, HOUR_MS, conclude
 from kb_mcp.proxy.rules.outcomes.matching import TWIN
 from kb_mcp.proxy.stripe.evidence import Ending, Made
 
-HOUR_MS = 3_600_000
 LEASE_MS = 120_000
 # Listings of a voided operation, counted from the void; the last one frees its guards.
 SECOND_LISTING_MS = HOUR_MS
@@ -67,11 +66,10 @@ class Unreadable:
 
 
 Finding = Present | Absent | Unreadable
+Taken = tuple[Operation, list[Attempt]] | None
 
 
-def take(snapshot: Snapshot, operation_id: OperationId, owner: str) -> tuple[
-    tuple[Operation, list[Attempt]] | None, Changes
-]:  # fmt: skip
+def take(snapshot: Snapshot, operation_id: OperationId, owner: str) -> tuple[Taken, Changes]:
     """Lease an operation for reading, or return None where somebody is at it."""
     operation = snapshot.operations.get(operation_id)
     if operation is None or snapshot.leased(operation) or not _needs_reading(operation):
@@ -131,10 +129,8 @@ def unowned_twins(snapshot: Snapshot, operation: Operation, absent: Absent) -> l
 
 
 def _needs_reading(operation: Operation) -> bool:
-    if operation.state in HOLDING:
-        return True
     came_back = operation.state is State.SUCCEEDED and operation.gives_back is not None
-    return came_back or operation.next_read_at is not None
+    return operation.state in HOLDING or came_back or operation.next_read_at is not None
 
 
 def _proves_absence(snapshot: Snapshot, operation: Operation, read_at: int) -> bool:
