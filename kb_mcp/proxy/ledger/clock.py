@@ -210,10 +210,7 @@ class StoreClock:
         return told
 
     def facts(self, told: Told, *, raised: bool) -> dict[str, str]:
-        """Return what the store is to hold after a transaction that was told `told`.
-
-        `raised` says that it raises the mark.
-        """
+        """Return what the store is to hold after `told`; `raised` says that it raises the mark."""
         facts = {}
         if told.doubt is not None and told.doubt != self._doubt_stored:
             facts[DOUBT] = told.doubt.text

@@ -48,10 +48,7 @@ NEW_STORE = "new_store"
 
 
 class StoreSettings(Struct, frozen=True):
-    """What all processes on one store must agree on.
-
-    `store_id` is the store's own name; every object that is made at Stripe carries it.
-    """
+    """What all processes on one store agree on; all that it makes at Stripe carries `store_id`."""
 
     account: str
     mode: str
@@ -156,19 +153,13 @@ class Snapshot:
 
     def period_peers(self, customer: str, reference: str | None) -> list[Operation]:
         """Return the live operations that bill a period to `customer` under `reference`."""
-        return [
-            operation
-            for operation in self._standing_bills(customer)
-            if operation.period is not None and (operation.reference or "") == (reference or "")
-        ]
+        bills = (each for each in self._standing_bills(customer) if each.period is not None)
+        return [each for each in bills if (each.reference or "") == (reference or "")]
 
     def bill_peers(self, bill: Bill) -> list[Operation]:
         """Return the live operations of the same customer, amount and currency."""
-        return [
-            operation
-            for operation in self._standing_bills(bill.customer)
-            if operation.amount == bill.amount and operation.currency == bill.currency
-        ]
+        bills, wanted = self._standing_bills(bill.customer), (bill.amount, bill.currency)
+        return [each for each in bills if (each.amount, each.currency) == wanted]
 
     def refunds_of(self, charge: str) -> list[Operation]:
         """Return the refunds of `charge`, those that came to nothing too."""
@@ -184,17 +175,14 @@ class Snapshot:
 
     def maker(self, operation: Operation) -> Attempt | None:
         """Return the attempt that made the object of `operation`, as far as it is known."""
-        found = (each for each in self.attempts_of(operation) if each.object_id is not None)
-        return next((each for each in found if each.object_id == operation.object_id), None)
+        made, found = operation.object_id, self.attempts_of(operation)
+        return next((each for each in found if made is not None and each.object_id == made), None)
 
     def approvals_of(self, operation: Operation, lineage: LineageId) -> list[Approval]:
         """Return what `lineage` asked operators about `operation`, newest first."""
-        asked = [
-            each
-            for each in self.approvals.values()
-            if each.operation_id == operation.id and each.lineage_id == lineage
-        ]
-        return sorted(asked, key=lambda each: (each.created_at, each.id), reverse=True)
+        of, asked = (operation.id, lineage), self.approvals.values()
+        mine = (each for each in asked if (each.operation_id, each.lineage_id) == of)
+        return sorted(mine, key=lambda each: (each.created_at, each.id), reverse=True)
 
     def window(self, key: WindowKey) -> Window:
         """Return the window called `key`, empty where it has no row yet."""
@@ -265,16 +253,10 @@ class Snapshot:
         return self._by("successor", operation.id)
 
     def _standing_bills(self, customer: str) -> list[Operation]:
-        """Return the live operations of `customer`, the newest first.
-
-        A refunded bill whose successor is live is left out: the successor speaks for it.
-        """
+        """Return live bills of `customer`, newest first, but those whose successor is live."""
+        bills = (each for each in self._by("bill", customer) if each.customer == customer)
         live = (
-            each
-            for each in self._by("bill", customer)
-            if each.live
-            and each.customer == customer
-            and not (each.refunded and self.successor(each) is not None)
+            each for each in bills if each.live and not (each.refunded and self.successor(each))
         )
         return sorted(live, key=lambda each: (-each.reserved_at, each.id))
 
@@ -283,8 +265,8 @@ class Snapshot:
 
     def _index(self) -> OperationIndex:
         found = self._found
+        # A store puts in what it loads without telling; it takes nothing out.
         if found.count < len(self.operations):
-            # A store puts in what it loads without telling; it takes nothing out.
             for operation in islice(self.operations.values(), found.count, None):
                 found.add(operation)
             found.count = len(self.operations)

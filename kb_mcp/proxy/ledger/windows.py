@@ -6,7 +6,8 @@ was made, for good.
 
 from __future__ import annotations
 
-from datetime import date
+from calendar import monthrange
+from datetime import date, timedelta
 from functools import lru_cache
 
 from msgspec import Struct
@@ -40,10 +41,7 @@ class OperationWindows(Struct, frozen=True):
 def windows_at(
     at_ms: int, lineage: LineageId, customer: str | None, currency: str, *, refunds: bool = False
 ) -> OperationWindows:
-    """Return the windows in which a reservation made at `at_ms` counts.
-
-    `refunds` have windows of their own: what is given back is never netted with what is charged.
-    """
+    """Return the windows of a reservation made at `at_ms`; `refunds` have windows of their own."""
     return _windows(day_of(at_ms), lineage, customer, currency, REFUNDS if refunds else "")
 
 
@@ -84,11 +82,8 @@ def windows_then(operation: Operation, at_ms: int) -> OperationWindows:
 def resets_at(window: WindowKey) -> str:
     """Return when `window` turns, RFC 3339 UTC."""
     start = date.fromisoformat(window.start)
-    if window.window == "day":
-        end = date.fromordinal(start.toordinal() + 1)
-    else:
-        end = start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
-    return f"{end.isoformat()}T00:00:00Z"
+    days = 1 if window.window == "day" else monthrange(start.year, start.month)[1]
+    return f"{start + timedelta(days=days)}T00:00:00Z"
 
 
 def count(

@@ -56,10 +56,7 @@ class Refundable(Struct, frozen=True, kw_only=True):
 
 
 class Payable(Struct, frozen=True, kw_only=True):
-    """What an invoice was when its payment was decided; amounts in minor units.
-
-    `left` is still to be paid, `paid` was before. What is sent later is bound to all of it.
-    """
+    """An invoice when its payment was decided, in minor units: `left` to pay, `paid` before."""
 
     invoice: str
     status: str
@@ -77,9 +74,8 @@ class Command(Struct, frozen=True, kw_only=True):
     somebody else's send before, and has its audit row of that. `continues` is the operation whose
     object a step goes on with, as it was read before; `money` is what it comes to then. `refund` is
     what was read of the charge that is to be given back, `invoice` of the invoice that is to be
-    paid. `caller_keys` are kept of keys that an SDK
-    made up, where they may name the request; `older_…` is how an older version kept either.
-    `grant_id` is the grant that lets an identity stand for the key.
+    paid. `caller_keys` are kept of keys that an SDK made up, where they may name the request;
+    `older_…` is how an older version kept either. `grant_id` lets an identity stand for the key.
     """
 
     reading: Reading
@@ -170,10 +166,7 @@ class Command(Struct, frozen=True, kw_only=True):
 
 
 class Prepared(Struct, frozen=True, kw_only=True):
-    """What a request asks for once it was read at Stripe: a refund, or the payment of an invoice.
-
-    Its fields are those of the command; `continues` is the operation whose invoice it goes on with.
-    """
+    """What a request asks for once it was read at Stripe; its fields are those of the command."""
 
     reading: Reading
     money: Money
@@ -291,10 +284,7 @@ def stopped_by(command: Command, decision: Decision) -> tuple[Stopped, ...]:
 
 
 def why_refused(decision: Decision) -> str | None:
-    """Say for the audit which cap refused, with what is left, or which approval is wanted.
-
-    Amounts are in minor units.
-    """
+    """Say for the audit what is left of the cap (minor units), or which approval is wanted."""
     facts = decision.refusal.facts if isinstance(decision, Refuse) else {}
     if "cap" in facts:
         return f"{facts['cap_kind']}: {facts['left']} of {facts['cap']} left"

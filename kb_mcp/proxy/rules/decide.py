@@ -21,7 +21,7 @@ voided by an operator       the checks below -> the same key, 23 h the checks be
   25 h later                  Look, then a new key                   Look, then a new key
 awaiting approval           approved: the checks below             another approval
 
-A step on an operation's object (`follow_ups`) and an invoice (`invoices`) have tables of their own.
+A step on an operation's object (`follow_ups`) and an invoice (`prepared`) have their own tables.
 
 The checks, on every reservation: guards -> key frozen, too many unresolved -> approval ->
 attempts -> caps. A key that is unknown, revoked or expired is refused first. What is reserved
@@ -217,10 +217,7 @@ def _live(snapshot: Snapshot, command: Command, operation: Operation, *, same: b
 
 
 def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> bool:
-    """Say whether the name's newest generation is over.
-
-    It was reopened after a refund, the window of a body has passed, or an operator waived it.
-    """
+    """Say whether the newest generation is over: reopened, waived, or past the window of a body."""
     again = operation.refunded or operation.gives_back is not None
     made = operation.state is State.SUCCEEDED
     if again and made and may_bill_again(snapshot, command, operation):

@@ -60,10 +60,7 @@ INCREMENT: Final = "POST /v1/payment_intents/*/increment_authorization"
 
 
 def decide_follow_up(snapshot: Snapshot, command: Command, read: Operation) -> Decision:
-    """Decide a step on the operation that was `read` before, by its object.
-
-    Whoever finds that the operation has moved to other rows meanwhile is told to ask again.
-    """
+    """Decide a step on the operation `read` before; whoever finds it moved is told to ask again."""
     operation, reading = snapshot.operations.get(read.id), command.reading
     if (
         operation is None
@@ -185,13 +182,13 @@ def _is_for(snapshot: Snapshot, operation: Operation) -> bool:
     if made is None or asked is None or asked.money is None:
         return True
     amounts = [asked.money.amount]
-    for step in snapshot.attempts_of(operation):
-        read = asked_by(step) if operation.continued_by(step) else None
+    for step in filter(operation.continued_by, snapshot.attempts_of(operation)):
+        read = asked_by(step)
         if step.number <= made.number or read is None or "amount" not in read.form:
             continue
         if step.outcome is AttemptOutcome.SUCCEEDED:
-            amounts = [int(read.form["amount"])]
-        elif step.outcome in MAY_HAVE_ARRIVED:
+            amounts.clear()
+        if step.outcome in {AttemptOutcome.SUCCEEDED, *MAY_HAVE_ARRIVED}:
             amounts.append(int(read.form["amount"]))
     label = None if asked.period is None else asked.period.label
     wanted = (operation.amount, operation.currency, operation.period)
@@ -232,9 +229,8 @@ async def find_made(ledger: Ledger, reading: Reading) -> Operation | None:
         return None
     refs = Refs(operations=frozenset({operation_id}))
     found = await look_up(ledger, refs, lambda each: each.operations.get(operation_id))
-    if found is None or found.object_id != object_id:
-        return None
-    return found if found.route == reading.route.belongs_to else None
+    made = (object_id, reading.route.belongs_to)
+    return found if found is not None and (found.object_id, found.route) == made else None
 
 
 def as_step(reading: Reading, made: Operation) -> Reading | Refusal:

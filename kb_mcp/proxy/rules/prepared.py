@@ -62,10 +62,7 @@ def refund_fingerprint(charge: str, money: Money, reference: str | None) -> str:
 
 
 def with_amount(snapshot: Snapshot, command: Command, operation: Operation | None) -> Command:
-    """Return `command` with the amount that it means, where its request leaves it out.
-
-    That is the amount of the refund that it repeats, else what is left of the charge.
-    """
+    """Return `command` with the amount it leaves out: of the refund it repeats, or what is left."""
     view = command.refund
     if view is None or view.said:
         return command

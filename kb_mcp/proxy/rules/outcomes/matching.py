@@ -91,10 +91,7 @@ def may_have_made(attempts: list[Attempt], at_ms: int, grace_ms: int) -> bool:
 
 
 def is_like(item: Item, operation: Operation) -> bool:
-    """Say whether an object has the operation's amount, currency and customer.
-
-    A refund does not say whose it is: its charge does.
-    """
+    """Say whether amount, currency and customer (of a refund, its charge) are the operation's."""
     charge, said = operation.gives_back, (item.get("amount"), item.get("currency"))
     same = (
         customer_of(item) == operation.customer if charge is None else item.get("charge") == charge
@@ -201,10 +198,7 @@ def is_ours(item: Item, whose: Whose) -> bool:
 
 
 def holds_money(item: Item, route: Route) -> bool:
-    """Say whether `item` moved money or may still; what failed or was cancelled proves nothing.
-
-    What cannot be read counts as money.
-    """
+    """Say whether `item` moved money or may still: it has not failed, or cannot be read."""
     made = prove_object(item, route)
     return made is None or made.verdict != "failed"
 
