@@ -215,15 +215,13 @@ def operations_wanted(refs: Refs, margin_ms: int = 0) -> dict[str, list[Any]]:
     bills = [
         (each.customer, each.amount, each.currency, each.since - margin_ms) for each in refs.bills
     ]
-    return {
-        "names": sorted(refs.names),
-        "caller_keys": sorted(refs.caller_keys),
-        "tallies": sorted(refs.tallies),
-        "charges": sorted(refs.charges),
-        "ids": sorted(refs.operations),
-        "periods": sorted(periods),
-        "bills": sorted(bills),
+    wanted: dict[str, Iterable[Any]] = {
+        **{name: getattr(refs, name) for name in ("names", "caller_keys", "tallies", "charges")},
+        "ids": refs.operations,
+        "periods": periods,
+        "bills": bills,
     }
+    return {name: sorted(each) for name, each in wanted.items()}
 
 
 def lists_wanted(refs: Refs) -> dict[str, list[Any]]:

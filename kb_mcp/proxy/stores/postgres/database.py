@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from queue import Empty, LifoQueue
-from typing import Any, Generic, LiteralString, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg import errors, sql
@@ -161,35 +161,22 @@ class PostgresDatabase(Database):
                 self.close()
 
 
-class CommittedReader(Generic[Value]):
-    """Reads what each name stands for, for all who ask meanwhile by one query over their names."""
+def committed_reader(
+    database: Database, query: str, column: str, make: Callable[[Row], Value]
+) -> GroupCommit[str, list[Value]]:
+    """Return who reads what a name stands for, for all who ask meanwhile by one named query.
 
-    def __init__(
-        self, database: Database, query: str, column: str, make: Callable[[Row], Value]
-    ) -> None:
-        """Read by the named `query`, whose `column` tells the name; `make` reads a row."""
-        self._database = database
-        self._query = query
-        self._column = column
-        self._make = make
-        self._batches: GroupCommit[str, list[Value]] = GroupCommit(
-            "ledger-committed", self._answer, lambda: None
-        )
+    The `column` of a row tells its name; `make` reads a row. It raises LedgerUnavailableError.
+    """
 
-    async def find(self, name: str) -> list[Value]:
-        """Return what `name` stands for. Raises: LedgerUnavailableError."""
-        return await self._batches.ask(name)
-
-    async def close(self) -> None:
-        """Answer what still waits."""
-        await self._batches.close()
-
-    def _answer(self, batch: list[Queued[str, list[Value]]]) -> None:
+    def answer(batch: list[Queued[str, list[Value]]]) -> None:
         found: defaultdict[str, list[Value]] = defaultdict(list)
-        for row in self._database.ask(self._query, ids=sorted({item.what for item in batch})):
-            found[row[self._column]].append(self._make(row))
+        for row in database.ask(query, ids=sorted({item.what for item in batch})):
+            found[row[column]].append(make(row))
         for item in batch:
             item.result = found[item.what]
+
+    return GroupCommit("ledger-committed", answer, lambda: None)
 
 
 def _is_idle(connection: Connection) -> bool:
@@ -311,10 +298,10 @@ def _check_version(connection: Connection) -> int:
 def _check_columns(connection: Connection) -> None:
     rows = connection.execute(load_queries("postgres")["schema"]).fetchall()
     there = {(row["table_name"], row["column_name"]) for row in rows}
-    for table, columns in _TABLES.items():
-        for column in columns:
-            if (table, column) not in there:
-                raise SchemaError(
-                    f"the schema is not whole, or not readable by this role: {table}.{column} is "
-                    f"missing. Restore the store, or run `{_GRANT}`"
-                )
+    wanted = ((table, column) for table, columns in _TABLES.items() for column in columns)
+    for table, column in wanted:
+        if (table, column) not in there:
+            raise SchemaError(
+                f"the schema is not whole, or not readable by this role: {table}.{column} is "
+                f"missing. Restore the store, or run `{_GRANT}`"
+            )

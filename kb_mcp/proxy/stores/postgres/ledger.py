@@ -30,17 +30,19 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.binding import write_facts
 from kb_mcp.proxy.stores.group_commit import Item, LedgerParts, StoreLedger, refs_of, run_step
 from kb_mcp.proxy.stores.postgres.connection import Connection, Reach, is_certain, told
-from kb_mcp.proxy.stores.postgres.database import CommittedReader, PostgresDatabase
+from kb_mcp.proxy.stores.postgres.database import PostgresDatabase, committed_reader
 from kb_mcp.proxy.stores.postgres.fence import FencedLine, LostCommitsError, Pending, Server
 from kb_mcp.proxy.stores.postgres.load import (
     SINCE_MARGIN_MS,
     Lock,
-    PostgresLoader,
+    Rows,
+    load_shown,
+    lock_and_load,
     locks_changed,
     locks_named,
     save,
 )
-from kb_mcp.proxy.stores.rows import KEYED, key_with_lineage
+from kb_mcp.proxy.stores.rows import KEYED, add_rows, key_with_lineage
 from kb_mcp.proxy.stores.sealing import SealBrokenError
 
 TURNS_MAX = 12
@@ -73,21 +75,19 @@ class PostgresLedger(StoreLedger):
         self._jitter = jitter
         self.line = FencedLine(reach, parts, server)
         self._committed = database = PostgresDatabase(reach)
-        self._keys = CommittedReader(database, "keys_with_lineages", "id", key_with_lineage)
-        self._grants = CommittedReader(database, "issuers", "issuer", lambda row: Grant(**row))
-        unseal, node = parts.sealer.unseal, parts.journal.node
-        self._loader = PostgresLoader(self._queries, unseal, self._gone, node)
+        self._keys = committed_reader(database, "keys_with_lineages", "id", key_with_lineage)
+        self._grants = committed_reader(database, "issuers", "issuer", lambda row: Grant(**row))
         self._known: OrderedDict[OperationId, tuple[str, LineageId]] = OrderedDict()
         self._stopped = Event()
         self._batches = self._begin()
 
     @override
     async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
-        return next(iter(await self._keys.find(key_id)), None)
+        return next(iter(await self._keys.ask(key_id)), None)
 
     @override
     async def find_grants(self, issuer: str) -> list[Grant]:
-        return await self._grants.find(issuer)
+        return await self._grants.ask(issuer)
 
     @override
     async def close(self) -> None:
@@ -172,13 +172,15 @@ class PostgresLedger(StoreLedger):
         asked = refs_of(batch, now)
         refs = [each for each in asked if each is not None]
         locks = locks_named(refs, self._known.get) | extra
-        facts, rows = self._loader.lock_and_load(connection, sorted(locks), refs, now)
+        node = self._journal.node
+        facts, rows = lock_and_load(connection, node, sorted(locks), refs, now)
         self._reach.set_time(int(facts.pop("now_ms")))
         snapshot = self._snapshot(facts)
         if abs(snapshot.now - now) > SINCE_MARGIN_MS:
             # The store's clock was set: the refs of the time that we took it for may lack rows.
             raise _AgainError
-        self._loader.fill(connection, snapshot, rows, refs)
+        self._add(snapshot, rows)
+        self._add(snapshot, load_shown(connection, snapshot, refs))
         before = dict(snapshot.operations)
         runs = [item for item, its in zip(batch, asked, strict=True) if its is not None]
         for item in runs:
@@ -190,6 +192,10 @@ class PostgresLedger(StoreLedger):
         if needed - locks:
             raise _AgainError(needed - locks)
         return snapshot
+
+    def _add(self, snapshot: Snapshot, rows: Rows) -> None:
+        for name, found in rows.items():
+            add_rows(snapshot, name, found, self._sealer.unseal, self._gone)
 
     def _commit(self, connection: Connection, snapshot: Snapshot) -> None:
         head, token = self._journal.head, self.line.token + 1

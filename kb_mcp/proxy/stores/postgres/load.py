@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from typing import Any
@@ -23,13 +22,12 @@ from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId, Refs,
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.stores.postgres.connection import Connection
+from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.rows import (
     COLUMNS,
     COUNT_UP,
     TABLES,
-    GoneOwners,
     Seal,
-    add_rows,
     changed,
     lists_wanted,
     names,
@@ -57,6 +55,9 @@ _ARRAYS = {
 }
 Rows = Mapping[str, list[dict[str, Any]]]  # of each query, by its name
 _ENCODER = msgspec.json.Encoder()
+_QUERIES = dict(load_queries("postgres"))
+# Both follow what says which operations are wanted.
+_QUERIES |= {name: _QUERIES["wanted"] + _QUERIES[name] for name in ("operations", "attempts")}
 
 
 class Guard(IntEnum):
@@ -165,79 +166,53 @@ _GUARDS: Sequence[tuple[str, Callable[[Any], Lock]]] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PostgresLoader:
-    """Locks and loads with named queries; `gone` says which owners lease no more."""
+def lock_and_load(
+    connection: Connection, node: str, locks: Sequence[Lock], batch: Sequence[Refs], now: int
+) -> tuple[dict[str, Any], Rows]:
+    """Begin a transaction of `node`, take `locks` (sorted), and load what a `batch` names.
 
-    queries: Mapping[str, str]
-    unseal: Seal
-    gone: GoneOwners
-    node: str
+    `now` (ms) is about when. Returns the facts that every decision depends on, None where the
+    store has none, the store's own time among them (`now_ms`), and rows. Raises: psycopg.Error.
+    """
+    guards = {"kinds": [each[0] for each in locks], "values": [each[1] for each in locks]}
+    with connection.pipeline():
+        connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+        connection.execute(_QUERIES["fence"], {"node": node})
+        if locks:
+            connection.execute(_QUERIES["make_guards"], guards)
+            connection.execute(_QUERIES["lock_guards"], guards)
+        clock = connection.execute(_QUERIES["clock"])
+        wanted = _wanted(together(batch), now).items()
+        cursors = {name: connection.execute(_QUERIES[name], values) for name, values in wanted}
+    return clock.fetchone() or {}, {name: each.fetchall() for name, each in cursors.items()}
 
-    def lock_and_load(
-        self, connection: Connection, locks: Sequence[Lock], batch: Sequence[Refs], now: int
-    ) -> tuple[dict[str, Any], Rows]:
-        """Begin a transaction, take `locks` (sorted), and load what the refs of `batch` name.
 
-        `now` (ms) is about when. Returns the facts that every decision depends on, None where the
-        store has none, the store's own time among them (`now_ms`), and rows. Raises: psycopg.Error.
-        """
-        guards = {"kinds": [each[0] for each in locks], "values": [each[1] for each in locks]}
-        with connection.pipeline():
-            connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-            connection.execute(self.queries["fence"], {"node": self.node})
-            if locks:
-                connection.execute(self.queries["make_guards"], guards)
-                connection.execute(self.queries["lock_guards"], guards)
-            clock = connection.execute(self.queries["clock"])
-            wanted = self._wanted(batch, now)
-            cursors = {name: self._ask(connection, name, wanted[name]) for name in wanted}
-        return clock.fetchone() or {}, {name: each.fetchall() for name, each in cursors.items()}
+def load_shown(connection: Connection, snapshot: Snapshot, batch: Sequence[Refs]) -> Rows:
+    """Return what only shows now that the rows a `batch` names are in `snapshot`."""
+    missing = shown_by(snapshot, together(batch))
+    if not missing:
+        return {}
+    with connection.pipeline():
+        cursors = {
+            name: connection.execute(_QUERIES[name], _arguments(name, ids, snapshot.now))
+            for name, ids in missing.items()
+        }
+    return {name: cursor.fetchall() for name, cursor in cursors.items()}
 
-    def fill(
-        self, connection: Connection, snapshot: Snapshot, rows: Rows, batch: Sequence[Refs]
-    ) -> None:
-        """Put the `rows` that were loaded into `snapshot`; fetch what only shows by them.
 
-        Raises: psycopg.Error, SealBrokenError.
-        """
-        self._add(snapshot, rows)
-        missing = shown_by(snapshot, together(batch))
-        if missing:
-            with connection.pipeline():
-                cursors = {
-                    name: self._ask(connection, name, _arguments(name, ids, snapshot.now))
-                    for name, ids in missing.items()
-                }
-            self._add(snapshot, {name: cursor.fetchall() for name, cursor in cursors.items()})
-
-    def _wanted(self, batch: Sequence[Refs], now: int) -> dict[str, dict[str, Any]]:
-        """Return the queries to run, each with its arguments."""
-        refs = together(batch)
-        chosen = operations_wanted(refs, SINCE_MARGIN_MS)
-        wanted: dict[str, dict[str, Any]] = {}
-        if any(chosen.values()):
-            for name in ("bills", "periods"):
-                chosen |= _columns(name, chosen.pop(name))
-            wanted |= {"operations": chosen, "attempts": chosen}
-        # What refs name is asked for at once: one round trip less, most of the time.
-        lists = lists_wanted(refs)
-        lists["windows"] = sorted(map(astuple, refs.windows))
-        lists["lineages"] = sorted(refs.lineages)
-        for name, ids in lists.items():
-            if ids:
-                wanted[name] = _arguments(name, ids, now)
-        return wanted
-
-    def _ask(self, connection: Connection, name: str, values: Mapping[str, Any]) -> Any:
-        text = self.queries[name]
-        if name in {"operations", "attempts"}:
-            text = f"{self.queries['wanted']}{text}"
-        return connection.execute(text, values)
-
-    def _add(self, snapshot: Snapshot, rows: Rows) -> None:
-        for name in rows:
-            add_rows(snapshot, name, rows[name], self.unseal, self.gone)
+def _wanted(refs: Refs, now: int) -> dict[str, dict[str, Any]]:
+    """Return the queries to run, each with its arguments."""
+    wanted: dict[str, dict[str, Any]] = {}
+    chosen = operations_wanted(refs, SINCE_MARGIN_MS)
+    if any(chosen.values()):
+        for name in ("bills", "periods"):
+            chosen |= _columns(name, chosen.pop(name))
+        wanted |= {"operations": chosen, "attempts": chosen}
+    # What refs name is asked for at once: one round trip less, most of the time.
+    lists = lists_wanted(refs)
+    lists["windows"] = sorted(map(astuple, refs.windows))
+    lists["lineages"] = sorted(refs.lineages)
+    return wanted | {name: _arguments(name, ids, now) for name, ids in lists.items() if ids}
 
 
 def _arguments(name: str, ids: list[Any], now: int) -> dict[str, Any]:
