@@ -141,21 +141,6 @@ def bind(
     return bound
 
 
-def bind_account(connection: Connection, queries: Queries, account_id: str) -> None:
-    """Bind the store to the Stripe account that the upstream key belongs to, at the first start.
-
-    Raises: BindingError when it was bound to another one.
-    """
-    bound = read_facts(connection, queries).get("account_id")
-    if bound is None:
-        write_facts(connection, queries, {"account_id": account_id})
-    elif bound != account_id:
-        raise BindingError(
-            f"the store belongs to Stripe account {bound}, the key in KEYBRAKE_STRIPE_KEY to "
-            f"{account_id}: use another KEYBRAKE_DATABASE_URL, one store an account"
-        )
-
-
 def read_facts(connection: Connection, queries: Queries) -> dict[str, str]:
     """Return every fact of the store."""
     return facts_in(connection.execute(queries["facts"]).fetchall())

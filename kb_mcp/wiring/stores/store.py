@@ -28,10 +28,10 @@ from kb_mcp.proxy.stores.binding import (
     BindingError,
     Binds,
     bind,
-    bind_account,
     facts_in,
     facts_of,
     read_facts,
+    write_facts,
 )
 from kb_mcp.proxy.stores.database import Database, StoreAdmin
 from kb_mcp.proxy.stores.group_commit import LedgerParts, StoreLedger
@@ -110,15 +110,25 @@ class Store:
     watch: FencedLine | None = None  # of the server that answers, where hosts share the store
 
     def bind_account(self, account_id: str, label: str) -> None:
-        """Bind the store to the account of the upstream key. Raises: BindingError."""
+        """Bind the store to the account of the upstream key, at the first start.
+
+        Raises: BindingError when it was bound to another one, LedgerUnavailableError.
+        """
         if label.startswith("acct_") and label != account_id:
             raise BindingError(
                 f"KEYBRAKE_ACCOUNT is {label}, but the key in KEYBRAKE_STRIPE_KEY belongs to "
                 f"{account_id}"
             )
-        database = self.records.database
-        with database.binding() as connection:
-            bind_account(connection, database.queries, account_id)
+        queries = self.records.database.queries
+        with self.records.database.binding() as connection:
+            bound = read_facts(connection, queries).get("account_id")
+            if bound is None:
+                write_facts(connection, queries, {"account_id": account_id})
+            elif bound != account_id:
+                raise BindingError(
+                    f"the store belongs to Stripe account {bound}, the key in KEYBRAKE_STRIPE_KEY "
+                    f"to {account_id}: use another KEYBRAKE_DATABASE_URL, one store an account"
+                )
 
     def open_store_admin(self) -> StoreAdmin:
         """Open the store once more, for what no decision touches."""
