@@ -8,6 +8,7 @@ lay beside it, finds what it has lost. While it does not know something, nothing
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from msgspec.structs import replace
 
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import AuditDraft, Changes, Operation, OperationId, Refs
-from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE, KnownObjects, Snapshot
+from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE, Snapshot
 from kb_mcp.proxy.rules.outcomes.matching import (
     GAP_FOUND,
     WALKED,
@@ -28,6 +29,7 @@ from kb_mcp.proxy.rules.outcomes.matching import (
     lost_among,
 )
 from kb_mcp.proxy.stores.reads import StoreReads
+from kb_mcp.proxy.stripe.endpoints import Route
 from kb_mcp.proxy.stripe.evidence import mark_of, marks, object_names
 from kb_mcp.proxy.stripe.reader import Missing, Pages, StripeReads, Unread
 
@@ -40,6 +42,7 @@ LOOK_BACK_FIRST_MS = 40 * DAY_MS
 # Stripe's time comes in whole seconds; every look back reaches much further than is needed.
 SLACK_MS = 60_000
 SHOWN_MAX = 20
+READS_A_SECOND = 10
 
 # Facts of the store that the walk keeps.
 WALKED_UNTIL = "walked_until_ms"
@@ -99,20 +102,19 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Pace:
-    """At most `reads` in any second; `pause` waits some ms, `now_ms` never jumps."""
+    """At most READS_A_SECOND; `pause` waits some ms, `now_ms` never jumps."""
 
     now_ms: Callable[[], int]
     pause: Callable[[int], Awaitable[None]]
-    reads: int = 10
-    _taken: list[int] = field(default_factory=list)
+    _taken: deque[int] = field(default_factory=lambda: deque(maxlen=READS_A_SECOND), init=False)
 
     async def take(self) -> None:
         """Wait until one more read may be made."""
-        if len(self._taken) >= self.reads:
-            left_ms = self._taken[-self.reads] + 1_000 - self.now_ms()
-            if left_ms > 0:
-                await self.pause(left_ms)
-        self._taken = [*self._taken[1 - self.reads :], self.now_ms()]
+        full = len(self._taken) == READS_A_SECOND
+        left_ms = self._taken[0] + 1_000 - self.now_ms() if full else 0
+        if left_ms > 0:
+            await self.pause(left_ms)
+        self._taken.append(self.now_ms())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,11 +152,10 @@ class StoreWalk:
         begun = await self._begin(facts, look_back_ms, resume=resume)
         if reach_back_to is not None:
             begun = replace(begun, since=min(begun.since, max(reach_back_to, 0)))
-        named = {name.removeprefix(FOREIGN): value for name, value in facts.items()
-                 if name.startswith(FOREIGN)}  # fmt: skip
+        named = {name.removeprefix(FOREIGN) for name in facts if name.startswith(FOREIGN)}
         whose = Whose(
             store_id=self.ledger.settings.store_id,
-            foreign=frozenset(lineage for lineage, value in named.items() if value),
+            foreign=frozenset(lineage for lineage in named if facts[FOREIGN + lineage]),
             any_store=begun.any_store,
         )
         outcome = await self._lists(begun, whose, writes=writes)
@@ -194,8 +195,8 @@ class StoreWalk:
             if place != state.place:
                 state = replace(state, place=place, after=None)
             ended = await self._pages(state, whose, writes=writes)
-            if isinstance(ended, BrokenWalk):
-                return ended
+            if isinstance(ended, Unread):
+                return BrokenWalk(WALKED[place][0], ended.why, ended.status)
             state = ended
         if state.lost:
             return LostObjects(state.lost, whose.any_store)
@@ -203,11 +204,9 @@ class StoreWalk:
             return BrokenWalk(state.absent[0], "Stripe knows none of the lists", 404)
         return Whole(state.began, state.owner, state.absent)
 
-    async def _pages(
-        self, state: Checkpoint, whose: Whose, *, writes: bool
-    ) -> Checkpoint | BrokenWalk:
+    async def _pages(self, state: Checkpoint, whose: Whose, *, writes: bool) -> Checkpoint | Unread:
         """Read one list to its end, from where `state` stands."""
-        path = WALKED[state.place][0]
+        path, route = WALKED[state.place]
         pages = Pages(self.reads, path, {}, state.since, state.after)
         while True:
             await self.pace.take()
@@ -215,8 +214,8 @@ class StoreWalk:
             if isinstance(page, Missing):
                 return replace(state, absent=(*state.absent, path))
             if isinstance(page, Unread):
-                return BrokenWalk(path, page.why, page.status)
-            lost = await self._lost(page.items, state.place, whose, writes=writes)
+                return page
+            lost = await self._lost(page.items, path, route, whose, writes=writes)
             lost = list(dict.fromkeys((*state.lost, *lost)))
             state = replace(state, lost=tuple(lost), after=pages.after)
             if not page.more:
@@ -225,64 +224,50 @@ class StoreWalk:
                 await self._write({CHECKPOINT: encode(state).decode()})
 
     async def _lost(
-        self, items: list[Item], place: int, whose: Whose, *, writes: bool
+        self, items: list[Item], path: str, route: Route, whose: Whose, *, writes: bool
     ) -> list[str]:
         """Return which objects of a page are ours, hold money, and are not known here."""
-        route = WALKED[place][1]
-        own = await self.records.known_lineages(
-            sorted({lineage for each in items if (lineage := marks(each).get("keybrake_key"))})
-        )
-        whose = replace(whose, lineages=own)
+        lineages = {lineage for each in items if (lineage := marks(each).get("keybrake_key"))}
+        whose = replace(whose, lineages=await self.records.known_lineages(sorted(lineages)))
         ours = [each for each in items if is_ours(each, whose) and holds_money(each, route)]
-        if not ours:
-            return []
-        lost, late = lost_among(ours, await self._known(ours))
+        lost, late = await self._unknown(ours)
         if late and writes:
             # Voided, and here it is: recovery concludes with it, and freezes the key that sent it.
             for operation_id in sorted(late):
                 await self.look(operation_id)
-            lost, _ = lost_among(ours, await self._known(ours))
-        if lost:
-            ours = await self._as_it_is_now(ours, place, set(lost))
-            lost, _ = lost_among(ours, await self._known(ours))
+            lost, _ = await self._unknown(ours)
+        # What the page showed may have been cancelled since.
+        again = [await self._again(path, each) for each in ours if each["id"] in lost]
+        lost, _ = await self._unknown([each for each in again if holds_money(each, route)])
         return lost
 
-    async def _as_it_is_now(self, items: list[Item], place: int, ids: set[str]) -> list[Item]:
-        """Read these of `items` once more: what the page showed may have been cancelled since."""
-        path, route = WALKED[place]
-        found: list[Item] = []
-        for item in items:
-            if item["id"] not in ids:
-                continue
-            await self.pace.take()
-            now = await self.reads.body(f"{path}/{item['id']}") or item
-            if holds_money(now, route):
-                found.append(now)
-        return found
+    async def _again(self, path: str, item: Item) -> Item:
+        await self.pace.take()
+        return await self.reads.body(f"{path}/{item['id']}") or item
 
-    async def _known(self, items: list[Item]) -> KnownObjects:
+    async def _unknown(self, items: list[Item]) -> tuple[list[str], set[OperationId]]:
+        """Return which of `items` are unknown here, and operations to look at once more."""
+        if not items:
+            return [], set()
         names = sorted({name for each in items for name in object_names(each)})
         keys = sorted({mark for each in items if (mark := mark_of(each))})
-        return await self.records.known(names, keys)
+        return lost_among(items, await self.records.known(names, keys))
 
     async def _keep(self, outcome: Outcome) -> None:
-        if isinstance(outcome, BrokenWalk):
-            if outcome.status is not None and 400 <= outcome.status < 500:
+        match outcome:
+            case BrokenWalk(status=int(status)) if 400 <= status < 500:
                 # The place that was kept may be what Stripe refuses: the next walk begins anew.
                 await self._write({CHECKPOINT: ""})
-            return
-        if isinstance(outcome, Whole):
-            facts = {CHECKPOINT: "", NEW_STORE: "", GAP: ""}
-            if not outcome.absent:
-                facts[WALKED_UNTIL] = str(outcome.began)
-            await self._write(facts)
-            return
-        if outcome.any_store and self.warns:
-            await self.confirm_new()
-            return
-        shown = list(outcome.objects[:SHOWN_MAX])
-        gap = {"objects": shown, "count": len(outcome.objects), "any_store": outcome.any_store}
-        await self._write({GAP: json.dumps(gap), CHECKPOINT: ""})
+            case BrokenWalk():
+                pass
+            case Whole(began=began, absent=absent):
+                until = {} if absent else {WALKED_UNTIL: str(began)}
+                await self._write({CHECKPOINT: "", NEW_STORE: "", GAP: "", **until})
+            case LostObjects(any_store=True) if self.warns:
+                await self.confirm_new()
+            case LostObjects(objects=lost, any_store=any_store):
+                gap = {"objects": lost[:SHOWN_MAX], "count": len(lost), "any_store": any_store}
+                await self._write({GAP: json.dumps(gap), CHECKPOINT: ""})
 
     async def _write(self, facts: Mapping[str, str], audit: tuple[AuditDraft, ...] = ()) -> None:
         """Write facts, with an audit row where the gap opens, changes or closes."""
@@ -300,20 +285,17 @@ def gap_text(gap: str) -> str:
     held = json.loads(gap)
     more = held["count"] - len(held["objects"])
     named = ", ".join(held["objects"]) + (f" and {more} more" if more else "")
-    whose = (
-        "made by another store, or by this one before it was lost"
-        if held["any_store"]
-        else ("made by this store, which does not know them")
-    )
+    whose = "made by this store, which does not know them"
+    if held["any_store"]:
+        whose = "made by another store, or by this one before it was lost"
     return f"{named}: {whose}"
 
 
 def _row(before: str, after: str) -> AuditDraft:
-    if after:
-        return AuditDraft(
-            kind="recovery", decision="gap_found", code=GAP_FOUND, note=gap_text(after)[:200]
-        )
-    return AuditDraft(kind="recovery", decision="gap_closed", note=gap_text(before)[:200])
+    if not after:
+        return AuditDraft(kind="recovery", decision="gap_closed", note=gap_text(before)[:200])
+    note = gap_text(after)[:200]
+    return AuditDraft(kind="recovery", decision="gap_found", code=GAP_FOUND, note=note)
 
 
 def _read_checkpoint(text: str | None) -> Checkpoint | None:
