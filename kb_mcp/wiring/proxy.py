@@ -122,7 +122,7 @@ class Proxy:
         issuers, refusal_counts = self.app.pipeline.issuers, self.app.pipeline.refusal_counts
         if issuers is not None:
             # One that cannot be reached is told of now; its tokens get 503 until it is back.
-            await issuers.greet()
+            await issuers.examine()
         await self.walks.begin()
         self.repeat(self.settings.recovery_interval_ms, self._recover)
         self.repeat(self.settings.recovery_interval_ms, self.walks.tick)

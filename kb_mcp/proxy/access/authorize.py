@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
 from typing import Any, Final, get_args
@@ -214,13 +215,12 @@ def _listed(rules: CustomerRules, customer: str | None) -> bool:
     )
 
 
+@dataclass(slots=True)
 class Rates:
     """Token buckets by key id; the least recently used are forgotten beyond KEYS_MAX."""
 
-    def __init__(self) -> None:
-        """Start with full buckets."""
-        # key -> (tokens x MINUTE_MS, last look in ms): integers throughout.
-        self._buckets: OrderedDict[str, tuple[int, int]] = OrderedDict()
+    # key -> (tokens x MINUTE_MS, last look in ms): integers throughout.
+    _buckets: OrderedDict[str, tuple[int, int]] = field(default_factory=OrderedDict, init=False)
 
     def retry_after(self, key_id: str, per_minute: int, now_ms: int) -> int | None:
         """Take one token of `key_id`; return None, or the seconds until there is one.

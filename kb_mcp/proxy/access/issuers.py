@@ -92,13 +92,17 @@ class Identity:
 
 @dataclass(slots=True)
 class _Issuer:
-    """One issuer: its keys, and when (ms) they came, were asked for, and a key id was sought."""
+    """One issuer: its keys, and when (ms) they came, were asked for, and a key id was sought.
+
+    `problem` is why the last fetch brought none.
+    """
 
     name: str
     keys: tuple[SigningKey, ...] = ()
     fetched_at: int = _NEVER
     asked_at: int = _NEVER
     searched_at: int = _NEVER
+    problem: str | None = None
     fetching: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
@@ -119,17 +123,10 @@ class Issuers:
     def __post_init__(self, names: tuple[str, ...]) -> None:
         self._issuers = {name: _Issuer(name) for name in names}
 
-    async def greet(self) -> None:
-        """Fetch every issuer's keys, so that one that cannot be reached is told of at start."""
-        await asyncio.gather(*map(self._renew, self._issuers.values()))
-
     async def examine(self) -> dict[str, str | None]:
         """Fetch every issuer's keys anew; return why they cannot be had, None where they can."""
-        found = await asyncio.gather(*map(self._keys_or_problem, self._issuers))
-        return {
-            name: keys if isinstance(keys, str) else None
-            for name, keys in zip(self._issuers, found, strict=True)
-        }
+        await asyncio.gather(*map(self._renew, self._issuers.values()))
+        return {name: issuer.problem for name, issuer in self._issuers.items()}
 
     async def identify(self, token: str) -> Identity | Refusal:
         """Return whom `token` speaks for, or why it is not accepted."""
@@ -196,24 +193,21 @@ class Issuers:
         return issuer.fetching
 
     async def _load(self, issuer: _Issuer) -> None:
-        found = await self._keys_or_problem(issuer.name)
-        if isinstance(found, str):
-            _log.warning("the keys of the issuer %s cannot be had: %s", issuer.name, found)
-        else:
-            issuer.keys, issuer.fetched_at = found, self.monotonic_ms()
-
-    async def _keys_or_problem(self, name: str) -> tuple[SigningKey, ...] | str:
-        """Fetch the keys of the issuer `name`, or say why they cannot be had."""
+        """Fetch the keys of `issuer`, or note why they cannot be had."""
         try:
             async with asyncio.timeout(FETCH_WITHIN_S):
-                return await self._fetch_keys(name)
+                issuer.keys = await self._fetch_keys(issuer.name)
         except TimeoutError:
-            return f"it did not answer within {FETCH_WITHIN_S} seconds"
+            issuer.problem = f"it did not answer within {FETCH_WITHIN_S} seconds"
         except FetchError as error:
-            return str(error)
+            issuer.problem = str(error)
         except Exception as error:  # noqa: BLE001 whatever it holds, nobody is let in by it
-            _log.exception("the keys of the issuer %s cannot be read", name)
-            return f"what it answers cannot be read ({type(error).__name__})"
+            _log.exception("the keys of the issuer %s cannot be read", issuer.name)
+            issuer.problem = f"what it answers cannot be read ({type(error).__name__})"
+        else:
+            issuer.problem, issuer.fetched_at = None, self.monotonic_ms()
+            return
+        _log.warning("the keys of the issuer %s cannot be had: %s", issuer.name, issuer.problem)
 
     async def _fetch_keys(self, issuer: str) -> tuple[SigningKey, ...]:
         address = (await self._metadata(issuer)).get("jwks_uri")

@@ -15,7 +15,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, Protocol
@@ -213,31 +213,27 @@ def csv_cell(value: str) -> str:
 AUDIT_COLUMNS = ("id", "node", "seq", "time", *AuditDraft.__struct_fields__, "hash")
 
 
+@dataclass(slots=True)
 class Journal:
-    """Numbers, dates and chains the audit rows of one process (`node`)."""
+    """Numbers, dates and chains the audit rows of one process, under a name (`node`) of its own.
 
-    def __init__(self, node: str, chain_key: bytes) -> None:
-        """Start from nothing, as each process does, under a name of its own."""
-        self.node = node
-        self.chain_key = chain_key
-        self._seq = 0
-        self._head = GENESIS.hex()
+    `head` is the number and the hash of the last row.
+    """
 
-    @property
-    def head(self) -> tuple[int, str]:
-        """The number and hash of the last row."""
-        return self._seq, self._head
+    node: str
+    chain_key: bytes = field(repr=False)
+    head: tuple[int, str] = field(default=(0, GENESIS.hex()), init=False)
 
     def rewind(self, head: tuple[int, str]) -> None:
         """Forget the rows after `head`: their transaction was rolled back."""
-        self._seq, self._head = head
+        self.head = head
 
     def values(self, draft: AuditDraft, now: int) -> tuple[Any, ...]:
         """Chain `draft` as the next row and return its column values."""
-        self._seq += 1
-        row = audit_row(draft, node=self.node, seq=self._seq, time=now)
-        self._head = row_hash(self.chain_key, bytes.fromhex(self._head), row)
-        return (row.id, row.node, row.seq, rfc3339(now), *astuple(draft), self._head)
+        seq, previous = self.head
+        row = audit_row(draft, node=self.node, seq=seq + 1, time=now)
+        self.head = row.seq, row_hash(self.chain_key, bytes.fromhex(previous), row)
+        return (row.id, row.node, row.seq, rfc3339(now), *astuple(draft), self.head[1])
 
 
 class AuditReader(Protocol):

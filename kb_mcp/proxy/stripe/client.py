@@ -65,31 +65,25 @@ class EgressError(ValueError):
     """The Stripe key would go where it must not. The message says why, and never names the key."""
 
 
+@dataclass(slots=True, kw_only=True)
 class StripeUpstream(Upstream):
-    """Stripe, or a stand-in, at one address over HTTP/1.1.
+    """Stripe, or a stand-in, at `base_url` over HTTP/1.1, with `api_key`. Raises: EgressError.
 
-    The client sends a request again on its own in one case: its idle connection was closed before
-    the first byte was written. So nothing arrives twice.
+    `timeout_ms` bounds a send from hand-off to answer. The client sends a request again on its own
+    in one case: its idle connection was closed before the first byte was written. So nothing
+    arrives twice.
     """
 
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        api_key: str,
-        timeout_ms: int,
-        boottime_ms: Callable[[], int],
-        allow_http: bool = False,
-    ) -> None:
-        """Send to `base_url` with `api_key`; `timeout_ms` bounds a send from hand-off to answer.
+    base_url: str
+    api_key: str = field(repr=False)
+    timeout_ms: int
+    boottime_ms: Callable[[], int]
+    allow_http: bool = False
+    _client: Client = field(init=False, repr=False)
 
-        Raises: EgressError.
-        """
-        check_egress(base_url, api_key, allow_http=allow_http)
-        self._base_url = base_url.rstrip("/")
-        self._api_key = api_key
-        self._boottime_ms = boottime_ms
-        self._client = open_client(timeout_ms)
+    def __post_init__(self) -> None:
+        check_egress(self.base_url, self.api_key, allow_http=self.allow_http)
+        self._client = open_client(self.timeout_ms)
 
     @override
     async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
@@ -98,7 +92,7 @@ class StripeUpstream(Upstream):
         if built is None:
             return NotSent("request_invalid")
         # A process that was stopped and goes on hours later must not send what it once meant to.
-        if self._boottime_ms() > deadline_ms:
+        if self.boottime_ms() > deadline_ms:
             return NotSent("deadline_passed")
         try:
             async with built as response:
@@ -115,8 +109,8 @@ class StripeUpstream(Upstream):
         if not _PATH.fullmatch(request.path):
             return None
         try:
-            builder = self._client.request(request.method, self._base_url + request.path)
-            for name, value in _headers_of(request, self._api_key).items():
+            builder = self._client.request(request.method, self.base_url.rstrip("/") + request.path)
+            for name, value in _headers_of(request, self.api_key).items():
                 builder = builder.header(name, value, is_sensitive=name == "authorization")
             if request.body is not None:
                 builder = builder.body_bytes(request.body)
@@ -228,8 +222,8 @@ async def _read(response: Response) -> Answered | Lost:
         body += chunk
         if len(body) > ANSWER_MAX_BYTES:
             return Lost("answer_too_large")
-    found = {name: _header(response, name) for name in PASSED_ON}
-    headers = {name: value for name, value in found.items() if value is not None}
+    found = ((name, _header(response, name)) for name in PASSED_ON)
+    headers = {name: value for name, value in found if value is not None}
     return Answered(response.status, bytes(body), headers)
 
 

@@ -235,8 +235,8 @@ def _matched(
 
 def _read_period(form: Form) -> Period | Refusal | None:
     described = period_from_description(form.get("description", ""))
-    misspelt = next(filter(_PERIOD_MISSPELT.fullmatch, form), None)
     if PERIOD_FIELD not in form:
+        misspelt = next(filter(_PERIOD_MISSPELT.fullmatch, form), None)
         reason = f"the period that a bill is for is read from {PERIOD_FIELD}."
         return invalid(misspelt, reason) if misspelt else described
     period = _parsed(form, PERIOD_FIELD, parse_period)
