@@ -27,14 +27,14 @@ _MODULES = {
     },
     "export": {"export": "Export the tools' schemas, to stdout or into a folder."},
     "keys": {
+        "grants": "Which identities of a provider may use which vault key.",
         "keys": "Vault keys: what an agent holds instead of a Stripe key.",
+        "operators": "People who may use the dashboard and the admin API; the audit names them.",
         "spend": "Show cap, spend and what is left, per key and window; in JSON in minor units.",
     },
-    "operations": {"operations": "Charges, refunds and other billing acts in the ledger."},
-    "people": {
+    "operations": {
         "approvals": "Charges and refunds that wait for an operator.",
-        "grants": "Which identities of a provider may use which vault key.",
-        "operators": "People who may use the dashboard and the admin API; the audit names them.",
+        "operations": "Charges, refunds and other billing acts in the ledger.",
     },
     "reconcile": {
         "adopt": "Record charges that Stripe already has, so that they are not billed again.",

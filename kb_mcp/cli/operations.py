@@ -1,4 +1,4 @@
-"""`kb-mcp operations`: the ledger's operations, shown and put right.
+"""`kb-mcp operations` and `approvals`: the ledger's operations, shown, approved and put right.
 
 Floor: the commands. What an operator may do stands in `operators/actions`; what is looked up at
 Stripe for it is looked up before the transaction.
@@ -16,6 +16,7 @@ from kb_mcp.operators.actions import operations as acts
 from kb_mcp.operators.actions.keys import clean_reason
 from kb_mcp.operators.actions.operations import By, Reopening
 from kb_mcp.periods import parse_period
+from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.port import note
 from kb_mcp.proxy.ledger.records import Operation, State
 from kb_mcp.proxy.stripe.messages import Answered, UpstreamRequest
@@ -175,3 +176,56 @@ async def forget(opened: OpenStore, *, customer: str) -> None:
     done = {"customer_id": customer, "erased": erased, "operations": len(found)}
     answers, of = how_many(erased, "stored answer"), how_many(len(found), "operation")
     opened.out.done(done, f"Erased {answers} of {of}.")
+
+
+APPROVAL_COLUMNS = (
+    "id state endpoint customer_id billing_period reference charge_id invoice_id amount currency "
+    "payment_method key_id expires_at blocked_by"
+)
+_approval = click.argument("approval_id", metavar="ID")
+approvals = group("approvals", "list")
+
+
+@approvals.command("list")
+@click.option("--state", type=click.Choice(["pending", "approved", "denied", "used", "expired"]),
+              help="Only those in this state.")  # fmt: skip
+@in_store("approvals list --state pending")
+async def approval_list(opened: OpenStore, *, state: str | None) -> None:
+    """List approvals, newest first."""
+    found = await opened.views.approvals(state=state)
+    opened.out.list(found, APPROVAL_COLUMNS, "Nothing waits for approval.")
+
+
+@approvals.command()
+@_approval
+@in_store("approvals approve apr_0123456789abcdef01234567")
+async def approve(opened: OpenStore, *, approval_id: str) -> None:
+    """Approve one charge or refund, once: the agent's next identical call goes through."""
+    record = await _decide(opened, approval_id, "approved")
+    if not opened.out.as_json:
+        then = f"goes through if its caps allow it, until {record['expires_at']}"
+        if record["blocked_by"]:
+            then = f"moves no money as things are: {record['blocked_by']}"
+        click.echo(f"\nThe agent's next identical call {then}.")
+
+
+@approvals.command()
+@_approval
+@in_store("approvals deny apr_0123456789abcdef01234567")
+async def deny(opened: OpenStore, *, approval_id: str) -> None:
+    """Deny one charge or refund."""
+    await _decide(opened, approval_id, "denied")
+
+
+async def _decide(opened: OpenStore, approval_id: str, verdict: acts.Verdict) -> Record:
+    """Decide, print the approval as it is then, and return it. Raises: Failure."""
+    outcome = await acts.decide_approval(opened.store.ledger, approval_id, verdict, OPERATOR)
+    if isinstance(outcome, acts.NotDecided):
+        if outcome.why == "missing":
+            hint = "`kb-mcp approvals list` shows them."
+            raise Failure(f"there is no approval {approval_id}", hint)
+        by = f" by {outcome.decided_by}" if outcome.decided_by else ""
+        raise Failure(f"approval {approval_id} is {outcome.why} already{by}")
+    (record,) = await opened.views.approvals(approval_id=approval_id)
+    opened.out.record(record)
+    return record
