@@ -23,6 +23,7 @@ from kb_mcp.proxy.ledger.records import State
 from kb_mcp.proxy.meters import Histogram, Measured, Meters
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 # Labels as they stand between the braces, and the value.
 Sample = tuple[str, int | Histogram]
 # Name, kind (counter, gauge or histogram), what it says, and its samples.
@@ -31,7 +32,7 @@ Family = tuple[str, str, str, Iterable[Sample]]
 
 def labels(**given: str) -> str:
     """Write labels as they stand between the braces of a sample, by which many may begin."""
-    return ",".join(f'{name}="{_escaped(value)}"' for name, value in given.items())
+    return ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in given.items())
 
 
 def write(families: Iterable[Family]) -> Iterator[str]:
@@ -46,10 +47,6 @@ def write(families: Iterable[Family]) -> Iterator[str]:
                 yield f'keybrake_{name}_bucket{{{inside},le="{bound}"}} {count}\n'
             yield f"keybrake_{name}_sum{{{inside}}} {value.total}\n"
             yield f"keybrake_{name}_count{{{inside}}} {value.count}\n"
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 # What a scrape counts at most: it shares its event loop with charges under way.

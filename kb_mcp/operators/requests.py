@@ -31,7 +31,7 @@ from kb_mcp.operators.actions.keys import (
 from kb_mcp.operators.reports.views import NoSuchKeyError, NoSuchOperationError
 from kb_mcp.periods import parse_period
 from kb_mcp.proxy.access.grants import MatchError
-from kb_mcp.proxy.access.policy import policy_errors
+from kb_mcp.proxy.access.policy import no_duplicates, policy_errors
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import State
@@ -136,7 +136,7 @@ async def read_object(request: Request) -> dict[str, Any]:
     """Return the JSON object of a body; an absent body is an empty one. Raises: InputError."""
     body = await read_bytes(request)
     with suppress(ValueError, RecursionError):
-        data = json.loads(body or b"{}", object_pairs_hook=_no_duplicates)
+        data = json.loads(body or b"{}", object_pairs_hook=no_duplicates)
         if isinstance(data, dict):
             return data
     message = "The body must be a JSON object in which no name stands twice."
@@ -231,11 +231,4 @@ def _once(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
         twice = next(name for name in names if names.count(name) > 1)
         message = "This is given twice."
         raise InputError(400, "parameter_duplicate", message, clean_text(twice, TEXT_MAX))
-    return fields
-
-
-def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a name stands twice in one object")
     return fields

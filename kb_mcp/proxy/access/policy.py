@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time
 from functools import partial
@@ -365,14 +366,14 @@ def _line_of(place: Sequence[str], text: str) -> int | None:
 
 
 def _parse_json(text: str) -> object:
-    return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=_no_constant)
 
 
-def _no_duplicates(pairs: Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
+def no_duplicates(pairs: Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
+    """Return a JSON object in which no name stands twice. Raises: ValueError."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"{twice!r} stands twice in one object")
     return fields
 
