@@ -269,14 +269,10 @@ class StoreClock:
     @property
     def skew_ms(self) -> int:
         """How far this host is ahead of Stripe, by the newest `Date`; 0 where there is none."""
-        return self._skew_ms(self._steady_ms(), self.host_ms())
-
-    def _skew_ms(self, steady: int, host: int) -> int:
-        last = self._newest
-        if last is None:
+        if self._newest is None:
             return 0
-        stripe_ms = steady + last.ahead_ms
-        return min(host - stripe_ms, self._plain_ms() - stripe_ms, key=abs)
+        stripe_ms = self._steady_ms() + self._newest.ahead_ms
+        return min(self.host_ms() - stripe_ms, self._plain_ms() - stripe_ms, key=abs)
 
     def _tell(self) -> Told:
         steady, host, mark = self._steady_ms(), self.host_ms(), self._mark
@@ -284,7 +280,7 @@ class StoreClock:
             now = max(host, mark)
             return Told(now, now)
         stripe = self._stripe_ms(steady)
-        agreed = stripe is not None and abs(self._skew_ms(steady, host)) <= AGREE_MS
+        agreed = stripe is not None and abs(self.skew_ms) <= AGREE_MS
         certain, dispute, doubt = host, "", self._doubt
         if stripe is not None and not agreed and not self._host_rules:
             certain, dispute = stripe, self._why_not(stripe, steady)

@@ -34,7 +34,6 @@ import dataclasses
 
 from msgspec.structs import replace
 
-from kb_mcp.money import Money
 from kb_mcp.proxy.access.tokens import refuse_dead_key
 from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.ledger.records import (
@@ -291,19 +290,18 @@ def _audited(snapshot: Snapshot, command: Command, decision: Decision) -> Decisi
     if isinstance(decision, Look | ReadAgain) or (command.joined and isinstance(decision, Join)):
         # Looking again is no new request.
         return decision
-    operation = decision.operation
-    money = command.money
+    operation, amount = decision.operation, command.money.amount
     if command.refund is not None and isinstance(decision, Proceed):
         # A request that leaves the amount out means what was left when this was decided.
-        money = Money(decision.operation.amount, decision.operation.currency)
+        amount = decision.operation.amount
     row = replace(
         command.request,
         kind="decision",
         decision=type(decision).__name__.lower(),
         code=decision.refusal.code.value if isinstance(decision, Refuse) else None,
         note=why_refused(decision),
-        amount=money.amount,
-        currency=money.currency,
+        amount=amount,
+        currency=command.money.currency,
         customer_id=command.reading.customer,
         operation_id=None if operation is None else operation.id,
         attempt=None if operation is None else operation.attempt,

@@ -12,7 +12,7 @@ whatever its amount, and per lineage and day: too many in a day look like card t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
@@ -35,7 +35,7 @@ from kb_mcp.proxy.ledger.records import (
     WindowKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.ledger.windows import OperationWindows, resets_at, windows_of, windows_then
+from kb_mcp.proxy.ledger.windows import resets_at, windows_of, windows_then
 from kb_mcp.proxy.rules.command import Command, Refuse
 from kb_mcp.proxy.rules.operation_names import tally_of
 from kb_mcp.proxy.stripe.interpret import PAYMENT_FIELDS
@@ -269,26 +269,20 @@ def check_caps(
         facts |= {"left": 0, "resets_at": resets_at(windows.counts)}
         return refuse(bounds.too_many, facts=facts)
     own = {} if holding is None else dict.fromkeys(windows_of(holding).money(), holding.held)
-    for kind, key, limits in _limits(bounds, windows):
+    for kind, key, limits in (
+        ("per key and day", windows.key_day, caps.daily),
+        ("per key and month", windows.key_month, caps.monthly),
+        ("per customer and day", windows.customer_day, caps.per_customer_daily),
+        ("account and day", windows.account_day, bounds.ceilings),
+    ):
         limit = limits.get(money.currency)
-        if limit is None:
+        if key is None or limit is None:
             continue
         window = snapshot.window(key)
         left = max(limit - window.reserved - window.settled + own.get(key, 0), 0)
         if money.amount > left:
             return _exceeded(bounds, money, limit, left, key, kind)
     return None
-
-
-def _limits(
-    bounds: _Bounds, windows: OperationWindows
-) -> Iterator[tuple[str, WindowKey, Mapping[str, int]]]:
-    caps = bounds.caps
-    yield "per key and day", windows.key_day, caps.daily
-    yield "per key and month", windows.key_month, caps.monthly
-    if windows.customer_day is not None:
-        yield "per customer and day", windows.customer_day, caps.per_customer_daily
-    yield "account and day", windows.account_day, bounds.ceilings
 
 
 def _exceeded(

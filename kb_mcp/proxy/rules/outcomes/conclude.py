@@ -152,12 +152,10 @@ def _paid_meanwhile(
 
     Before a new attempt is sent, what the last one left is cancelled; this is where it was paid.
     """
-    match proof:
-        case Made(verdict="done", object_id=paid) if not operation.continued_by(attempt):
-            tried = snapshot.attempts_of(operation)
-            earlier = (each for each in tried if each.number < attempt.number)
-            return next((each for each in earlier if each.object_id == paid), None)
-    return None
+    if not isinstance(proof, Made) or proof.verdict != "done" or operation.continued_by(attempt):
+        return None
+    earlier = (each for each in snapshot.attempts_of(operation) if each.number < attempt.number)
+    return next((each for each in earlier if each.object_id == proof.object_id), None)
 
 
 def _payment_of(snapshot: Snapshot, attempt: Attempt, proof: Made) -> str | None:
@@ -293,7 +291,7 @@ def _unproven(
     snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Nothing, ending: Ending
 ) -> Changes:
     # An error that Stripe keeps under the key is remembered, whatever a later send comes to.
-    kept_error = (attempt.status or 0) >= 500 and (proof.status or 0) < 500
+    kept_error = (attempt.status or 0) >= 500 > (proof.status or 0)
     noted = attempt if kept_error else replace(attempt, status=proof.status)
     if operation.state not in HOLDING or operation.lease_token != ending.token:
         return Changes(attempts=(noted,))
@@ -307,12 +305,8 @@ def _unproven(
 def _kept_unknown(snapshot: Snapshot, operation: Operation, code: str | None) -> Changes:
     if operation.state not in HOLDING:
         return Changes()
-    unknown = operation.ended(
-        snapshot.now,
-        state=State.UNKNOWN,
-        code=code or "outcome_unknown",
-        next_read_at=snapshot.now,
-    )
+    now, code = snapshot.now, code or "outcome_unknown"
+    unknown = operation.ended(now, state=State.UNKNOWN, code=code, next_read_at=now)
     return Changes(operations=(unknown,))
 
 
