@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
@@ -25,7 +25,7 @@ from msgspec.json import Encoder as JsonEncoder
 from msgspec.structs import asdict, astuple
 from typing_extensions import override
 
-from kb_mcp.instants import rfc3339
+from kb_mcp.instants import epoch_ms, rfc3339
 from kb_mcp.proxy.errors.refusals import mask_secrets
 from kb_mcp.proxy.ledger.records import AuditDraft
 
@@ -34,7 +34,6 @@ GENESIS: Final = bytes(hashlib.sha256().digest_size)
 _VERSION = 1
 _SORTED = JsonEncoder(order="sorted")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIELDS: Final = (
     "id time node kind decision code key_id role agent_id session_id subject method path "
     "operation_id attempt amount currency stripe_status request_id object_id duration_ms "
@@ -183,7 +182,7 @@ def read_row(columns: Mapping[str, Any]) -> tuple[AuditRow, str]:
 
     Raises: KeyError, TypeError, ValueError for what a journal never writes.
     """
-    time_ms = (datetime.fromisoformat(columns["time"]) - _EPOCH) // timedelta(milliseconds=1)
+    time_ms = epoch_ms(datetime.fromisoformat(columns["time"]))
     plain = {name: columns[name] for name in AuditRow.__struct_fields__ if name != "time"}
     return AuditRow(time=time_ms, **plain), str(columns["hash"])
 

@@ -60,10 +60,16 @@ class Heads:
         if not force and now < self._exported_at + EXPORT_EVERY_MS:
             return
         self._exported_at = now
-        record = {"node": self.node, "seq": head[0], "hash": head[1], "owner": self.owner}
+        record: dict[str, Any] = {"node": self.node, "seq": head[0], "hash": head[1]}
+        record["owner"] = self.owner
+        if self.now_ms is not None:
+            at = self.now_ms()
+            # The first head is exported before anything of its transaction is answered or sent.
+            self._began_ms = at if self._began_ms is None else self._began_ms
+            record |= {"began": self._began_ms, "at": at}
         # A full disk must not stop a conclusion; the next export tries again.
         with suppress(OSError):
-            self._write(f"{self.node}.json", record | self._times())
+            self._write(f"{self.node}.json", record)
             self._exported_seq = head[0]
 
     def check(self, hash_at: Callable[[str, int], str | None]) -> list[Behind]:
@@ -115,14 +121,6 @@ class Heads:
         """Drop all that was exported: an operator has reconciled the store and begins anew."""
         for file in (*self._files(), self.folder / _SERVER):
             file.unlink(missing_ok=True)
-
-    def _times(self) -> dict[str, int | None]:
-        if self.now_ms is None:
-            return {}
-        now = self.now_ms()
-        # The first head is exported before anything of that first transaction is answered or sent.
-        self._began_ms = now if self._began_ms is None else self._began_ms
-        return {"began": self._began_ms, "at": now}
 
     def _known(self) -> Iterable[Behind]:
         for file in self._files():
