@@ -31,7 +31,7 @@ from kb_mcp.settings import load_settings
 from kb_mcp.wiring.stores.store import shown_place
 
 EXPIRES_SOON_MS = 7 * 86_400_000
-READS_AGAIN = 3
+READS_MAX = 3
 SHOWN = 5
 Finding = tuple[bool, str]  # whether all is as it must be, and what there is to say
 Check = tuple[str, bool, str]  # its name, and what was found
@@ -134,14 +134,11 @@ async def _adopted(opened: OpenProxy) -> Finding:
 
 
 async def _invariants(opened: OpenProxy) -> Finding:
-    found: set[str] | None = None
-    for _ in range(READS_AGAIN):
-        # A serving process writes between two of our reads; what is really wrong stays so.
-        again = await _violations(opened)
-        found = again if found is None else found & again
-        if not found:
-            return True, "hold"
-    return False, _some(sorted(found or ()), "; ")
+    found, reads = await _violations(opened), 1
+    # A serving process writes between two of our reads; what is really wrong stays so.
+    while found and reads < READS_MAX:
+        found, reads = found & await _violations(opened), reads + 1
+    return not found, _some(sorted(found), "; ") or "hold"
 
 
 def _some(found: Sequence[str], between: str) -> str:
@@ -186,17 +183,15 @@ async def _audit(opened: OpenProxy) -> Finding:
 
 async def _upstream(opened: OpenProxy) -> Finding:
     key, mode = opened.settings.stripe_key, opened.settings.upstream_mode
-    if mode == "sandbox":
-        what = "SANDBOX, no real money moves"
-    else:
+    what = "SANDBOX, no real money moves"
+    if mode != "sandbox":
         restricted = key is not None and key.reveal().startswith("rk_")
         what = f"{'a restricted' if restricted else 'an UNRESTRICTED'} {mode} key"
         if not restricted:
             return False, f"{what}: make a restricted one (rk_…)"
     seen = await opened.reads.get("/v1/charges?limit=1")
-    if isinstance(seen, Unread):
-        return False, f"{what}; {seen.why}"
-    return True, f"{what}; answers"
+    why = seen.why if isinstance(seen, Unread) else None
+    return why is None, f"{what}; {why or 'answers'}"
 
 
 async def _clock(opened: OpenProxy) -> Finding:
