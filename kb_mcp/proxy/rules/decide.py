@@ -1,6 +1,6 @@
 """The decider: what a request for an operation may do, given what the ledger knows.
 
-Floor: above duplicates, caps and gates, below the governor. Pure: (snapshot, command) -> a
+Floor: above duplicates and gates, below the governor. Pure: (snapshot, command) -> a
 decision with the rows it leaves behind.
 
 state of the operation      same fingerprint                       other fingerprint

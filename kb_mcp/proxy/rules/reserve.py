@@ -1,6 +1,6 @@
 """Reserving: the checks that stand before every reservation, and the rows it leaves.
 
-Floor: above duplicates, caps and gates, below decide. Pure. First attempts, later attempts,
+Floor: above duplicates and gates, below decide. Pure. First attempts, later attempts,
 after voids and after approvals all pass through `reserve`.
 """
 

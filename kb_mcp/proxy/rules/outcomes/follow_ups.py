@@ -1,6 +1,6 @@
 """How a step ends: what an operation holds once confirm, capture, raise or cancel was answered.
 
-Floor: above caps and windows, below conclude. Pure. A step goes on with an object that exists,
+Floor: above gates and windows, below conclude. Pure. A step goes on with an object that exists,
 so that no answer to it can unmake the object: a no gives back only what the step had added, and
 only where no other step may still land. An object that is done is concluded as any other.
 """
