@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never
+from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
@@ -24,10 +25,11 @@ from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse, scrub_error
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.counts import Stopped
-from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, note
+from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, Step, note
 from kb_mcp.proxy.ledger.records import Attempt, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_of, windows_then
+from kb_mcp.proxy.meters import Meters
 from kb_mcp.proxy.read_first import InvoiceReads
 from kb_mcp.proxy.rules.command import (
     Command,
@@ -55,8 +57,8 @@ from kb_mcp.proxy.stripe.messages import (
     UpstreamRequest,
     refused,
 )
-from kb_mcp.proxy.stripe.reader import StripeReads
 
+T = TypeVar("T")
 JOIN_WAIT_MS = 10_000
 REQUEST_ID_MAX = 128
 READS_MAX = 5  # of one request: each follows another refund of the same charge
@@ -100,13 +102,13 @@ class Governor:
     waiters: Waiters
     boottime_ms: Callable[[], int]
     upstream_key: str
-    abandoned: AbandonedIntents
     look: Callable[[OperationId], Awaitable[Operation | None]]
     look_at_refund: Callable[[OperationId], Awaitable[None]]
     read_again: Callable[[Command], Awaitable[Command | Refusal]]
     invoices: InvoiceReads
     tasks: set[asyncio.Task[Any]]
     gate: SendGate = field(default_factory=SendGate)
+    meters: Meters = field(default_factory=Meters)
 
     async def govern(self, admitted: Admitted, command: Command) -> Reply:
         """Carry out `command` at most once and answer as Stripe would.
@@ -115,62 +117,66 @@ class Governor:
         """
         if self.gate.closed:
             return refused(refuse(Code.LEDGER_BEHIND))
-        waited = _Waited(self.boottime_ms() + JOIN_WAIT_MS)
+        give_up_at, looked, reads = self.boottime_ms() + JOIN_WAIT_MS, False, 0
         while True:
             # A send counts its time from here: suspended after the commit, it must not be late.
             deadline_ms = self.boottime_ms() + SEND_WITHIN_MS
-            decision = await self.ledger.transact(command.refs, _decider(command))
+            decision = await self._transact(command.refs, _decider(command))
             match decision:
                 case Refuse(refusal=refusal, operation=operation):
-                    return refused(
-                        refusal, Keybrake_Operation=None if operation is None else operation.id
-                    )
+                    named = None if operation is None else operation.id
+                    return refused(refusal, Keybrake_Operation=named)
                 case Replay(operation=operation):
                     return await self._replay(operation)
                 case Proceed():
-                    return await self._detached(
-                        self._lead(admitted, command, decision, deadline_ms)
-                    )
-                case Join() | Look() | ReadAgain():
-                    ready = await self._wait(decision, command, waited)
-                    if isinstance(ready, Refusal):
-                        return refused(ready)
-                    command = ready
+                    work = self._lead(admitted, command, decision, deadline_ms)
+                    return await self._detached(work)
+                case Join(operation=operation):
+                    then = await self._join(operation, command, give_up_at)
+                case Look(operation=operation):
+                    then = _unread(operation) if looked else await self._look_at(operation, command)
+                    looked = True
+                case ReadAgain():
+                    reads += 1
+                    then = _in_use() if reads > READS_MAX else await self._read(command)
                 case _:
                     assert_never(decision)
+            if isinstance(then, Reply):
+                return then
+            command = then
 
-    async def _wait(
-        self, decision: Join | Look | ReadAgain, command: Command, waited: _Waited
-    ) -> Command | Refusal:
-        """Wait for what `decision` needs; return the command to decide on again, or why not."""
-        match decision:
-            case Join(operation=operation):
-                left_ms = waited.give_up_at - self.boottime_ms()
-                if left_ms <= 0:
-                    return refuse(Code.IDEMPOTENCY_KEY_IN_USE, facts={"operation": operation.id})
-                await self.waiters.wait(operation.id, left_ms)
-                return replace(command, joined=True)
-            case Look(operation=operation):
-                if waited.looked:
-                    return _unread(operation)
-                await (self.look_at_refund if operation.refunded else self.look)(operation.id)
-                waited.looked = True
-                return command
-            case ReadAgain():
-                waited.reads += 1
-                if waited.reads > READS_MAX:
-                    return refuse(Code.IDEMPOTENCY_KEY_IN_USE)
-                return await self._read(command)
-            case _:
-                assert_never(decision)
+    async def _join(
+        self, operation: Operation, command: Command, give_up_at: int
+    ) -> Command | Reply:
+        """Wait for whoever sends `operation` now."""
+        left_ms = give_up_at - self.boottime_ms()
+        if left_ms <= 0:
+            return _in_use(operation=operation.id)
+        await self.waiters.wait(operation.id, left_ms)
+        return replace(command, joined=True)
 
-    async def _read(self, command: Command) -> Command | Refusal:
+    async def _look_at(self, operation: Operation, command: Command) -> Command:
+        await (self.look_at_refund if operation.refunded else self.look)(operation.id)
+        return command
+
+    async def _transact(self, refs: Callable[[int], Refs], step: Step[T]) -> T:
+        """Run `step` in a transaction, and measure how long it took until it was durable."""
+        begun = self.boottime_ms()
+        self.meters.waiting += 1
+        try:
+            return await self.ledger.transact(refs, step)
+        finally:
+            self.meters.waiting -= 1
+            self.meters.ledger.observe(self.boottime_ms() - begun)
+
+    async def _read(self, command: Command) -> Command | Reply:
         """Read again what `command` depends on; a refusal leaves its audit row."""
         read = await self.read_again(command)
-        if isinstance(read, Refusal):
-            row = replace(command.request, kind="refusal", decision="refuse", code=read.code.value)
-            await note(self.ledger, row, stopped=(Stopped.unread(row),))
-        return read
+        if not isinstance(read, Refusal):
+            return read
+        row = replace(command.request, kind="refusal", decision="refuse", code=read.code.value)
+        await note(self.ledger, row, stopped=(Stopped.unread(row),))
+        return refused(read)
 
     async def _replay(self, operation: Operation) -> Reply:
         """Answer with what is known; what was not final when it was last read is read again."""
@@ -186,7 +192,8 @@ class Governor:
         answer = await self._send(admitted, command, go, deadline_ms)
         if isinstance(answer, Answered):
             self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
-            answer = self._scrubbed(answer)
+            if answer.status >= 400:
+                answer = replace(answer, body=scrub_error(answer.body, self.upstream_key))
         proof = _prove(answer, command.reading.route)
         if isinstance(proof, Made) and go.operation.pays_invoice:
             proof = await self.invoices.with_payment(proof)
@@ -208,21 +215,24 @@ class Governor:
             changed = await self.invoices.changed(command, go.operation)
             if changed is not None:
                 return changed
-        instead = await self.abandoned.cancel_earlier(go, deadline_ms)
+        instead = await self._cancel_earlier(go, deadline_ms)
         if instead is not None:
             return instead
+        grant = admitted.grant
         try:
             found = await self.ledger.find_key(admitted.key.id)
-            granted = await self._is_granted(admitted)
+            granted = grant is None or any(
+                each.id == grant.id for each in await self.ledger.find_grants(grant.issuer)
+            )
         except LedgerUnavailableError:
             return NotSent("ledger_unavailable")
         if found is None or refuse_dead_key(found[0], self.clock.now(0)) is not None:
             return NotSent("vault_key_revoked")
         if not granted:
             return NotSent("identity_not_granted")
-        if found[1].frozen_at is not None and not go.attempt.path.endswith(CANCEL):
-            return NotSent("vault_key_frozen")
         attempt = go.attempt
+        if found[1].frozen_at is not None and not attempt.path.endswith(CANCEL):
+            return NotSent("vault_key_frozen")
         request = UpstreamRequest(
             method=go.operation.route.split(" ")[0],
             path=attempt.path,
@@ -230,21 +240,43 @@ class Governor:
             stripe_version=attempt.stripe_version,
             idempotency_key=attempt.upstream_key,
         )
-        return await self.upstream.send(request, deadline_ms=deadline_ms)
+        begun = self.boottime_ms()
+        answer = await self.upstream.send(request, deadline_ms=deadline_ms)
+        self.meters.sent(answer, self.boottime_ms() - begun)
+        return answer
 
-    async def _is_granted(self, admitted: Admitted) -> bool:
-        """Say whether the grant that the identity stands by is still there."""
-        grant = admitted.grant
-        if grant is None:
-            return True
-        return any(each.id == grant.id for each in await self.ledger.find_grants(grant.issuer))
+    async def _cancel_earlier(self, go: Proceed, deadline_ms: int) -> Answered | NotSent | None:
+        """Cancel the intent that a failed attempt left; return None where another may be sent.
+
+        It can still be confirmed by whoever holds its secret: a new one beside it could charge
+        twice. Else it is what to conclude by: Stripe's answer where that intent was paid meanwhile,
+        whoever confirmed it, or NotSent where it may still be. Cancelling moves no money.
+        """
+        intent = go.operation.object_id
+        if go.operation.route != INTENTS or intent is None or go.operation.continued_by(go.attempt):
+            return None
+        path = f"/v1/payment_intents/{intent}"
+        # Without a key: an error that Stripe kept under one would stand for a day.
+        request = UpstreamRequest("POST", f"{path}/cancel", b"")
+        canceled = await self.upstream.send(request, deadline_ms=deadline_ms)
+        if _status(canceled, intent) == CANCELED:
+            return None
+        # It may have been canceled before, by somebody else: then Stripe refuses to do it again.
+        within_ms = deadline_ms - self.boottime_ms()
+        answer = await self.answers.stripe.fetch(path, within_ms)
+        status = _status(answer, intent)
+        if isinstance(answer, Answered) and status == PAID:
+            return answer
+        return None if status == CANCELED else NotSent("earlier_intent_open")
 
     async def _conclude(
         self, command: Command, go: Proceed, proof: Proof, answer: UpstreamAnswer
     ) -> tuple[Operation, Attempt]:
         request = command.request
         if isinstance(answer, Answered):
-            request = replace(request, request_id=_short(answer.headers.get("request-id")))
+            told = answer.headers.get("request-id")
+            request_id = None if told is None else clean_text(told, REQUEST_ID_MAX)
+            request = replace(request, request_id=request_id)
         ending = Ending(
             operation_id=go.operation.id,
             attempt=go.attempt.number,
@@ -258,12 +290,7 @@ class Governor:
             operation, changes = conclude(snapshot, ending)
             return (operation, changes.attempts[0] if changes.attempts else go.attempt), changes
 
-        return await self.ledger.transact(lambda now: ending_refs(go.operation, proof, now), step)
-
-    def _scrubbed(self, answer: Answered) -> Answered:
-        if answer.status < 400:
-            return answer
-        return replace(answer, body=scrub_error(answer.body, self.upstream_key))
+        return await self._transact(lambda now: ending_refs(go.operation, proof, now), step)
 
     async def _detached(self, work: Coroutine[Any, Any, Reply]) -> Reply:
         """Run `work` to its end even if the caller goes away."""
@@ -271,19 +298,6 @@ class Governor:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return await asyncio.shield(task)
-
-
-def _short(text: str | None) -> str | None:
-    return None if text is None else clean_text(text, REQUEST_ID_MAX)
-
-
-@dataclass(slots=True)
-class _Waited:
-    """What a request has waited for: until when it may, and how often it has read."""
-
-    give_up_at: int
-    looked: bool = False
-    reads: int = 0
 
 
 def _prove(answer: UpstreamAnswer, route: Route) -> Proof:
@@ -310,10 +324,14 @@ def ending_refs(operation: Operation, proof: Proof, now: int) -> Refs:
     )
 
 
-def _unread(operation: Operation) -> Refusal:
+def _in_use(**facts: str) -> Reply:
+    return refused(refuse(Code.IDEMPOTENCY_KEY_IN_USE, facts=facts))
+
+
+def _unread(operation: Operation) -> Reply:
     """Say that nothing is sent, since `operation` could not be read first."""
     code = Code.UPSTREAM_UNREACHABLE if operation.refunded else Code.OUTCOME_UNKNOWN
-    return refuse(code, facts={"operation": operation.id})
+    return refused(refuse(code, facts={"operation": operation.id}))
 
 
 def _decider(command: Command) -> Callable[[Snapshot], tuple[Decision, Changes]]:
@@ -334,59 +352,21 @@ class Waiters:
 
     def __init__(self) -> None:
         """Start with nobody waiting."""
-        self._waiting: dict[OperationId, set[asyncio.Event]] = defaultdict(set)
+        # An event is held by those who wait for it: with the last of them it goes.
+        self._waiting = WeakValueDictionary[OperationId, asyncio.Event]()
 
     async def wait(self, operation_id: OperationId, left_ms: int) -> None:
         """Return when the operation may have an outcome, at most POLL_MS or `left_ms` later."""
-        event = asyncio.Event()
-        self._waiting[operation_id].add(event)
-        try:
+        event = self._waiting.setdefault(operation_id, asyncio.Event())
+        with suppress(TimeoutError):
             async with asyncio.timeout(min(POLL_MS, left_ms) / 1000):
                 await event.wait()
-        except TimeoutError:
-            return
-        finally:
-            self._waiting[operation_id].discard(event)
-            if not self._waiting[operation_id]:
-                del self._waiting[operation_id]
 
     def wake(self, operation_id: OperationId) -> None:
         """Wake everybody who waits for `operation_id`."""
-        for event in self._waiting.get(operation_id, ()):
+        event = self._waiting.pop(operation_id, None)
+        if event is not None:
             event.set()
-
-
-@dataclass(frozen=True, slots=True)
-class AbandonedIntents:
-    """What failed attempts left at Stripe, cancelled through `upstream` before there is another.
-
-    A PaymentIntent that failed can still be confirmed by whoever holds its secret; a new attempt
-    beside it could charge twice. Cancelling moves no money.
-    """
-
-    upstream: Upstream
-    reads: StripeReads
-
-    async def cancel_earlier(self, go: Proceed, deadline_ms: int) -> Answered | NotSent | None:
-        """Cancel the intent of an earlier attempt; return None where the new one may be sent.
-
-        Else it is what to conclude by: Stripe's answer where that intent was paid meanwhile,
-        whoever confirmed it, or NotSent where it may still be.
-        """
-        intent = go.operation.object_id
-        if go.operation.route != INTENTS or intent is None or go.operation.continued_by(go.attempt):
-            return None
-        path = f"/v1/payment_intents/{intent}"
-        # Without a key: an error that Stripe kept under one would stand for a day.
-        request = UpstreamRequest("POST", f"{path}/cancel", b"")
-        canceled = await self.upstream.send(request, deadline_ms=deadline_ms)
-        if _status(canceled, intent) == CANCELED:
-            return None
-        # It may have been canceled before, by somebody else: then Stripe refuses to do it again.
-        answer = await self.reads.fetch(path, deadline_ms - self.reads.boottime_ms())
-        if isinstance(answer, Answered) and _status(answer, intent) == PAID:
-            return answer
-        return None if _status(answer, intent) == CANCELED else NotSent("earlier_intent_open")
 
 
 def _status(answer: object, intent: str) -> str | None:

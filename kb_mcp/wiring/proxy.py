@@ -24,11 +24,11 @@ from kb_mcp.proxy.edge.app import AdmissionQueue, ProxyApp
 from kb_mcp.proxy.edge.key_api import KeyApi, Readiness
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
 from kb_mcp.proxy.errors.refusals import Refusal
-from kb_mcp.proxy.governor import AbandonedIntents, Governor, SendGate, Waiters
+from kb_mcp.proxy.governor import Governor, SendGate, Waiters
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, note
 from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.ledger.snapshot import GAP
-from kb_mcp.proxy.meters import MeteredLedger, MeteredUpstream, Meters
+from kb_mcp.proxy.meters import Meters
 from kb_mcp.proxy.read_first import ChargeReads, InvoiceReads
 from kb_mcp.proxy.recovery import Recovery, RefundWatch, Retention
 from kb_mcp.proxy.rules.command import Command
@@ -192,12 +192,11 @@ class Proxy:
             return await again(command)
 
         governor = Governor(
-            ledger=MeteredLedger(store.ledger, self.meters, boottime_ms),
-            upstream=MeteredUpstream(self.upstream, self.meters, boottime_ms),
+            ledger=store.ledger,
+            upstream=self.upstream,
             clock=store.clock,
             answers=Answers(stripe=reads, livemode=live),
             waiters=self.recovery.waiters,
-            abandoned=AbandonedIntents(self.upstream, reads),
             look=look,
             look_at_refund=self.refund_watch.look,
             read_again=read_again,
@@ -206,6 +205,7 @@ class Proxy:
             upstream_key=key,
             tasks=set(),
             gate=gate,
+            meters=self.meters,
         )
         return RequestPipeline(
             ledger=store.ledger,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing_extensions import override
 from kb_mcp.proxy.access.authorize import Rates
 from kb_mcp.proxy.answers import Answers, Reads
 from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
-from kb_mcp.proxy.governor import AbandonedIntents, Governor, Waiters
+from kb_mcp.proxy.governor import Governor, Waiters
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.records import OperationId, State
 from kb_mcp.proxy.ledger.snapshot import StoreSettings
@@ -94,7 +93,7 @@ class Process:
         self.clock = clock
         upstream = Way(self)
         stripe = StripeReads(upstream, clock, boottime_ms)
-        waiters = OrderedJoins()
+        waiters = Waiters()
         self.ledger = SimulatedLedger(
             place.path,
             settings=place.settings,
@@ -134,7 +133,6 @@ class Process:
             waiters=waiters,
             boottime_ms=boottime_ms,
             upstream_key=UPSTREAM_KEY,
-            abandoned=AbandonedIntents(upstream, stripe),
             look=self.recovery.resolve_one,
             look_at_refund=self.watch.look,
             read_again=charges.again,
@@ -220,14 +218,6 @@ class Way(Upstream):
     @override
     async def aclose(self) -> None:
         """There are no connections."""
-
-
-class OrderedJoins(Waiters):
-    """`Waiters` that wakes in the order of arrival, which a set of events does not promise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._waiting = defaultdict(InOrder)
 
 
 class InOrder(set[Any]):
