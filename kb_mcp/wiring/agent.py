@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kb_mcp.agent.billing import Billing, KeySource
 from kb_mcp.agent.catalogue import ToolName
-from kb_mcp.agent.client.in_process import InProcessLine
-from kb_mcp.agent.client.line import Line
+from kb_mcp.agent.client.line import InProcessLine, Line
 from kb_mcp.agent.client.network import NetworkLine, Trust, TrustError
 from kb_mcp.settings import Secret, Settings, SettingsError, load_settings, read_token
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import tools_granted
-from kb_mcp.agent.client.in_process import InProcessLine
+from kb_mcp.agent.client.line import InProcessLine
 from kb_mcp.agent.doors.mcp.bearer import Bearer, Known, Refused, Resource, describe
 from kb_mcp.in_process import AsgiApp
 from kb_mcp.proxy.access.grants import check_scopes

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
-from kb_mcp.agent.client.in_process import InProcessLine
+from kb_mcp.agent.client.line import InProcessLine
 from kb_mcp.agent.client.network import NetworkLine
 
 BILLING_KEY = "vk_test_bill_secret"

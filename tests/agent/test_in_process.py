@@ -16,8 +16,7 @@ import pytest
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import Unavailable, call_tool
 from kb_mcp.agent.catalogue import ChargeArguments, ToolName
-from kb_mcp.agent.client.in_process import InProcessLine
-from kb_mcp.agent.client.line import CallContext
+from kb_mcp.agent.client.line import CallContext, InProcessLine
 from kb_mcp.agent.outcomes import ProxyUnavailableError
 from kb_mcp.in_process import start_loop
 from tests.agent.conftest import charge
@@ -71,7 +70,7 @@ def test_the_loop_of_the_app_is_not_asked_from_a_thread() -> None:
 FORKED = """
 import os, signal, sys
 from kb_mcp.agent.calls import call_tool
-from kb_mcp.agent.client.line import CallContext
+from kb_mcp.agent.client.line import CallContext, InProcessLine
 from kb_mcp.settings import load_settings
 from kb_mcp.wiring.agent import connect_billing
 

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import ToolName
-from kb_mcp.agent.client.in_process import InProcessLine
+from kb_mcp.agent.client.line import InProcessLine
 from kb_mcp.operators.reports.invariants import Examination
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in

@@ -11,8 +11,7 @@ import pytest
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import Answered, call_tool
 from kb_mcp.agent.catalogue import ToolName
-from kb_mcp.agent.client.in_process import InProcessLine
-from kb_mcp.agent.client.line import CallContext
+from kb_mcp.agent.client.line import CallContext, InProcessLine
 from kb_mcp.operators.actions.keys import revoke_key
 from kb_mcp.operators.actions.operations import By, Reopening, reopen
 from kb_mcp.proxy.access.policy import Policy

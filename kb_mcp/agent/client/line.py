@@ -1,15 +1,18 @@
 """The client of the proxy: its requests, when one is tried again, and how an answer is read.
 
 Floor: wing A, above outcomes; below billing. A line sends the form of the Stripe SDK, under a
-Stripe-Version and an Idempotency-Key as the SDK does, and tries again where the SDK would. The
-modules beside this one send it: over the network (network), or into a proxy of this process
-(in_process).
+Stripe-Version and an Idempotency-Key as the SDK does, and tries again where the SDK would. It leads
+into a proxy of this process: the ASGI application that a socket would reach, which spares a tool
+call an HTTP client; on the application's own event loop also the threads that would both block. Or
+it leads over the network (network).
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterator, Mapping
@@ -17,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, quote_plus
+
+from typing_extensions import override
 
 from kb_mcp import __version__
 from kb_mcp.agent.outcomes import (
@@ -28,6 +33,7 @@ from kb_mcp.agent.outcomes import (
     without_card,
 )
 from kb_mcp.agent.wording import UNAVAILABLE
+from kb_mcp.in_process import AsgiApp, Exchange
 from kb_mcp.traces import Trace
 
 T = TypeVar("T")
@@ -122,13 +128,11 @@ class NeverSentError(ProxyUnavailableError):
         self.again = again
 
 
+@dataclass(eq=False)
 class MaybeSentError(Exception):
     """The request may have arrived, and no answer came; `again`: asking once more may help."""
 
-    def __init__(self, *, again: bool) -> None:
-        """Say whether the proxy may know more a moment later."""
-        super().__init__()
-        self.again = again
+    again: bool
 
 
 class Line(ABC):
@@ -224,13 +228,13 @@ class Line(ABC):
     ) -> Reply:
         """Ask until there is an answer that is one, or the tries are used up."""
         sent = {**_OURS, "Authorization": f"Bearer {token}", **headers}
-        _check_values(sent)
         request = Request(method, path, {**sent, "Content-Type": _FORM} if body else sent, body)
         acts = method == "POST"  # a read moves no money, so a lost answer leaves no doubt
         reply = lost = unread(livemode=self.is_live(token))
         reached = doubtful = False
         for pause in (*pauses, None):
             try:
+                _check_values(sent)
                 answer = await self.exchange(request)
                 reached, again = True, _is_to_repeat(answer)
                 reply = _read(answer, lost, doubtful=doubtful)
@@ -250,12 +254,86 @@ class Line(ABC):
         return reply
 
 
+@dataclass(frozen=True)
+class InProcessLine(Line):
+    """Requests to `app`, which runs on `loop`, a loop of another thread, or on that of the caller.
+
+    `extensions` go with every request beside its headers, where no client can put anything.
+    `livemode` is the mode of that application's keys, where it is known. `pid` names the process
+    in which that other thread runs.
+    """
+
+    app: AsgiApp
+    loop: asyncio.AbstractEventLoop | None = None
+    extensions: Mapping[str, object] = field(default_factory=dict)
+    livemode: bool | None = None
+    pid: int = field(default_factory=os.getpid)
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a fork of that of the loop: no thread runs it here."""
+        return self.pid != os.getpid()
+
+    @property
+    @override
+    def on_loop(self) -> bool:
+        return self.loop is None
+
+    @override
+    async def exchange(self, request: Request) -> Answer:
+        headers = [
+            (name.lower().encode(), value.encode("latin-1"))
+            for name, value in request.headers.items()
+        ]
+        if request.body:
+            headers.append((b"content-length", str(len(request.body)).encode()))
+        target = request.path.encode("ascii")
+        exchange = Exchange(
+            request.method, target, headers, request.body, extensions=self.extensions
+        )
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await exchange.run(self.app)
+        except Exception as error:
+            logger.error("The proxy in this process gave no answer: %s", type(error).__name__)  # noqa: TRY400 - no frames, no keys
+            raise MaybeSentError(again=False) from error  # it may have acted, whatever broke
+        raw = ((name.lower(), text) for name, text in exchange.headers)
+        named = {name.decode("latin-1"): text.decode("latin-1") for name, text in raw}
+        return Answer(exchange.status, named, bytes(exchange.body))
+
+    @override
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    @override
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._running_loop())
+        except RuntimeError as error:
+            work.close()
+            detail = f"The proxy in this process cannot be asked: {error}"
+            logger.error("%s", detail)  # noqa: TRY400 - no frames, no keys
+            raise NeverSentError(UNAVAILABLE, detail, again=False) from error
+        return future.result()
+
+    @override
+    def close(self) -> None:
+        """Close nothing: the application belongs to whoever serves it."""
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop of the other thread. Raises: RuntimeError, where there is none."""
+        if self.loop is None:
+            raise RuntimeError("it is asked on its own event loop, not from a thread")
+        if self.is_forked:
+            raise RuntimeError("this process was forked, and the thread of its event loop was not")
+        return self.loop
+
+
 def _check_values(headers: Headers) -> None:
     """Check each value: a bad one would break the send half-way. Raises: NeverSentError."""
     for name, value in headers.items():
         if not _HEADER_VALUE.fullmatch(value):
             detail = f"The value of the header {name} cannot be sent."
-            logger.error("%s", detail)
             raise NeverSentError(UNAVAILABLE, detail, again=False)
 
 

@@ -7,14 +7,12 @@ imported where they are needed: a door that lists its tools has no connection ye
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 from typing_extensions import override
 
@@ -27,6 +25,7 @@ from kb_mcp.agent.client.line import (
     Request,
 )
 from kb_mcp.agent.wording import UNREACHED
+from kb_mcp.environment import is_address, is_private_line
 
 if TYPE_CHECKING:
     import ssl
@@ -53,26 +52,10 @@ def check_address(proxy_url: str, *, allow_http: bool = False) -> None:
 
     Raises: AddressError.
     """
-    try:
-        parts = urlsplit(proxy_url)
-        host = parts.hostname or ""
-    except ValueError:
-        host = ""
-        parts = urlsplit("")
-    plain = parts.query == "" and parts.fragment == "" and parts.username is None
-    if parts.scheme not in {"http", "https"} or not host or not plain:
+    if not is_address(proxy_url):
         raise AddressError("The proxy's address must look like http://127.0.0.1:8787.")
-    if parts.scheme == "http" and not allow_http and not _is_loopback(host):
+    if not allow_http and not is_private_line(proxy_url):
         raise AddressError("The proxy's address must be https beyond this machine.")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class TrustError(OSError):
@@ -121,9 +104,12 @@ def why_unreached(error: BaseException) -> tuple[str, str]:
     import socket
     import ssl
 
-    chain = _chain(error)
-    for cause in chain:
+    timed_out = False  # a connection that never came has no error of the system's with it
+    cause: BaseException | None = error
+    for _ in range(CHAIN_MAX):
         match cause:
+            case None:
+                break
             case ssl.SSLCertVerificationError():
                 return "certificate", cause.verify_message
             case TrustError():
@@ -138,10 +124,8 @@ def why_unreached(error: BaseException) -> tuple[str, str]:
                 return "time-out", "no answer in time"
             case OSError() if cause.strerror:
                 return "network", cause.strerror
-            case _:
-                continue
-    # A connection that never came has no error of the system's with it.
-    timed_out = any("Timeout" in type(cause).__name__ for cause in chain)
+        timed_out = timed_out or "Timeout" in type(cause).__name__
+        cause = cause.__cause__ or cause.__context__
     return ("time-out", "no answer in time") if timed_out else ("network", "no connection")
 
 
@@ -156,15 +140,6 @@ def _load(
         raise TrustError(f"{variable} names a file that holds no certificates") from None
     except OSError as error:
         raise TrustError(f"{variable} cannot be read ({error.strerror})") from None
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and len(found) < CHAIN_MAX:
-        found.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return found
 
 
 class NetworkLine(Line):
@@ -234,7 +209,13 @@ class NetworkLine(Line):
 
     @override
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return _finish(work)
+        try:
+            work.send(None)  # it waits for nothing: it runs to its end, here and now
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        work.close()
+        raise RuntimeError("this line is asked on an event loop")
 
     @override
     def close(self) -> None:
@@ -256,17 +237,6 @@ class NetworkLine(Line):
         # A certificate that is not trusted is none a moment later either.
         again = cause != "certificate"
         return NeverSentError(UNREACHED.format(cause=cause), told, again=again)
-
-
-def _finish(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that waits for nothing to its end, here and now."""
-    try:
-        work.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    work.close()
-    raise RuntimeError("this line is asked on an event loop")
 
 
 def open_transport(proxy_url: str, trust: Trust | None = None) -> httpx.BaseTransport:

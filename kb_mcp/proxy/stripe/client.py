@@ -8,14 +8,12 @@ pyreqwest, and what it proves when it fails: benchmarks/README.md.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
-from urllib.parse import urlsplit
 
 from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import PoolTimeoutError, RequestError
@@ -23,6 +21,7 @@ from pyreqwest.request import StreamRequest
 from pyreqwest.response import Response
 from typing_extensions import override
 
+from kb_mcp.environment import is_private_line
 from kb_mcp.in_process import AsgiApp, Exchange
 from kb_mcp.proxy.stripe.forms import FORM_TYPE
 from kb_mcp.proxy.stripe.messages import (
@@ -168,16 +167,8 @@ def check_egress(base_url: str, api_key: str, *, allow_http: bool) -> None:
         raise EgressError("The upstream address must be scheme, host and port and nothing else.")
     if not _TEST_KEY.fullmatch(api_key) and base_url.rstrip("/") != STRIPE_API_BASE:
         raise EgressError(f"A key that is no test key is sent to {STRIPE_API_BASE} alone.")
-    if base_url.startswith("http:") and not allow_http and not _is_loopback(base_url):
+    if not allow_http and not is_private_line(base_url):
         raise EgressError("The upstream address must be https beyond this machine.")
-
-
-def _is_loopback(base_url: str) -> bool:
-    host = urlsplit(base_url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def open_client(timeout_ms: int) -> Client:
