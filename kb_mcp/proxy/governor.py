@@ -26,7 +26,7 @@ from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse, scrub_error
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.counts import Stopped
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, Step, note
-from kb_mcp.proxy.ledger.records import Attempt, Changes, Operation, OperationId, Refs
+from kb_mcp.proxy.ledger.records import Attempt, AuditDraft, Changes, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_of, windows_then
 from kb_mcp.proxy.meters import Meters
@@ -172,11 +172,9 @@ class Governor:
     async def _read(self, command: Command) -> Command | Reply:
         """Read again what `command` depends on; a refusal leaves its audit row."""
         read = await self.read_again(command)
-        if not isinstance(read, Refusal):
-            return read
-        row = replace(command.request, kind="refusal", decision="refuse", code=read.code.value)
-        await note(self.ledger, row, stopped=(Stopped.unread(row),))
-        return refused(read)
+        if isinstance(read, Refusal):
+            return await note_refusal(self.ledger, command.request, read)
+        return read
 
     async def _replay(self, operation: Operation) -> Reply:
         """Answer with what is known; what was not final when it was last read is read again."""
@@ -322,6 +320,14 @@ def ending_refs(operation: Operation, proof: Proof, now: int) -> Refs:
         tallies=frozenset({tally_of(operation)}),
         objects=proof.names if isinstance(proof, Made) else frozenset(),
     )
+
+
+async def note_refusal(ledger: Ledger, base: AuditDraft, refusal: Refusal) -> Reply:
+    """Refuse, and leave the audit row of it. Raises: LedgerUnavailableError."""
+    code, param = refusal.code.value, refusal.param
+    row = replace(base, kind="refusal", decision="refuse", code=code, note=param)
+    await note(ledger, row, stopped=(Stopped.unread(row),))
+    return refused(refusal)
 
 
 def _in_use(**facts: str) -> Reply:

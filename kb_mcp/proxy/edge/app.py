@@ -10,23 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from kb_mcp.in_process import Message, Receive, Send
 from kb_mcp.proxy.access.authenticate import Admitted
 from kb_mcp.proxy.edge.key_api import KeyApi
 from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.stripe.messages import Reply, Request, refused
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 BODY_MAX_BYTES = 64 * 1024
 BODY_WITHIN_S = 10
@@ -87,7 +83,7 @@ class ProxyApp:
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             return
@@ -100,12 +96,11 @@ class ProxyApp:
             return
         self.in_flight += 1
         try:
-            if await self.turns.acquire():
-                admitted = scope.get("extensions", {}).get(ADMITTED)
-                reply = await self._serve(request, receive, admitted)
-                await _write(send, request.request_id, reply)
-            else:
+            if not await self.turns.acquire():
                 await self._turn_away(send)
+                return
+            admitted = scope.get("extensions", {}).get(ADMITTED)
+            await _write(send, request.request_id, await self._serve(request, receive, admitted))
         finally:
             self.in_flight -= 1
             if self.in_flight == 0:
@@ -157,7 +152,7 @@ class ProxyApp:
             return refused(refuse(Code.PATH_UNKNOWN))
         return reply
 
-    def _request(self, scope: Scope) -> Request:
+    def _request(self, scope: Message) -> Request:
         return Request(
             method=scope["method"],
             raw_path=_raw_path(scope),
@@ -171,7 +166,7 @@ class ProxyApp:
         )
 
 
-def _raw_path(scope: Scope) -> bytes:
+def _raw_path(scope: Message) -> bytes:
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     return raw
 
@@ -210,16 +205,8 @@ async def _write(send: Send, request_id: str, reply: Reply) -> None:
         "request-id": request_id,
         "cache-control": "no-store",
     } | {name.lower(): value for name, value in reply.headers.items()}
-    await send(
-        {
-            "type": "http.response.start",
-            "status": reply.status,
-            "headers": [
-                (name.encode("latin-1"), value.encode("latin-1", "replace"))
-                for name, value in headers.items()
-            ],
-        }
-    )
+    raw = [(name.encode(), text.encode("latin-1", "replace")) for name, text in headers.items()]
+    await send({"type": "http.response.start", "status": reply.status, "headers": raw})
     await send({"type": "http.response.body", "body": reply.body})
 
 

@@ -29,12 +29,13 @@ from kb_mcp.proxy.ledger.records import HOLDING, Operation, OperationId
 from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.rules.operation_names import attempt_key
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stripe.evidence import customer_of, mark_of
+from kb_mcp.proxy.stripe.evidence import created_ms, customer_of, mark_of
 from kb_mcp.proxy.stripe.messages import Answered, Reply, Request, refused
 from kb_mcp.proxy.stripe.reader import StripeReads
 
 _KEY = b"/keybrake/v1/key"
 _OPERATIONS = b"/keybrake/v1/operations"
+_FILTERS = ("customer_id", "billing_period", "charge_id")
 _MATCHES_MAX = 100
 _READS_BILLS = ("GET /v1/charges", "GET /v1/payment_intents")
 ASK_EVERY_MS = 5_000
@@ -60,9 +61,9 @@ class KeyApi:
             store = False
         upstream = await self.readiness.reachable()
         ready = store and upstream
-        body = {"status": "ok" if ready else "unavailable", "store": store,
-                "upstream": upstream}  # fmt: skip
-        return Reply(200 if ready else 503, msgspec.json.encode(body))
+        status = "ok" if ready else "unavailable"
+        body = {"status": status, "store": store, "upstream": upstream}
+        return _json(body, 200 if ready else 503)
 
     async def serve(self, request: Request) -> Reply:
         """Answer a request to `/keybrake/…`. Raises: LedgerUnavailableError."""
@@ -71,10 +72,11 @@ class KeyApi:
             return refused(admitted)
         over = self.pipeline.rate(admitted)
         if over is not None:
-            self.pipeline.refusal_counts.count(over.code, key_id=admitted.key.id)
-            return refused(over)
+            return self.pipeline.turn_away(over, admitted.key.id)
         answer = await self._answer(admitted, request)
-        await self._note(admitted, request, answer)
+        code = answer.code.value if isinstance(answer, Refusal) else None
+        base = self.pipeline.audit_base(admitted, request)
+        await note(self.pipeline.ledger, replace(base, kind="read", decision="own", code=code))
         return refused(answer) if isinstance(answer, Refusal) else answer
 
     async def _answer(self, admitted: Admitted, request: Request) -> Reply | Refusal:
@@ -116,37 +118,27 @@ class KeyApi:
         if beyond is not None:
             return beyond
         if not any(entry.startswith(_READS_BILLS) for entry in admitted.policy.allow):
-            reason = "it may not read charges"
-            return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason)
+            return refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason="it may not read charges")
         query = dict(parse_qsl(request.query.decode("ascii", "replace")))
-        filters = {
-            name: query[name]
-            for name in ("customer_id", "billing_period", "charge_id")
-            if name in query
-        }
+        filters = {name: query[name] for name in _FILTERS if name in query}
         if not ({"customer_id", "billing_period"} <= filters.keys() or "charge_id" in filters):
             return refuse(Code.PARAMETER_MISSING, param="customer_id")
-        if "billing_period" in filters:
-            try:
+        try:
+            if "billing_period" in filters:
                 filters["billing_period"] = parse_period(filters["billing_period"]).label
-            except PeriodError as error:
-                return refuse(Code.PARAMETER_INVALID, param="billing_period", reason=str(error))
+        except PeriodError as error:
+            return refuse(Code.PARAMETER_INVALID, param="billing_period", reason=str(error))
         found = await self.records.operations(**filters, limit=_MATCHES_MAX)
-        customers = {operation.customer for operation, _ in found}
-        policy = admitted.policy
+        policy, customers = admitted.policy, {operation.customer for operation, _ in found}
         visible = {each for each in customers if await self.pipeline.may_touch(policy, each)}
-        shown = [
-            (operation, attempts)
-            for operation, attempts in found
-            # What the key has made itself it sees, whatever can be looked up now.
-            if operation.customer in visible or operation.lineage_id == admitted.key.lineage_id
-        ]
+        # What the key has made itself it sees, whatever can be looked up now.
+        own = admitted.key.lineage_id
+        shown = [each for each in found if each[0].customer in visible or each[0].lineage_id == own]
         data = await operation_records(self.records, shown, self.pipeline.now_ms())
-        answer: dict[str, object] = {"object": "list", "data": data}
-        if "charge_id" in filters:
-            refunds = await self._refunds_of(policy, filters["charge_id"])
-            answer |= {} if refunds is None else {"refunds": refunds}
-        return _json(answer)
+        named = filters.get("charge_id")
+        refunds = None if named is None else await self._refunds_of(policy, named)
+        told = {} if refunds is None else {"refunds": refunds}
+        return _json({"object": "list", "data": data} | told)
 
     async def _refunds_of(self, policy: Policy, named: str) -> list[Record] | None:
         """Return the refunds of a charge or an intent, newest first, whoever made them.
@@ -174,24 +166,17 @@ class KeyApi:
     async def _visible(self, policy: Policy, named: str) -> str | None:
         charges = self.pipeline.charges
         charge = await charges.charge_of(named)
-        if not isinstance(charge, str) or policy.customers.any:
-            return charge if isinstance(charge, str) else None
+        if not isinstance(charge, str):
+            return None
+        if policy.customers.any:
+            return charge
         found = await charges.stripe.body(f"/v1/charges/{charge}")
         owner = None if found is None else customer_of(found)
         return charge if owner is not None and may_touch(policy, owner) else None
 
-    async def _note(self, admitted: Admitted, request: Request, answer: Reply | Refusal) -> None:
-        row = replace(
-            self.pipeline.audit_base(admitted, request),
-            kind="read",
-            decision="own",
-            code=answer.code.value if isinstance(answer, Refusal) else None,
-        )
-        await note(self.pipeline.ledger, row)
 
-
-def _json(body: object) -> Reply:
-    return Reply(200, msgspec.json.encode(body))
+def _json(body: object, status: int = 200) -> Reply:
+    return Reply(status, msgspec.json.encode(body))
 
 
 class Readiness:
@@ -214,15 +199,13 @@ class Readiness:
 
 
 def _made(refund: Mapping[str, Any], ours: Mapping[str | None, OperationId]) -> Record:
-    created = refund.get("created")
+    refund_id, made_at = refund.get("id"), created_ms(refund.get("created"))
     return {
-        "refund_id": refund.get("id"),
+        "refund_id": refund_id,
         "charge_id": refund.get("charge"),
-        "amount": refund.get("amount"),
-        "currency": refund.get("currency"),
-        "status": refund.get("status"),
-        "operation_id": ours.get(refund.get("id")),
-        "created_at": rfc3339(created * 1000) if type(created) is int else None,
+        **{name: refund.get(name) for name in ("amount", "currency", "status")},
+        "operation_id": ours.get(refund_id),
+        "created_at": None if made_at is None else rfc3339(made_at),
     }
 
 

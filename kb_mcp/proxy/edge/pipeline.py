@@ -33,16 +33,9 @@ from kb_mcp.proxy.access.tokens import refuse_dead_key
 from kb_mcp.proxy.answers import Reads
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
-from kb_mcp.proxy.governor import Governor
-from kb_mcp.proxy.ledger.counts import Stopped
+from kb_mcp.proxy.governor import Governor, note_refusal
 from kb_mcp.proxy.ledger.port import Ledger, note
-from kb_mcp.proxy.ledger.records import (
-    AuditDraft,
-    KeyId,
-    NamedBy,
-    Operation,
-    OperationId,
-)
+from kb_mcp.proxy.ledger.records import AuditDraft, KeyId, NamedBy, Operation, OperationId
 from kb_mcp.proxy.read_first import AsItStands, ChargeReads, InvoiceReads
 from kb_mcp.proxy.rules.command import Command, Prepared
 from kb_mcp.proxy.rules.follow_ups import as_step, find_made, step_fingerprint
@@ -92,8 +85,13 @@ class RequestPipeline:
         await self.follow()
         admitted = await admit(self.ledger, token, self.now_ms, self.issuers)
         if isinstance(admitted, Refusal):
-            self.refusal_counts.count(admitted.code, admitted.subject, admitted.key_id)
+            self.turn_away(admitted)
         return admitted
+
+    def turn_away(self, refusal: Refusal, key_id: str | None = None) -> Reply:
+        """Refuse and count it, without an audit row: a stolen key must not fill the disk."""
+        self.refusal_counts.count(refusal.code, refusal.subject, refusal.key_id or key_id)
+        return refused(refusal)
 
     async def serve(
         self, request: Request, read_body: BodyReader, known: Admitted | None = None
@@ -108,30 +106,29 @@ class RequestPipeline:
         at, key = self.times(), admitted.key
         dead = _by_every_clock(at, lambda now: refuse_dead_key(key, now))
         if dead is not None:
-            self.refusal_counts.count(dead.code, dead.subject, dead.key_id)
-            return refused(dead)
-        body = await read_body()
-        reading = (
-            body
-            if isinstance(body, Refusal)
-            else _understand(at, admitted, request.with_body(body))
-        )
+            return self.turn_away(dead)
+        read = await read_body()
+        if isinstance(read, bytes):
+            reading = _understand(at, admitted, request.with_body(read))
+        else:
+            reading = read
         over = self.rate(admitted)
-        if isinstance(reading, Refusal):
-            return await self._refuse(admitted, request, reading, counted=over is not None)
+        refusal = reading if isinstance(reading, Refusal) else over
         if over is not None:
-            self.refusal_counts.count(over.code, key_id=admitted.key.id)
-            return refused(over)
+            return self.turn_away(refusal or over, key.id)
+        if isinstance(reading, Refusal):
+            return await self._refuse(admitted, request, reading)
         if reading.route.moves is Moves.READS:
             version = _version(admitted, request)
             base = self.audit_base(admitted, request)
             return await self.reads.read(admitted, reading, version, base)
-        command = await self._ask(admitted, request, reading)
-        if isinstance(command, Refusal):
-            return await self._refuse(admitted, request, command)
-        if isinstance(command, Reply):
-            return command
-        return await self.governor.govern(admitted, command)
+        match await self._ask(admitted, request, reading):
+            case Refusal() as refusal:
+                return await self._refuse(admitted, request, refusal)
+            case Command() as command:
+                return await self.governor.govern(admitted, command)
+            case reply:
+                return reply
 
     async def _ask(
         self, admitted: Admitted, request: Request, reading: Reading
@@ -147,7 +144,6 @@ class RequestPipeline:
 
     def audit_base(self, admitted: Admitted, request: Request) -> AuditDraft:
         """Return the audit facts that every row of `request` shares; client text is cleaned."""
-        path = request.raw_path.decode("ascii", "replace")
         agent = request.header("keybrake-agent") or admitted.key.agent
         session = request.header("keybrake-session")
         return AuditDraft(
@@ -157,16 +153,15 @@ class RequestPipeline:
             agent_id=None if agent is None else clean_text(agent, _ID_MAX),
             session_id=None if session is None else clean_text(session, _ID_MAX),
             method=clean_text(request.method, 16),
-            path=clean_text(path, _ID_MAX),
+            path=clean_text(request.raw_path.decode("ascii", "replace"), _ID_MAX),
             request_id=request.request_id,
             subject=subject_of(admitted, request),
         )
 
     def rate(self, admitted: Admitted) -> Refusal | None:
         """Take one request of the key's rate, or say that there is none left."""
-        wait = self.rates.retry_after(
-            admitted.key.lineage_id, admitted.policy.rate, self.monotonic_ms()
-        )
+        lineage, rate = admitted.key.lineage_id, admitted.policy.rate
+        wait = self.rates.retry_after(lineage, rate, self.monotonic_ms())
         return None if wait is None else refuse(Code.RATE_LIMITED, facts={"retry_after": wait})
 
     async def _touch(self, admitted: Admitted, reading: Reading) -> Refusal | None:
@@ -241,18 +236,15 @@ class RequestPipeline:
                 return refuse(Code.AMOUNT_NOT_METERED)
             money = UNTOLD
         name = name_of(admitted.policy, reading)
-        if not isinstance(name, Name):
+        if isinstance(name, Refusal):
             return name
         command = self._command(admitted, request, reading, money, name)
         if name.named_by is not NamedBy.BODY:
             return command
         # Content or a key of the caller's own name the bill; else the key that an SDK made up says
         # which of its occurrences is meant.
-        return replace(
-            command,
-            caller_keys=caller_keys(self.keys_secret, reading),
-            older_caller_keys=older_caller_keys(reading),
-        )
+        keys, older = caller_keys(self.keys_secret, reading), older_caller_keys(reading)
+        return replace(command, caller_keys=keys, older_caller_keys=older)
 
     def _command(
         self, admitted: Admitted, request: Request, reading: Reading, money: Money, name: Name
@@ -277,19 +269,8 @@ class RequestPipeline:
             request=self.audit_base(admitted, request),
         )
 
-    async def _refuse(
-        self, admitted: Admitted, request: Request, refusal: Refusal, *, counted: bool = False
-    ) -> Reply:
-        if counted:
-            # Over the rate, a refusal is counted: a stolen key must not fill the disk.
-            self.refusal_counts.count(refusal.code, key_id=admitted.key.id)
-            return refused(refusal)
-        base = self.audit_base(admitted, request)
-        row = replace(
-            base, kind="refusal", decision="refuse", code=refusal.code.value, note=refusal.param
-        )
-        await note(self.ledger, row, stopped=(Stopped.unread(row),))
-        return refused(refusal)
+    async def _refuse(self, admitted: Admitted, request: Request, refusal: Refusal) -> Reply:
+        return await note_refusal(self.ledger, self.audit_base(admitted, request), refusal)
 
 
 def _understand(at: tuple[int, int], admitted: Admitted, request: Request) -> Reading | Refusal:
