@@ -281,11 +281,13 @@ def check_replaced(value: str, variable: str) -> None:
 def is_private_line(address: str) -> bool:
     """Say whether what is sent to `address` is encrypted, or stays on this machine."""
     parts = urlsplit(address)
-    host = parts.hostname or ""
-    if parts.scheme == "https" or host == "localhost":
-        return True
+    return parts.scheme == "https" or is_loopback(parts.hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether `host` is this machine's own: localhost, or a loopback address."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

@@ -8,13 +8,13 @@ forge one.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
+from kb_mcp.environment import is_loopback
 from kb_mcp.instants import how_many
 from kb_mcp.operators.requests import InputError
 from kb_mcp.proxy.access.tokens import hash_token
@@ -119,12 +119,8 @@ class Access:
     def local(self, request: Request) -> bool:
         """Say whether the request was made on this machine, without a proxy in between."""
         forwarded = any(name in request.headers for name in _FORWARDED)
-        if request.client is None or forwarded or not self.host_is_loopback(request):
-            return False
-        try:
-            return ipaddress.ip_address(request.client.host).is_loopback
-        except ValueError:
-            return False
+        peer = request.client.host if request.client else ""
+        return not forwarded and self.host_is_loopback(request) and is_loopback(peer)
 
     def host_is_loopback(self, request: Request) -> bool:
         """Say whether the client called this listener by a loopback name."""

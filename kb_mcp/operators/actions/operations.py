@@ -46,7 +46,9 @@ class NotDone:
     hint: str | None = None
 
 
-def admin_row(operator: str, decision: str, note: str | None = None, **columns: Any) -> AuditDraft:
+def admin_row(
+    operator: str | None, decision: str, note: str | None = None, **columns: Any
+) -> AuditDraft:
     """Return the audit row of what `operator` did; `columns` say to what."""
     return AuditDraft(kind="admin", agent_id=operator, decision=decision, note=note, **columns)
 

@@ -21,6 +21,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from kb_mcp.instants import how_many
+from kb_mcp.operators.actions.operations import admin_row
 from kb_mcp.operators.api import Acts
 from kb_mcp.operators.dashboard.forms import FORMS, REFUSED, wrong_form
 from kb_mcp.operators.dashboard.pages import Pages
@@ -31,7 +32,6 @@ from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.records import Record
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.port import note as commit_row
-from kb_mcp.proxy.ledger.records import AuditDraft
 
 SESSION_COOKIE = "keybrake_session"
 LOGIN_COOKIE = "keybrake_login"
@@ -202,8 +202,7 @@ class Dashboard:
         response.set_cookie(name, value, httponly=True, samesite="strict", secure=secure)
 
     async def _note(self, decision: str, operator: str | None, text: str | None = None) -> None:
-        row = AuditDraft(kind="admin", decision=decision, agent_id=operator, note=text)
-        await commit_row(self.pages.views.ledger, row)
+        await commit_row(self.pages.views.ledger, admin_row(operator, decision, text))
 
 
 def event(row: Record, labels: Mapping[str, str]) -> str:

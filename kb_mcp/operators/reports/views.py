@@ -23,8 +23,9 @@ from kb_mcp.proxy.edge.records import (
     grant_record,
     key_record,
     operation_records,
-    spend,
+    spans,
     spend_records,
+    spend_rows,
 )
 from kb_mcp.proxy.ledger.port import Ledger
 from kb_mcp.proxy.ledger.records import (
@@ -175,25 +176,19 @@ class Views:
         What was given back stands behind it. A rotated key shares its windows with its successor:
         with `rotated` both have rows for what they spend, else only the newest of a lineage has.
         """
-        today, month = _starts(day)
+        starts = _starts(day)
         keys = await self.records.caps_of_keys()
         rows: list[Spend] = []
         for of in ("", REFUNDS):
             scope = f"key{of}"
             rows += await self.account_spend(day, of)
-            held = await self.records.held_of_keys(scope, today, month)
+            held = await self.records.held_of_keys(scope, *starts)
             for each in keys:
                 if each.rotated and (of or not rotated):
                     continue
-                caps = each.refund_caps if of else each.caps
-                for window, start, limits in (
-                    ("day", today, caps.daily),
-                    ("month", month, caps.monthly),
-                ):
+                for window, start, caps in spans(each.refund_caps if of else each.caps, starts):
                     here = held.get((each.lineage_id, window), {})
-                    for currency in sorted(limits.keys() | here):
-                        cap, there = limits.get(currency), here.get(currency, (0, 0))
-                        rows.append(spend(each.key_id, scope, window, start, currency, cap, *there))
+                    rows += spend_rows(each.key_id, (scope, window, start), caps, here)
         return rows
 
     async def spend_of(self, day: date, key_id: str) -> list[Spend]:
@@ -207,25 +202,17 @@ class Views:
     ) -> dict[KeyId, tuple[KeySpend, list[Spend]]]:
         """Return of each of these keys what caps it, and its rows on `day` and in its month."""
         starts = _starts(day)
-        return {
-            key.key_id: (
-                key,
-                spend_records(key.key_id, key.caps, key.refund_caps, key.windows, starts),
-            )
-            for key in await self.records.spend_of_keys(ids, *starts, self.now_ms())
-        }
+        found = await self.records.spend_of_keys(ids, *starts, self.now_ms())
+        return {key.key_id: (key, spend_records(key, starts)) for key in found}
 
     async def account_spend(self, day: date, of: str = "") -> list[Spend]:
         """Return what all keys hold on `day` against the ceiling; given back with `of` REFUNDS."""
-        scope, start = f"account{of}", day.isoformat()
+        place = (f"account{of}", "day", day.isoformat())
         ceilings = await self.records.ceilings(refunds=bool(of))
-        windows = await self.records.windows(scope=scope, starts=(start,))
+        windows = await self.records.windows(scope=place[0], starts=place[2:])
         held = {each.key.currency: (each.reserved, each.settled) for each in windows}
-        return [
-            spend(None, scope, "day", start, name, ceilings.get(name), *held.get(name, (0, 0)))
-            for name in sorted(ceilings.keys() | held)
-            if name
-        ]
+        held.pop("", None)  # counts sends
+        return [*spend_rows(None, place, ceilings, held)]
 
     async def grants(self) -> list[Record]:
         """Return every grant that is not removed, oldest first."""

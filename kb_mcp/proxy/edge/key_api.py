@@ -26,7 +26,6 @@ from kb_mcp.proxy.edge.records import Record, key_record, operation_records, spe
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, note
 from kb_mcp.proxy.ledger.records import HOLDING, Operation, OperationId
-from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.rules.operation_names import attempt_key
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.evidence import created_ms, customer_of, mark_of
@@ -92,25 +91,17 @@ class KeyApi:
         found = await self.pipeline.ledger.find_key(admitted.key.id)
         if found is None:
             return refuse(Code.VAULT_KEY_UNKNOWN)
-        today = day_of(self.pipeline.now_ms())
-        day, month = today.isoformat(), today.replace(day=1).isoformat()
-        lineage, policy = admitted.key.lineage_id, admitted.policy
-        windows = [
-            each
-            for scope in ("key", f"key{REFUNDS}")
-            for each in await self.records.windows(
-                scope=scope, scope_id=lineage, starts=(day, month)
-            )
-        ]
-        record = key_record(*found, policy)
+        now = self.pipeline.now_ms()
+        today = day_of(now)
+        starts = today.isoformat(), today.replace(day=1).isoformat()
+        (spent,) = await self.records.spend_of_keys([admitted.key.id], *starts, now)
+        record = key_record(*found, admitted.policy)
         record["policy"]["allow"] = [
             entry
             for entry in record["policy"]["allow"]
             if check_scopes(admitted.scopes, entry) is None
         ]
-        record["spend"] = spend_records(
-            admitted.key.id, policy.caps, policy.refund_caps, windows, (day, month)
-        )
+        record["spend"] = spend_records(spent, starts)
         return _json(record)
 
     async def _operations(self, admitted: Admitted, request: Request) -> Reply | Refusal:

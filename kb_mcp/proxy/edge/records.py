@@ -6,7 +6,7 @@ minor units beside `currency`, times are RFC 3339 UTC.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -17,14 +17,13 @@ from kb_mcp.proxy.access.policy import CapRules, Policy, RefundCapRules
 from kb_mcp.proxy.ledger.records import (
     Attempt,
     Grant,
-    KeyId,
     Lineage,
     Operation,
     State,
     VaultKey,
-    Window,
 )
 from kb_mcp.proxy.ledger.windows import REFUNDS
+from kb_mcp.proxy.stores.gauges import KeySpend
 from kb_mcp.proxy.stores.reads import StoreReads
 
 Record = dict[str, Any]
@@ -164,45 +163,41 @@ def grant_record(grant: Grant) -> Record:
     }
 
 
-def spend(  # noqa: PLR0913, PLR0917 a column each
+def spend_rows(
     key_id: str | None,
-    scope: str,
-    window: str,
-    start: str,
-    currency: str,
-    cap: int | None,
-    reserved: int,
-    settled: int,
-) -> Spend:
-    """Return what is held in the window that begins at `start`, against its cap."""
-    left = None if cap is None else max(cap - settled - reserved, 0)
-    return Spend(key_id, scope, window, start, currency, cap, settled, reserved, left)
+    place: tuple[str, str, str],
+    caps: Mapping[str, int],
+    held: Mapping[str, tuple[int, int]],
+) -> Iterator[Spend]:
+    """Yield what is held in one window against its caps: a row for each currency.
+
+    `place` is its scope, `day` or `month`, and its first day; `held` is reserved and settled.
+    """
+    for currency in sorted(caps.keys() | held):
+        cap, (reserved, settled) = caps.get(currency), held.get(currency, (0, 0))
+        left = None if cap is None else max(cap - settled - reserved, 0)
+        yield Spend(key_id, *place, currency, cap, settled, reserved, left)
 
 
-def spend_records(
-    key_id: KeyId,
-    limits: CapRules,
-    refund_limits: RefundCapRules,
-    windows: Iterable[Window],
-    starts: tuple[str, str],
-) -> list[Spend]:
+def spans(caps: CapRules | RefundCapRules, starts: tuple[str, str]) -> Iterable[tuple[Any, ...]]:
+    """Return day and month, each with its first day of `starts` and the caps that hold it."""
+    return zip(("day", "month"), starts, (caps.daily, caps.monthly), strict=True)
+
+
+def spend_records(key: KeySpend, starts: tuple[str, str]) -> list[Spend]:
     """Return the spend of a key's lineage, and what it gave back, with the caps that hold them.
 
     There is a row for each window; `starts` are the first days of the day and of the month.
     """
-    held = {
-        (window.key.scope, window.key.window, window.key.currency): window
-        for window in windows
-        if window.key.currency and window.key.start in starts
-    }
-    rows: list[Spend] = []
-    for scope, rules in (("key", limits), (f"key{REFUNDS}", refund_limits)):
-        spans = zip(("day", "month"), starts, (rules.daily, rules.monthly), strict=True)
-        for name, start, caps in spans:
-            currencies = {*caps, *(each[2] for each in held if each[:2] == (scope, name))}
-            for currency in sorted(currencies):
-                window = held.get((scope, name, currency))
-                spent = (0, 0) if window is None else (window.reserved, window.settled)
-                cap = caps.get(currency)
-                rows.append(spend(key_id, scope, name, start, currency, cap, *spent))
-    return rows
+    held: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    for each in key.windows:
+        of = held.setdefault((each.key.scope, each.key.window), {})
+        of[each.key.currency] = each.reserved, each.settled
+    return [
+        row
+        for scope, rules in (("key", key.caps), (f"key{REFUNDS}", key.refund_caps))
+        for window, start, caps in spans(rules, starts)
+        for row in spend_rows(
+            key.key_id, (scope, window, start), caps, held.get((scope, window), {})
+        )
+    ]
