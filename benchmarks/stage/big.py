@@ -17,7 +17,7 @@ from typing import Any
 
 from kb_mcp.instants import day_of, rfc3339
 from kb_mcp.proxy.audit.chain import GENESIS, canonical, derive_key, node_hash, read_row, row_hash
-from kb_mcp.proxy.stores.sealing import Sealer
+from kb_mcp.proxy.stores.binding import Sealer
 from kb_mcp.serving.machine import host_ms
 from stage.house import MASTER_KEY, House
 

@@ -24,8 +24,7 @@ from kb_mcp.proxy.ledger.port import Ledger, look_up
 from kb_mcp.proxy.ledger.records import HOLDING, Operation, OperationId, Refs
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.command import Command, Payable, Prepared, Refundable
-from kb_mcp.proxy.rules.follow_ups import step_fingerprint
-from kb_mcp.proxy.rules.prepared import (
+from kb_mcp.proxy.rules.duplicates import (
     amount_changed,
     changed_facts,
     goes_on_with,
@@ -33,6 +32,7 @@ from kb_mcp.proxy.rules.prepared import (
     refund_fingerprint,
     states_of,
 )
+from kb_mcp.proxy.rules.follow_ups import step_fingerprint
 from kb_mcp.proxy.stripe.endpoints import CHARGED_BY, INVOICES
 from kb_mcp.proxy.stripe.evidence import (
     Made,

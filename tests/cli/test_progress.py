@@ -14,7 +14,7 @@ from kb_mcp.cli.output import counted
 from kb_mcp.proxy.audit.chain import AUDIT_COLUMNS, Journal, derive_key
 from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.stores.binding import add_node
-from kb_mcp.proxy.stores.queries import load_queries
+from kb_mcp.proxy.stores.rows import load_queries
 from tests.cli.machine import Machine
 
 ROWS = 30_000

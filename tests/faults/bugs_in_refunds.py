@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from kb_mcp.proxy.ledger.records import State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.read_first import ChargeReads
-from kb_mcp.proxy.rules import decide, gates, prepared, reserve
+from kb_mcp.proxy.rules import decide, duplicates, gates, reserve
 from kb_mcp.proxy.rules.command import Prepared
 from kb_mcp.proxy.rules.outcomes import conclude, resolve
 from tests.faults.bugs import bug
@@ -68,13 +68,13 @@ def what_was_left_when_it_was_read_is_left(_: Simulation) -> Iterator[None]:
     def wrong(_snapshot: Snapshot, view: Any, _operation: Any) -> int:
         return view.left or 0
 
-    with swapped(prepared, "_left", wrong):
+    with swapped(duplicates, "_left", wrong):
         yield
 
 
 @bug
 def every_refund_of_a_charge_is_beside_the_others(_: Simulation) -> Iterator[None]:
-    with swapped(prepared, "other_refund", lambda *_: None):
+    with swapped(duplicates, "other_refund", lambda *_: None):
         yield
 
 

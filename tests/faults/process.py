@@ -22,8 +22,8 @@ from kb_mcp.proxy.ledger.records import OperationId, State
 from kb_mcp.proxy.ledger.snapshot import StoreSettings
 from kb_mcp.proxy.read_first import ChargeReads, InvoiceReads
 from kb_mcp.proxy.recovery import Recovery, RefundWatch
+from kb_mcp.proxy.stores.binding import Sealer
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.database import SqliteDatabase
 from kb_mcp.proxy.stripe.messages import (
     SEND_WITHIN_MS,

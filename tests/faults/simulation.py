@@ -22,8 +22,7 @@ from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey
 from kb_mcp.proxy.ledger.snapshot import StoreSettings
 from kb_mcp.proxy.stores import group_commit
 from kb_mcp.proxy.stores.binding import Binds, bind
-from kb_mcp.proxy.stores.queries import load_queries
-from kb_mcp.proxy.stores.rows import upsert
+from kb_mcp.proxy.stores.rows import load_queries, upsert
 from kb_mcp.proxy.stores.sqlite.database import migrate
 from kb_mcp.proxy.stripe.messages import UpstreamRequest
 from tests.faults.checks import Mirror, ViolationError

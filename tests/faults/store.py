@@ -24,8 +24,8 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
+from kb_mcp.proxy.stores.binding import Sealer
 from kb_mcp.proxy.stores.group_commit import Item, LedgerParts, Queued
-from kb_mcp.proxy.stores.sealing import Sealer
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger, connect
 from tests.faults.loop import SimulatedLoop
 

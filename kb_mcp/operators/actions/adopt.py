@@ -33,7 +33,7 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
 )
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.prepared import refund_fingerprint
+from kb_mcp.proxy.rules.duplicates import refund_fingerprint
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import Made, marks, object_names, prove_object
 from kb_mcp.proxy.stripe.forms import Form

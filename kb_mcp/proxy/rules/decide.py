@@ -21,7 +21,7 @@ voided by an operator       the checks below -> the same key, 23 h the checks be
   25 h later                  Look, then a new key                   Look, then a new key
 awaiting approval           approved: the checks below             another approval
 
-A step on an operation's object (`follow_ups`) and an invoice (`prepared`) have their own tables.
+A step on an operation's object (`follow_ups`) and an invoice (`duplicates`) have their own tables.
 
 The checks, on every reservation: guards -> key frozen, too many unresolved -> approval ->
 attempts -> caps. A key that is unknown, revoked or expired is refused first. What is reserved
@@ -59,16 +59,19 @@ from kb_mcp.proxy.rules.command import (
     stopped_by,
     why_refused,
 )
-from kb_mcp.proxy.rules.duplicates import known_as, may_bill_again, suspect, unknown
-from kb_mcp.proxy.rules.follow_ups import decide_follow_up
-from kb_mcp.proxy.rules.gates import check_send
-from kb_mcp.proxy.rules.outcomes.matching import TWIN
-from kb_mcp.proxy.rules.prepared import (
+from kb_mcp.proxy.rules.duplicates import (
     already_refunded,
     decide_again,
     decide_payment_of_finalized,
+    known_as,
+    may_bill_again,
+    suspect,
+    unknown,
     with_amount,
 )
+from kb_mcp.proxy.rules.follow_ups import decide_follow_up
+from kb_mcp.proxy.rules.gates import check_send
+from kb_mcp.proxy.rules.outcomes.matching import TWIN
 from kb_mcp.proxy.rules.reserve import (
     age_disputed,
     new_operation,

@@ -13,10 +13,15 @@ from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operat
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import count
 from kb_mcp.proxy.rules.command import Command, Decision, Look, Proceed, ReadAgain, Refuse, Replay
-from kb_mcp.proxy.rules.duplicates import find_conflict, take_permits
+from kb_mcp.proxy.rules.duplicates import (
+    already_refunded,
+    find_conflict,
+    other_refund,
+    refund_conflict,
+    take_permits,
+)
 from kb_mcp.proxy.rules.gates import check_approval, check_caps, check_key
 from kb_mcp.proxy.rules.operation_names import attempt_key, later_name
-from kb_mcp.proxy.rules.prepared import already_refunded, other_refund, refund_conflict
 
 # Stripe may forget a v1 key after 24 hours; we stop an hour before.
 RESEND_WITHIN_MS = 23 * 3_600_000

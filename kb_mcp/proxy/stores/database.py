@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 from kb_mcp.proxy.audit.chain import Head
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.stores.binding import Connection, facts_in, write_facts
-from kb_mcp.proxy.stores.queries import load_queries
-from kb_mcp.proxy.stores.rows import Row
+from kb_mcp.proxy.stores.rows import Row, load_queries
 
 ARCHIVED = "archived:"
 _REDATE = ("redate_reads", "redate_voids", "redate_leases", "redate_sends")

@@ -24,9 +24,8 @@ from kb_mcp.proxy.ledger.lease_owners import gone_owners
 from kb_mcp.proxy.ledger.port import Ledger, LedgerUnavailableError, Step
 from kb_mcp.proxy.ledger.records import Refs
 from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
-from kb_mcp.proxy.stores.binding import LiveSettings
-from kb_mcp.proxy.stores.queries import load_queries
-from kb_mcp.proxy.stores.sealing import Sealer
+from kb_mcp.proxy.stores.binding import LiveSettings, Sealer
+from kb_mcp.proxy.stores.rows import load_queries
 
 A = TypeVar("A")
 R = TypeVar("R")

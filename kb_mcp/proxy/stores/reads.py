@@ -20,20 +20,20 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
     Window,
 )
+from kb_mcp.proxy.stores.binding import stays_sealed
 from kb_mcp.proxy.stores.database import Database
 from kb_mcp.proxy.stores.gauges import Gauges
-from kb_mcp.proxy.stores.queries import dialect
 from kb_mcp.proxy.stores.rows import (
     COLUMNS,
     Row,
     Seal,
     attempt_of,
+    dialect,
     key_with_lineage,
     names,
     operation_of,
     window_of,
 )
-from kb_mcp.proxy.stores.sealing import stays_sealed
 
 Columns = dict[str, Any]
 PAGE_ROWS: Final = 500

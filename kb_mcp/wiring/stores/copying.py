@@ -23,8 +23,7 @@ from kb_mcp.proxy.stores.binding import BindingError, Binds, read_facts, write_f
 from kb_mcp.proxy.stores.postgres.connection import Connection, Reach, connector, told
 from kb_mcp.proxy.stores.postgres.database import PostgresDatabase
 from kb_mcp.proxy.stores.postgres.load import insert, rows_of
-from kb_mcp.proxy.stores.queries import load_queries
-from kb_mcp.proxy.stores.rows import TABLES, Row, names, plain
+from kb_mcp.proxy.stores.rows import TABLES, Row, load_queries, names, plain
 from kb_mcp.proxy.stores.sqlite.database import SqliteDatabase, migrate
 from kb_mcp.serving.machine import boottime_ms
 from kb_mcp.settings import Settings

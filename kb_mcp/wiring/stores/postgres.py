@@ -17,12 +17,12 @@ from psycopg.conninfo import conninfo_to_dict
 
 from kb_mcp.environment import data_folder
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
+from kb_mcp.proxy.stores.binding import witnesses_of
 from kb_mcp.proxy.stores.group_commit import LedgerParts
 from kb_mcp.proxy.stores.postgres.connection import Reach, connector, told
 from kb_mcp.proxy.stores.postgres.database import PostgresDatabase, check_schema, migrate
 from kb_mcp.proxy.stores.postgres.fence import FencedLine, server_of
 from kb_mcp.proxy.stores.postgres.ledger import PostgresLedger
-from kb_mcp.proxy.stores.sealing import witnesses_of
 from kb_mcp.serving.machine import boottime_ms
 from kb_mcp.settings import Settings
 from kb_mcp.wiring.stores.store import (

@@ -24,10 +24,14 @@ from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.snapshot import MOVED_TO, StoreSettings
 from kb_mcp.proxy.stores.binding import (
+    CHECK,
     LIMITS,
     BindingError,
     Binds,
+    Sealer,
+    Witnesses,
     bind,
+    check_value,
     facts_in,
     facts_of,
     read_facts,
@@ -36,7 +40,6 @@ from kb_mcp.proxy.stores.binding import (
 from kb_mcp.proxy.stores.database import Database, StoreAdmin
 from kb_mcp.proxy.stores.group_commit import LedgerParts, StoreLedger
 from kb_mcp.proxy.stores.reads import StoreReads
-from kb_mcp.proxy.stores.sealing import CHECK, Sealer, Witnesses, check_value
 from kb_mcp.proxy.stores.sqlite.database import SqliteDatabase, migrate, witnesses_in
 from kb_mcp.proxy.stores.sqlite.ledger import SqliteLedger
 from kb_mcp.serving.machine import boot_id, boottime_ms, host_ms, process_name, random_bytes

@@ -13,7 +13,7 @@ import pytest
 from kb_mcp.proxy.ledger.records import Approval, Changes, Lineage, OperationId, Refs, State
 from kb_mcp.proxy.stores.postgres import database as postgres_schema
 from kb_mcp.proxy.stores.postgres.connection import connector
-from kb_mcp.proxy.stores.queries import load_migrations
+from kb_mcp.proxy.stores.rows import load_migrations
 from kb_mcp.proxy.stores.sqlite import database as sqlite_schema
 from kb_mcp.proxy.stores.sqlite.ledger import connect
 from tests.postgres import PROXY, Database

@@ -14,7 +14,7 @@ from kb_mcp.proxy.stores.binding import SchemaError
 from kb_mcp.proxy.stores.postgres import database as postgres_schema
 from kb_mcp.proxy.stores.postgres.connection import connector
 from kb_mcp.proxy.stores.postgres.database import check_schema, migrate
-from kb_mcp.proxy.stores.queries import load_grants, load_migrations, load_queries
+from kb_mcp.proxy.stores.rows import load_grants, load_migrations, load_queries
 from kb_mcp.wiring.stores import verifier
 from tests.in_process_proxy import InProcessProxy
 from tests.postgres import PROXY, Database

@@ -12,7 +12,7 @@ from typing import Any
 from kb_mcp.idempotency import caller_name_of_endpoint
 from kb_mcp.operators.reports.invariants import count_overlaps
 from kb_mcp.proxy.access.policy import Policy
-from kb_mcp.proxy.stores.queries import load_migrations
+from kb_mcp.proxy.stores.rows import load_migrations
 from tests.in_process_proxy import InProcessProxy, error_of
 from tests.postgres import Database, Postgres
 from tests.proxy.stores.test_search import as_of

@@ -24,8 +24,7 @@ from kb_mcp.proxy.stores.database import Database
 from kb_mcp.proxy.stores.group_commit import GroupCommit, Queued
 from kb_mcp.proxy.stores.postgres.connection import Connection, Reach, hang_up, telling
 from kb_mcp.proxy.stores.postgres.load import Guard, lock
-from kb_mcp.proxy.stores.queries import load_grants, load_migrations, load_queries
-from kb_mcp.proxy.stores.rows import TABLES
+from kb_mcp.proxy.stores.rows import TABLES, load_grants, load_migrations, load_queries
 
 READERS_MAX = 4
 READER_WAIT_S = 3

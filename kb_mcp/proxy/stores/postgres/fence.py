@@ -18,7 +18,7 @@ from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.stores.group_commit import LedgerParts
 from kb_mcp.proxy.stores.postgres.connection import Connection, Reach, hang_up, told
 from kb_mcp.proxy.stores.postgres.database import register_node
-from kb_mcp.proxy.stores.queries import load_queries
+from kb_mcp.proxy.stores.rows import load_queries
 
 # After a failed attempt to connect, callers are refused at once for this long.
 BACK_OFF_MS = 500

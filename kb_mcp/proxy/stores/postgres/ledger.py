@@ -27,7 +27,7 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.stores.binding import write_facts
+from kb_mcp.proxy.stores.binding import SealBrokenError, write_facts
 from kb_mcp.proxy.stores.group_commit import Item, LedgerParts, StoreLedger, refs_of, run_step
 from kb_mcp.proxy.stores.postgres.connection import Connection, Reach, is_certain, told
 from kb_mcp.proxy.stores.postgres.database import PostgresDatabase, committed_reader
@@ -43,7 +43,6 @@ from kb_mcp.proxy.stores.postgres.load import (
     save,
 )
 from kb_mcp.proxy.stores.rows import KEYED, add_rows, key_with_lineage
-from kb_mcp.proxy.stores.sealing import SealBrokenError
 
 TURNS_MAX = 12
 PAUSE_MAX_MS = 40

@@ -22,7 +22,6 @@ from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId, Refs,
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.stores.postgres.connection import Connection
-from kb_mcp.proxy.stores.queries import load_queries
 from kb_mcp.proxy.stores.rows import (
     COLUMNS,
     COUNT_UP,
@@ -30,6 +29,7 @@ from kb_mcp.proxy.stores.rows import (
     Seal,
     changed,
     lists_wanted,
+    load_queries,
     names,
     on_conflict,
     operations_wanted,

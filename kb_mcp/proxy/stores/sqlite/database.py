@@ -16,10 +16,9 @@ from typing import Any
 from typing_extensions import override
 
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
-from kb_mcp.proxy.stores.binding import SchemaError, newer_schema
+from kb_mcp.proxy.stores.binding import SchemaError, Witnesses, newer_schema, witnesses_of
 from kb_mcp.proxy.stores.database import Database
-from kb_mcp.proxy.stores.queries import load_migrations
-from kb_mcp.proxy.stores.sealing import Witnesses, witnesses_of
+from kb_mcp.proxy.stores.rows import load_migrations
 from kb_mcp.proxy.stores.sqlite.ledger import as_json, connect, log_bytes
 
 _DELETE_TRIGGER = "audit_refuses_delete"

@@ -21,7 +21,7 @@ from typing_extensions import override
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
-from kb_mcp.proxy.stores.binding import add_node, write_facts
+from kb_mcp.proxy.stores.binding import SealBrokenError, add_node, write_facts
 from kb_mcp.proxy.stores.group_commit import Item, LedgerParts, StoreLedger, refs_of, run_step
 from kb_mcp.proxy.stores.rows import (
     COLUMNS,
@@ -41,7 +41,6 @@ from kb_mcp.proxy.stores.rows import (
     upsert,
     values_of,
 )
-from kb_mcp.proxy.stores.sealing import SealBrokenError
 
 BUSY_TIMEOUT_MS = 10_000
 # A charge writes some twenty pages, many of them again for the next one: the fewer checkpoints, the
