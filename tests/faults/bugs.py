@@ -24,7 +24,7 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     State,
 )
-from kb_mcp.proxy.ledger.snapshot import OperationIndex, Snapshot
+from kb_mcp.proxy.ledger.snapshot import Operations, Snapshot
 from kb_mcp.proxy.rules import decide, duplicates, reserve
 from kb_mcp.proxy.rules.command import Proceed
 from kb_mcp.proxy.rules.outcomes import conclude, resolve
@@ -88,9 +88,8 @@ def guards_are_read_without_their_lock(simulation: Simulation) -> Iterator[None]
     right = part(reserve, "find_conflict")
 
     def wrong(snapshot: Snapshot, command: Any, operation: Operation) -> Any:
-        unlocked = dataclasses.replace(
-            snapshot, operations=dict(seen[command.fresh_id]), _found=OperationIndex()
-        )
+        loaded = Operations(seen[command.fresh_id].values())
+        unlocked = dataclasses.replace(snapshot, operations=loaded)
         return right(unlocked, command, operation)
 
     with (

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 
 from msgspec import Struct
+from typing_extensions import override
 
 from kb_mcp.proxy.ledger.clock import Doubt
 from kb_mcp.proxy.ledger.counts import Delivery, Stopped
@@ -59,29 +59,35 @@ class StoreSettings(Struct, frozen=True):
     store_id: str = ""
 
 
-@dataclass(slots=True)
-class OperationIndex:
-    """The ids of operations by what is asked for: a batch holds many, and asks for few.
+class Operations(dict[OperationId, Operation]):
+    """Operations by id, and by what is asked for: a batch holds many, and asks for few.
 
-    What was once said of an operation stays here: whoever looks must look at the operation too.
-    `count` of them, the first that were loaded, are here.
+    What was once said of an operation still finds it: whoever looks must look at it too.
     """
 
-    ids: dict[tuple[str, str | None], dict[OperationId, None]] = field(
-        default_factory=lambda: defaultdict(dict)
-    )
-    count: int = 0
+    def __init__(self, operations: Iterable[Operation] = ()) -> None:
+        """Hold `operations`."""
+        super().__init__()
+        self._ids: defaultdict[tuple[str, str | None], dict[OperationId, None]] = defaultdict(dict)
+        for operation in operations:
+            self[operation.id] = operation
 
-    def add(self, operation: Operation) -> None:
+    @override
+    def __setitem__(self, name: OperationId, operation: Operation) -> None:
         """Find `operation` from now on: by its name, by whose bill or refund it is, as successor.
 
         A refund is no bill: nothing that is charged is taken for it.
         """
+        super().__setitem__(name, operation)
         refund, successor = operation.gives_back, operation.successor
         of = ("bill", operation.customer) if refund is None else ("refund", refund)
         for key in (("name", operation.name), of, ("successor", successor)):
             if key != ("successor", None):
-                self.ids[key][operation.id] = None
+                self._ids[key][name] = None
+
+    def by(self, what: str, value: str) -> list[Operation]:
+        """Return the operations that were once `what` of `value`, in the order they were put in."""
+        return [self[each] for each in self._ids.get((what, value), ())]
 
 
 @dataclass(slots=True)
@@ -127,7 +133,7 @@ class Snapshot:
     gone_owners: frozenset[str] = frozenset()
     keys: dict[KeyId, VaultKey] = field(default_factory=dict)
     lineages: dict[LineageId, Lineage] = field(default_factory=dict)
-    operations: dict[OperationId, Operation] = field(default_factory=dict)
+    operations: Operations = field(default_factory=Operations)
     attempts: dict[tuple[OperationId, int], Attempt] = field(default_factory=dict)
     windows: dict[WindowKey, Window] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)
@@ -140,11 +146,10 @@ class Snapshot:
     object_owners: dict[str, OperationId] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     dirty: Dirty = field(default_factory=Dirty)
-    _found: OperationIndex = field(default_factory=OperationIndex)
 
     def newest(self, name: str) -> Operation | None:
         """Return the newest generation of the operation called `name`."""
-        return max(self._by("name", name), key=lambda each: each.generation, default=None)
+        return max(self.operations.by("name", name), key=lambda each: each.generation, default=None)
 
     def answered_under(self, keys: Iterable[str]) -> Operation | None:
         """Return the operation that answered one of the callers' `keys` before, or None."""
@@ -163,7 +168,7 @@ class Snapshot:
 
     def refunds_of(self, charge: str) -> list[Operation]:
         """Return the refunds of `charge`, those that came to nothing too."""
-        return self._by("refund", charge)
+        return self.operations.by("refund", charge)
 
     def attempt(self, operation: Operation) -> Attempt | None:
         """Return the current attempt of `operation`."""
@@ -213,7 +218,7 @@ class Snapshot:
 
     def apply(self, changes: Changes) -> None:
         """Make `changes` visible to the next step, and remember them for the store."""
-        dirty, found = self.dirty, self._index()
+        dirty = self.dirty
         for operation in changes.operations:
             old = self.operations.get(operation.id)
             dirty.operations.setdefault(operation.id, old)
@@ -221,8 +226,6 @@ class Snapshot:
             is_unknown = operation.state is State.UNKNOWN
             _count(self.unresolved, operation.lineage_id, is_unknown - was_unknown)
             self.operations[operation.id] = operation
-            found.add(operation)
-        found.count = len(self.operations)
         for approval in changes.approvals:
             asked = self.approvals.get(approval.id)
             waited = asked is not None and asked.state_at(self.now) == "pending"
@@ -250,27 +253,15 @@ class Snapshot:
 
     def predecessors(self, operation: Operation) -> list[Operation]:
         """Return the operations whose permit `operation` took."""
-        return self._by("successor", operation.id)
+        return self.operations.by("successor", operation.id)
 
     def _standing_bills(self, customer: str) -> list[Operation]:
         """Return live bills of `customer`, newest first, but those whose successor is live."""
-        bills = (each for each in self._by("bill", customer) if each.customer == customer)
+        bills = (each for each in self.operations.by("bill", customer) if each.customer == customer)
         live = (
             each for each in bills if each.live and not (each.refunded and self.successor(each))
         )
         return sorted(live, key=lambda each: (-each.reserved_at, each.id))
-
-    def _by(self, what: str, value: str) -> list[Operation]:
-        return [self.operations[each] for each in self._index().ids.get((what, value), ())]
-
-    def _index(self) -> OperationIndex:
-        found = self._found
-        # A store puts in what it loads without telling; it takes nothing out.
-        if found.count < len(self.operations):
-            for operation in islice(self.operations.values(), found.count, None):
-                found.add(operation)
-            found.count = len(self.operations)
-        return found
 
 
 def _count(counts: dict[LineageId, int], lineage: LineageId, change: int) -> None:
