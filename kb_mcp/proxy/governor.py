@@ -127,7 +127,9 @@ class Governor:
                     named = None if operation is None else operation.id
                     return refused(refusal, Keybrake_Operation=named)
                 case Replay(operation=operation):
-                    return await self._replay(operation)
+                    # What was not final when it was last read is read again.
+                    known = None if operation.final else await self.look(operation.id)
+                    return await self.answers.replay(known or operation)
                 case Proceed():
                     work = self._lead(admitted, command, decision, deadline_ms)
                     return await self._detached(work)
@@ -175,12 +177,6 @@ class Governor:
         if isinstance(read, Refusal):
             return await note_refusal(self.ledger, command.request, read)
         return read
-
-    async def _replay(self, operation: Operation) -> Reply:
-        """Answer with what is known; what was not final when it was last read is read again."""
-        if not operation.final:
-            operation = await self.look(operation.id) or operation
-        return await self.answers.replay(operation)
 
     async def _lead(
         self, admitted: Admitted, command: Command, go: Proceed, deadline_ms: int

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
+from typing_extensions import override
 
 from kb_mcp.environment import SettingsError
 from kb_mcp.in_process import AsgiApp, Message, Receive, Send
@@ -84,12 +86,9 @@ Span = Callable[[str, Mapping[str, str]], AbstractContextManager[Mapping[str, st
 
 def trace_of(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
     """Return the trace context in raw headers, or nothing where it is absent or not well formed."""
-    only = {}
-    for wanted in (PARENT, STATE):
-        values = [value for name, value in headers if name == wanted.encode()]
-        if len(values) == 1:
-            only[wanted] = values[0].decode("latin-1")
-    trace = read_trace(only)
+    given = {name: [text for n, text in headers if n == name.encode()] for name in (PARENT, STATE)}
+    once = {name: each[0].decode("latin-1") for name, each in given.items() if len(each) == 1}
+    trace = read_trace(once)
     return trace.headers() if trace else {}
 
 
@@ -114,21 +113,21 @@ def traced(app: AsgiApp, span: Span) -> AsgiApp:
     return serve
 
 
-class TracedUpstream:
+@dataclass(frozen=True, slots=True)
+class TracedUpstream(Upstream):
     """A way to Stripe that hands on the trace of the request it serves."""
 
-    def __init__(self, upstream: Upstream, span: Span) -> None:
-        """Send by `upstream`."""
-        self._upstream, self._span = upstream, span
+    upstream: Upstream
+    span: Span
 
+    @override
     async def send(self, request: UpstreamRequest, *, deadline_ms: int) -> UpstreamAnswer:
-        """Send once."""
         # The resource, like /v1/charges; whose it is stays out of the name.
         resource = "/".join(request.path.partition("?")[0].split("/")[:3])
-        with self._span(f"stripe {request.method} {resource}", _current.get({})) as trace:
+        with self.span(f"stripe {request.method} {resource}", _current.get({})) as trace:
             traced = replace(request, trace=trace) if trace else request
-            return await self._upstream.send(traced, deadline_ms=deadline_ms)
+            return await self.upstream.send(traced, deadline_ms=deadline_ms)
 
+    @override
     async def aclose(self) -> None:
-        """Close the connections."""
-        await self._upstream.aclose()
+        await self.upstream.aclose()

@@ -89,9 +89,8 @@ class Proxy:
         if isinstance(plain, upstream.UpstreamWithKeyFile):
             plain.prove = self.account.prove
         self.time = TimeReader(reads)
-        self.meters = Meters(
-            queued=lambda: store.ledger.waiting, batches=lambda: store.ledger.sizes
-        )
+        writer = store.ledger.batches
+        self.meters = Meters(queued=lambda: writer.waiting, batches=lambda: writer.sizes)
         self.recovery = Recovery(
             ledger=store.ledger,
             records=store.records,

@@ -81,14 +81,9 @@ class Trust:
             context.load_default_certs()
             # Small images have no authorities of the system's.
             context.load_verify_locations(certifi.where())
-        if self.cert_dir is not None:
-            _load(context, "SSL_CERT_DIR", folder=self.cert_dir)
-        for variable, file in {
-            "SSL_CERT_FILE": self.cert_file,
-            "KEYBRAKE_CA_FILE": self.ca_file,
-        }.items():
-            if file is not None:
-                _load(context, variable, file=file)
+        _load(context, "SSL_CERT_DIR", folder=self.cert_dir)
+        _load(context, "SSL_CERT_FILE", file=self.cert_file)
+        _load(context, "KEYBRAKE_CA_FILE", file=self.ca_file)
         return context
 
     def check_ca_file(self) -> None:
@@ -134,6 +129,8 @@ def _load(
 ) -> None:
     import ssl
 
+    if file is None and folder is None:
+        return
     try:
         context.load_verify_locations(file, folder)
     except ssl.SSLError:

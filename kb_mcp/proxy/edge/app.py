@@ -216,15 +216,18 @@ def greet(request: Request) -> Reply | None:
     return _GREETING if asks and "text/html" in (request.header("accept") or "") else None
 
 
+@dataclass(slots=True)
 class AdmissionQueue:
-    """Who waits to begin, first come first served; where there is room, nobody waits."""
+    """Who waits to begin, first come first served; where there is room, nobody waits.
 
-    def __init__(self, queued: Callable[[], int], wait_max_ms: int = WAIT_MAX_MS) -> None:
-        """Let requests begin while `queued()`, the steps that wait for the ledger, are few."""
-        self._queued = queued
-        self._wait_max_ms = wait_max_ms
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._begun = 0  # in this pass of the loop: what they ask of the ledger is not queued yet
+    Requests begin while `queued()`, the steps that wait for the ledger, are few. `_begun` have in
+    this pass of the loop: what they ask of the ledger is not queued yet.
+    """
+
+    queued: Callable[[], int]
+    wait_max_ms: int = WAIT_MAX_MS
+    _waiting: deque[asyncio.Future[None]] = field(default_factory=deque, init=False)
+    _begun: int = field(default=0, init=False)
 
     async def acquire(self) -> bool:
         """Return True when it is the caller's turn, or False once it has waited too long."""
@@ -237,14 +240,14 @@ class AdmissionQueue:
         if len(self._waiting) == 1:
             loop.call_later(LOOK_AGAIN_S, self._look, loop)
         try:
-            async with asyncio.timeout(self._wait_max_ms / 1000):
+            async with asyncio.timeout(self.wait_max_ms / 1000):
                 await turn
         except TimeoutError:
             return False
         return True
 
     def _room(self) -> int:
-        return ROOM - self._begun - self._queued()
+        return ROOM - self._begun - self.queued()
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._begun == 0:

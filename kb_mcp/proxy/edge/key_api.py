@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -91,16 +91,13 @@ class KeyApi:
         found = await self.pipeline.ledger.find_key(admitted.key.id)
         if found is None:
             return refuse(Code.VAULT_KEY_UNKNOWN)
-        now = self.pipeline.now_ms()
+        now, scopes = self.pipeline.now_ms(), admitted.scopes
         today = day_of(now)
         starts = today.isoformat(), today.replace(day=1).isoformat()
         (spent,) = await self.records.spend_of_keys([admitted.key.id], *starts, now)
         record = key_record(*found, admitted.policy)
-        record["policy"]["allow"] = [
-            entry
-            for entry in record["policy"]["allow"]
-            if check_scopes(admitted.scopes, entry) is None
-        ]
+        allow = record["policy"]["allow"]
+        record["policy"]["allow"] = [each for each in allow if check_scopes(scopes, each) is None]
         record["spend"] = spend_records(spent, starts)
         return _json(record)
 
@@ -170,21 +167,20 @@ def _json(body: object, status: int = 200) -> Reply:
     return Reply(status, msgspec.json.encode(body))
 
 
+@dataclass(slots=True)
 class Readiness:
-    """Remembers the last look."""
+    """Remembers the last look by `stripe`."""
 
-    def __init__(self, stripe: StripeReads) -> None:
-        """Look by `stripe`."""
-        self._stripe = stripe
-        self._looked_at = -ASK_EVERY_MS
-        self._reachable = False
+    stripe: StripeReads
+    _looked_at: int = field(default=-ASK_EVERY_MS, init=False)
+    _reachable: bool = field(default=False, init=False)
 
     async def reachable(self) -> bool:
         """Say whether Stripe answered and knows our key, now or a few seconds ago."""
-        now = self._stripe.boottime_ms()
+        now = self.stripe.boottime_ms()
         if now >= self._looked_at + ASK_EVERY_MS:
             self._looked_at = now
-            answer = await self._stripe.fetch("/v1/charges?limit=1", ASK_WITHIN_MS)
+            answer = await self.stripe.fetch("/v1/charges?limit=1", ASK_WITHIN_MS)
             self._reachable = isinstance(answer, Answered) and answer.status != 401
         return self._reachable
 

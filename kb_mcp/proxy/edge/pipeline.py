@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -107,11 +107,8 @@ class RequestPipeline:
         dead = _by_every_clock(at, lambda now: refuse_dead_key(key, now))
         if dead is not None:
             return self.turn_away(dead)
-        read = await read_body()
-        if isinstance(read, bytes):
-            reading = _understand(at, admitted, request.with_body(read))
-        else:
-            reading = read
+        body = await read_body()
+        reading = body if isinstance(body, Refusal) else _understand(at, admitted, request, body)
         over = self.rate(admitted)
         refusal = reading if isinstance(reading, Refusal) else over
         if over is not None:
@@ -273,7 +270,9 @@ class RequestPipeline:
         return await note_refusal(self.ledger, self.audit_base(admitted, request), refusal)
 
 
-def _understand(at: tuple[int, int], admitted: Admitted, request: Request) -> Reading | Refusal:
+def _understand(
+    at: tuple[int, int], admitted: Admitted, request: Request, body: bytes
+) -> Reading | Refusal:
     """Read what `request` asks for, checked against the policy, at the times `at`."""
     path = canonical_path(request.raw_path)
     if isinstance(path, Refusal):
@@ -284,7 +283,7 @@ def _understand(at: tuple[int, int], admitted: Admitted, request: Request) -> Re
     repeated = request.repeated()
     if repeated is not None:
         return refuse(Code.PARAMETER_DUPLICATE, param=repeated)
-    form = parse_form(request.body, request.header("content-type"), request.query, request.method)
+    form = parse_form(body, request.header("content-type"), request.query, request.method)
     if isinstance(form, Refusal):
         return form
     policy = admitted.policy
@@ -331,12 +330,11 @@ def _as_named(request: Request, reading: Reading) -> Reading:
     return replace(reading, payment_method=None)
 
 
+@dataclass(slots=True)
 class RefusalCounts:
     """Counts since the last flush, by code, subject and key; beyond NAMED_MAX by code alone."""
 
-    def __init__(self) -> None:
-        """Start at zero."""
-        self._counts: Counter[tuple[str, str, str]] = Counter()
+    _counts: Counter[tuple[str, str, str]] = field(default_factory=Counter, init=False)
 
     def count(self, code: str, subject: str | None = None, key_id: str | None = None) -> None:
         """Count one request refused with `code`, with whose token and key where they are known."""

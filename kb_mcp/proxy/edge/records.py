@@ -61,18 +61,8 @@ async def every_operation(records: StoreReads) -> AsyncIterator[tuple[Operation,
 
 def payment_of_invoice(operation: Operation, attempts: Iterable[Attempt]) -> str | None:
     """Return the charge or intent that paid the invoice of `operation`, as far as it is known."""
-    if not operation.pays_invoice:
-        return None
-    return next((each.object_id for each in attempts if each.object_id is not None), None)
-
-
-def _objects_of(operation: Operation, attempts: Iterable[Attempt]) -> Record:
-    if operation.pays_invoice:
-        charge = payment_of_invoice(operation, attempts)
-        return {"charge_id": charge, "invoice_id": operation.object_id}
-    if operation.gives_back is not None:
-        return {"charge_id": operation.gives_back, "refund_id": operation.object_id}
-    return {"charge_id": operation.object_id}
+    paid = (each.object_id for each in attempts if each.object_id is not None)
+    return next(paid, None) if operation.pays_invoice else None
 
 
 async def operation_records(
@@ -94,7 +84,12 @@ def operation_record(
     operation: Operation, attempts: Iterable[Attempt], approval: str | None = None
 ) -> Record:
     """Return an operation; `approval` is the state of the approval that it waits for."""
-    attempts = list(attempts)
+    attempts, named = list(attempts), dict[str, Any]()
+    charge = operation.object_id
+    if operation.pays_invoice:
+        charge, named = payment_of_invoice(operation, attempts), {"invoice_id": charge}
+    elif operation.gives_back is not None:
+        charge, named = operation.gives_back, {"refund_id": charge}
     return {
         "kind": operation.kind,
         "id": operation.id,
@@ -106,7 +101,8 @@ def operation_record(
         "customer_id": operation.customer,
         "billing_period": operation.period,
         "reference": operation.reference,
-        **_objects_of(operation, attempts),
+        "charge_id": charge,
+        **named,
         "stripe_status": operation.stripe_status,
         "idempotency_key": operation.upstream_name,
         "attempts": [attempt_record(attempt) for attempt in attempts],

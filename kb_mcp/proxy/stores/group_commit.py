@@ -11,6 +11,7 @@ import queue
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -58,7 +59,7 @@ class GroupCommit(Generic[A, R]):
         self._idle = idle
         self._queue: queue.SimpleQueue[Queued[A, R] | None] = queue.SimpleQueue()
         self._closed = False
-        self._ended: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._ended: Queued[None, None] | None = None
         self._sizes = [0] * (BATCH_MAX + 1)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -88,16 +89,18 @@ class GroupCommit(Generic[A, R]):
         if not self._closed:
             self._closed = True
             loop = asyncio.get_running_loop()
-            self._ended = loop, loop.create_future()
+            self._ended = Queued(None, loop, loop.create_future())
             self._queue.put(None)
             # Not by a thread that waits: at the end of a process no new one can be had.
-            await self._ended[1]
+            await self._ended.future
             self._thread.join()
 
     def _run(self) -> None:
         running = True
         while running:
-            batch, running = self._take()
+            taken = self._take()
+            batch = [item for item in taken if item is not None]
+            running = len(batch) == len(taken)
             if not batch:
                 self._idle()
                 continue
@@ -109,24 +112,16 @@ class GroupCommit(Generic[A, R]):
                     item.error = item.error or error
             _hand_over(batch)
         if self._ended is not None:
-            loop, ended = self._ended
-            loop.call_soon_threadsafe(ended.set_result, None)
+            _hand_over([self._ended])
 
-    def _take(self) -> tuple[list[Queued[A, R]], bool]:
-        batch: list[Queued[A, R]] = []
-        try:
-            item = self._queue.get(timeout=IDLE_S)
-        except queue.Empty:
-            return batch, True
-        while item is not None:
-            batch.append(item)
-            if len(batch) >= BATCH_MAX:
-                return batch, True
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return batch, True
-        return batch, False
+    def _take(self) -> list[Queued[A, R] | None]:
+        """Wait for a caller, and take those who wait beside it; None is the end."""
+        batch: list[Queued[A, R] | None] = []
+        with suppress(queue.Empty):
+            batch.append(self._queue.get(timeout=IDLE_S))
+            while batch[-1] is not None and len(batch) < BATCH_MAX:
+                batch.append(self._queue.get_nowait())
+        return batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,10 +145,10 @@ Item = Queued[tuple[Callable[[int], Refs], Step[Any]], Any]
 class StoreLedger(Ledger):
     """The ledger of a store. `Ledger` says what its methods promise.
 
-    A store sets `_batches` to what `_begin` returns, once it can flush.
+    A store sets `batches`, its writer, to what `_begin` returns, once it can flush.
     """
 
-    _batches: GroupCommit[Any, Any]
+    batches: GroupCommit[Any, Any]
 
     def __init__(self, engine: str, parts: LedgerParts) -> None:
         """Serve the store of `engine` with its named queries."""
@@ -172,19 +167,9 @@ class StoreLedger(Ledger):
     def settings(self) -> StoreSettings:
         return self._live.now
 
-    @property
-    def waiting(self) -> int:
-        """How many steps wait for the writer."""
-        return self._batches.waiting
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """How many transactions took together how many steps; the place is that number."""
-        return self._batches.sizes
-
     @override
     async def transact(self, refs: Callable[[int], Refs], step: Step[T]) -> T:
-        result: T = await self._batches.ask((refs, step))
+        result: T = await self.batches.ask((refs, step))
         return result
 
     def _begin(self) -> GroupCommit[Any, Any]:
@@ -253,12 +238,9 @@ def refs_of(batch: list[Item], now: int) -> list[Refs | None]:
 def _hand_over(batch: list[Queued[A, R]]) -> None:
     """Hand the answers over, with one wake-up per event loop."""
     for loop in {item.loop for item in batch}:
-        mine = [item for item in batch if item.loop is loop]
-        try:
-            loop.call_soon_threadsafe(_resolve, mine)
-        except RuntimeError:
-            # That loop is closed: nobody waits any more, and the store has what happened.
-            continue
+        # Of a closed loop nobody waits any more, and the store has what happened.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_resolve, [item for item in batch if item.loop is loop])
 
 
 def _resolve(items: list[Queued[A, R]]) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 from msgspec import Struct, field
-from msgspec.structs import replace
 
 from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, error_body
 
@@ -41,10 +40,6 @@ class Request(Struct, frozen=True, kw_only=True):
         """Return the first header that came twice and means one thing, or None."""
         named = [name for name, _ in self.headers if name in SINGLE]
         return next((name for at, name in enumerate(named) if name in named[:at]), None)
-
-    def with_body(self, body: bytes) -> Request:
-        """Return this request with `body`, which is read only once the key is admitted."""
-        return replace(self, body=body)
 
 
 class Reply(Struct, frozen=True):

@@ -101,8 +101,7 @@ def describe(resource: Resource, scope: Scope) -> Response:
     """Answer a request for the metadata."""
     if scope["method"] not in {"GET", "HEAD"}:
         return Response(status_code=405, headers={"Allow": "GET, HEAD"})
-    headers = {"Cache-Control": "public, max-age=300"}
-    return JSONResponse(resource.metadata(), headers=headers)
+    return JSONResponse(resource.metadata(), headers={"Cache-Control": "public, max-age=300"})
 
 
 def refuse_unnamed(resource: Resource | None, *, presented: bool) -> Response:
@@ -157,8 +156,5 @@ def _challenge(
     }
     named = ", ".join(f'{name}="{value}"' for name, value in given.items() if value is not None)
     body = {"error": error or "unauthorized", "error_description": message}
-    return JSONResponse(
-        body if code is None else {**body, "code": code},
-        status_code=status,
-        headers={"WWW-Authenticate": f"Bearer {named}"},
-    )
+    body |= {} if code is None else {"code": code}
+    return JSONResponse(body, status, headers={"WWW-Authenticate": f"Bearer {named}"})

@@ -9,6 +9,7 @@ Source: modelcontextprotocol.io/specification/2025-11-25/basic/transports, Sessi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Final
@@ -28,6 +29,7 @@ from kb_mcp.agent.doors.mcp.bearer import (
     Bearer,
     Identify,
     Known,
+    Refused,
     Resource,
     look_up,
     refuse_bearer,
@@ -38,7 +40,6 @@ from kb_mcp.agent.doors.mcp.messages import Json, NoMessage, read_message
 from kb_mcp.agent.doors.mcp.server import (
     CALL,
     context_of,
-    context_of_call,
     create_server,
     read_call,
     write_result,
@@ -49,6 +50,7 @@ PATH: Final = "/mcp"
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 _SESSION: Final = b"mcp-session-id"
 _FOUND: Final = "kb_mcp.bearer"
+_PORT: Final = re.compile(r":[^\]]*$")  # of an address in brackets, what follows them
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -118,13 +120,8 @@ class HttpDoor:
             return refuse_unnamed(self._resource, presented=presented)
         return self._let_in(request, await self._identify(token))
 
-    async def _look_up(self, request: Request, token: str) -> Response | None:
-        """Ask the proxy whose `token` is: a request of its own, counted and in the audit."""
-        found = await look_up(self._billing, token, context_of(request.headers))
-        return self._let_in(request, found)
-
     def _let_in(self, request: Request, found: Bearer) -> Response | None:
-        if not isinstance(found, Known):
+        if isinstance(found, Refused):
             return refuse_bearer(found, self._resource)
         request.scope[_FOUND] = found
         return None
@@ -136,8 +133,7 @@ class HttpDoor:
         if isinstance(read, NoMessage):
             await JSONResponse(read.document(), status_code=400)(scope, receive, send)
             return
-        refusal = await self._check(request, read)
-        answer = refusal or await self._call(request, read)
+        answer = await self._answer(request, read)
         if answer is not None:
             await answer(scope, receive, send)
             return
@@ -146,26 +142,25 @@ class HttpDoor:
             send = _labelled(send, self._new_session_id())
         await self._sdk(scope, _again(body, receive), send)
 
-    async def _call(self, request: Request, message: Json) -> Response | None:
-        """Answer an ordinary tool call; None where the SDK has to."""
+    async def _answer(self, request: Request, message: Json) -> Response | None:
+        """Answer an ordinary tool call, or who may not ask; None where the SDK has to answer.
+
+        A call asks the proxy itself. For all else the proxy is asked whose the key is: a request of
+        its own, counted and in the audit.
+        """
+        if message.get("method") != CALL:
+            token, context = _bearer(request) or "", context_of(request.headers)
+            return self._let_in(request, await look_up(self._billing, token, context))
+        found: Known = request.scope[_FOUND]
+        name = (message.get("params") or {}).get("name")
+        if isinstance(name, str) and name in found.beyond:
+            return refuse_scope(self._resource, name)
         call = read_call(request, message)
         if call is None:
             return None
-        found: Known = request.scope[_FOUND]
-        context = context_of_call(request.headers, call.meta, call.client)
-        answer = await call_tool_on_loop(found.billing, call.name, call.arguments, context)
+        answer = await call_tool_on_loop(found.billing, call.name, call.arguments, call.context)
         # Of a tool that is not offered nothing was asked yet: the SDK says so.
         return None if isinstance(answer, NotOffered) else write_result(call, answer)
-
-    async def _check(self, request: Request, message: Json) -> Response | None:
-        """Check what only the message says. A call asks the proxy itself, all else must do so."""
-        if message.get("method") != CALL:
-            token = _bearer(request)
-            return None if token is None else await self._look_up(request, token)
-        found: Known = request.scope[_FOUND]
-        name = (message.get("params") or {}).get("name")
-        beyond = isinstance(name, str) and name in found.beyond
-        return refuse_scope(self._resource, str(name)) if beyond else None
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
@@ -208,12 +203,6 @@ def _bearer(request: Request) -> str | None:
 def _security(allowed_hosts: Iterable[str]) -> TransportSecuritySettings:
     # Never off: a server on a public address is exactly what rebinding looks for.
     hosts = [*_LOOPBACK, *allowed_hosts]
-    named = [
-        name for host in hosts for name in ((host,) if _has_port(host) else (host, f"{host}:*"))
-    ]
+    named = [*hosts, *(f"{host}:*" for host in hosts if not _PORT.search(host))]
     origins = [f"{scheme}://{name}" for name in named for scheme in ("http", "https")]
     return TransportSecuritySettings(allowed_hosts=named, allowed_origins=origins)
-
-
-def _has_port(host: str) -> bool:
-    return host.rpartition("]")[2].rpartition(":")[1] == ":"

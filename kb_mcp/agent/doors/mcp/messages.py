@@ -68,12 +68,12 @@ def read_message(raw: bytes) -> Json | NoMessage:
     """Read one message from the bytes of a line or of a body."""
     if raw.startswith(_BYTE_ORDER_MARKS):
         return NoMessage(PARSE_ERROR, "The message begins with a byte order mark. Send UTF-8.")
+    text = ""
     try:
         text = raw.decode()
+        return _check(read_json(text))
     except UnicodeDecodeError:
         return NoMessage(PARSE_ERROR, "The message is not UTF-8.")
-    try:
-        value = read_json(text)
     except RepeatedNameError:
         said = "A name stands twice in the message. Send every name once."
         return NoMessage(INVALID_PARAMS, said, _id_in(text))
@@ -82,7 +82,6 @@ def read_message(raw: bytes) -> Json | NoMessage:
         return NoMessage(INVALID_PARAMS, said, _id_in(text))
     except ValueError:
         return NoMessage(PARSE_ERROR, "The message is not JSON.")
-    return _check(value)
 
 
 def _check(value: object) -> Json | NoMessage:

@@ -36,7 +36,7 @@ class Pipe:
         self._lock = threading.Lock()
         self._early: list[Line] = []
         self._sink: Callable[[Line], None] | None = None
-        self._greet: Greet = _not_yet
+        self._greet: Greet | None = None
         self._writer = threading.Thread(target=self._write_all, daemon=True, name="stdout")
 
     def start(self, greet: Greet | None = None) -> None:
@@ -45,7 +45,7 @@ class Pipe:
         Until `deliver_to` is called, `greet` may answer a line on the reading thread; every line
         is kept and delivered, whether it was answered or not.
         """
-        self._greet = greet or _not_yet
+        self._greet = greet
         self._writer.start()
         threading.Thread(target=self._read_all, daemon=True, name="stdin").start()
 
@@ -93,7 +93,7 @@ class Pipe:
             if self._sink is not None:
                 self._sink(line)
                 return
-            answer = None if line is None else self._greet(line)
+            answer = self._greet(line) if self._greet is not None and line is not None else None
             if answer is not None:
                 self.write(answer)
             self._early.append(line)
@@ -109,10 +109,6 @@ class Pipe:
                 # Nobody reads any more. What is under way still runs to its end.
                 self._give(None)
                 return
-
-
-def _not_yet(_: bytes) -> None:
-    return None
 
 
 def take_over() -> Pipe:

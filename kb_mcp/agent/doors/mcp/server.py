@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Final, TypeVar
 
 import anyio.to_thread
@@ -85,6 +85,7 @@ CALLS_AT_ONCE: Final = 100
 LIST_TTL_MS: Final = 60_000
 URI_LENGTH_MAX: Final = 2048
 CALL: Final = "tools/call"
+_NOTHING: Final[Mapping[str, Any]] = {}
 _UNNAMED: Final = "mcp"  # the Python SDK's name for a client that its program gives none
 _VERSION: Final = "mcp-protocol-version"
 _MEMBERS: Final = frozenset({"jsonrpc", "id", "method", "params"})
@@ -95,7 +96,7 @@ _ACCEPTS: Final = frozenset({b"application/json", b"application/json, text/event
 
 def create_server(billing_for: BillingFor) -> Server[Any]:
     """Make the server; `billing_for` is asked on every request, and decides the tools."""
-    limiter = CapacityLimiter(CALLS_AT_ONCE)
+    in_thread = partial(anyio.to_thread.run_sync, limiter=CapacityLimiter(CALLS_AT_ONCE))
 
     async def list_tools(
         request: Request, _params: PaginatedRequestParams | None
@@ -103,12 +104,8 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
         billing = billing_for(request)
         try:
             # One key for all tools: the proxy has to be asked what it grants.
-            if billing.on_loop:
-                names, kinds = await billing.offered()
-            else:
-                names, kinds = await anyio.to_thread.run_sync(
-                    lambda: billing.wait(billing.offered()), limiter=limiter
-                )
+            offered = billing.offered()
+            names, kinds = await (offered if billing.on_loop else in_thread(billing.wait, offered))
         except (ProxyUnavailableError, RateLimitedError) as error:
             raise MCPError(code=INTERNAL_ERROR, message=str(error)) from error
         return ListToolsResult(tools=[*_offered(names, billing.allow_reference, kinds)])
@@ -121,7 +118,7 @@ def create_server(billing_for: BillingFor) -> Server[Any]:
             return _result(await call_tool_on_loop(*asked))
         # A thread is not cancelled with its caller, and is waited for: a disconnect, a
         # notifications/cancelled or the end of stdin can not cut a send off from its outcome.
-        return _result(await anyio.to_thread.run_sync(call_tool, *asked, limiter=limiter))
+        return _result(await in_thread(call_tool, *asked))
 
     return Server(
         NAME,
@@ -190,40 +187,35 @@ def _context(request: Request) -> CallContext:
     client = request.session.client_params
     name = None if client is None else client.client_info.name
     headers = getattr(request.request, "headers", Headers())
-    return context_of_call(headers, dict(request.meta or {}), name)
+    return context_of(headers, dict(request.meta or {}), name)
 
 
-def context_of_call(headers: Headers, meta: Mapping[str, Any], client: str | None) -> CallContext:
-    """Return what headers and `_meta` of a call by the program `client` say of its caller."""
-    line = context_of(headers)
-    # What the client says of this message is nearer than what its HTTP library says of the line.
-    return replace(
-        line,
-        agent_id=None if client == _UNNAMED else client,
-        trace=read_trace(meta) or line.trace,
-        subject=read_subject(meta) or line.subject,
-    )
+def context_of(
+    headers: Headers, meta: Mapping[str, Any] = _NOTHING, client: str | None = None
+) -> CallContext:
+    """Return what headers and `_meta` of a call by the program `client` say of its caller.
 
-
-def context_of(headers: Headers) -> CallContext:
-    """Return what the HTTP headers of a request say of its caller; sent twice, it is nothing."""
+    A header that was sent twice says nothing. What the client says of this message is nearer than
+    what its HTTP library says of the line.
+    """
     given = {name: headers.getlist(name) for name in (PARENT, STATE, SUBJECT)}
     once = {name: each[0] for name, each in given.items() if len(each) == 1}
-    session = headers.get("mcp-session-id")
     return CallContext(
-        session_id=session, trace=read_trace(once), subject=once.get(SUBJECT) or None
+        agent_id=None if client == _UNNAMED else client,
+        session_id=headers.get("mcp-session-id"),
+        trace=read_trace(meta) or read_trace(once),
+        subject=read_subject(meta) or once.get(SUBJECT) or None,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A tool call that is well-formed in its era; `client` is the calling program's name."""
+    """A tool call that is well-formed in its era."""
 
     request_id: str | int
     name: str
     arguments: Mapping[str, object] | None
-    meta: Mapping[str, Any]
-    client: str | None
+    context: CallContext
     modern: bool
 
 
@@ -252,7 +244,8 @@ def read_call(request: HttpRequest, message: Json) -> Call | None:
         return None
     meta = params.get("_meta") or {}
     client = (meta.get(CLIENT_INFO_META_KEY) or {}).get("name") if modern else None
-    return Call(message["id"], params["name"], params.get("arguments"), meta, client, modern)
+    context = context_of(request.headers, meta, client)
+    return Call(message["id"], params["name"], params.get("arguments"), context, modern)
 
 
 def write_result(call: Call, answer: Answer) -> Response:

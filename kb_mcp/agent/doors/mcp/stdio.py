@@ -13,6 +13,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import anyio
@@ -49,7 +50,7 @@ async def serve_stdio(
     stop = stop or asyncio.Event()
     lines = _lines_of(pipe, stop)
     async with anyio.create_task_group() as group:
-        client = _Client(server, pipe, group, greeted)
+        client = _Client(server, pipe, group, set(greeted))
         while (line := await lines.get()) is not None and not stop.is_set():
             pipe.taken()
             await client.take(line)
@@ -74,29 +75,25 @@ def _lines_of(pipe: Pipe, stop: asyncio.Event) -> asyncio.Queue[Line]:
     return lines
 
 
+@dataclass(slots=True)
 class _Client:
     """The one client: hands its messages to the SDK, and the SDK's answers to it."""
 
-    def __init__(
-        self,
-        server: Server[Any],
-        pipe: Pipe,
-        group: TaskGroup,
-        greeted: Collection[str | int],
-    ) -> None:
-        self._server, self._pipe, self._group = server, pipe, group
-        self._greeted = set(greeted)
-        self._open: set[object] = set()
-        self._settled = asyncio.Event()
-        self._serving: ObjectSendStream[SessionMessage | Exception] | None = None
-        self._only_discovered = True
+    server: Server[Any]
+    pipe: Pipe
+    group: TaskGroup
+    greeted: set[str | int]
+    open: set[object] = field(default_factory=set)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    serving: ObjectSendStream[SessionMessage | Exception] | None = None
+    only_discovered: bool = True
 
     async def take(self, line: bytes) -> None:
         """Answer what is no message, and hand on what is one."""
         read = read_message(line)
         if isinstance(read, NoMessage):
             logger.warning("A line on stdin was refused: %s", read.message)
-            self._pipe.write(json.dumps(read.document()).encode())
+            self.pipe.write(json.dumps(read.document()).encode())
             return
         try:
             message = jsonrpc_message_adapter.validate_python(read, by_name=False)
@@ -109,12 +106,12 @@ class _Client:
 
     async def leave(self) -> None:
         """Wait for the answers that are under way, then end the SDK's serving."""
-        while self._open:
-            self._settled.clear()
-            await self._settled.wait()
-        if self._serving is not None:
-            await self._serving.aclose()
-            self._serving = None
+        while self.open:
+            self.settled.clear()
+            await self.settled.wait()
+        if self.serving is not None:
+            await self.serving.aclose()
+            self.serving = None
 
     async def _route(self, read: Json) -> None:
         method = read.get("method")
@@ -123,35 +120,35 @@ class _Client:
             self._settle((read.get("params") or {}).get("requestId"))
         if method is None or "id" not in read:
             return
-        if method == _HANDSHAKE and self._only_discovered:
+        if method == _HANDSHAKE and self.only_discovered:
             # After nothing but discoveries a handshake opens the older era.
             await self.leave()
-        self._only_discovered = self._only_discovered and method == _DISCOVER
-        self._open.add(read["id"])
+        self.only_discovered = self.only_discovered and method == _DISCOVER
+        self.open.add(read["id"])
 
     def _stream(self) -> ObjectSendStream[SessionMessage | Exception]:
-        if self._serving is None:
+        if self.serving is None:
             inward, messages = anyio.create_memory_object_stream[SessionMessage | Exception](0)
             answers, outward = anyio.create_memory_object_stream[SessionMessage](0)
-            options = self._server.create_initialization_options()
-            self._group.start_soon(self._server.run, messages, answers, options)
-            self._group.start_soon(self._write, outward)
-            self._serving = inward
-        return self._serving
+            options = self.server.create_initialization_options()
+            self.group.start_soon(self.server.run, messages, answers, options)
+            self.group.start_soon(self._write, outward)
+            self.serving = inward
+        return self.serving
 
     async def _write(self, outward: ObjectReceiveStream[SessionMessage]) -> None:
         async with outward:
             async for each in outward:
                 answers = isinstance(each.message, JSONRPCResponse | JSONRPCError)
                 request_id = getattr(each.message, "id", None) if answers else None
-                if request_id in self._greeted:
-                    self._greeted.discard(request_id)
+                if request_id in self.greeted:
+                    self.greeted.discard(request_id)
                 else:
                     text = each.message.model_dump_json(by_alias=True, exclude_unset=True)
-                    self._pipe.write(text.encode())
+                    self.pipe.write(text.encode())
                 self._settle(request_id)
 
     def _settle(self, request_id: object) -> None:
         if isinstance(request_id, str | int):
-            self._open.discard(request_id)
-            self._settled.set()
+            self.open.discard(request_id)
+            self.settled.set()

@@ -78,7 +78,7 @@ class PostgresLedger(StoreLedger):
         self._grants = committed_reader(database, "issuers", "issuer", lambda row: Grant(**row))
         self._known: OrderedDict[OperationId, tuple[str, LineageId]] = OrderedDict()
         self._stopped = Event()
-        self._batches = self._begin()
+        self.batches = self._begin()
 
     @override
     async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
@@ -93,7 +93,7 @@ class PostgresLedger(StoreLedger):
         """Run what still waits, export the heads, and end the threads."""
         if self._stopped.is_set():
             return
-        await self._batches.close()
+        await self.batches.close()
         self._stopped.set()
         self._export(force=True)
         self.line.drop()

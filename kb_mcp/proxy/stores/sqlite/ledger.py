@@ -12,6 +12,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,13 +66,15 @@ class SqliteLedger(StoreLedger):
         """Serve the store at `path`."""
         super().__init__("sqlite", parts)
         self._doubted = False  # a commit ended in an error, and the store is not read again yet
-        self._keys: dict[KeyId, tuple[tuple[Any, ...], tuple[VaultKey, Lineage]]] = {}
+        # Each request reads its key twice, and nearly always the very same columns.
+        self._known = lru_cache(KEYS_KEPT)(key_with_lineage)
         self._reader = connect(path)
         self._writer = connect(path)
         self._writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        self._log = WriteAheadLog(path, self._writer)
+        self._writer.execute(f"PRAGMA journal_size_limit = {KEPT_BYTES}")
+        self._path, self._commits = path, 0
         self._closed = False
-        self._batches = self._begin()
+        self.batches = self._begin()
 
     @override
     async def find_key(self, key_id: KeyId) -> tuple[VaultKey, Lineage] | None:
@@ -88,7 +91,7 @@ class SqliteLedger(StoreLedger):
         if self._closed:
             return
         self._closed = True
-        await self._batches.close()
+        await self.batches.close()
         self._heads.export(self._journal.head, force=True)
         self._writer.close()
         self._reader.close()
@@ -97,23 +100,13 @@ class SqliteLedger(StoreLedger):
     def _rest(self) -> None:
         if not self._doubted:
             self._heads.export(self._journal.head, force=True)
-        self._log.rest()
+        self._empty_log(KEPT_BYTES)
 
     def _committed(self, name: str, wanted: str) -> list[sqlite3.Row]:
         try:
             return self._reader.execute(self._queries[name], as_json({"ids": [wanted]})).fetchall()
         except sqlite3.Error as error:
             raise LedgerUnavailableError(str(error)) from error
-
-    def _known(self, row: sqlite3.Row) -> tuple[VaultKey, Lineage]:
-        # Each request reads its key twice, and nearly always the very same columns.
-        columns = tuple(row)
-        seen = self._keys.get(row["id"])
-        if seen is None or seen[0] != columns:
-            if len(self._keys) >= KEYS_KEPT:
-                self._keys.clear()
-            seen = self._keys[row["id"]] = (columns, key_with_lineage(row))
-        return seen[1]
 
     @override
     def _flush(self, batch: list[Item]) -> None:
@@ -133,7 +126,10 @@ class SqliteLedger(StoreLedger):
         except BaseException as error:
             written = self._journal.head
             self._journal.rewind(head)
-            _roll_back(self._writer)
+            # A broken connection rolls back by itself when it is used or closed next.
+            with contextlib.suppress(sqlite3.Error):
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
             if not isinstance(error, (sqlite3.Error, SealBrokenError)):
                 raise
             if isinstance(error, (sqlite3.IntegrityError, SealBrokenError)) and len(batch) > 1:
@@ -148,7 +144,9 @@ class SqliteLedger(StoreLedger):
                 item.error = error if sealed else LedgerUnavailableError(str(error))
             return
         self._heads.export(self._journal.head)
-        self._log.committed()
+        self._commits += 1
+        if self._commits % LOOKED_AT_EVERY == 0:
+            self._empty_log(LARGE_BYTES)
 
     def _settle_doubt(self, head: tuple[int, str]) -> tuple[int, str]:
         """Return where this process's chain really ends, after a commit that ended in an error.
@@ -203,21 +201,29 @@ class SqliteLedger(StoreLedger):
                     key = (getattr(now, name) for name in KEYED[table][1])
                     row = (*values_of(table, now, seal, columns), *key)
                     connection.execute(update(table, columns), row)
-        self._save_audit(snapshot)
+        drafts, journal = snapshot.dirty.audit, self._journal
+        if drafts and journal.head[0] == 0:
+            # Whoever only reads leaves no node behind.
+            add_node(connection, self._queries, journal.node, journal.chain_key, snapshot.now)
+        connection.executemany(_AUDIT, (journal.values(each, snapshot.now) for each in drafts))
         if snapshot.dirty.stopped:
             counts = stopped_values(snapshot.dirty.stopped, snapshot.now)
             connection.executemany(_STOPPED, counts)
         for facts in (snapshot.dirty.facts, self._time_facts(snapshot)):
             write_facts(connection, self._queries, facts)
 
-    def _save_audit(self, snapshot: Snapshot) -> None:
-        drafts, journal = snapshot.dirty.audit, self._journal
-        if drafts and journal.head[0] == 0:
-            # Whoever only reads leaves no node behind.
-            node, key = journal.node, journal.chain_key
-            add_node(self._writer, self._queries, node, key, snapshot.now)
-        rows = (journal.values(draft, snapshot.now) for draft in drafts)
-        self._writer.executemany(_AUDIT, rows)
+    def _empty_log(self, bytes_max: int) -> None:
+        """Cut a log beyond `bytes_max` to nothing, unless somebody reads or writes."""
+        if log_bytes(self._path) <= bytes_max:
+            return
+        # Whoever reads an older state may do so for hours: nobody waits for them. It is tried
+        # again later, and what cannot be written shows at the next commit.
+        with contextlib.suppress(sqlite3.Error):
+            try:
+                self._writer.execute("PRAGMA busy_timeout = 0")
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                self._writer.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -253,49 +259,6 @@ def _create(path: Path) -> None:
     """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    try:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-    except sqlite3.Error:
-        # The connection is broken; SQLite rolls back by itself when it is used or closed next.
-        return
-
-
-class WriteAheadLog:
-    """The log beside the store at `path`, emptied over the writer's own connection."""
-
-    def __init__(self, path: Path, writer: sqlite3.Connection) -> None:
-        """Bound the file of an emptied log."""
-        self._path = path
-        self._writer = writer
-        self._commits = 0
-        writer.execute(f"PRAGMA journal_size_limit = {KEPT_BYTES}")
-
-    def committed(self) -> None:
-        """Note a commit; now and then, empty a log that has become large."""
-        self._commits += 1
-        if self._commits % LOOKED_AT_EVERY == 0 and log_bytes(self._path) > LARGE_BYTES:
-            self.empty()
-
-    def rest(self) -> None:
-        """Empty a log that is larger than it needs to be, while nobody waits for the writer."""
-        if log_bytes(self._path) > KEPT_BYTES:
-            self.empty()
-
-    def empty(self) -> None:
-        """Copy the log into the file and cut it to nothing, unless somebody reads or writes."""
-        held_ms = self._writer.execute("PRAGMA busy_timeout").fetchone()[0]
-        try:
-            # Whoever reads an older state may do so for hours: nobody waits for them.
-            self._writer.execute("PRAGMA busy_timeout = 0")
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        except sqlite3.Error:
-            return  # tried again later; what cannot be written shows at the next commit
-        finally:
-            self._writer.execute(f"PRAGMA busy_timeout = {held_ms}")
 
 
 def log_bytes(path: Path) -> int:
