@@ -15,12 +15,7 @@ from typing import Any
 from kb_mcp.agent import wording
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.calls import Caller, Unavailable, caller_of
-from kb_mcp.agent.doors.bedrock import (
-    answer_action_group,
-    answer_gateway,
-    gateway_names,
-    is_action_group_event,
-)
+from kb_mcp.agent.doors import bedrock
 from kb_mcp.environment import SettingsError
 from kb_mcp.serving.process_setup import uncollected
 from kb_mcp.settings import Settings
@@ -42,9 +37,9 @@ def handler(
     """
     event = event if isinstance(event, Mapping) else {}
     caller = _caller(settings) if billing is None else caller_of(billing)
-    if is_action_group_event(event):
-        return answer_action_group(event, caller)
-    return answer_gateway(event, gateway_names(context), caller)
+    if bedrock.is_action_group_event(event):
+        return bedrock.answer_action_group(event, caller)
+    return bedrock.answer_gateway(event, bedrock.gateway_names(context), caller)
 
 
 def _caller(settings: Settings | None) -> Caller:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar, assert_never
 
+from kb_mcp.agent import outcomes
 from kb_mcp.agent.catalogue import (
     Arguments,
     ChargeApi,
@@ -24,18 +25,6 @@ from kb_mcp.agent.catalogue import (
     tools_granted,
 )
 from kb_mcp.agent.client.line import CallContext, Line
-from kb_mcp.agent.outcomes import (
-    ProxyUnavailableError,
-    RateLimitedError,
-    Reply,
-    ToolNotGrantedError,
-    as_list,
-    as_map,
-    charge_outcome,
-    proves_nothing,
-    raise_if_nothing_sent,
-    refund_outcome,
-)
 from kb_mcp.agent.results import ChargeResult, ChargeStatusResult, RefundResult, Result
 from kb_mcp.agent.status import (
     contradicts,
@@ -53,7 +42,7 @@ from kb_mcp.idempotency import refund_name
 T = TypeVar("T")
 KeySource = str | Callable[[], str]
 """A token, or a function that fetches the current one (a file, a secret store)."""
-Ask = Callable[[str], Awaitable[Reply]]
+Ask = Callable[[str], Awaitable[outcomes.Reply]]
 """One request to the proxy with the token that is given."""
 
 logger = logging.getLogger(__name__)
@@ -78,14 +67,14 @@ class HeldKey:
         self._source = source
         self._token: str | None = None
 
-    async def ask(self, ask: Ask) -> Reply:
+    async def ask(self, ask: Ask) -> outcomes.Reply:
         """Ask with the token; of one that was rotated under us, once more with the newer one.
 
         Raises: ProxyUnavailableError, where there is no token; and what `ask` raises.
         """
         token = self._token or self._read()
         if token is None:
-            raise ProxyUnavailableError
+            raise outcomes.ProxyUnavailableError
         answer = await ask(token)
         stale = answer.status == 401 and answer.text("code") in _STALE and not answer.doubtful
         newer = self._read() if stale else None
@@ -207,17 +196,19 @@ class Billing:
 
     async def _charge_once(self, arguments: ChargeArguments, context: CallContext) -> ChargeResult:
         answer = await self._ask(ToolName.CHARGE, partial(self._charge, arguments, context))
-        return charge_outcome(arguments, answer)
+        return outcomes.charge_outcome(arguments, answer)
 
-    async def _charge(self, arguments: ChargeArguments, context: CallContext, token: str) -> Reply:
+    async def _charge(
+        self, arguments: ChargeArguments, context: CallContext, token: str
+    ) -> outcomes.Reply:
         headers = context.headers()
         params = charge_params(arguments)
         if self.charge_api == "payment_intents":
             card = await self.line.default_payment_method(token, arguments.customer_id, headers)
-            if isinstance(card, Reply):
-                if proves_nothing(card):
+            if isinstance(card, outcomes.Reply):
+                if outcomes.proves_nothing(card):
                     # Only a look-up went wrong: nothing has been charged.
-                    raise ProxyUnavailableError
+                    raise outcomes.ProxyUnavailableError
                 return card
             params |= {"payment_method": card, **OFF_SESSION}
             # The proxy leaves out of the bill what we looked up: a new card is no other bill.
@@ -231,7 +222,7 @@ class Billing:
             ToolName.REFUND,
             lambda token: self.line.create(token, "refunds", params, key, context.headers()),
         )
-        return refund_outcome(arguments, answer)
+        return outcomes.refund_outcome(arguments, answer)
 
     async def _look_up(
         self, arguments: ChargeStatusArguments, context: CallContext
@@ -249,7 +240,7 @@ class Billing:
         charge_id = operation.get("charge_id")
         if isinstance(charge_id, str) and operation.get("state") in {"succeeded", "failed"}:
             # A declined intent, too: the customer may have paid it since.
-            with suppress(ProxyUnavailableError, RateLimitedError):
+            with suppress(outcomes.ProxyUnavailableError, outcomes.RateLimitedError):
                 shown = await self._status_of(charge_id, context)
                 if shown.found:
                     return shown
@@ -259,7 +250,7 @@ class Billing:
     async def _status_by_id(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
         """Look a charge up at Stripe; where that does not show it, the ledger may know it."""
         found = None
-        with suppress(ProxyUnavailableError):
+        with suppress(outcomes.ProxyUnavailableError):
             found = await self._status_of(charge_id, context)
         if found is not None and found.found:
             return found
@@ -268,7 +259,7 @@ class Billing:
         if operation is not None:
             return describe_operation(operation, livemode=reply.livemode)
         if found is None:
-            raise ProxyUnavailableError
+            raise outcomes.ProxyUnavailableError
         return found
 
     async def _status_of(self, charge_id: str, context: CallContext) -> ChargeStatusResult:
@@ -280,37 +271,37 @@ class Billing:
             return nothing_shown("not_found") if reply.status == 404 else not_readable(reply)
         refunds = None
         # The charge was found: that there is more to say must not hide it.
-        with suppress(ProxyUnavailableError, RateLimitedError):
+        with suppress(outcomes.ProxyUnavailableError, outcomes.RateLimitedError):
             refunds = describe_refunds(await self._operations(context, charge_id=charge_id))
         return describe_charge(reply, refunds)
 
-    async def _operations(self, context: CallContext, **wanted: str) -> Reply:
+    async def _operations(self, context: CallContext, **wanted: str) -> outcomes.Reply:
         return await self._read(
             lambda token: self.line.operations(token, wanted, context.headers())
         )
 
-    async def _read(self, ask: Ask) -> Reply:
+    async def _read(self, ask: Ask) -> outcomes.Reply:
         answer = await self._ask(ToolName.CHARGE_STATUS, ask)
-        raise_if_nothing_sent(answer)
-        if proves_nothing(answer):
-            raise ProxyUnavailableError
+        outcomes.raise_if_nothing_sent(answer)
+        if outcomes.proves_nothing(answer):
+            raise outcomes.ProxyUnavailableError
         return answer
 
-    async def _ask(self, tool: ToolName, ask: Ask) -> Reply:
+    async def _ask(self, tool: ToolName, ask: Ask) -> outcomes.Reply:
         if self._shared is None:
             return await self._keys[tool].ask(ask)
         answer = await self._shared.ask(ask)
         denied = answer.text("code") == "vault_key_not_authorized"
         if denied and tool not in (await self._granted(self._shared))[0]:
-            raise ToolNotGrantedError
+            raise outcomes.ToolNotGrantedError
         return answer
 
     async def _granted(self, held: HeldKey) -> tuple[frozenset[ToolName], tuple[str, ...]]:
         answer = await held.ask(lambda token: self.line.describe_key(token, {}))
-        raise_if_nothing_sent(answer)
+        outcomes.raise_if_nothing_sent(answer)
         granted = grants(answer, self.charge_api)
         if granted is None:
-            raise ProxyUnavailableError(answer.text("message") or UNAVAILABLE)
+            raise outcomes.ProxyUnavailableError(answer.text("message") or UNAVAILABLE)
         return granted
 
 
@@ -336,12 +327,12 @@ def refund_params(arguments: RefundArguments) -> dict[str, Any]:  # as above
 
 
 def grants(
-    reply: Reply, charge_api: ChargeApi
+    reply: outcomes.Reply, charge_api: ChargeApi
 ) -> tuple[frozenset[ToolName], tuple[str, ...]] | None:
     """Return the tools and kinds of period that the proxy says a key grants; None: it does not."""
-    policy = as_map(reply.fields.get("policy"))
+    policy = outcomes.as_map(reply.fields.get("policy"))
     allow, kinds = policy.get("allow"), policy.get("period_kinds")
     if reply.is_error or not isinstance(allow, list):
         return None
     tools = tools_granted(frozenset(each for each in allow if isinstance(each, str)), charge_api)
-    return tools, tuple(kind for kind in as_list(kinds) if isinstance(kind, str))
+    return tools, tuple(kind for kind in outcomes.as_list(kinds) if isinstance(kind, str))

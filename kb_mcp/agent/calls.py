@@ -17,7 +17,7 @@ from typing import Final, assert_never, get_args
 
 from pydantic import ValidationError
 
-from kb_mcp.agent import wording
+from kb_mcp.agent import outcomes, wording
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import (
     Arguments,
@@ -28,14 +28,6 @@ from kb_mcp.agent.catalogue import (
     find_tool,
 )
 from kb_mcp.agent.client.line import CallContext
-from kb_mcp.agent.outcomes import (
-    ProxyUnavailableError,
-    RateLimitedError,
-    Reply,
-    ToolNotGrantedError,
-    charge_outcome,
-    refund_outcome,
-)
 from kb_mcp.agent.results import Result
 from kb_mcp.agent.status import nothing_shown
 
@@ -221,11 +213,11 @@ def _prepare(
 
 def _failed(name: str, arguments: Arguments, error: Exception) -> Answer:
     match error:
-        case ToolNotGrantedError():
+        case outcomes.ToolNotGrantedError():
             return NotOffered()
-        case RateLimitedError():
+        case outcomes.RateLimitedError():
             return RateLimited(error.retry_after_s)
-        case ProxyUnavailableError():
+        case outcomes.ProxyUnavailableError():
             return Unavailable(str(error))
         case _:
             # Not the exception itself: its text and frames can hold keys.
@@ -235,12 +227,12 @@ def _failed(name: str, arguments: Arguments, error: Exception) -> Answer:
 
 def _uncertain(arguments: Arguments) -> Result:
     """Say, of a call that broke in our own code, what is safe to assume: nothing."""
-    broken = Reply(0, {"code": "internal_error"}, is_error=True)
+    broken = outcomes.Reply(0, {"code": "internal_error"}, is_error=True)
     match arguments:
         case ChargeArguments():
-            return charge_outcome(arguments, broken)
+            return outcomes.charge_outcome(arguments, broken)
         case RefundArguments():
-            return refund_outcome(arguments, broken)
+            return outcomes.refund_outcome(arguments, broken)
         case ChargeStatusArguments():
             return nothing_shown("broken", status="unknown")
         case _:

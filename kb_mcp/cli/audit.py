@@ -15,18 +15,8 @@ from typing import Any
 
 import click
 
-from kb_mcp.cli import group
+from kb_mcp.cli import group, output
 from kb_mcp.cli.opening import OpenStore, codes, in_store, key_ids
-from kb_mcp.cli.output import (
-    STEP,
-    Advance,
-    Failure,
-    Output,
-    cell,
-    counted,
-    found_something,
-    say_failure,
-)
 from kb_mcp.instants import how_many, rfc3339
 from kb_mcp.proxy.audit.chain import (
     AuditReader,
@@ -89,7 +79,7 @@ async def tail(opened: OpenStore) -> None:
     while True:
         for row in rows:
             last = row["row"]
-            shown = (cell(row[name]) for name in COLUMNS.split() if row[name] is not None)
+            shown = (output.cell(row[name]) for name in COLUMNS.split() if row[name] is not None)
             line = next(export_lines([row], "jsonl")) if opened.out.as_json else "  ".join(shown)
             click.echo(line)
         await asyncio.sleep(TAIL_EVERY_S)
@@ -106,8 +96,8 @@ async def export_(opened: OpenStore, *, form: str, since: str | None) -> None:
     records = opened.store.records
     total = records.audit_size() if since is None else None
     # A bar between the lines of a terminal would spoil both.
-    with Output(as_json=sys.stdout.isatty()).progress("Exporting") as advance:
-        rows = counted(records.audit(**_between(opened, since, None)), advance, total)
+    with output.Output(as_json=sys.stdout.isatty()).progress("Exporting") as advance:
+        rows = output.counted(records.audit(**_between(opened, since, None)), advance, total)
         for line in export_lines(rows, form):
             click.echo(line)
 
@@ -126,9 +116,9 @@ async def verify(opened: OpenStore) -> None:
         told = {"rows": rows, "chains": chains, "heads": heads, "broken": outcome.breaks}
         opened.out.json({"ok": not outcome.breaks, **told})
     for each in outcome.breaks:
-        say_failure(str(each), None)
+        output.say_failure(str(each), None)
     if outcome.breaks:
-        found_something()
+        output.found_something()
     if not opened.out.as_json:
         click.echo(f"The audit holds. Rows: {rows}. Chains: {chains}. Held against heads: {heads}.")
     if heads < chains:
@@ -149,7 +139,7 @@ async def archive(opened: OpenStore, *, before: str, file: Path) -> None:
     outcome, heads = verified(opened)
     if outcome.breaks:
         why = f"nothing was archived: {outcome.breaks[0]}"
-        raise Failure(why, "`kb-mcp audit verify` says more.")
+        raise output.Failure(why, "`kb-mcp audit verify` says more.")
     moment = rfc3339(opened.past_ms(before))
     chain = opened.store.records.chain
     ends = {
@@ -175,7 +165,7 @@ def _between(opened: OpenStore, since: str | None, until: str | None) -> dict[st
 class _CountedAudit:
     """A reader of the audit that tells how many rows of all its chains were walked."""
 
-    def __init__(self, reader: AuditReader, advance: Advance, total: int) -> None:
+    def __init__(self, reader: AuditReader, advance: output.Advance, total: int) -> None:
         """Read as `reader` does; `total` is how many rows there are."""
         self.nodes, self.writers = reader.nodes, reader.writers
         self._read, self._advance, self._total, self._done = reader.chain, advance, total, 0
@@ -184,7 +174,7 @@ class _CountedAudit:
         """Yield the rows of one node, in the order of its chain."""
         for row in self._read(node):
             self._done += 1
-            if self._done % STEP == 0:
+            if self._done % output.STEP == 0:
                 self._advance(self._done, self._total)
             yield row
 
@@ -201,24 +191,26 @@ def verified(opened: OpenStore) -> tuple[Verification, Mapping[str, Head]]:
 
 
 def _write_segments(
-    opened: OpenStore, ends: Mapping[str, Head], file: Path, advance: Advance
+    opened: OpenStore, ends: Mapping[str, Head], file: Path, advance: output.Advance
 ) -> int:
     """Write the rows up to each end to a new file, and see it on the disk. Raises: Failure."""
     count = 0
     try:
         with open(file, "x", encoding="utf-8", opener=partial(os.open, mode=0o600)) as stream:
-            rows = counted(_segments(opened, ends), advance, None)
+            rows = output.counted(_segments(opened, ends), advance, None)
             for line in export_lines(rows, "jsonl"):
                 stream.write(f"{line}\n")
                 count += 1
             stream.flush()
             os.fsync(stream.fileno())
     except FileExistsError:
-        raise Failure(
+        raise output.Failure(
             f"{file} exists", "Name a new file: archives are never overwritten."
         ) from None
     except OSError as error:
-        raise Failure(f"cannot write {file}: {error.strerror}", "Nothing was archived.") from None
+        raise output.Failure(
+            f"cannot write {file}: {error.strerror}", "Nothing was archived."
+        ) from None
     return count
 
 

@@ -13,16 +13,7 @@ from typing import Any
 
 import click
 
-from kb_mcp.cli import group
-from kb_mcp.cli.opening import (
-    OPERATOR,
-    OpenProxy,
-    OpenStore,
-    at_stripe,
-    demand,
-    in_store,
-    leniently,
-)
+from kb_mcp.cli import group, opening
 from kb_mcp.cli.output import Output, WrongUse, example
 from kb_mcp.environment import SQLITE
 from kb_mcp.instants import how_many, rfc3339
@@ -45,8 +36,8 @@ settings = group("settings", "set account_daily_cap 50000.00usd")
 
 
 @settings.command()
-@in_store("settings show --json", leniently)
-async def show(opened: OpenStore) -> None:
+@opening.in_store("settings show --json", opening.leniently)
+async def show(opened: opening.OpenStore) -> None:
     """Show what the store holds."""
     opened.out.record(_record(_held(opened)))
 
@@ -54,8 +45,8 @@ async def show(opened: OpenStore) -> None:
 @settings.command("set")
 @click.argument("name", type=click.Choice(tuple(_TAKEN_UP)))
 @click.argument("value")
-@in_store("settings set account_daily_cap 50000.00usd,40000.00eur", leniently)
-async def set_(opened: OpenStore, *, name: str, value: str) -> None:
+@opening.in_store("settings set account_daily_cap 50000.00usd,40000.00eur", opening.leniently)
+async def set_(opened: opening.OpenStore, *, name: str, value: str) -> None:
     """Set one setting; VALUE is a cap (or several, or none), or a number of seconds."""
     fact, text = _fact(name, value)
     before = _held(opened)
@@ -68,54 +59,54 @@ async def set_(opened: OpenStore, *, name: str, value: str) -> None:
     click.echo(_TAKEN_UP[name], err=True)
 
 
-def _held(opened: OpenStore) -> dict[str, str]:
+def _held(opened: opening.OpenStore) -> dict[str, str]:
     """Return the facts of the store, and what the first serving process would add to them."""
     return opened.store.defaults | opened.store_admin.facts()
 
 
 @settings.command("confirm-account")
-@at_stripe("settings confirm-account", json=False)
-async def confirm_account(opened: OpenProxy) -> None:
+@opening.at_stripe("settings confirm-account", json=False)
+async def confirm_account(opened: opening.OpenProxy) -> None:
     """Confirm that the Stripe key of this process belongs to the account of this store.
 
     It is asked for where the key may read neither its account nor an object that the store made.
     Where Stripe says that it is another account, this is refused.
     """
     if opened.settings.upstream_mode != "sandbox":
-        await opened.proxy.account.confirm(OPERATOR)
+        await opened.proxy.account.confirm(opening.OPERATOR)
     click.echo("This Stripe key may be used with the store.")
 
 
 @settings.command("confirm-new-store")
-@at_stripe("settings confirm-new-store", json=False)
-async def confirm_new_store(opened: OpenProxy) -> None:
+@opening.at_stripe("settings confirm-new-store", json=False)
+async def confirm_new_store(opened: opening.OpenProxy) -> None:
     """Confirm that this store is new; recent charges at Stripe belong to another store.
 
     A new store sends nothing while Stripe has recent charges that kb-mcp made: it may stand in for
     a store that was lost.
     """
-    demand(await confirm(opened.proxy.walks.walk, OPERATOR))
+    opening.demand(await confirm(opened.proxy.walks.walk, opening.OPERATOR))
     click.echo("The store is a new one: it sends from now on.")
 
 
 @settings.command("foreign-lineage")
 @click.argument("lineage")
-@at_stripe("settings foreign-lineage b7zlpvt5pt7w", json=False)
-async def foreign_lineage(opened: OpenProxy, *, lineage: str) -> None:
+@opening.at_stripe("settings foreign-lineage b7zlpvt5pt7w", json=False)
+async def foreign_lineage(opened: opening.OpenProxy, *, lineage: str) -> None:
     """Confirm that charges marked with LINEAGE (by a version before 0.2) are another store's.
 
     LINEAGE stands in their metadata[keybrake_key] at Stripe.
     """
     walk = opened.proxy.walks.walk
-    demand(await name_foreign(walk, lineage, OPERATOR))
+    opening.demand(await name_foreign(walk, lineage, opening.OPERATOR))
     whole = isinstance(await walk.run(LOOK_BACK_AT_START_MS), Whole)
     left = "" if whole else " `kb-mcp doctor` says what is still missing."
     click.echo(f"Charges of {lineage} are another store's.{left}")
 
 
 @settings.command("confirm-clock")
-@in_store("settings confirm-clock", leniently)
-async def confirm_clock(opened: OpenStore) -> None:
+@opening.in_store("settings confirm-clock", opening.leniently)
+async def confirm_clock(opened: opening.OpenStore) -> None:
     """Confirm that this host's clock is right, when it differs from Stripe's or the store's.
 
     `kb-mcp doctor` says what is disputed. The word holds until the clocks agree again.
@@ -184,7 +175,7 @@ def migrate(*, source: str | None, grant_to: str | None) -> None:
 
 
 async def _schema(settings: Settings) -> int:
-    async with leniently(settings, Output()) as opened:
+    async with opening.leniently(settings, Output()) as opened:
         return opened.store_admin.database.schema()
 
 

@@ -17,13 +17,8 @@ import pytest
 
 from kb_mcp.agent.billing import Billing
 from kb_mcp.agent.catalogue import TOOLS, ChargeArguments, ToolName
+from kb_mcp.agent.client import network
 from kb_mcp.agent.client.line import ANSWER_TIMEOUT_S, CallContext
-from kb_mcp.agent.client.network import (
-    CONNECT_TIMEOUT_S,
-    NetworkLine,
-    check_address,
-    open_transport,
-)
 from kb_mcp.idempotency import idempotency_key
 from kb_mcp.settings import Secret, Settings, SettingsError, load_settings
 from kb_mcp.wiring.agent import held_keys, network_line, trust_of
@@ -87,9 +82,9 @@ def deployment() -> Iterator[Deployment]:
     missing = [tool.value for tool in wanted if tool not in keys]
     if missing:
         pytest.fail(f"no vault key is set for {', '.join(missing)}", pytrace=False)
-    check_address(settings.proxy_url, allow_http=settings.allow_http)
-    transport = open_transport(settings.proxy_url, trust)
-    timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+    network.check_address(settings.proxy_url, allow_http=settings.allow_http)
+    transport = network.open_transport(settings.proxy_url, trust)
+    timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=network.CONNECT_TIMEOUT_S)
     with httpx.Client(transport=transport, trust_env=False, timeout=timeout) as http:
         billing, audit = (keys[tool] for tool in wanted)
         yield Deployment(settings, settings.proxy_url.rstrip("/"), http, billing, audit)
@@ -162,7 +157,7 @@ def test_the_tools_send_that_key_in_the_header(deployment: Deployment) -> None:
 
     billing = Billing(
         {ToolName.CHARGE: deployment.billing.reveal},
-        NetworkLine("http://127.0.0.1", transport=httpx.MockTransport(note)),
+        network.NetworkLine("http://127.0.0.1", transport=httpx.MockTransport(note)),
     )
     for period in ("2026-06", "2026-06", "2026-07"):
         bill = ChargeArguments(customer_id=NOBODY, amount_cents=2900, billing_period=period)

@@ -20,14 +20,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from kb_mcp.instants import past_ms
+from kb_mcp.operators.actions import keys
 from kb_mcp.operators.actions.grants import NoSuchGrantError, NotGrantedError
-from kb_mcp.operators.actions.keys import (
-    REASON_MAX,
-    TEXT_MAX,
-    CapRequiredError,
-    KeyEndedError,
-    KeyRequestError,
-)
 from kb_mcp.operators.reports.views import NoSuchKeyError, NoSuchOperationError
 from kb_mcp.periods import parse_period
 from kb_mcp.proxy.access.grants import MatchError
@@ -40,8 +34,8 @@ BODY_MAX_BYTES = 64 * 1024
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000
 OVERLAP_DEFAULT = "24h"
-Text = Annotated[str, Field(max_length=TEXT_MAX)]
-Reason = Annotated[str, Field(max_length=REASON_MAX)]
+Text = Annotated[str, Field(max_length=keys.TEXT_MAX)]
+Reason = Annotated[str, Field(max_length=keys.REASON_MAX)]
 Amount = Annotated[int, Field(gt=0, lt=2**53)]
 AUDIT_FILTERS = ("key", "customer", "code", "operation", "agent", "session", "subject")
 APPROVAL_STATES = ("pending", "approved", "denied", "used", "expired")
@@ -80,11 +74,11 @@ _TOLD: dict[type[Exception], tuple[int, str, str, str | None]] = {
     NoSuchKeyError: (404, "key_unknown", "There is no vault key with this id.", None),
     NoSuchOperationError: (404, "operation_unknown", "There is no operation with this id.", None),
     NoSuchGrantError: (404, "grant_unknown", "There is no grant with this id.", None),
-    KeyEndedError: (409, "key_ended", "{}.", None),
-    KeyRequestError: (400, "parameter_invalid", "{}", None),
+    keys.KeyEndedError: (409, "key_ended", "{}.", None),
+    keys.KeyRequestError: (400, "parameter_invalid", "{}", None),
     MatchError: (400, "parameter_invalid", "{}.", "match"),
     NotGrantedError: (409, "grant_refused", "{}.", None),
-    CapRequiredError: (
+    keys.CapRequiredError: (
         *(400, "cap_required"),
         "{}. Give caps with daily, monthly or per_customer_daily, or say in so many words that it "
         "shall have none: uncapped.",
@@ -119,7 +113,7 @@ def input_error(error: Exception) -> InputError:
 
 def invalid(param: str, message: str) -> InputError:
     """Return what was wrong with the field `param`."""
-    return InputError(400, "parameter_invalid", message, clean_text(param, TEXT_MAX))
+    return InputError(400, "parameter_invalid", message, clean_text(param, keys.TEXT_MAX))
 
 
 async def read_bytes(request: Request) -> bytes:
@@ -183,7 +177,7 @@ def read_query(request: Request, allowed: Collection[str]) -> dict[str, str]:
     for name in given:
         if name not in allowed:
             message = f"There is no filter of that name; there are {', '.join(sorted(allowed))}."
-            raise InputError(400, "parameter_unknown", message, clean_text(name, TEXT_MAX))
+            raise InputError(400, "parameter_unknown", message, clean_text(name, keys.TEXT_MAX))
     return {name: value for name, value in given.items() if value}
 
 
@@ -230,5 +224,5 @@ def _once(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         message = "This is given twice."
-        raise InputError(400, "parameter_duplicate", message, clean_text(twice, TEXT_MAX))
+        raise InputError(400, "parameter_duplicate", message, clean_text(twice, keys.TEXT_MAX))
     return fields

@@ -26,16 +26,8 @@ from kb_mcp.proxy.errors.refusals import (
 )
 from kb_mcp.proxy.ledger.port import Ledger, note
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, AuditDraft, Operation, State
+from kb_mcp.proxy.stripe import evidence
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.evidence import (
-    Declined,
-    Made,
-    NeverBegan,
-    Nothing,
-    Proof,
-    Rejected,
-    object_id,
-)
 from kb_mcp.proxy.stripe.interpret import Reading
 from kb_mcp.proxy.stripe.messages import Answered, NotSent, Reply, UpstreamAnswer, refused
 from kb_mcp.proxy.stripe.reader import WAITED_FOR_MS, StripeReads
@@ -71,26 +63,26 @@ class Answers:
     livemode: bool = False
 
     def first(
-        self, operation: Operation, attempt: Attempt, proof: Proof, answer: UpstreamAnswer
+        self, operation: Operation, attempt: Attempt, proof: evidence.Proof, answer: UpstreamAnswer
     ) -> Reply:
         """Answer the caller who sent: `operation` and `attempt` are as the conclusion left them."""
         decided = attempt.outcome in _SETTLED_NO
         match proof:
-            case Made() if operation.answer is not None and _read_since(operation, proof):
+            case evidence.Made() if operation.answer is not None and _read_since(operation, proof):
                 # Somebody has read since how it ended; an answer that lay in the line is older.
                 return _stored(operation)
-            case Made() if operation.object_id == proof.object_id:
+            case evidence.Made() if operation.object_id == proof.object_id:
                 return _passed(operation, attempt, proof.body, answer)
-            case Declined():
+            case evidence.Declined():
                 return _passed(operation, attempt, proof.body, answer)
-            case Rejected(ours=True) if decided:
+            case evidence.Rejected(ours=True) if decided:
                 return _refused(Code.UPSTREAM_REJECTED_KEY, operation)
-            case NeverBegan(status=None) if decided:
+            case evidence.NeverBegan(status=None) if decided:
                 code = _NEVER_SENT.get(proof.code, Code.UPSTREAM_UNREACHABLE)
                 return _refused(code, operation, answer)
-            case Rejected() | NeverBegan() if decided:
+            case evidence.Rejected() | evidence.NeverBegan() if decided:
                 return _passed(operation, attempt, proof.body, answer)
-            case Made() | Rejected() | NeverBegan() | Nothing():
+            case evidence.Made() | evidence.Rejected() | evidence.NeverBegan() | evidence.Nothing():
                 return _refused(Code.OUTCOME_UNKNOWN, operation)
             case _:
                 assert_never(proof)
@@ -168,7 +160,7 @@ def _refused(code: Code, operation: Operation, answer: UpstreamAnswer | None = N
     return refused(refusal, **named)
 
 
-def _read_since(operation: Operation, made: Made) -> bool:
+def _read_since(operation: Operation, made: evidence.Made) -> bool:
     """Say whether the end of what `made` tells of is known by now, and is another."""
     came_back = operation.state is State.FAILED and operation.gives_back is not None
     return operation.final and (made.verdict == "pending" or came_back)
@@ -229,7 +221,9 @@ class Reads:
         asked = {
             each
             for customer, told in owners
-            if told is None and (each := object_id(customer)) and needs_customer(policy, each)
+            if told is None
+            and (each := evidence.object_id(customer))
+            and needs_customer(policy, each)
         }
         # More would be a search among customers, which such a key may not see anyway.
         looked_up = asked if len(asked) <= LOOKED_UP_MAX else set()

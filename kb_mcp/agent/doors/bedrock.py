@@ -17,19 +17,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from kb_mcp.agent.calls import (
-    Answer,
-    Answered,
-    Body,
-    Caller,
-    Invalid,
-    NotOffered,
-    RateLimited,
-    Unavailable,
-    body_of,
-    call_with_texts,
-    is_error,
-)
+from kb_mcp.agent import calls
 from kb_mcp.agent.catalogue import JSON, TOOLS, find_tool
 from kb_mcp.agent.client.line import CallContext, read_subject
 from kb_mcp.agent.outcomes import as_list, as_map
@@ -51,17 +39,17 @@ _EMPTY: Final[Message] = {"text": "(no content)"}  # a message without a block i
 
 # What the API form says of an answer, where a model may reason about anything below 500, and the
 # state that both forms tell.
-_SAID: Final[Mapping[type[Answer], tuple[int, str | None]]] = {
-    Invalid: (400, "REPROMPT"),
-    NotOffered: (404, None),
-    RateLimited: (429, None),
-    Unavailable: (503, "FAILURE"),
+_SAID: Final[Mapping[type[calls.Answer], tuple[int, str | None]]] = {
+    calls.Invalid: (400, "REPROMPT"),
+    calls.NotOffered: (404, None),
+    calls.RateLimited: (429, None),
+    calls.Unavailable: (503, "FAILURE"),
 }
 
 
-def body_text(answer: Answer) -> str:
+def body_text(answer: calls.Answer) -> str:
     """Return the body as ASCII JSON."""
-    return json.dumps(body_of(answer), separators=(",", ":"))
+    return json.dumps(calls.body_of(answer), separators=(",", ":"))
 
 
 def is_action_group_event(event: Json) -> bool:
@@ -69,7 +57,7 @@ def is_action_group_event(event: Json) -> bool:
     return "actionGroup" in event and ("apiPath" in event or "function" in event)
 
 
-def answer_action_group(event: Json, caller: Caller) -> Message:
+def answer_action_group(event: Json, caller: calls.Caller) -> Message:
     """Answer one event, echoing what names the action exactly as it came."""
     api = "apiPath" in event
     result, state = _run(event, caller, _context(event), api=api)
@@ -79,7 +67,7 @@ def answer_action_group(event: Json, caller: Caller) -> Message:
 
 
 def _run(
-    request: Json, caller: Caller, context: CallContext, *, api: bool
+    request: Json, caller: calls.Caller, context: CallContext, *, api: bool
 ) -> tuple[Message, Message]:
     """Run the tool that is named, by path and method with `api`, else by `function`.
 
@@ -94,9 +82,9 @@ def _run(
         parts += [as_map(part).get("properties") for part in content.values()]
     else:
         tool = find_tool(request.get("function"), allow_reference=True)
-    answer = call_with_texts(caller, tool, context, *map(_pairs, parts))
+    answer = calls.call_with_texts(caller, tool, context, *map(_pairs, parts))
     # A charge may be under way, so that the caller must not charge again.
-    unknown = isinstance(answer, Answered) and answer.result.status == "unknown"
+    unknown = isinstance(answer, calls.Answered) and answer.result.status == "unknown"
     status, state = _SAID.get(type(answer), (202 if unknown else 200, None))
     body: Message = {"body": body_text(answer)}
     result: Message = {"httpStatusCode": status} if api else {}
@@ -247,13 +235,13 @@ def _index(part: Json) -> int:
 # A tool use is whole under these. Some models end their turn beside it, and every framework runs
 # it. Any other reason cut the answer off or found it malformed.
 _RUNS: Final = frozenset({None, "tool_use", "end_turn", "stop_sequence"})
-_HALF: Final = Invalid(
+_HALF: Final = calls.Invalid(
     "The tool use came broken off, malformed or with a name twice. Ask for it again."
 )
 
 
 def answer_message(
-    message: Json, caller: Caller, context: CallContext, stop_reason: str | None = None
+    message: Json, caller: calls.Caller, context: CallContext, stop_reason: str | None = None
 ) -> Message | None:
     """Run the tool uses of an assistant's message and return the user message that answers them.
 
@@ -270,29 +258,29 @@ def answer_message(
 
 
 def answer_returned_control(
-    return_control: Json, caller: Caller, context: CallContext
+    return_control: Json, caller: calls.Caller, context: CallContext
 ) -> list[Message]:
     """Run the invocations of an agent that returns control; one result each, in order."""
     inputs = as_list(return_control.get("invocationInputs"))
     return [_returned(as_map(entry), caller, context) for entry in inputs]
 
 
-def _answer_use(use: Json, caller: Caller, context: CallContext, *, runs: bool) -> Message:
+def _answer_use(use: Json, caller: calls.Caller, context: CallContext, *, runs: bool) -> Message:
     arguments, name = use.get("input"), use.get("name")
     whole = isinstance(arguments, Mapping) and not isinstance(arguments, BrokenInput)
-    answer: Answer = _HALF
+    answer: calls.Answer = _HALF
     if runs and whole and isinstance(name, str):
         answer = caller(name, as_map(arguments), context)
     return {
         "toolResult": {
             "toolUseId": use.get("toolUseId"),
-            "content": [{"json": body_of(answer)}],
-            "status": "error" if is_error(answer) else "success",
+            "content": [{"json": calls.body_of(answer)}],
+            "status": "error" if calls.is_error(answer) else "success",
         }
     }
 
 
-def _returned(entry: Json, caller: Caller, context: CallContext) -> Message:
+def _returned(entry: Json, caller: calls.Caller, context: CallContext) -> Message:
     api = as_map(entry.get("apiInvocationInput"))
     request = api or as_map(entry.get("functionInvocationInput"))
     result, state = _run(request, caller, context, api=bool(api))
@@ -305,7 +293,7 @@ def gateway_names(context: object) -> Json:
     return as_map(getattr(getattr(context, "client_context", None), "custom", None))
 
 
-def answer_gateway(event: Json, names: Json, caller: Caller) -> Body:
+def answer_gateway(event: Json, names: Json, caller: calls.Caller) -> calls.Body:
     """Answer one invocation with the result object itself; its tool is `<target>___<tool>`."""
     full_name = names.get("bedrockAgentCoreToolName")
     name = full_name.rpartition("___")[2] if isinstance(full_name, str) else ""
@@ -319,4 +307,4 @@ def answer_gateway(event: Json, names: Json, caller: Caller) -> Body:
     )
     # Numbers arrive as JSON or, from some callers, as text.
     tool = find_tool(name, allow_reference=True)
-    return body_of(call_with_texts(caller, tool, context, event.items()))
+    return calls.body_of(calls.call_with_texts(caller, tool, context, event.items()))

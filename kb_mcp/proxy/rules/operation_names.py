@@ -10,14 +10,7 @@ import hashlib
 
 from msgspec import Struct
 
-from kb_mcp.idempotency import (
-    body_name,
-    caller_name,
-    caller_name_of_endpoint,
-    explicit_name,
-    idempotency_key,
-    occurrence_key,
-)
+from kb_mcp import idempotency
 from kb_mcp.periods import Period
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
@@ -47,28 +40,28 @@ def name_of(policy: Policy, reading: Reading) -> Name | Refusal:
         sent = key or reading.sent_key
         if sent is None:
             return refuse(Code.IDEMPOTENCY_KEY_REQUIRED)
-        name = caller_name(sent)
+        name = idempotency.caller_name(sent)
         endpoints = dict.fromkeys((reading.route.endpoint, *METERED))
-        older = tuple(caller_name_of_endpoint(each, sent) for each in endpoints)
+        older = tuple(idempotency.caller_name_of_endpoint(each, sent) for each in endpoints)
         return Name(name, NamedBy.CALLER, name, older)
     customer, money, period = reading.customer, reading.money, reading.period
     if customer is not None and money is not None and period is not None:
         named = (customer, money.amount, period.label, money.currency, reading.reference)
-        derived = idempotency_key(*named)
+        derived = idempotency.idempotency_key(*named)
         return Name(derived, NamedBy.CONTENT, derived)
     if policy.idempotency == "strict":
         return refuse(Code.IDEMPOTENCY_KEY_REQUIRED)
     if key is not None:
-        name = explicit_name(reading.route.endpoint, reading.customer or "", key)
+        name = idempotency.explicit_name(reading.route.endpoint, reading.customer or "", key)
         return Name(name, NamedBy.EXPLICIT, name)
-    name = body_name(reading.form.canonical(), reading.path)
-    return Name(name, NamedBy.BODY, occurrence_key(name, 1))
+    name = idempotency.body_name(reading.form.canonical(), reading.path)
+    return Name(name, NamedBy.BODY, idempotency.occurrence_key(name, 1))
 
 
 def later_name(older: Operation) -> str:
     """Return the upstream key of the generation after `older`: the next occurrence, or K-rN."""
     if older.named_by is NamedBy.BODY and not older.refunded:
-        return occurrence_key(older.name, older.generation + 2)
+        return idempotency.occurrence_key(older.name, older.generation + 2)
     root, _, suffix = older.upstream_name.partition("-r")
     # One that was adopted by itself may have a higher number than its generation.
     count = max(older.generation, int(suffix) if suffix.isdecimal() else 0)

@@ -14,15 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Literal
 
-from kb_mcp.sandbox.answers import (
-    Answer,
-    Json,
-    Rejected,
-    declined,
-    invalid,
-    missing_object,
-    refuse_if,
-)
+from kb_mcp.sandbox import answers
 from kb_mcp.sandbox.listing import page
 from kb_mcp.sandbox.params import Call
 from kb_mcp.sandbox.store import Records
@@ -55,7 +47,7 @@ class BankCard:
     attaches: bool = True
 
     @property
-    def shown(self) -> Json:
+    def shown(self) -> answers.Json:
         """What an object of the API shows of it."""
         return {
             "brand": self.brand,
@@ -125,7 +117,7 @@ def card_of(records: Records, payment_method: str) -> BankCard:
 _PAYMENT_METHOD: Final = re.compile(r"pm_[A-Za-z0-9_]{1,200}")
 
 
-def require_payment_method(call: Call, payment_method: str, customer: str | None) -> Json:
+def require_payment_method(call: Call, payment_method: str, customer: str | None) -> answers.Json:
     """Return the payment method, which must not belong to another customer.
 
     Stripe's test names (`pm_card_visa`) and other well-formed ones come into being when named.
@@ -141,12 +133,12 @@ def require_payment_method(call: Call, payment_method: str, customer: str | None
 
 def _well_formed(payment_method: str) -> str:
     if not _PAYMENT_METHOD.fullmatch(payment_method) or "Missing" in payment_method:
-        raise missing_object("payment_method", payment_method, "payment_method")
+        raise answers.missing_object("payment_method", payment_method, "payment_method")
     return payment_method
 
 
-def _not_the_customers(payment_method: str, param: str) -> Rejected:
-    return invalid(
+def _not_the_customers(payment_method: str, param: str) -> answers.Rejected:
+    return answers.invalid(
         f"The customer does not have a payment method with the ID {payment_method}. The payment "
         "method must be attached to the customer.",
         "resource_missing",
@@ -154,7 +146,7 @@ def _not_the_customers(payment_method: str, param: str) -> Rejected:
     )
 
 
-def _attach(call: Call, payment_method: str, customer: str) -> Json:
+def _attach(call: Call, payment_method: str, customer: str) -> answers.Json:
     """Attach a payment method to a customer, and return it; of a test card, a copy.
 
     Raises: Rejected, when it belongs to somebody, or when its bank refuses even to save it.
@@ -162,18 +154,20 @@ def _attach(call: Call, payment_method: str, customer: str) -> Json:
     found = require_payment_method(call, payment_method, None)
     card = card_of(call.records, payment_method)
     if not card.attaches and card.decline is not None:
-        raise Rejected(declined(None, reason=card.decline))
+        raise answers.Rejected(answers.declined(None, reason=card.decline))
     if payment_method.startswith("pm_card_"):
         copied = f"pm_{call.new_id()}"
         call.save({"object": _TEST_CARD, "id": f"{copied}#card", "name": payment_method})
         found = _new_payment_method(call, copied)
     else:
         sentence = "The payment method you provided has already been attached to a customer."
-        refuse_if(found["customer"] not in {None, customer}, sentence, param="payment_method")
+        answers.refuse_if(
+            found["customer"] not in {None, customer}, sentence, param="payment_method"
+        )
     return call.save(found | {"customer": customer})
 
 
-def _detach(call: Call, payment_method: Json) -> Json:
+def _detach(call: Call, payment_method: answers.Json) -> answers.Json:
     """Take a payment method off its customer, whose default it is no more."""
     owner = call.records.find("customer", payment_method["customer"])
     if owner and owner["invoice_settings"]["default_payment_method"] == payment_method["id"]:
@@ -182,7 +176,7 @@ def _detach(call: Call, payment_method: Json) -> Json:
     return call.save(payment_method | {"customer": None})
 
 
-def _new_payment_method(call: Call, payment_method: str) -> Json:
+def _new_payment_method(call: Call, payment_method: str) -> answers.Json:
     shown = card_of(call.records, payment_method).shown
     return call.save(
         {
@@ -207,21 +201,21 @@ def _new_payment_method(call: Call, payment_method: str) -> Json:
     )
 
 
-def attach_payment_method(call: Call) -> Json:
+def attach_payment_method(call: Call) -> answers.Json:
     """POST /v1/payment_methods/{payment_method}/attach."""
     customer = require_customer(call, call.required("customer"))
     return _attach(call, call.ids[0], customer["id"])
 
 
-def detach_payment_method(call: Call) -> Json:
+def detach_payment_method(call: Call) -> answers.Json:
     """POST /v1/payment_methods/{payment_method}/detach."""
     found = call.named("payment_method")
     sentence = "The payment method you provided is not attached to a customer so detachment is"
-    refuse_if(found["customer"] is None, f"{sentence} impossible.")
+    answers.refuse_if(found["customer"] is None, f"{sentence} impossible.")
     return _detach(call, found)
 
 
-def list_payment_methods(call: Call) -> Json:
+def list_payment_methods(call: Call) -> answers.Json:
     """GET /v1/payment_methods, or below a customer."""
     customer = call.ids[0] if call.ids else call.text("customer")
     if customer is not None:
@@ -233,13 +227,13 @@ def list_payment_methods(call: Call) -> Json:
     return found
 
 
-def get_own_payment_method(call: Call) -> Json:
+def get_own_payment_method(call: Call) -> answers.Json:
     """GET /v1/customers/{customer}/payment_methods/{payment_method}."""
     customer, payment_method = call.ids
     require_customer(call, customer, "customer", 404)
     found = call.require("payment_method", payment_method, "payment_method", 404)
     if found["customer"] != customer:
-        raise missing_object("payment_method", payment_method, "payment_method", 404)
+        raise answers.missing_object("payment_method", payment_method, "payment_method", 404)
     return found
 
 
@@ -248,7 +242,7 @@ _CUSTOMER: Final = re.compile(r"cus_[A-Za-z0-9]{1,200}")
 
 def require_customer(
     call: Call, customer_id: str, param: str = "customer", status: int = 400
-) -> Json:
+) -> answers.Json:
     """Return the customer, who comes into being when first named.
 
     Raises: Rejected with `status`, when there can be no such customer, or is none any more.
@@ -258,7 +252,7 @@ def require_customer(
         return known
     may_be = _CUSTOMER.fullmatch(customer_id) and "Missing" not in customer_id
     if not may_be or _is_deleted(call, customer_id):
-        raise missing_object("customer", customer_id, param, status)
+        raise answers.missing_object("customer", customer_id, param, status)
     return create_customer(replace(call, params={}), customer_id)
 
 
@@ -266,14 +260,14 @@ def _is_deleted(call: Call, customer_id: str) -> bool:
     return call.records.find("deleted_customer", f"{customer_id}#deleted") is not None
 
 
-def get_customer(call: Call) -> Json | Answer:
+def get_customer(call: Call) -> answers.Json | answers.Answer:
     """GET /v1/customers/{customer}; of a deleted one, that it is."""
     [customer] = call.ids
     gone = _is_deleted(call, customer)
     return _gone(customer) if gone else require_customer(call, customer, "id", 404)
 
 
-def update_customer(call: Call) -> Json:
+def update_customer(call: Call) -> answers.Json:
     """POST /v1/customers/{customer}."""
     customer, params = require_customer(call, call.ids[0], "id", 404), call.params
     customer |= call.sent("description email name phone")
@@ -290,7 +284,7 @@ def update_customer(call: Call) -> Json:
     return call.save(customer)
 
 
-def delete_customer(call: Call) -> Answer:
+def delete_customer(call: Call) -> answers.Answer:
     """DELETE /v1/customers/{customer}: for good, and its cards with it."""
     customer = require_customer(call, call.ids[0], "id", 404)["id"]
     for card in call.records.select("payment_method", {"customer": customer}):
@@ -300,11 +294,11 @@ def delete_customer(call: Call) -> Answer:
     return _gone(customer)
 
 
-def _gone(customer_id: str) -> Answer:
-    return Answer(200, {"id": customer_id, "object": "customer", "deleted": True})
+def _gone(customer_id: str) -> answers.Answer:
+    return answers.Answer(200, {"id": customer_id, "object": "customer", "deleted": True})
 
 
-def create_customer(call: Call, customer_id: str | None = None) -> Json:
+def create_customer(call: Call, customer_id: str | None = None) -> answers.Json:
     """POST /v1/customers; with an id, one that comes into being when first named."""
     customer_id = customer_id or f"cus_{call.new_id()}"
     settings = replace(call, params=call.params.get("invoice_settings") or {})

@@ -22,13 +22,7 @@ from kb_mcp.sandbox.answers import (
 )
 from kb_mcp.sandbox.listing import Endpoint
 from kb_mcp.sandbox.params import Call
-from kb_mcp.sandbox.resources.charges import (
-    WORDING,
-    capture,
-    needs_the_customer,
-    new_charge,
-    refusal_of,
-)
+from kb_mcp.sandbox.resources import charges
 from kb_mcp.sandbox.resources.customers import require_customer, require_payment_method
 
 _CONFIRMABLE: Final = ("requires_payment_method", "requires_confirmation", "requires_action")
@@ -52,7 +46,7 @@ def update_intent(call: Call) -> Json:
     if "amount" in call.params:
         intent["amount"] = call.amount(intent["currency"])
     _set_payment_method(call, intent)
-    return call.save(intent | call.sent(WORDING) | {"metadata": call.metadata(intent)})
+    return call.save(intent | call.sent(charges.WORDING) | {"metadata": call.metadata(intent)})
 
 
 def confirm_intent(call: Call) -> Json | Answer:
@@ -65,7 +59,7 @@ def confirm_intent(call: Call) -> Json | Answer:
 def capture_intent(call: Call) -> Json:
     """POST /v1/payment_intents/{intent}/capture."""
     intent = _demanded(call, "captured", ("requires_capture",))
-    charge = capture(call, _authorized(call, intent), "amount_to_capture")
+    charge = charges.capture(call, _authorized(call, intent), "amount_to_capture")
     amount = charge["amount_captured"]
     intent |= {"amount_capturable": 0, "amount_received": amount, "status": "succeeded"}
     return call.save(intent | {"metadata": call.metadata(intent)})
@@ -91,7 +85,7 @@ def increment_intent(call: Call) -> Json | Answer:
     if call.declines:
         return declined(charge["id"])
     call.save(charge | {"amount": amount})
-    intent |= {"amount": amount, "amount_capturable": amount} | call.sent(WORDING)
+    intent |= {"amount": amount, "amount_capturable": amount} | call.sent(charges.WORDING)
     return call.save(intent | {"metadata": call.metadata(intent)})
 
 
@@ -104,8 +98,8 @@ def _confirm(call: Call, intent: Json) -> Json | Answer:
             "confirm it again directly with a payment method or ConfirmationToken.",
         )
     off_session = (call.params.get("off_session") or "false") != "false"
-    refused = refusal_of(call, intent, off_session=off_session)
-    if needs_the_customer(call, intent, off_session=off_session):
+    refused = charges.refusal_of(call, intent, off_session=off_session)
+    if charges.needs_the_customer(call, intent, off_session=off_session):
         # What the bank would say after that is not known before.
         if off_session or call.flag("error_on_requires_action"):
             return _failed(call, intent, "authentication_required")
@@ -145,7 +139,7 @@ def _charge(call: Call, intent: Json, refused: str | None, *, captured: bool) ->
     money = Money(intent["amount"], intent["currency"])
     names = "customer description metadata payment_method receipt_email transfer_group".split()
     origin = {name: intent[name] for name in names} | {"payment_intent": intent["id"]}
-    return new_charge(call, money, origin, refused, captured=captured)
+    return charges.new_charge(call, money, origin, refused, captured=captured)
 
 
 def _authorized(call: Call, intent: Json) -> Json:
@@ -182,7 +176,7 @@ def _set_payment_method(call: Call, intent: Json) -> None:
 
 # Empty in a new intent.
 _EMPTY_AT_FIRST: Final = (
-    f"{WORDING} application application_fee_amount canceled_at cancellation_reason "
+    f"{charges.WORDING} application application_fee_amount canceled_at cancellation_reason "
     "last_payment_error latest_charge next_action payment_method "
     "payment_method_configuration_details processing review shipping transfer_data"
 ).split()
@@ -224,7 +218,7 @@ def _new_intent(call: Call, money: Money, customer: str | None) -> Json:
             "status": "requires_payment_method",
         }
         | call.texts("customer_account setup_future_usage")
-        | call.sent(WORDING)
+        | call.sent(charges.WORDING)
     )
 
 

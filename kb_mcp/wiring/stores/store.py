@@ -23,20 +23,7 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.snapshot import MOVED_TO, StoreSettings
-from kb_mcp.proxy.stores.binding import (
-    CHECK,
-    LIMITS,
-    BindingError,
-    Binds,
-    Sealer,
-    Witnesses,
-    bind,
-    check_value,
-    facts_in,
-    facts_of,
-    read_facts,
-    write_facts,
-)
+from kb_mcp.proxy.stores import binding
 from kb_mcp.proxy.stores.database import Database, StoreAdmin
 from kb_mcp.proxy.stores.group_commit import LedgerParts, StoreLedger
 from kb_mcp.proxy.stores.reads import StoreReads
@@ -79,7 +66,7 @@ class Wanted:
     settings: Settings
     path: Path
     turned: Turned
-    binds: Binds
+    binds: binding.Binds
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +105,17 @@ class Store:
         Raises: BindingError when it was bound to another one, LedgerUnavailableError.
         """
         if label.startswith("acct_") and label != account_id:
-            raise BindingError(
+            raise binding.BindingError(
                 f"KEYBRAKE_ACCOUNT is {label}, but the key in KEYBRAKE_STRIPE_KEY belongs to "
                 f"{account_id}"
             )
         queries = self.records.database.queries
         with self.records.database.binding() as connection:
-            bound = read_facts(connection, queries).get("account_id")
+            bound = binding.read_facts(connection, queries).get("account_id")
             if bound is None:
-                write_facts(connection, queries, {"account_id": account_id})
+                binding.write_facts(connection, queries, {"account_id": account_id})
             elif bound != account_id:
-                raise BindingError(
+                raise binding.BindingError(
                     f"the store belongs to Stripe account {bound}, the key in KEYBRAKE_STRIPE_KEY "
                     f"to {account_id}: use another KEYBRAKE_DATABASE_URL, one store an account"
                 )
@@ -140,7 +127,7 @@ class Store:
     @property
     def defaults(self) -> dict[str, str]:
         """The facts that a serving process would write, where the store does not say them yet."""
-        return facts_of(self.settings, Binds.LIMITS)
+        return binding.facts_of(self.settings, binding.Binds.LIMITS)
 
     async def close(self) -> None:
         """Finish what waits, and close."""
@@ -155,7 +142,7 @@ def open_sqlite(wanted: Wanted) -> Store:
     try:
         database = SqliteDatabase(path)
         migrate(database.connection)
-        if place := facts_in(database.ask("facts")).get(MOVED_TO):
+        if place := binding.facts_in(database.ask("facts")).get(MOVED_TO):
             raise MovedStoreError(
                 f"this store was moved to {place}, which serves in its place: set "
                 "KEYBRAKE_DATABASE_URL to that one"
@@ -180,7 +167,7 @@ def build_store(
     clock = _clock(wanted.turned, engine)
     node = process_name(wanted.settings.node_id)
     owner, journal = this_process(node), Journal(node, derive_key(master, "audit"))
-    sealer = Sealer(derive_key(master, "answers"), random_bytes)
+    sealer = binding.Sealer(derive_key(master, "answers"), random_bytes)
     bound = bind_store(engine.database, wanted.settings, master, wanted.binds)
     records = StoreReads(engine.database, sealer.unseal)
     heads = Heads(heads_folder(wanted.path), node, owner, boottime_ms, lambda: clock.now(0))
@@ -222,7 +209,7 @@ def verify_store(database: Database, chain_key: bytes, heads: Mapping[str, Head]
 
 
 def bind_store(
-    database: Database, settings: Settings, master: bytes, binds: Binds
+    database: Database, settings: Settings, master: bytes, binds: binding.Binds
 ) -> StoreSettings:
     """Return what the store is bound to, and bind it as far as it is not.
 
@@ -230,15 +217,15 @@ def bind_store(
     Raises: BindingError, SettingsError, LedgerUnavailableError.
     """
     wanted, default = wanted_settings(settings), StoreSettings(account="", mode="")
-    pairs = ((name, getattr(wanted, name)) for name in LIMITS)
+    pairs = ((name, getattr(wanted, name)) for name in binding.LIMITS)
     explicit = {name: value for name, value in pairs if value != getattr(default, name)}
-    queries, marks = database.queries, {CHECK: check_value(master)}
+    queries, marks = database.queries, {binding.CHECK: binding.check_value(master)}
     with database.binding() as connection:
-        facts = read_facts(connection, queries)
+        facts = binding.read_facts(connection, queries)
         check_key_of_new_store(settings, facts)
-        if binds is Binds.NOTHING:
+        if binds is binding.Binds.NOTHING:
             wanted = keyless_settings(settings, wanted, facts)
-        return bind(connection, queries, wanted, explicit, binds, marks)
+        return binding.bind(connection, queries, wanted, explicit, binds, marks)
 
 
 def shown_place(settings: Settings) -> str:
@@ -282,7 +269,7 @@ def proven_master_key(settings: Settings, path: Path) -> bytes:
     return master
 
 
-def check_master_key(held: Witnesses, master: bytes) -> None:
+def check_master_key(held: binding.Witnesses, master: bytes) -> None:
     """Compare `master` with what a store holds. Raises: MasterKeyError."""
     if not held.speak_for(master):
         raise MasterKeyError(

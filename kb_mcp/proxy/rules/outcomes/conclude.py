@@ -28,13 +28,7 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import count, release
 from kb_mcp.proxy.rules.gates import count_decline, freeze
-from kb_mcp.proxy.rules.outcomes.follow_ups import (
-    FAILED,
-    READ_AGAIN_MS,
-    No,
-    closed_by_no,
-    conclude_follow_up,
-)
+from kb_mcp.proxy.rules.outcomes import follow_ups
 from kb_mcp.proxy.rules.outcomes.matching import as_asked, comes_to_of, difference
 from kb_mcp.proxy.stripe.evidence import (
     CANCELED,
@@ -72,7 +66,7 @@ def conclude(snapshot: Snapshot, ending: Ending) -> tuple[Operation, Changes]:
         case Made(verdict="done"):
             changes = _made(snapshot, operation, attempt, proof)
         case _ if operation.continued_by(attempt):
-            changes = conclude_follow_up(snapshot, operation, attempt, ending)
+            changes = follow_ups.conclude_follow_up(snapshot, operation, attempt, ending)
         case Made(verdict="failed"):
             decline = Declined(proof.object_id, proof.status, proof.body, proof.stripe_status)
             changes = _declined(snapshot, operation, attempt, decline, ending)
@@ -178,14 +172,14 @@ def _next_read(
     """
     age_ms = snapshot.now - operation.reserved_at
     if operation.pays_invoice:
-        later_ms = min(max(age_ms, READ_AGAIN_MS), HOUR_MS)
+        later_ms = min(max(age_ms, follow_ups.READ_AGAIN_MS), HOUR_MS)
         asked_for = taken > 0 and closed.object_id is None and age_ms < LOOKED_FOR_MS
         asked_before = operation.state is State.SUCCEEDED and operation.final
         if not final or (asked_for and asked_before):
             return snapshot.now + later_ms
         return snapshot.now if asked_for else None
     if not final:
-        return snapshot.now + READ_AGAIN_MS
+        return snapshot.now + follow_ups.READ_AGAIN_MS
     if operation.gives_back is None:
         return None
     return None if age_ms > COMES_BACK_WITHIN_MS else snapshot.now + max(age_ms, HOUR_MS)
@@ -239,7 +233,7 @@ def _declined(
         return Changes(attempts=(closed,))
     failed = operation.ended(
         snapshot.now,
-        **FAILED,
+        **follow_ups.FAILED,
         object_id=operation.object_id if invoice else proof.object_id,
         stripe_status="failed",
         code=proof.code,
@@ -264,7 +258,7 @@ def _given_back(snapshot: Snapshot, operation: Operation) -> tuple[Window, ...]:
 
 
 def _negative(
-    snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: No, ending: Ending
+    snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: follow_ups.No, ending: Ending
 ) -> Changes:
     open_sends = max(attempt.open_sends - 1, 0)
     current = operation.attempt == attempt.number and operation.state in HOLDING
@@ -283,7 +277,7 @@ def _negative(
         answer_status=proof.status,
         answer=proof.body,
     )
-    closed = closed_by_no(attempt, proof)
+    closed = follow_ups.closed_by_no(attempt, proof)
     return Changes(operations=(failed,), attempts=(closed,), windows=release(snapshot, operation))
 
 

@@ -16,31 +16,23 @@ from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operat
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import move
 from kb_mcp.proxy.rules.gates import count_decline
-from kb_mcp.proxy.stripe.evidence import (
-    CANCELED,
-    Declined,
-    Ending,
-    Made,
-    NeverBegan,
-    Nothing,
-    Rejected,
-)
+from kb_mcp.proxy.stripe import evidence
 
 READ_AGAIN_MS = 60_000
-No = Rejected | NeverBegan
+No = evidence.Rejected | evidence.NeverBegan
 FAILED: Final[dict[str, Any]] = {"state": State.FAILED, "final": True, "held": 0}
 _HOLD_NOTHING = frozenset({State.FAILED, State.AWAITING_APPROVAL})
 
 
 def closed_by_no(attempt: Attempt, proof: No) -> Attempt:
     """Return `attempt` once `proof` is known to hold for every send of it."""
-    rejected = isinstance(proof, Rejected)
+    rejected = isinstance(proof, evidence.Rejected)
     outcome = AttemptOutcome.REJECTED if rejected else AttemptOutcome.NOT_SENT
     return attempt.closed(outcome, proof.status)
 
 
 def conclude_follow_up(
-    snapshot: Snapshot, operation: Operation, attempt: Attempt, ending: Ending
+    snapshot: Snapshot, operation: Operation, attempt: Attempt, ending: evidence.Ending
 ) -> Changes:
     """Return the rows after the step `attempt` was answered, the operation first."""
     step = _closed_by(snapshot, attempt, ending)
@@ -50,32 +42,34 @@ def conclude_follow_up(
     return _EndedStep(snapshot, operation, step, ending).rows()
 
 
-def _closed_by(snapshot: Snapshot, attempt: Attempt, ending: Ending) -> Attempt:
+def _closed_by(snapshot: Snapshot, attempt: Attempt, ending: evidence.Ending) -> Attempt:
     """Return the step as the answer or the reading leaves it; open where nothing is proven."""
     proof = ending.proof
     match proof:
-        case Made() if ending.read_at is not None:
+        case evidence.Made() if ending.read_at is not None:
             return _after_reading(snapshot, attempt, proof, ending.read_at)
-        case Made():
+        case evidence.Made():
             return attempt.closed(AttemptOutcome.SUCCEEDED, proof.status)
-        case Declined():
+        case evidence.Declined():
             return attempt.closed(AttemptOutcome.DECLINED, proof.status)
-        case Rejected() | NeverBegan():
+        case evidence.Rejected() | evidence.NeverBegan():
             if attempt.open_sends > 1 or attempt.sends > 1:
                 # While an earlier send is open, a later no proves nothing.
                 return replace(attempt, open_sends=max(attempt.open_sends - 1, 0))
             return closed_by_no(attempt, proof)
-        case Nothing():
+        case evidence.Nothing():
             return replace(attempt, status=proof.status)
         case _:
             assert_never(proof)
 
 
-def _after_reading(snapshot: Snapshot, step: Attempt, proof: Made, read_at: int) -> Attempt:
+def _after_reading(
+    snapshot: Snapshot, step: Attempt, proof: evidence.Made, read_at: int
+) -> Attempt:
     """Return the step, closed where what was read since `read_at` cannot change by it any more."""
     if step.outcome is not AttemptOutcome.OPEN:
         return step
-    if proof.stripe_status == CANCELED:
+    if proof.stripe_status == evidence.CANCELED:
         return step.closed(AttemptOutcome.SUCCEEDED, step.status)
     if read_at > step.last_sent_at + snapshot.settings.recovery_grace_ms and not snapshot.skewed:
         return step.closed(AttemptOutcome.VOIDED, step.status)
@@ -90,7 +84,7 @@ class _EndedStep:
     snapshot: Snapshot
     operation: Operation
     step: Attempt
-    ending: Ending
+    ending: evidence.Ending
 
     def rows(self) -> Changes:
         """Return the rows that the end of the step leaves behind."""
@@ -100,11 +94,11 @@ class _EndedStep:
         if self.step.outcome is AttemptOutcome.OPEN:
             return self._leave(again_ms=0 if self.ending.read_at is None else READ_AGAIN_MS)
         match proof:
-            case Made(verdict="failed"):
+            case evidence.Made(verdict="failed"):
                 return self._failed(proof)
-            case Made() if self._alive:
+            case evidence.Made() if self._alive:
                 return self._shown(proof)
-            case Declined():
+            case evidence.Declined():
                 return self._declined(proof)
             case _:
                 return self._restored()
@@ -134,7 +128,7 @@ class _EndedStep:
         closed = () if made is None else (replace(made, outcome=AttemptOutcome.DECLINED),)
         return replace(changed, attempts=(*changed.attempts, *closed))
 
-    def _shown(self, proof: Made) -> Changes:
+    def _shown(self, proof: evidence.Made) -> Changes:
         """Return the rows after Stripe showed an object that is not done yet."""
         now, amount = self.snapshot.now, proof.total or self.operation.amount
         shown = self.operation.ended(
@@ -149,14 +143,14 @@ class _EndedStep:
         )
         return self._with(shown)
 
-    def _failed(self, proof: Made) -> Changes:
+    def _failed(self, proof: evidence.Made) -> Changes:
         status = proof.stripe_status
-        if status != CANCELED and not self._alive:
+        if status != evidence.CANCELED and not self._alive:
             return self._leave()
-        if status != CANCELED and self._may_land:
+        if status != evidence.CANCELED and self._may_land:
             return self._leave(again_ms=READ_AGAIN_MS)
         return self._over(
-            declined=status != CANCELED and self._confirms,
+            declined=status != evidence.CANCELED and self._confirms,
             stripe_status=status,
             code=status,
             # The next step on it holds what it comes to now.
@@ -165,7 +159,7 @@ class _EndedStep:
             answer=proof.body,
         )
 
-    def _declined(self, proof: Declined) -> Changes:
+    def _declined(self, proof: evidence.Declined) -> Changes:
         if not self._confirms or self._may_land:
             # A declined raise leaves the authorisation as it was; reading says how that is.
             back = replace(self._restored().operations[0], next_read_at=self.snapshot.now)

@@ -24,17 +24,8 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.snapshot import KnownObjects, Snapshot
 from kb_mcp.proxy.rules.operation_names import asked_by, columns_of
+from kb_mcp.proxy.stripe import evidence
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
-from kb_mcp.proxy.stripe.evidence import (
-    Made,
-    created_ms,
-    customer_of,
-    mark_of,
-    marks,
-    object_id,
-    object_names,
-    prove_object,
-)
 from kb_mcp.proxy.stripe.interpret import fingerprint
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 
@@ -53,7 +44,7 @@ def match_attempt(item: Item, operation: Operation, attempts: list[Attempt]) -> 
     The attempt's mark alone is not enough: the operation's must stand beside it, or amount,
     currency and customer must be the operation's. With both marks it is ours whatever it says.
     """
-    metadata = marks(item)
+    metadata = evidence.marks(item)
     mark = metadata.get("keybrake_attempt")
     ours = metadata.get("keybrake_operation") == operation.id
     # An operation whose request did not tell its amount has the mark alone.
@@ -72,14 +63,16 @@ def twin_names(
     It is of the same customer, amount and currency, and made between the first send that may have
     arrived and the last one's deadline and grace. Empty where it is not.
     """
-    mark, owner = map(marks(item).get, ("keybrake_attempt", "keybrake_operation"))
+    mark, owner = map(evidence.marks(item).get, ("keybrake_attempt", "keybrake_operation"))
     known = any(each.upstream_key == mark for each in attempts)
     if known or (mark and owner and owner != operation.id) or not is_like(item, operation):
         return ()
-    created, no_money = created_ms(item.get("created")), item.get("status") in NO_MONEY
+    created, no_money = evidence.created_ms(item.get("created")), item.get("status") in NO_MONEY
     if created is None or no_money or not may_have_made(attempts, created, grace_ms):
         return ()
-    return tuple(filter(None, (object_id(item.get(each)) for each in ("id", "payment_intent"))))
+    return tuple(
+        filter(None, (evidence.object_id(item.get(each)) for each in ("id", "payment_intent")))
+    )
 
 
 def may_have_made(attempts: list[Attempt], at_ms: int, grace_ms: int) -> bool:
@@ -94,13 +87,15 @@ def is_like(item: Item, operation: Operation) -> bool:
     """Say whether amount, currency and customer (of a refund, its charge) are the operation's."""
     charge, said = operation.gives_back, (item.get("amount"), item.get("currency"))
     same = (
-        customer_of(item) == operation.customer if charge is None else item.get("charge") == charge
+        evidence.customer_of(item) == operation.customer
+        if charge is None
+        else item.get("charge") == charge
     )
     return same and said == (operation.amount, operation.currency)
 
 
 def difference(
-    snapshot: Snapshot, operation: Operation, made: Made, *, step: bool = False
+    snapshot: Snapshot, operation: Operation, made: evidence.Made, *, step: bool = False
 ) -> str | None:
     """Return in what `made` differs from `operation`, in a sentence for operators, or None.
 
@@ -123,13 +118,13 @@ def difference(
     return None if name is None else f"its {name} at Stripe is {facts[name]}, not {wanted[name]}"
 
 
-def comes_to_of(operation: Operation, made: Made) -> int:
+def comes_to_of(operation: Operation, made: evidence.Made) -> int:
     """Return what an invoice took since `operation` began, and still asks for, in minor units."""
     left = 0 if made.verdict == "done" else made.total or 0
     return max(left + (made.moved or 0) - (operation.paid_before or 0), 0)
 
 
-def as_asked(operation: Operation, attempt: Attempt, proof: Made) -> Operation:
+def as_asked(operation: Operation, attempt: Attempt, proof: evidence.Made) -> Operation:
     """Return `operation` with what `attempt` asked for, where that is what Stripe made.
 
     A bill that came to nothing may be asked for with other values; a request that was held up for
@@ -186,7 +181,7 @@ def is_ours(item: Item, whose: Whose) -> bool:
     Objects of a version before stores had ids bear a lineage alone: an unknown one counts as ours
     until it is named foreign.
     """
-    metadata = marks(item)
+    metadata = evidence.marks(item)
     store, lineage = metadata.get("keybrake_store"), metadata.get("keybrake_key", "")
     if "keybrake_operation" not in metadata and store is None:
         return False
@@ -199,7 +194,7 @@ def is_ours(item: Item, whose: Whose) -> bool:
 
 def holds_money(item: Item, route: Route) -> bool:
     """Say whether `item` moved money or may still: it has not failed, or cannot be read."""
-    made = prove_object(item, route)
+    made = evidence.prove_object(item, route)
     return made is None or made.verdict != "failed"
 
 
@@ -212,9 +207,9 @@ def lost_among(items: Iterable[Item], known: KnownObjects) -> tuple[list[str], s
     lost: list[str] = []
     late: set[OperationId] = set()
     for item in items:
-        if known.objects.intersection(object_names(item)):
+        if known.objects.intersection(evidence.object_names(item)):
             continue
-        trace = known.attempts.get(mark_of(item) or "")
+        trace = known.attempts.get(evidence.mark_of(item) or "")
         if trace and trace.state == State.VOIDED and trace.next_read_at is not None:
             late.add(trace.operation_id)
         elif not (trace and trace.state in HOLDING and trace.outcome == AttemptOutcome.OPEN):

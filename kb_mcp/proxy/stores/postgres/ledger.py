@@ -29,19 +29,10 @@ from kb_mcp.proxy.ledger.records import (
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.binding import SealBrokenError, write_facts
 from kb_mcp.proxy.stores.group_commit import Item, LedgerParts, StoreLedger, refs_of, run_step
+from kb_mcp.proxy.stores.postgres import load
 from kb_mcp.proxy.stores.postgres.connection import Connection, Reach, is_certain, told
 from kb_mcp.proxy.stores.postgres.database import PostgresDatabase, committed_reader
 from kb_mcp.proxy.stores.postgres.fence import FencedLine, LostCommitsError, Pending, Server
-from kb_mcp.proxy.stores.postgres.load import (
-    SINCE_MARGIN_MS,
-    Lock,
-    Rows,
-    load_shown,
-    lock_and_load,
-    locks_changed,
-    locks_named,
-    save,
-)
 from kb_mcp.proxy.stores.rows import KEYED, add_rows, key_with_lineage
 
 TURNS_MAX = 12
@@ -56,7 +47,7 @@ _ONE_BY_ONE = (psycopg.IntegrityError, psycopg.DataError, SealBrokenError)
 class _AgainError(Exception):
     """The transaction did not commit, and running its closure again is right, with `locks` too."""
 
-    def __init__(self, locks: Iterable[Lock] = ()) -> None:
+    def __init__(self, locks: Iterable[load.Lock] = ()) -> None:
         """Name the locks that were lacking."""
         super().__init__()
         self.locks = frozenset(locks)
@@ -113,7 +104,7 @@ class PostgresLedger(StoreLedger):
 
     @override
     def _flush(self, batch: list[Item]) -> None:
-        extra: frozenset[Lock] = frozenset()
+        extra: frozenset[load.Lock] = frozenset()
         give_up_at = self._reach.boottime_ms() + GIVE_UP_MS
         for turn in range(TURNS_MAX):
             if self._reach.boottime_ms() > give_up_at:
@@ -141,7 +132,7 @@ class PostgresLedger(StoreLedger):
             return self._export(force=False)
         return _fail(batch, LedgerUnavailableError("the store did not answer in time"))
 
-    def _run(self, batch: list[Item], extra: frozenset[Lock]) -> None:
+    def _run(self, batch: list[Item], extra: frozenset[load.Lock]) -> None:
         """Run the batch once, with the locks that were lacking before.
 
         Raises: _AgainError, LedgerUnavailableError, and what makes a batch go one by one; then
@@ -164,35 +155,35 @@ class PostgresLedger(StoreLedger):
         self._commit(connection, snapshot)
 
     def _decide(
-        self, connection: Connection, batch: list[Item], extra: frozenset[Lock]
+        self, connection: Connection, batch: list[Item], extra: frozenset[load.Lock]
     ) -> Snapshot:
         """Lock, load, and run every step. Raises: _AgainError where a lock was missing."""
         now = self._clock.now()
         asked = refs_of(batch, now)
         refs = [each for each in asked if each is not None]
-        locks = locks_named(refs, self._known.get) | extra
+        locks = load.locks_named(refs, self._known.get) | extra
         node = self._journal.node
-        facts, rows = lock_and_load(connection, node, sorted(locks), refs, now)
+        facts, rows = load.lock_and_load(connection, node, sorted(locks), refs, now)
         self._reach.set_time(int(facts.pop("now_ms")))
         snapshot = self._snapshot(facts)
-        if abs(snapshot.now - now) > SINCE_MARGIN_MS:
+        if abs(snapshot.now - now) > load.SINCE_MARGIN_MS:
             # The store's clock was set: the refs of the time that we took it for may lack rows.
             raise _AgainError
         self._add(snapshot, rows)
-        self._add(snapshot, load_shown(connection, snapshot, refs))
+        self._add(snapshot, load.load_shown(connection, snapshot, refs))
         before = dict(snapshot.operations)
         runs = [item for item, its in zip(batch, asked, strict=True) if its is not None]
         for item in runs:
             run_step(snapshot, item)
         # A day may have begun between the estimate and the locks: then other rows were needed.
-        needed = locks_named([item.what[0](snapshot.now) for item in runs], self._known.get)
-        needed |= locks_changed(snapshot, before)
+        needed = load.locks_named([item.what[0](snapshot.now) for item in runs], self._known.get)
+        needed |= load.locks_changed(snapshot, before)
         self._remember(snapshot)
         if needed - locks:
             raise _AgainError(needed - locks)
         return snapshot
 
-    def _add(self, snapshot: Snapshot, rows: Rows) -> None:
+    def _add(self, snapshot: Snapshot, rows: load.Rows) -> None:
         for name, found in rows.items():
             add_rows(snapshot, name, found, self._sealer.unseal, self._gone)
 
@@ -222,7 +213,7 @@ class PostgresLedger(StoreLedger):
     def _send(self, connection: Connection, snapshot: Snapshot, token: int) -> None:
         rows = [self._journal.values(draft, snapshot.now) for draft in snapshot.dirty.audit]
         with connection.pipeline():
-            save(connection, snapshot, self._sealer.seal, rows)
+            load.save(connection, snapshot, self._sealer.seal, rows)
             write_facts(connection, self._queries, snapshot.dirty.facts)
             time = dict(self._time_facts(snapshot))
             if (mark := time.pop(MARK, None)) is not None:
