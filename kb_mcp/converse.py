@@ -70,9 +70,7 @@ class ConverseTools:
         turn is, where that differs from the conversation's.
         """
         context = replace(
-            self._context,
-            trace=read_trace(trace or {}),
-            subject=subject or self._context.subject,
+            self._context, trace=read_trace(trace or {}), subject=subject or self._context.subject
         )
         return answer_message(assistant_message, caller_of(self._billing), context, stop_reason)
 

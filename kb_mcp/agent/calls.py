@@ -82,10 +82,7 @@ def caller_of(billing: Billing) -> Caller:
 
 
 def call_with_texts(
-    caller: Caller,
-    tool: Tool | None,
-    context: CallContext,
-    *parts: Iterable[tuple[object, object]],
+    caller: Caller, tool: Tool | None, context: CallContext, *parts: Iterable[tuple[object, object]]
 ) -> Answer:
     """Call `tool` with arguments in `parts`, as `read_texts` takes them; None is no tool."""
     if tool is None:

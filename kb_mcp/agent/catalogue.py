@@ -125,11 +125,7 @@ class ChargeArguments(_Arguments):
     def idempotency_key(self) -> str:
         """The key that names this bill."""
         return idempotency_key(
-            self.customer_id,
-            self.amount_cents,
-            self.billing_period,
-            self.currency,
-            self.reference,
+            self.customer_id, self.amount_cents, self.billing_period, self.currency, self.reference
         )
 
     @model_validator(mode="after")

@@ -45,18 +45,12 @@ LOOKED_UP: Final[Mapping[str, tuple[str, str]]] = {
     "receipt": ("{money} was charged.", f"{_PAID[:-1]}; the receipt is at receipt_url."),
     "pending": ("A charge of {money} was accepted and is not final yet.", _ASK_LATER),
     "authorized": ("{money} was authorised, and is not charged yet.", _ASK_LATER),
-    "lapsed": (
-        "{money} was authorised, and the authorisation expired. No money moved.",
-        _NOT_PAID,
-    ),
+    "lapsed": ("{money} was authorised, and the authorisation expired. No money moved.", _NOT_PAID),
     "failed": ("A charge of {money} failed. No money moved.", _NOT_PAID),
     "voided": ("A charge of {money} was asked for and never happened.", _NOT_PAID),
     "unknown": ("A charge of {money} was sent, and its outcome is not known yet.", _ASK_SOON),
     "reserved": ("A charge of {money} is under way, and may have been sent.", _ASK_SOON),
-    "broken": (
-        "The look-up failed. This says nothing about whether a charge exists.",
-        _ASK_SOON,
-    ),
+    "broken": ("The look-up failed. This says nothing about whether a charge exists.", _ASK_SOON),
     "awaiting_approval": (
         "A charge of {money} waits for an operator's approval.",
         "Do not charge again. An operator has to approve it first.",

@@ -15,13 +15,7 @@ from kb_mcp.cli.output import Failure, Output, found_something, read_by
 from kb_mcp.instants import how_many, rfc3339
 from kb_mcp.operators.actions.adoption import MARGIN_MS, Adoption, Taken
 from kb_mcp.operators.alerts import RECONCILE_DIFFERENCE
-from kb_mcp.operators.reports.reconcile import (
-    Kind,
-    Reconciliation,
-    as_charged,
-    item_record,
-    needed,
-)
+from kb_mcp.operators.reports.reconcile import Kind, Reconciliation, as_charged, item_record, needed
 from kb_mcp.operators.reports.reconcile import reconcile as compare
 from kb_mcp.proxy.audit.heads import Behind
 from kb_mcp.proxy.edge.records import Record, every_operation, operation_record

@@ -29,14 +29,7 @@ from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.access.tokens import Minted, Mode, mint
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.ledger.port import Ledger
-from kb_mcp.proxy.ledger.records import (
-    Changes,
-    KeyId,
-    Lineage,
-    LineageId,
-    Refs,
-    VaultKey,
-)
+from kb_mcp.proxy.ledger.records import Changes, KeyId, Lineage, LineageId, Refs, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_at
 from kb_mcp.proxy.stores.reads import StoreReads

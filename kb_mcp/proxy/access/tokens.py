@@ -11,16 +11,14 @@ import base64
 import hashlib
 import hmac
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from msgspec.structs import replace
 
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
 from kb_mcp.proxy.ledger.records import KeyId, VaultKey
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Mode = Literal["test", "live"]
 

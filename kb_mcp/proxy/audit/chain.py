@@ -270,10 +270,7 @@ def audit_record(columns: Mapping[str, Any]) -> Columns:
 
 
 def verify_audit(
-    reader: AuditReader,
-    chain_key: bytes,
-    heads: Mapping[str, Head],
-    archived: Mapping[str, Head],
+    reader: AuditReader, chain_key: bytes, heads: Mapping[str, Head], archived: Mapping[str, Head]
 ) -> Verification:
     """Walk the registry of nodes and every node's chain, on from what was archived.
 

@@ -14,14 +14,7 @@ from msgspec import Struct
 from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.access.grants import claims_of
 from kb_mcp.proxy.access.policy import CapRules, Policy, RefundCapRules
-from kb_mcp.proxy.ledger.records import (
-    Attempt,
-    Grant,
-    Lineage,
-    Operation,
-    State,
-    VaultKey,
-)
+from kb_mcp.proxy.ledger.records import Attempt, Grant, Lineage, Operation, State, VaultKey
 from kb_mcp.proxy.ledger.windows import REFUNDS
 from kb_mcp.proxy.stores.gauges import KeySpend
 from kb_mcp.proxy.stores.reads import StoreReads

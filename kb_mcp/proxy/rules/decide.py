@@ -47,6 +47,7 @@ from kb_mcp.proxy.ledger.records import (
     VaultKey,
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
+from kb_mcp.proxy.rules import duplicates
 from kb_mcp.proxy.rules.command import (
     Command,
     Decision,
@@ -58,16 +59,6 @@ from kb_mcp.proxy.rules.command import (
     Replay,
     stopped_by,
     why_refused,
-)
-from kb_mcp.proxy.rules.duplicates import (
-    already_refunded,
-    decide_again,
-    decide_payment_of_finalized,
-    known_as,
-    may_bill_again,
-    suspect,
-    unknown,
-    with_amount,
 )
 from kb_mcp.proxy.rules.follow_ups import decide_follow_up
 from kb_mcp.proxy.rules.gates import check_send
@@ -129,16 +120,16 @@ def _decide(snapshot: Snapshot, command: Command) -> Decision:
     if command.grant_id is not None and (grant is None or grant.removed_at is not None):
         return Refuse(refuse(Code.IDENTITY_NOT_GRANTED))
     if command.continues is not None:
-        over = decide_payment_of_finalized(snapshot, command)
+        over = duplicates.decide_payment_of_finalized(snapshot, command)
         return over or decide_follow_up(snapshot, command, command.continues)
     answered = _answered(snapshot, command)
     if answered is not None and answered.name != command.name:
-        return suspect(Code.IDEMPOTENCY_KEY_REUSED, answered)
+        return duplicates.suspect(Code.IDEMPOTENCY_KEY_REUSED, answered)
     operation = answered or _newest(snapshot, command)
     if operation is None or (answered is None and _begins_anew(snapshot, command, operation)):
-        command = with_amount(snapshot, command, None)
+        command = duplicates.with_amount(snapshot, command, None)
         return reserve(snapshot, command, new_operation(snapshot, command, operation), None)
-    command = with_amount(snapshot, command, operation)
+    command = duplicates.with_amount(snapshot, command, operation)
     if not _may_see(command, operation):
         return _another_endpoint(command, operation)
     return _again(snapshot, command, operation)
@@ -147,7 +138,7 @@ def _decide(snapshot: Snapshot, command: Command) -> Decision:
 def _again(snapshot: Snapshot, command: Command, operation: Operation) -> Decision:
     """Decide where the operation is known, by what became of it."""
     same = operation.fingerprint == command.fingerprint
-    if (invoice := decide_again(snapshot, command, operation, same=same)) is not None:
+    if (invoice := duplicates.decide_again(snapshot, command, operation, same=same)) is not None:
         return invoice
     if operation.state is State.SUCCEEDED:
         return _settled(snapshot, command, operation, same=same)
@@ -180,22 +171,22 @@ def _settled(snapshot: Snapshot, command: Command, operation: Operation, *, same
     if operation.refunded and (same or operation.period is not None):
         # What was given back is not told as paid; what took its place is named instead.
         stands = snapshot.successor(operation) or operation
-        return suspect(known_as(operation), stands)
+        return duplicates.suspect(duplicates.known_as(operation), stands)
     if same and not operation.final and (operation.answer_status or 0) >= 400:
         # It had failed, and a step may have brought it to life: what was told then is no answer.
         leased = snapshot.leased(operation)
-        return Join(operation) if leased else replace(unknown(operation), operation=None)
+        return Join(operation) if leased else replace(duplicates.unknown(operation), operation=None)
     if same:
         return _late_body(snapshot, command, operation) or Replay(operation)
     if operation.gives_back is None and operation.named_by is NamedBy.CONTENT:
-        return suspect(Code.PERIOD_ALREADY_CHARGED, operation)
+        return duplicates.suspect(Code.PERIOD_ALREADY_CHARGED, operation)
     return _differs(operation)
 
 
 def _differs(operation: Operation) -> Refuse:
     if operation.gives_back is not None:
-        return already_refunded(operation)
-    return suspect(Code.IDEMPOTENCY_KEY_REUSED, operation)
+        return duplicates.already_refunded(operation)
+    return duplicates.suspect(Code.IDEMPOTENCY_KEY_REUSED, operation)
 
 
 def _live(snapshot: Snapshot, command: Command, operation: Operation, *, same: bool) -> Decision:
@@ -207,13 +198,13 @@ def _live(snapshot: Snapshot, command: Command, operation: Operation, *, same: b
         return Join(operation)
     keep = resendable(snapshot, snapshot.attempt(operation))
     if keep is None:
-        return unknown(operation)
+        return duplicates.unknown(operation)
     if not holding:
         return reserve(snapshot, command, operation, keep)
     gate = check_send(snapshot, command, operation, keep)
     if isinstance(gate, Refuse):
         # Money is held, and may have moved: that is what this caller must know first.
-        return unknown(operation, not_sent_again=gate.refusal.code.value)
+        return duplicates.unknown(operation, not_sent_again=gate.refusal.code.value)
     leased, sent = send(snapshot, command, operation, keep)
     return Proceed(leased, sent, replace(gate, operations=(leased,), attempts=(sent,)))
 
@@ -222,7 +213,7 @@ def _begins_anew(snapshot: Snapshot, command: Command, operation: Operation) -> 
     """Say whether the newest generation is over: reopened, waived, or past the window of a body."""
     again = operation.refunded or operation.gives_back is not None
     made = operation.state is State.SUCCEEDED
-    if again and made and may_bill_again(snapshot, command, operation):
+    if again and made and duplicates.may_bill_again(snapshot, command, operation):
         return True
     # One that waits was never charged: what an operator was asked is about this very bill.
     stays = operation.state in {State.AWAITING_APPROVAL, *HOLDING}
@@ -270,7 +261,7 @@ def _late_body(snapshot: Snapshot, command: Command, operation: Operation) -> Re
     lately = snapshot.now <= operation.first_arrival_at + RUNTIME_RETRY_MS
     if lately or _answered(snapshot, command) is operation:
         return None
-    return suspect(Code.DUPLICATE_SUSPECTED, operation)
+    return duplicates.suspect(Code.DUPLICATE_SUSPECTED, operation)
 
 
 def _may_see(command: Command, operation: Operation) -> bool:
@@ -284,7 +275,7 @@ def _another_endpoint(command: Command, operation: Operation) -> Refuse:
     reading = command.reading
     if operation.named_by is NamedBy.CALLER and operation.customer == reading.customer:
         # A key that the caller chose is one act's, wherever it is sent, as at Stripe.
-        return suspect(Code.IDEMPOTENCY_KEY_REUSED, operation)
+        return duplicates.suspect(Code.IDEMPOTENCY_KEY_REUSED, operation)
     reason = "this bill was made through another endpoint"
     return Refuse(refuse(Code.VAULT_KEY_NOT_AUTHORIZED, reason=reason), operation)
 

@@ -12,14 +12,8 @@ from kb_mcp.proxy.errors.refusals import Code, Fact, Refusal, clock_disputed, re
 from kb_mcp.proxy.ledger.records import Attempt, AttemptOutcome, Changes, Operation, State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import count
+from kb_mcp.proxy.rules import duplicates
 from kb_mcp.proxy.rules.command import Command, Decision, Look, Proceed, ReadAgain, Refuse, Replay
-from kb_mcp.proxy.rules.duplicates import (
-    already_refunded,
-    find_conflict,
-    other_refund,
-    refund_conflict,
-    take_permits,
-)
 from kb_mcp.proxy.rules.gates import check_approval, check_caps, check_key
 from kb_mcp.proxy.rules.operation_names import attempt_key, later_name
 
@@ -71,12 +65,12 @@ def check(
     holds = _holds(operation)
     stops: Refuse | ReadAgain | None = None
     if not holds:
-        stops = find_conflict(snapshot, command, operation)
-    stops = stops or refund_conflict(snapshot, command, operation)
+        stops = duplicates.find_conflict(snapshot, command, operation)
+    stops = stops or duplicates.refund_conflict(snapshot, command, operation)
     checked = stops or _check_sender(snapshot, command, operation, keep)
     if holds or not isinstance(checked, Changes):
         return checked
-    taken = take_permits(snapshot, command, operation)
+    taken = duplicates.take_permits(snapshot, command, operation)
     return taken if isinstance(taken, Look) else replace(checked, operations=taken)
 
 
@@ -85,10 +79,10 @@ def blocking(snapshot: Snapshot, command: Command, operation: Operation) -> Refu
 
     What Stripe alone can say, like what is left of a charge, is not asked.
     """
-    stops = None if _holds(operation) else find_conflict(snapshot, command, operation)
-    other = other_refund(snapshot, command, operation)
+    stops = None if _holds(operation) else duplicates.find_conflict(snapshot, command, operation)
+    other = duplicates.other_refund(snapshot, command, operation)
     if stops is None and other is not None:
-        stops = already_refunded(other)
+        stops = duplicates.already_refunded(other)
     checked = stops or _check_sender(snapshot, command, operation, None)
     return checked.refusal if isinstance(checked, Refuse) else None
 

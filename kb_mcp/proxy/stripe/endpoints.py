@@ -7,15 +7,13 @@ proxy. Source: docs.stripe.com/api, the endpoints and the object of each kind.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from kb_mcp.proxy.errors.refusals import Code, Refusal, refuse
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 class Moves(StrEnum):

@@ -12,14 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from kb_mcp.money import CURRENCIES, Money
-from kb_mcp.sandbox.answers import (
-    Answer,
-    Json,
-    Rejected,
-    declined,
-    error_answer,
-    refuse_if,
-)
+from kb_mcp.sandbox.answers import Answer, Json, Rejected, declined, error_answer, refuse_if
 from kb_mcp.sandbox.listing import Endpoint
 from kb_mcp.sandbox.params import Call
 from kb_mcp.sandbox.resources import charges

@@ -18,14 +18,7 @@ from typing_extensions import override
 
 from kb_mcp.proxy.ledger.clock import MARK
 from kb_mcp.proxy.ledger.port import CommitUnknownError, LedgerUnavailableError
-from kb_mcp.proxy.ledger.records import (
-    Grant,
-    KeyId,
-    Lineage,
-    LineageId,
-    OperationId,
-    VaultKey,
-)
+from kb_mcp.proxy.ledger.records import Grant, KeyId, Lineage, LineageId, OperationId, VaultKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.binding import SealBrokenError, write_facts
 from kb_mcp.proxy.stores.group_commit import Item, LedgerParts, StoreLedger, refs_of, run_step
