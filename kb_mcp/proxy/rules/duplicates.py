@@ -88,8 +88,7 @@ def permits(snapshot: Snapshot, command: Command, operation: Operation) -> list[
 
 def known_as(bill: Operation) -> Code:
     """Return the code that refuses a second bill beside `bill`, which stands."""
-    charged = bill.period is not None
-    return Code.PERIOD_ALREADY_CHARGED if charged else Code.DUPLICATE_SUSPECTED
+    return Code.DUPLICATE_SUSPECTED if bill.period is None else Code.PERIOD_ALREADY_CHARGED
 
 
 def _conflicts(
@@ -126,9 +125,8 @@ def _suspicious(command: Command, peer: Operation, now: int, since: int) -> bool
     if period is not None and peer.period is not None:
         # Both say what they are for: the guard of periods has judged them.
         return False
-    if period is None and command.named_by is NamedBy.CALLER:
-        return False
-    if peer.released and (period is None) != (peer.period is None):
+    by_caller = period is None and command.named_by is NamedBy.CALLER
+    if by_caller or (peer.released and (period is None) != (peer.period is None)):
         return False
     unresolved = peer.state in HOLDING or peer.state is State.VOIDED
     return unresolved or peer.first_arrival_at > since
@@ -144,12 +142,10 @@ def suspect(code: Code, peer: Operation) -> Refuse:
         "billing_period": peer.period,
         "state": peer.state.value,
     }
-    if peer.refunded:
-        facts["refunded"] = True
-    amount = format_money(Money(peer.amount, peer.currency))
+    facts |= {"refunded": True} if peer.refunded else {}
     period = f" for {peer.period}" if peer.period else ""
     state = ", refunded since" if peer.refunded else "" if peer.final else ", not final yet"
-    shown = f"{shown_as(peer)}, {amount}{period}{state}"
+    shown = f"{shown_as(peer)}, {format_money(Money(peer.amount, peer.currency))}{period}{state}"
     return Refuse(refuse(code, facts=facts, charge=shown), peer)
 
 
