@@ -23,7 +23,7 @@ from kb_mcp.proxy.ledger.records import KeyId
 from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE
 from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjects, Whole
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
-from kb_mcp.proxy.stripe.reader import Found, Unread
+from kb_mcp.proxy.stripe.reader import Missing, Unread
 from kb_mcp.serving.machine import new_id
 
 TABLES = {
@@ -113,7 +113,7 @@ async def _missing(opened: OpenProxy, outcome: Reconciliation) -> list[Record]:
             seen = await opened.reads.get(path)
             if isinstance(seen, Unread):
                 raise Failure(f"{operation.object_id} cannot be read: {seen.why}")
-            if not isinstance(seen, Found):
+            if isinstance(seen, Missing):
                 missing.append(operation_record(operation, ()))
     return missing
 

@@ -30,7 +30,7 @@ from kb_mcp.proxy.ledger.records import Attempt, AuditDraft, Changes, Operation,
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_of, windows_then
 from kb_mcp.proxy.meters import Meters
-from kb_mcp.proxy.read_first import InvoiceReads
+from kb_mcp.proxy.read_first import InvoiceReads, with_payment
 from kb_mcp.proxy.rules.command import (
     Command,
     Decision,
@@ -190,7 +190,7 @@ class Governor:
                 answer = replace(answer, body=scrub_error(answer.body, self.upstream_key))
         proof = _prove(answer, command.reading.route)
         if isinstance(proof, Made) and go.operation.pays_invoice:
-            proof = await self.invoices.with_payment(proof)
+            proof = await with_payment(self.invoices.stripe, proof)
         try:
             operation, attempt = await self._conclude(command, go, proof, answer)
         except LedgerUnavailableError:

@@ -45,7 +45,7 @@ from kb_mcp.proxy.stripe.evidence import (
 )
 from kb_mcp.proxy.stripe.interpret import Reading
 from kb_mcp.proxy.stripe.messages import NotSent, Reply
-from kb_mcp.proxy.stripe.reader import PAGE, Found, Missing, StripeReads, Unread
+from kb_mcp.proxy.stripe.reader import PAGE, Missing, StripeReads, Unread
 
 # The bank has taken nothing yet, or has given it back. Source: docs.stripe.com/api/disputes/object.
 _REFUNDABLE = frozenset({"won", "warning_needs_response", "warning_under_review", "warning_closed"})
@@ -69,9 +69,9 @@ class _Reads:
     async def _get(self, path: str, missing: Refusal) -> Mapping[str, Any] | Refusal:
         """Return the object at `path`, or why it cannot be read: `missing` where there is none."""
         found = await self.stripe.get(path)
-        if isinstance(found, Found):
-            return found.body
-        return missing if isinstance(found, Missing) else _unread(found)
+        if isinstance(found, Missing):
+            return missing
+        return _unread(found) if isinstance(found, Unread) else found
 
 
 class ChargeReads(_Reads):
@@ -242,10 +242,6 @@ class InvoiceReads(_Reads):
             return NotSent(seen.code.value)
         changed = seen[0] != before
         return NotSent("amount_changed", changed_facts(operation, seen[0])) if changed else None
-
-    async def with_payment(self, made: Made) -> Made:
-        """Return what a paid invoice proves, with what paid it, as far as that can be read now."""
-        return await with_payment(self.stripe, made)
 
     async def _known(self, invoice: str) -> Operation | None:
         name = invoice_name(invoice)

@@ -32,7 +32,7 @@ from kb_mcp.proxy.stripe.client import EgressError, InProcessUpstream, StripeUps
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.evidence import parse_object
 from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamAnswer, UpstreamRequest
-from kb_mcp.proxy.stripe.reader import Found, Missing, StripeReads
+from kb_mcp.proxy.stripe.reader import Missing, StripeReads, Unread
 from kb_mcp.serving.machine import boottime_ms, host_ms, random_name
 from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings, check_upstream
 from kb_mcp.wiring.stores import store_path
@@ -231,8 +231,6 @@ class Account:
             if operation.object_id is None or "*" in template:
                 continue
             seen = await self.reads.get(f"{template}/{operation.object_id}")
-            if isinstance(seen, Found):
-                return True
             if isinstance(seen, Missing):
                 whose = "another Stripe account" if account_id is None else f"account {account_id}"
                 raise BindingError(
@@ -240,11 +238,12 @@ class Account:
                     f"{operation.object_id} there, which this store made. Use another "
                     "KEYBRAKE_DATABASE_URL, one store an account"
                 )
+            if not isinstance(seen, Unread):
+                return True
         return False
 
     async def _account_id(self) -> str | None:
-        seen = await self.reads.get("/v1/account")
-        found = seen.body.get("id") if isinstance(seen, Found) else None
+        found = (await self.reads.body("/v1/account") or {}).get("id")
         return found if isinstance(found, str) and found.startswith("acct_") else None
 
     async def _remember(self, facts: Mapping[str, str], operator: str | None) -> None:

@@ -36,7 +36,7 @@ from kb_mcp.proxy.rules.outcomes.matching import WALKED, Item, holds_money
 from kb_mcp.proxy.store_walk import FOREIGN, StoreWalk
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stripe.evidence import mark_of, marks, object_names
-from kb_mcp.proxy.stripe.reader import Found, StripeReads, Unread
+from kb_mcp.proxy.stripe.reader import StripeReads, Unread
 
 CHUNK = 100
 _REOPENED_SUFFIX = re.compile(r"-r([0-9]{1,9})$")
@@ -105,10 +105,10 @@ class Adoption:
         if not is_refund(item):
             period = period_of(item, self.period_from)
         else:
-            charge = await self.reads.get(f"/v1/charges/{item.get('charge')}")
-            if not isinstance(charge, Found):
+            charge = await self.reads.body(f"/v1/charges/{item.get('charge')}")
+            if charge is None:
                 return Taken(item, left=NotDone("its charge cannot be read"))
-            whole = {**item, "customer": charge.body.get("customer")}
+            whole = {**item, "customer": charge.get("customer")}
         plain = None if isinstance(period, NotDone) else period
         fresh = OperationId(self.new_id("op"))
         found, attempt = operation_of(whole, plain, self.lineages, self.now, fresh)

@@ -44,7 +44,7 @@ from kb_mcp.proxy.rules.outcomes.matching import BEFORE_MS, MAY_HAVE_ARRIVED
 from kb_mcp.proxy.stripe import evidence
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
-from kb_mcp.proxy.stripe.reader import Found, GivenBack, Missing, StripeReads, Unread, read_refund
+from kb_mcp.proxy.stripe.reader import GivenBack, Missing, StripeReads, Unread, read_refund
 
 Item = Mapping[str, Any]
 BETWEEN_LOOKS_MS = 60_000
@@ -77,10 +77,10 @@ class StripeActs:
                 return NotDone(f"Stripe has no {made}", "Check the id, and the mode of the key.")
             case Unread(why=why):
                 return NotDone(f"{made} cannot be read: {why}", "Nothing was changed.")
-            case Found(body=item) if item.get("id") == made:
+            case item if item.get("id") == made:
                 limit = await self.recovery.daily_declines(operation.key_id)
                 return await settle_by_object(self.ledger, operation, item, by, limit)
-            case Found():
+            case _:
                 return NotDone("Stripe answered with another object", "Nothing was changed.")
 
     async def _void(self, operation: Operation, by: By) -> Operation | NotDone:

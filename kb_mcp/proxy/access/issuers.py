@@ -132,18 +132,13 @@ class Issuers:
         """Return whom `token` speaks for, or why it is not accepted."""
         came_at = self.monotonic_ms()
         try:
-            claimed = read_claimed(token, self._issuers)
+            claimed = _read_claimed(token, self._issuers)
             issuer = self._issuers[claimed.issuer]
             if not await self._ready(issuer):
                 return refuse(Code.ISSUER_UNREACHABLE)
-            claims = verify(
-                token,
-                await self._key(issuer, claimed, came_at),
-                algorithm=claimed.algorithm,
-                issuer=issuer.name,
-                audience=self.audience,
-            )
-        except TokenExpiredError:
+            key = await self._key(issuer, claimed, came_at)
+            claims = _verify(token, key, claimed, self.audience)
+        except jwt.ExpiredSignatureError:
             message = "This token has expired. Ask its issuer for a new one."
             return Refusal(Code.VAULT_KEY_EXPIRED, message)
         except TokenError as error:
@@ -162,14 +157,14 @@ class Issuers:
         return self._serves(issuer)
 
     async def _key(self, issuer: _Issuer, claimed: Claimed, came_at: int) -> SigningKey:
-        key = choose_key(issuer.keys, claimed)
+        key = _choose_key(issuer.keys, claimed)
         old = issuer.fetched_at < came_at
         if key is None and old and self._due(issuer, issuer.searched_at, SEARCH_MS):
             # The issuer may have a new key: once in a while somebody may ask for it.
             if issuer.fetching is None:
                 issuer.searched_at = self.monotonic_ms()
             await asyncio.shield(self._renew(issuer))
-            key = choose_key(issuer.keys, claimed)
+            key = _choose_key(issuer.keys, claimed)
         if key is None:
             raise TokenError("its issuer has no such key, or not for that algorithm")
         return key
@@ -214,10 +209,12 @@ class Issuers:
         if not isinstance(address, str) or not self.may_fetch(address):
             raise FetchError("its metadata names no address of keys that may be asked")
         document = _parse(await self.fetch(address))
-        try:
-            keys = read_keys(document)
-        except ValueError as error:
-            raise FetchError(f"what stands for its keys is none: {error}") from error
+        listed = document.get("keys") if isinstance(document, Mapping) else None
+        if not isinstance(listed, list) or len(listed) > KEYS_MAX:
+            reason = f"it is no list of at most {KEYS_MAX} keys"
+            raise FetchError(f"what stands for its keys is none: {reason}")
+        # Those that cannot verify signatures are left out.
+        keys = tuple(key for each in listed if (key := _signing_key(each)) is not None)
         if not keys:
             raise FetchError("it has no key that could verify a signature")
         return keys
@@ -259,10 +256,6 @@ class TokenError(Exception):
     """A token that is not accepted; the message says why, without anything of the token."""
 
 
-class TokenExpiredError(TokenError):
-    """A token whose time is over, and which is otherwise not looked at any further."""
-
-
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """What a token says of itself before anything is verified."""
@@ -286,14 +279,14 @@ def looks_like_jwt(token: str) -> bool:
     return len(token) <= TOKEN_BYTES_MAX and token.startswith("ey") and token.count(".") == 2
 
 
-def read_claimed(token: str, issuers: Container[str]) -> Claimed:
+def _read_claimed(token: str, issuers: Container[str]) -> Claimed:
     """Read what `token` says of its issuer, one of `issuers`, and its key. Raises: TokenError."""
     try:
-        header = jwt.get_unverified_header(token)
-        claims = jwt.decode(token, options={"verify_signature": False})
+        read = jwt.decode_complete(token, options={"verify_signature": False})
     except Exception as error:  # whatever a token holds, it is no more than wrong
         raise TokenError("it cannot be read") from error
-    issuer, key_id = claims.get("iss"), header.get("kid")
+    header, issuer = read["header"], read["payload"].get("iss")
+    key_id = header.get("kid")
     if not isinstance(issuer, str):
         raise TokenError("it names no issuer")
     if issuer not in issuers:
@@ -305,18 +298,7 @@ def read_claimed(token: str, issuers: Container[str]) -> Claimed:
     return Claimed(issuer, key_id, str(header.get("alg")))
 
 
-def read_keys(document: object) -> tuple[SigningKey, ...]:
-    """Read the keys of a JWKS that can verify signatures, and leave out all others.
-
-    Raises: ValueError, where it is no JWKS or has too many keys.
-    """
-    listed = document.get("keys") if isinstance(document, Mapping) else None
-    if not isinstance(listed, list) or len(listed) > KEYS_MAX:
-        raise ValueError(f"it is no list of at most {KEYS_MAX} keys")
-    return tuple(key for each in listed if (key := _signing_key(each)) is not None)
-
-
-def choose_key(keys: Sequence[SigningKey], claimed: Claimed) -> SigningKey | None:
+def _choose_key(keys: Sequence[SigningKey], claimed: Claimed) -> SigningKey | None:
     """Return the key that `claimed` means: by its id, or without one the only one that fits."""
     fitting = [key for key in keys if claimed.algorithm in key.algorithms]
     if claimed.key_id is not None:
@@ -324,31 +306,26 @@ def choose_key(keys: Sequence[SigningKey], claimed: Claimed) -> SigningKey | Non
     return fitting[0] if len(fitting) == 1 else None
 
 
-def verify(
-    token: str, key: SigningKey, *, algorithm: str, issuer: str, audience: str
-) -> Mapping[str, Any]:
+def _verify(token: str, key: SigningKey, claimed: Claimed, audience: str) -> Mapping[str, Any]:
     """Verify signature, issuer, audience and times of `token`; return its claims.
 
-    Raises: TokenError, TokenExpiredError.
+    Raises: TokenError, and ExpiredSignatureError for a token whose time is over.
     """
-    if algorithm not in key.algorithms:
-        raise TokenError("its algorithm is not accepted")
     try:
         claims = _JWT.decode(
             token,
             key.public,
-            algorithms=[algorithm],
+            algorithms=[claimed.algorithm],
             audience=audience,
-            issuer=issuer,
+            issuer=claimed.issuer,
             leeway=LEEWAY_S,
             options={"require": ["iss", "sub", "aud", "exp"]},
         )
-    except jwt.ExpiredSignatureError as error:
-        raise TokenExpiredError("it has expired") from error
+    except jwt.ExpiredSignatureError:
+        raise
     except Exception as error:  # a time that is no number, too
-        raise TokenError(
-            _WRONG.get(type(error), "its signature or its claims do not hold")
-        ) from error
+        why = _WRONG.get(type(error), "its signature or its claims do not hold")
+        raise TokenError(why) from error
     if not isinstance(claims["sub"], str) or not claims["sub"]:
         raise TokenError("its subject is none")
     if not all(_lists_scopes(claims.get(name)) for name in SCOPE_CLAIMS):

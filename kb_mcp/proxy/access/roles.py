@@ -97,11 +97,8 @@ def _describe_caps(policy: Policy) -> Iterator[str]:
         yield from _describe_refunds(policy)
     if not charges(policy):
         return
-    yield from _describe_tables("At most", "charge", policy.caps)
-    if not any(policy.caps.tables()):
-        yield "No spend cap of its own: only the account's ceiling, if there is one, limits it."
-    if policy.daily_charges is not None:
-        yield f"At most {how_many(policy.daily_charges, 'charge')} a day."
+    none = "No spend cap of its own: only the account's ceiling, if there is one, limits it."
+    yield from _describe_tables("At most", "charge", policy.caps, policy.daily_charges, none)
     for shown in _amounts(policy.approval_above):
         yield f"Above {shown} an operator must approve."
     limits = [set(table) for table in (*policy.caps.tables(), policy.approval_above) if table]
@@ -114,11 +111,9 @@ def _describe_caps(policy: Policy) -> Iterator[str]:
 
 
 def _describe_refunds(policy: Policy) -> Iterator[str]:
-    yield from _describe_tables("It refunds at most", "refund", policy.refund_caps)
-    if not any(policy.refund_caps.tables()):
-        yield "No cap on refunds of its own: only the account's ceiling for refunds limits them."
-    if policy.daily_refunds is not None:
-        yield f"At most {how_many(policy.daily_refunds, 'refund')} a day."
+    none = "No cap on refunds of its own: only the account's ceiling for refunds limits them."
+    caps, daily = policy.refund_caps, policy.daily_refunds
+    yield from _describe_tables("It refunds at most", "refund", caps, daily, none)
     for shown in _amounts(policy.refund_approval_above):
         yield f"A refund above {shown} needs an operator's approval."
     if policy.refunds_of == "any":
@@ -132,10 +127,17 @@ def _describe_refunds(policy: Policy) -> Iterator[str]:
     )
 
 
-def _describe_tables(most: str, act: str, caps: CapRules | RefundCapRules) -> Iterator[str]:
+def _describe_tables(
+    most: str, act: str, caps: CapRules | RefundCapRules, daily: int | None, none: str
+) -> Iterator[str]:
+    """Say what `caps` are, or `none`, and how many acts a day there may be."""
     for per, table in zip((act, "day", "month", "customer and day"), caps.tables(), strict=True):
         if table:
             yield f"{most} {' or '.join(_amounts(table))} a {per}."
+    if not any(caps.tables()):
+        yield none
+    if daily is not None:
+        yield f"At most {how_many(daily, act)} a day."
 
 
 def _describe_customers(policy: Policy) -> Iterator[str]:

@@ -29,13 +29,6 @@ _WAITING = frozenset({"pending", "requires_action"})
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What Stripe shows."""
-
-    body: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class Missing:
     """Stripe says that there is no such object."""
 
@@ -82,7 +75,9 @@ class StripeReads:
             self.clock.observe(answer.headers.get("date"), self.boottime_ms() - begun)
         return answer
 
-    async def get(self, path: str, within_ms: int = READ_WITHIN_MS) -> Found | Missing | Unread:
+    async def get(
+        self, path: str, within_ms: int = READ_WITHIN_MS
+    ) -> Mapping[str, Any] | Missing | Unread:
         """Read one object, or what else there is at `path`."""
         answer = await self.fetch(path, within_ms)
         if not isinstance(answer, Answered):
@@ -94,12 +89,12 @@ class StripeReads:
             told = error.get("type") if isinstance(error, dict) else None
             return Unread(f"Stripe answered {answer.status}", answer.status, told)
         body = parse_object(answer.body)
-        return Unread("Stripe's answer is no JSON object") if body is None else Found(body)
+        return Unread("Stripe's answer is no JSON object") if body is None else body
 
     async def body(self, path: str, within_ms: int = READ_WITHIN_MS) -> Mapping[str, Any] | None:
         """Return the object at `path`, or None where it cannot be read, for whatever reason."""
         found = await self.get(path, within_ms)
-        return found.body if isinstance(found, Found) else None
+        return None if isinstance(found, Missing | Unread) else found
 
     async def made(
         self, route: Route, object_id: str, within_ms: int = READ_WITHIN_MS
@@ -166,9 +161,9 @@ class Pages:
         if isinstance(found, Missing) and self.after is not None:
             # Stand-ins lack endpoints; but after a first page it is the page that is missing.
             return Unread("Stripe's page is gone", 404)
-        if not isinstance(found, Found):
+        if isinstance(found, Missing | Unread):
             return found
-        items, more = found.body.get("data"), found.body.get("has_more")
+        items, more = found.get("data"), found.get("has_more")
         if not isinstance(items, list) or not isinstance(more, bool):
             return _NO_LIST
         if not all(isinstance(each, dict) and isinstance(each.get("id"), str) for each in items):
@@ -177,7 +172,7 @@ class Pages:
             self._turn(items[-1]["id"] if items else None)
         return Listed([each for each in items if made_since(each, self.since_ms)], more)
 
-    async def _read(self) -> Found | Missing | Unread:
+    async def _read(self) -> Mapping[str, Any] | Missing | Unread:
         """Read what stands there; without the filter by time where a stand-in may not know it.
 
         Such a page holds older objects too, which are left out.
@@ -252,9 +247,9 @@ async def read_refund(reads: StripeReads, operation: Operation) -> GivenBack | M
     if operation.route == _INTENTS:
         path = f"/v1/payment_intents/{operation.object_id}?expand[]=latest_charge"
     seen = await reads.get(path)
-    if not isinstance(seen, Found):
+    if isinstance(seen, Missing | Unread):
         return seen
-    charge = seen.body.get("latest_charge") if operation.route == _INTENTS else seen.body
+    charge = seen.get("latest_charge") if operation.route == _INTENTS else seen
     if not isinstance(charge, Mapping) or not isinstance(charge.get("id"), str):
         return GivenBack(whole=False)
     refunds = await reads.walk("/v1/refunds", 0, charge=charge["id"])
