@@ -85,7 +85,7 @@ def caps_are_checked_outside_the_transaction(simulation: Simulation) -> Iterator
 @bug
 def guards_are_read_without_their_lock(simulation: Simulation) -> Iterator[None]:
     seen: dict[OperationId, Any] = {}
-    right = part(reserve, "find_conflict")
+    right = part(duplicates, "find_conflict")
 
     def wrong(snapshot: Snapshot, command: Any, operation: Operation) -> Any:
         loaded = Operations(seen[command.fresh_id].values())
@@ -94,20 +94,20 @@ def guards_are_read_without_their_lock(simulation: Simulation) -> Iterator[None]
 
     with (
         _remembered(seen, lambda: dict(simulation.mirror.operations)),
-        swapped(reserve, "find_conflict", wrong),
+        swapped(duplicates, "find_conflict", wrong),
     ):
         yield
 
 
 @bug
 def a_later_attempt_skips_the_guards(_: Simulation) -> Iterator[None]:
-    right = part(reserve, "find_conflict")
+    right = part(duplicates, "find_conflict")
 
     def wrong(snapshot: Snapshot, command: Any, operation: Operation) -> Any:
         later = snapshot.newest(command.name) is not None
         return None if later else right(snapshot, command, operation)
 
-    with swapped(reserve, "find_conflict", wrong):
+    with swapped(duplicates, "find_conflict", wrong):
         yield
 
 

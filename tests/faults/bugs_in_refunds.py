@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from kb_mcp.proxy.ledger.records import State
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.read_first import ChargeReads
-from kb_mcp.proxy.rules import decide, duplicates, gates, reserve
+from kb_mcp.proxy.rules import duplicates, gates, reserve
 from kb_mcp.proxy.rules.command import Prepared
 from kb_mcp.proxy.rules.outcomes import conclude, resolve
 from tests.faults.bugs import bug
@@ -134,10 +134,10 @@ def an_approval_of_a_refund_covers_any_amount(_: Simulation) -> Iterator[None]:
 
 @bug
 def a_refund_is_made_once_more_without_being_reopened(_: Simulation) -> Iterator[None]:
-    right = part(decide, "may_bill_again")
+    right = part(duplicates, "may_bill_again")
 
     def wrong(snapshot: Snapshot, command: Any, refunded: Any) -> Any:
         return refunded.gives_back is not None or right(snapshot, command, refunded)
 
-    with swapped(decide, "may_bill_again", wrong):
+    with swapped(duplicates, "may_bill_again", wrong):
         yield

@@ -19,24 +19,8 @@ from msgspec.structs import astuple
 
 from kb_mcp.instants import day_of
 from kb_mcp.proxy.audit.chain import AUDIT_COLUMNS
+from kb_mcp.proxy.ledger import records
 from kb_mcp.proxy.ledger.counts import Delivery, Stopped
-from kb_mcp.proxy.ledger.records import (
-    Approval,
-    Attempt,
-    AttemptOutcome,
-    CallerKey,
-    Grant,
-    Lineage,
-    LineageId,
-    NamedBy,
-    Operation,
-    Refs,
-    State,
-    Tally,
-    VaultKey,
-    Window,
-    WindowKey,
-)
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import windows_of
 
@@ -101,20 +85,22 @@ GoneOwners = Callable[[Iterable[str]], frozenset[str]]
 
 # table -> (record, primary key), in the order in which rows refer to each other
 KEYED: Mapping[str, tuple[type[Struct], tuple[str, ...]]] = {
-    "lineages": (Lineage, ("id",)),
-    "keys": (VaultKey, ("id",)),
-    "operations": (Operation, ("id",)),
-    "attempts": (Attempt, ("operation_id", "number")),
-    "windows": (Window, WindowKey.__struct_fields__),
-    "tallies": (Tally, ("key",)),
-    "caller_keys": (CallerKey, ("key",)),
-    "approvals": (Approval, ("id",)),
-    "grants": (Grant, ("id",)),
+    "lineages": (records.Lineage, ("id",)),
+    "keys": (records.VaultKey, ("id",)),
+    "operations": (records.Operation, ("id",)),
+    "attempts": (records.Attempt, ("operation_id", "number")),
+    "windows": (records.Window, records.WindowKey.__struct_fields__),
+    "tallies": (records.Tally, ("key",)),
+    "caller_keys": (records.CallerKey, ("key",)),
+    "approvals": (records.Approval, ("id",)),
+    "grants": (records.Grant, ("id",)),
     "deliveries": (Delivery, ("key",)),
 }
 COLUMNS: dict[str, tuple[str, ...]] = {
     table: record.__struct_fields__ for table, (record, _) in KEYED.items()
-} | {"windows": (*WindowKey.__struct_fields__, *Window.__struct_fields__[1:])}  # key is flattened
+} | {
+    "windows": (*records.WindowKey.__struct_fields__, *records.Window.__struct_fields__[1:])
+}  # key is flattened
 STOPPED = ("start", "window", "key_id", "agent_id", "why", "kind", "currency", "calls", "amount")
 TABLES: dict[str, tuple[str, ...]] = COLUMNS | {
     "stopped": STOPPED,
@@ -222,49 +208,51 @@ def plain(row: Row) -> tuple[Any, ...]:
     return tuple(row.values()) if isinstance(row, dict) else tuple(row)
 
 
-def operation_of(row: Row, unseal: Seal) -> Operation:
+def operation_of(row: Row, unseal: Seal) -> records.Operation:
     """Return the operation in `row`."""
     columns = dict(row)
     if columns["answer"] is not None:
         columns["answer"] = unseal(bytes(columns["answer"]), columns["id"])
-    columns["state"] = State(columns["state"])
-    columns["named_by"] = NamedBy(columns["named_by"])
+    columns["state"] = records.State(columns["state"])
+    columns["named_by"] = records.NamedBy(columns["named_by"])
     for name in ("final", "reopened", "waived", "released", "overshoot"):
         columns[name] = bool(columns[name])
-    return Operation(**columns)
+    return records.Operation(**columns)
 
 
-def attempt_of(row: Row, unseal: Seal) -> Attempt:
+def attempt_of(row: Row, unseal: Seal) -> records.Attempt:
     """Return the attempt in `row`."""
     columns = dict(row)
     columns["body"] = unseal(bytes(columns["body"]), columns["upstream_key"])
-    columns["outcome"] = AttemptOutcome(columns["outcome"])
-    return Attempt(**columns)
+    columns["outcome"] = records.AttemptOutcome(columns["outcome"])
+    return records.Attempt(**columns)
 
 
-def key_with_lineage(row: Row) -> tuple[VaultKey, Lineage]:
+def key_with_lineage(row: Row) -> tuple[records.VaultKey, records.Lineage]:
     """Return the vault key and its lineage in a row that joins the two."""
     columns = dict(row)
     frozen_at, reason = columns.pop("lineage_frozen_at"), columns.pop("lineage_frozen_reason")
-    key = VaultKey(**columns)
-    return key, Lineage(key.lineage_id, frozen_at, reason)
+    key = records.VaultKey(**columns)
+    return key, records.Lineage(key.lineage_id, frozen_at, reason)
 
 
-def window_of(row: Row) -> Window:
+def window_of(row: Row) -> records.Window:
     """Return the window in `row`."""
-    columns, width = plain(row), len(WindowKey.__struct_fields__)
-    return Window(WindowKey(*columns[:width]), *columns[width:])
+    columns, width = plain(row), len(records.WindowKey.__struct_fields__)
+    return records.Window(records.WindowKey(*columns[:width]), *columns[width:])
 
 
-def together(batch: Sequence[Refs]) -> Refs:
+def together(batch: Sequence[records.Refs]) -> records.Refs:
     """Return what all of `batch` depend on."""
     if len(batch) == 1:
         return batch[0]
-    parts = {name: [getattr(refs, name) for refs in batch] for name in Refs.__struct_fields__}
-    return Refs(**{name: frozenset().union(*each) for name, each in parts.items()})
+    parts = {
+        name: [getattr(refs, name) for refs in batch] for name in records.Refs.__struct_fields__
+    }
+    return records.Refs(**{name: frozenset().union(*each) for name, each in parts.items()})
 
 
-def operations_wanted(refs: Refs, margin_ms: int = 0) -> dict[str, list[Any]]:
+def operations_wanted(refs: records.Refs, margin_ms: int = 0) -> dict[str, list[Any]]:
     """Return what the query `operations` takes; bills also match what came `margin_ms` earlier."""
     periods = [
         (each.customer, each.reference, *each.labels, each.start, each.end) for each in refs.periods
@@ -281,12 +269,12 @@ def operations_wanted(refs: Refs, margin_ms: int = 0) -> dict[str, list[Any]]:
     return {name: sorted(each) for name, each in wanted.items()}
 
 
-def lists_wanted(refs: Refs) -> dict[str, list[Any]]:
+def lists_wanted(refs: records.Refs) -> dict[str, list[Any]]:
     """Return the ids that each query of LISTS takes, where there are any."""
     return {name: sorted(ids) for name in LISTS if (ids := getattr(refs, name))}
 
 
-def shown_by(snapshot: Snapshot, refs: Refs) -> dict[str, list[Any]]:
+def shown_by(snapshot: Snapshot, refs: records.Refs) -> dict[str, list[Any]]:
     """Return what else a batch needs, now that its operations and keys are in `snapshot`.
 
     A step may change any operation it sees, so the lineage of each is loaded too. Windows are
@@ -338,9 +326,9 @@ def add_rows(
 
 
 def _add_lineage(snapshot: Snapshot, row: Row) -> None:
-    lineage_id = LineageId(row["id"])
+    lineage_id = records.LineageId(row["id"])
     if row["known"]:
-        lineage = Lineage(lineage_id, row["frozen_at"], row["frozen_reason"])
+        lineage = records.Lineage(lineage_id, row["frozen_at"], row["frozen_reason"])
         snapshot.lineages[lineage_id] = lineage
     snapshot.unresolved[lineage_id] = int(row["unresolved"])
     snapshot.outstanding_approvals[lineage_id] = int(row["outstanding"])
