@@ -115,7 +115,8 @@ class Recovery:
 
         `seen` hears (done, total). Raises: LedgerUnavailableError.
         """
-        due = await self.records.due(self.stripe.clock.now(), BATCH)
+        now = self.stripe.clock.now()
+        due = await self.records.ids("to_recover", now=now, most=BATCH)
         for settled in self.walks.keys() - set(due):
             del self.walks[settled]
         states: dict[OperationId, S] = {}
@@ -294,7 +295,7 @@ class RefundWatch:
 
     async def run(self, now: int) -> None:
         """Read the refunds that are due at `now` (ms). Raises: LedgerUnavailableError."""
-        for operation_id in await self.records.refunds_to_watch(now, BATCH):
+        for operation_id in await self.records.ids("refunds_to_watch", now=now, most=BATCH):
             await self.look(operation_id)
 
     async def look(self, operation_id: OperationId) -> None:
@@ -371,7 +372,8 @@ class Retention:
 
     async def run(self, now: int) -> int:
         """Drop a batch of answers that are older than RETAIN_MS at `now`; return how many."""
-        old = frozenset(await self.records.answered_before(now - RETAIN_MS, RETAIN_BATCH))
+        wanted = {"before": now - RETAIN_MS, "most": RETAIN_BATCH}
+        old = frozenset(await self.records.ids("answered_before", **wanted))
         if not old:
             return 0
 

@@ -228,7 +228,8 @@ class StoreWalk:
     ) -> list[str]:
         """Return which objects of a page are ours, hold money, and are not known here."""
         lineages = {lineage for each in items if (lineage := marks(each).get("keybrake_key"))}
-        whose = replace(whose, lineages=await self.records.known_lineages(sorted(lineages)))
+        known = await self.records.ids("known_lineages", ids=sorted(lineages))
+        whose = replace(whose, lineages=frozenset(known))
         ours = [each for each in items if is_ours(each, whose) and holds_money(each, route)]
         lost, late = await self._unknown(ours)
         if late and writes:

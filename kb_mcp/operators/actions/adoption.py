@@ -272,7 +272,7 @@ async def name_foreign(walk: StoreWalk, lineage: str, operator: str) -> NotDone 
     """Take the objects of `lineage`, made before stores had ids, for another store's."""
     if not _LINEAGE.fullmatch(lineage):
         return NotDone(f"{lineage!r} is no lineage", "It stands in metadata[keybrake_key].")
-    if await walk.records.known_lineages([lineage]):
+    if await walk.records.ids("known_lineages", ids=[lineage]):
         return NotDone(f"{lineage} is a lineage of this store: its charges are its own")
     row, fact = admin_row(operator, "foreign_lineage", lineage), (f"{FOREIGN}{lineage}", "1")
     changes = Changes(facts=(fact,), audit=(row,))

@@ -100,6 +100,10 @@ class Gauges:
         """Close the connections."""
         self.database.close()
 
+    async def ids(self, name: str, **values: Any) -> list[Any]:
+        """Return the ids that the named query chooses, in its order."""
+        return [row["id"] for row in await self._ask(name, **values)]
+
     async def facts(self) -> dict[str, str]:
         """Return every fact of the store."""
         return facts_in(await self._ask("facts"))
@@ -108,11 +112,7 @@ class Gauges:
         """Return what the ledger knows of objects at Stripe and of the attempts they name."""
         rows = map(plain, await self._ask("known_attempts", ids=list(upstream_keys)))
         attempts = {upstream_key: KnownAttempt(*known) for upstream_key, *known in rows}
-        return KnownObjects(await self._ids("known_objects", objects), attempts)
-
-    async def known_lineages(self, ids: Sequence[str]) -> frozenset[str]:
-        """Return which of `ids` are lineages of this store."""
-        return await self._ids("known_lineages", ids)
+        return KnownObjects(frozenset(await self.ids("known_objects", ids=list(objects))), attempts)
 
     async def ceilings(self, *, refunds: bool = False) -> Mapping[str, int]:
         """Return the account's daily ceiling of each currency, in minor units, as it is now.
@@ -140,8 +140,7 @@ class Gauges:
 
         Then come those that hold money under no cap, then those that hold none.
         """
-        rows = await self._ask("fullest_keys", day=day, month=month, now=now, most=most)
-        return [KeyId(row["id"]) for row in rows]
+        return await self.ids("fullest_keys", day=day, month=month, now=now, most=most)
 
     async def keys_by_id(self, ids: Sequence[str]) -> list[tuple[VaultKey, Lineage]]:
         """Return these keys, as far as there are such, with their lineages, oldest first."""
@@ -232,10 +231,6 @@ class Gauges:
     async def _records(self, make: Callable[..., T], name: str, **values: Any) -> list[T]:
         """Return a record of each row of the named query."""
         return [make(**dict(row)) for row in await self._ask(name, **values)]
-
-    async def _ids(self, name: str, ids: Sequence[str]) -> frozenset[str]:
-        """Return which of `ids` the named query knows."""
-        return frozenset(row["id"] for row in await self._ask(name, ids=list(ids)))
 
 
 @lru_cache(maxsize=1024)

@@ -136,10 +136,12 @@ UPDATE attempts SET last_sent_at = :now WHERE last_sent_at > :now AND operation_
     UNION SELECT id FROM operations WHERE next_read_at IS NOT NULL)
 
 -- name: refunds_to_watch
+-- Bills whose refund is to be read by now, the most overdue first.
 SELECT id FROM operations WHERE refund_read_at <= :now
  ORDER BY refund_read_at LIMIT :most
 
 -- name: answered_before
+-- Final operations that still hold an answer from before that, the oldest first.
 SELECT id FROM operations
  WHERE created_at < :before AND state = 'succeeded' AND final AND answer IS NOT NULL
  ORDER BY created_at LIMIT :most

@@ -9,31 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from kb_mcp.proxy.ledger.records import (
-    Approval,
-    Attempt,
-    Grant,
-    Lineage,
-    Operation,
-    OperationId,
-    State,
-    VaultKey,
-    Window,
-)
+from kb_mcp.proxy.ledger import records
+from kb_mcp.proxy.stores import rows
 from kb_mcp.proxy.stores.binding import stays_sealed
 from kb_mcp.proxy.stores.database import Database
 from kb_mcp.proxy.stores.gauges import Gauges
-from kb_mcp.proxy.stores.rows import (
-    COLUMNS,
-    Row,
-    Seal,
-    attempt_of,
-    dialect,
-    key_with_lineage,
-    names,
-    operation_of,
-    window_of,
-)
 
 Columns = dict[str, Any]
 PAGE_ROWS: Final = 500
@@ -77,7 +57,7 @@ _AUDIT_FILTERS = {
 class StoreReads(Gauges):
     """Every read of a store. Raises: LedgerUnavailableError."""
 
-    def __init__(self, database: Database, unseal: Seal = stays_sealed) -> None:
+    def __init__(self, database: Database, unseal: rows.Seal = stays_sealed) -> None:
         """Read by `database`, which is closed with this; open answers and bodies by `unseal`."""
         super().__init__(database)
         self._unseal = unseal
@@ -88,7 +68,7 @@ class StoreReads(Gauges):
 
     async def operations(
         self, *, limit: int | None = None, ids: Sequence[str] | None = None, **filters: str
-    ) -> list[tuple[Operation, list[Attempt]]]:
+    ) -> list[tuple[records.Operation, list[records.Attempt]]]:
         """Return matching operations, newest first, each with its attempts; of `ids` if given.
 
         The filter `after` is the id of one that came last on the page before; the `kind` "refund"
@@ -101,51 +81,40 @@ class StoreReads(Gauges):
         tie = self.database.tie
         statement = f"""SELECT * FROM operations {where.format(tie=tie, join=self.database.join)}
             ORDER BY created_at DESC, {tie} DESC LIMIT :most"""  # noqa: S608 our own names
-        rows = await self._select(statement, values | {"most": _ALL if limit is None else limit})
-        found = [operation_of(row, self._unseal) for row in rows]
-        attempts: dict[str, list[Attempt]] = {operation.id: [] for operation in found}
+        most = {"most": _ALL if limit is None else limit}
+        chosen = await self._select(statement, values | most)
+        found = [rows.operation_of(row, self._unseal) for row in chosen]
+        attempts: dict[str, list[records.Attempt]] = {operation.id: [] for operation in found}
         for row in await self._ask("attempts_of", ids=list(attempts)) if found else ():
-            attempt = attempt_of(row, self._unseal)
+            attempt = rows.attempt_of(row, self._unseal)
             attempts[attempt.operation_id].append(attempt)
         return [(operation, attempts[operation.id]) for operation in found]
 
-    async def due(self, now: int, limit: int) -> list[OperationId]:
-        """Return the operations that recovery should look at, oldest first."""
-        return [row["id"] for row in await self._ask("to_recover", now=now, most=limit)]
-
-    async def refunds_to_watch(self, now: int, limit: int) -> list[OperationId]:
-        """Return bills whose refund is to be read by `now` (ms), the most overdue first."""
-        return [row["id"] for row in await self._ask("refunds_to_watch", now=now, most=limit)]
-
-    async def answered_before(self, before: int, limit: int) -> list[OperationId]:
-        """Return final operations that still hold an answer from before `before` (ms)."""
-        return [row["id"] for row in await self._ask("answered_before", before=before, most=limit)]
-
     async def windows(
         self, *, scope_id: str | None = None, starts: Sequence[str] = (), scope: str | None = None
-    ) -> list[Window]:
+    ) -> list[records.Window]:
         """Return windows, by whose they are and by their first day."""
         given = {"scope_id": scope_id, "scope": scope, "starts": list(starts) or None}
         where, values = _where(_WINDOW_FILTERS, given)
-        columns = names(COLUMNS["windows"])
-        rows = await self._select(f"SELECT {columns} FROM windows {where}", values)  # noqa: S608 our own names
-        return [window_of(row) for row in rows]
+        columns = rows.names(rows.COLUMNS["windows"])
+        found = await self._select(f"SELECT {columns} FROM windows {where}", values)  # noqa: S608 our own names
+        return [rows.window_of(row) for row in found]
 
-    async def keys(self) -> list[tuple[VaultKey, Lineage]]:
+    async def keys(self) -> list[tuple[records.VaultKey, records.Lineage]]:
         """Return every key with its lineage, oldest first."""
-        return [key_with_lineage(row) for row in await self._ask("every_key")]
+        return [rows.key_with_lineage(row) for row in await self._ask("every_key")]
 
-    async def approvals(self) -> list[Approval]:
+    async def approvals(self) -> list[records.Approval]:
         """Return every approval, newest first."""
-        return await self._records(Approval, "every_approval")
+        return await self._records(records.Approval, "every_approval")
 
-    async def approvals_of(self, ids: Sequence[OperationId]) -> list[Approval]:
+    async def approvals_of(self, ids: Sequence[records.OperationId]) -> list[records.Approval]:
         """Return the approvals that were asked for by these operations."""
-        return await self._records(Approval, "approvals_of", ids=list(ids))
+        return await self._records(records.Approval, "approvals_of", ids=list(ids))
 
-    async def grants(self) -> list[Grant]:
+    async def grants(self) -> list[records.Grant]:
         """Return every grant, oldest first, those that were removed too."""
-        return await self._records(Grant, "every_grant")
+        return await self._records(records.Grant, "every_grant")
 
     def audit(
         self, *, limit: int | None = None, newest_first: bool = False, **filters: Any
@@ -174,21 +143,21 @@ class StoreReads(Gauges):
             order, sign, way = database.newest, "<", "DESC"
         sorting = ", ".join(f"{column} {way}" for column in order)
 
-        def page(last: Columns | None, wanted: int) -> Sequence[Row]:
+        def page(last: Columns | None, wanted: int) -> Sequence[rows.Row]:
             at = {} if last is None else {"time": last["time"], **place(last["row"])}
             clauses = [*fixed, *([bound("last", sign, order, at)] if at else [])]
             where, values = _where(_AUDIT_FILTERS, filters, clauses)
             statement = f"""SELECT {database.row} AS row, * FROM audit {where}
                 ORDER BY {sorting} LIMIT :most"""  # noqa: S608 our own names
             given = bounds | values | {"most": wanted}
-            return database.rows(dialect(database.engine, statement), given)
+            return database.rows(rows.dialect(database.engine, statement), given)
 
         return _in_pages(page, limit)
 
     def chain(self, node: str) -> Iterator[Columns]:
         """Yield the audit rows of one node, in the order of its chain."""
 
-        def page(last: Columns | None, wanted: int) -> Sequence[Row]:
+        def page(last: Columns | None, wanted: int) -> Sequence[rows.Row]:
             after = 0 if last is None else last["seq"]
             return self.database.ask("audit_chain", node=node, after=after, most=wanted)
 
@@ -208,11 +177,11 @@ class StoreReads(Gauges):
 
     def hash_at(self, node: str, seq: int) -> str | None:
         """Return the hash of row `seq` of `node`, if it is there."""
-        rows = self.database.ask("audit_hash", node=node, seq=seq)
-        return rows[0]["hash"] if rows else None
+        found = self.database.ask("audit_hash", node=node, seq=seq)
+        return found[0]["hash"] if found else None
 
-    async def _select(self, statement: str, values: Mapping[str, Any]) -> Sequence[Row]:
-        return await self.database.read(dialect(self.database.engine, statement), values)
+    async def _select(self, statement: str, values: Mapping[str, Any]) -> Sequence[rows.Row]:
+        return await self.database.read(rows.dialect(self.database.engine, statement), values)
 
 
 def _where(
@@ -232,14 +201,14 @@ def _state_clauses(state: str | None) -> list[str]:
     """
     if state is None:
         return []
-    if state not in set(State):
+    if state not in set(records.State):
         return ["1 = 0"]
-    finished = state == State.SUCCEEDED
+    finished = state == records.State.SUCCEEDED
     return [f"state = '{state}'", *(() if finished else ("state <> 'succeeded'",))]
 
 
 def _in_pages(
-    page: Callable[[Columns | None, int], Sequence[Row]], limit: int | None = None
+    page: Callable[[Columns | None, int], Sequence[rows.Row]], limit: int | None = None
 ) -> Iterator[Columns]:
     """Yield rows of `page`, which takes the last row that was read and how many are wanted.
 
@@ -250,9 +219,9 @@ def _in_pages(
     last, left = None, limit
     while left is None or left > 0:
         wanted = PAGE_ROWS if left is None else min(left, PAGE_ROWS)
-        rows = [dict(row) for row in page(last, wanted)]
-        yield from rows
-        if len(rows) < wanted:
+        read = [dict(row) for row in page(last, wanted)]
+        yield from read
+        if len(read) < wanted:
             return
-        last = rows[-1]
+        last = read[-1]
         left = None if left is None else left - wanted

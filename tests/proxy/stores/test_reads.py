@@ -34,8 +34,8 @@ def test_people_find_operations_keys_windows_and_approvals(open_one: Open, run: 
     assert [o.id for o, _ in run(records.operations(state="unknown", customer_id="cus_2"))] == [
         "op_2"
     ]
-    assert set(run(records.due(100, 10))) == {"op_2", "op_3"}
-    assert run(records.answered_before(100, 10)) == ["op_4"]
+    assert set(run(records.ids("to_recover", now=100, most=10))) == {"op_2", "op_3"}
+    assert run(records.ids("answered_before", before=100, most=10)) == ["op_4"]
     assert run(records.windows(scope="key", starts=("2026-11-24",))) == [Window(DAY, 5)]
     assert run(records.windows(scope_id="nobody")) == []
     assert run(records.keys()) == [(KEY, Lineage(LINEAGE))]

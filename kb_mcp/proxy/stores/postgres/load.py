@@ -21,23 +21,8 @@ from msgspec.structs import astuple
 from kb_mcp.proxy.ledger.records import LineageId, Operation, OperationId, Refs, WindowKey
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.ledger.windows import REFUNDS
+from kb_mcp.proxy.stores import rows
 from kb_mcp.proxy.stores.postgres.connection import Connection
-from kb_mcp.proxy.stores.rows import (
-    COLUMNS,
-    COUNT_UP,
-    TABLES,
-    Seal,
-    changed,
-    lists_wanted,
-    load_queries,
-    names,
-    on_conflict,
-    operations_wanted,
-    shown_by,
-    stopped_values,
-    together,
-    values_of,
-)
 
 Lock = tuple[int, str]
 # What never changes about an operation: its name and its lineage at the last look.
@@ -55,7 +40,7 @@ _ARRAYS = {
 }
 Rows = Mapping[str, list[dict[str, Any]]]  # of each query, by its name
 _ENCODER = msgspec.json.Encoder()
-_QUERIES = dict(load_queries("postgres"))
+_QUERIES = dict(rows.load_queries("postgres"))
 # Both follow what says which operations are wanted.
 _QUERIES |= {name: _QUERIES["wanted"] + _QUERIES[name] for name in ("operations", "attempts")}
 
@@ -144,7 +129,7 @@ def _window(key: WindowKey) -> Lock:
 
 
 def _tally(key: str) -> Lock:
-    # A tally counts for a period, or else for one name (operation_names.tally_key).
+    # A tally counts for a period, or else for one name (operation_names.tally_of).
     name = key.removeprefix("name|")
     return lock(Guard.PERIOD, key) if name == key else lock(Guard.OPERATION, name)
 
@@ -182,14 +167,14 @@ def lock_and_load(
             connection.execute(_QUERIES["make_guards"], guards)
             connection.execute(_QUERIES["lock_guards"], guards)
         clock = connection.execute(_QUERIES["clock"])
-        wanted = _wanted(together(batch), now).items()
+        wanted = _wanted(rows.together(batch), now).items()
         cursors = {name: connection.execute(_QUERIES[name], values) for name, values in wanted}
     return clock.fetchone() or {}, {name: each.fetchall() for name, each in cursors.items()}
 
 
 def load_shown(connection: Connection, snapshot: Snapshot, batch: Sequence[Refs]) -> Rows:
     """Return what only shows now that the rows a `batch` names are in `snapshot`."""
-    missing = shown_by(snapshot, together(batch))
+    missing = rows.shown_by(snapshot, rows.together(batch))
     if not missing:
         return {}
     with connection.pipeline():
@@ -203,13 +188,13 @@ def load_shown(connection: Connection, snapshot: Snapshot, batch: Sequence[Refs]
 def _wanted(refs: Refs, now: int) -> dict[str, dict[str, Any]]:
     """Return the queries to run, each with its arguments."""
     wanted: dict[str, dict[str, Any]] = {}
-    chosen = operations_wanted(refs, SINCE_MARGIN_MS)
+    chosen = rows.operations_wanted(refs, SINCE_MARGIN_MS)
     if any(chosen.values()):
         for name in ("bills", "periods"):
             chosen |= _columns(name, chosen.pop(name))
         wanted |= {"operations": chosen, "attempts": chosen}
     # What refs name is asked for at once: one round trip less, most of the time.
-    lists = lists_wanted(refs)
+    lists = rows.lists_wanted(refs)
     lists["windows"] = sorted(map(astuple, refs.windows))
     lists["lineages"] = sorted(refs.lineages)
     return wanted | {name: _arguments(name, ids, now) for name, ids in lists.items() if ids}
@@ -221,19 +206,19 @@ def _arguments(name: str, ids: list[Any], now: int) -> dict[str, Any]:
 
 def insert(table: str) -> str:
     """Return the statement that inserts any number of rows, which travel as `rows_of`."""
-    columns = names(TABLES[table])
-    rows = f"SELECT {columns} FROM json_populate_recordset(NULL::{table}, %s)"  # noqa: S608 see below
+    columns = rows.names(rows.TABLES[table])
+    given = f"SELECT {columns} FROM json_populate_recordset(NULL::{table}, %s)"  # noqa: S608 see below
     # Table and column names are ours, never a caller's: there is nothing to inject.
-    return f"INSERT INTO {table} ({columns}) {rows}"
+    return f"INSERT INTO {table} ({columns}) {given}"
 
 
-def rows_of(table: str, rows: Iterable[Sequence[Any]]) -> tuple[str]:
-    """Return the one argument of `insert`: the rows as JSON, which the server types by its table.
+def rows_of(table: str, given: Iterable[Sequence[Any]]) -> tuple[str]:
+    """Return the one argument of `insert`: rows as JSON, which the server types by its table.
 
     For the wide rows that a charge writes that takes half as long as an array a column.
     """
-    columns = TABLES[table]
-    records = [dict(zip(columns, map(_as_text, row), strict=True)) for row in rows]
+    columns = rows.TABLES[table]
+    records = [dict(zip(columns, map(_as_text, row), strict=True)) for row in given]
     return (_ENCODER.encode(records).decode(),)
 
 
@@ -241,26 +226,26 @@ def _as_text(value: object) -> object:
     return f"\\x{value.hex()}" if isinstance(value, bytes) else value
 
 
-def _columns(name: str, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """Return `rows` as one array a column."""
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in _ARRAYS[name]]
+def _columns(name: str, given: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Return the rows `given` as one array a column."""
+    columns = [list(column) for column in zip(*given, strict=True)] or [[] for _ in _ARRAYS[name]]
     return dict(zip(_ARRAYS[name], columns, strict=True))
 
 
 def save(
-    connection: Connection, snapshot: Snapshot, seal: Seal, audit: Sequence[tuple[Any, ...]]
+    connection: Connection, snapshot: Snapshot, seal: rows.Seal, audit: Sequence[tuple[Any, ...]]
 ) -> None:
     """Send every changed row and the chained rows of `audit`, inside a pipeline."""
-    for table, rows in changed(snapshot):
-        written = (values_of(table, now, seal) for _, now in rows)
+    for table, images in rows.changed(snapshot):
+        written = (rows.values_of(table, now, seal) for _, now in images)
         connection.execute(_UPSERT[table], rows_of(table, written))
     if audit:
         connection.execute(_AUDIT, rows_of("audit", audit))
     if snapshot.dirty.stopped:
-        counts = stopped_values(snapshot.dirty.stopped, snapshot.now)
+        counts = rows.stopped_values(snapshot.dirty.stopped, snapshot.now)
         connection.execute(_STOPPED, rows_of("stopped", counts))
 
 
-_UPSERT = {table: f"{insert(table)} {on_conflict(table)}" for table in COLUMNS}
+_UPSERT = {table: f"{insert(table)} {rows.on_conflict(table)}" for table in rows.COLUMNS}
 _AUDIT = insert("audit")
-_STOPPED = f"{insert('stopped')} {COUNT_UP}"
+_STOPPED = f"{insert('stopped')} {rows.COUNT_UP}"
