@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 from typing_extensions import override
 
 from kb_mcp.cli.output import TYPED, WrongUse, other_distribution, told_in_our_way
@@ -61,31 +60,17 @@ class Commands(click.Group):
     """The top group: knows its commands by name, and turns known errors into a line and a hint."""
 
     @override
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names, sorted; imports nothing."""
-        return sorted(_HOMES)
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is typed, imported, in place of what stands for it in the help.
 
-    @override
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command, imported if it was not; None for a name that there is not."""
-        # Where it is not known, click names those that are written nearly so, out of all.
-        for name in (cmd_name,) if cmd_name in _HOMES else _HOMES:
-            if name not in self.commands:
-                self.add_command(getattr(import_module(f"{__name__}.{_HOMES[name]}"), name))
-        return super().get_command(ctx, cmd_name)
-
-    @override
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the names and what they do; imports nothing."""
-        with formatter.section("Commands"):
-            formatter.write_dl(sorted(_HELP.items()))
-
-    @override
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Offer the names and the options; imports nothing."""
-        named = [each for each in sorted(_HELP.items()) if each[0].startswith(incomplete)]
-        options = click.Command.shell_complete(self, ctx, incomplete)
-        return [*(CompletionItem(name, help=text) for name, text in named), *options]
+        Raises: NoSuchCommand, which names those that are written nearly so.
+        """
+        name, known, rest = super().resolve_command(ctx, args)
+        if name is not None:
+            known = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return name, known, rest
 
     @override
     def make_context(
@@ -122,3 +107,7 @@ def main() -> None:
 
     Example: kb-mcp up
     """
+
+
+for _name, _text in _HELP.items():
+    main.add_command(click.Command(_name, short_help=_text))

@@ -21,7 +21,7 @@ from tests.months import lately
 def commands(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     context = click.Context(group)
     for name in group.list_commands(context):
-        command = group.get_command(context, name)
+        _, command, _ = group.resolve_command(context, [name])
         yield (*path, name)
         if isinstance(command, click.Group):
             yield from commands(command, (*path, name))
@@ -46,7 +46,7 @@ def test_help_says_of_each_command_what_its_own_help_says_first(machine: Machine
     told = " ".join(machine.run("--help").stdout.split())
     context = click.Context(main)
     for name in main.list_commands(context):
-        command = main.get_command(context, name)
+        _, command, _ = main.resolve_command(context, [name])
         assert command is not None
         assert f" {name} {command.get_short_help_str(200)}" in told
 
