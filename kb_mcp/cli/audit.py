@@ -6,6 +6,7 @@ Floor: the commands. Rows are streamed: an audit may be larger than memory.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,6 @@ from kb_mcp.cli import group, output
 from kb_mcp.cli.opening import OpenStore, codes, in_store, key_ids
 from kb_mcp.instants import how_many, rfc3339
 from kb_mcp.proxy.audit.chain import (
-    AuditReader,
     Head,
     Verification,
     audit_record,
@@ -162,31 +162,21 @@ def _between(opened: OpenStore, since: str | None, until: str | None) -> dict[st
     return {name: rfc3339(opened.past_ms(text)) for name, text in given.items() if text is not None}
 
 
-class _CountedAudit:
-    """A reader of the audit that tells how many rows of all its chains were walked."""
-
-    def __init__(self, reader: AuditReader, advance: output.Advance, total: int) -> None:
-        """Read as `reader` does; `total` is how many rows there are."""
-        self.nodes, self.writers = reader.nodes, reader.writers
-        self._read, self._advance, self._total, self._done = reader.chain, advance, total, 0
-
-    def chain(self, node: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of one node, in the order of its chain."""
-        for row in self._read(node):
-            self._done += 1
-            if self._done % output.STEP == 0:
-                self._advance(self._done, self._total)
-            yield row
-
-
 def verified(opened: OpenStore) -> tuple[Verification, Mapping[str, Head]]:
     """Verify the whole audit; return the outcome and the exported heads it was held against."""
     # The heads first: the chains only grow meanwhile.
-    store = opened.store
-    heads = store.heads.exported()
+    records, heads = opened.store.records, opened.store.heads.exported()
     with opened.out.progress("Verifying") as advance:
-        reader = _CountedAudit(store.records, advance, store.records.audit_size())
-        outcome = verify_audit(reader, store.chain_key, heads, opened.store_admin.archived())
+        walked, total = itertools.count(1), records.audit_size()
+
+        def chain(node: str) -> Iterator[dict[str, Any]]:
+            for row in records.chain(node):
+                if (done := next(walked)) % output.STEP == 0:
+                    advance(done, total)
+                yield row
+
+        known, archived = (records.nodes(), records.writers()), opened.store_admin.archived()
+        outcome = verify_audit(*known, chain, opened.store.chain_key, heads, archived)
     return outcome, heads
 
 

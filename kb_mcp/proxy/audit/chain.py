@@ -13,12 +13,12 @@ import hashlib
 import hmac
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.json import Encoder as JsonEncoder
@@ -235,22 +235,6 @@ class Journal:
         return (row.id, row.node, row.seq, rfc3339(now), *astuple(draft), self.head[1])
 
 
-class AuditReader(Protocol):
-    """The part of a store's reads that verifying needs."""
-
-    def chain(self, node: str) -> Iterator[Columns]:
-        """Yield the rows of one node, in the order of its chain."""
-        ...
-
-    def nodes(self) -> list[Columns]:
-        """Return the registry of nodes, in its own order."""
-        ...
-
-    def writers(self) -> list[str]:
-        """Return every node that has rows."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Verification:
     """What was walked, the end of each chain that holds, and every chain that does not.
@@ -270,24 +254,28 @@ def audit_record(columns: Mapping[str, Any]) -> Columns:
 
 
 def verify_audit(
-    reader: AuditReader, chain_key: bytes, heads: Mapping[str, Head], archived: Mapping[str, Head]
+    registry: Sequence[Columns],
+    writers: Iterable[str],
+    chain: Callable[[str], Iterator[Columns]],
+    chain_key: bytes,
+    heads: Mapping[str, Head],
+    archived: Mapping[str, Head],
 ) -> Verification:
-    """Walk the registry of nodes and every node's chain, on from what was archived.
+    """Walk the `registry` of nodes and every node's `chain`, on from what was archived.
 
-    `heads` are the ends that were exported outside the store before this walk began.
+    `writers` are the nodes that have rows; `chain` yields those of one, in their order. `heads` are
+    the ends that were exported outside the store before this walk began.
     """
-    registry = reader.nodes()
     breaks = list(_verify_registry(registry, chain_key))
     known = {node["node"] for node in registry}
     rows, ends = 0, dict[str, Head]()
-    for node in sorted({*known, *reader.writers(), *heads}):
+    for node in sorted({*known, *writers, *heads}):
         if node not in known:
             breaks.append(Break(node, 1, BreakReason.NOT_REGISTERED))
         head, after = heads.get(node), archived.get(node)
         # A head from before the archived segment was passed through when that was verified.
         passed = head is not None and after is not None and head.seq <= after.seq
-        chain = _rows(reader.chain(node))
-        outcome = verify_chain(chain, chain_key, None if passed else head, after)
+        outcome = verify_chain(_rows(chain(node)), chain_key, None if passed else head, after)
         if isinstance(outcome, Break):
             breaks.append(outcome)
         else:

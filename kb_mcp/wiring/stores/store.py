@@ -205,7 +205,8 @@ def _clock(turned: Turned, engine: Engine) -> StoreClock:
 
 def verify_store(database: Database, chain_key: bytes, heads: Mapping[str, Head]) -> Verification:
     """Walk every chain of the store behind `database`. Raises: LedgerUnavailableError."""
-    return verify_audit(StoreReads(database), chain_key, heads, StoreAdmin(database).archived())
+    reads, archived = StoreReads(database), StoreAdmin(database).archived()
+    return verify_audit(reads.nodes(), reads.writers(), reads.chain, chain_key, heads, archived)
 
 
 def bind_store(

@@ -345,7 +345,8 @@ def test_every_process_has_a_chain_of_its_own_and_all_verify(open_one: Open, run
         await asyncio.gather(*(note(s, f"{n}") for n in range(25) for s in stores))
 
     run(everywhere())
-    outcome = verify_audit(stores[0].records, stores[0].chain_key, {}, {})
+    reads, key = stores[0].records, stores[0].chain_key
+    outcome = verify_audit(reads.nodes(), reads.writers(), reads.chain, key, {}, {})
     assert (outcome.breaks, outcome.rows, len(outcome.ends)) == ((), 50, 2)
     rows = list(stores[0].records.audit(node=stores[1].node))
     assert [row["seq"] for row in rows] == list(range(1, 26))
