@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -130,6 +130,7 @@ def test_a_list_that_repeats_itself_is_never_whole(
 
     async def repeating(path: str) -> Any:
         found = await get(path.split("&starting_after", maxsplit=1)[0])
+        assert isinstance(found, Mapping)
         return {**found, "has_more": True}
 
     monkeypatch.setattr(type(walk.reads), "get", lambda _, path: repeating(path))

@@ -187,11 +187,10 @@ def may_bill_again(snapshot: Snapshot, command: Command, refunded: Operation) ->
 
     The permit may be that of the bill that took its place under another amount.
     """
-    others: list[Operation] = []
-    reading = command.reading
+    reading, bills = command.reading, [refunded]
     if reading.customer is not None and reading.period is not None:
-        others = snapshot.period_peers(reading.customer, reading.reference)
-    return any(each.successor is None and opened_for(each, command) for each in (refunded, *others))
+        bills += snapshot.period_peers(reading.customer, reading.reference)
+    return any(each.successor is None and opened_for(each, command) for each in bills)
 
 
 def take_permits(
@@ -215,8 +214,6 @@ def take_permits(
 
 FINALIZE: Final = "POST /v1/invoices/*/finalize"
 PAY: Final = "POST /v1/invoices/*/pay"
-# It says who is there, and changes nothing of what is paid.
-_WORDING: Final = "off_session"
 _TAKES_NEW_AMOUNT = frozenset({State.FAILED, State.AWAITING_APPROVAL})
 
 
@@ -240,8 +237,7 @@ def with_amount(snapshot: Snapshot, command: Command, operation: Operation | Non
         amount = operation.amount
     elif operation is not None and operation.state is State.AWAITING_APPROVAL:
         amount = min(operation.amount, amount) if view.left is not None else operation.amount
-    money = Money(amount, view.currency)
-    reading = command.reading
+    money, reading = Money(amount, view.currency), command.reading
     return replace(
         command,
         reading=replace(reading, money=money, form=reading.form.with_({"amount": str(amount)})),
@@ -333,7 +329,8 @@ def _shown(snapshot: Snapshot, view: Refundable, refund: Operation) -> bool:
 
 def invoice_fingerprint(reading: Reading, view: Payable) -> str:
     """Hash what is done to an invoice and what was read of it."""
-    form = sorted(reading.form.without(_WORDING).items())
+    # Who is there (`off_session`) changes nothing of what is paid.
+    form = sorted(reading.form.without("off_session").items())
     read = (view.invoice, view.left, view.currency, view.customer)
     return _digest("invoice", reading.route.endpoint, *read, form)
 
@@ -374,9 +371,9 @@ def decide_payment_of_finalized(snapshot: Snapshot, command: Command) -> Decisio
     operation = None if read is None else snapshot.operations.get(read.id)
     if command.invoice is None or operation is None:
         return None
-    if operation.state is State.SUCCEEDED and operation.final:
-        return Replay(operation)
-    return None if operation.state is State.SUCCEEDED else ReadAgain()
+    if operation.state is not State.SUCCEEDED:
+        return ReadAgain()
+    return Replay(operation) if operation.final else None
 
 
 def amount_changed(operation: Operation, view: Payable) -> Refusal:
