@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 import uvicorn
-from anyio.from_thread import start_blocking_portal
 from starlette import requests
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -107,18 +106,6 @@ def serve(app: Sandbox, host: str, port: int, *, on_bound: Callable[[str], None]
     server = _Server(app, host, port, alone=True)
     on_bound(server.url)
     server.run(sockets=[server.listener])
-
-
-@contextmanager
-def start_in_thread(app: Sandbox, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serve from a thread of its own, yield the URL, and stop at the end.
-
-    Raises: OSError, when the address can't be bound.
-    """
-    with start_blocking_portal() as portal:
-        served = portal.wrap_async_context_manager(running(app, host, port))
-        with served as url:
-            yield url
 
 
 @asynccontextmanager

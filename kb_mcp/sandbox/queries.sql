@@ -28,6 +28,6 @@ UPDATE numbers SET value = value + ? WHERE name = ?;
 -- name: put_request
 INSERT INTO requests (method, path, idempotency_key, customer, status) VALUES (?, ?, ?, ?, ?);
 -- name: trim_requests
-DELETE FROM requests WHERE seq <= ?;
+DELETE FROM requests WHERE seq <= last_insert_rowid() - ?;
 -- name: all_requests
 SELECT method, path, idempotency_key, customer, status FROM requests ORDER BY seq;

@@ -151,8 +151,7 @@ class Records:
         """Count a request and keep it among the last; status None means dropped."""
         self.run("add_number", 1, "request_count")
         self.run("put_request", method, path, key, customer, status)
-        last = self.connection.execute("SELECT last_insert_rowid()").fetchone()[0]
-        self.run("trim_requests", last - REQUESTS_KEPT)
+        self.run("trim_requests", REQUESTS_KEPT)
 
     def clear(self) -> None:
         """Forget everything, the clock's offset too."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from kb_mcp.sandbox.app import start_in_thread
 from kb_mcp.wiring.upstream import build_sandbox
 from tests.losses.host import Host
+from tests.sandbox.driver import start_in_thread
 
 KEY = "rk_test_Abc"
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from kb_mcp.proxy.stores.binding import BindingError
-from kb_mcp.sandbox.app import Sandbox, start_in_thread
+from kb_mcp.sandbox.app import Sandbox
 from kb_mcp.serving.machine import host_ms, random_name
 from tests.losses.elsewhere import in_test_mode
 from tests.losses.host import Host
+from tests.sandbox.driver import start_in_thread
 
 UNREADABLE = [{"match": "GET /v1/account", "kind": "403", "times": 1_000_000}]
 

@@ -10,13 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from anyio.from_thread import start_blocking_portal
 
-from kb_mcp.sandbox.app import Sandbox
+from kb_mcp.sandbox.app import Sandbox, running
 
 KEY = "rk_test_sandbox"
 START_MS = 1_790_000_000_000
 AUTHORIZED = {"authorization": f"Bearer {KEY}"}
 CHARGE = {"amount": "2900", "currency": "usd", "customer": "cus_Abc123"}
+
+
+@contextmanager
+def start_in_thread(app: Sandbox, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Serve from a thread of its own, yield the URL, and stop at the end."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(running(app, host, port)) as url,
+    ):
+        yield url
 
 
 def new_sandbox(state: Path | None = None, prefix: str = "a") -> Sandbox:

@@ -18,8 +18,16 @@ import httpx
 import pytest
 import stripe
 
-from kb_mcp.sandbox.app import running, start_in_thread
-from tests.sandbox.driver import AUTHORIZED, CHARGE, KEY, Driver, driving, new_sandbox
+from kb_mcp.sandbox.app import running
+from tests.sandbox.driver import (
+    AUTHORIZED,
+    CHARGE,
+    KEY,
+    Driver,
+    driving,
+    new_sandbox,
+    start_in_thread,
+)
 
 PARAMS: Any = {"amount": 2900, "currency": "usd", "customer": "cus_Abc123"}
 

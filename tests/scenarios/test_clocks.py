@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kb_mcp.sandbox.app import Sandbox, start_in_thread
+from kb_mcp.sandbox.app import Sandbox
 from kb_mcp.serving.machine import host_ms, random_name
 from tests.in_process_proxy import InProcessProxy, error_of
+from tests.sandbox.driver import start_in_thread
 from tests.scenarios.acts import broken_invariants, day_windows, follow, turn_to_midnight
 
 DAY_MS = 86_400_000

@@ -22,10 +22,11 @@ from kb_mcp.cli import main
 from kb_mcp.operators.actions.keys import NewKey, issue_key
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.clock import APART_MS, STANDS_STILL_MS
-from kb_mcp.sandbox.app import Sandbox, start_in_thread
+from kb_mcp.sandbox.app import Sandbox
 from kb_mcp.serving.machine import boottime_ms, host_ms, random_bytes, random_name
 from tests.in_process_proxy import InProcessProxy, Issued, error_of
 from tests.postgres import database, server  # noqa: F401 fixtures are found by name
+from tests.sandbox.driver import start_in_thread
 
 DAY_MS = 86_400_000
 MINUTE_MS = 60_000

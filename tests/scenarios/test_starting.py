@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from kb_mcp.proxy.stores.binding import BindingError
-from kb_mcp.sandbox.app import Sandbox, start_in_thread
+from kb_mcp.sandbox.app import Sandbox
 from kb_mcp.serving.machine import host_ms, random_name
 from tests.cli.machine import Machine
 from tests.in_process_proxy import InProcessProxy
+from tests.sandbox.driver import start_in_thread
 
 
 @pytest.mark.parametrize(
