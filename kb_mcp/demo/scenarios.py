@@ -85,8 +85,8 @@ class Handler:
     """A handler that runs: as the agent it belongs to, and once more as the supervisor's.
 
     `tag` makes its customers its own; `tries` is how often it sends one charge before it gives
-    up, so how many answers must get lost for the runtime to see none. A governed one has an
-    `auditor`, too: a supervisor whose key may only read charges.
+    up, so how many answers must get lost for the runtime to see none. `governed` is whether kb-mcp
+    stands before it, `refused` whether its supervisor's key may only read charges.
     """
 
     label: str
@@ -94,12 +94,8 @@ class Handler:
     agent: Machine
     supervisor: Machine
     tries: int = 1
-    auditor: Machine | None = None
-
-    @property
-    def governed(self) -> bool:
-        """Say whether kb-mcp stands before it."""
-        return self.auditor is not None
+    governed: bool = False
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,23 +165,15 @@ def play_mode(
     """Play one mode with one handler, and count what was made. Raises: DemoError."""
     task = _task(noun, sandbox, handler, name)
     again = play(sandbox, handler, task)
-    made, act = sandbox.made(noun, task.among), ACTS[noun]
-    told = (again.status, again.body.get("status"), again.body.get(f"already_{act}"))
-    known = told == (200, "succeeded", True) and again.body.get(f"{noun}_id") in made
-    note = f"the second call got the first {noun}" if known else f"answered {again.said}"
+    made, act, body = sandbox.made(noun, task.among), ACTS[noun], again.body
+    if handler.refused:
+        known = (again.status, body.get("code")) == (403, "vault_key_not_authorized")
+        note = f"supervisor told {again.status} {body.get('code')}"
+    else:
+        told = (again.status, body.get("status"), body.get(f"already_{act}"))
+        known = told == (200, "succeeded", True) and body.get(f"{noun}_id") in made
+        note = f"the second call got the first {noun}" if known else f"answered {again.said}"
     return Row(heading, handler.label, handler.governed, len(made), known, note, act)
-
-
-def play_refused_supervisor(
-    heading: str, sandbox: SandboxClient, handler: Handler, auditor: Machine
-) -> Row:
-    """The third mode, but the supervisor's key may only read charges: it has to be told 403."""
-    task = _task("charge", sandbox, handler, "Audit")
-    refused = play_supervisor(sandbox, replace(handler, supervisor=auditor), task)
-    told = (refused.status, refused.body.get("code"))
-    as_wanted = told == (403, "vault_key_not_authorized")
-    made, note = len(sandbox.made(task.noun, task.among)), f"supervisor told {told[0]} {told[1]}"
-    return Row(heading, f"{handler.label}, audit key", handler.governed, made, as_wanted, note)
 
 
 def _task(noun: str, sandbox: SandboxClient, handler: Handler, name: str) -> Task:
@@ -234,13 +222,12 @@ def _play(console: Console, sandbox: SandboxClient, handlers: Sequence[Handler])
     for number, (noun, (mode, name, play)) in enumerate(product(ACTS, MODES), 1):
         heading = f"{number} {mode}" if noun == "charge" else f"{number} {noun}, {mode}"
         say_on(console, f"Playing {heading}.")
-        rows += [play_mode(heading, name, play, noun, sandbox, handler) for handler in handlers]
-        if number == len(MODES):
-            rows += [
-                play_refused_supervisor(heading, sandbox, each, each.auditor)
-                for each in handlers
-                if each.auditor is not None
-            ]
+        rows += [
+            play_mode(heading, name, play, noun, sandbox, handler)
+            for handler in handlers
+            # Whether it may charge is asked where a supervisor charges, too.
+            if not handler.refused or number == len(MODES)
+        ]
     return rows
 
 
@@ -269,11 +256,15 @@ def _start(stack: ExitStack) -> tuple[SandboxClient, tuple[Handler, ...]]:
         name: start(name, ["kb_mcp.demo.lambda_runtime", handler], environ)
         for name, (handler, environ) in functions.items()
     }
+    governed = Handler("kb-mcp", "Governed", at["agent"], at["supervisor"], governed=True)
     return stack.enter_context(closing(SandboxClient(sandbox))), (
         # The SDK's own tries of one charge: its module retries twice, its StripeClient does not.
         Handler("sample, no key", "NoKey", at["no-key"], at["no-key-2"], tries=3),
         Handler("sample, key in params", "InParams", at["in-params"], at["in-params-2"]),
-        Handler("kb-mcp", "Governed", at["agent"], at["supervisor"], auditor=at["auditor"]),
+        governed,
+        replace(
+            governed, label="kb-mcp, audit key", tag="Audit", supervisor=at["auditor"], refused=True
+        ),
     )
 
 

@@ -55,31 +55,25 @@ def random_bytes(count: int) -> bytes:
     return secrets.token_bytes(count)
 
 
-class _Chance:
+class _Chance(threading.local):
     """Random bytes for ids, asked for by the page: asking lets other threads in, each time.
 
-    A forked child begins with an empty page, so that no two processes share one. What must not
-    repeat even in a machine that was cloned (nonces, secrets) comes from `random_bytes`.
+    Each thread and each forked child begins with an empty page, so that no two share one. What must
+    not repeat even in a machine that was cloned (nonces, secrets) comes from `random_bytes`.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._page, self._at = b"", 0
-        os.register_at_fork(after_in_child=self._forget)
+    page, at = b"", 0
 
     def take(self, count: int) -> bytes:
-        with self._lock:
-            if self._at + count > len(self._page):
-                self._page, self._at = secrets.token_bytes(PAGE_BYTES), 0
-            self._at += count
-            return self._page[self._at - count : self._at]
-
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._page, self._at = b"", 0
+        """Return `count` bytes that nobody else gets."""
+        if self.at + count > len(self.page):
+            self.page, self.at = secrets.token_bytes(PAGE_BYTES), 0
+        self.at += count
+        return self.page[self.at - count : self.at]
 
 
 _chance = _Chance()
+os.register_at_fork(after_in_child=lambda: vars(_chance).clear())
 
 
 def process_name(node_id: str | None) -> str:
