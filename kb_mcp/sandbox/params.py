@@ -253,12 +253,8 @@ class Call:
         refuse_if(amount % step, sentence, _NO_INTEGER, "amount")
         return amount
 
-    def new(self, kind: str, prefix: str) -> Json:
-        """Return what every object has: an id that begins with `prefix`, its kind, when it is made.
-
-        Objects of test mode alone are made here.
-        """
-        object_id = f"{prefix}_{self.new_id()}"
+    def new(self, kind: str, object_id: str) -> Json:
+        """Return what a new object shows: its id and kind, when it is made, and no live mode."""
         return {"id": object_id, "object": kind, "created": self.now, "livemode": False}
 
     def save(self, body: Json) -> Json:

@@ -110,8 +110,7 @@ def new_charge(
     return call.save(
         dict.fromkeys(_NOT_PLAYED)
         | {
-            "id": charge_id,
-            "object": "charge",
+            **call.new("charge", charge_id),
             "amount": money.amount,
             "amount_captured": money.amount if took else 0,
             "amount_refunded": 0,
@@ -119,13 +118,11 @@ def new_charge(
             "billing_details": BILLING_DETAILS,
             "calculated_statement_descriptor": "KB-MCP SANDBOX",
             "captured": took,
-            "created": call.now,
             "currency": money.currency,
             "disputed": False,
             "failure_code": code,
             "failure_message": message,
             "fraud_details": {},
-            "livemode": False,
             "outcome": _outcome(refused),
             "paid": succeeded,
             "payment_method_details": _card_details(

@@ -180,8 +180,7 @@ def _new_payment_method(call: Call, payment_method: str) -> answers.Json:
     shown = card_of(call.records, payment_method).shown
     return call.save(
         {
-            "id": payment_method,
-            "object": "payment_method",
+            **call.new("payment_method", payment_method),
             "allow_redisplay": "unspecified",
             "billing_details": BILLING_DETAILS,
             "card": shown
@@ -191,10 +190,8 @@ def _new_payment_method(call: Call, payment_method: str) -> answers.Json:
                 "networks": {"available": [shown["brand"]], "preferred": None},
                 "three_d_secure_usage": {"supported": True},
             },
-            "created": call.now,
             "customer": None,
             "customer_account": None,
-            "livemode": False,
             "metadata": {},
             "type": "card",
         }
@@ -306,17 +303,14 @@ def create_customer(call: Call, customer_id: str | None = None) -> answers.Json:
     card = _well_formed(card or f"pm_{customer_id.removeprefix('cus_')}")
     return call.save(
         {
-            "id": customer_id,
-            "object": "customer",
+            **call.new("customer", customer_id),
             "balance": call.integer("balance", 0),
-            "created": call.now,
             "delinquent": False,
             "invoice_prefix": call.new_id()[:8].upper(),
             "invoice_settings": {
                 **dict.fromkeys(("custom_fields", "footer", "rendering_options")),
                 "default_payment_method": _attach(call, card, customer_id)["id"],
             },
-            "livemode": False,
             "metadata": call.metadata(),
             "next_invoice_sequence": 1,
             "preferred_locales": [],

@@ -189,8 +189,7 @@ def _new_intent(call: Call, money: Money, customer: str | None) -> Json:
     return (
         dict.fromkeys(_EMPTY_AT_FIRST)
         | {
-            "id": intent_id,
-            "object": "payment_intent",
+            **call.new("payment_intent", intent_id),
             "amount": money.amount,
             "amount_capturable": 0,
             "amount_details": {"tip": {}},
@@ -199,11 +198,9 @@ def _new_intent(call: Call, money: Money, customer: str | None) -> Json:
             "capture_method": call.text("capture_method", "automatic_async"),
             "client_secret": f"{intent_id}_secret_{call.new_id()}",
             "confirmation_method": call.text("confirmation_method", "automatic"),
-            "created": call.now,
             "currency": money.currency,
             "customer": customer,
             "excluded_payment_method_types": list(excluded.values()) or None,
-            "livemode": False,
             "managed_payments": {"enabled": False},
             "metadata": {},
             "payment_method_options": {"card": _CARD_OPTIONS},
@@ -235,15 +232,12 @@ def create_invoice(call: Call) -> Json:
     return call.save(
         dict.fromkeys(zero.split(), 0)
         | {
-            "id": f"in_{call.new_id()}",
-            "object": "invoice",
+            **call.new("invoice", f"in_{call.new_id()}"),
             "attempted": False,
             "auto_advance": call.flag("auto_advance"),
             "collection_method": call.text("collection_method", "charge_automatically"),
-            "created": call.now,
             "currency": currency,
             "customer": customer,
-            "livemode": False,
             "metadata": call.metadata(),
             "status": "draft",
             "status_transitions": dict.fromkeys(moments),
@@ -333,14 +327,11 @@ def _collect(call: Call, invoice: Json) -> Json | Answer:
     else:
         intent = _new_intent(away, money, invoice["customer"])
         payment = {
-            "id": f"inpay_{call.new_id()}",
-            "object": "invoice_payment",
+            **call.new("invoice_payment", f"inpay_{call.new_id()}"),
             "amount_requested": money.amount,
-            "created": call.now,
             "currency": money.currency,
             "invoice": invoice["id"],
             "is_default": True,
-            "livemode": False,
             "payment": {"payment_intent": intent["id"], "type": "payment_intent"},
         }
     answer = _confirm(away, intent | {"payment_method": card})
