@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import caller_of
+from kb_mcp.agent.calls import call_tool
 from kb_mcp.agent.catalogue import select_tools
 from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.doors.bedrock import answer_message, answer_returned_control, read_stream
@@ -72,7 +73,8 @@ class ConverseTools:
         context = replace(
             self._context, trace=read_trace(trace or {}), subject=subject or self._context.subject
         )
-        return answer_message(assistant_message, caller_of(self._billing), context, stop_reason)
+        caller = partial(call_tool, self._billing)
+        return answer_message(assistant_message, caller, context, stop_reason)
 
     def read_stream(self, events: Iterable[Mapping[str, Any]]) -> tuple[Json, str]:
         """Assemble a ConverseStream into the assistant's message and its stop reason.
@@ -112,4 +114,4 @@ def answer_return_control(
     """
     billing = connect_billing(settings) if billing is None else billing
     context = CallContext("return-control", session_id, read_trace(trace or {}), subject)
-    return answer_returned_control(return_control, caller_of(billing), context)
+    return answer_returned_control(return_control, partial(call_tool, billing), context)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from kb_mcp.agent import wording
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import Caller, Unavailable, caller_of
+from kb_mcp.agent.calls import Caller, Unavailable, call_tool
 from kb_mcp.agent.doors import bedrock
 from kb_mcp.environment import SettingsError
 from kb_mcp.serving.process_setup import uncollected
@@ -36,7 +36,7 @@ def handler(
     `billing` replaces what the environment says, `settings` the environment itself.
     """
     event = event if isinstance(event, Mapping) else {}
-    caller = _caller(settings) if billing is None else caller_of(billing)
+    caller = _caller(settings) if billing is None else partial(call_tool, billing)
     if bedrock.is_action_group_event(event):
         return bedrock.answer_action_group(event, caller)
     return bedrock.answer_gateway(event, bedrock.gateway_names(context), caller)
@@ -45,7 +45,8 @@ def handler(
 def _caller(settings: Settings | None) -> Caller:
     try:
         with _lock:
-            return caller_of(_connect() if settings is None else connect_billing(settings))
+            billing = _connect() if settings is None else connect_billing(settings)
+        return partial(call_tool, billing)
     except Exception as error:  # noqa: BLE001 - a door must answer; nothing was sent yet
         # SettingsError names the variable and never its value; of others, only the kind is safe.
         shown = str(error) if isinstance(error, SettingsError) else type(error).__name__

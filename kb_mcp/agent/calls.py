@@ -12,7 +12,6 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, assert_never, get_args
 
 from pydantic import ValidationError
@@ -73,12 +72,7 @@ class Unavailable:
 
 Answer = Answered | Invalid | NotOffered | RateLimited | Unavailable
 Caller = Callable[[str, Mapping[str, object] | None, CallContext], Answer]
-"""A tool name, raw arguments and context in, an answer out: what every door is given."""
-
-
-def caller_of(billing: Billing) -> Caller:
-    """Bind `call_tool` to `billing`."""
-    return partial(call_tool, billing)
+"""A tool name, raw arguments and context in, an answer out: `call_tool` with its billing."""
 
 
 def call_with_texts(
@@ -96,9 +90,12 @@ def read_arguments(tool: Tool, raw: Mapping[str, object] | None) -> Arguments | 
 
     Nothing is dropped but what is absent: null, empty text, and the texts that models write for it.
     """
-    named = _rename(tool, raw or {})
-    if isinstance(named, Invalid):
-        return named
+    named: dict[str, object] = {}
+    for given_name, value in (raw or {}).items():
+        name = tool.aliases.get(given_name, given_name)
+        if name in named:
+            return Invalid(f"{name} was sent twice, under its old and its new name.")
+        named[name] = value
     if not set(named) <= set(tool.argument_names()):
         names = ", ".join(tool.argument_names())
         return Invalid(f"An argument is unknown; {tool.name} takes {names}.")
@@ -131,20 +128,8 @@ def read_texts(tool: Tool, *parts: Iterable[tuple[object, object]]) -> dict[str,
 
 
 def _is_absent(tool: Tool, name: str, value: object) -> bool:
-    if value is None:
-        return True
     empty = isinstance(value, str) and value.strip().casefold() in _ABSENT
-    return empty and name not in tool.said_by_absence
-
-
-def _rename(tool: Tool, raw: Mapping[str, object]) -> dict[str, object] | Invalid:
-    named: dict[str, object] = {}
-    for name, value in raw.items():
-        current = tool.aliases.get(name, name)
-        if current in named:
-            return Invalid(f"{current} was sent twice, under its old and its new name.")
-        named[current] = value
-    return named
+    return value is None or (empty and name not in tool.said_by_absence)
 
 
 def _from_text(tool: Tool, name: str, value: object) -> object:

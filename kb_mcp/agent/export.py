@@ -33,12 +33,6 @@ def result_schema(tool: Tool, *, full: bool = False) -> Json:
     return _object(tool.result.model_json_schema(), full=full)
 
 
-def properties(schema: Json) -> dict[str, Json]:
-    """Return the properties of a schema made here."""
-    found: dict[str, Json] = schema["properties"]
-    return found
-
-
 def _object(whole: Json, *, full: bool, hidden: frozenset[str] = frozenset()) -> Json:
     """Return an object's schema; those that it names by `$ref` are inlined."""
     required = whole.get("required", [])
@@ -114,7 +108,7 @@ def _operation(tool: Tool, *, confirmation: bool) -> Json:
                 "required": name in schema.get("required", ()),
                 "schema": {"type": field["type"]},
             }
-            for name, field in properties(schema).items()
+            for name, field in schema["properties"].items()
         ]
     said = "The outcome: status, message and next_step say what to do."
     operation["responses"] = {"200": {"description": said, "content": answer}}
@@ -131,7 +125,7 @@ def _function(tool: Tool, *, confirmation: bool) -> Json:
         **_named(tool),
         "parameters": {
             name: {**field, "required": name in schema.get("required", ())}
-            for name, field in properties(schema).items()
+            for name, field in schema["properties"].items()
         },
         "requireConfirmation": _asks(tool, confirmation=confirmation),
     }

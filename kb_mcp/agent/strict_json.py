@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class RepeatedNameError(ValueError):
@@ -31,27 +28,20 @@ def read_json(text: str | bytes) -> object:
         value: object = json.loads(
             text, object_pairs_hook=_unrepeated, parse_constant=_finite, parse_float=_finite
         )
+        halved = has_surrogate(value)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    # Halves come as themselves or as escapes: a text without either has none.
-    plain = isinstance(text, str) and "\\u" not in text and not _SURROGATE.search(text)
-    if not plain and has_surrogate(value):
+    if halved:
         raise LoneSurrogateError
     return value
 
 
 def has_surrogate(value: object) -> bool:
     """Say whether a text in the JSON `value`, a name too, holds half of a surrogate pair."""
-    waiting = [value]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, str):
-            if _SURROGATE.search(each):
-                return True
-        elif isinstance(each, dict):
-            waiting += [*each, *each.values()]
-        elif isinstance(each, list):
-            waiting += each
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
     return False
 
 

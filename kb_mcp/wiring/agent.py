@@ -151,10 +151,6 @@ def trust_of(settings: Settings) -> Trust:
 @asynccontextmanager
 async def _embedded(settings: Settings) -> AsyncIterator[AsgiApp]:
     """Run a proxy on this event loop until the block ends."""
-    if settings.on_lambda and not settings.embedded:
-        raise SettingsError(
-            "KEYBRAKE_PROXY_URL", "is not set, on Lambda", "Set it, or KEYBRAKE_EMBEDDED=1."
-        )
     try:
         from kb_mcp.serving.tracing import traced
         from kb_mcp.wiring.proxy import Proxy

@@ -13,7 +13,7 @@ from kb_mcp.agent.catalogue import ToolName, select_tools
 from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.client.network import NetworkLine
 from kb_mcp.agent.doors.mcp.bearer import Known, look_up
-from kb_mcp.agent.export import arguments_schema, properties
+from kb_mcp.agent.export import arguments_schema
 from kb_mcp.converse import ConverseTools
 from kb_mcp.periods import KINDS
 from tests.agent.conftest import Says, StubProxy
@@ -28,7 +28,7 @@ BOTH = frozenset(ToolName)
 def text(*kinds: str, tool: str = "charge") -> str:
     tools = select_tools(BOTH, allow_reference=False, period_kinds=kinds)
     (found,) = [each for each in tools if each.name == tool]
-    return str(properties(arguments_schema(found))["billing_period"]["description"])
+    return str(arguments_schema(found)["properties"]["billing_period"]["description"])
 
 
 def policy(**fields: Any) -> Says:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from kb_mcp.agent.catalogue import Tool, ToolName, select_tools
-from kb_mcp.agent.export import arguments_schema, properties
+from kb_mcp.agent.export import arguments_schema
 
 README: Final = Path(__file__).resolve().parents[2] / "README.md"
 REGION: Final = re.compile(r"(?s)<!-- tools:begin -->\n.*?<!-- tools:end -->")
@@ -29,7 +29,7 @@ def _table(tool: Tool) -> str:
     schema = arguments_schema(tool, full=True)
     rows = [
         f"| `{name}` | {field['type']} | {_presence(schema, name)} | {field['description']} |"
-        for name, field in properties(schema).items()
+        for name, field in schema["properties"].items()
     ]
     head = f"**`{tool.name}`**: {tool.description.split('. ')[0]}. Key: {tool.vault_key}."
     columns = ["| argument | type | default | meaning |", "|---|---|---|---|"]
@@ -41,7 +41,7 @@ def _presence(schema: dict[str, object], name: str) -> str:
     assert isinstance(required, list | tuple)
     if name in required:
         return "required"
-    default = properties(schema)[name].get("default")
+    default = schema["properties"][name].get("default")
     return "" if default is None else f"`{default}`"
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
 from typing_extensions import override
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import caller_of
+from kb_mcp.agent.calls import call_tool
 from kb_mcp.agent.catalogue import Arguments, ToolName
 from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.client.network import NetworkLine
@@ -54,7 +55,7 @@ def function_event(parameters: dict[str, Any], function: str = "charge") -> dict
 
 def ask(billing: Billing, event: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Answer `event`; return the response part and its body."""
-    answer = answer_action_group(event, caller_of(billing))
+    answer = answer_action_group(event, partial(call_tool, billing))
     assert answer["messageVersion"] == "1.0"
     response: dict[str, Any] = answer["response"]  # type: ignore[assignment]  # JSON of any shape
     framed = response.get("functionResponse", response)["responseBody"]

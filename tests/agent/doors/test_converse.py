@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import botocore.session
@@ -11,7 +12,7 @@ import pytest
 from botocore.validate import ParamValidator
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import caller_of
+from kb_mcp.agent.calls import call_tool
 from kb_mcp.agent.client.line import CallContext
 from kb_mcp.agent.doors.bedrock import answer_message, answer_returned_control, read_stream
 from tests.agent.conftest import Says, StubProxy, charge, refusal
@@ -45,7 +46,7 @@ def test_every_tool_use_is_answered_in_order(proxy: StubProxy, billing: Billing)
         use(use_id="d"),
     )
 
-    answer = answer_message(asked, caller_of(billing), WHO)
+    answer = answer_message(asked, partial(call_tool, billing), WHO)
 
     found = results(answer)
     assert [result["toolUseId"] for result in found] == ["a", "b", "c", "d"]
@@ -63,7 +64,7 @@ def test_every_tool_use_is_answered_in_order(proxy: StubProxy, billing: Billing)
 
 def test_the_answer_is_a_message_that_the_service_takes(proxy: StubProxy, billing: Billing) -> None:
     proxy.on(POST, Says(200, charge()))
-    answer = answer_message(message(use()), caller_of(billing), WHO)
+    answer = answer_message(message(use()), partial(call_tool, billing), WHO)
     model = botocore.session.get_session().get_service_model("bedrock-runtime")
 
     report = ParamValidator().validate(answer, model.shape_for("Message"))
@@ -78,7 +79,7 @@ def test_the_answer_is_a_message_that_the_service_takes(proxy: StubProxy, billin
 def test_nothing_to_answer_is_none(
     proxy: StubProxy, billing: Billing, blocks: list[dict[str, Any]]
 ) -> None:
-    assert answer_message(message(*blocks), caller_of(billing), WHO) is None
+    assert answer_message(message(*blocks), partial(call_tool, billing), WHO) is None
     assert proxy.seen == []
 
 
@@ -86,7 +87,7 @@ def test_only_what_the_client_must_run_is_run(proxy: StubProxy, billing: Billing
     proxy.on(POST, Says(200, charge()))
     searched = use("web_search", {"query": "x"}, "s", type="server_tool_use")
 
-    found = results(answer_message(message(searched, use()), caller_of(billing), WHO))
+    found = results(answer_message(message(searched, use()), partial(call_tool, billing), WHO))
 
     assert [result["toolUseId"] for result in found] == ["t1"]
     assert len(proxy.seen) == 1
@@ -97,7 +98,7 @@ def test_a_decimal_of_a_stored_history_is_refused_in_json(
 ) -> None:
     stored = use(given={**BILL, "amount_cents": Decimal("2900.5")})
 
-    answer = answer_message(message(stored), caller_of(billing), WHO)
+    answer = answer_message(message(stored), partial(call_tool, billing), WHO)
 
     assert results(answer)[0]["status"] == "error"
     assert json.loads(json.dumps(answer)) == answer
@@ -120,7 +121,7 @@ def test_a_decimal_of_a_stored_history_is_refused_in_json(
 def test_nothing_runs_on_an_answer_that_was_cut_off_blocked_or_malformed(
     proxy: StubProxy, billing: Billing, reason: str
 ) -> None:
-    (result,) = results(answer_message(message(use()), caller_of(billing), WHO, reason))
+    (result,) = results(answer_message(message(use()), partial(call_tool, billing), WHO, reason))
 
     assert result["status"] == "error"
     assert result["content"]
@@ -133,7 +134,7 @@ def test_a_whole_tool_use_runs_whatever_the_model_calls_its_end(
 ) -> None:
     proxy.on(POST, Says(200, charge()))
 
-    (result,) = results(answer_message(message(use()), caller_of(billing), WHO, reason))
+    (result,) = results(answer_message(message(use()), partial(call_tool, billing), WHO, reason))
 
     assert result["content"][0]["json"]["status"] == "succeeded"
     assert len(proxy.seen) == 1
@@ -194,7 +195,7 @@ def test_a_broken_or_doubled_input_runs_nothing(
 ) -> None:
     assembled, reason = read_stream(stream(*inputs))
 
-    (result,) = results(answer_message(assembled, caller_of(billing), WHO, reason))
+    (result,) = results(answer_message(assembled, partial(call_tool, billing), WHO, reason))
 
     assert (result["status"], result["content"][0]["json"]["status"]) == ("error", "invalid")
     assert "Ask for it again" in result["content"][0]["json"]["message"]
@@ -205,7 +206,7 @@ def test_a_stream_that_broke_off_runs_nothing(proxy: StubProxy, billing: Billing
     events = [event for event in stream(json.dumps(BILL)) if "messageStop" not in event]
     assembled, reason = read_stream(events)
 
-    (result,) = results(answer_message(assembled, caller_of(billing), WHO, reason))
+    (result,) = results(answer_message(assembled, partial(call_tool, billing), WHO, reason))
 
     assert result["status"] == "error"
     assert proxy.seen == []
@@ -239,7 +240,7 @@ def test_returned_control_is_answered_in_the_shape_the_service_takes(
         ],
     }
 
-    answers: Any = answer_returned_control(control, caller_of(billing), WHO)
+    answers: Any = answer_returned_control(control, partial(call_tool, billing), WHO)
 
     assert answers[0]["apiResult"]["httpStatusCode"] == 200
     assert answers[1]["functionResult"]["responseState"] == "REPROMPT"

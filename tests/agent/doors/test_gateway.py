@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kb_mcp.agent.billing import Billing
-from kb_mcp.agent.calls import caller_of
+from kb_mcp.agent.calls import call_tool
 from kb_mcp.agent.doors.bedrock import answer_gateway, gateway_names
 from tests.agent.conftest import TRACE, Says, StubProxy, charge
 
@@ -17,7 +18,7 @@ BILL = {"customer_id": "cus_Abc123", "amount_cents": 2900, "billing_period": "20
 
 
 def ask(billing: Billing, event: dict[str, Any], tool: object = "target___charge") -> Any:
-    return answer_gateway(event, {"bedrockAgentCoreToolName": tool}, caller_of(billing))
+    return answer_gateway(event, {"bedrockAgentCoreToolName": tool}, partial(call_tool, billing))
 
 
 @pytest.mark.parametrize("amount", [2900, "2900"], ids=["number", "text"])
@@ -69,7 +70,7 @@ def test_a_trace_in_propagated_headers_is_handed_on(
     proxy.on(POST, Says(200, charge()))
     names = {"bedrockAgentCoreToolName": "t___charge", "bedrockAgentCorePropagatedHeaders": headers}
 
-    answer_gateway(BILL, names, caller_of(billing))
+    answer_gateway(BILL, names, partial(call_tool, billing))
 
     assert proxy.seen[0].trace == trace
     assert "keybrake-subject" not in proxy.seen[0].headers
@@ -83,7 +84,7 @@ def test_for_whom_a_call_is_stands_in_a_propagated_header(
     headers = {"Keybrake-Subject": "maria"}
     names = {"bedrockAgentCoreToolName": "t___charge", "bedrockAgentCorePropagatedHeaders": headers}
 
-    answer_gateway(BILL, names, caller_of(billing))
+    answer_gateway(BILL, names, partial(call_tool, billing))
 
     assert proxy.seen[0].headers["keybrake-subject"] == "maria"
 
