@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from msgspec.structs import replace
-
 from kb_mcp.proxy.audit.chain import Head, Journal, Verification, derive_key, verify_audit
 from kb_mcp.proxy.audit.heads import Behind, Heads
 from kb_mcp.proxy.ledger.clock import StoreClock
@@ -164,7 +162,14 @@ def build_store(
 
     Raises: BindingError, SettingsError, LedgerUnavailableError.
     """
-    clock = _clock(wanted.turned, engine)
+    turned = wanted.turned
+    clock = StoreClock(
+        lambda: engine.base_ms() + engine.offset_ms + turned.offset_ms,
+        lambda: engine.base_ms() + turned.offset_ms,
+        boottime_ms,
+        followed=lambda: turned.followed,
+        boot_id=boot_id(),
+    )
     node = process_name(wanted.settings.node_id)
     owner, journal = this_process(node), Journal(node, derive_key(master, "audit"))
     sealer = binding.Sealer(derive_key(master, "answers"), random_bytes)
@@ -193,16 +198,6 @@ def build_store(
     )
 
 
-def _clock(turned: Turned, engine: Engine) -> StoreClock:
-    return StoreClock(
-        lambda: engine.base_ms() + engine.offset_ms + turned.offset_ms,
-        lambda: engine.base_ms() + turned.offset_ms,
-        boottime_ms,
-        followed=lambda: turned.followed,
-        boot_id=boot_id(),
-    )
-
-
 def verify_store(database: Database, chain_key: bytes, heads: Mapping[str, Head]) -> Verification:
     """Walk every chain of the store behind `database`. Raises: LedgerUnavailableError."""
     reads, archived = StoreReads(database), StoreAdmin(database).archived()
@@ -217,15 +212,12 @@ def bind_store(
     A default gives way to what the store says; what was set on purpose must agree with it.
     Raises: BindingError, SettingsError, LedgerUnavailableError.
     """
-    wanted, default = wanted_settings(settings), StoreSettings(account="", mode="")
-    pairs = ((name, getattr(wanted, name)) for name in binding.LIMITS)
-    explicit = {name: value for name, value in pairs if value != getattr(default, name)}
     queries, marks = database.queries, {binding.CHECK: binding.check_value(master)}
     with database.binding() as connection:
-        facts = binding.read_facts(connection, queries)
-        check_key_of_new_store(settings, facts)
-        if binds is binding.Binds.NOTHING:
-            wanted = keyless_settings(settings, wanted, facts)
+        wanted = wanted_settings(settings, binding.read_facts(connection, queries), binds)
+        default = StoreSettings(account="", mode="")
+        pairs = ((name, getattr(wanted, name)) for name in binding.LIMITS)
+        explicit = {name: value for name, value in pairs if value != getattr(default, name)}
         return binding.bind(connection, queries, wanted, explicit, binds, marks)
 
 
@@ -279,18 +271,6 @@ def check_master_key(held: binding.Witnesses, master: bytes) -> None:
         )
 
 
-def check_key_of_new_store(settings: Settings, facts: Mapping[str, str]) -> None:
-    """Check that a store without `facts`, a new one, begins with a master key of full length.
-
-    What was sealed under a shorter one stays readable. Raises: SettingsError.
-    """
-    key = settings.master_key
-    if "mode" in facts or key is None or len(key.reveal()) >= MASTER_KEY_CHARACTERS_NEW:
-        return
-    hint = f"Set {MASTER_KEY_CHARACTERS_NEW} random characters or more, and keep them for good."
-    raise SettingsError(key.variable, "is too short for a new store", hint)
-
-
 def write_once(file: Path, text: str) -> bool:
     """Create `file` (mode 0600) with `text` unless it exists; say whether this process did.
 
@@ -312,11 +292,28 @@ def write_once(file: Path, text: str) -> bool:
     return True
 
 
-def wanted_settings(settings: Settings) -> StoreSettings:
-    """Return what a new store would be bound to; each call names another store."""
+def wanted_settings(
+    settings: Settings, facts: Mapping[str, str], binds: binding.Binds
+) -> StoreSettings:
+    """Return what a store with `facts` shall be bound to; of a new one, each call names another.
+
+    A new store, without facts, begins with a master key of full length; what was sealed under a
+    shorter one stays readable. A process that binds nothing and has no Stripe key wants what the
+    store has. Raises: SettingsError.
+    """
+    key, is_new = settings.master_key, "mode" not in facts
+    if is_new and key is not None and len(key.reveal()) < MASTER_KEY_CHARACTERS_NEW:
+        hint = f"Set {MASTER_KEY_CHARACTERS_NEW} random characters or more, and keep them for good."
+        raise SettingsError(key.variable, "is too short for a new store", hint)
+    account, mode = settings.account_label, str(settings.upstream_mode)
+    if binds is binding.Binds.NOTHING and settings.stripe_key is None and not is_new:
+        account, mode = settings.account or facts["account"], facts["mode"]
+        if settings.clock_offset_ms and mode == "live":
+            hint = "Leave it out: this store is a live account's."
+            raise SettingsError("KEYBRAKE_CLOCK_OFFSET", "would turn a real clock", hint)
     return StoreSettings(
-        account=settings.account_label,
-        mode=settings.upstream_mode,
+        account=account,
+        mode=mode,
         ceilings={money.currency: money.amount for money in settings.account_daily_cap},
         refund_ceilings={
             money.currency: money.amount for money in settings.account_daily_refund_cap
@@ -325,18 +322,3 @@ def wanted_settings(settings: Settings) -> StoreSettings:
         recovery_grace_ms=settings.recovery_grace_ms,
         store_id=f"st_{secrets.token_hex(STORE_ID_BYTES)}",
     )
-
-
-def keyless_settings(
-    settings: Settings, wanted: StoreSettings, facts: Mapping[str, str]
-) -> StoreSettings:
-    """Return what a process without a Stripe key wants of a store with `facts`: what it has.
-
-    Raises: SettingsError.
-    """
-    if settings.stripe_key is not None or "mode" not in facts:
-        return wanted
-    if settings.clock_offset_ms and facts["mode"] == "live":
-        hint = "Leave it out: this store is a live account's."
-        raise SettingsError("KEYBRAKE_CLOCK_OFFSET", "would turn a real clock", hint)
-    return replace(wanted, mode=facts["mode"], account=settings.account or facts["account"])
