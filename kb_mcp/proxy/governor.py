@@ -106,7 +106,7 @@ class Governor:
     look_at_refund: Callable[[OperationId], Awaitable[None]]
     read_again: Callable[[Command], Awaitable[Command | Refusal]]
     invoices: InvoiceReads
-    tasks: set[asyncio.Task[Any]]
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     gate: SendGate = field(default_factory=SendGate)
     meters: Meters = field(default_factory=Meters)
 

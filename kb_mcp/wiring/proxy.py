@@ -17,12 +17,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kb_mcp.proxy import store_walk
-from kb_mcp.proxy.access.authorize import Rates
 from kb_mcp.proxy.answers import Answers, Reads
 from kb_mcp.proxy.audit.chain import derive_key
 from kb_mcp.proxy.edge.app import AdmissionQueue, ProxyApp
 from kb_mcp.proxy.edge.key_api import KeyApi, Readiness
-from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
+from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.errors.refusals import Refusal
 from kb_mcp.proxy.governor import Governor, SendGate, Waiters
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError, note
@@ -172,13 +171,7 @@ class Proxy:
             owner=store.node,
             warns=self.settings.upstream_mode == "sandbox",
         )
-        return Walks(
-            walk=walk,
-            gate=gate,
-            boottime_ms=boottime_ms,
-            watch=store.watch,
-            settle_ms=self._lease_ms,
-        )
+        return Walks(walk=walk, gate=gate, watch=store.watch, settle_ms=self._lease_ms)
 
     def _pipeline(self, gate: SendGate) -> RequestPipeline:
         store, reads, look = self.store, self.reads, self.recovery.resolve_one
@@ -202,7 +195,6 @@ class Proxy:
             invoices=invoices,
             boottime_ms=boottime_ms,
             upstream_key=key,
-            tasks=set(),
             gate=gate,
             meters=self.meters,
         )
@@ -211,12 +203,7 @@ class Proxy:
             governor=governor,
             reads=Reads(ledger=store.ledger, stripe=reads, upstream_key=key),
             charges=charges,
-            invoices=invoices,
-            rates=Rates(),
-            refusal_counts=RefusalCounts(),
-            now_ms=store.clock.now,
-            times=store.clock.times,
-            monotonic_ms=boottime_ms,
+            clock=store.clock,
             new_id=new_id,
             keys_secret=derive_key(store.chain_key, "caller keys"),
             owner=store.owner,
@@ -257,7 +244,7 @@ class UpstreamKeyError(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Walks:
-    """The walks of one process; `boottime_ms` counts suspended time.
+    """The walks of one process.
 
     `watch` sees that the store moved, where it can; `settle_ms` is how long a send may last, all
     told.
@@ -265,7 +252,6 @@ class Walks:
 
     walk: store_walk.StoreWalk
     gate: SendGate
-    boottime_ms: Callable[[], int]
     watch: FencedLine | None
     settle_ms: int
     _walked_at: int = field(default=0, init=False)
@@ -296,7 +282,7 @@ class Walks:
         self.gate.gap = bool(facts.get(GAP))
         if self.gate.unwalked or self.gate.gap:
             await self._again(store_walk.LOOK_BACK_AT_START_MS)
-        elif self.boottime_ms() >= self._walked_at + store_walk.HOUR_MS or self._failures:
+        elif boottime_ms() >= self._walked_at + store_walk.HOUR_MS or self._failures:
             await self._again(store_walk.LOOK_BACK_HOURLY_MS)
 
     async def check_moved(self) -> None:
@@ -307,7 +293,7 @@ class Walks:
             await note(self.walk.ledger)
         except LedgerUnavailableError as error:
             _log.warning("the ledger is unavailable: %s", error)
-        moved, now = self.watch.moved, self.boottime_ms()
+        moved, now = self.watch.moved, boottime_ms()
         if moved is None:
             return
         if moved != self._moved[0]:
@@ -342,13 +328,13 @@ class Walks:
             case store_walk.Whole(owner=owner, absent=absent):
                 if absent:
                     _log.warning("Stripe has no list %s: taken as empty", ", ".join(absent))
-                self._walked_at, self._failures, self.gate.gap = self.boottime_ms(), 0, False
+                self._walked_at, self._failures, self.gate.gap = boottime_ms(), 0, False
                 if owner == self.walk.owner:
                     self.gate.unwalked = False
             case store_walk.LostObjects(objects=lost, any_store=any_store):
                 self._failures, self.gate.unwalked, shown = 0, False, ", ".join(lost[:5])
                 if any_store and self.walk.warns:
-                    self._walked_at = self.boottime_ms()
+                    self._walked_at = boottime_ms()
                     told = "the sandbox has charges of another store (%s): `kb-mcp adopt` has them"
                     _log.warning(told, shown)
                 else:

@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 
 from typing_extensions import override
 
-from kb_mcp.proxy.access.authorize import Rates
 from kb_mcp.proxy.answers import Answers, Reads
-from kb_mcp.proxy.edge.pipeline import RefusalCounts, RequestPipeline
+from kb_mcp.proxy.edge.pipeline import RequestPipeline
 from kb_mcp.proxy.governor import Governor, Waiters
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.records import OperationId, State
@@ -144,12 +143,7 @@ class Process:
             governor=governor,
             reads=Reads(ledger=self.ledger, stripe=stripe, upstream_key=UPSTREAM_KEY),
             charges=charges,
-            invoices=invoices,
-            rates=Rates(),
-            refusal_counts=RefusalCounts(),
-            now_ms=clock.now,
-            times=clock.times,
-            monotonic_ms=boottime_ms,
+            clock=clock,
             new_id=lambda prefix: f"{prefix}_{place.chance.randbytes(6).hex()}",
             keys_secret=b"of the simulation",
             owner=self.owner,

@@ -91,7 +91,7 @@ class KeyApi:
         found = await self.pipeline.ledger.find_key(admitted.key.id)
         if found is None:
             return refuse(Code.VAULT_KEY_UNKNOWN)
-        now, scopes = self.pipeline.now_ms(), admitted.scopes
+        now, scopes = self.pipeline.clock.now(), admitted.scopes
         today = day_of(now)
         starts = today.isoformat(), today.replace(day=1).isoformat()
         (spent,) = await self.records.spend_of_keys([admitted.key.id], *starts, now)
@@ -122,7 +122,7 @@ class KeyApi:
         # What the key has made itself it sees, whatever can be looked up now.
         own = admitted.key.lineage_id
         shown = [each for each in found if each[0].customer in visible or each[0].lineage_id == own]
-        data = await operation_records(self.records, shown, self.pipeline.now_ms())
+        data = await operation_records(self.records, shown, self.pipeline.clock.now())
         named = filters.get("charge_id")
         refunds = None if named is None else await self._refunds_of(policy, named)
         told = {} if refunds is None else {"refunds": refunds}

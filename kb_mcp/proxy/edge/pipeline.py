@@ -34,9 +34,10 @@ from kb_mcp.proxy.answers import Reads
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.errors.refusals import Code, Refusal, clock_disputed, refuse
 from kb_mcp.proxy.governor import Governor, note_refusal
+from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.port import Ledger, note
 from kb_mcp.proxy.ledger.records import AuditDraft, KeyId, NamedBy, Operation, OperationId
-from kb_mcp.proxy.read_first import AsItStands, ChargeReads, InvoiceReads
+from kb_mcp.proxy.read_first import AsItStands, ChargeReads
 from kb_mcp.proxy.rules.command import Command, Prepared
 from kb_mcp.proxy.rules.follow_ups import as_step, find_made, step_fingerprint
 from kb_mcp.proxy.rules.operation_names import Name, caller_keys, name_of, older_caller_keys
@@ -58,8 +59,8 @@ SUBJECT_MAX: Final = 512  # characters
 class RequestPipeline:
     """Receives every request on the Stripe surface. `new_id` makes random ids.
 
-    `times` tells the time and the latest that a clock says, the same unless they disagree. `follow`
-    asks the sandbox, or Stripe where the time is not certain, before anything depends on it.
+    `follow` asks the sandbox, or Stripe where the time is not certain, before anything depends on
+    the `clock`.
     `keys_secret` keys the hashes of callers' keys.
     """
 
@@ -67,23 +68,20 @@ class RequestPipeline:
     governor: Governor
     reads: Reads
     charges: ChargeReads
-    invoices: InvoiceReads
-    rates: Rates
-    refusal_counts: RefusalCounts
-    now_ms: Callable[[], int]
-    times: Callable[[], tuple[int, int]]
-    monotonic_ms: Callable[[], int]
+    clock: StoreClock
     new_id: Callable[[str], str]
     keys_secret: bytes
     owner: str
     lease_ms: int
     follow: Callable[[], Awaitable[None]]
     issuers: Issuers | None = None
+    rates: Rates = field(default_factory=Rates)
+    refusal_counts: RefusalCounts = field(default_factory=lambda: RefusalCounts())  # noqa: PLW0108 defined below
 
     async def admit(self, token: str | None) -> Admitted | Refusal:
         """Return whose `token` is, or why nobody may act by it. Raises: LedgerUnavailableError."""
         await self.follow()
-        admitted = await admit(self.ledger, token, self.now_ms, self.issuers)
+        admitted = await admit(self.ledger, token, self.clock.now, self.issuers)
         if isinstance(admitted, Refusal):
             self.turn_away(admitted)
         return admitted
@@ -103,7 +101,7 @@ class RequestPipeline:
         admitted = known or await self.admit(presented_token(request))
         if isinstance(admitted, Refusal):
             return refused(admitted)
-        at, key = self.times(), admitted.key
+        at, key = self.clock.times(), admitted.key
         dead = _by_every_clock(at, lambda now: refuse_dead_key(key, now))
         if dead is not None:
             return self.turn_away(dead)
@@ -158,7 +156,7 @@ class RequestPipeline:
     def rate(self, admitted: Admitted) -> Refusal | None:
         """Take one request of the key's rate, or say that there is none left."""
         lineage, rate = admitted.key.lineage_id, admitted.policy.rate
-        wait = self.rates.retry_after(lineage, rate, self.monotonic_ms())
+        wait = self.rates.retry_after(lineage, rate, self.governor.boottime_ms())
         return None if wait is None else refuse(Code.RATE_LIMITED, facts={"retry_after": wait})
 
     async def _touch(self, admitted: Admitted, reading: Reading) -> Refusal | None:
@@ -202,7 +200,7 @@ class RequestPipeline:
         policy, touch = admitted.policy, partial(self._touch, admitted)
         asked: Prepared | AsItStands | Refusal
         if reading.route.standing is not None:
-            asked = await self.invoices.prepare(reading, touch)
+            asked = await self.governor.invoices.prepare(reading, touch)
         elif policy.capped and not any(policy.refund_caps.tables()):
             # A policy that caps what is charged, and says nothing of refunds, caps no refund.
             asked = refuse(Code.AMOUNT_NOT_METERED)
