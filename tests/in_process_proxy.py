@@ -187,7 +187,7 @@ class InProcessProxy:
     def watch_refunds(self) -> None:
         """Read the refunds that are due, by the sandbox's time."""
         self.run(self.proxy.app.pipeline.follow())
-        self.run(self.proxy.refund_watch.run(self.proxy.store.clock.now(0)))
+        self.run(self.proxy.recovery.watch_refunds())
 
     def recover(self) -> None:
         """Make one recovery pass, by the sandbox's time."""

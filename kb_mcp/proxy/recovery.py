@@ -284,21 +284,13 @@ class Recovery:
         found = await self.ledger.find_key(key_id)
         return policy_of(found[0].policy).daily_declines if found else DAILY_DECLINES_DEFAULT
 
-
-@dataclass(frozen=True, slots=True)
-class RefundWatch:
-    """Reads the refunds of reopened bills: hourly, and before such a bill is sent once more."""
-
-    ledger: Ledger
-    records: StoreReads
-    reads: StripeReads
-
-    async def run(self, now: int) -> None:
-        """Read the refunds that are due at `now` (ms). Raises: LedgerUnavailableError."""
+    async def watch_refunds(self) -> None:
+        """Read the refunds of reopened bills that are due now. Raises: LedgerUnavailableError."""
+        now = self.stripe.clock.now()
         for operation_id in await self.records.ids("refunds_to_watch", now=now, most=BATCH):
-            await self.look(operation_id)
+            await self.look_at_refund(operation_id)
 
-    async def look(self, operation_id: OperationId) -> None:
+    async def look_at_refund(self, operation_id: OperationId) -> None:
         """Read one refund and note what follows; what cannot be read changes nothing.
 
         Raises: LedgerUnavailableError.
@@ -309,7 +301,7 @@ class RefundWatch:
         )
         if operation is None or not operation.refunded:
             return
-        seen = await read_refund(self.reads, operation)
+        seen = await read_refund(self.stripe, operation)
         if not isinstance(seen, GivenBack):
             return
         ids = [OperationId(each) for each in (operation_id, operation.successor) if each]
@@ -322,6 +314,23 @@ class RefundWatch:
             return None, (_holds if seen.whole else _failed)(snapshot, current)
 
         await self.ledger.transact(lambda _: refs, step)
+
+    async def drop_answers(self) -> int:
+        """Drop a batch of answers that are older than RETAIN_MS now; return how many."""
+        before = self.stripe.clock.now() - RETAIN_MS
+        old = frozenset(await self.records.ids("answered_before", before=before, most=RETAIN_BATCH))
+        if not old:
+            return 0
+
+        def step(snapshot: Snapshot) -> tuple[int, Changes]:
+            dropped = tuple(
+                replace(operation, answer=None)
+                for operation in snapshot.operations.values()
+                if operation.id in old and operation.state is S.SUCCEEDED and operation.final
+            )
+            return len(dropped), Changes(operations=dropped)
+
+        return await self.ledger.transact(lambda _: Refs(operations=old), step)
 
 
 def _holds(snapshot: Snapshot, operation: Operation) -> Changes:
@@ -361,28 +370,3 @@ def _failed(snapshot: Snapshot, operation: Operation) -> Changes:
         note=note,
     )
     return Changes(operations=(paid,), audit=(row,))
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """Drops old answers, a batch a turn."""
-
-    ledger: Ledger
-    records: StoreReads
-
-    async def run(self, now: int) -> int:
-        """Drop a batch of answers that are older than RETAIN_MS at `now`; return how many."""
-        wanted = {"before": now - RETAIN_MS, "most": RETAIN_BATCH}
-        old = frozenset(await self.records.ids("answered_before", **wanted))
-        if not old:
-            return 0
-
-        def step(snapshot: Snapshot) -> tuple[int, Changes]:
-            dropped = tuple(
-                replace(operation, answer=None)
-                for operation in snapshot.operations.values()
-                if operation.id in old and operation.state is S.SUCCEEDED and operation.final
-            )
-            return len(dropped), Changes(operations=dropped)
-
-        return await self.ledger.transact(lambda _: Refs(operations=old), step)

@@ -29,7 +29,7 @@ from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.ledger.snapshot import GAP
 from kb_mcp.proxy.meters import Meters
 from kb_mcp.proxy.read_first import ChargeReads, InvoiceReads
-from kb_mcp.proxy.recovery import Recovery, RefundWatch, Retention
+from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.rules.command import Command
 from kb_mcp.proxy.rules.outcomes.matching import WALK_FAILED
 from kb_mcp.proxy.stores.binding import Binds
@@ -97,8 +97,6 @@ class Proxy:
             waiters=Waiters(),
             owner=store.owner,
         )
-        self.refund_watch = RefundWatch(store.ledger, store.records, reads)
-        self.retention = Retention(store.ledger, store.records)
         gate = SendGate(heads_behind=bool(store.behind))
         self._lease_ms = SEND_WITHIN_MS + store.settings.upstream_timeout_ms + LEASE_SLACK_MS
         self.walks = self._walks(gate)
@@ -154,8 +152,8 @@ class Proxy:
         await self.follow()
         await self.walks.check_moved()
         await self.recovery.run()
-        await self.refund_watch.run(self.store.clock.now())
-        await self.retention.run(self.store.clock.now())
+        await self.recovery.watch_refunds()
+        await self.recovery.drop_answers()
 
     def _walks(self, gate: SendGate) -> Walks:
         store = self.store
@@ -190,7 +188,7 @@ class Proxy:
             answers=Answers(stripe=reads, livemode=live),
             waiters=self.recovery.waiters,
             look=look,
-            look_at_refund=self.refund_watch.look,
+            look_at_refund=self.recovery.look_at_refund,
             read_again=read_again,
             invoices=invoices,
             boottime_ms=boottime_ms,

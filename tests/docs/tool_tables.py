@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from kb_mcp.agent.catalogue import Tool, ToolName, select_tools
 from kb_mcp.agent.export import arguments_schema
@@ -36,7 +36,7 @@ def _table(tool: Tool) -> str:
     return "\n".join([head, "", *columns, *rows])
 
 
-def _presence(schema: dict[str, object], name: str) -> str:
+def _presence(schema: dict[str, Any], name: str) -> str:
     required = schema.get("required", ())
     assert isinstance(required, list | tuple)
     if name in required:

@@ -20,7 +20,7 @@ from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.records import OperationId, State
 from kb_mcp.proxy.ledger.snapshot import StoreSettings
 from kb_mcp.proxy.read_first import ChargeReads, InvoiceReads
-from kb_mcp.proxy.recovery import Recovery, RefundWatch
+from kb_mcp.proxy.recovery import Recovery
 from kb_mcp.proxy.stores.binding import Sealer
 from kb_mcp.proxy.stores.reads import StoreReads
 from kb_mcp.proxy.stores.sqlite.database import SqliteDatabase
@@ -80,7 +80,6 @@ class Process:
     records: StoreReads = field(init=False)
     pipeline: RequestPipeline = field(init=False)
     recovery: Recovery = field(init=False)
-    watch: RefundWatch = field(init=False)
 
     def __post_init__(self) -> None:
         place, loop = self.place, self.place.loop
@@ -117,7 +116,6 @@ class Process:
             look=self.recovery.resolve_one,
             live=False,
         )
-        self.watch = RefundWatch(self.ledger, self.records, stripe)
         invoices = InvoiceReads(
             ledger=self.ledger,
             stripe=stripe,
@@ -133,7 +131,7 @@ class Process:
             boottime_ms=boottime_ms,
             upstream_key=UPSTREAM_KEY,
             look=self.recovery.resolve_one,
-            look_at_refund=self.watch.look,
+            look_at_refund=self.recovery.look_at_refund,
             read_again=charges.again,
             invoices=invoices,
             tasks=InOrder(),
@@ -161,7 +159,7 @@ class Process:
     async def recover(self) -> dict[OperationId, State]:
         """Find out what nobody recorded, and whether refunds of reopened bills still hold."""
         found = await self.recovery.run()
-        await self.watch.run(self.clock.now())
+        await self.recovery.watch_refunds()
         return found
 
     async def serve(self, request: Request) -> Reply:

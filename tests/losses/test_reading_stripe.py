@@ -139,13 +139,13 @@ def test_a_list_that_repeats_itself_is_never_whole(
 
 
 def test_the_hourly_walk_finds_what_was_made_behind_the_store_and_three_failures_are_told(
-    host: Host, run: Run
+    host: Host, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = host.token()
     store = host.charge(token, "2026-10").json()["metadata"]["keybrake_store"]
     proxy = opened(host, run)
     walks, now = proxy.walks, [1_000_000]
-    walks.boottime_ms = lambda: now[0]
+    monkeypatch.setattr("kb_mcp.wiring.proxy.boottime_ms", lambda: now[0])
     run(walks.begin())
     assert not walks.gate.closed
     fault(host, "500_before", "/v1/charges", times=3)

@@ -274,7 +274,7 @@ def test_a_dropped_answer_is_replayed_by_reading_the_charge(tmp_path: Path) -> N
         made = in_process.charge(key, period="2026-11").json()["id"]
         in_process.turn_clock(91 * 86_400)
         in_process.recover()
-        in_process.run(in_process.proxy.retention.run(in_process.proxy.store.clock.now(0)))
+        in_process.run(in_process.proxy.recovery.drop_answers())
         assert in_process.operations()[0].answer is None
         replayed = in_process.charge(key, period="2026-11")
         assert (replayed.json()["id"], replayed.headers["idempotent-replayed"]) == (made, "true")

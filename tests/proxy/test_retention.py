@@ -12,7 +12,7 @@ DAYS_S = RETAIN_MS // 1000
 
 def drop(in_process: InProcessProxy) -> int:
     in_process.run(in_process.proxy.app.pipeline.follow())
-    return in_process.run(in_process.proxy.retention.run(in_process.proxy.store.clock.now(0)))
+    return in_process.run(in_process.proxy.recovery.drop_answers())
 
 
 def test_only_answers_of_what_is_over_for_good_are_dropped(tmp_path: Path) -> None:
