@@ -23,8 +23,7 @@ from kb_mcp.operators import requests
 from kb_mcp.operators.actions.keys import TEXT_MAX
 from kb_mcp.operators.alerts import raised
 from kb_mcp.operators.dashboard.forms import Wrong
-from kb_mcp.operators.dashboard.render import page
-from kb_mcp.operators.dashboard.story import tell
+from kb_mcp.operators.dashboard.render import page, tell
 from kb_mcp.operators.reports.invariants import Verifying
 from kb_mcp.operators.reports.stopped import Figures, stopped_figures
 from kb_mcp.operators.reports.views import Fullest, Views, key_status

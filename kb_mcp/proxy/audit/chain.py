@@ -114,11 +114,6 @@ class Break(Struct, frozen=True):
         return f"the audit of {self.node} breaks at row {self.row}: {self.reason}"
 
 
-def audit_row(draft: AuditDraft, *, node: str, seq: int, time: int) -> AuditRow:
-    """Place `draft` in the chain of `node`."""
-    return AuditRow(node=node, seq=seq, time=time, **asdict(draft))
-
-
 def canonical(row: AuditRow) -> bytes:
     """Write `row` as the bytes that are sealed: ASCII JSON, keys sorted, nulls left out.
 
@@ -230,7 +225,7 @@ class Journal:
     def values(self, draft: AuditDraft, now: int) -> tuple[Any, ...]:
         """Chain `draft` as the next row and return its column values."""
         seq, previous = self.head
-        row = audit_row(draft, node=self.node, seq=seq + 1, time=now)
+        row = AuditRow(node=self.node, seq=seq + 1, time=now, **asdict(draft))
         self.head = row.seq, row_hash(self.chain_key, bytes.fromhex(previous), row)
         return (row.id, row.node, row.seq, rfc3339(now), *astuple(draft), self.head[1])
 

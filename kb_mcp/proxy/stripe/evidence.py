@@ -291,19 +291,12 @@ def currency(value: object) -> str | None:
     return value.lower() if isinstance(value, str) and _CURRENCY.fullmatch(value) else None
 
 
-def _is_deeper(value: object, levels: int) -> bool:
+def _is_deeper(value: dict[str, Any] | list[Any], levels: int) -> bool:
     """Say whether objects and lists stand in each other more than `levels` deep."""
-    inside: list[Any] = [value]
-    for _ in range(levels + 1):
-        inside = [each for each in inside if isinstance(each, dict | list)]
-        if not inside:
-            return False
-        inside = [
-            child
-            for each in inside
-            for child in (each.values() if isinstance(each, dict) else each)
-        ]
-    return True
+    inside = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(
+        _is_deeper(each, levels - 1) for each in inside if isinstance(each, dict | list)
+    )
 
 
 def marks(item: Mapping[str, Any]) -> dict[str, str]:

@@ -18,7 +18,6 @@ from kb_mcp.proxy.audit.chain import (
     BreakReason,
     Head,
     WholeChain,
-    audit_row,
     canonical,
     clean_text,
     csv_cell,
@@ -38,7 +37,7 @@ def chain(length: int, key: bytes = KEY, node: str = "n1") -> Chain:
     previous = GENESIS
     for seq in range(1, length + 1):
         draft = AuditDraft(kind="decision", decision="proceed", amount=seq, path="/v1/charges")
-        row = audit_row(draft, node=node, seq=seq, time=1000 * seq)
+        row = AuditRow(node=node, seq=seq, time=1000 * seq, **asdict(draft))
         rows.append((row, row_hash(key, previous, row)))
         previous = bytes.fromhex(rows[-1][1])
     return rows
@@ -138,7 +137,7 @@ def test_a_hash_is_hmac_sha256_of_the_previous_and_the_row() -> None:
 
 
 def test_the_canonical_bytes_are_sorted_json_without_nulls() -> None:
-    row = audit_row(AuditDraft(kind="read", note="é"), node="n", seq=1, time=2)
+    row = AuditRow(kind="read", note="é", node="n", seq=1, time=2)
     assert canonical(row) == b'{"kind":"read","node":"n","note":"\\u00e9","seq":1,"time":2,"v":1}'
     assert row.id == "n:1"
 
@@ -151,7 +150,7 @@ def test_the_canonical_bytes_are_those_of_the_standard_library(
     path: str, note: str, agent: str | None, amount: int | None
 ) -> None:
     draft = AuditDraft(kind="read", path=path, note=note, agent_id=agent, amount=amount)
-    row = audit_row(draft, node="n", seq=1, time=2)
+    row = AuditRow(node="n", seq=1, time=2, **asdict(draft))
     there = {name: value for name, value in asdict(row).items() if value is not None}
     plain = json.dumps({"v": 1, **there}, sort_keys=True, separators=(",", ":"))
     assert canonical(row) == plain.encode("ascii")
@@ -160,7 +159,7 @@ def test_the_canonical_bytes_are_those_of_the_standard_library(
 def test_a_draft_lands_in_its_row_whole() -> None:
     names = AuditDraft.__struct_fields__
     draft = AuditDraft(**{name: name for name in names})  # type: ignore[arg-type]  # marks, to see each column arrive
-    row = audit_row(draft, node="n", seq=1, time=2)
+    row = AuditRow(node="n", seq=1, time=2, **asdict(draft))
     assert {name: getattr(row, name) for name in names} == {name: name for name in names}
     assert len(json.loads(canonical(row))) == len(names) + 4
 
