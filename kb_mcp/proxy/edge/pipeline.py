@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from kb_mcp.instants import day_of, how_many
@@ -111,31 +112,28 @@ class RequestPipeline:
         refusal = reading if isinstance(reading, Refusal) else over
         if over is not None:
             return self.turn_away(refusal or over, key.id)
+        asked = _Asked(admitted, request, self.audit_base(admitted, request))
         if isinstance(reading, Refusal):
-            return await self._refuse(admitted, request, reading)
+            return await note_refusal(self.ledger, asked.row, reading)
         if reading.route.moves is Moves.READS:
-            version = _version(admitted, request)
-            base = self.audit_base(admitted, request)
-            return await self.reads.read(admitted, reading, version, base)
-        match await self._ask(admitted, request, reading):
+            return await self.reads.read(admitted, reading, asked.version, asked.row)
+        match await self._ask(asked, reading):
             case Refusal() as refusal:
-                return await self._refuse(admitted, request, refusal)
+                return await note_refusal(self.ledger, asked.row, refusal)
             case Command() as command:
                 return await self.governor.govern(admitted, command)
             case reply:
                 return reply
 
-    async def _ask(
-        self, admitted: Admitted, request: Request, reading: Reading
-    ) -> Command | Refusal | Reply:
+    async def _ask(self, asked: _Asked, reading: Reading) -> Command | Refusal | Reply:
         """Return the command that a write asks for; a reply where there is nothing left to do."""
         if reading.route.moves is Moves.READ_FIRST:
-            return await self._read_first(admitted, request, reading)
+            return await self._read_first(asked, reading)
         made = await find_made(self.ledger, reading)
         if made is not None:
-            return await self._continue(admitted, request, reading, made)
-        touched = await self._touch(admitted, reading)
-        return touched or self._intend(admitted, request, reading)
+            return await self._continue(asked, reading, made)
+        touched = await self._touch(asked.admitted, reading)
+        return touched or self._intend(asked, reading)
 
     def audit_base(self, admitted: Admitted, request: Request) -> AuditDraft:
         """Return the audit facts that every row of `request` shares; client text is cleaned."""
@@ -177,63 +175,62 @@ class RequestPipeline:
         return may_touch(policy, customer, metadata)
 
     async def _continue(
-        self, admitted: Admitted, request: Request, reading: Reading, made: Operation
+        self, asked: _Asked, reading: Reading, made: Operation
     ) -> Command | Refusal:
         """Return the command of a step on the object that `made` has made."""
         step = as_step(reading, made)
         if isinstance(step, Refusal):
             return step
         name = Name(made.name, made.named_by, made.upstream_name)
-        touched = await self._touch(admitted, step)
+        touched = await self._touch(asked.admitted, step)
         if touched is not None or step.money is None:
             return touched or refuse(Code.AMOUNT_NOT_METERED)
-        command = self._command(admitted, request, step, step.money, name)
+        command = self._command(asked, step, step.money, name)
         return replace(command, fingerprint=step_fingerprint(step, made), continues=made)
 
-    async def _read_first(
-        self, admitted: Admitted, request: Request, reading: Reading
-    ) -> Command | Refusal | Reply:
+    async def _read_first(self, asked: _Asked, reading: Reading) -> Command | Refusal | Reply:
         """Return the command of a refund, or of an invoice's payment, bound to what Stripe says.
 
         The invoice itself is the answer where nothing is left to do.
         """
-        policy, touch = admitted.policy, partial(self._touch, admitted)
-        asked: Prepared | AsItStands | Refusal
+        policy, touch = asked.admitted.policy, partial(self._touch, asked.admitted)
+        read: Prepared | AsItStands | Refusal
         if reading.route.standing is not None:
-            asked = await self.governor.invoices.prepare(reading, touch)
+            read = await self.governor.invoices.prepare(reading, touch)
         elif policy.capped and not any(policy.refund_caps.tables()):
             # A policy that caps what is charged, and says nothing of refunds, caps no refund.
-            asked = refuse(Code.AMOUNT_NOT_METERED)
+            read = refuse(Code.AMOUNT_NOT_METERED)
         else:
-            asked = await self.charges.prepare(policy, reading, touch)
-        if isinstance(asked, Prepared):
-            name = Name(asked.name, NamedBy.CONTENT, asked.name)
-            return asked.as_read(self._command(admitted, request, asked.reading, asked.money, name))
-        if isinstance(asked, Refusal):
-            return asked
+            read = await self.charges.prepare(policy, reading, touch)
+        if isinstance(read, Prepared):
+            name = Name(read.name, NamedBy.CONTENT, read.name)
+            return read.as_read(self._command(asked, read.reading, read.money, name))
+        if isinstance(read, Refusal):
+            return read
         row = replace(
-            self.audit_base(admitted, request),
+            asked.row,
             kind="read",
             decision="forward",
             stripe_status=200,
             object_id=reading.of,
-            customer_id=asked.customer,
+            customer_id=read.customer,
         )
         await note(self.ledger, row)
-        return asked.reply
+        return read.reply
 
-    def _intend(self, admitted: Admitted, request: Request, reading: Reading) -> Command | Refusal:
+    def _intend(self, asked: _Asked, reading: Reading) -> Command | Refusal:
+        policy = asked.admitted.policy
         money = reading.money
         if money is None:
-            if admitted.policy.capped:
+            if policy.capped:
                 # Caps cannot hold what the request does not tell, whatever the allowlist grants.
                 # The account's ceiling refuses it too, where the decision reads that.
                 return refuse(Code.AMOUNT_NOT_METERED)
             money = UNTOLD
-        name = name_of(admitted.policy, reading)
+        name = name_of(policy, reading)
         if isinstance(name, Refusal):
             return name
-        command = self._command(admitted, request, reading, money, name)
+        command = self._command(asked, reading, money, name)
         if name.named_by is not NamedBy.BODY:
             return command
         # Content or a key of the caller's own name the bill; else the key that an SDK made up says
@@ -241,9 +238,8 @@ class RequestPipeline:
         keys, older = caller_keys(self.keys_secret, reading), older_caller_keys(reading)
         return replace(command, caller_keys=keys, older_caller_keys=older)
 
-    def _command(
-        self, admitted: Admitted, request: Request, reading: Reading, money: Money, name: Name
-    ) -> Command:
+    def _command(self, asked: _Asked, reading: Reading, money: Money, name: Name) -> Command:
+        admitted = asked.admitted
         return Command(
             reading=reading,
             money=money,
@@ -254,18 +250,28 @@ class RequestPipeline:
             name=name.text,
             named_by=name.named_by,
             upstream_name=name.upstream_name,
-            fingerprint=fingerprint(_as_named(request, reading)),
-            stripe_version=_version(admitted, request),
+            fingerprint=fingerprint(_as_named(asked.request, reading)),
+            stripe_version=asked.version,
             older_names=name.older,
             fresh_id=OperationId(self.new_id("op")),
             fresh_approval_id=self.new_id("apr"),
             owner=self.owner,
             lease_ms=self.lease_ms,
-            request=self.audit_base(admitted, request),
+            request=asked.row,
         )
 
-    async def _refuse(self, admitted: Admitted, request: Request, refusal: Refusal) -> Reply:
-        return await note_refusal(self.ledger, self.audit_base(admitted, request), refusal)
+
+class _Asked(Struct, frozen=True):
+    """A request and whose it is; `row` holds the audit facts that every row of it shares."""
+
+    admitted: Admitted
+    request: Request
+    row: AuditDraft
+
+    @property
+    def version(self) -> str | None:
+        """The API version to ask for: the policy's pin, else what the client's SDK wants."""
+        return self.admitted.policy.headers.stripe_version or self.request.header("stripe-version")
 
 
 def _understand(
@@ -314,11 +320,6 @@ def subject_of(admitted: Admitted, request: Request) -> str | None:
         return clean_text(admitted.subject, SUBJECT_MAX)
     said = clean_text(request.header("keybrake-subject") or "", SUBJECT_MAX).strip()
     return f"{SAID}{said}" if said else None
-
-
-def _version(admitted: Admitted, request: Request) -> str | None:
-    """Return the API version to ask for: the policy's pin, else what the client's SDK wants."""
-    return admitted.policy.headers.stripe_version or request.header("stripe-version")
 
 
 def _as_named(request: Request, reading: Reading) -> Reading:

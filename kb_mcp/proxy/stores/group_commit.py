@@ -58,7 +58,6 @@ class GroupCommit(Generic[A, R]):
         self._answer = answer
         self._idle = idle
         self._queue: queue.SimpleQueue[Queued[A, R] | None] = queue.SimpleQueue()
-        self._closed = False
         self._ended: Queued[None, None] | None = None
         self._sizes = [0] * (BATCH_MAX + 1)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -76,7 +75,7 @@ class GroupCommit(Generic[A, R]):
 
     async def ask(self, what: A) -> R:
         """Return the answer to `what`. Raises: LedgerUnavailableError, or what it ended with."""
-        if self._closed:
+        if self._ended is not None:
             raise LedgerUnavailableError("the ledger is closed")
         loop = asyncio.get_running_loop()
         asked: Queued[A, R] = Queued(what, loop, loop.create_future())
@@ -86,8 +85,7 @@ class GroupCommit(Generic[A, R]):
 
     async def close(self) -> None:
         """Answer what still waits, then end the thread."""
-        if not self._closed:
-            self._closed = True
+        if self._ended is None:
             loop = asyncio.get_running_loop()
             self._ended = Queued(None, loop, loop.create_future())
             self._queue.put(None)
