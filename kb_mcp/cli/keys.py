@@ -39,13 +39,10 @@ _amount = partial(click.option, metavar="AMOUNT", multiple=True)
 keys = group("keys", "issue --role billing --daily-cap 10000.00usd")
 
 
-def _text_of(file: str) -> str:
-    return Path(file).read_text("utf-8")
-
-
 @keys.command()
 @click.option("--role", shell_complete=roles, help=f"A built-in role: {', '.join(ROLES)}.")
-@click.option("--policy", type=click.Path(exists=True, dir_okay=False), callback=read_by(_text_of),
+@click.option("--policy", type=click.Path(exists=True, dir_okay=False),
+              callback=read_by(lambda file: Path(file).read_text("utf-8")),
               help="A policy of your own, TOML or JSON.")  # fmt: skip
 @click.option("--label", help="A note for people.")
 @click.option("--agent", help="The agent that will hold it: the audit shows it where a caller "

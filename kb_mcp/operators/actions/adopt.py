@@ -23,15 +23,7 @@ from kb_mcp.money import Money
 from kb_mcp.operators.actions.operations import NotDone, lost_attempt
 from kb_mcp.operators.reports.reconcile import Item
 from kb_mcp.periods import Period, find_period, parse_period, period_from_description
-from kb_mcp.proxy.ledger.records import (
-    Attempt,
-    AttemptOutcome,
-    KeyId,
-    LineageId,
-    NamedBy,
-    Operation,
-    OperationId,
-)
+from kb_mcp.proxy.ledger import records
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.duplicates import refund_fingerprint
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
@@ -101,10 +93,10 @@ def proof_of(item: Item) -> Made | None:
 def operation_of(
     item: Item,
     period: Period | None,
-    lineages: Mapping[str, KeyId],
+    lineages: Mapping[str, records.KeyId],
     now: int,
-    fresh_id: OperationId,
-) -> tuple[Operation, Attempt]:
+    fresh_id: records.OperationId,
+) -> tuple[records.Operation, records.Attempt]:
     """Return the operation that `item` stands for, and its one attempt.
 
     `item` is a charge, an intent, or a refund with the `customer` of its charge. `lineages` are the
@@ -117,8 +109,8 @@ def operation_of(
     created_ms = int(item["created"]) * 1000
     money = Money(int(item["amount"]), str(item["currency"]))
     fields = _of_refund(item, money) if is_refund(item) else _of_charge(item, money, period)
-    operation = Operation(
-        id=OperationId(marked_id) if _OPERATION_ID.fullmatch(marked_id) else fresh_id,
+    operation = records.Operation(
+        id=records.OperationId(marked_id) if _OPERATION_ID.fullmatch(marked_id) else fresh_id,
         route=route_of(item).endpoint,
         customer=item.get("customer") or None,
         amount=money.amount,
@@ -130,8 +122,8 @@ def operation_of(
         first_arrival_at=created_ms,
         # 2 for K-2, 1 for K and K-r1.
         attempt=max(int(number[1]), 1) if number and len(number[1]) < 10 else 1,
-        key_id=lineages.get(lineage, KeyId(NOBODY)),
-        lineage_id=LineageId(lineage if lineage in lineages else NOBODY),
+        key_id=lineages.get(lineage, records.KeyId(NOBODY)),
+        lineage_id=records.LineageId(lineage if lineage in lineages else NOBODY),
         object_id=object_id,
         stripe_status=str(item.get("status")),
         overshoot=True,
@@ -144,7 +136,7 @@ def operation_of(
     attempt = lost_attempt(
         operation, operation.attempt, mark or f"{NOBODY}-{object_id}", created_ms
     )
-    ended = AttemptOutcome.SUCCEEDED
+    ended = records.AttemptOutcome.SUCCEEDED
     made = replace(attempt, open_sends=0, status=200, object_id=object_id, outcome=ended)
     return operation, made
 
@@ -202,7 +194,7 @@ def _of_refund(refund: Item, money: Money) -> dict[str, Any]:
     charge = str(refund["charge"])
     return {
         "name": refund_name(charge, reference),
-        "named_by": NamedBy.CONTENT,
+        "named_by": records.NamedBy.CONTENT,
         "reference": reference,
         "fingerprint": refund_fingerprint(charge, money, reference),
         "gives_back": charge,
@@ -211,12 +203,14 @@ def _of_refund(refund: Item, money: Money) -> dict[str, Any]:
     }
 
 
-def _name(charge: Item, period: Period | None, reference: str | None) -> tuple[str, NamedBy]:
+def _name(
+    charge: Item, period: Period | None, reference: str | None
+) -> tuple[str, records.NamedBy]:
     customer = charge.get("customer")
     if period is not None and isinstance(customer, str) and CUSTOMER_ID.fullmatch(customer):
         sound = reference if reference and REFERENCE.fullmatch(reference) else None
         bill = (customer, charge["amount"], period.label, charge["currency"], sound)
         # Stripe took an amount that we would not: its period is guarded all the same.
         with suppress(ValueError):
-            return idempotency_key(*bill), NamedBy.CONTENT
-    return body_name(str(charge["id"]).encode(), NOBODY), NamedBy.EXPLICIT
+            return idempotency_key(*bill), records.NamedBy.CONTENT
+    return body_name(str(charge["id"]).encode(), NOBODY), records.NamedBy.EXPLICIT

@@ -15,14 +15,8 @@ from kb_mcp.environment import is_address
 from kb_mcp.operators.actions.keys import REASON_MAX, TEXT_MAX, Counts, await_sends, clean_reason
 from kb_mcp.operators.actions.operations import admin_row
 from kb_mcp.operators.reports.views import NoSuchKeyError
+from kb_mcp.proxy.access import grants as rules
 from kb_mcp.proxy.access.authenticate import newest_key
-from kb_mcp.proxy.access.grants import (
-    MatchError,
-    claims_of,
-    overlapping,
-    read_matches,
-    write_claims,
-)
 from kb_mcp.proxy.access.tokens import refuse_dead_key
 from kb_mcp.proxy.errors.refusals import Code, refuse
 from kb_mcp.proxy.ledger.port import Ledger
@@ -82,10 +76,10 @@ async def add_grant(
     Raises: MatchError, NoSuchKeyError, NotGrantedError.
     """
     if not is_address(wanted.issuer):
-        raise MatchError("an issuer is an http(s) address, as `iss` in its tokens writes it")
+        raise rules.MatchError("an issuer is an http(s) address, as `iss` in its tokens writes it")
     if not wanted.key_id.isprintable():
         raise NoSuchKeyError(wanted.key_id)
-    claims, key_id = read_matches(wanted.matches), KeyId(wanted.key_id)
+    claims, key_id = rules.read_matches(wanted.matches), KeyId(wanted.key_id)
     refs = Refs(keys=frozenset({key_id}), issuers=frozenset({wanted.issuer}))
     grant_id = f"grt_{random_bytes(ID_BYTES).hex()}"
 
@@ -98,13 +92,13 @@ async def add_grant(
         if key.rotated_to is not None:
             raise NotGrantedError(f"vault key {key.id} was rotated: name {key.rotated_to}")
         held = (each for each in snapshot.grants.values() if each.removed_at is None)
-        other = overlapping((each for each in held if each.issuer == wanted.issuer), claims)
+        other = rules.overlapping((each for each in held if each.issuer == wanted.issuer), claims)
         if other is not None:
             raise NotGrantedError(f"grant {other.id} matches some of the same identities")
         grant = Grant(
             id=grant_id,
             issuer=wanted.issuer,
-            claims=write_claims(claims),
+            claims=rules.write_claims(claims),
             key_id=key.id,
             label=clean_reason(wanted.label, TEXT_MAX),
             created_at=snapshot.now,
@@ -139,6 +133,6 @@ async def remove_grant(
 
 
 def _row(operator: str, decision: str, grant: Grant) -> AuditDraft:
-    claims = " ".join(f"{name}={value}" for name, value in claims_of(grant.claims).items())
+    claims = " ".join(f"{name}={value}" for name, value in rules.claims_of(grant.claims).items())
     note = f"{grant.id} {grant.issuer} {claims}"[:REASON_MAX]
     return admin_row(operator, decision, note, key_id=grant.key_id)

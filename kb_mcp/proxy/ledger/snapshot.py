@@ -13,27 +13,9 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 from typing_extensions import override
 
+from kb_mcp.proxy.ledger import records
 from kb_mcp.proxy.ledger.clock import Doubt
 from kb_mcp.proxy.ledger.counts import Delivery, Stopped
-from kb_mcp.proxy.ledger.records import (
-    Approval,
-    Attempt,
-    AuditDraft,
-    Bill,
-    CallerKey,
-    Changes,
-    Grant,
-    KeyId,
-    Lineage,
-    LineageId,
-    Operation,
-    OperationId,
-    State,
-    Tally,
-    VaultKey,
-    Window,
-    WindowKey,
-)
 
 # What every transaction reads before it decides: why nothing may be sent, if so.
 GAP = "gap"
@@ -59,21 +41,23 @@ class StoreSettings(Struct, frozen=True):
     store_id: str = ""
 
 
-class Operations(dict[OperationId, Operation]):
+class Operations(dict[records.OperationId, records.Operation]):
     """Operations by id, and by what is asked for: a batch holds many, and asks for few.
 
     What was once said of an operation still finds it: whoever looks must look at it too.
     """
 
-    def __init__(self, operations: Iterable[Operation] = ()) -> None:
+    def __init__(self, operations: Iterable[records.Operation] = ()) -> None:
         """Hold `operations`."""
         super().__init__()
-        self._ids: defaultdict[tuple[str, str | None], dict[OperationId, None]] = defaultdict(dict)
+        self._ids: defaultdict[tuple[str, str | None], dict[records.OperationId, None]] = (
+            defaultdict(dict)
+        )
         for operation in operations:
             self[operation.id] = operation
 
     @override
-    def __setitem__(self, name: OperationId, operation: Operation) -> None:
+    def __setitem__(self, name: records.OperationId, operation: records.Operation) -> None:
         """Find `operation` from now on: by its name, by whose bill or refund it is, as successor.
 
         A refund is no bill: nothing that is charged is taken for it.
@@ -85,7 +69,7 @@ class Operations(dict[OperationId, Operation]):
             if key != ("successor", None):
                 self._ids[key][name] = None
 
-    def by(self, what: str, value: str) -> list[Operation]:
+    def by(self, what: str, value: str) -> list[records.Operation]:
         """Return the operations that were once `what` of `value`, in the order they were put in."""
         return [self[each] for each in self._ids.get((what, value), ())]
 
@@ -98,18 +82,20 @@ class Dirty:
     a store need not write again what is the same.
     """
 
-    operations: dict[OperationId, Operation | None] = field(default_factory=dict)
-    attempts: dict[tuple[OperationId, int], Attempt | None] = field(default_factory=dict)
-    windows: set[WindowKey] = field(default_factory=set)
+    operations: dict[records.OperationId, records.Operation | None] = field(default_factory=dict)
+    attempts: dict[tuple[records.OperationId, int], records.Attempt | None] = field(
+        default_factory=dict
+    )
+    windows: set[records.WindowKey] = field(default_factory=set)
     tallies: set[str] = field(default_factory=set)
     caller_keys: set[str] = field(default_factory=set)
-    keys: set[KeyId] = field(default_factory=set)
-    lineages: set[LineageId] = field(default_factory=set)
+    keys: set[records.KeyId] = field(default_factory=set)
+    lineages: set[records.LineageId] = field(default_factory=set)
     approvals: set[str] = field(default_factory=set)
     grants: set[str] = field(default_factory=set)
     deliveries: set[str] = field(default_factory=set)
     facts: dict[str, str] = field(default_factory=dict)
-    audit: list[AuditDraft] = field(default_factory=list)
+    audit: list[records.AuditDraft] = field(default_factory=list)
     stopped: list[Stopped] = field(default_factory=list)
 
 
@@ -131,81 +117,83 @@ class Snapshot:
     unheard: bool = False
     doubt: Doubt | None = None
     gone_owners: frozenset[str] = frozenset()
-    keys: dict[KeyId, VaultKey] = field(default_factory=dict)
-    lineages: dict[LineageId, Lineage] = field(default_factory=dict)
+    keys: dict[records.KeyId, records.VaultKey] = field(default_factory=dict)
+    lineages: dict[records.LineageId, records.Lineage] = field(default_factory=dict)
     operations: Operations = field(default_factory=Operations)
-    attempts: dict[tuple[OperationId, int], Attempt] = field(default_factory=dict)
-    windows: dict[WindowKey, Window] = field(default_factory=dict)
-    tallies: dict[str, Tally] = field(default_factory=dict)
-    caller_keys: dict[str, CallerKey] = field(default_factory=dict)
-    approvals: dict[str, Approval] = field(default_factory=dict)
-    grants: dict[str, Grant] = field(default_factory=dict)
+    attempts: dict[tuple[records.OperationId, int], records.Attempt] = field(default_factory=dict)
+    windows: dict[records.WindowKey, records.Window] = field(default_factory=dict)
+    tallies: dict[str, records.Tally] = field(default_factory=dict)
+    caller_keys: dict[str, records.CallerKey] = field(default_factory=dict)
+    approvals: dict[str, records.Approval] = field(default_factory=dict)
+    grants: dict[str, records.Grant] = field(default_factory=dict)
     deliveries: dict[str, Delivery] = field(default_factory=dict)
-    unresolved: dict[LineageId, int] = field(default_factory=dict)
-    outstanding_approvals: dict[LineageId, int] = field(default_factory=dict)
-    object_owners: dict[str, OperationId] = field(default_factory=dict)
+    unresolved: dict[records.LineageId, int] = field(default_factory=dict)
+    outstanding_approvals: dict[records.LineageId, int] = field(default_factory=dict)
+    object_owners: dict[str, records.OperationId] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     dirty: Dirty = field(default_factory=Dirty)
 
-    def newest(self, name: str) -> Operation | None:
+    def newest(self, name: str) -> records.Operation | None:
         """Return the newest generation of the operation called `name`."""
         return max(self.operations.by("name", name), key=lambda each: each.generation, default=None)
 
-    def answered_under(self, keys: Iterable[str]) -> Operation | None:
+    def answered_under(self, keys: Iterable[str]) -> records.Operation | None:
         """Return the operation that answered one of the callers' `keys` before, or None."""
         rows = (self.caller_keys[key] for key in keys if key in self.caller_keys)
         return next((self.operations.get(row.operation_id) for row in rows), None)
 
-    def period_peers(self, customer: str, reference: str | None) -> list[Operation]:
+    def period_peers(self, customer: str, reference: str | None) -> list[records.Operation]:
         """Return the live operations that bill a period to `customer` under `reference`."""
         bills = (each for each in self._standing_bills(customer) if each.period is not None)
         return [each for each in bills if (each.reference or "") == (reference or "")]
 
-    def bill_peers(self, bill: Bill) -> list[Operation]:
+    def bill_peers(self, bill: records.Bill) -> list[records.Operation]:
         """Return the live operations of the same customer, amount and currency."""
         bills, wanted = self._standing_bills(bill.customer), (bill.amount, bill.currency)
         return [each for each in bills if (each.amount, each.currency) == wanted]
 
-    def refunds_of(self, charge: str) -> list[Operation]:
+    def refunds_of(self, charge: str) -> list[records.Operation]:
         """Return the refunds of `charge`, those that came to nothing too."""
         return self.operations.by("refund", charge)
 
-    def attempt(self, operation: Operation) -> Attempt | None:
+    def attempt(self, operation: records.Operation) -> records.Attempt | None:
         """Return the current attempt of `operation`."""
         return self.attempts.get((operation.id, operation.attempt))
 
-    def attempts_of(self, operation: Operation) -> list[Attempt]:
+    def attempts_of(self, operation: records.Operation) -> list[records.Attempt]:
         """Return every attempt of `operation`, oldest first."""
         return [self.attempts[key] for key in sorted(self.attempts) if key[0] == operation.id]
 
-    def maker(self, operation: Operation) -> Attempt | None:
+    def maker(self, operation: records.Operation) -> records.Attempt | None:
         """Return the attempt that made the object of `operation`, as far as it is known."""
         made, found = operation.object_id, self.attempts_of(operation)
         return next((each for each in found if made is not None and each.object_id == made), None)
 
-    def approvals_of(self, operation: Operation, lineage: LineageId) -> list[Approval]:
+    def approvals_of(
+        self, operation: records.Operation, lineage: records.LineageId
+    ) -> list[records.Approval]:
         """Return what `lineage` asked operators about `operation`, newest first."""
         of, asked = (operation.id, lineage), self.approvals.values()
         mine = (each for each in asked if (each.operation_id, each.lineage_id) == of)
         return sorted(mine, key=lambda each: (each.created_at, each.id), reverse=True)
 
-    def window(self, key: WindowKey) -> Window:
+    def window(self, key: records.WindowKey) -> records.Window:
         """Return the window called `key`, empty where it has no row yet."""
-        return self.windows.get(key) or Window(key)
+        return self.windows.get(key) or records.Window(key)
 
-    def tally(self, key: str) -> Tally:
+    def tally(self, key: str) -> records.Tally:
         """Return the tally called `key`, at zero where it has no row yet."""
-        return self.tallies.get(key) or Tally(key)
+        return self.tallies.get(key) or records.Tally(key)
 
     def delivery(self, key: str) -> Delivery:
         """Return the delivery called `key`, untried where it has no row yet."""
         return self.deliveries.get(key) or Delivery(key)
 
-    def lineage(self, key: LineageId) -> Lineage:
+    def lineage(self, key: records.LineageId) -> records.Lineage:
         """Return the lineage `key`."""
-        return self.lineages.get(key) or Lineage(key)
+        return self.lineages.get(key) or records.Lineage(key)
 
-    def leased(self, operation: Operation) -> bool:
+    def leased(self, operation: records.Operation) -> bool:
         """Say whether somebody who may still be alive is sending `operation`."""
         owner = operation.lease_owner
         held = owner is not None and self.now < operation.lease_until
@@ -216,14 +204,14 @@ class Snapshot:
         """Say whether nothing may be sent: the store lost records, or was moved elsewhere."""
         return any(self.facts.get(name) for name in HALTS)
 
-    def apply(self, changes: Changes) -> None:
+    def apply(self, changes: records.Changes) -> None:
         """Make `changes` visible to the next step, and remember them for the store."""
         dirty = self.dirty
         for operation in changes.operations:
             old = self.operations.get(operation.id)
             dirty.operations.setdefault(operation.id, old)
-            was_unknown = old is not None and old.state is State.UNKNOWN
-            is_unknown = operation.state is State.UNKNOWN
+            was_unknown = old is not None and old.state is records.State.UNKNOWN
+            is_unknown = operation.state is records.State.UNKNOWN
             _count(self.unresolved, operation.lineage_id, is_unknown - was_unknown)
             self.operations[operation.id] = operation
         for approval in changes.approvals:
@@ -246,16 +234,16 @@ class Snapshot:
         dirty.audit.extend(changes.audit)
         dirty.stopped.extend(changes.stopped)
 
-    def successor(self, operation: Operation) -> Operation | None:
+    def successor(self, operation: records.Operation) -> records.Operation | None:
         """Return the operation that took the permit of `operation`, while it is live."""
         taken = self.operations.get(operation.successor) if operation.successor else None
         return taken if taken is not None and taken.live else None
 
-    def predecessors(self, operation: Operation) -> list[Operation]:
+    def predecessors(self, operation: records.Operation) -> list[records.Operation]:
         """Return the operations whose permit `operation` took."""
         return self.operations.by("successor", operation.id)
 
-    def _standing_bills(self, customer: str) -> list[Operation]:
+    def _standing_bills(self, customer: str) -> list[records.Operation]:
         """Return live bills of `customer`, newest first, but those whose successor is live."""
         bills = (each for each in self.operations.by("bill", customer) if each.customer == customer)
         live = (
@@ -264,7 +252,7 @@ class Snapshot:
         return sorted(live, key=lambda each: (-each.reserved_at, each.id))
 
 
-def _count(counts: dict[LineageId, int], lineage: LineageId, change: int) -> None:
+def _count(counts: dict[records.LineageId, int], lineage: records.LineageId, change: int) -> None:
     if change:
         counts[lineage] = counts.get(lineage, 0) + change
 
@@ -272,7 +260,7 @@ def _count(counts: dict[LineageId, int], lineage: LineageId, change: int) -> Non
 class KnownAttempt(Struct, frozen=True):
     """What the ledger knows of the attempt that an object is marked with."""
 
-    operation_id: OperationId
+    operation_id: records.OperationId
     outcome: str
     state: str
     next_read_at: int | None

@@ -14,23 +14,8 @@ from kb_mcp.money import Money
 from kb_mcp.periods import parse_period
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.errors.refusals import Refusal
+from kb_mcp.proxy.ledger import records
 from kb_mcp.proxy.ledger.counts import Stopped
-from kb_mcp.proxy.ledger.records import (
-    Approval,
-    Attempt,
-    AuditDraft,
-    Bill,
-    BilledPeriod,
-    Changes,
-    KeyId,
-    LineageId,
-    NamedBy,
-    Operation,
-    OperationId,
-    Refs,
-    State,
-    kind_of,
-)
 from kb_mcp.proxy.ledger.windows import OperationWindows, windows_at, windows_of
 from kb_mcp.proxy.rules.operation_names import columns_of, tally_key
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
@@ -52,7 +37,7 @@ class Refundable(Struct, frozen=True, kw_only=True):
     said: bool
     left: int | None = None
     listed: frozenset[str] = frozenset()
-    before: frozenset[tuple[OperationId, str]] = frozenset()
+    before: frozenset[tuple[records.OperationId, str]] = frozenset()
 
 
 class Payable(Struct, frozen=True, kw_only=True):
@@ -81,24 +66,24 @@ class Command(Struct, frozen=True, kw_only=True):
     reading: Reading
     money: Money
     policy: Policy
-    key_id: KeyId
-    lineage_id: LineageId
+    key_id: records.KeyId
+    lineage_id: records.LineageId
     grant_id: str | None = None
     name: str
-    named_by: NamedBy
+    named_by: records.NamedBy
     upstream_name: str
     older_names: tuple[str, ...] = ()
     fingerprint: str
     stripe_version: str | None
     caller_keys: tuple[str, ...] = ()
     older_caller_keys: tuple[str, ...] = ()
-    fresh_id: OperationId
+    fresh_id: records.OperationId
     fresh_approval_id: str
     owner: str
     lease_ms: int
-    request: AuditDraft
+    request: records.AuditDraft
     joined: bool = False
-    continues: Operation | None = None
+    continues: records.Operation | None = None
     refund: Refundable | None = None
     invoice: Payable | None = None
 
@@ -132,26 +117,28 @@ class Command(Struct, frozen=True, kw_only=True):
         refunds = self.refund is not None
         return windows_at(now, self.lineage_id, customer, currency, refunds=refunds)
 
-    def bill(self, now: int) -> Bill | None:
+    def bill(self, now: int) -> records.Bill | None:
         """Return the guard row of bills of the same customer, amount and currency."""
         customer, money = self.reading.customer, self.money
         # An invoice that costs nothing: any number of them is no charge made twice.
         free = self.invoice is not None and money.amount == 0
         if customer is None or self.refund is not None or free:
             return None
-        return Bill(customer, money.amount, money.currency, now - self.policy.duplicate_window_ms)
+        return records.Bill(
+            customer, money.amount, money.currency, now - self.policy.duplicate_window_ms
+        )
 
-    def refs(self, now: int) -> Refs:
+    def refs(self, now: int) -> records.Refs:
         """Return the rows that deciding on this intent depends on, at the store's `now`."""
         reading, bill, windows = self.reading, self.bill(now), self.windows(now).all()
         charges, days = self.refund and [self.refund.charge], []
         if reading.customer is not None and reading.period is not None:
             period, reference = reading.period, reading.reference or ""
             first, last = period.start.isoformat(), period.end.isoformat()
-            days = [BilledPeriod(reading.customer, reference, period.label, first, last)]
+            days = [records.BilledPeriod(reading.customer, reference, period.label, first, last)]
         if self.continues is not None:
             windows = (*windows, *windows_of(self.continues).all())
-        return Refs(
+        return records.Refs(
             keys=frozenset({self.key_id}),
             lineages=frozenset({self.lineage_id}),
             names=frozenset({self.name, *self.older_names}),
@@ -174,7 +161,7 @@ class Prepared(Struct, frozen=True, kw_only=True):
     fingerprint: str
     refund: Refundable | None = None
     invoice: Payable | None = None
-    continues: Operation | None = None
+    continues: records.Operation | None = None
 
     def as_read(self, command: Command) -> Command:
         """Return `command` with what was read."""
@@ -184,14 +171,14 @@ class Prepared(Struct, frozen=True, kw_only=True):
 class Proceed(Struct, frozen=True):
     """Reserved: send `attempt` now; `operation.lease_token` is the caller's fencing token."""
 
-    operation: Operation
-    attempt: Attempt
-    changes: Changes = field(default_factory=Changes)
+    operation: records.Operation
+    attempt: records.Attempt
+    changes: records.Changes = field(default_factory=records.Changes)
 
 
 class _Found(Struct, frozen=True):
-    operation: Operation
-    changes: Changes = field(default_factory=Changes)
+    operation: records.Operation
+    changes: records.Changes = field(default_factory=records.Changes)
 
 
 class Replay(_Found, frozen=True):
@@ -210,21 +197,23 @@ class ReadAgain(Struct, frozen=True):
     """What the request depends on at Stripe must be read before anything is reserved."""
 
     operation: None = None
-    changes: Changes = field(default_factory=Changes)
+    changes: records.Changes = field(default_factory=records.Changes)
 
 
 class Refuse(Struct, frozen=True):
     """Our own no."""
 
     refusal: Refusal
-    operation: Operation | None = None
-    changes: Changes = field(default_factory=Changes)
+    operation: records.Operation | None = None
+    changes: records.Changes = field(default_factory=records.Changes)
 
 
 Decision = Proceed | Replay | Join | Look | ReadAgain | Refuse
 
 
-def asked_again(approval: Approval, operation: Operation, policy: Policy) -> Command:
+def asked_again(
+    approval: records.Approval, operation: records.Operation, policy: Policy
+) -> Command:
     """Return the request of `approval`, about `operation`, as if it needed no approval."""
     reading = Reading(
         route=ENDPOINTS[approval.endpoint],
@@ -254,7 +243,7 @@ def asked_again(approval: Approval, operation: Operation, policy: Policy) -> Com
         fresh_approval_id=approval.id,
         owner="",
         lease_ms=0,
-        request=AuditDraft(kind="decision"),
+        request=records.AuditDraft(kind="decision"),
         continues=operation if operation.live else None,
         refund=refund,
     )
@@ -269,16 +258,16 @@ def stopped_by(command: Command, decision: Decision) -> tuple[Stopped, ...]:
     money = command.money
     match decision:
         case Replay(operation=made):
-            if made.state is not State.SUCCEEDED or command.continues is not None:
+            if made.state is not records.State.SUCCEEDED or command.continues is not None:
                 return ()
             why, money = "replay", Money(made.amount, made.currency)
-        case Refuse(refusal=refusal, changes=Changes(approvals=(asked, *_))):
+        case Refuse(refusal=refusal, changes=records.Changes(approvals=(asked, *_))):
             why, money = "held", Money(asked.amount, asked.currency)
         case Refuse(refusal=refusal):
             why = refusal.code.value
         case _:
             return ()
-    kind = kind_of(command.reading.route.endpoint, refund=command.refund is not None)
+    kind = records.kind_of(command.reading.route.endpoint, refund=command.refund is not None)
     agent_id = command.request.agent_id or ""
     return (Stopped(why, kind, command.key_id, agent_id, money.currency, money.amount),)
 
