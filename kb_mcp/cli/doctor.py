@@ -101,7 +101,7 @@ async def _heads(opened: OpenProxy) -> Finding:
     behind = opened.store.behind
     if not behind:
         return True, "the store reaches every exported head"
-    first = behind[0].head
+    first = behind[0]
     return False, (
         f"the store lacks row {first.node}:{first.seq}, which was exported: it was restored or "
         "cut, and sends nothing until `kb-mcp adopt --since … --apply` has closed the gap"

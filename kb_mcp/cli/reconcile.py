@@ -17,7 +17,7 @@ from kb_mcp.operators.actions.adoption import MARGIN_MS, Adoption, Taken
 from kb_mcp.operators.alerts import RECONCILE_DIFFERENCE
 from kb_mcp.operators.reports.reconcile import Kind, Reconciliation, as_charged, item_record, needed
 from kb_mcp.operators.reports.reconcile import reconcile as compare
-from kb_mcp.proxy.audit.heads import Behind
+from kb_mcp.proxy.audit.chain import Head
 from kb_mcp.proxy.edge.records import Record, every_operation, operation_record
 from kb_mcp.proxy.ledger.records import KeyId
 from kb_mcp.proxy.ledger.snapshot import GAP, NEW_STORE
@@ -220,7 +220,7 @@ async def _close_gap(opened: OpenProxy, since_ms: int) -> None:
         click.echo("The store may send again.", err=True)
 
 
-async def _forget_heads(opened: OpenProxy, behind: Sequence[Behind]) -> None:
+async def _forget_heads(opened: OpenProxy, behind: Sequence[Head]) -> None:
     """Drop the exported heads that the store does not reach, once the grace is over.
 
     What was being sent when the store was lost may only now be made. Raises: Failure.
@@ -230,7 +230,7 @@ async def _forget_heads(opened: OpenProxy, behind: Sequence[Behind]) -> None:
     if left_ms > 0:
         hint = f"Run this again in {how_many(left_ms // 1000 + 1, 'second')}."
         raise Failure("what was lost is younger than the recovery grace: nothing is sent yet", hint)
-    lost = ", ".join(f"{each.head.node}:{each.head.seq}" for each in behind)
+    lost = ", ".join(f"{each.node}:{each.seq}" for each in behind)
     await opened.note("gap_closed", lost[:200])
     opened.store.heads.forget()
 
@@ -239,7 +239,7 @@ def _lost_since(opened: OpenProxy) -> int | None:
     """Return from when on charges may be missing by the exported heads (ms UTC), if they tell."""
     audit, moments = opened.store.records.audit, []
     for behind in opened.store.behind:
-        rows = list(audit(node=behind.head.node, limit=1, newest_first=True))
+        rows = list(audit(node=behind.node, limit=1, newest_first=True))
         if not rows and behind.began_ms is not None:
             # All that this process wrote is gone: it began after the copy was taken.
             moments.append(behind.began_ms)

@@ -77,11 +77,17 @@ class AuditRow(AuditDraft, frozen=True, omit_defaults=True, tag_field="v", tag=_
 
 
 class Head(Struct, frozen=True):
-    """The end of a chain: the last `seq` and its hash in hex; exported outside the store."""
+    """The end of a chain: the last `seq` and its hash in hex; exported outside the store.
+
+    `began_ms` and `at_ms` tell when its process wrote its first row and this one, by the store's
+    clock; None where an exported file does not say.
+    """
 
     node: str
     seq: int
     hash: str
+    began_ms: int | None = None
+    at_ms: int | None = None
 
 
 class BreakReason(StrEnum):
@@ -158,7 +164,7 @@ def verify_chain(
             return Break(row.node, row.seq, BreakReason.EDITED)
         last = Head(row.node, row.seq, stored)
         count += 1
-        if head is not None and row.seq == head.seq and last != head:
+        if head is not None and row.seq == head.seq and stored != head.hash:
             return Break(row.node, row.seq, BreakReason.HEAD_DIFFERS)
     reached = 0 if last is None else last.seq
     if head is not None and reached < head.seq:

@@ -22,19 +22,6 @@ _LOCK = "retiring"
 _SERVER = "server"
 
 
-@dataclass(frozen=True, slots=True)
-class Behind:
-    """A head that the store does not reach: the row that should be there and is not.
-
-    `began_ms` and `at_ms` tell when its process wrote its first row and this one, by the store's
-    clock; None where the file does not say.
-    """
-
-    head: Head
-    began_ms: int | None = None
-    at_ms: int | None = None
-
-
 @dataclass(slots=True)
 class Heads:
     """The heads of one store, a file per writing process in `folder`.
@@ -72,17 +59,13 @@ class Heads:
             self._write(f"{self.node}.json", record)
             self._exported_seq = head[0]
 
-    def check(self, hash_at: Callable[[str, int], str | None]) -> list[Behind]:
+    def check(self, hash_at: Callable[[str, int], str | None]) -> list[Head]:
         """Return the heads that the store does not reach; `hash_at(node, seq)` reads the store."""
-        return [
-            known
-            for known in self._known()
-            if hash_at(known.head.node, known.head.seq) != known.head.hash
-        ]
+        return [each for each in self._known() if hash_at(each.node, each.seq) != each.hash]
 
     def exported(self) -> dict[str, Head]:
         """Return the newest head of each process that was exported beside the store."""
-        return {each.head.node: each.head for each in self._known()}
+        return {each.node: each for each in self._known()}
 
     def retire(self) -> None:
         """Fold the files of processes that are gone into one, so that they do not pile up.
@@ -122,15 +105,15 @@ class Heads:
         for file in (*self._files(), self.folder / _SERVER):
             file.unlink(missing_ok=True)
 
-    def _known(self) -> Iterable[Behind]:
+    def _known(self) -> Iterable[Head]:
         for file in self._files():
             record = {} if file.name == _RETIRED else _read(file)
             if record:
-                head = Head(str(record["node"]), int(record["seq"]), str(record["hash"]))
-                yield Behind(head, record.get("began"), record.get("at"))
+                times = record.get("began"), record.get("at")
+                yield Head(str(record["node"]), int(record["seq"]), str(record["hash"]), *times)
         # The last, so that what another process is folding just now is found in one of the two.
         for node, (seq, digest, *times) in _read(self.folder / _RETIRED).items():
-            yield Behind(Head(node, int(seq), str(digest)), *times)
+            yield Head(node, int(seq), str(digest), *times)
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
         """Write a file so that a reader sees all of it, or all of what was there before."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kb_mcp.proxy.audit.chain import Head, Journal, Verification, derive_key, verify_audit
-from kb_mcp.proxy.audit.heads import Behind, Heads
+from kb_mcp.proxy.audit.heads import Heads
 from kb_mcp.proxy.ledger.clock import StoreClock
 from kb_mcp.proxy.ledger.lease_owners import this_process
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
@@ -93,7 +93,7 @@ class Store:
     chain_key: bytes
     owner: str
     node: str
-    behind: list[Behind]
+    behind: list[Head]
     engine: Engine
     watch: FencedLine | None = None  # of the server that answers, where hosts share the store
 

@@ -39,5 +39,5 @@ def test_processes_that_begin_at_once_fold_the_heads_of_the_gone_and_lose_none(
         left = Heads(tmp_path, "later", this_process("later"), lambda: 0)
         left.retire()
         lost = left.check(lambda _node, _seq: None)
-        assert len({each.head.node for each in lost}) == len(lost) == GONE * (time + 1)
+        assert len({each.node for each in lost}) == len(lost) == GONE * (time + 1)
         assert [file.name for file in tmp_path.glob("*.json")] == ["retired.json"]
