@@ -358,15 +358,6 @@ def _failed(snapshot: Snapshot, operation: Operation) -> Changes:
         refund_read_at=None,
         updated_at=snapshot.now,
     )
-    row = AuditDraft(
-        kind="recovery",
-        decision=REFUND_FAILED,
-        code=REFUND_FAILED,
-        operation_id=operation.id,
-        amount=operation.amount,
-        currency=operation.currency,
-        customer_id=operation.customer,
-        object_id=operation.object_id,
-        note=note,
-    )
+    row = AuditDraft(kind="recovery", decision=REFUND_FAILED, code=REFUND_FAILED, note=note)
+    row = row.about(operation, object_id=operation.object_id)
     return Changes(operations=(paid,), audit=(row,))

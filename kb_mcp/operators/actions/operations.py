@@ -63,16 +63,9 @@ class By:
     def row(self, decision: str, operation: Operation, note: str | None = None) -> AuditDraft:
         """Return the audit row of this act on `operation`."""
         text = note or self.reason
-        return admin_row(
-            self.operator,
-            decision,
-            None if text is None else clean_text(text, REASON_MAX),
-            operation_id=operation.id,
-            amount=operation.amount,
-            currency=operation.currency,
-            customer_id=operation.customer,
-            object_id=operation.object_id,
-        )
+        cleaned = None if text is None else clean_text(text, REASON_MAX)
+        row = admin_row(self.operator, decision, cleaned)
+        return row.about(operation, object_id=operation.object_id)
 
 
 @dataclass(frozen=True, slots=True)

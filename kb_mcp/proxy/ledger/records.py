@@ -320,6 +320,11 @@ class AuditDraft(Struct, frozen=True, kw_only=True):
     customer_id: str | None = None
     subject: str | None = None
 
+    def about(self, operation: Operation, **columns: Any) -> AuditDraft:
+        """Return this row about `operation`: which, its money, whose; `columns` say more of it."""
+        columns |= {"operation_id": operation.id, "customer_id": operation.customer}
+        return replace(self, amount=operation.amount, currency=operation.currency, **columns)
+
 
 class Changes(Struct, frozen=True, kw_only=True):
     """The rows a decision leaves behind, as whole images, its audit rows, and calls it `stopped`.

@@ -321,16 +321,12 @@ def _outcome_row(operation: Operation, ending: Ending) -> AuditDraft:
             code = "outcome_unknown"
         case _:
             assert_never(proof)
-    return replace(
-        ending.request,
+    return ending.request.about(
+        operation,
         kind="recovery" if ending.request.kind == "recovery" else "outcome",
         decision=operation.state.value,
         code=code,
-        operation_id=operation.id,
         attempt=ending.attempt,
-        amount=operation.amount,
-        currency=operation.currency,
-        customer_id=operation.customer,
         stripe_status=proof.status,
         object_id=operation.object_id,
     )

@@ -162,15 +162,7 @@ def _absent(snapshot: Snapshot, operation: Operation, read_at: int) -> Changes:
         next_read_at=snapshot.now + SECOND_LISTING_MS,
     )
     attempt = snapshot.attempts[operation.id, operation.attempt]
-    row = replace(
-        _ROW,
-        decision="voided",
-        operation_id=operation.id,
-        attempt=operation.attempt,
-        amount=operation.amount,
-        currency=operation.currency,
-        customer_id=operation.customer,
-    )
+    row = _ROW.about(operation, decision="voided", attempt=operation.attempt)
     return Changes(
         operations=(voided,),
         attempts=(replace(attempt, outcome=AttemptOutcome.VOIDED),),
