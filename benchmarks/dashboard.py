@@ -33,8 +33,7 @@ from kb_mcp.operators.reports.invariants import Verifying
 from kb_mcp.proxy.meters import Meters
 from kb_mcp.serving.machine import host_ms
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.stores import open_store
-from kb_mcp.wiring.stores.store import Store
+from kb_mcp.wiring.stores import Store, open_store
 from tests.postgres import have_postgres, make_database, postgres
 
 ROWS = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000

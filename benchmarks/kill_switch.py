@@ -23,8 +23,7 @@ from kb_mcp.operators.actions.keys import revoke_key
 from kb_mcp.proxy.access.tokens import parse_token
 from kb_mcp.proxy.ledger.records import KeyId
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.stores import open_store
-from kb_mcp.wiring.stores.store import Store
+from kb_mcp.wiring.stores import Store, open_store
 from tests.proxy_processes import Town, charge, town
 
 CALLERS = 4

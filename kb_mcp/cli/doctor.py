@@ -28,7 +28,7 @@ from kb_mcp.proxy.store_walk import LOOK_BACK_AT_START_MS, BrokenWalk, LostObjec
 from kb_mcp.proxy.stripe.reader import Unread
 from kb_mcp.serving.host_check import known_host
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.stores.store import shown_place
+from kb_mcp.wiring.stores import shown_place
 
 EXPIRES_SOON_MS = 7 * 86_400_000
 READS_MAX = 3

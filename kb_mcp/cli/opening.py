@@ -32,8 +32,7 @@ from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.stores.binding import BindingError, Binds
 from kb_mcp.proxy.stores.database import StoreAdmin
 from kb_mcp.settings import Settings, load_settings
-from kb_mcp.wiring.stores import keys_in, open_store
-from kb_mcp.wiring.stores.store import Store
+from kb_mcp.wiring.stores import Store, keys_in, open_store
 
 if TYPE_CHECKING:  # what only those need that read Stripe
     from kb_mcp.operators.actions.resolve import StripeActs

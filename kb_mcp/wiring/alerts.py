@@ -30,8 +30,7 @@ from kb_mcp.operators.alerts import Alerts, Kind, Sender
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.proxy.access.policy import policy_errors
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.stores import verifier
-from kb_mcp.wiring.stores.store import Store
+from kb_mcp.wiring.stores import Store, verifier
 
 ALERTS_EVERY_MS = 5_000
 SEND_WITHIN_S = 10

@@ -39,8 +39,7 @@ from kb_mcp.serving.machine import boottime_ms, new_id
 from kb_mcp.serving.tracing import Span, TracedUpstream, chosen_span
 from kb_mcp.settings import Settings
 from kb_mcp.wiring import upstream
-from kb_mcp.wiring.stores import open_store
-from kb_mcp.wiring.stores.store import Turned
+from kb_mcp.wiring.stores import Turned, open_store
 
 if TYPE_CHECKING:  # the driver of PostgreSQL may not be installed
     from kb_mcp.proxy.stores.postgres.fence import FencedLine, Server

@@ -33,8 +33,7 @@ from kb_mcp.settings import Settings
 from kb_mcp.wiring.alerts import ALERTS_EVERY_MS, build_alerts
 from kb_mcp.wiring.app import Agents
 from kb_mcp.wiring.proxy import Proxy
-from kb_mcp.wiring.stores import store_path, verifier
-from kb_mcp.wiring.stores.store import Store, shown_place, write_once
+from kb_mcp.wiring.stores import Store, shown_place, store_path, verifier, write_once
 from kb_mcp.wiring.upstream import build_sandbox
 
 # For trying out: $100 a charge, $1,000 a day, and for a month.

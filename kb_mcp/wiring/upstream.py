@@ -35,8 +35,7 @@ from kb_mcp.proxy.stripe.messages import Answered, Upstream, UpstreamAnswer, Ups
 from kb_mcp.proxy.stripe.reader import Missing, StripeReads, Unread
 from kb_mcp.serving.machine import boottime_ms, host_ms, random_name
 from kb_mcp.settings import SANDBOX_KEY, STRIPE_API_BASE, Settings, check_upstream
-from kb_mcp.wiring.stores import store_path
-from kb_mcp.wiring.stores.store import Store, StoreError, Turned
+from kb_mcp.wiring.stores import Store, StoreError, Turned, store_path
 
 _CLOCK_WITHIN_MS = 2_000
 # A key that Stripe refuses is asked for on every request: its file is not read for each of them.

@@ -30,8 +30,7 @@ from kb_mcp.proxy.access.tokens import Mode, mint
 from kb_mcp.proxy.ledger.records import Changes, KeyId, Refs
 from kb_mcp.serving.machine import random_bytes
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.stores import open_store
-from kb_mcp.wiring.stores.store import Store
+from kb_mcp.wiring.stores import Store, open_store
 
 T = TypeVar("T")
 Address = tuple[str, int]

@@ -34,7 +34,7 @@ KEYS = {
 # Beside a proxy that runs elsewhere: wing B, its store, its listener, and the line to it.
 NEEDLESS = (
     *("kb_mcp.proxy", "kb_mcp.sandbox", "kb_mcp.demo", "kb_mcp.cli.keys", "kb_mcp.cli.opening"),
-    *("kb_mcp.wiring.proxy", "kb_mcp.wiring.serve", "kb_mcp.wiring.stores.store"),
+    *("kb_mcp.wiring.proxy", "kb_mcp.wiring.serve", "kb_mcp.wiring.stores"),
     *("sqlite3", "sqlite_utils", "psycopg", "pyreqwest", "jinja2", "uvloop"),
     *("httpx", "stripe", "rich"),
 )

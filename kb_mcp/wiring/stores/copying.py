@@ -27,7 +27,7 @@ from kb_mcp.proxy.stores.rows import TABLES, Row, load_queries, names, plain
 from kb_mcp.proxy.stores.sqlite.database import SqliteDatabase, migrate
 from kb_mcp.serving.machine import boottime_ms
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.stores import store
+from kb_mcp.wiring import stores
 from kb_mcp.wiring.stores.postgres import configured_master_key
 
 BATCH = 500
@@ -56,13 +56,13 @@ def copy_ledger(settings: Settings, path: Path, advance: Advance) -> Copied:
     CopyError, with nothing changed in the new store, and the old one as it was.
     """
     # What is sealed and chained under another master key than the new store's is of no use there.
-    master = store.proven_master_key(settings, path)
+    master = stores.proven_master_key(settings, path)
     try:
         with closing(SqliteDatabase(path)) as source:
             migrate(source.connection)
-            bound = store.bind_store(source, settings, master, Binds.ACCOUNT)
+            bound = stores.bind_store(source, settings, master, Binds.ACCOUNT)
             _check_chains(source, path, master)
-            _say(source, store.shown_place(settings))
+            _say(source, stores.shown_place(settings))
             try:
                 totals = _copy(source, settings, advance)
             except (*_BROKEN, CopyError):
@@ -70,7 +70,7 @@ def copy_ledger(settings: Settings, path: Path, advance: Advance) -> Copied:
                     _say(source, "")
                 raise
     except _BROKEN as error:
-        raise store.StoreError(f"the ledger was not copied: {told(error)}") from error
+        raise stores.StoreError(f"the ledger was not copied: {told(error)}") from error
     chains = _verify_copy(settings)
     return Copied(sum(totals.values()), totals["audit"], chains)
 
@@ -148,8 +148,8 @@ def _is_there(settings: Settings, store_id: str) -> bool:
 
 
 def _check_chains(source: SqliteDatabase, path: Path, master: bytes) -> None:
-    heads = Heads(store.heads_folder(path), "copying", "", boottime_ms)
-    outcome = store.verify_store(source, derive_key(master, "audit"), heads.exported())
+    heads = Heads(stores.heads_folder(path), "copying", "", boottime_ms)
+    outcome = stores.verify_store(source, derive_key(master, "audit"), heads.exported())
     if outcome.breaks:
         raise CopyError(
             f"{outcome.breaks[0]}; nothing was copied (`kb-mcp audit verify` on the old ledger "
@@ -165,10 +165,10 @@ def _verify_copy(settings: Settings) -> int:
         closing(PostgresDatabase(reach)) as database,
     ):
         try:
-            outcome = store.verify_store(database, chain_key, {})
+            outcome = stores.verify_store(database, chain_key, {})
         except LedgerUnavailableError as error:
-            raise store.StoreError(f"the copy cannot be read: {error}") from error
+            raise stores.StoreError(f"the copy cannot be read: {error}") from error
     if outcome.breaks:
         first = outcome.breaks[0]
-        raise store.StoreError(f"the copied audit of {first.node} breaks at row {first.row}")
+        raise stores.StoreError(f"the copied audit of {first.node} breaks at row {first.row}")
     return len(outcome.ends)

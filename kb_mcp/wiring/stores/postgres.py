@@ -25,7 +25,7 @@ from kb_mcp.proxy.stores.postgres.fence import FencedLine, server_of
 from kb_mcp.proxy.stores.postgres.ledger import PostgresLedger
 from kb_mcp.serving.machine import boottime_ms
 from kb_mcp.settings import Settings
-from kb_mcp.wiring.stores import store as opening
+from kb_mcp.wiring import stores
 
 
 def local_path(settings: Settings) -> Path:
@@ -33,13 +33,13 @@ def local_path(settings: Settings) -> Path:
     try:
         parts = conninfo_to_dict(settings.postgres_url or "")
     except psycopg.Error as error:
-        raise opening.StoreError(f"KEYBRAKE_DATABASE_URL cannot be read: {told(error)}") from error
+        raise stores.StoreError(f"KEYBRAKE_DATABASE_URL cannot be read: {told(error)}") from error
     named = "|".join(str(parts.get(name, "")) for name in ("host", "port", "dbname"))
     digest = hashlib.sha256(named.encode()).hexdigest()[:12]
     return data_folder() / f"postgresql-{digest}"
 
 
-def open_postgres(wanted: opening.Wanted) -> opening.Store:
+def open_postgres(wanted: stores.Wanted) -> stores.Store:
     """Open the PostgreSQL store. Raises: StoreError, SchemaError, BindingError."""
     master = configured_master_key(wanted.settings)
     reach = Reach(connector(wanted.settings.postgres_url or ""), boottime_ms)
@@ -55,16 +55,16 @@ def open_postgres(wanted: opening.Wanted) -> opening.Store:
             undone.callback(database.close)
             with reach.connect() as connection:
                 check_schema(connection)
-                opening.check_master_key(witnesses_of(connection), master)
+                stores.check_master_key(witnesses_of(connection), master)
                 server = server_of(connection)
                 clock = connection.execute(database.queries["clock"]).fetchone() or {}
                 reach.set_time(int(clock["now_ms"]))
-            engine = opening.Engine(database, reach.now_ms, 0, partial(PostgresDatabase, reach))
-            store = opening.build_store(wanted, master, engine, ledger)
+            engine = stores.Engine(database, reach.now_ms, 0, partial(PostgresDatabase, reach))
+            store = stores.build_store(wanted, master, engine, ledger)
             undone.pop_all()
             return store
     except OSError as error:
-        raise opening.StoreError(f"cannot use the folder {wanted.path.parent}: {error}") from error
+        raise stores.StoreError(f"cannot use the folder {wanted.path.parent}: {error}") from error
 
 
 def migrate_postgres(settings: Settings, grant_to: str | None) -> int:
@@ -87,4 +87,4 @@ def _using() -> Iterator[None]:
     try:
         yield
     except (psycopg.Error, LedgerUnavailableError) as error:
-        raise opening.StoreError(f"cannot use the store: {told(error)}") from error
+        raise stores.StoreError(f"cannot use the store: {told(error)}") from error

@@ -11,8 +11,7 @@ import pytest
 
 from kb_mcp.in_process import start_loop
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.stores import open_store
-from kb_mcp.wiring.stores.store import Store
+from kb_mcp.wiring.stores import Store, open_store
 from tests.postgres import database, server
 
 __all__ = ["database", "server"]

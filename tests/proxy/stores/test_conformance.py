@@ -33,7 +33,7 @@ from kb_mcp.proxy.ledger.records import (
 )
 from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores.rows import differing
-from kb_mcp.wiring.stores.store import MasterKeyError, Store
+from kb_mcp.wiring.stores import MasterKeyError, Store
 from tests.proxy.stores.conftest import Open, Run
 
 LINEAGE = LineageId("lin_1")

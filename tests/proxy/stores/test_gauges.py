@@ -19,7 +19,7 @@ from kb_mcp.proxy.ledger.records import (
     WindowKey,
 )
 from kb_mcp.proxy.stores.gauges import KeyCounts
-from kb_mcp.wiring.stores.store import Store
+from kb_mcp.wiring.stores import Store
 from tests.proxy.stores.conftest import Open, Run
 from tests.proxy.stores.test_conformance import KEY, operation, write
 

@@ -16,7 +16,7 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.stores import reads
 from kb_mcp.proxy.stores.sqlite import ledger
 from kb_mcp.proxy.stores.sqlite.ledger import LOOKED_AT_EVERY, log_bytes
-from kb_mcp.wiring.stores.store import Store
+from kb_mcp.wiring.stores import Store
 from tests.proxy.stores.conftest import Open, Run
 
 ROWS = 60

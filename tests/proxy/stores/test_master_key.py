@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kb_mcp.environment import SettingsError
-from kb_mcp.wiring.stores import store as wiring
+from kb_mcp.wiring import stores as wiring
 from tests.proxy.stores.conftest import Open
 
 SHORT, FULL = "k" * 31, "k" * 32

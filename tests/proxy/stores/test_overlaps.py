@@ -24,7 +24,7 @@ from kb_mcp.proxy.ledger.snapshot import Snapshot
 from kb_mcp.proxy.rules.command import Command, Decision, Proceed
 from kb_mcp.proxy.rules.decide import decide
 from kb_mcp.serving.machine import host_ms
-from kb_mcp.wiring.stores.store import Store
+from kb_mcp.wiring.stores import Store
 from tests.proxy.rules.one_key import ALICE, OneKey
 from tests.proxy.stores.conftest import Open, Run
 from tests.proxy.stores.test_conformance import operation, read, write

@@ -11,8 +11,7 @@ from kb_mcp.proxy.ledger.records import Changes, Refs, State
 from kb_mcp.proxy.ledger.snapshot import StoreSettings
 from kb_mcp.proxy.stores.binding import BindingError, Binds
 from kb_mcp.settings import load_settings
-from kb_mcp.wiring.stores import open_store
-from kb_mcp.wiring.stores.store import Store
+from kb_mcp.wiring.stores import Store, open_store
 from tests.proxy.stores.conftest import Open, Run
 from tests.proxy.stores.test_conformance import attempt, operation, read, write
 
