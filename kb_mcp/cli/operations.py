@@ -218,14 +218,8 @@ async def deny(opened: OpenStore, *, approval_id: str) -> None:
 
 
 async def _decide(opened: OpenStore, approval_id: str, verdict: acts.Verdict) -> Record:
-    """Decide, print the approval as it is then, and return it. Raises: Failure."""
-    outcome = await acts.decide_approval(opened.store.ledger, approval_id, verdict, OPERATOR)
-    if isinstance(outcome, acts.NotDecided):
-        if outcome.why == "missing":
-            hint = "`kb-mcp approvals list` shows them."
-            raise Failure(f"there is no approval {approval_id}", hint)
-        by = f" by {outcome.decided_by}" if outcome.decided_by else ""
-        raise Failure(f"approval {approval_id} is {outcome.why} already{by}")
+    """Decide, print the approval as it is then, and return it."""
+    await acts.decide_approval(opened.store.ledger, approval_id, verdict, OPERATOR)
     (record,) = await opened.views.approvals(approval_id=approval_id)
     opened.out.record(record)
     return record

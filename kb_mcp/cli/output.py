@@ -76,10 +76,12 @@ _FAILURES = {
     "CopyError": None,
     "KeyEndedError": "`kb-mcp keys list` shows every key.",
     "LedgerUnavailableError": "Nothing more was done. `kb-mcp doctor` looks at the store.",
+    "NoSuchApprovalError": "`kb-mcp approvals list` shows them.",
     "NoSuchGrantError": "`kb-mcp grants list` shows them.",
     "NoSuchKeyError": "`kb-mcp keys list` shows every key.",
     "NoSuchOperationError": "`kb-mcp operations list` shows every operation.",
     "NotGrantedError": "`kb-mcp grants list` and `keys list` show them.",
+    "NotPendingError": None,
 }
 _WRONG_USES = dict.fromkeys(
     "AddressError CapRequiredError EgressError MasterKeyError MoneyError MovedStoreError "

@@ -175,16 +175,10 @@ class Acts:
         return await self.views.key(minted.id) | {"token": minted.token}
 
     async def _decide(self, verdict: operations.Verdict, approval_id: str, operator: str) -> Record:
-        # An id that does not print is nobody's, and PostgreSQL does not take a NUL.
-        wanted = approval_id if approval_id.isprintable() else ""
-        decided = await operations.decide_approval(self.views.ledger, wanted, verdict, operator)
-        if not isinstance(decided, operations.NotDecided):
-            return (await self.views.approvals(1, approval_id=approval_id))[0]
-        if decided.why == "missing":
-            raise InputError(404, "approval_unknown", "There is no approval with this id.")
-        by = f" by {decided.decided_by}" if decided.decided_by else ""
-        message = f"This approval is not pending any more: it is {decided.why}{by}."
-        raise InputError(409, "approval_not_pending", message)
+        decided = await operations.decide_approval(
+            self.views.ledger, approval_id, verdict, operator
+        )
+        return (await self.views.approvals(1, approval_id=decided.id))[0]
 
     async def _done(self, outcome: Operation | operations.NotDone) -> Record:
         if isinstance(outcome, operations.NotDone):

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from kb_mcp.instants import past_ms
 from kb_mcp.operators.actions import keys
 from kb_mcp.operators.actions.grants import NoSuchGrantError, NotGrantedError
+from kb_mcp.operators.actions.operations import NoSuchApprovalError, NotPendingError
 from kb_mcp.operators.reports.views import NoSuchKeyError, NoSuchOperationError
 from kb_mcp.periods import parse_period
 from kb_mcp.proxy.access.grants import MatchError
@@ -73,6 +74,8 @@ class InputError(Exception):
 _TOLD: dict[type[Exception], tuple[int, str, str, str | None]] = {
     NoSuchKeyError: (404, "key_unknown", "There is no vault key with this id.", None),
     NoSuchOperationError: (404, "operation_unknown", "There is no operation with this id.", None),
+    NoSuchApprovalError: (404, "approval_unknown", "There is no approval with this id.", None),
+    NotPendingError: (409, "approval_not_pending", "{}.", None),
     NoSuchGrantError: (404, "grant_unknown", "There is no grant with this id.", None),
     keys.KeyEndedError: (409, "key_ended", "{}.", None),
     keys.KeyRequestError: (400, "parameter_invalid", "{}", None),

@@ -255,27 +255,32 @@ Verdict = Literal["approved", "denied"]
 _TOLD_OF_APPROVALS = ("period", "reference", "payment_method", "destination")
 
 
-@dataclass(frozen=True, slots=True)
-class NotDecided:
-    """Nothing changed: `why` is `missing`, `expired`, or the state somebody else left it in."""
+class NoSuchApprovalError(Exception):
+    """There is no approval with this id."""
 
-    why: str
-    decided_by: str | None = None
+
+class NotPendingError(Exception):
+    """An approval that is decided, used or expired already; the message says which."""
 
 
 async def decide_approval(
     ledger: Ledger, approval_id: str, verdict: Verdict, operator: str
-) -> Approval | NotDecided:
-    """Decide a pending approval in the name of `operator`. Raises: LedgerUnavailableError."""
+) -> Approval:
+    """Decide a pending approval in the name of `operator`.
 
-    def step(snapshot: Snapshot) -> tuple[Approval | NotDecided, Changes]:
-        approval = snapshot.approvals.get(approval_id)
+    Raises: NoSuchApprovalError, NotPendingError, LedgerUnavailableError.
+    """
+    # An id that does not print is nobody's, and PostgreSQL does not take a NUL.
+    wanted = approval_id if approval_id.isprintable() else ""
+
+    def step(snapshot: Snapshot) -> tuple[Approval, Changes]:
+        approval = snapshot.approvals.get(wanted)
         if approval is None:
-            return NotDecided("missing"), Changes()
-        if approval.state != "pending":
-            return NotDecided(approval.state, approval.decided_by), Changes()
-        if approval.expires_at <= snapshot.now:
-            return NotDecided("expired"), Changes()
+            raise NoSuchApprovalError(f"there is no approval {approval_id}")
+        if approval.state != "pending" or approval.expires_at <= snapshot.now:
+            state = "expired" if approval.state == "pending" else approval.state
+            by = f" by {approval.decided_by}" if approval.decided_by else ""
+            raise NotPendingError(f"approval {wanted} is not pending any more: it is {state}{by}")
         decided = replace(approval, state=verdict, decided_by=operator, decided_at=snapshot.now)
         method, _, path = approval.endpoint.partition(" ")
         asked = {name: getattr(approval, name) for name in _TOLD_OF_APPROVALS}
@@ -294,4 +299,4 @@ async def decide_approval(
         )
         return decided, Changes(approvals=(decided,), audit=(row,))
 
-    return await ledger.transact(lambda _: Refs(approvals=frozenset({approval_id})), step)
+    return await ledger.transact(lambda _: Refs(approvals=frozenset({wanted})), step)
