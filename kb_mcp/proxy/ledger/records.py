@@ -107,9 +107,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     @property
     def live(self) -> bool:
         """Say whether this operation occupies its guard rows."""
-        if self.state is State.VOIDED:
-            return self.empty_listings < LISTINGS_THAT_FREE
-        return self.state in HOLDING or self.state is State.SUCCEEDED
+        looked_for = self.state is State.VOIDED and self.empty_listings < LISTINGS_THAT_FREE
+        return looked_for or self.state in {State.SUCCEEDED, *HOLDING}
 
     @property
     def refunded(self) -> bool:
@@ -137,9 +136,7 @@ class Operation(Struct, frozen=True, kw_only=True):
 
 def kind_of(route: str, *, refund: bool) -> str:
     """Say what people call the act that `route` asks for."""
-    if refund:
-        return "refund"
-    return "invoice" if route.startswith("POST /v1/invoices/") else "charge"
+    return "refund" if refund else "invoice" if route.startswith("POST /v1/invoices/") else "charge"
 
 
 HOLDING = frozenset({State.RESERVED, State.UNKNOWN})
@@ -389,8 +386,7 @@ class BilledPeriod(Struct, frozen=True):
     def labels(self) -> tuple[str, str]:
         """Return the first label, and the one after the last, of periods that may share a day.
 
-        A label begins with the year of its first day, or a week's with the next; a period is no
-        longer than a year and a day.
+        Labels begin with the year of the first day or the next; no period exceeds a year and a day.
         """
         return str(int(self.start[:4]) - 1), str(int(self.end[:4]) + 2)
 
