@@ -6,7 +6,6 @@ out of range is an error that names it; nothing is guessed.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -26,10 +25,11 @@ from kb_mcp.operators.actions.operations import NoSuchApprovalError, NotPendingE
 from kb_mcp.operators.reports.views import NoSuchKeyError, NoSuchOperationError
 from kb_mcp.periods import parse_period
 from kb_mcp.proxy.access.grants import MatchError
-from kb_mcp.proxy.access.policy import no_duplicates, policy_errors
+from kb_mcp.proxy.access.policy import policy_errors
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
 from kb_mcp.proxy.ledger.records import State
+from kb_mcp.strict_json import read_json
 
 BODY_MAX_BYTES = 64 * 1024
 LIMIT_DEFAULT = 100
@@ -132,8 +132,8 @@ async def read_bytes(request: Request) -> bytes:
 async def read_object(request: Request) -> dict[str, Any]:
     """Return the JSON object of a body; an absent body is an empty one. Raises: InputError."""
     body = await read_bytes(request)
-    with suppress(ValueError, RecursionError):
-        data = json.loads(body or b"{}", object_pairs_hook=no_duplicates)
+    with suppress(ValueError):
+        data = read_json(body or b"{}")
         if isinstance(data, dict):
             return data
     message = "The body must be a JSON object in which no name stands twice."

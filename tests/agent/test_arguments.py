@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from kb_mcp.agent.calls import Invalid, read_arguments, read_texts
 from kb_mcp.agent.catalogue import TOOLS, ChargeArguments, ToolName, find_tool
-from kb_mcp.agent.strict_json import RepeatedNameError, read_json
 from kb_mcp.idempotency import idempotency_key
+from kb_mcp.strict_json import RepeatedNameError, read_json
 
 CHARGE = TOOLS[ToolName.CHARGE]
 STATUS = TOOLS[ToolName.CHARGE_STATUS]

@@ -21,7 +21,7 @@ from kb_mcp.agent import calls
 from kb_mcp.agent.catalogue import JSON, TOOLS, find_tool
 from kb_mcp.agent.client.line import CallContext, read_subject
 from kb_mcp.agent.outcomes import as_list, as_map
-from kb_mcp.agent.strict_json import read_json
+from kb_mcp.strict_json import read_json
 from kb_mcp.traces import read_trace
 
 Json = Mapping[str, object]

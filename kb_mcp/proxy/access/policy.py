@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time
 from functools import partial
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -33,6 +32,7 @@ from kb_mcp.instants import DAY_MS, format_duration, parse_duration
 from kb_mcp.money import check_cap, check_currency
 from kb_mcp.periods import PeriodKind
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Moves
+from kb_mcp.strict_json import LoneSurrogateError, read_json
 
 MAX_DURATION_MS: Final = 31 * DAY_MS
 DEFAULT_RATE: Final = 600
@@ -305,7 +305,9 @@ class PolicyError(ValueError):
 def parse_policy(text: str, syntax: Syntax) -> Policy:
     """Read a policy file. Raises: PolicyError, each error with its line where it has one."""
     try:
-        data = tomllib.loads(text) if syntax == "toml" else _parse_json(text)
+        data = tomllib.loads(text) if syntax == "toml" else read_json(text)
+    except LoneSurrogateError as error:
+        raise PolicyError([f"policy: {error}"]) from None
     except ValueError as error:
         raise PolicyError([f"not {syntax.upper()}: {error}"]) from None
     except RecursionError:
@@ -363,23 +365,6 @@ def _line_of(place: Sequence[str], text: str) -> int | None:
             break
         start, line = match.end(), text.count("\n", 0, match.start()) + 1
     return line
-
-
-def _parse_json(text: str) -> object:
-    return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=_no_constant)
-
-
-def no_duplicates(pairs: Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
-    """Return a JSON object in which no name stands twice. Raises: ValueError."""
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{twice!r} stands twice in one object")
-    return fields
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _plain(value: object) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kb_mcp import __version__
-from kb_mcp.agent.strict_json import (
+from kb_mcp.strict_json import (
     LoneSurrogateError,
     RepeatedNameError,
     has_surrogate,

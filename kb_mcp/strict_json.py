@@ -1,6 +1,6 @@
 """JSON read in the one way in which every reader understands it, or refused.
 
-Floor: wing A, at the bottom. Pure. Python's parser keeps the last of two equal names, takes NaN
+Floor: the ground. Pure. Python's parser keeps the last of two equal names, takes NaN
 and Infinity, and hands out halves of surrogate pairs: two readers could see two different bills,
 and what was read could not be written again.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 
 
 class RepeatedNameError(ValueError):
@@ -32,7 +33,7 @@ def read_json(text: str | bytes) -> object:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if halved:
-        raise LoneSurrogateError
+        raise LoneSurrogateError("a text holds half of a surrogate pair")
     return value
 
 
@@ -48,12 +49,13 @@ def has_surrogate(value: object) -> bool:
 def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise RepeatedNameError
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise RepeatedNameError(f"{twice!r} stands twice in one object")
     return values
 
 
 def _finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise ValueError("NaN, Infinity and what is too large for a number are no JSON")
+        raise ValueError(f"{digits[:20]} is no JSON: it is infinite, too large or no number")
     return number
