@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, assert_never
+from typing import Any, Final, Literal
 
 from kb_mcp.agent.catalogue import JSON, Tool
 
@@ -203,17 +203,11 @@ def render(name: ExportName, tools: Sequence[Tool], *, confirmation: bool = True
     `confirmation` says whether Bedrock asks its user before a charge; other targets have no such
     switch.
     """
-    match name:
-        case "openapi":
-            document = openapi(tools, confirmation=confirmation)
-        case "functions":
-            document = {"functions": [_function(t, confirmation=confirmation) for t in tools]}
-        case "gateway":
-            document = {"inlinePayload": [_definition(tool) for tool in tools]}
-        case "converse":
-            document = tool_config(tools)
-        case "mcp":
-            document = mcp_tools(tools)
-        case _:
-            assert_never(name)
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    documents: Mapping[ExportName, Json] = {
+        "openapi": openapi(tools, confirmation=confirmation),
+        "functions": {"functions": [_function(t, confirmation=confirmation) for t in tools]},
+        "gateway": {"inlinePayload": [_definition(tool) for tool in tools]},
+        "converse": tool_config(tools),
+        "mcp": mcp_tools(tools),
+    }
+    return json.dumps(documents[name], indent=2, ensure_ascii=False) + "\n"
