@@ -146,22 +146,51 @@ class Engine:
     reopen: Callable[[], Database]
 
 
-@dataclass(slots=True, kw_only=True)
 class Store:
-    """An open store. `behind` lists exported heads that it does not reach."""
+    """An open store. `behind` lists exported heads that it does not reach.
 
-    path: Path  # what this host's own files about the store are named after
-    ledger: StoreLedger
-    records: StoreReads
-    clock: StoreClock
-    heads: Heads
-    settings: StoreSettings
-    chain_key: bytes
-    owner: str
-    node: str
-    behind: list[Head]
-    engine: Engine
-    watch: FencedLine | None = None  # of the server that answers, where hosts share the store
+    This host's own files about it are named after `path`. Where hosts share it, `watch` is of the
+    server that answers.
+    """
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        master: bytes,
+        engine: Engine,
+        build: Callable[[LedgerParts], tuple[StoreLedger, FencedLine | None]],
+    ) -> None:
+        """Bind the migrated store of `engine`, hold it against its heads, and `build` its ledger.
+
+        Raises: BindingError, SettingsError, LedgerUnavailableError.
+        """
+        turned, self.path, self.engine = wanted.turned, wanted.path, engine
+        self.clock = clock = StoreClock(
+            lambda: engine.base_ms() + engine.offset_ms + turned.offset_ms,
+            lambda: engine.base_ms() + turned.offset_ms,
+            boottime_ms,
+            followed=lambda: turned.followed,
+            boot_id=boot_id(),
+        )
+        self.node = node = process_name(wanted.settings.node_id)
+        self.owner, self.chain_key = this_process(node), derive_key(master, "audit")
+        sealer = binding.Sealer(derive_key(master, "answers"), random_bytes)
+        self.settings = bind_store(engine.database, wanted.settings, master, wanted.binds)
+        self.records = StoreReads(engine.database, sealer.unseal)
+        folder = heads_folder(self.path)
+        self.heads = Heads(folder, node, self.owner, boottime_ms, lambda: clock.now(0))
+        self.behind = self.heads.check(self.records.hash_at)
+        if not self.behind:
+            self.heads.retire()
+        parts = LedgerParts(
+            settings=self.settings,
+            clock=clock,
+            sealer=sealer,
+            journal=Journal(node, self.chain_key),
+            heads=self.heads,
+            owner=self.owner,
+        )
+        self.ledger, self.watch = build(parts)
 
     def bind_account(self, account_id: str, label: str) -> None:
         """Bind the store to the account of the upstream key, at the first start.
@@ -213,54 +242,9 @@ def open_sqlite(wanted: Wanted) -> Store:
             )
         # Whoever moves this host's clock on purpose moves the store's.
         engine = Engine(database, host_ms, settings.clock_offset_ms, partial(SqliteDatabase, path))
-        return build_store(wanted, master, engine, lambda parts: (SqliteLedger(path, parts), None))
+        return Store(wanted, master, engine, lambda parts: (SqliteLedger(path, parts), None))
     except (sqlite3.Error, OSError, LedgerUnavailableError) as error:
         raise StoreError(f"cannot use the store {path}: {error}") from error
-
-
-def build_store(
-    wanted: Wanted,
-    master: bytes,
-    engine: Engine,
-    build: Callable[[LedgerParts], tuple[StoreLedger, FencedLine | None]],
-) -> Store:
-    """Bind the migrated store of `engine`, hold it against its heads, and `build` its ledger.
-
-    Raises: BindingError, SettingsError, LedgerUnavailableError.
-    """
-    clock = StoreClock(
-        lambda: engine.base_ms() + engine.offset_ms + wanted.turned.offset_ms,
-        lambda: engine.base_ms() + wanted.turned.offset_ms,
-        boottime_ms,
-        followed=lambda: wanted.turned.followed,
-        boot_id=boot_id(),
-    )
-    node = process_name(wanted.settings.node_id)
-    owner, journal = this_process(node), Journal(node, derive_key(master, "audit"))
-    sealer = binding.Sealer(derive_key(master, "answers"), random_bytes)
-    bound = bind_store(engine.database, wanted.settings, master, wanted.binds)
-    records = StoreReads(engine.database, sealer.unseal)
-    heads = Heads(heads_folder(wanted.path), node, owner, boottime_ms, lambda: clock.now(0))
-    if not (behind := heads.check(records.hash_at)):
-        heads.retire()
-    parts = LedgerParts(
-        settings=bound, clock=clock, sealer=sealer, journal=journal, heads=heads, owner=owner
-    )
-    ledger, watch = build(parts)
-    return Store(
-        path=wanted.path,
-        ledger=ledger,
-        records=records,
-        clock=clock,
-        heads=heads,
-        settings=bound,
-        chain_key=journal.chain_key,
-        owner=owner,
-        node=node,
-        behind=behind,
-        engine=engine,
-        watch=watch,
-    )
 
 
 def verify_store(database: Database, chain_key: bytes, heads: Mapping[str, Head]) -> Verification:

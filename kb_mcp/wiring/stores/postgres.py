@@ -60,7 +60,7 @@ def open_postgres(wanted: stores.Wanted) -> stores.Store:
                 clock = connection.execute(database.queries["clock"]).fetchone() or {}
                 reach.set_time(int(clock["now_ms"]))
             engine = stores.Engine(database, reach.now_ms, 0, partial(PostgresDatabase, reach))
-            store = stores.build_store(wanted, master, engine, ledger)
+            store = stores.Store(wanted, master, engine, ledger)
             undone.pop_all()
             return store
     except OSError as error:
