@@ -19,14 +19,8 @@ import click
 from kb_mcp.cli import group, output
 from kb_mcp.cli.opening import OpenStore, codes, in_store, key_ids
 from kb_mcp.instants import how_many, rfc3339
-from kb_mcp.proxy.audit.chain import (
-    Head,
-    Verification,
-    audit_record,
-    export_lines,
-    segment_end,
-    verify_audit,
-)
+from kb_mcp.proxy.audit import chain as audit_chain
+from kb_mcp.proxy.audit.chain import Head, audit_record, export_lines, segment_end
 
 COLUMNS = (
     "time kind decision code key_id agent_id subject method path customer_id amount currency "
@@ -162,7 +156,7 @@ def _between(opened: OpenStore, since: str | None, until: str | None) -> dict[st
     return {name: rfc3339(opened.past_ms(text)) for name, text in given.items() if text is not None}
 
 
-def verified(opened: OpenStore) -> tuple[Verification, Mapping[str, Head]]:
+def verified(opened: OpenStore) -> tuple[audit_chain.Verification, Mapping[str, Head]]:
     """Verify the whole audit; return the outcome and the exported heads it was held against."""
     # The heads first: the chains only grow meanwhile.
     records, heads = opened.store.records, opened.store.heads.exported()
@@ -176,7 +170,7 @@ def verified(opened: OpenStore) -> tuple[Verification, Mapping[str, Head]]:
                 yield row
 
         known, archived = (records.nodes(), records.writers()), opened.store_admin.archived()
-        outcome = verify_audit(*known, chain, opened.store.chain_key, heads, archived)
+        outcome = audit_chain.verify_audit(*known, chain, opened.store.chain_key, heads, archived)
     return outcome, heads
 
 

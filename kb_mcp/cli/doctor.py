@@ -189,7 +189,7 @@ async def _upstream(opened: OpenProxy) -> Finding:
         what = f"{'a restricted' if restricted else 'an UNRESTRICTED'} {mode} key"
         if not restricted:
             return False, f"{what}: make a restricted one (rk_…)"
-    seen = await opened.reads.get("/v1/charges?limit=1")
+    seen = await opened.proxy.reads.get("/v1/charges?limit=1")
     why = seen.why if isinstance(seen, Unread) else None
     return why is None, f"{what}; {why or 'answers'}"
 

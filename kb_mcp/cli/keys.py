@@ -141,16 +141,14 @@ async def revoke(opened: OpenStore, *, key_id: str, reason: str | None) -> None:
 
 @keys.command()
 @key_argument
-@click.option("--reason", required=True, help="Why it may serve again; kept in the audit.")
+@click.option("--reason", required=True, callback=read_by(acts.given_reason),
+              help="Why it may serve again; kept in the audit.")  # fmt: skip
 @in_store('keys unfreeze abc123def456 --reason "cards were expired, checked"')
 async def unfreeze(opened: OpenStore, *, key_id: str, reason: str) -> None:
     """Unfreeze a key that froze after too many declines or a late charge."""
     if (await opened.views.key(key_id))["frozen_at"] is None:
         raise Failure(f"key {key_id} is not frozen")
-    why = acts.clean_reason(reason)
-    if why is None:
-        raise click.BadParameter("Say why the key is unfrozen.", param_hint="--reason")
-    await acts.unfreeze_key(opened.store.ledger, KeyId(key_id), why, OPERATOR)
+    await acts.unfreeze_key(opened.store.ledger, KeyId(key_id), reason, OPERATOR)
     record = _with_state(opened, await opened.views.key(key_id))
     opened.out.done(record, f"Key {key_id} and its line of successors may charge again.")
 

@@ -36,7 +36,6 @@ from kb_mcp.wiring.stores import Store, keys_in, open_store
 
 if TYPE_CHECKING:  # what only those need that read Stripe
     from kb_mcp.operators.actions.resolve import StripeActs
-    from kb_mcp.proxy.stripe.reader import StripeReads
     from kb_mcp.wiring.proxy import Proxy
 
 T = TypeVar("T")
@@ -79,14 +78,13 @@ class OpenProxy(OpenStore):
     """The open store, and the way to Stripe."""
 
     proxy: Proxy
-    reads: StripeReads
 
     @property
     def acts(self) -> StripeActs:
         """What an operator can do that is looked up at Stripe."""
         from kb_mcp.operators.actions.resolve import StripeActs
 
-        return StripeActs(self.store.ledger, self.reads, self.proxy.recovery)
+        return StripeActs(self.store.ledger, self.proxy.reads, self.proxy.recovery)
 
 
 @asynccontextmanager
@@ -141,7 +139,7 @@ async def open_proxy(
     try:
         # The sandbox's clock may have been turned: the store follows it.
         await proxy.follow()
-        yield OpenProxy(settings, out, proxy.store, store_admin, proxy, proxy.reads)
+        yield OpenProxy(settings, out, proxy.store, store_admin, proxy)
     finally:
         await proxy.stop(0)
         store_admin.close()

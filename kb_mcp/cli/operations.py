@@ -13,7 +13,7 @@ from kb_mcp.cli.opening import OPERATOR, OpenProxy, OpenStore, at_stripe, demand
 from kb_mcp.cli.output import Failure, read_by
 from kb_mcp.instants import how_many
 from kb_mcp.operators.actions import operations as acts
-from kb_mcp.operators.actions.keys import clean_reason
+from kb_mcp.operators.actions.keys import clean_reason, given_reason
 from kb_mcp.operators.actions.operations import By, Reopening
 from kb_mcp.periods import parse_period
 from kb_mcp.proxy.edge.records import Record
@@ -26,13 +26,6 @@ STATES = ("reserved", "unknown", "awaiting_approval", "succeeded", "failed", "vo
 COLUMNS = "id kind state customer_id billing_period amount currency charge_id code created_at"
 INTENTS = "POST /v1/payment_intents"
 _operation = click.argument("operation_id", metavar="ID")
-
-
-def _reason(text: str) -> str:
-    reason = clean_reason(text)
-    if reason is None:
-        raise ValueError("say why")
-    return reason
 
 
 operations = group("operations", "list --state unknown")
@@ -84,7 +77,7 @@ async def resolve(
 
 @operations.command()
 @_operation
-@click.option("--reason", required=True, callback=read_by(_reason),
+@click.option("--reason", required=True, callback=read_by(given_reason),
               help="Why it may be billed again; kept in the audit.")  # fmt: skip
 @click.option("--amount", type=click.IntRange(min=1), metavar="N",
               help="For another amount than before, in the currency's minor unit.")  # fmt: skip

@@ -89,7 +89,7 @@ async def reconcile(opened: OpenProxy, *, since: str) -> None:
 
 async def _compare(opened: OpenProxy, kind: Kind, since_ms: int) -> Reconciliation:
     with opened.out.progress(f"Reading {kind}s") as advance:
-        items = await opened.reads.walk(
+        items = await opened.proxy.reads.walk(
             f"/v1/{kind}s", since_ms - MARGIN_MS, lambda done: advance(done, None), may_lack=True
         )
     if isinstance(items, Unread):
@@ -110,7 +110,7 @@ async def _missing(opened: OpenProxy, outcome: Reconciliation) -> list[Record]:
         for done, operation in enumerate(outcome.unlisted):
             advance(done, len(outcome.unlisted))
             path = ENDPOINTS[operation.route].path_of(str(operation.object_id))
-            seen = await opened.reads.get(path)
+            seen = await opened.proxy.reads.get(path)
             if isinstance(seen, Unread):
                 raise Failure(f"{operation.object_id} cannot be read: {seen.why}")
             if isinstance(seen, Missing):
@@ -145,7 +145,7 @@ async def adopt(opened: OpenProxy, *, since: str, period_from: str, apply: bool)
     adoption = Adoption(
         ledger=opened.store.ledger,
         records=opened.store.records,
-        reads=opened.reads,
+        reads=opened.proxy.reads,
         lineages=lineages,
         period_from=period_from,
         operator=OPERATOR,

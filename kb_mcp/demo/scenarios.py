@@ -20,15 +20,8 @@ from typing import Any, Final, TypeAlias
 from rich.console import Console
 from rich.table import Table
 
-from kb_mcp.demo.machines import (
-    STRIPE_KEY,
-    DemoError,
-    Machine,
-    Outcome,
-    SandboxClient,
-    command,
-    running,
-)
+from kb_mcp.demo import machines
+from kb_mcp.demo.machines import STRIPE_KEY, DemoError, Machine, Outcome, SandboxClient
 
 WANTED: Final = 1
 _LATER_SECONDS: Final = 40 * 60
@@ -239,7 +232,7 @@ def _start(stack: ExitStack) -> tuple[SandboxClient, tuple[Handler, ...]]:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kb-mcp-demo-")))
 
     def start(name: str, arguments: list[str], environ: Mapping[str, str]) -> Machine:
-        return stack.enter_context(running(arguments, environ, folder / f"{name}.log"))
+        return stack.enter_context(machines.running(arguments, environ, folder / f"{name}.log"))
 
     home = {"HOME": str(folder)}
     alone = start("sandbox", ["kb_mcp", "sandbox", "--port", "0"], home)
@@ -272,35 +265,33 @@ def _functions(
     sandbox: str, proxy: str, keys: Mapping[str, str]
 ) -> dict[str, tuple[str, dict[str, str]]]:
     """Return the handler and the environment of each Lambda function; `-2` is the supervisor's."""
-
-    def published(function: str, key: str, address: str) -> tuple[str, dict[str, str]]:
-        environ = {"STRIPE_SECRET_KEY": key, "STRIPE_API_BASE": address}
-        return f"kb_mcp.demo.naive:{function}", environ
-
-    def governed(who: str) -> tuple[str, dict[str, str]]:
+    second = "rk_test_supervisor"
+    samples = {
+        "no-key": ("without_key", STRIPE_KEY, sandbox),
+        "no-key-2": ("without_key", second, sandbox),
+        "in-params": ("with_key_in_params", STRIPE_KEY, sandbox),
+        "in-params-2": ("with_key_in_params", second, sandbox),
+        # The published handler with nothing changed but key and address: the wall holds for it too.
+        "auditor": ("without_key", keys["auditor"], f"{proxy}/stripe"),
+    }
+    functions = {
+        name: (f"kb_mcp.demo.naive:{function}", {"STRIPE_SECRET_KEY": key, "STRIPE_API_BASE": at})
+        for name, (function, key, at) in samples.items()
+    }
+    for who in ("agent", "supervisor"):
         environ = {
             "KEYBRAKE_VAULT_KEY_BILLING": keys[who],
             "KEYBRAKE_VAULT_KEY_REFUNDS": keys[f"{who}-refunds"],
             "KEYBRAKE_PROXY_URL": proxy,
         }
-        return "kb_mcp.lambda_entry:handler", environ
-
-    return {
-        "no-key": published("without_key", STRIPE_KEY, sandbox),
-        "no-key-2": published("without_key", "rk_test_supervisor", sandbox),
-        "in-params": published("with_key_in_params", STRIPE_KEY, sandbox),
-        "in-params-2": published("with_key_in_params", "rk_test_supervisor", sandbox),
-        "agent": governed("agent"),
-        "supervisor": governed("supervisor"),
-        # The published handler with nothing changed but key and address: the wall holds for it too.
-        "auditor": published("without_key", keys["auditor"], f"{proxy}/stripe"),
-    }
+        functions[who] = ("kb_mcp.lambda_entry:handler", environ)
+    return functions
 
 
 def _issue_keys(settings: Mapping[str, str], folder: Path) -> dict[str, str]:
     def issue(label: str) -> str:
         arguments = ["keys", "issue", "--role", *_KEYS[label], "--label", label, "--json"]
-        return str(command(arguments, settings, folder)["token"])
+        return str(machines.command(arguments, settings, folder)["token"])
 
     with ThreadPoolExecutor() as pool:
         return dict(zip(_KEYS, pool.map(issue, _KEYS), strict=True))

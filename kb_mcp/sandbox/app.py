@@ -40,7 +40,7 @@ class Sandbox:
     ) -> None:
         """Open the file."""
         self._store, self._new_id = Store(state, clock), new_id
-        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+        self._delays: set[asyncio.Event] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request.
@@ -63,22 +63,22 @@ class Sandbox:
             raise ConnectionDropped("The sandbox dropped the connection, as a fault asked for.")
 
     def release(self) -> None:
-        """End all delays now; callable from any thread. A server does so when it stops."""
-        for loop, event in tuple(self._waiting):
-            loop.call_soon_threadsafe(event.set)
+        """End all delays now; called in their loop. A server does so when it stops."""
+        for delay in self._delays:
+            delay.set()
 
     def close(self) -> None:
         """Close the file; closing twice is fine."""
         self._store.close()
 
     async def _wait(self, outcome: Respond) -> None:
-        waiter = (asyncio.get_running_loop(), asyncio.Event())
-        self._waiting.add(waiter)
+        released = asyncio.Event()
+        self._delays.add(released)
         try:
             with suppress(TimeoutError):  # the delay is over
-                await asyncio.wait_for(waiter[1].wait(), outcome.delay_ms / 1000)
+                await asyncio.wait_for(released.wait(), outcome.delay_ms / 1000)
         finally:
-            self._waiting.discard(waiter)
+            self._delays.discard(released)
             if outcome.frees is not None:
                 with self._store.transaction() as records:
                     records.run("free_key", *outcome.frees)

@@ -22,12 +22,12 @@ from kb_mcp.settings import Settings
 def local_url(sock: socket.socket) -> str:
     """Return where this machine reaches `sock`; bound to every address, that is loopback."""
     host, port = sock.getsockname()[:2]
-    if not on_every_address(sock):
-        return _url(host, port)
-    alone = sock.family == socket.AF_INET6 and sock.getsockopt(
-        socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
-    )
-    return _url("::1" if alone else "127.0.0.1", port)
+    if on_every_address(sock):
+        alone = sock.family == socket.AF_INET6 and sock.getsockopt(
+            socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
+        )
+        host = "::1" if alone else "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def on_every_address(sock: socket.socket) -> bool:
@@ -49,10 +49,6 @@ def client_url(sock: socket.socket, settings: Settings) -> str | None:
     if not settings.allow_http:
         return f"https://{name}"
     return f"http://{name}" if name.rpartition(":")[2].isdecimal() else f"http://{name}:{port}"
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})

@@ -81,6 +81,14 @@ def clean_reason(text: str | None, limit: int = REASON_MAX) -> str | None:
     return (clean_text(text, limit).strip() or None) if text else None
 
 
+def given_reason(text: str) -> str:
+    """Return a reason that has to be given, as `clean_reason` does. Raises: ValueError."""
+    reason = clean_reason(text)
+    if reason is None:
+        raise ValueError("say why")
+    return reason
+
+
 def _or_text(read: Callable[[str], object]) -> BeforeValidator:
     """Return what takes a value as it is, or reads the text that stands for it."""
     return BeforeValidator(lambda value: read(value) if isinstance(value, str) else value)
