@@ -4,7 +4,7 @@ Floor: operators, above the views. An alert is raised in one transaction: its au
 delivery under its id that keeps every other process from raising it again. The id names what
 happened, not when it was noticed. What was raised and not yet delivered is the queue: it outlives
 this process, and any process on the store goes on with it. Whom to tell, and of what, is set by a
-file only (`wiring/alerts.py`): no page and no API can point alerts at another address.
+file only (`alert_file`): no page and no API can point alerts at another address.
 """
 
 from __future__ import annotations

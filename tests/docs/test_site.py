@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
+from kb_mcp.operators.alert_file import load_alert_file
 from kb_mcp.proxy.access.policy import load_policy
 from kb_mcp.settings import _KNOWN as KNOWN
-from kb_mcp.wiring.alerts import load_alert_file
 from tests.cli.machine import CUSTOMER, Machine
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,13 +16,14 @@ from typing_extensions import override
 
 from kb_mcp.environment import SettingsError
 from kb_mcp.operators import alerts as rules
+from kb_mcp.operators.alert_file import AlertFileError, load_alert_file
 from kb_mcp.operators.alerts import QUEUE_MAX, RECONCILE_DIFFERENCE, TRIES_MAX, Alerts
 from kb_mcp.proxy.access.policy import Policy
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.port import note
 from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.rules.outcomes.matching import GAP_FOUND, WALK_FAILED
-from kb_mcp.wiring.alerts import alerts_path, build_alerts, is_public, load_alert_file
+from kb_mcp.wiring.alerts import alerts_path, build_alerts, is_public
 from tests.in_process_proxy import InProcessProxy
 
 SECRET = "a-secret-of-the-receiver"
@@ -362,7 +363,7 @@ def test_without_a_file_there_are_no_alerts(in_process: InProcessProxy) -> None:
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_meant_is_refused_by_name(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(AlertFileError, match=said):
         load_alert_file(text)
 
 
