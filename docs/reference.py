@@ -226,7 +226,7 @@ def _walk(path: str, command: click.Command) -> Iterator[tuple[str, click.Comman
         return
     context = click.Context(command)
     for name in command.list_commands(context):
-        if found := command.get_command(context, name):
+        if found := command.resolve_command(context, [name])[1]:
             yield from _walk(f"{path} {name}", found)
 
 
