@@ -20,7 +20,7 @@ from kb_mcp.operators import alerts
 from kb_mcp.operators.actions.grants import find_problems
 from kb_mcp.operators.reports.invariants import Examination, count_overlaps
 from kb_mcp.proxy.access.authenticate import policy_of
-from kb_mcp.proxy.access.policy import is_uncapped
+from kb_mcp.proxy.access.policy import missing_caps
 from kb_mcp.proxy.edge.records import every_operation
 from kb_mcp.proxy.ledger.clock import AGREE_MS, CONFIRMED
 from kb_mcp.proxy.ledger.records import Changes, Refs
@@ -224,7 +224,7 @@ async def _keys(opened: OpenProxy) -> Finding:
         if key.revoked_at is not None or expired:
             continue
         serving += 1
-        if is_uncapped(policy_of(key.policy)):
+        if missing_caps(policy_of(key.policy)):
             uncapped.append(key.id)
         if key.mode != wanted:
             problems.append(f"{key.id} is a {key.mode} key")

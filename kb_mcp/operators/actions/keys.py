@@ -184,7 +184,7 @@ async def issue_key(
 
     Raises: CapRequiredError.
     """
-    uncapped, policy = policies.is_uncapped(wanted.policy), wanted.policy
+    uncapped, policy = policies.missing_caps(wanted.policy), wanted.policy
     if uncapped and not wanted.uncapped:
         raise CapRequiredError(policy)
     minted = mint(wanted.mode, random_bytes)

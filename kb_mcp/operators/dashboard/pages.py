@@ -29,7 +29,7 @@ from kb_mcp.operators.reports.stopped import Figures, stopped_figures
 from kb_mcp.operators.reports.views import Fullest, Views, key_status
 from kb_mcp.operators.sign_in import Session
 from kb_mcp.proxy.access.authenticate import policy_of
-from kb_mcp.proxy.access.policy import is_uncapped, load_policy
+from kb_mcp.proxy.access.policy import load_policy, missing_caps
 from kb_mcp.proxy.access.roles import ROLES, describe
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.edge.records import Record, Spend
@@ -240,7 +240,7 @@ class Pages:
             rows = sorted(rows, key=_used, reverse=True)[:BARS_MAX]
         serving = {key.id: policy_of(key.policy) for key in keys if spend[key.id][0].serves}
         bars = [bar(row) | {"stoppable": row.key_id in serving} for row in rows]
-        return bars, [key_id for key_id, policy in serving.items() if is_uncapped(policy)], whole
+        return bars, [key_id for key_id, policy in serving.items() if missing_caps(policy)], whole
 
     def _raised(self, within_ms: int) -> list[Record]:
         found = raised(self.views, rfc3339(self.views.now_ms() - within_ms), KEYS_MAX)

@@ -7,7 +7,6 @@ inside the reserving transaction and just before the send.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -101,18 +100,15 @@ def presented_token(request: Request) -> str | None:
     rest = rest.strip()
     if scheme.lower() == "bearer":
         return rest or None
-    return _basic_user(rest) if scheme.lower() == "basic" else None
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(rest, validate=True).decode("ascii").partition(":")[0] or None
+    except ValueError:
+        return None
 
 
 @lru_cache(maxsize=1024)
 def policy_of(text: str) -> Policy:
     """Return the policy stored as `text`; it was validated when the key was issued."""
     return Policy.model_validate_json(text)
-
-
-def _basic_user(encoded: str) -> str | None:
-    try:
-        user = base64.b64decode(encoded, validate=True).decode("ascii").partition(":")[0]
-    except (binascii.Error, ValueError):
-        return None
-    return user or None

@@ -267,14 +267,10 @@ class Policy(_Record):
         return any(self.caps.tables()) or bool(self.approval_above)
 
 
-def is_uncapped(policy: Policy) -> bool:
-    """Say whether `policy` moves money and no cap in money bounds its sum."""
-    return bool(missing_caps(policy))
-
-
 def missing_caps(policy: Policy) -> tuple[str, ...]:
     """Return the options of `keys issue` that would bound what `policy` leaves unbounded.
 
+    Without any, the policy moves no money, or a cap in money bounds its sum.
     What is charged and what is given back are bounded apart.
     """
     # The first of each four is the cap of a single act, which bounds no sum.

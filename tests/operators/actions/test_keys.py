@@ -16,7 +16,7 @@ from kb_mcp.operators.actions.keys import (
     revoke_key,
     rotate_key,
 )
-from kb_mcp.proxy.access.policy import Policy, is_uncapped
+from kb_mcp.proxy.access.policy import Policy, missing_caps
 from kb_mcp.proxy.access.roles import built_in
 from kb_mcp.proxy.ledger.records import KeyId, VaultKey
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Moves
@@ -106,6 +106,6 @@ def test_a_key_without_a_cap_can_be_rotated(tmp_path: Path) -> None:
 def test_every_write_that_may_cost_money_needs_a_cap(endpoint: str) -> None:
     policy = Policy.model_validate({"role": "x", "allow": (endpoint,)})
     reads = ENDPOINTS[endpoint].moves is Moves.READS
-    assert not (reads and is_uncapped(policy))
+    assert not (reads and missing_caps(policy))
     if not (reads or endpoint.endswith(("/*", "/cancel"))):
-        assert is_uncapped(policy)
+        assert missing_caps(policy)
