@@ -252,7 +252,8 @@ class StoreWalk:
             return [], set()
         names = sorted({name for each in items for name in object_names(each)})
         keys = sorted({mark for each in items if (mark := mark_of(each))})
-        return lost_among(items, await self.records.known(names, keys))
+        objects = await self.records.ids("known_objects", ids=names)
+        return lost_among(items, objects, await self.records.known_attempts(keys))
 
     async def _keep(self, outcome: Outcome) -> None:
         match outcome:

@@ -200,18 +200,18 @@ def test_what_was_cancelled_after_its_page_was_read_is_not_lost(
     intent = testing.stripe("POST", "/v1/payment_intents", bill)["id"]
     proxy = opened(testing, run)
     walk = proxy.walks.walk
-    known = type(walk.records).known
+    ids = type(walk.records).ids
 
-    async def after_a_cancel(records: Any, objects: Any, keys: Any) -> Any:
-        if intent in objects:
+    async def after_a_cancel(records: Any, name: str, **values: Any) -> Any:
+        if name == "known_objects" and intent in values["ids"]:
             form = {"cancellation_reason": "abandoned"}
             path = f"/v1/payment_intents/{intent}"
             if (await asyncio.to_thread(testing.stripe, "GET", path))["status"] != "canceled":
                 await asyncio.to_thread(testing.stripe, "POST", f"{path}/cancel", form)
-        return await known(records, objects, keys)
+        return await ids(records, name, **values)
 
     assert isinstance(run(walk.run(LOOK_BACK_AT_START_MS, writes=False)), LostObjects)
-    monkeypatch.setattr(type(walk.records), "known", after_a_cancel)
+    monkeypatch.setattr(type(walk.records), "ids", after_a_cancel)
     assert isinstance(run(walk.run(LOOK_BACK_AT_START_MS)), Whole)
     run(proxy.stop(0))
 

@@ -92,7 +92,7 @@ class Adoption:
                     spoken |= names
         asked, known = sorted(spoken), set[str]()
         for at in range(0, len(asked), CHUNK):
-            known |= (await self.records.known(asked[at : at + CHUNK], ())).objects
+            known.update(await self.records.ids("known_objects", ids=asked[at : at + CHUNK]))
         # Stripe lists the newest first, and the newest of a bill is to speak for it.
         lacking = [each for each in reversed(found) if not known.intersection(object_names(each))]
         return sorted(lacking, key=lambda each: (is_refund(each), int(each.get("created", 0))))
@@ -133,8 +133,8 @@ class Adoption:
 
     async def _of_mark(self, item: Item, found: Operation) -> Operation | None:
         """Return the operation here whose mark `item` bears: by its attempt, else by its id."""
-        known = await self.records.known((), [mark] if (mark := mark_of(item)) else [])
-        ids = {trace.operation_id for trace in known.attempts.values()} or {found.id}
+        known = await self.records.known_attempts([mark] if (mark := mark_of(item)) else [])
+        ids = {trace.operation_id for trace in known.values()} or {found.id}
         operations = await self.records.operations(ids=sorted(ids), limit=1)
         return operations[0][0] if operations else None
 

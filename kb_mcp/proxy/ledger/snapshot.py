@@ -264,10 +264,3 @@ class KnownAttempt(Struct, frozen=True):
     outcome: str
     state: str
     next_read_at: int | None
-
-
-class KnownObjects(Struct, frozen=True):
-    """What the ledger has: objects of operations that succeeded, and attempts by upstream key."""
-
-    objects: frozenset[str]
-    attempts: Mapping[str, KnownAttempt]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from kb_mcp.proxy.access.policy import CapRules, RefundCapRules
 from kb_mcp.proxy.ledger.records import KeyId, Lineage, LineageId, VaultKey, Window, WindowKey
-from kb_mcp.proxy.ledger.snapshot import KnownAttempt, KnownObjects
+from kb_mcp.proxy.ledger.snapshot import KnownAttempt
 from kb_mcp.proxy.stores.binding import facts_in
 from kb_mcp.proxy.stores.database import Database
 from kb_mcp.proxy.stores.rows import Row, key_with_lineage, plain
@@ -108,11 +108,10 @@ class Gauges:
         """Return every fact of the store."""
         return facts_in(await self._ask("facts"))
 
-    async def known(self, objects: Sequence[str], upstream_keys: Sequence[str]) -> KnownObjects:
-        """Return what the ledger knows of objects at Stripe and of the attempts they name."""
+    async def known_attempts(self, upstream_keys: Sequence[str]) -> dict[str, KnownAttempt]:
+        """Return what the ledger knows of attempts, by the upstream keys that objects name."""
         rows = map(plain, await self._ask("known_attempts", ids=list(upstream_keys)))
-        attempts = {upstream_key: KnownAttempt(*known) for upstream_key, *known in rows}
-        return KnownObjects(frozenset(await self.ids("known_objects", ids=list(objects))), attempts)
+        return {upstream_key: KnownAttempt(*known) for upstream_key, *known in rows}
 
     async def ceilings(self, *, refunds: bool = False) -> Mapping[str, int]:
         """Return the account's daily ceiling of each currency, in minor units, as it is now.

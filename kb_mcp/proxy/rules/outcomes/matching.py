@@ -22,7 +22,7 @@ from kb_mcp.proxy.ledger.records import (
     OperationId,
     State,
 )
-from kb_mcp.proxy.ledger.snapshot import KnownObjects, Snapshot
+from kb_mcp.proxy.ledger.snapshot import KnownAttempt, Snapshot
 from kb_mcp.proxy.rules.operation_names import asked_by, columns_of
 from kb_mcp.proxy.stripe import evidence
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
@@ -198,18 +198,20 @@ def holds_money(item: Item, route: Route) -> bool:
     return made is None or made.verdict != "failed"
 
 
-def lost_among(items: Iterable[Item], known: KnownObjects) -> tuple[list[str], set[OperationId]]:
+def lost_among(
+    items: Iterable[Item], objects: Iterable[str], attempts: Mapping[str, KnownAttempt]
+) -> tuple[list[str], set[OperationId]]:
     """Return which of `items`, all ours, are unknown here, and operations to look at once more.
 
-    An attempt whose outcome is open is recovery's, and so is one that was voided a short while
-    ago: recovery looks for its object again, and here it is.
+    `objects` belong to operations here, `attempts` are what marks name. One whose outcome is open
+    is recovery's, and so is one that was voided a short while ago: recovery looks for its object
+    again, and here it is.
     """
-    lost: list[str] = []
-    late: set[OperationId] = set()
+    lost, late, known = list[str](), set[OperationId](), frozenset(objects)
     for item in items:
-        if known.objects.intersection(evidence.object_names(item)):
+        if known.intersection(evidence.object_names(item)):
             continue
-        trace = known.attempts.get(evidence.mark_of(item) or "")
+        trace = attempts.get(evidence.mark_of(item) or "")
         if trace and trace.state == State.VOIDED and trace.next_read_at is not None:
             late.add(trace.operation_id)
         elif not (trace and trace.state in HOLDING and trace.outcome == AttemptOutcome.OPEN):
