@@ -9,12 +9,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from msgspec.structs import replace
 
 from kb_mcp.operators.actions.keys import KeyEndedError, revoke_key, rotate_key, unfreeze_key
-from kb_mcp.operators.actions.operations import By, Reopening, Verdict, decide_approval
+from kb_mcp.operators.actions.operations import (
+    By,
+    NotPendingError,
+    Reopening,
+    Verdict,
+    decide_approval,
+)
 from kb_mcp.operators.actions.resolve import StripeActs
 from kb_mcp.proxy.ledger.clock import StoredTime
 from kb_mcp.proxy.ledger.port import LedgerUnavailableError
@@ -70,7 +77,8 @@ async def done_by_operator(simulation: Simulation, process: Process, what: str, 
     task = process.spawn(work())
     await asyncio.wait({task})
     broke = None if task.cancelled() else task.exception()
-    if broke is not None and not isinstance(broke, LedgerUnavailableError | KeyEndedError):
+    expected = LedgerUnavailableError | KeyEndedError | NotPendingError
+    if broke is not None and not isinstance(broke, expected):
         simulation.fail(f"the operator's {what} broke: {broke!r}")
     if not task.cancelled() and broke is None and task.result() is not None:
         simulation.log(f"  {what}: {task.result()!s:.150}")
@@ -78,7 +86,8 @@ async def done_by_operator(simulation: Simulation, process: Process, what: str, 
 
 async def approve_all(simulation: Simulation, process: Process) -> None:
     for approval in sorted(await process.records.approvals(), key=lambda each: each.id):
-        await decide_approval(process.ledger, approval.id, "approved", "ann")
+        with suppress(NotPendingError):
+            await decide_approval(process.ledger, approval.id, "approved", "ann")
 
 
 async def decide_one(simulation: Simulation, process: Process) -> object:
