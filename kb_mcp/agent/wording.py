@@ -96,7 +96,7 @@ _MESSAGES: Final[Mapping[str, str]] = {
     "refused": "The {act} of {money} was refused. Nothing was {done}.",
 }
 _BEFORE: Final[Mapping[str, str]] = {
-    "succeeded": "{money} had been {done} before; nothing was {done} now.",
+    "succeeded": "{money} had been {done} before{of_what}; nothing was {done} now.",
     "pending": "A {act} of {money} was accepted before and is not final yet; nothing was sent now.",
 }
 _STEPS: Final[Mapping[str, str]] = {
@@ -153,6 +153,7 @@ class Told:
     by: str  # what charge_status finds it by
     nothing: str  # that nothing happened
     after_failure: str
+    of_what: str  # that was done before, with a blank before it
     done_before: str  # the next step of a replay that succeeded
 
     def message(
@@ -181,6 +182,7 @@ CHARGED: Final = Told(
     by="customer_id and billing_period",
     nothing="No money moved.",
     after_failure="Do not try again unless the user fixed the cause and asks for it.",
+    of_what=" for this period",
     done_before="This bill was charged before. Do not charge again; tell the user. charge_status "
     "says whether it was refunded since.",
 )
@@ -191,6 +193,7 @@ REFUNDED: Final = Told(
     by="charge_id",
     nothing="Nothing was refunded.",
     after_failure="Do not try another amount.",
+    of_what="",
     done_before="This amount was refunded before, and nothing more was refunded now. Do not refund "
     "again; tell the user. A further refund of this charge must first be allowed by an operator.",
 )
