@@ -88,7 +88,8 @@ def blocking(snapshot: Snapshot, command: Command, operation: Operation) -> Refu
 
 
 def _holds(operation: Operation) -> bool:
-    return operation.live and operation.held > 0
+    # What succeeded was reserved, an invoice of nothing too.
+    return operation.state is State.SUCCEEDED or operation.held > 0
 
 
 def _check_sender(

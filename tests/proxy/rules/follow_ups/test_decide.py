@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kb_mcp.proxy.ledger.records import LineageId, Operation
+from kb_mcp.proxy.ledger.records import Changes, LineageId, Operation
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.ledger.windows import windows_of
+from kb_mcp.proxy.ledger.windows import release, windows_of
 from kb_mcp.proxy.rules.command import Decision, Join, Look, Proceed, Refuse, Replay
 from kb_mcp.proxy.rules.decide import decide
 from kb_mcp.proxy.stripe.evidence import Made
@@ -151,6 +151,20 @@ def test_a_raise_counts_what_it_adds_and_no_more() -> None:
     assert isinstance(go, Proceed)
     assert one_intent.held() == 9000
     assert go.operation.reserved_at == one_intent.snapshot.now
+
+
+def test_a_raise_of_a_bill_of_nothing_counts_no_second_send() -> None:
+    # As an invoice of nothing that was finalized, and has something left to pay since.
+    one_intent = OneIntent()
+    one_intent.policy = one_intent.policy.model_copy(update={"daily_charges": 1})
+    emptied = one_intent.operation
+    changes = Changes(
+        operations=(replace(emptied, amount=0, held=0),),
+        windows=release(one_intent.snapshot, emptied),
+    )
+    one_intent.snapshot.apply(changes)
+    assert isinstance(one_intent.step(RAISE, amount=2900), Proceed)
+    assert one_intent.held() == 2900
 
 
 def test_a_step_that_asks_for_no_more_moves_no_window() -> None:
