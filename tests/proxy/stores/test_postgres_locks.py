@@ -17,7 +17,7 @@ from kb_mcp.proxy.ledger.records import (
     Window,
     WindowKey,
 )
-from kb_mcp.proxy.ledger.snapshot import Snapshot, StoreSettings
+from kb_mcp.proxy.ledger.snapshot import Operations, Snapshot, StoreSettings
 from kb_mcp.proxy.ledger.windows import windows_at
 from kb_mcp.proxy.stores.postgres.load import Guard, lock, locks_changed, locks_named
 from tests.proxy.stores.test_conformance import LINEAGE, operation
@@ -34,9 +34,9 @@ def kinds(locks: set[tuple[int, str]]) -> list[Guard]:
 
 
 def changed(*, before: State | None, after: State) -> set[tuple[int, str]]:
-    snapshot = Snapshot(now=1, settings=StoreSettings("a", "test"))
     loaded = {} if before is None else {OperationId("op_1"): operation(state=before)}
-    snapshot.operations.update(loaded)
+    operations = Operations(loaded.values())
+    snapshot = Snapshot(now=1, settings=StoreSettings("a", "test"), operations=operations)
     snapshot.apply(Changes(operations=(operation(state=after),)))
     return locks_changed(snapshot, loaded)
 
