@@ -88,8 +88,9 @@ def _made(snapshot: Snapshot, operation: Operation, attempt: Attempt, proof: Mad
     # Paying an invoice twice names one object twice; only what creates money's objects owns them.
     invoice, object_id = operation.pays_invoice, proof.object_id
     owns = operation.amount > 0 and not operation.continued_by(attempt) and not invoice
-    owned_by_another = snapshot.object_owners.get(object_id) not in {None, operation.id}
-    if object_id != operation.object_id if invoice else owns and owned_by_another:
+    owner = snapshot.object_owners.get(object_id, operation.id)
+    foreign = object_id != operation.object_id if invoice else owns and owner != operation.id
+    if foreign:
         # An object that concluded one operation never concludes another.
         return _kept_unknown(snapshot, operation, "object_of_another_operation")
     if _known_since(operation, attempt, proof):
