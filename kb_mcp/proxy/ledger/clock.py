@@ -68,7 +68,7 @@ class Doubt(Struct, frozen=True):
 
     @classmethod
     def before(cls, mark: int, ahead_ms: int, known: Doubt | None) -> Doubt:
-        """Return the span before `mark` that may be up to `ahead_ms` too late, and what is `known`.
+        """Return the times before `mark`, up to `ahead_ms` too late, together with those `known`.
 
         `ahead_ms` comes from the boot clock: the distance to `mark` shrinks as time passes.
         """

@@ -130,7 +130,7 @@ class Operation(Struct, frozen=True, kw_only=True):
         return not fnmatchcase(attempt.path, self.route.split(" ")[1])
 
     def ended(self, now: int, *, next_read_at: int | None = None, **changes: Any) -> Operation:
-        """Return it with `changes`, as of `now` (ms), and without a lease."""
+        """Return it with `changes` at `now` (ms), no lease, and no reading but `next_read_at`."""
         return replace(self, lease_owner=None, next_read_at=next_read_at, updated_at=now, **changes)
 
 
@@ -369,7 +369,7 @@ class Refs(Struct, frozen=True, kw_only=True):
 
 
 class BilledPeriod(Struct, frozen=True):
-    """The guard of bills that share days, first and last both in; `reference` may be ""."""
+    """The guard of bills that share days, `start` and `end` included; `reference` may be ""."""
 
     customer: str
     reference: str

@@ -44,7 +44,8 @@ class StoreSettings(Struct, frozen=True):
 class Operations(dict[records.OperationId, records.Operation]):
     """Operations by id, and by what is asked for: a batch holds many, and asks for few.
 
-    What was once said of an operation still finds it: whoever looks must look at it too.
+    Each is also found by what it once was: whoever asks must check what it is now. Only
+    `operations[id] = operation` puts one in.
     """
 
     def __init__(self, operations: Iterable[records.Operation] = ()) -> None:
@@ -58,7 +59,7 @@ class Operations(dict[records.OperationId, records.Operation]):
 
     @override
     def __setitem__(self, name: records.OperationId, operation: records.Operation) -> None:
-        """Find `operation` from now on: by its name, by whose bill or refund it is, as successor.
+        """Find `operation` from now on by its name, its customer or its charge, and its successor.
 
         A refund is no bill: nothing that is charged is taken for it.
         """

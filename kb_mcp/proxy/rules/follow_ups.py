@@ -60,7 +60,7 @@ INCREMENT: Final = "POST /v1/payment_intents/*/increment_authorization"
 
 
 def decide_follow_up(snapshot: Snapshot, command: Command, read: Operation) -> Decision:
-    """Decide a step on the operation `read` before; whoever finds it moved is told to ask again."""
+    """Decide a step on an operation as it was `read`; once that moved, the caller asks again."""
     operation, reading = snapshot.operations.get(read.id), command.reading
     if (
         operation is None
@@ -100,10 +100,10 @@ def _go_on(
         case State.FAILED | State.AWAITING_APPROVAL if comes_to_life and not cancels:
             return _hold_anew(snapshot, command, operation)
         case State.SUCCEEDED | State.FAILED | State.AWAITING_APPROVAL:
-            # Only an intent can come to life again: nothing is held, and Stripe says no.
             if cancels:
                 refused = check_cancel(snapshot, command, operation)
             else:
+                # Only an intent can come to life again: nothing is held, and Stripe says no.
                 refused = check_key(snapshot, command)
             if refused is not None:
                 return Refuse(refused, operation)

@@ -60,7 +60,7 @@ def check(
 ) -> Refuse | Replay | ReadAgain | Look | Changes:
     """Run every check; return the approval and the permits that are used up where all pass.
 
-    An operation that holds a part of what `command` comes to has its rows already.
+    An operation that was reserved already stands in the guards, and took its permits then.
     """
     holds = _holds(operation)
     stops: Refuse | ReadAgain | None = None
