@@ -245,7 +245,7 @@ class Snapshot:
         return self.operations.by("successor", operation.id)
 
     def _standing_bills(self, customer: str) -> list[records.Operation]:
-        """Return live bills of `customer`, newest first, but those whose successor is live."""
+        """Return live bills of `customer`, newest first; no refunded one with a live successor."""
         bills = (each for each in self.operations.by("bill", customer) if each.customer == customer)
         live = (
             each for each in bills if each.live and not (each.refunded and self.successor(each))

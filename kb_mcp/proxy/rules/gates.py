@@ -101,8 +101,8 @@ def check_approval(
 ) -> Refuse | Changes:
     """Say whether `command` may be sent, by an operator's leave where it needs one.
 
-    Return the approval that this uses up, if it needs one, or a refusal with the approval that an
-    operator is asked for, if a new one is. `keep` is the attempt whose stored request is sent,
+    Return the approval that is used up, if one is needed; or a refusal, with the new approval that
+    an operator is asked for by it, if any. `keep` is the attempt whose stored request is sent,
     rather than that of `command`. `held` says that `operation` holds it already: the approval
     under which it was reserved covers that, and another lineage needs its own.
     """

@@ -79,7 +79,7 @@ def _after_reading(
 
 @dataclass(frozen=True, slots=True)
 class _EndedStep:
-    """A step that was the last word on its operation; `step` is as its answer leaves it."""
+    """The newest step of its operation, once it was answered; `step` is as the answer leaves it."""
 
     snapshot: Snapshot
     operation: Operation

@@ -1,4 +1,4 @@
-"""Matching: whether an object at Stripe is an operation's, in what it differs, and what is missing.
+"""Matching: whether an object at Stripe is an operation's, how it differs, and which are lost here.
 
 Floor: above the records and evidence, below resolve and conclude. Pure. Marks in the metadata name
 the attempt that made an object; they can be edited at Stripe, so that an object without them may be
