@@ -79,12 +79,14 @@ async def issue(opened: OpenStore, **options: Any) -> None:
     """
     fields: dict[str, Any] = {"caps": {}, "refund_caps": {}}
     for name, value in options.items():
-        given = ",".join(value) or None if isinstance(value, tuple) else value
-        if not name.endswith("_cap"):
-            fields[name] = given
-        elif given is not None:
+        if value == ():  # an amount that was not given; an empty one is an error
+            continue
+        given = ",".join(value) if isinstance(value, tuple) else value
+        if name.endswith("_cap"):
             caps = fields["refund_caps" if "refund" in name else "caps"]
             caps[name.removeprefix("refund_").removesuffix("_cap")] = given
+        else:
+            fields[name] = given
     wanted = acts.read_new_key(fields, opened.views.mode, opened.now())
     try:
         _, minted = await acts.issue_key(opened.store.ledger, wanted, random_bytes, OPERATOR)

@@ -95,6 +95,8 @@ def test_a_bad_policy_is_refused_with_line_and_reason(machine: Machine) -> None:
         ["--role", "billing", "--period-kinds", "months"],
         ["--role", "billing", "--period-kinds", ""],
         ["--role", "billing", "--daily-cap", "ten"],
+        ["--role", "billing", "--daily-cap", "1.00usd", "--per-charge-cap", ""],
+        ["--role", "billing", "--daily-cap", "1.00usd", "--approval-above", ""],
         ["--role", "billing", "--daily-cap", "1.00usd", "--daily-cap", "2.00usd"],
         ["--role", "billing", "--daily-cap", "1.00usd", "--monthly-cap", "2.00eur"],
         ["--role", "billing", "--expires", "2001-01-01"],
