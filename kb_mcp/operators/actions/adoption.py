@@ -192,7 +192,8 @@ def _why_not(
     snapshot: Snapshot, current: Operation | None, newest: Operation | None, found: Operation
 ) -> str | None:
     owner = snapshot.object_owners.get(str(found.object_id))
-    if owner is not None if current is None else current.state is S.SUCCEEDED:
+    known = owner is not None if current is None else current.state is S.SUCCEEDED
+    if known:
         return "the ledger has it meanwhile"
     if current is not None:
         if owner is not None and owner != current.id:

@@ -2,7 +2,7 @@
 
 Floor: operators, above the ledger. Each is one audited transaction; what was seen at Stripe arrives
 as an argument. What an unresolved operation needs is never erased. What an approval covers, and how
-it is used up, stands in `rules.approvals`; here only its state changes, and only from pending.
+it is used up, stands in `rules.gates`; here only its state changes, and only from pending.
 """
 
 from __future__ import annotations
