@@ -22,13 +22,12 @@ from click.shell_completion import CompletionItem
 from kb_mcp.cli.output import Failure, Output, example, json_option
 from kb_mcp.environment import SettingsError
 from kb_mcp.instants import past_ms
-from kb_mcp.operators.actions.operations import NotDone
+from kb_mcp.operators.actions.operations import NotDone, admin_row
 from kb_mcp.operators.reports.views import Views
 from kb_mcp.proxy.access.roles import ROLES, describe
 from kb_mcp.proxy.audit.chain import clean_text
 from kb_mcp.proxy.errors.refusal_codes import Code
 from kb_mcp.proxy.ledger.port import note
-from kb_mcp.proxy.ledger.records import AuditDraft
 from kb_mcp.proxy.stores.binding import BindingError, Binds
 from kb_mcp.proxy.stores.database import StoreAdmin
 from kb_mcp.settings import Settings, load_settings
@@ -69,8 +68,7 @@ class OpenStore:
 
     async def note(self, decision: str, text: str, code: str | None = None) -> None:
         """Leave an audit row of an operator's act. Raises: LedgerUnavailableError."""
-        row = AuditDraft(kind="admin", decision=decision, code=code, agent_id=OPERATOR, note=text)
-        await note(self.store.ledger, row)
+        await note(self.store.ledger, admin_row(OPERATOR, decision, text, code=code))
 
 
 @dataclass(frozen=True, slots=True)

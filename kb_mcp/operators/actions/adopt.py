@@ -21,11 +21,11 @@ from kb_mcp.idempotency import CUSTOMER_ID, REFERENCE, body_name, idempotency_ke
 from kb_mcp.instants import day_of
 from kb_mcp.money import Money
 from kb_mcp.operators.actions.operations import NotDone, lost_attempt
-from kb_mcp.operators.reports.reconcile import Item
 from kb_mcp.periods import Period, find_period, parse_period, period_from_description
 from kb_mcp.proxy.ledger import records
 from kb_mcp.proxy.ledger.records import State as S
 from kb_mcp.proxy.rules.duplicates import refund_fingerprint
+from kb_mcp.proxy.rules.outcomes.matching import Item
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.evidence import Made, marks, object_names, prove_object
 from kb_mcp.proxy.stripe.forms import Form

@@ -11,10 +11,9 @@ then.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -40,13 +39,12 @@ from kb_mcp.proxy.ledger.windows import release, windows_then
 from kb_mcp.proxy.recovery import FOR_AN_OPERATOR, Recovery
 from kb_mcp.proxy.rules.outcomes import resolve as readings
 from kb_mcp.proxy.rules.outcomes.conclude import conclude
-from kb_mcp.proxy.rules.outcomes.matching import BEFORE_MS, MAY_HAVE_ARRIVED
+from kb_mcp.proxy.rules.outcomes.matching import BEFORE_MS, MAY_HAVE_ARRIVED, Item
 from kb_mcp.proxy.stripe import evidence
 from kb_mcp.proxy.stripe.endpoints import ENDPOINTS
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 from kb_mcp.proxy.stripe.reader import GivenBack, Missing, StripeReads, Unread, read_refund
 
-Item = Mapping[str, Any]
 BETWEEN_LOOKS_MS = 60_000
 # Stripe keeps a 5xx under its key for a day: until then nobody can tell what became of it.
 STORED_ERROR_MS = 25 * 3_600_000

@@ -5,9 +5,9 @@ Floor: operators, above the records. Pure: charges and refunds arrive as Stripe 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -15,11 +15,10 @@ from kb_mcp.instants import rfc3339
 from kb_mcp.proxy.edge.records import Record, payment_of_invoice
 from kb_mcp.proxy.ledger.records import Attempt, Operation
 from kb_mcp.proxy.ledger.records import State as S
-from kb_mcp.proxy.rules.outcomes.matching import NO_MONEY
+from kb_mcp.proxy.rules.outcomes.matching import NO_MONEY, Item
 from kb_mcp.proxy.stripe.endpoints import CHARGED_BY
 from kb_mcp.proxy.stripe.evidence import marks, object_names
 
-Item = Mapping[str, Any]  # a charge, or a refund, as Stripe lists it
 Kind = Literal["charge", "refund"]
 
 

@@ -29,7 +29,7 @@ from kb_mcp.proxy.stripe.endpoints import ENDPOINTS, Route
 from kb_mcp.proxy.stripe.interpret import fingerprint
 from kb_mcp.proxy.stripe.messages import SEND_WITHIN_MS
 
-Item = Mapping[str, Any]
+Item = Mapping[str, Any]  # an object as Stripe shows it
 TWIN = "unmarked_charge"  # an object without a mark stands there that may be the one
 # Stripe's clock and ours may be a minute apart, and `created` has whole seconds.
 BEFORE_MS = 90_000
