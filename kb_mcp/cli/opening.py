@@ -151,14 +151,23 @@ leniently: Opening = partial(open_ledger, lenient=True)
 
 
 def in_store(
-    line: str, opening: Opening = open_ledger, *, json: bool = True
+    line: str,
+    opening: Opening = open_ledger,
+    *,
+    json: bool = True,
+    check: Callable[..., object] = lambda **_: None,
 ) -> Callable[[Work], Callable[..., None]]:
-    """Run a command on what `opening` opens; `line` is its example, `json` adds `--json`."""
+    """Run a command on what `opening` opens; `line` is its example, `json` adds `--json`.
+
+    `check` looks at the options first: wrong usage opens nothing.
+    """
 
     def decorate(work: Work) -> Callable[..., None]:
         @example(line)
         @wraps(work)
         def run(*args: object, as_json: bool = False, **options: object) -> None:
+            check(**options)
+
             async def opened() -> None:
                 async with opening(load_settings(), Output(as_json)) as found:
                     await work(found, *args, **options)

@@ -51,14 +51,23 @@ async def show(opened: OpenStore, *, operation_id: str) -> None:
     opened.out.record(await opened.views.operation(operation_id))
 
 
+def _one_outcome(*, object_id: str | None, void: bool, reason: str | None, **_: object) -> None:
+    if (object_id is None) == (not void):
+        raise click.UsageError("give either --succeeded OBJ or --void --reason R")
+    if void and not reason:
+        raise click.UsageError("--void needs --reason: how you know that nothing happened")
+
+
 @operations.command()
 @_operation
 @click.option("--succeeded", "object_id", metavar="OBJ", help="Its charge or intent at Stripe.")
 @click.option("--void", is_flag=True, help="Nothing happened at Stripe; needs --reason.")
 @click.option("--reason", callback=read_by(clean_reason), help="How you know; kept in the audit.")
-@at_stripe("operations resolve op_0123456789abcdef01234567 --succeeded ch_3Pabc")
+@at_stripe(
+    "operations resolve op_0123456789abcdef01234567 --succeeded ch_3Pabc", check=_one_outcome
+)
 async def resolve(
-    opened: OpenProxy, *, operation_id: str, object_id: str | None, void: bool, reason: str | None
+    opened: OpenProxy, *, operation_id: str, object_id: str | None, reason: str | None, **_: bool
 ) -> None:
     """Record what became of an unknown operation that Stripe's list does not explain.
 
@@ -66,13 +75,14 @@ async def resolve(
     waiting is settled too. --void needs two whole looks at Stripe's list, a minute apart: call it
     again when it says so.
     """
-    if (object_id is None) == (not void):
-        raise click.UsageError("give either --succeeded OBJ or --void --reason R")
-    if void and not reason:
-        raise click.UsageError("--void needs --reason: how you know that nothing happened")
     operation = await opened.views.raw_operation(operation_id)
     demand(await opened.acts.resolve(operation, object_id, By(OPERATOR, reason)))
     opened.out.record(await opened.views.operation(operation_id))
+
+
+def _one_way(*, amount: int | None, release: bool, **_: object) -> None:
+    if release and amount is not None:
+        raise click.UsageError("give either --amount or --release")
 
 
 @operations.command()
@@ -82,7 +92,7 @@ async def resolve(
 @click.option("--amount", type=click.IntRange(min=1), metavar="N",
               help="For another amount than before, in the currency's minor unit.")  # fmt: skip
 @click.option("--release", is_flag=True, help="Free its days for other periods instead.")
-@at_stripe('operations reopen op_0123456789abcdef01234567 --reason "wrong card"')
+@at_stripe('operations reopen op_0123456789abcdef01234567 --reason "wrong card"', check=_one_way)
 async def reopen(
     opened: OpenProxy, *, operation_id: str, reason: str, amount: int | None, release: bool
 ) -> None:
@@ -95,8 +105,6 @@ async def reopen(
     Where Stripe shows no full refund, the bill stays charged; one other bill that was taken for
     it may pass. Of a refund, it lets one more be made of the same charge.
     """
-    if release and amount is not None:
-        raise click.UsageError("give either --amount or --release")
     operation = await opened.views.raw_operation(operation_id)
     by, wanted = By(OPERATOR, reason), Reopening(amount, release)
     after = demand(await opened.acts.reopen(operation, by, wanted))

@@ -42,10 +42,24 @@ async def show(opened: opening.OpenStore) -> None:
     opened.out.record(_record(_held(opened)))
 
 
+def _fact(name: str, value: str) -> tuple[str, str]:
+    """Return the fact that setting `name` to `value` writes. Raises: BadParameter."""
+    if name in _CEILINGS:
+        try:
+            return _CEILINGS[name], json.dumps({} if value == "none" else parse_caps(value))
+        except MoneyError as error:
+            raise click.BadParameter(f"{error} `none` takes the ceiling away.") from None
+    if not value.isascii() or not value.isdigit() or not 0 < int(value) <= 86_400:
+        raise click.BadParameter(f"{name} is a whole number of seconds, at most a day")
+    return f"{name}_ms", str(int(value) * 1000)
+
+
 @settings.command("set")
 @click.argument("name", type=click.Choice(tuple(_TAKEN_UP)))
 @click.argument("value")
-@opening.in_store("settings set account_daily_cap 50000.00usd,40000.00eur", opening.leniently)
+@opening.in_store(
+    "settings set account_daily_cap 50000.00usd,40000.00eur", opening.leniently, check=_fact
+)
 async def set_(opened: opening.OpenStore, *, name: str, value: str) -> None:
     """Set one setting; VALUE is a cap (or several, or none), or a number of seconds."""
     fact, text = _fact(name, value)
@@ -117,18 +131,6 @@ async def confirm_clock(opened: opening.OpenStore) -> None:
     await opened.note("clock_confirmed", f"clock: {before} -> {now}")
     opened.store_admin.confirm_clock(opened.store.clock.word_of_operator(stored), host_ms)
     opened.out.record({"time": now, "latest_seen_before": before})
-
-
-def _fact(name: str, value: str) -> tuple[str, str]:
-    """Return the fact that setting `name` to `value` writes. Raises: BadParameter."""
-    if name in _CEILINGS:
-        try:
-            return _CEILINGS[name], json.dumps({} if value == "none" else parse_caps(value))
-        except MoneyError as error:
-            raise click.BadParameter(f"{error} `none` takes the ceiling away.") from None
-    if not value.isascii() or not value.isdigit() or not 0 < int(value) <= 86_400:
-        raise click.BadParameter(f"{name} is a whole number of seconds, at most a day")
-    return f"{name}_ms", str(int(value) * 1000)
 
 
 def _check_times(facts: Mapping[str, str]) -> None:

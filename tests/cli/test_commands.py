@@ -118,6 +118,20 @@ def test_settings_that_cannot_be_meant_are_refused(machine: Machine, args: tuple
     assert machine.json("settings", "show") == before
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "settings set upstream_timeout soon",
+        "operations resolve op_1",
+        "operations resolve op_1 --void",
+        "operations reopen op_1 --reason why --release --amount 5",
+    ],
+)
+def test_wrong_usage_opens_no_store(machine: Machine, line: str) -> None:
+    assert "--help shows what there is" in machine.run(*line.split(), code=2).stderr
+    assert not [*machine.folder.iterdir()]
+
+
 def test_keys_can_be_issued_before_anything_is_said_of_account_or_times(machine: Machine) -> None:
     machine.token()
     machine.json("settings", "show")
