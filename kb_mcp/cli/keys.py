@@ -102,7 +102,8 @@ async def list_(opened: OpenStore) -> None:
 
     `last_used_at` is when it last asked to move money; reads are in the audit alone.
     """
-    found = [_with_state(opened, key) for key in await opened.views.keys()]
+    now = opened.now()
+    found = [_with_state(key, now) for key in await opened.views.keys()]
     empty = "No keys yet: kb-mcp keys issue --role billing --daily-cap 1000.00usd"
     opened.out.list(found, COLUMNS, empty)
 
@@ -112,7 +113,7 @@ async def list_(opened: OpenStore) -> None:
 @in_store("keys show abc123def456")
 async def show(opened: OpenStore, *, key_id: str) -> None:
     """Show one key and, in plain words, what it may do."""
-    record = _with_state(opened, await opened.views.key(key_id))
+    record = _with_state(await opened.views.key(key_id), opened.now())
     if opened.out.as_json:
         opened.out.json(record)
         return
@@ -131,7 +132,7 @@ async def revoke(opened: OpenStore, *, key_id: str, reason: str | None) -> None:
     counts = await acts.revoke_key(
         ledger, records, KeyId(key_id), acts.clean_reason(reason), OPERATOR, REVOKE_WAIT_S
     )
-    record = _with_state(opened, await opened.views.key(key_id)) | counts
+    record = _with_state(await opened.views.key(key_id), opened.now()) | counts
     said = f"Revoked {key_id}. Sends under way when it took effect: {counts['under_way']}."
     opened.out.done(record, said)
     if left := counts["still_under_way"]:
@@ -151,7 +152,7 @@ async def unfreeze(opened: OpenStore, *, key_id: str, reason: str) -> None:
     if (await opened.views.key(key_id))["frozen_at"] is None:
         raise Failure(f"key {key_id} is not frozen")
     await acts.unfreeze_key(opened.store.ledger, KeyId(key_id), reason, OPERATOR)
-    record = _with_state(opened, await opened.views.key(key_id))
+    record = _with_state(await opened.views.key(key_id), opened.now())
     opened.out.done(record, f"Key {key_id} and its line of successors may charge again.")
 
 
@@ -182,8 +183,8 @@ def _with_caps(policy: Policy) -> str:
     return f"{line} {' '.join(missing)} (or, to have none: {line} --uncapped)"
 
 
-def _with_state(opened: OpenStore, key: Record) -> Record:
-    return key | {"state": key_status(key, rfc3339(opened.now()))}
+def _with_state(key: Record, now: int) -> Record:
+    return key | {"state": key_status(key, rfc3339(now))}
 
 
 async def _show_minted(opened: OpenStore, minted: Minted, replaces: str | None = None) -> None:

@@ -4,6 +4,7 @@ import shlex
 
 import pytest
 
+from kb_mcp.cli.opening import OpenStore
 from kb_mcp.proxy.access.roles import ROLES
 from tests.cli.machine import Machine
 
@@ -20,6 +21,22 @@ def test_a_key_is_issued_with_what_was_asked_for(machine: Machine) -> None:
     assert policy["caps"]["daily"] == {"usd": 1_000_000, "jpy": 5000}
     assert (policy["rate"], policy["daily_charges"]) == (60, 7)
     assert issued["expires_at"] is not None
+
+
+def test_a_list_of_many_keys_reads_the_time_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        machine.token()
+    asked, read = [], OpenStore.now
+
+    def now(opened: OpenStore) -> int:
+        asked.append(opened)
+        return read(opened)
+
+    monkeypatch.setattr(OpenStore, "now", now)
+    assert len(machine.json("keys", "list")) == 3
+    assert len(asked) == 1
 
 
 def test_without_json_the_key_says_in_words_what_it_may_do(machine: Machine) -> None:
