@@ -143,9 +143,15 @@ class Views:
         customer = filters.get("customer_id")
         rows = self.audit(AGENT_ROWS_MAX, agent=agent, session=session, customer=customer)
         ids = list(dict.fromkeys(row["operation_id"] for row in rows if row["operation_id"]))
-        matching = await self.records.operations(limit=None, ids=ids, **given)
-        found = {each[0].id: each for each in matching}
-        return await self._shown([found[each] for each in ids if each in found][:limit])
+        found: list[tuple[Operation, list[Attempt]]] = []
+        most = limit or AGENT_ROWS_MAX
+        # No more than are shown, where that is enough: they are unsealed where charges are served.
+        for at in range(0, len(ids), most):
+            some = await self.records.operations(limit=None, ids=ids[at : at + most], **given)
+            found += sorted(some, key=lambda each: ids.index(each[0].id))
+            if len(found) >= most:
+                break
+        return await self._shown(found[:limit])
 
     async def operation(self, operation_id: str) -> Record:
         """Return one operation."""
